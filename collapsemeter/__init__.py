@@ -1,0 +1,1 @@
+"""Measure neural collapse in every layer of a classifier."""
