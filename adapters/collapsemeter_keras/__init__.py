@@ -1,0 +1,1 @@
+"""Reserved for the Keras adapter: this release has none, so nothing can be imported from here."""

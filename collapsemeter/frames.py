@@ -1,0 +1,90 @@
+"""Frames of vectors, one row per class: the targets of neural collapse, and unit rows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from .undefined import Undefined
+
+Floats = npt.NDArray[np.float64]
+
+EPS64 = float(np.finfo(np.float64).eps)
+
+
+def simplex_etf(num_classes: int, width: int) -> Floats:
+    r"""Return a simplex equiangular tight frame: unit rows with pairwise cosine :math:`-1/(C-1)`.
+
+    Parameters
+    ----------
+    num_classes, width : int
+        C and d, with C <= d + 1.
+
+    Returns
+    -------
+    (C, d) float64
+
+    Raises
+    ------
+    ValueError
+        If C > d + 1, where no simplex ETF exists, or C < 2.
+
+    References
+    ----------
+    Papyan, Han & Donoho 2020.
+
+    Examples
+    --------
+    >>> frame = simplex_etf(3, 2)
+    >>> np.round(frame @ frame.T, 12)
+    array([[ 1. , -0.5, -0.5],
+           [-0.5,  1. , -0.5],
+           [-0.5, -0.5,  1. ]])
+    """
+    if not 2 <= num_classes <= width + 1:
+        raise ValueError(
+            f"a simplex ETF of {num_classes} classes in {width} dimensions does not exist: "
+            "it needs 2 <= classes <= dimensions + 1"
+        )
+    # The rows of I - J/C, written in an orthonormal basis of the complement of the ones vector.
+    basis = np.zeros((num_classes, num_classes - 1))
+    for k in range(1, num_classes):
+        basis[:k, k - 1] = 1.0 / math.sqrt(k * (k + 1))
+        basis[k, k - 1] = -k / math.sqrt(k * (k + 1))
+    frame = np.zeros((num_classes, width))
+    frame[:, : num_classes - 1] = basis * math.sqrt(num_classes / (num_classes - 1))
+    return frame
+
+
+def simplex_gram(num_classes: int) -> Floats:
+    r"""Return :math:`P = (I - 11^\top/C)/\sqrt{C-1}`: a simplex ETF's Gram matrix, Frobenius norm 1.
+
+    Examples
+    --------
+    >>> simplex_gram(2)
+    array([[ 0.5, -0.5],
+           [-0.5,  0.5]])
+    """
+    centred = np.eye(num_classes) - 1.0 / num_classes
+    return centred / math.sqrt(num_classes - 1)
+
+
+def unit_rows(frame: Floats, code: str) -> Floats:
+    """Return the rows at unit length; Undefined(code) where one has none.
+
+    Examples
+    --------
+    >>> unit_rows(np.array([[3.0, 4.0]]), "zero_head")
+    array([[0.6, 0.8]])
+    """
+    norms = row_norms(frame)
+    if not (norms > 16 * EPS64 * norms.max()).all():
+        raise Undefined(code)
+    return frame / norms[:, None]
+
+
+def row_norms(frame: Floats) -> Floats:
+    """Return the Euclidean norm of every row, (C,)."""
+    return np.asarray(np.linalg.norm(frame, axis=1))

@@ -1,0 +1,148 @@
+r"""The geometry of the class means: what the metrics of one layer share.
+
+Rows are classes everywhere: :math:`M` has the rows :math:`\mu_c - m`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from .convention import Center, Weighting
+from .frames import EPS64, Floats, row_norms, unit_rows
+from .moments import ClassMoments
+from .pairs import PairStatistics, pair_statistics
+from .undefined import Undefined
+
+
+class Spectrum(NamedTuple):
+    """Thin SVD of the between-class factor, cut where float64 has no digits left.
+
+    ``directions`` (r, d) are orthonormal rows, ``values`` (r,) their singular values, ``cut`` the
+    relative threshold and ``smallest_kept`` the smallest kept value over the largest.
+    """
+
+    directions: Floats
+    values: Floats
+    cut: float
+    smallest_kept: float
+
+
+class ClassGeometry:
+    r"""Class means of the classes that are present, with what the metrics share.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+    center : {"class", "sample"}
+        Centre of the means: their own mean :math:`m`, or the sample mean :math:`g`.
+
+    Raises
+    ------
+    Undefined
+        By the attributes that need two classes, or means that differ, where there are none.
+
+    Examples
+    --------
+    >>> m = ClassMoments.from_batch(np.eye(3), [0, 1, 1], num_classes=4)
+    >>> ClassGeometry(m).num_present
+    2
+    """
+
+    def __init__(self, moments: ClassMoments, center: Center = "class") -> None:
+        self.moments = moments
+        self.present = np.flatnonzero(moments.counts)
+        self.counts = moments.counts[self.present]
+        self.num_present = len(self.present)
+        self.rows = moments.rows
+        self.width = moments.width
+        self.means = moments.means[self.present]
+        self.traces = moments.traces[self.present]
+        self._center = center
+
+    def weights(self, kind: Weighting) -> Floats:
+        """Weight of each present class: 1/C, or n_c/N."""
+        if kind == "class":
+            return np.full(self.num_present, 1.0 / max(self.num_present, 1))
+        return self.counts / max(self.rows, 1)
+
+    @cached_property
+    def centred(self) -> Floats:
+        """M, (C, d); Undefined where there are no two different class means."""
+        if self.rows == 0:
+            raise Undefined("no_rows")
+        if self.num_present == 1:
+            raise Undefined("one_class")
+        low = self.moments.means_low
+        assert low is not None
+        # Differences from one mean first: under an offset the digits that matter are there.
+        relative = (self.means - self.means[0]) + (low[self.present] - low[self.present[0]])
+        centred: Floats = relative - self.weights(self._center) @ relative
+        if not np.isfinite(centred).all():
+            raise Undefined("nonfinite_statistics")
+        if np.linalg.norm(centred) <= 16 * EPS64 * np.linalg.norm(self.means):
+            raise Undefined("no_between_class_scatter")
+        return centred
+
+    @cached_property
+    def norms(self) -> Floats:
+        """Norms of the rows of M, (C,)."""
+        return row_norms(self.centred)
+
+    @cached_property
+    def units(self) -> Floats:
+        """Unit rows of M; Undefined where a class mean is the centre."""
+        return unit_rows(self.centred, "class_mean_at_centre")
+
+    @cached_property
+    def sample_mean(self) -> Floats:
+        """g, (d,)."""
+        return self.weights("sample") @ self.means
+
+    @cached_property
+    def pairs(self) -> PairStatistics:
+        """Statistics over pairs of class means."""
+        return pair_statistics(self.units)
+
+    def spectrum(self, between: Weighting) -> Spectrum:
+        r"""SVD of :math:`\operatorname{diag}(w)^{1/2} M`, whose squares are the eigenvalues of S_B."""
+        factor = np.sqrt(self.weights(between))[:, None] * self.centred
+        _, values, directions = np.linalg.svd(factor, full_matrices=False)
+        cut = math.sqrt(max(factor.shape) * EPS64)
+        rank = min(int((values > cut * values[0]).sum()), self.num_present - 1)
+        kept = values[:rank]
+        return Spectrum(directions[:rank], kept, cut, float(kept[-1] / kept[0]))
+
+    def within_traces(self) -> Floats:
+        """v_c of each present class, (C,)."""
+        if not np.isfinite(self.traces).all():
+            raise Undefined("nonfinite_statistics")
+        return self.traces / self.counts
+
+    def within(self, kind: Weighting) -> Floats:
+        r"""S_W (d, d): :math:`\frac1N \sum_c S_c`, or :math:`\frac1C \sum_c S_c / n_c`."""
+        scatter = self.moments.scatter
+        if self.rows == 0:
+            raise Undefined("no_rows")
+        if scatter is None:
+            raise Undefined("no_scatter")
+        balanced = bool((self.counts == self.counts[0]).all())
+        if kind == "sample" or balanced:
+            pooled = scatter if scatter.ndim == 2 else scatter.sum(axis=0)
+            within = pooled / self.rows
+        elif scatter.ndim == 2:
+            raise Undefined("needs_class_scatter")
+        else:
+            weights = 1.0 / (self.counts * self.num_present)
+            within = np.tensordot(weights, scatter[self.present], axes=1)
+        if not np.isfinite(within).all() or not np.isfinite(self.traces).all():
+            raise Undefined("nonfinite_statistics")
+        return within
+
+    def within_trace(self, kind: Weighting) -> float:
+        """Tr S_W, from the traces alone."""
+        weights = self.weights(kind)
+        return float(weights @ self.within_traces())

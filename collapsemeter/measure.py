@@ -1,0 +1,358 @@
+"""From moments to a report: every metric that the statistics, the head and the rows allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import nc1, nc2, nc3, rank
+from .catalogue import METRICS
+from .convention import PRESETS, Convention
+from .geometry import ClassGeometry, Spectrum
+from .moments import EPS, ClassMoments
+from .nc2 import HeadFrame
+from .nc3 import Head
+from .nc4 import Decisions, wilson_interval
+from .report import LayerReport
+from .undefined import Undefined
+
+Computed = Iterator[tuple[str, Callable[[], float]]]
+
+
+def measure(
+    moments: ClassMoments,
+    *,
+    head: Head | None = None,
+    decisions: Decisions | None = None,
+    convention: Convention | str = "papyan2020",
+    center_head: bool = False,
+    weight: npt.ArrayLike | None = None,
+) -> LayerReport:
+    """Compute every metric of one layer.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+    head : Head, optional
+        The classifier that reads this layer; without one NC3 and the ``_head`` metrics are absent.
+    decisions : Decisions, optional
+        From `decide`; without them NC4 is absent.
+    convention : Convention or str
+        A preset's name or a `Convention`.
+    center_head : bool
+        Centre the head's rows over the classes before NC3.
+    weight : (k, d) array_like, optional
+        A weight matrix fed by this layer, for ``dnc3_sine``; the head's if left out.
+
+    Returns
+    -------
+    LayerReport
+        Undefined values are NaN with a reason; nothing is raised for degenerate statistics.
+
+    Raises
+    ------
+    ValueError
+        If the head, weight or decisions do not fit the layer, or the convention is unknown.
+
+    Examples
+    --------
+    >>> from collapsemeter.frames import simplex_etf
+    >>> rows = np.repeat(simplex_etf(4, 8), 5, axis=0)
+    >>> labels = np.repeat(np.arange(4), 5)
+    >>> layer = measure(ClassMoments.from_batch(rows, labels, 4), head=Head(simplex_etf(4, 8)))
+    >>> max(layer["nc1_pinv"], layer["nc2_etf_error"], layer["nc3_self_duality"]) < 1e-12
+    True
+    """
+    convention = Convention.named(convention)
+    fed = None if weight is None else np.asarray(weight, np.float64)
+    _check_fit(moments, head, decisions, fed)
+    if fed is None and head is not None:
+        fed = head.weight
+    geometry = ClassGeometry(moments, convention.center)
+
+    values: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for family in (
+        _nc1(geometry, convention),
+        _nc2(geometry),
+        _of_head(geometry, head, center_head),
+        _nc4(geometry, decisions),
+        _rank(geometry, fed),
+    ):
+        for name, compute in family:
+            try:
+                values[name] = compute()
+            except Undefined as undefined:
+                values[name], reasons[name] = math.nan, undefined.code
+    reasons |= _absent(values, head, decisions)
+    floor = _dtype_floor(geometry, convention)
+    return LayerReport(
+        values_by_name={name: values[name] for name in METRICS if name in values},
+        reasons=reasons,
+        flags=_flags(geometry, values, floor),
+        per_class=_per_class(geometry, decisions),
+        vectors=_vectors(geometry),
+        intervals=_intervals(decisions, values),
+        provenance=_provenance(geometry, convention, center_head, decisions, floor),
+    )
+
+
+def _check_fit(
+    moments: ClassMoments,
+    head: Head | None,
+    decisions: Decisions | None,
+    weight: npt.NDArray[np.float64] | None,
+) -> None:
+    if head is not None and head.weight.shape != moments.means.shape:
+        found, due = head.weight.shape, moments.means.shape
+        hint = ": pass its transpose" if found == due[::-1] else ""
+        raise ValueError(f"head weight has shape {found}, the class means {due}{hint}")
+    if weight is not None and (weight.ndim != 2 or weight.shape[1] != moments.width):
+        raise ValueError(
+            f"weight has shape {weight.shape}, the layer has {moments.width} features: "
+            "expected (k, d), a matrix that this layer feeds"
+        )
+    if decisions is not None and decisions.rows.shape != moments.counts.shape:
+        raise ValueError(
+            f"decisions are about {len(decisions.rows)} classes, the moments about "
+            f"{moments.num_classes}"
+        )
+
+
+def _nc1(geometry: ClassGeometry, convention: Convention) -> Computed:
+    yield "nc1_pinv", lambda: nc1.nc1_pinv(geometry, convention)
+    yield "nc1_trace_ratio", lambda: nc1.nc1_trace_ratio(geometry, convention)
+    yield "nc1_cdnv", lambda: nc1.nc1_cdnv(geometry)
+    by_sample = ClassGeometry(geometry.moments, PRESETS["he_su2023"].center)
+    yield "nc1_fuzziness", lambda: nc1.nc1_fuzziness(by_sample)
+    yield "nc1_vci", lambda: nc1.nc1_vci(geometry, convention)
+
+
+def _nc2(geometry: ClassGeometry) -> Computed:
+    yield "nc2_equinorm", lambda: nc2.nc2_equinorm(geometry.norms)
+    yield "nc2_equiangular", lambda: nc2.nc2_equiangular(geometry.pairs)
+    yield "nc2_max_angle", lambda: nc2.nc2_max_angle(geometry.pairs)
+    yield "nc2_etf_error", lambda: nc2.nc2_etf_error(geometry.centred)
+    yield "nc2_of_error", lambda: _given_centred(geometry, nc2.nc2_of_error)
+    yield "gnc2_log_mean", lambda: nc2.gnc2_log_mean(geometry.pairs)
+    yield "gnc2_log_var", lambda: nc2.gnc2_log_var(geometry.pairs)
+
+
+def _given_centred(geometry: ClassGeometry, metric: Callable[[Any], float]) -> float:
+    """Apply a metric to the uncentred means, where the means differ at all."""
+    _ = geometry.centred
+    return metric(geometry.means)
+
+
+def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> Computed:
+    if head is None:
+        return
+    weight, bias = head.weight[geometry.present], head.bias[geometry.present]
+
+    def frame() -> HeadFrame:
+        return HeadFrame(weight)
+
+    yield "nc2_equinorm_head", lambda: nc2.nc2_equinorm(frame().norms)
+    yield "nc2_equiangular_head", lambda: nc2.nc2_equiangular(frame().pairs())
+    yield "nc2_max_angle_head", lambda: nc2.nc2_max_angle(frame().pairs())
+    yield "nc2_etf_error_head", lambda: nc2.nc2_etf_error(frame().rows)
+    rows = weight - weight.mean(axis=0) if center_head and len(weight) else weight
+    yield "nc3_self_duality", lambda: nc3.nc3_self_duality(rows, geometry.centred)
+    yield "nc3_etf_error", lambda: nc3.nc3_etf_error(rows, geometry.centred)
+    yield "nc3_cosine", lambda: nc3.nc3_cosine(rows, geometry.centred)
+    yield "nc3_uniform", lambda: nc3.nc3_uniform(rows, geometry.centred)
+
+    def bias_norm() -> float:
+        _ = geometry.centred
+        return nc3.nc3_bias(weight, bias, geometry.sample_mean)
+
+    yield "nc3_bias", bias_norm
+
+
+def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
+    if decisions is None:
+        return
+
+    def share(counts: npt.NDArray[np.int64]) -> float:
+        if geometry.num_present == 1:
+            raise Undefined("one_class")
+        total = int(decisions.rows.sum())
+        if total == 0:
+            raise Undefined("no_decisions")
+        return int(counts.sum()) / total
+
+    agree = decisions.agree
+    if agree is not None:
+        yield "nc4_agreement", lambda: share(agree)
+        yield "nc4_mismatch", lambda: share(decisions.rows - agree)
+    yield "ncc_accuracy", lambda: share(decisions.correct)
+
+
+def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Computed:
+    def centred_values() -> npt.NDArray[np.float64]:
+        return rank.singular_values(geometry.centred)
+
+    yield "means_effective_rank", lambda: rank.effective_rank(centred_values())
+    yield "means_stable_rank", lambda: rank.stable_rank(centred_values())
+    yield "features_effective_rank", lambda: rank.features_effective_rank(geometry)
+    yield (
+        "means_condition",
+        lambda: rank.means_condition(_uncentred_values(geometry), geometry.num_present),
+    )
+    if weight is not None:
+        yield "dnc3_sine", lambda: rank.dnc3_sine(weight, _finite_means(geometry))
+
+
+def _finite_means(geometry: ClassGeometry) -> npt.NDArray[np.float64]:
+    if geometry.rows == 0:
+        raise Undefined("no_rows")
+    if not np.isfinite(geometry.means).all():
+        raise Undefined("nonfinite_statistics")
+    return geometry.means
+
+
+def _uncentred_values(geometry: ClassGeometry) -> npt.NDArray[np.float64]:
+    return rank.singular_values(_finite_means(geometry))
+
+
+def _absent(
+    values: dict[str, float], head: Head | None, decisions: Decisions | None
+) -> dict[str, str]:
+    def reason(name: str) -> str:
+        if name.startswith("nc4") and decisions is not None:
+            return "no_logits"
+        if name == "ncc_accuracy":
+            return "no_decisions"
+        return "no_head" if head is None else "no_decisions"
+
+    return {name: reason(name) for name in METRICS if name not in values}
+
+
+def _vectors(geometry: ClassGeometry) -> dict[str, npt.NDArray[np.float64]]:
+    vectors = {}
+    # Left out where undefined: the scalar metrics of the same values carry the reason.
+    with suppress(Undefined):
+        vectors["means_singular_values"] = rank.singular_values(geometry.centred)
+    with suppress(Undefined):
+        vectors["means_singular_values_uncentred"] = _uncentred_values(geometry)
+    return vectors
+
+
+def _per_class(geometry: ClassGeometry, decisions: Decisions | None) -> dict[str, npt.NDArray[Any]]:
+    def spread(values: npt.NDArray[np.float64] | float) -> npt.NDArray[np.float64]:
+        whole = np.full(geometry.moments.num_classes, math.nan)
+        whole[geometry.present] = values
+        return whole
+
+    def unless_undefined(
+        compute: Callable[[], npt.NDArray[np.float64]],
+    ) -> npt.NDArray[np.float64]:
+        try:
+            return spread(compute())
+        except Undefined:
+            return spread(math.nan)
+
+    columns: dict[str, npt.NDArray[Any]] = {
+        "count": geometry.moments.counts,
+        "variance": spread(geometry.traces / geometry.counts),
+        "mean_norm": unless_undefined(lambda: geometry.norms),
+        "worst_cosine": unless_undefined(lambda: geometry.pairs.worst_cosine),
+    }
+    if decisions is not None:
+        rows = np.where(decisions.rows > 0, decisions.rows, 1)
+        accuracy = np.where(decisions.rows > 0, decisions.correct / rows, math.nan)
+        columns["ncc_accuracy"] = accuracy
+    return columns
+
+
+def _intervals(
+    decisions: Decisions | None, values: dict[str, float]
+) -> dict[str, tuple[float, float]]:
+    if decisions is None or not decisions.sampled:
+        return {}
+    total = int(decisions.rows.sum())
+    return {
+        name: wilson_interval(round(values[name] * total), total)
+        for name in ("nc4_agreement", "nc4_mismatch", "ncc_accuracy")
+        if math.isfinite(values.get(name, math.nan))
+    }
+
+
+def _dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, float]:
+    r"""NC1 of features that are collapsed but for the rounding of their dtype.
+
+    Rounding adds a variance of about :math:`\epsilon^2 h^2/24` to every entry h (uniform within half
+    a unit in the last place, averaged over a binade).
+    """
+    eps = EPS.get(geometry.moments.feature_dtype)
+    if eps is None:
+        return {}
+    try:
+        _ = geometry.centred
+        squares = geometry.weights("sample") @ geometry.means**2
+        spectrum = geometry.spectrum(convention.between)
+    except Undefined:
+        return {}
+    rounding = eps**2 / 24 * squares
+    along = float((spectrum.directions**2 @ rounding / spectrum.values**2).sum())
+    between = float((spectrum.values**2).sum())
+    divisor = geometry.num_present if convention.divide_by_classes else 1
+    return {"nc1_pinv": along / divisor, "nc1_trace_ratio": float(rounding.sum()) / between}
+
+
+def _flags(
+    geometry: ClassGeometry, values: dict[str, float], floor: dict[str, float]
+) -> tuple[str, ...]:
+    moments = geometry.moments
+    # Where rounding makes up half of a value or more, the value says more of the dtype than of the network.
+    low = any(values[name] <= 2 * least for name, least in floor.items())
+    raised = {
+        "etf_infeasible": geometry.num_present > moments.width + 1,
+        "at_dtype_floor": low and moments.phase != "reference",
+        "absent_classes": geometry.num_present < moments.num_classes,
+        "single_sample_classes": bool((moments.counts == 1).any()),
+        "nonfinite_rows": moments.nonfinite > 0,
+    }
+    return tuple(flag for flag, up in raised.items() if up)
+
+
+def _provenance(
+    geometry: ClassGeometry,
+    convention: Convention,
+    center_head: bool,
+    decisions: Decisions | None,
+    floor: dict[str, float],
+) -> dict[str, Any]:
+    moments = geometry.moments
+    spectrum: Spectrum | None
+    try:
+        spectrum = geometry.spectrum(convention.between)
+    except Undefined:
+        spectrum = None
+    return {
+        "rows": moments.rows,
+        "classes": moments.num_classes,
+        "classes_present": geometry.num_present,
+        "absent_classes": np.flatnonzero(moments.counts == 0).tolist(),
+        "single_sample_classes": np.flatnonzero(moments.counts == 1).tolist(),
+        "ignored_rows": moments.ignored,
+        "nonfinite_rows": moments.nonfinite,
+        "width": moments.width,
+        "scatter": moments.kind,
+        "phase": moments.phase,
+        "shards": sorted(moments.shards),
+        "feature_dtype": moments.feature_dtype,
+        "dtype_floor": floor,
+        "convention": {"name": convention.name, **asdict(convention), "center_head": center_head},
+        "nc4_rows": None if decisions is None else int(decisions.rows.sum()),
+        "nc4_sampled": None if decisions is None else decisions.sampled,
+        "between_cut": None if spectrum is None else spectrum.cut,
+        "between_rank": None if spectrum is None else len(spectrum.values),
+        "between_smallest_kept": None if spectrum is None else spectrum.smallest_kept,
+    }

@@ -1,0 +1,557 @@
+r"""Class moments: what the sums of a layer finalise to, and what everything else exchanges.
+
+Counts :math:`n_c`, class means :math:`\mu_c` and within-class scatter
+:math:`S_c = \sum_{i \in c} (h_i - \mu_c)(h_i - \mu_c)^\top`, in float64. They merge exactly
+(Chan, Golub & LeVeque 1983), so a data set may be split over batches, shards and machines.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from . import sums as _sums
+from .files import write_atomically
+from .labels import class_labels
+from .sums import IGNORE_INDEX, NUMPY, Nonfinite, ScatterKind, Sums
+
+Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
+Floats = npt.NDArray[np.float64]
+
+STATE_VERSION = 1
+EPS: dict[str, float] = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "float8_e4m3fn": 2.0**-3,
+    "float8_e5m2": 2.0**-2,
+}
+_KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "trace")  # from fine to coarse
+_DIGEST = 64
+
+
+class CorruptStateError(ValueError):
+    """A state file is truncated, altered, or not a state file."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMoments:
+    r"""Sufficient statistics of one layer, in float64; merge is associative with an identity.
+
+    Parameters
+    ----------
+    counts : (C,) int64
+        Rows of each class; 0 for an absent class.
+    means : (C, d) float64
+        Class means :math:`\mu_c`; zeros for an absent class.
+    scatter : (d, d) or (C, d, d) float64, or None
+        Within-class scatter, not divided by any count: summed over the classes, or of each class
+        (which conventions that weight classes alike need when classes differ in size), or not kept.
+    traces : (C,) float64
+        :math:`\operatorname{tr} S_c = \sum_{i \in c} |h_i - \mu_c|^2`.
+    feature_dtype : str
+        The dtype the network computed in; its rounding sets a floor under NC1.
+    phase : {"live", "frozen-train", "frozen-eval", "reference"}
+        What was measured: a training stream while weights moved, a frozen pass, or a theory.
+    shards : frozenset of str
+        The shards that were counted, so that none is counted twice.
+    ignored, nonfinite : int
+        Rows left out: label ``ignore_index``; NaN or Inf.
+    means_low : (C, d) float64, optional
+        What rounding took from ``means``: under a large offset it carries the digits that differ.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or the phase is unknown.
+
+    Examples
+    --------
+    >>> a = ClassMoments.from_batch([[0.0, 0.0], [2.0, 0.0]], [0, 0], num_classes=2)
+    >>> b = ClassMoments.from_batch([[0.0, 5.0]], [1], num_classes=2)
+    >>> both = a.merge(b)
+    >>> both.counts, both.means, both.traces
+    (array([2, 1]), array([[1., 0.],
+           [0., 5.]]), array([2., 0.]))
+    """
+
+    counts: npt.NDArray[np.int64]
+    means: Floats
+    scatter: Floats | None
+    traces: Floats
+    feature_dtype: str = "float64"
+    phase: Phase = "frozen-eval"
+    shards: frozenset[str] = frozenset()
+    ignored: int = 0
+    nonfinite: int = 0
+    means_low: Floats | None = None
+
+    def __post_init__(self) -> None:
+        if self.phase not in get_args(Phase):
+            raise ValueError(f"phase={self.phase!r}: choose one of {', '.join(get_args(Phase))}")
+        low = np.zeros_like(self.means) if self.means_low is None else self.means_low
+        object.__setattr__(self, "counts", _frozen(self.counts, np.int64))
+        for name, array in (("means", self.means), ("traces", self.traces), ("means_low", low)):
+            object.__setattr__(self, name, _frozen(array, np.float64))
+        if self.scatter is not None:
+            object.__setattr__(self, "scatter", _frozen(self.scatter, np.float64))
+        if self.means.ndim != 2 or not (
+            self.counts.shape == self.traces.shape == self.means.shape[:1]
+            and low.shape == self.means.shape
+            and (self.scatter is None or self.scatter.shape == self._scatter_shape())
+        ):
+            found = None if self.scatter is None else self.scatter.shape
+            raise ValueError(
+                f"counts {self.counts.shape}, means {self.means.shape}, scatter {found}, traces "
+                f"{self.traces.shape}: expected (C,), (C, d), (d, d) or (C, d, d) or None, and (C,)"
+            )
+
+    def _scatter_shape(self) -> tuple[int, ...] | None:
+        return _sums.scatter_shape(self.kind, self.num_classes, self.width)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes there are labels for, present or not."""
+        return int(self.means.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Features d."""
+        return int(self.means.shape[1])
+
+    @property
+    def rows(self) -> int:
+        """Rows counted, N."""
+        return int(self.counts.sum())
+
+    @property
+    def kind(self) -> ScatterKind:
+        """Which scatter is kept: ``class``, ``pooled`` or ``trace``."""
+        if self.scatter is None:
+            return "trace"
+        return "class" if self.scatter.ndim == 3 else "pooled"
+
+    @classmethod
+    def empty(
+        cls,
+        num_classes: int,
+        width: int,
+        *,
+        scatter: ScatterKind | Literal["auto"] = "auto",
+        feature_dtype: str = "float64",
+        phase: Phase = "frozen-eval",
+    ) -> Self:
+        """Return the identity of `merge`.
+
+        Examples
+        --------
+        >>> ClassMoments.empty(3, 8).rows
+        0
+        """
+        kind = _sums.scatter_kind(num_classes, width) if scatter == "auto" else scatter
+        return cls.from_sums(_sums.init(num_classes, width, kind), feature_dtype, phase)
+
+    @classmethod
+    def from_batch(
+        cls,
+        features: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        num_classes: int,
+        *,
+        scatter: ScatterKind | Literal["auto"] = "auto",
+        phase: Phase = "frozen-eval",
+        shard: str | None = None,
+        ignore_index: int = IGNORE_INDEX,
+        nonfinite: Nonfinite = "skip",
+    ) -> Self:
+        """Measure the moments of one batch in float64.
+
+        Parameters
+        ----------
+        features : (N, d) array_like of float
+        labels : (N,) array_like of int, or (N, C) one-hot
+        num_classes : int
+            C.
+        scatter : {"auto", "class", "pooled", "trace"}
+            What is kept of the within-class scatter; ``auto``: see `sums.scatter_kind`.
+        phase : str
+            See `ClassMoments`.
+        shard : str, optional
+            A name for these rows; merging two states that share one is refused.
+        ignore_index : int
+            Label of the rows to leave out.
+        nonfinite : {"skip", "raise", "propagate"}
+            What to do with a row that holds NaN or Inf: leave it out and count it; refuse;
+            or let its class become NaN.
+
+        Returns
+        -------
+        ClassMoments
+
+        Raises
+        ------
+        ValueError
+            If shapes or labels do not fit, or a row is not finite under ``nonfinite="raise"``.
+
+        Examples
+        --------
+        >>> m = ClassMoments.from_batch([[1.0, 0.0], [0.0, 1.0]], [0, 1], num_classes=2)
+        >>> m.rows, m.kind
+        (2, 'class')
+        """
+        rows, bins = _checked_rows(features, labels, num_classes, ignore_index, nonfinite)
+        dtype = str(rows.dtype)
+        width = rows.shape[1]
+        kind = _sums.scatter_kind(num_classes, width) if scatter == "auto" else scatter
+        state = _sums.update(
+            _sums.init(num_classes, width, kind),
+            rows,
+            bins,
+            NUMPY,
+            ignore_index=ignore_index,
+            propagate=nonfinite == "propagate",
+        )
+        return cls.from_sums(state, dtype, phase, () if shard is None else (shard,))
+
+    @classmethod
+    def from_sums(
+        cls, state: Sums, feature_dtype: str, phase: Phase, shards: Iterable[str] = ()
+    ) -> Self:
+        r"""Finalise class-shifted sums: :math:`\mu_c = k_c + s_c / n_c`, :math:`S = G - \sum_c s_c s_c^\top / n_c`.
+
+        Parameters
+        ----------
+        state : Sums
+            NumPy arrays of any float dtype, copied to the host.
+        feature_dtype, phase, shards
+            See `ClassMoments`.
+
+        Examples
+        --------
+        >>> ClassMoments.from_sums(_sums.init(2, 3, "pooled"), "float32", "live").phase
+        'live'
+        """
+        counts = np.asarray(state.counts, np.int64)
+        total = np.asarray(state.sums, np.float64)
+        offset = total / np.maximum(counts, 1)[:, None]
+        means, low = _two_sum(np.asarray(state.shift, np.float64), offset)
+        traces = np.asarray(state.squares, np.float64) - (total * offset).sum(axis=1)
+        scatter = None if state.scatter is None else np.asarray(state.scatter, np.float64)
+        if scatter is not None and scatter.ndim == 3:
+            scatter = scatter - total[:, :, None] * offset[:, None, :]
+        elif scatter is not None:
+            scatter = scatter - total.T @ offset
+        return cls(
+            counts=counts,
+            means=means,
+            scatter=scatter,
+            # A sum of squares: rounding may leave it a hair below zero.
+            traces=np.maximum(traces, 0.0),
+            feature_dtype=feature_dtype,
+            phase=phase,
+            shards=frozenset(shards),
+            ignored=int(state.ignored),
+            nonfinite=int(state.nonfinite),
+            means_low=low,
+        )
+
+    def update(self, features: npt.ArrayLike, labels: npt.ArrayLike, **options: Any) -> Self:
+        """Return the moments of these rows and the given ones (options as in `from_batch`).
+
+        Examples
+        --------
+        >>> ClassMoments.empty(2, 3).update(np.eye(3), [0, 1, 1]).counts
+        array([1, 2])
+        """
+        options = {"scatter": self.kind, "phase": self.phase} | options
+        return self.merge(type(self).from_batch(features, labels, self.num_classes, **options))
+
+    def merge(self, other: Self) -> Self:
+        r"""Return the moments of both sets of rows.
+
+        :math:`S = S_a + S_b + \sum_c \frac{n_a n_b}{n_a + n_b} (\mu_b - \mu_a)(\mu_b - \mu_a)^\top`.
+        Where one keeps a coarser scatter, so does the result.
+
+        Parameters
+        ----------
+        other : ClassMoments
+            Of the same classes, width and phase.
+
+        Raises
+        ------
+        ValueError
+            If the layers differ, the phases differ, or a shard is in both.
+
+        References
+        ----------
+        Chan, Golub & LeVeque 1983.
+
+        Examples
+        --------
+        >>> a = ClassMoments.from_batch([[1.0]], [0], num_classes=1)
+        >>> a.merge(ClassMoments.empty(1, 1)).means
+        array([[1.]])
+        """
+        self._check_mergeable(other)
+        if not (self.rows and other.rows):  # an empty state has no phase or dtype of its own
+            described = other if other.rows else self
+        else:
+            described = max(self, other, key=lambda moments: EPS.get(moments.feature_dtype, 0.0))
+        kind = max(self.kind, other.kind, key=_KINDS.index)
+        a, b = self.coarsen(kind), other.coarsen(kind)
+
+        counts = a.counts + b.counts
+        share = b.counts / np.maximum(counts, 1)
+        weight = a.counts * share  # n_a n_b / (n_a + n_b)
+        delta = (b.means - a.means) + (b._low - a._low)
+        means, low = _two_sum(a.means, delta * share[:, None])
+        means, low = _two_sum(means, low + a._low)
+        alone = (a.counts == 0)[:, None]
+        means, low = np.where(alone, b.means, means), np.where(alone, b._low, low)
+
+        both = np.flatnonzero(weight)
+        step = delta[both] * np.sqrt(weight[both])[:, None]
+        scatter = None
+        if a.scatter is not None and b.scatter is not None:
+            scatter = a.scatter + b.scatter
+            if scatter.ndim == 3:
+                scatter[both] += step[:, :, None] * step[:, None, :]
+            else:
+                scatter += step.T @ step
+        traces = a.traces + b.traces
+        traces[both] += (step**2).sum(axis=1)
+        return replace(
+            self,
+            counts=counts,
+            means=means,
+            scatter=scatter,
+            traces=traces,
+            feature_dtype=described.feature_dtype,
+            phase=described.phase,
+            shards=self.shards | other.shards,
+            ignored=self.ignored + other.ignored,
+            nonfinite=self.nonfinite + other.nonfinite,
+            means_low=low,
+        )
+
+    @property
+    def _low(self) -> Floats:
+        assert self.means_low is not None
+        return self.means_low
+
+    def _check_mergeable(self, other: Self) -> None:
+        if self.means.shape != other.means.shape:
+            raise ValueError(
+                f"these moments have (classes, width) {self.means.shape} and {other.means.shape}: "
+                "merge only the same layer of the same model"
+            )
+        if self.rows and other.rows and self.phase != other.phase:
+            raise ValueError(
+                f"one state is {self.phase!r} and the other {other.phase!r}: "
+                "they measure different things and are never merged"
+            )
+        twice = sorted(self.shards & other.shards)
+        if twice:
+            raise ValueError(f"shard {twice[0]!r} is in both states: it would be counted twice")
+
+    @classmethod
+    def merge_all(cls, states: Iterable[Self]) -> Self:
+        """Merge any number of states.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or two do not merge.
+
+        Examples
+        --------
+        >>> ClassMoments.merge_all([ClassMoments.empty(2, 3)] * 4).rows
+        0
+        """
+        states = list(states)
+        if not states:
+            raise ValueError("merge_all got no state: pass at least one ClassMoments")
+        return functools.reduce(lambda a, b: a.merge(b), states)
+
+    def coarsen(self, kind: ScatterKind) -> Self:
+        """Return the moments with a coarser scatter: ``class`` to ``pooled`` to ``trace``.
+
+        Raises
+        ------
+        ValueError
+            If the scatter kept is coarser than ``kind``.
+
+        Examples
+        --------
+        >>> ClassMoments.empty(2, 3, scatter="class").coarsen("pooled").kind
+        'pooled'
+        """
+        if kind == self.kind:
+            return self
+        if _KINDS.index(kind) < _KINDS.index(self.kind):
+            raise ValueError(f"a {self.kind!r} scatter was kept: {kind!r} cannot be made of it")
+        if kind == "trace":
+            return replace(self, scatter=None)
+        assert self.scatter is not None
+        return replace(self, scatter=self.scatter.sum(axis=0))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file, atomically, with a SHA-256 checksum.
+
+        The file is an uncompressed ``.npz`` that NumPy reads without pickle; the checksum of every byte
+        before it is the archive's comment.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; an older file of that name is then untouched.
+
+        Examples
+        --------
+        >>> import tempfile, os
+        >>> path = os.path.join(tempfile.mkdtemp(), "layer.cm.npz")
+        >>> ClassMoments.from_batch(np.eye(3), [0, 1, 1], num_classes=2).save(path)
+        >>> ClassMoments.load(path).counts
+        array([1, 2])
+        """
+        header = {
+            "format": "collapsemeter.ClassMoments",
+            "version": STATE_VERSION,
+            "feature_dtype": self.feature_dtype,
+            "phase": self.phase,
+            "shards": sorted(self.shards),
+            "ignored": self.ignored,
+            "nonfinite": self.nonfinite,
+        }
+        arrays: dict[str, Any] = {
+            "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+            "counts": self.counts,
+            "means": self.means,
+            "means_low": self._low,
+            "traces": self.traces,
+        }
+        if self.scatter is not None:
+            arrays["scatter"] = self.scatter
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.comment = b"0" * _DIGEST
+        body = buffer.getvalue()[:-_DIGEST]
+        write_atomically(path, body + hashlib.sha256(body).hexdigest().encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a state written by `save`.
+
+        Raises
+        ------
+        CorruptStateError
+            If the file is truncated, altered, or not a state file, or was written by a newer version.
+        FileNotFoundError
+            If there is none.
+
+        Examples
+        --------
+        >>> import tempfile, os, pathlib
+        >>> path = os.path.join(tempfile.mkdtemp(), "layer.cm.npz")
+        >>> _ = pathlib.Path(path).write_bytes(b"not a state")
+        >>> ClassMoments.load(path)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        collapsemeter.moments.CorruptStateError: ...layer.cm.npz is not a whole state file: its checksum does not match
+        """
+        content = Path(path).read_bytes()
+        body, digest = content[:-_DIGEST], content[-_DIGEST:]
+        # Nothing of the file is interpreted before it is known to be what `save` wrote.
+        if hashlib.sha256(body).hexdigest().encode() != digest:
+            raise CorruptStateError(
+                f"{os.fspath(path)} is not a whole state file: its checksum does not match"
+            )
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                header = json.loads(arrays["header"].tobytes())
+                if header["version"] > STATE_VERSION:
+                    raise CorruptStateError(
+                        f"{os.fspath(path)} has state version {header['version']}, this "
+                        f"collapsemeter reads up to {STATE_VERSION}: upgrade collapsemeter"
+                    )
+                return cls(
+                    counts=arrays["counts"],
+                    means=arrays["means"],
+                    scatter=arrays.get("scatter"),
+                    traces=arrays["traces"],
+                    feature_dtype=header["feature_dtype"],
+                    phase=header["phase"],
+                    shards=frozenset(header["shards"]),
+                    ignored=header["ignored"],
+                    nonfinite=header["nonfinite"],
+                    means_low=arrays["means_low"],
+                )
+        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+            if isinstance(error, CorruptStateError):
+                raise
+            raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
+
+
+def _frozen(array: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Return a read-only view, so that a merged or shared state cannot be changed by accident."""
+    view = np.asarray(array, dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Return ``a + b`` and what rounding took from it, exactly (Knuth 1969)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _checked_rows(
+    features: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    num_classes: int,
+    ignore_index: int,
+    nonfinite: Nonfinite,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes}: there must be at least one class")
+    if nonfinite not in get_args(Nonfinite):
+        raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
+    rows = np.asarray(features)
+    if rows.ndim != 2 or rows.dtype.kind in "OSUcM":
+        raise ValueError(
+            f"features have shape {rows.shape} and dtype {rows.dtype}: pass one row of real numbers "
+            "per sample, shape (N, d)"
+        )
+    bins = class_labels(labels, num_classes, ignore_index=ignore_index)
+    if bins.shape == (len(rows), 1):
+        bins = bins[:, 0]
+    if bins.shape != rows.shape[:1]:
+        raise ValueError(
+            f"features have shape {rows.shape} and labels {bins.shape}: pass one label per row"
+        )
+    if nonfinite == "raise":
+        stray = np.flatnonzero(~np.isfinite(rows).all(axis=1) & (bins != ignore_index))
+        if len(stray):
+            raise ValueError(
+                f"row {stray[0]} of the features (label {bins[stray[0]]}) holds NaN or Inf: "
+                "pass nonfinite='skip' to leave such rows out"
+            )
+    return rows, bins

@@ -1,0 +1,170 @@
+r"""NC2, the class means become a simplex equiangular tight frame.
+
+The functions with a frame argument serve the class means (rows :math:`\mu_c - m`) and the head (rows
+of W centred over classes, suffix ``_head``) alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .frames import Floats, unit_rows
+from .pairs import PairStatistics, gram_distance, pair_statistics
+from .undefined import Undefined
+
+
+def nc2_equinorm(norms: Floats) -> float:
+    r""":math:`\operatorname{std}_c |\mu_c - m| \,/\, \operatorname{mean}_c |\mu_c - m|`, ddof = 1.
+
+    Parameters
+    ----------
+    norms : (C,) float64
+        Norms of the centred rows, C >= 2.
+
+    Returns
+    -------
+    float
+        0 where all norms are equal; no unit.
+
+    References
+    ----------
+    Papyan, Han & Donoho 2020, figure 2.
+
+    Examples
+    --------
+    >>> nc2_equinorm(np.array([2.0, 2.0, 2.0]))
+    0.0
+    """
+    return float(norms.std(ddof=1) / norms.mean())
+
+
+def nc2_equiangular(pairs: PairStatistics) -> float:
+    r"""Population standard deviation over pairs of :math:`\cos(\mu_a - m, \mu_b - m)`.
+
+    References
+    ----------
+    Papyan, Han & Donoho 2020, figure 3.
+
+    Examples
+    --------
+    >>> nc2_equiangular(pair_statistics(np.eye(3)))
+    0.0
+    """
+    return pairs.cos_std
+
+
+def nc2_max_angle(pairs: PairStatistics) -> float:
+    r"""Mean over pairs of :math:`|\cos(\mu_a - m, \mu_b - m) + 1/(C-1)|`.
+
+    References
+    ----------
+    Papyan, Han & Donoho 2020, figure 4.
+
+    Examples
+    --------
+    >>> nc2_max_angle(pair_statistics(np.eye(3)))  # orthogonal, not at the maximal angle
+    0.5
+    """
+    return pairs.cos_deviation
+
+
+def nc2_etf_error(frame: Floats) -> float:
+    r"""Distance to a simplex ETF: :math:`\big| G/|G| - P \big|`, :math:`G = M M^\top`.
+
+    References
+    ----------
+    Zhu et al. 2021; Kothapalli 2023.
+
+    Examples
+    --------
+    >>> from collapsemeter.frames import simplex_etf
+    >>> nc2_etf_error(3.0 * simplex_etf(4, 6)) < 1e-14
+    True
+    """
+    return gram_distance(frame, frame, "simplex")
+
+
+def nc2_of_error(means: Floats) -> float:
+    r"""Distance of the uncentred class means to an orthogonal frame: :math:`\big| G/|G| - I/\sqrt C \big|`.
+
+    The target after a ReLU in deep neural collapse.
+
+    References
+    ----------
+    Sukenik, Mondelli & Lampert 2023.
+
+    Examples
+    --------
+    >>> nc2_of_error(5.0 * np.eye(3)) < 1e-14
+    True
+    """
+    error = gram_distance(means, means, "orthogonal")
+    if math.isnan(error):
+        raise Undefined("zero_class_mean")
+    return error
+
+
+def gnc2_log_mean(pairs: PairStatistics) -> float:
+    r"""Mean over pairs of :math:`-\log|u_a - u_b|`, u the unit rows of M (hyperspherical uniformity).
+
+    References
+    ----------
+    Liu et al. 2023.
+
+    Examples
+    --------
+    >>> round(gnc2_log_mean(pair_statistics(np.array([[1.0, 0.0], [-1.0, 0.0]]))), 6)  # -log 2
+    -0.693147
+    """
+    return _distinct(pairs).log_mean
+
+
+def gnc2_log_var(pairs: PairStatistics) -> float:
+    r"""Population variance over pairs of :math:`-\log|u_a - u_b|`.
+
+    References
+    ----------
+    Liu et al. 2023.
+
+    Examples
+    --------
+    >>> gnc2_log_var(pair_statistics(np.eye(3))) < 1e-30
+    True
+    """
+    return _distinct(pairs).log_variance
+
+
+def _distinct(pairs: PairStatistics) -> PairStatistics:
+    if not math.isfinite(pairs.log_mean):
+        raise Undefined("coincident_directions")
+    return pairs
+
+
+class HeadFrame:
+    """The rows of the head centred over classes, with their pair statistics.
+
+    Parameters
+    ----------
+    weight : (C, d) float64
+        Rows of the classes that are present.
+
+    Examples
+    --------
+    >>> HeadFrame(np.array([[2.0, 0.0], [0.0, 0.0]])).rows
+    array([[ 1.,  0.],
+           [-1.,  0.]])
+    """
+
+    def __init__(self, weight: Floats) -> None:
+        if len(weight) < 2:
+            raise Undefined("one_class")
+        self.rows = weight - weight.mean(axis=0)
+        if not np.linalg.norm(self.rows) > 0:
+            raise Undefined("zero_head")
+        self.norms: Floats = np.linalg.norm(self.rows, axis=1)
+
+    def pairs(self) -> PairStatistics:
+        """Statistics over pairs of centred rows."""
+        return pair_statistics(unit_rows(self.rows, "head_row_without_direction"))

@@ -1,0 +1,171 @@
+r"""NC3, self-duality: the head's rows align with the centred class means.
+
+``weight`` holds the rows of W for the classes present; ``means`` is :math:`M` of the same classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .frames import Floats, unit_rows
+from .pairs import gram_distance
+from .undefined import Undefined
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    r"""The linear classifier on top of a layer: logits :math:`W h + b`.
+
+    Parameters
+    ----------
+    weight : (C, d) array_like of float
+        One row per class (PyTorch's layout; a Keras or Flax kernel is its transpose).
+    bias : (C,) array_like of float, optional
+        Zeros if left out.
+
+    Raises
+    ------
+    ValueError
+        If the shapes are not (C, d) and (C,), or a value is not finite.
+
+    Examples
+    --------
+    >>> Head(np.eye(2), [0.5, -0.5]).logits(np.array([[1.0, 2.0]]))
+    array([[1.5, 1.5]])
+    """
+
+    weight: Floats
+    bias: Floats
+
+    def __init__(self, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> None:
+        rows = np.asarray(weight, np.float64)
+        offset = np.zeros(rows.shape[:1]) if bias is None else np.asarray(bias, np.float64)
+        if rows.ndim != 2 or offset.shape != rows.shape[:1]:
+            raise ValueError(
+                f"head weight has shape {rows.shape} and bias {offset.shape}: expected (C, d) with "
+                "one row per class, and (C,)"
+            )
+        object.__setattr__(self, "weight", rows)
+        object.__setattr__(self, "bias", offset)
+
+    @classmethod
+    def from_single_logit(cls, weight: npt.ArrayLike, bias: npt.ArrayLike = 0.0) -> Head:
+        """Return the two-class head that decides as one logit z does: rows -w/2 and +w/2.
+
+        Examples
+        --------
+        >>> Head.from_single_logit([2.0, 4.0]).weight
+        array([[-1., -2.],
+               [ 1.,  2.]])
+        """
+        half = np.ravel(np.asarray(weight, np.float64)) / 2
+        shift = float(np.ravel(np.asarray(bias, np.float64))[0]) / 2
+        return cls(np.stack([-half, half]), [-shift, shift])
+
+    def logits(self, features: npt.ArrayLike) -> Floats:
+        """Return W h + b for every row, (N, C)."""
+        logits: Floats = np.asarray(features, np.float64) @ self.weight.T + self.bias
+        return logits
+
+
+def nc3_self_duality(weight: Floats, means: Floats) -> float:
+    r""":math:`\big|\, W/|W| - M/|M| \,\big|^2`, squared.
+
+    Parameters
+    ----------
+    weight, means : (C, d) float64
+
+    Returns
+    -------
+    float
+        Between 0 and 4; no unit.
+
+    References
+    ----------
+    Papyan, Han & Donoho 2020, figure 5.
+
+    Examples
+    --------
+    >>> nc3_self_duality(np.eye(4), 2 * np.eye(4)), nc3_self_duality(np.eye(4), -np.eye(4))
+    (0.0, 4.0)
+    """
+    difference = weight / _norm(weight) - means / np.linalg.norm(means)
+    return float((difference**2).sum())
+
+
+def nc3_etf_error(weight: Floats, means: Floats) -> float:
+    r""":math:`\big| W M^\top / |W M^\top| - P \big|`.
+
+    References
+    ----------
+    Zhu et al. 2021.
+
+    Examples
+    --------
+    >>> from collapsemeter.frames import simplex_etf
+    >>> nc3_etf_error(simplex_etf(3, 4), 2 * simplex_etf(3, 4)) < 1e-14
+    True
+    """
+    error = gram_distance(weight, means, "simplex")
+    if math.isnan(error):
+        raise Undefined("zero_head")
+    return error
+
+
+def cosines(weight: Floats, means: Floats) -> Floats:
+    r"""Return :math:`\cos(w_c, \mu_c - m)` of every class, (C,)."""
+    rows = unit_rows(weight, "head_row_without_direction")
+    along: Floats = (rows * unit_rows(means, "class_mean_at_centre")).sum(axis=1)
+    return along
+
+
+def nc3_cosine(weight: Floats, means: Floats) -> float:
+    r"""Mean over classes of :math:`\cos(w_c, \mu_c - m)`; 1 at self-duality.
+
+    Examples
+    --------
+    >>> nc3_cosine(np.eye(2), np.eye(2))
+    1.0
+    """
+    return float(cosines(weight, means).mean())
+
+
+def nc3_uniform(weight: Floats, means: Floats) -> float:
+    r"""Variance over classes (ddof = 1) of :math:`\cos(w_c, \mu_c - m)`: uniform duality, UNC3.
+
+    References
+    ----------
+    Wu & Papyan 2024.
+
+    Examples
+    --------
+    >>> nc3_uniform(np.eye(2), np.eye(2))
+    0.0
+    """
+    return float(cosines(weight, means).var(ddof=1))
+
+
+def nc3_bias(weight: Floats, bias: Floats, sample_mean: Floats) -> float:
+    r"""Bias collapse :math:`|W g + b|`, in units of logits.
+
+    References
+    ----------
+    Zhu et al. 2021.
+
+    Examples
+    --------
+    >>> nc3_bias(np.eye(2), np.array([-1.0, -1.0]), np.array([1.0, 1.0]))
+    0.0
+    """
+    return float(np.linalg.norm(weight @ sample_mean + bias))
+
+
+def _norm(weight: Floats) -> float:
+    norm = float(np.linalg.norm(weight))
+    if not norm > 0:
+        raise Undefined("zero_head")
+    return norm

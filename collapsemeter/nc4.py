@@ -1,0 +1,229 @@
+r"""NC4: the network decides by nearest class centre.
+
+The class means must be final before a decision is made, so this is not a function of moments alone:
+it needs rows, kept from the same pass (a bounded uniform sample) or seen in a second one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .frames import EPS64, Floats
+from .labels import class_labels
+from .moments import ClassMoments
+from .nc3 import Head
+from .pairs import TILE, squared_distances
+from .sums import IGNORE_INDEX
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """Counts of rows by class: decided on, nearest to their own centre, decided as the network does.
+
+    Decisions of disjoint sets of rows about the same means merge by addition.
+
+    Parameters
+    ----------
+    rows, correct : (C,) int64
+        Rows decided on, and those whose nearest class centre is their label.
+    agree : (C,) int64, or None
+        Rows on which the network's decision is the nearest class centre; None without logits.
+    sampled : bool
+        Whether the rows are a sample of those measured, so that intervals are due.
+
+    Examples
+    --------
+    >>> d = Decisions(np.array([3]), np.array([2]), None, sampled=False)
+    >>> d.merge(d).rows
+    array([6])
+    """
+
+    rows: Counts
+    correct: Counts
+    agree: Counts | None
+    sampled: bool
+
+    def merge(self, other: Self) -> Self:
+        """Return the decisions on both sets of rows."""
+        known = self.agree is not None and other.agree is not None
+        return type(self)(
+            self.rows + other.rows,
+            self.correct + other.correct,
+            self.agree + other.agree if known else None,  # type: ignore[operator]  # known: both set
+            self.sampled or other.sampled,
+        )
+
+
+def decide(
+    moments: ClassMoments,
+    features: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    head: Head | None = None,
+    logits: npt.ArrayLike | None = None,
+    predictions: npt.ArrayLike | None = None,
+    sampled: bool | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> Decisions:
+    r"""Compare the network's decisions with the nearest class centre, row by row.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+        The final class means.
+    features : (N, d) array_like of float
+        Rows to decide on.
+    labels : (N,) array_like of int
+    head : Head, optional
+        The network's decision as :math:`\arg\max W h + b`.
+    logits : (N, C) array_like, or predictions : (N,) array_like of int, optional
+        The network's own decision; it takes precedence over ``head``.
+    sampled : bool, optional
+        Whether the rows are a sample; by default, whether there are fewer than the moments counted.
+    ignore_index : int
+
+    Returns
+    -------
+    Decisions
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit.
+
+    References
+    ----------
+    Papyan, Han & Donoho 2020, figure 7; Ben-Shaul & Dekel 2022.
+
+    Examples
+    --------
+    >>> rows, labels = np.array([[0.0], [1.0], [9.0]]), np.array([0, 0, 1])
+    >>> m = ClassMoments.from_batch(rows, labels, num_classes=2)
+    >>> decide(m, rows, labels, predictions=[0, 1, 1]).agree
+    array([1, 1])
+    """
+    rows = np.asarray(features).astype(np.float64, copy=False)
+    bins = class_labels(labels, moments.num_classes, ignore_index=ignore_index)
+    if rows.ndim != 2 or rows.shape[1] != moments.width or bins.shape != rows.shape[:1]:
+        raise ValueError(
+            f"features have shape {rows.shape} and labels {bins.shape}: expected "
+            f"(N, {moments.width}) and (N,)"
+        )
+    decided = _network_decision(rows, head, logits, predictions)
+    usable = (bins != ignore_index) & np.isfinite(rows).all(axis=1)
+    usable &= moments.counts[np.where(bins >= 0, bins, 0)] > 0
+    rows, bins = rows[usable], bins[usable]
+    nearest = nearest_class(moments, rows)
+    agree = None
+    if decided is not None:
+        agree = _per_class(bins, decided[usable] == nearest, moments.num_classes)
+    return Decisions(
+        rows=_per_class(bins, np.ones(len(bins), bool), moments.num_classes),
+        correct=_per_class(bins, bins == nearest, moments.num_classes),
+        agree=agree,
+        sampled=len(rows) < moments.rows if sampled is None else sampled,
+    )
+
+
+def _per_class(bins: Counts, flags: npt.NDArray[np.bool_], num_classes: int) -> Counts:
+    return np.bincount(bins[flags], minlength=num_classes).astype(np.int64)
+
+
+def _network_decision(
+    rows: Floats,
+    head: Head | None,
+    logits: npt.ArrayLike | None,
+    predictions: npt.ArrayLike | None,
+) -> npt.NDArray[Any] | None:
+    if predictions is not None:
+        decided = np.asarray(predictions)
+    elif logits is not None:
+        decided = np.asarray(logits).argmax(axis=-1)
+    elif head is not None:
+        if head.weight.shape[1] != rows.shape[1]:
+            raise ValueError(
+                f"head weight has shape {head.weight.shape} and features {rows.shape}: "
+                "the head must take this layer's features"
+            )
+        decided = head.logits(rows).argmax(axis=1)
+    else:
+        return None
+    if decided.shape != rows.shape[:1]:
+        raise ValueError(
+            f"the network decided on rows of shape {decided.shape}, features have shape "
+            f"{rows.shape}: pass one decision per row"
+        )
+    return decided
+
+
+def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:
+    r"""Return :math:`\arg\min_c |h - \mu_c|` over the classes present, (N,); ties go to the first.
+
+    Distances are taken on centred rows in float64; where two centres are too near to tell apart
+    that way, they are taken again from the differences.
+
+    Examples
+    --------
+    >>> m = ClassMoments.from_batch([[1e8], [1e8 + 1]], [0, 2], num_classes=3)
+    >>> nearest_class(m, [[1e8 + 0.9], [1e8 + 0.1]])
+    array([2, 0])
+    """
+    rows = np.asarray(features).astype(np.float64, copy=False)
+    present = np.flatnonzero(moments.counts)
+    nearest = np.empty(len(rows), np.int64)
+    if not len(rows):
+        return nearest
+    low = moments.means_low
+    assert low is not None
+    origin = moments.means[present[0]]
+    centres = (moments.means[present] - origin) + low[present]
+    middle = centres.mean(axis=0)
+    centres = centres - middle
+    step = max(1, TILE * TILE // len(present))
+    for start in range(0, len(rows), step):
+        block = (rows[start : start + step] - origin) - middle
+        nearest[start : start + step] = present[_nearest_row(block, centres)]
+    return nearest
+
+
+def _nearest_row(points: Floats, centres: Floats) -> npt.NDArray[np.intp]:
+    distances = squared_distances(points, centres)
+    nearest: npt.NDArray[np.intp] = distances.argmin(axis=1)
+    best = distances[np.arange(len(points)), nearest]
+    scale = (points**2).sum(axis=1) + float((centres**2).sum(axis=1).max())
+    # The error of the expanded form: a dot product of length d loses at most d eps of its terms.
+    error = 4 * points.shape[1] * EPS64 * scale
+    doubtful = np.flatnonzero((distances <= (best + error)[:, None]).sum(axis=1) > 1)
+    for row in doubtful:
+        near = np.flatnonzero(distances[row] <= best[row] + error[row])
+        exact = ((points[row] - centres[near]) ** 2).sum(axis=1)
+        nearest[row] = near[exact.argmin()]
+    return nearest
+
+
+def wilson_interval(successes: int, rows: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    r"""Wilson score interval of a proportion, at 95 % by default.
+
+    :math:`\frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}`
+
+    References
+    ----------
+    Wilson 1927.
+
+    Examples
+    --------
+    >>> tuple(round(end, 4) for end in wilson_interval(10, 10))
+    (0.7225, 1.0)
+    """
+    share = successes / rows
+    centre = share + z**2 / (2 * rows)
+    half = z * math.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)
+    scale = 1 + z**2 / rows
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)

@@ -1,0 +1,147 @@
+r"""Rank and depth: how many directions the class means and features use, and what the head reads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .frames import EPS64, Floats
+from .geometry import ClassGeometry
+from .undefined import Undefined
+
+
+def singular_values(frame: Floats) -> Floats:
+    """Return the singular values of a frame, largest first, (min(C, d),).
+
+    References
+    ----------
+    Sukenik, Lampert & Mondelli 2024 (low-rank bias).
+
+    Examples
+    --------
+    >>> singular_values(np.diag([1.0, 3.0]))
+    array([3., 1.])
+    """
+    return np.asarray(np.linalg.svd(frame, compute_uv=False), np.float64)
+
+
+def effective_rank(values: Floats) -> float:
+    r""":math:`\exp H(p)` with :math:`p_j = s_j / \sum_k s_k` and H the Shannon entropy.
+
+    Parameters
+    ----------
+    values : (r,) float64
+        Singular values (of a scatter: eigenvalues), not negative.
+
+    Returns
+    -------
+    float
+        Between 1 and r.
+
+    References
+    ----------
+    Roy & Vetterli 2007.
+
+    Examples
+    --------
+    >>> round(effective_rank(np.array([2.0, 2.0, 0.0])), 12)
+    2.0
+    """
+    share = values[values > 0] / values.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def stable_rank(values: Floats) -> float:
+    r""":math:`|M|^2 / s_1^2`.
+
+    Examples
+    --------
+    >>> stable_rank(np.array([2.0, 2.0]))
+    2.0
+    """
+    return float((values**2).sum() / values[0] ** 2)
+
+
+def features_effective_rank(geometry: ClassGeometry) -> float:
+    r"""Effective rank of :math:`S_W + S_B`.
+
+    Examples
+    --------
+    >>> from collapsemeter import ClassMoments
+    >>> m = ClassMoments.from_batch(np.repeat(np.eye(3), 2, axis=0), [0, 0, 1, 1, 2, 2], num_classes=3)
+    >>> round(features_effective_rank(ClassGeometry(m)), 12)  # three means span a plane
+    2.0
+    """
+    total = geometry.within("sample")
+    try:
+        centred = geometry.centred
+        total = total + centred.T @ centred / geometry.num_present
+    except Undefined as undefined:
+        if undefined.code not in ("one_class", "no_between_class_scatter"):
+            raise
+    values = np.linalg.eigvalsh(total)[::-1]
+    # Eigenvalues below the round-off of the largest are noise, of either sign.
+    values = values[values > max(values[0], 0.0) * geometry.width * EPS64]
+    if not len(values):
+        raise Undefined("no_between_class_scatter")
+    return effective_rank(values)
+
+
+def means_condition(values: Floats, num_present: int) -> float:
+    r""":math:`s_1/s_C` of the uncentred class means: 1 at an orthogonal frame.
+
+    References
+    ----------
+    Sukenik, Mondelli & Lampert 2023.
+
+    Examples
+    --------
+    >>> means_condition(np.array([2.0, 1.0]), 2)
+    2.0
+    """
+    if len(values) < num_present or values[-1] <= values[0] * num_present * EPS64:
+        raise Undefined("rank_deficient_means")
+    return float(values[0] / values[-1])
+
+
+def dnc3_sine(weight: Floats, means: Floats) -> float:
+    r"""How far the rows of a weight matrix point from the class means it is fed.
+
+    :math:`\sum_j |w_j| \sin\angle(w_j, \mu_{c(j)}) \,/\, \sum_j |w_j|` over the nonzero rows, with
+    :math:`\mu_{c(j)}` the uncentred class mean at the smallest angle. An angle beyond a right one
+    counts as a right one.
+
+    Parameters
+    ----------
+    weight : (k, d) float64
+        A weight matrix fed by this layer.
+    means : (C, d) float64
+        Uncentred class means.
+
+    Returns
+    -------
+    float
+        Between 0 (every row is along a class mean) and 1.
+
+    References
+    ----------
+    Sukenik, Mondelli & Lampert 2023 (DNC3).
+
+    Examples
+    --------
+    >>> dnc3_sine(np.array([[2.0, 0.0], [0.0, 0.0]]), np.eye(2))
+    0.0
+    """
+    mean_norms = np.linalg.norm(means, axis=1)
+    row_norms = np.linalg.norm(weight, axis=1)
+    if not (mean_norms > 0).all():
+        raise Undefined("zero_class_mean")
+    if not (row_norms > 0).any():
+        raise Undefined("zero_head")
+    rows = weight[row_norms > 0] / row_norms[row_norms > 0, None]
+    units = means / mean_norms[:, None]
+    closest = units[(rows @ units.T).argmax(axis=1)]
+    cosine = (rows * closest).sum(axis=1)
+    # From the difference vector: sqrt(1 - cos^2) has no digits left near collapse.
+    sine = np.linalg.norm(rows - cosine[:, None] * closest, axis=1)
+    sine = np.where(cosine > 0, sine, 1.0)
+    return float(np.average(sine, weights=row_norms[row_norms > 0]))

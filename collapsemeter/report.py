@@ -1,0 +1,325 @@
+"""What a measurement says: named numbers, and in words why one is missing."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .catalogue import METRICS
+from .undefined import REASONS
+
+TABLE = ("nc1_pinv", "nc2_equinorm", "nc2_etf_error", "nc3_self_duality", "nc4_mismatch")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerReport(Mapping[str, float]):
+    """The metrics of one layer: a mapping from name to float, NaN where `reason` says why.
+
+    Metrics that do not exist for this layer (those of a head it does not have) are absent from the
+    mapping, and `reason` says why for them too.
+
+    Attributes
+    ----------
+    values_by_name : dict of str to float
+    reasons : dict of str to str
+        Code of every undefined or absent metric; `REASONS` has the sentence.
+    flags : tuple of str
+        Cautions that concern the whole layer, e.g. ``at_dtype_floor``, ``etf_infeasible``.
+    per_class : dict of str to (C,) array
+        ``count``, ``variance`` (v_c), ``mean_norm`` (of mu_c - m), ``worst_cosine`` (largest to another
+        class), ``ncc_accuracy``; NaN for absent classes.
+    vectors : dict of str to array
+        ``means_singular_values`` and ``means_singular_values_uncentred``.
+    intervals : dict of str to (float, float)
+        95 % Wilson intervals of what was measured on a sample of the rows.
+    provenance : dict
+        Counts, convention, dtype and its floor, numerical cut: how the numbers came about.
+
+    Examples
+    --------
+    >>> layer = LayerReport({"nc1_pinv": 0.5}, {"nc3_cosine": "no_head"})
+    >>> layer["nc1_pinv"], layer.reason("nc3_cosine"), layer.reason("nc1_pinv")
+    (0.5, 'no_head', None)
+    """
+
+    values_by_name: dict[str, float]
+    reasons: dict[str, str] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    per_class: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    vectors: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> float:
+        try:
+            return self.values_by_name[name]
+        except KeyError:
+            raise KeyError(self._absence(name)) from None
+
+    def _absence(self, name: str) -> str:
+        if name in self.reasons:
+            return f"{name} is not measured for this layer: {REASONS[self.reasons[name]]}"
+        if name in METRICS:
+            return f"{name} was not measured"
+        return f"no metric is named {name!r}; measured: {', '.join(self.values_by_name)}"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_by_name)
+
+    def __len__(self) -> int:
+        return len(self.values_by_name)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value:.4g}" for name, value in self.items())
+        return f"LayerReport({shown})"
+
+    def reason(self, name: str) -> str | None:
+        """Return the code of why a metric is NaN or absent, or None where it has a value."""
+        return self.reasons.get(name)
+
+    def worst_classes(self, count: int = 3) -> list[int]:
+        """Return the classes with the largest variance relative to their distance from the centre.
+
+        Examples
+        --------
+        >>> spread, norms = np.array([1.0, 9.0, np.nan]), np.array([1.0, 1.0, np.nan])
+        >>> LayerReport({}, per_class={"variance": spread, "mean_norm": norms}).worst_classes(1)
+        [1]
+        """
+        if not {"variance", "mean_norm"} <= self.per_class.keys():
+            return []
+        spread, norms = self.per_class["variance"], self.per_class["mean_norm"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative = spread / norms**2
+        order = np.argsort(-np.where(np.isnan(relative), -np.inf, relative), kind="stable")
+        return [int(c) for c in order[:count] if not math.isnan(relative[c])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain Python values, NaN as None, ready for JSON."""
+        parts = {
+            "metrics": self.values_by_name,
+            "reasons": self.reasons,
+            "flags": self.flags,
+            "intervals": self.intervals,
+            "vectors": self.vectors,
+            "per_class": self.per_class,
+            "provenance": self.provenance,
+        }
+        plain_parts: dict[str, Any] = plain(parts)
+        return plain_parts
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CollapseReport(Mapping[str, LayerReport]):
+    """The layers of a network in order, by name: ``report["fc"]["nc1_pinv"]``.
+
+    Attributes
+    ----------
+    layers : dict of str to LayerReport
+    phase : str
+        ``live`` (statistics of the training stream), ``frozen-train`` or ``frozen-eval``.
+    skipped : dict of str to str
+        Layers that were not watched, with the reason.
+    warnings : tuple of str
+        What the reader must know before trusting a number.
+    provenance : dict
+        Rows, steps and settings of the whole measurement.
+
+    Examples
+    --------
+    >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})})
+    >>> report["fc"]["nc1_pinv"], list(report)
+    (0.25, ['fc'])
+    """
+
+    layers: dict[str, LayerReport]
+    phase: str = "frozen-eval"
+    skipped: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, layer: str) -> LayerReport:
+        try:
+            return self.layers[layer]
+        except KeyError:
+            why = f" (skipped: {self.skipped[layer]})" if layer in self.skipped else ""
+            raise KeyError(
+                f"no layer is named {layer!r}{why}; measured: {', '.join(self.layers)}"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __repr__(self) -> str:
+        return f"<CollapseReport {self.summary()}>"
+
+    @property
+    def final(self) -> LayerReport:
+        """The last layer: the one the head reads, where there is a head."""
+        if not self.layers:
+            raise KeyError("the report has no layer")
+        return self.layers[list(self.layers)[-1]]
+
+    def separation_law(self) -> tuple[float, float]:
+        r"""Fit a line to :math:`\log D` against depth, D the separation fuzziness of each layer.
+
+        Returns
+        -------
+        slope, r : float
+            Change of the natural logarithm per layer, and the correlation coefficient; NaN with fewer
+            than three layers that have a positive ``nc1_fuzziness``.
+
+        References
+        ----------
+        He & Su 2023.
+
+        Examples
+        --------
+        >>> layers = {f"l{i}": LayerReport({"nc1_fuzziness": 0.5**i}) for i in range(4)}
+        >>> slope, r = CollapseReport(layers).separation_law()
+        >>> round(slope / math.log(0.5), 12), round(r, 12)
+        (1.0, -1.0)
+        """
+        values = [layer.get("nc1_fuzziness", math.nan) for layer in self.layers.values()]
+        points = [(depth, math.log(v)) for depth, v in enumerate(values) if v > 0]
+        if len(points) < 3:
+            return math.nan, math.nan
+        depth, logs = np.array(points).T
+        slope = float(np.polyfit(depth, logs, 1)[0])
+        if not logs.std() > 0:
+            return slope, math.nan
+        return slope, float(np.corrcoef(depth, logs)[0, 1])
+
+    def summary(self) -> str:
+        """Return one line in words about the final layer, with its worst classes named.
+
+        Examples
+        --------
+        >>> CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}).summary()
+        'fc (frozen-eval): within-class scatter is 0.25 of between-class (nc1_pinv)'
+        """
+        if not self.layers:
+            return "no layer was measured"
+        name, layer = list(self.layers.items())[-1]
+        parts = [words for metric, form in _SUMMARY if (words := _said(layer, metric, form))]
+        worst = layer.worst_classes()
+        if worst and len(layer.per_class["variance"]) > 2:
+            parts.append(f"least collapsed classes {', '.join(map(str, worst))}")
+        if not parts:
+            parts = [f"nothing could be measured: {_first_reason(layer)}"]
+        text = f"{name} ({self.phase}): {'; '.join(parts)}"
+        return text + (f" [{', '.join(layer.flags)}]" if layer.flags else "")
+
+    def table(self, metrics: Sequence[str] = TABLE, width: int = 80) -> str:
+        """Return a table of layers against metrics as text.
+
+        Parameters
+        ----------
+        metrics : sequence of str
+            The columns.
+        width : int
+            Characters a line at most.
+
+        Examples
+        --------
+        >>> print(CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}).table(["nc1_pinv"]))
+         layer   nc1_pinv
+        ──────────────────
+         fc          0.25
+        """
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=True)
+        table.add_column("layer", overflow="fold")
+        for metric in metrics:
+            table.add_column(metric, justify="right", overflow="fold")
+        for name, layer in self.layers.items():
+            table.add_row(name, *(_cell(layer, metric) for metric in metrics))
+        output = io.StringIO()
+        Console(file=output, width=width, color_system=None, legacy_windows=False).print(table)
+        lines = [line.rstrip() for line in output.getvalue().splitlines()]
+        return "\n".join([*lines, *(f"! {warning}" for warning in self.warnings)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain Python values, NaN as None, ready for JSON."""
+        from . import __version__
+
+        return {
+            "format": "collapsemeter.CollapseReport",
+            "version": 1,
+            "collapsemeter": __version__,
+            "phase": self.phase,
+            "summary": self.summary(),
+            "warnings": list(self.warnings),
+            "skipped": dict(self.skipped),
+            "provenance": plain(self.provenance),
+            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Return the report as strict JSON (undefined values are null, with their reason).
+
+        Examples
+        --------
+        >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": math.nan}, {"nc1_pinv": "one_class"})})
+        >>> json.loads(report.to_json())["layers"]["fc"]["metrics"]
+        {'nc1_pinv': None}
+        """
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+
+_SUMMARY = (
+    ("nc1_pinv", "within-class scatter is {:.3g} of between-class (nc1_pinv)"),
+    ("nc2_etf_error", "class means {:.3g} from a simplex ETF (nc2_etf_error)"),
+    ("nc3_self_duality", "head {:.3g} from the class means (nc3_self_duality)"),
+    ("nc4_mismatch", "{:.2%} of rows not decided by nearest class centre (nc4_mismatch)"),
+)
+
+
+def _said(layer: LayerReport, metric: str, form: str) -> str | None:
+    value = layer.get(metric, math.nan)
+    return form.format(value) if math.isfinite(value) else None
+
+
+def _first_reason(layer: LayerReport) -> str:
+    return next((REASONS[code] for code in layer.reasons.values()), "no metric was asked for")
+
+
+def _cell(layer: LayerReport, metric: str) -> str:
+    if metric not in layer:
+        return "-"
+    value = layer[metric]
+    return f"{value:.3g}" if math.isfinite(value) else layer.reasons.get(metric, "NaN")
+
+
+def plain(value: Any) -> Any:
+    """Return a value made of dict, list, str, int, float and None; not finite becomes None.
+
+    Examples
+    --------
+    >>> plain({"a": np.array([1.0, np.nan]), "b": (np.int64(2),)})
+    {'a': [1.0, None], 'b': [2]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

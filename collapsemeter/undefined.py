@@ -1,0 +1,38 @@
+"""Why a value is undefined: a value that cannot be given is NaN with one of these codes, never 0.0."""
+
+REASONS: dict[str, str] = {
+    "no_rows": "no labelled row was counted",
+    "one_class": "only one class is present",
+    "no_between_class_scatter": "all class means are equal",
+    "class_mean_at_centre": "a class mean lies on the centre of the class means: it has no direction",
+    "coincident_class_means": "two class means are equal",
+    "coincident_directions": "two class means point in the same direction from the centre",
+    "zero_class_mean": "a class mean is the zero vector: it has no direction",
+    "rank_deficient_means": "the class means are linearly dependent: the smallest singular value is zero",
+    "no_scatter": "only traces were kept for this layer: ask for scatter='pooled' to have a d x d scatter",
+    "needs_class_scatter": "classes differ in size and only the pooled scatter was kept: "
+    "ask for scatter='class' to weight each class alike",
+    "no_head": "no classifier head belongs to this layer",
+    "no_logits": "the network's own decisions were not seen for these rows",
+    "no_decisions": "no rows were kept to decide on",
+    "zero_head": "the head's weight is zero",
+    "head_row_without_direction": "a row of the head's weight is zero: it has no direction",
+    "nonfinite_statistics": "the statistics hold NaN or Inf (a non-finite row was propagated)",
+    "degraded": "the measurement of this layer failed during training",
+    "rows_missing": "the layer saw fewer label rows than were given",
+    "rows_counted_twice": "the layer saw more label rows than were given",
+}
+
+
+class Undefined(ArithmeticError):
+    """A metric has no value here; ``code`` is a key of `REASONS`.
+
+    Examples
+    --------
+    >>> Undefined("one_class").code
+    'one_class'
+    """
+
+    def __init__(self, code: str) -> None:
+        super().__init__(REASONS[code])
+        self.code = code
