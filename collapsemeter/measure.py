@@ -103,6 +103,31 @@ def measure(
     )
 
 
+def undefined_report(code: str, has_head: bool) -> LayerReport:
+    """Return the report of a layer that could not be measured: every metric NaN, for one reason.
+
+    Parameters
+    ----------
+    code : str
+        A key of `REASONS`; it is the report's flag, too.
+    has_head : bool
+        Whether the layer feeds the head, and so would have had the metrics of one.
+
+    Examples
+    --------
+    >>> layer = undefined_report("never_fired", has_head=False)
+    >>> layer["nc1_pinv"], layer.reason("nc1_pinv"), layer.reason("nc3_cosine")
+    (nan, 'never_fired', 'no_head')
+    """
+    names = [name for name in METRICS if has_head or not _needs_head(name)]
+    reasons = {name: code if name in names else "no_head" for name in METRICS}
+    return LayerReport(dict.fromkeys(names, math.nan), reasons, flags=(code,))
+
+
+def _needs_head(name: str) -> bool:
+    return name.endswith("_head") or name.startswith("nc3") or name == "dnc3_sine"
+
+
 def _check_fit(
     moments: ClassMoments,
     head: Head | None,

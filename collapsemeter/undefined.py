@@ -19,6 +19,7 @@ REASONS: dict[str, str] = {
     "head_row_without_direction": "a row of the head's weight is zero: it has no direction",
     "nonfinite_statistics": "the statistics hold NaN or Inf (a non-finite row was propagated)",
     "degraded": "the measurement of this layer failed during training",
+    "never_fired": "the layer never ran on a labelled batch",
     "rows_missing": "the layer saw fewer label rows than were given",
     "rows_counted_twice": "the layer saw more label rows than were given",
 }

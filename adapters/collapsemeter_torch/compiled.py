@@ -1,0 +1,77 @@
+"""torch.compile: graphs made before the hooks came must not be used again without them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from torch import nn
+
+from .scope import Store
+
+
+def anything_compiled() -> bool:
+    """Whether torch.compile has made a graph in this process."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return utils is not None and utils.counters["stats"]["unique_graphs"] > 0
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a model is, or holds, a compiled module.
+
+    Examples
+    --------
+    >>> import torch
+    >>> is_compiled(nn.Linear(2, 2)), is_compiled(torch.compile(nn.Linear(2, 2)))
+    (False, True)
+    """
+    return any(
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+def mark(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Make graphs that were compiled for these modules without hooks invalid; return those changed.
+
+    torch.compile does not look at hooks again once a graph exists: hooks that come later would never
+    fire, silently. A graph does check that a module's ``forward`` is its class's own; the same
+    method put on the instance changes nothing but that.
+    """
+    if not anything_compiled():
+        return []
+    marked = [module for module in modules if "forward" not in module.__dict__]
+    for module in marked:
+        module.__dict__["forward"] = module.forward
+    return marked
+
+
+def unmark(modules: Iterable[nn.Module]) -> None:
+    """Undo `mark`."""
+    for module in modules:
+        module.__dict__.pop("forward", None)
+
+
+def repair(store: Store) -> None:
+    """Make ordinary tensors of states that a compiled graph made in inference mode."""
+    for state in store.layers.values():
+        for name, tensor in state.tensors().items():
+            if tensor.is_inference():
+                state.replace(name, tensor.clone())
+    for decisions in store.predictions.values():
+        if decisions.ids.is_inference():
+            decisions.ids, decisions.predictions = (
+                decisions.ids.clone(),
+                decisions.predictions.clone(),
+            )
+
+
+def hint(model: nn.Module) -> str:
+    """Return what torch.compile may have to do with labels that were not seen."""
+    if not (is_compiled(model) or anything_compiled()):
+        return ""
+    return (
+        "; labels= is not seen inside a compiled forward unless the compiled model itself is passed to "
+        "CollapseMeter"
+    )

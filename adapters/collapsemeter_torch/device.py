@@ -1,0 +1,217 @@
+"""The sums of one layer on its device: the generic update in PyTorch's operations, in place."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from collapsemeter.sums import ScatterKind, Sums, scatter_shape, update
+
+NATIVE_CLASSES = 100  # from about here `index_add_` beats a product with one-hot labels
+
+
+class TorchNamespace:
+    """PyTorch's operations for `collapsemeter.sums.update`; totals are updated in place.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        What the sums are kept in.
+    widen : bool
+        Take products in float64, because the user's settings let float32 products run in TF32 or
+        bfloat16, which makes NC1 wrong near collapse. The settings themselves are left alone.
+    """
+
+    def __init__(self, dtype: torch.dtype, widen: bool = False) -> None:
+        self.dtype = dtype
+        self.widen = widen
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return ``a @ b`` in full precision."""
+        return (a.double() @ b.double()).to(self.dtype) if self.widen else a @ b
+
+    def to_float(self, rows: Tensor) -> Tensor:
+        return rows.to(self.dtype)
+
+    def where(self, condition: Tensor, a: Tensor, b: Tensor | float) -> Tensor:
+        return torch.where(condition, a, b)
+
+    def finite_rows(self, rows: Tensor) -> Tensor:
+        return torch.isfinite(rows).all(dim=1)
+
+    def class_counts(self, labels: Tensor, num_classes: int) -> Tensor:
+        counts = torch.zeros(num_classes + 1, dtype=torch.int64, device=labels.device)
+        return counts.index_add_(0, labels, torch.ones_like(labels))[:num_classes]
+
+    def class_sum(self, rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        if num_classes < NATIVE_CLASSES:
+            one_hot = labels[:, None] == torch.arange(num_classes, device=labels.device)
+            return self.product(one_hot.to(self.dtype).t(), rows)
+        totals = rows.new_zeros(num_classes + 1, rows.shape[1])
+        return totals.index_add_(0, labels, rows)[:num_classes]
+
+    def rows_of(self, table: Tensor, labels: Tensor) -> Tensor:
+        return table.index_select(0, labels.clamp(max=table.shape[0] - 1))
+
+    def count(self, flags: Tensor) -> Tensor:
+        return flags.sum()
+
+    def assign(self, old: Tensor, new: Tensor) -> Tensor:
+        return old.copy_(new)
+
+    def add(self, total: Tensor, part: Tensor) -> Tensor:
+        return total.add_(part)
+
+    def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
+        if self.widen:
+            return total.add_(self.product(rows.t(), rows))
+        return total.addmm_(rows.t(), rows)
+
+    def add_class_products(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        num_classes, width, _ = total.shape
+        if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+            # No device to wait for: one small product for each class that is there.
+            for label in torch.unique(labels).tolist():
+                if label < num_classes:
+                    self.add_product(total[label], rows[labels == label])
+            return total
+        one_hot = labels[:, None] == torch.arange(num_classes, device=labels.device)
+        spread = one_hot.to(self.dtype)[:, :, None] * rows[:, None, :]
+        product = self.product(spread.flatten(1).t(), rows)
+        return total.add_(product.view(num_classes, width, width))
+
+
+def products_are_reduced(device_type: str) -> bool:
+    """Whether the user lets float32 products on that device run in TF32 or bfloat16.
+
+    Examples
+    --------
+    >>> products_are_reduced("cpu")
+    False
+    """
+    # These getters neither warn nor fail where older and newer settings are mixed.
+    backend: Any = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
+    chosen = backend.matmul.fp32_precision
+    if chosen == "none":
+        chosen = cast(Any, torch.backends).fp32_precision
+    return chosen in ("tf32", "bf16")
+
+
+class LayerState:
+    """Class-shifted sums and a sample of rows of one layer, on one device.
+
+    Parameters
+    ----------
+    rows : (B, d) tensor
+        The first features seen: they fix width, device and precision (float64 stays float64, all
+        else is kept in float32).
+    num_classes : int
+    kind : {"class", "pooled", "trace"}
+    sample_size : int
+        Rows kept for NC4; one more slot takes the rows that are not kept.
+
+    Examples
+    --------
+    >>> state = LayerState(torch.zeros(2, 3), num_classes=2, kind="pooled", sample_size=4)
+    >>> labels = torch.tensor([0, 1])
+    >>> state.update(torch.eye(2, 3), labels, torch.arange(2), torch.arange(2), ignore_index=-100)
+    >>> state.sums.counts
+    tensor([1, 1])
+    """
+
+    def __init__(self, rows: Tensor, num_classes: int, kind: ScatterKind, sample_size: int) -> None:
+        width, device = rows.shape[1], rows.device
+        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        shape = scatter_shape(kind, num_classes, width)
+        self.width = width
+        self.kind = kind
+        self.feature_dtype = str(rows.dtype).removeprefix("torch.")
+        self.dtype = dtype
+
+        def zeros(*size: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(*size, dtype=dtype, device=device)
+
+        self.sums = Sums(
+            counts=zeros(num_classes, dtype=torch.int64),
+            shift=zeros(num_classes, width),
+            sums=zeros(num_classes, width),
+            squares=zeros(num_classes),
+            scatter=None if shape is None else zeros(*shape),
+            ignored=torch.zeros((), dtype=torch.int64, device=device),
+            nonfinite=torch.zeros((), dtype=torch.int64, device=device),
+            invalid=torch.zeros((), dtype=torch.int64, device=device),
+        )
+        self.sample_rows = zeros(sample_size + 1, width)
+        self.sample_labels = zeros(sample_size + 1, dtype=torch.int64)
+        self.sample_ids = zeros(sample_size + 1, dtype=torch.int64) - 1
+
+    def update(
+        self,
+        rows: Tensor,
+        labels: Tensor,
+        slots: Tensor,
+        ids: Tensor,
+        *,
+        ignore_index: int,
+        propagate: bool = False,
+        widen: bool = False,
+    ) -> None:
+        """Add a batch: one row, label, sample slot and row number for each."""
+        update(
+            self.sums,
+            rows,
+            labels,
+            TorchNamespace(self.dtype, widen),
+            ignore_index=ignore_index,
+            propagate=propagate,
+        )
+        self.sample_rows.index_copy_(0, slots, rows.to(self.dtype))
+        self.sample_labels.index_copy_(0, slots, labels)
+        self.sample_ids.index_copy_(0, slots, ids)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by name."""
+        named = {part.name: getattr(self.sums, part.name) for part in fields(self.sums)}
+        named |= {
+            "sample_rows": self.sample_rows,
+            "sample_labels": self.sample_labels,
+            "sample_ids": self.sample_ids,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def replace(self, name: str, tensor: Tensor) -> None:
+        """Put another tensor in the place of one of `tensors`."""
+        setattr(self if name.startswith("sample_") else self.sums, name, tensor)
+
+    def clear(self) -> None:
+        """Start again from nothing, in the same memory: a compiled graph keeps its tensors."""
+        for tensor in self.tensors().values():
+            tensor.zero_()
+        self.sample_ids.fill_(-1)
+
+    def host_sums(self) -> Sums:
+        """Copy the sums to NumPy."""
+        parts: dict[str, Any] = {part.name: getattr(self.sums, part.name) for part in fields(Sums)}
+        return Sums(
+            **{name: None if part is None else part.cpu().numpy() for name, part in parts.items()}
+        )
+
+
+class PredictionState:
+    """The network's own decisions on the sampled rows, by row number."""
+
+    def __init__(self, device: torch.device, sample_size: int) -> None:
+        self.predictions = torch.zeros(sample_size + 1, dtype=torch.int64, device=device)
+        self.ids = torch.full((sample_size + 1,), -1, dtype=torch.int64, device=device)
+
+    def update(self, predictions: Tensor, slots: Tensor, ids: Tensor) -> None:
+        """Keep the decisions on the rows that have a slot."""
+        self.predictions.index_copy_(0, slots, predictions)
+        self.ids.index_copy_(0, slots, ids)
+
+    def clear(self) -> None:
+        """Forget every decision."""
+        self.ids.fill_(-1)

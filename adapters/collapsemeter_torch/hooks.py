@@ -1,0 +1,211 @@
+"""The hooks: small, inert in copies, and reducing what they see at once."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .device import PredictionState
+from .reduction import BatchError, Layout, Reduction, feature_rows, layout_of
+from .scope import Scope
+
+if TYPE_CHECKING:
+    from .meter import CollapseMeter
+
+
+HEAD_OUTPUT = "<head output>"  # the key of its decisions; no module has such a name
+_WIDTH = "the layer had another width before; watch modules of one width, or pass a reduction"
+
+
+def _inert(*args: Any, **kwargs: Any) -> None:
+    """What a copied or unpickled model has in place of a hook."""
+
+
+def _make_inert() -> Callable[..., None]:
+    return _inert
+
+
+class Hook:
+    """A hook that holds its meter weakly, returns nothing, and is left out of copies."""
+
+    __slots__ = ("__weakref__", "meter")
+
+    def __init__(self, meter: CollapseMeter) -> None:
+        self.meter = weakref.ref(meter)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _inert
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _make_inert, ()
+
+    def scope(self) -> Scope | None:
+        """The current batch of this thread, where there is one that counts."""
+        meter = self.meter()
+        if meter is None:
+            return None
+        # Not a ContextVar, which a compiled graph cannot read; other threads never set it.
+        scope: Scope | None = getattr(meter._local, "scope", None)
+        if scope is None or scope.done or not scope.counted:
+            return None
+        # A graph task is running: this is activation checkpointing's second forward.
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return None
+        return scope
+
+
+class LayerHook(Hook):
+    """Reduces a layer's output (as a forward hook) to its sums."""
+
+    __slots__ = ("layout", "name", "reduction")
+
+    def __init__(
+        self, meter: CollapseMeter, name: str, module: nn.Module, reduction: Reduction
+    ) -> None:
+        super().__init__(meter)
+        self.name = name
+        self.layout: Layout | None = layout_of(module)
+        self.reduction = reduction
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.see(output)
+
+    def see(self, output: Any) -> None:
+        """Count this output for the current batch, or keep it until the criterion brings labels."""
+        scope = self.scope()
+        meter = self.meter()
+        if meter is None:
+            return
+        if scope is None:
+            if meter._stashing:
+                meter._stash(self, output)
+            return
+        self.guarded(meter, scope, output)
+
+    def guarded(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
+        """Count, and let no fault of ours reach the user's step."""
+        if torch.compiler.is_compiling():
+            try:
+                self.count(meter, scope, output)
+            except BatchError as error:
+                scope.problems[self.name] = error
+            return
+        if self.name in scope.store.degraded:
+            return
+        try:
+            self.count(meter, scope, output)
+        except BatchError as error:
+            scope.problems[self.name] = error
+        except Exception as error:
+            meter._degrade(scope.store, self.name, error)
+
+    def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
+        """Reduce to rows and add them to the layer's sums."""
+        with (
+            torch.no_grad(),
+            torch.inference_mode(False),
+            torch.autocast(scope.labels.device.type, enabled=False),
+        ):
+            rows = feature_rows(
+                output,
+                scope.labels,
+                scope.mask,
+                layer=self.name,
+                layout=self.layout,
+                reduction=self.reduction,
+            )
+            # Tensors made in inference mode cannot be saved or updated outside it: a copy can.
+            rows = rows.detach()
+            call = scope.calls.get(self.name, 0)
+            scope.calls[self.name] = call + 1
+            state = scope.store.layers.get((self.name, call))
+            if state is None:
+                state = meter._new_state(rows)
+                scope.store.layers[self.name, call] = state
+            if state.width != rows.shape[1]:
+                raise BatchError(self.name, rows.shape, scope.labels.shape, _WIDTH)
+            size = state.sample_rows.shape[0] - 1
+            state.update(
+                rows,
+                scope.flat_labels,
+                scope.slots[size],
+                scope.ids,
+                ignore_index=meter.ignore_index,
+                propagate=meter.nonfinite == "propagate",
+                widen=scope.widen,
+            )
+            if meter.exact:
+                meter._keep(scope, (self.name, call), rows)
+
+
+class HeadInputHook(LayerHook):
+    """The same for what the head is given (as a forward pre-hook with keyword arguments)."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = args[0] if args else kwargs.get("input")
+        self.see(given)
+
+
+class HeadOutputHook(Hook):
+    """Keeps the network's own decisions on the sampled rows."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        scope, meter = self.scope(), self.meter()
+        if scope is not None and meter is not None and isinstance(output, Tensor):
+            record_decisions(meter, scope, output)
+
+
+def record_decisions(meter: CollapseMeter, scope: Scope, logits: Tensor) -> None:
+    """Keep the decisions that logits (..., C), one row per label, make."""
+    with torch.no_grad(), torch.inference_mode(False):
+        rows = logits.detach().flatten(0, -2)
+        if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
+            return  # not one decision per label: NC4 is absent, with its reason
+        # One logit decides between two classes by its sign.
+        decided = rows.argmax(1) if rows.shape[1] > 1 else (rows[:, 0] > 0).to(torch.int64)
+        call = scope.calls.get(HEAD_OUTPUT, 0)
+        scope.calls[HEAD_OUTPUT] = call + 1
+        for size, slots in scope.slots.items():
+            state = scope.store.predictions.get((call, size))
+            if state is None:
+                state = PredictionState(decided.device, size)
+                scope.store.predictions[call, size] = state
+            state.update(decided, slots, scope.ids)
+        if meter.exact:
+            meter._keep(scope, (HEAD_OUTPUT, call), decided)
+
+
+class RootHook(Hook):
+    """Marks the end of the forward that the labels belong to: later ones are not counted."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        meter = self.meter()
+        scope = getattr(meter._local, "scope", None) if meter is not None else None
+        if scope is not None:
+            scope.done = True
+
+
+class RootPreHook(Hook):
+    """Marks the start of a forward."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        meter = self.meter()
+        scope = getattr(meter._local, "scope", None) if meter is not None else None
+        if scope is None:
+            return
+        if scope.done:
+            scope.again = True
+        elif not scope.anyway:
+            scope.counted = module.training and torch.is_grad_enabled()

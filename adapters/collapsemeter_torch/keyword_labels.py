@@ -1,0 +1,73 @@
+"""Labels that the model itself is given as ``labels=``: no edit of the loop is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .hooks import Hook
+
+if TYPE_CHECKING:
+    pass
+
+
+class KeywordLabelsPreHook(Hook):
+    """Opens a batch when the model is called with ``labels=`` and none is open."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        meter = self.meter()
+        if meter is None or torch.compiler.is_compiling():
+            return
+        meter._pending.clear()  # what a forward without a loss left behind
+        stale = getattr(meter._local, "batch", None)
+        if stale is not None:  # an interrupted forward never came to its end
+            meter._local.batch = None
+            stale.__exit__(KeyboardInterrupt, None, None)
+            meter.attach()
+        labels = kwargs.get("labels")
+        if labels is None or getattr(meter._local, "scope", None) is not None:
+            return
+        if not meter.count_eval and not (module.training and torch.is_grad_enabled()):
+            return
+        try:
+            batch = meter.batch(_next_token(module, labels), mask=kwargs.get("attention_mask"))
+            batch.__enter__()
+        except Exception as error:  # the loop was not edited for us: it must not notice us either
+            meter._degrade(meter._live, "labels=", error)
+            return
+        meter._local.batch = batch
+
+
+class KeywordLabelsHook(Hook):
+    """Closes the batch that the pre-hook opened."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        meter = self.meter()
+        if meter is None or torch.compiler.is_compiling():
+            return
+        batch = getattr(meter._local, "batch", None)
+        if batch is None:
+            return
+        meter._local.batch = None
+        try:
+            # A forward that raised has no output.
+            batch.__exit__(RuntimeError if output is None else None, None, None)
+            meter.attach()
+        except Exception as error:
+            meter._degrade(meter._live, "labels=", error)
+
+
+def _next_token(model: nn.Module, labels: Any) -> Any:
+    """Shift the labels of a causal language model, whose position t predicts label t + 1."""
+    causal = any(
+        word in cls.__name__ for cls in type(model).__mro__ for word in ("CausalLM", "LMHead")
+    )
+    if not causal or not isinstance(labels, Tensor) or labels.ndim != 2:
+        return labels
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], dim=1)

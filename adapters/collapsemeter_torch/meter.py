@@ -1,0 +1,494 @@
+"""`CollapseMeter`: attach to a PyTorch model, count batches, read reports."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from collapsemeter import CollapseReport, Convention
+from collapsemeter.moments import Phase
+from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind, scatter_kind
+
+from . import compiled, finalise
+from .criterion import CriterionHook, Pending
+from .device import LayerState
+from .hooks import HeadInputHook, HeadOutputHook, LayerHook, RootHook, RootPreHook
+from .keyword_labels import KeywordLabelsHook, KeywordLabelsPreHook
+from .layers import Layers, Selection, innermost, select
+from .observing import run
+from .reduction import Reduction, check_reduction
+from .scope import Scope, Store, label_tensor
+
+WIDE = 4096  # layers wider than this keep a sixteenth of the sampled rows
+
+
+class CollapseMeter:
+    r"""Measure NC1 to NC4 of a PyTorch model's layers, while it trains or in a frozen pass.
+
+    Forward hooks reduce each watched layer to class-shifted sums on its device, without a copy to the
+    host, a change to the model's output, its gradients or the random state.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Bare, compiled, or wrapped for data parallelism; layer names are those of the bare model.
+    layers : "auto", str, iterable of str, or callable
+        Names or shell patterns of modules whose output is watched, or ``predicate(name, module)``.
+        ``auto`` takes the blocks a person would name. The head's input is watched besides, under
+        the head's name.
+    head : "auto", str, or None
+        The final linear layer; ``auto`` finds it.
+    num_classes : int, optional
+        C; by default the head's outputs.
+    reduction : str, callable, or mapping from layer name to one
+        How an output becomes one row per label, see `reduction.feature_rows`.
+    scatter : {"auto", "class", "pooled", "trace"}
+        What is kept of the within-class scatter, see `collapsemeter.sums.scatter_kind`.
+    criterion : nn.Module, optional
+        A loss module called as ``criterion(output, labels)``: its labels are used, and the loop needs
+        no other change. Not under torch.compile.
+    convention : str or Convention
+    ignore_index : int
+        Label of rows to leave out.
+    nonfinite : {"skip", "raise", "propagate"}
+        What to do with rows that hold NaN or Inf; ``raise`` raises in `compute`.
+    sample_rows : int
+        Rows of each layer kept for NC4 (a uniform sample; a sixteenth of it where d > 4096).
+    exact : bool
+        Keep all rows for NC4, on the host.
+    count_eval : bool
+        Count batches of a model in eval mode or without gradients, too.
+    strict : bool
+        Re-raise a failure of the meter itself instead of marking the layer ``degraded``.
+    seed : int
+        Of the row sample.
+    verbose : bool
+        Print what is watched, and why the rest is not.
+
+    Raises
+    ------
+    ValueError
+        If layers, head, reduction or classes do not fit the model.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> meter = CollapseMeter(net, verbose=False)
+    >>> with meter.batch(torch.tensor([0, 1, 2, 0, 1, 2])):
+    ...     logits = net(torch.randn(6, 4))
+    >>> report = meter.compute()
+    >>> list(report), report.provenance["rows"]
+    (['2'], 6)
+    >>> meter.close()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers = "auto",
+        head: str | None = "auto",
+        *,
+        num_classes: int | None = None,
+        reduction: Reduction | Mapping[str, Reduction] = "auto",
+        scatter: ScatterKind | Literal["auto"] = "auto",
+        criterion: nn.Module | None = None,
+        convention: Convention | str = "papyan2020",
+        ignore_index: int = IGNORE_INDEX,
+        nonfinite: Nonfinite = "skip",
+        sample_rows: int = 4096,
+        exact: bool = False,
+        count_eval: bool = False,
+        strict: bool = False,
+        seed: int = 0,
+        verbose: bool = True,
+    ) -> None:
+        check_reduction(reduction)
+        self.selection = select(model, layers, head, num_classes)
+        self.num_classes = _classes(self.selection, num_classes)
+        _check_choices(scatter, nonfinite, sample_rows)
+        self.reduction = reduction
+        self.scatter = scatter
+        self.convention = Convention.named(convention)
+        self.ignore_index = ignore_index
+        self.nonfinite = nonfinite
+        self.sample_rows = sample_rows
+        self.exact = exact
+        self.count_eval = count_eval
+        self.strict = strict
+        self.seed = seed
+        self._model = model
+        self._root = innermost(model)
+        self._local = threading.local()
+        self._live = Store()
+        self._steps = [0, 0]  # the first step of what is being measured, and the next one
+        self._handles: list[RemovableHandle] = []
+        self._marked: list[nn.Module] = []
+        self._pending = Pending()
+        self._criterion: RemovableHandle | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        if criterion is not None:
+            self._watch_criterion(criterion)
+        self.attach()
+        if verbose:
+            print(self.describe())
+
+    # Attaching
+
+    def attach(self) -> None:
+        """Put the hooks on the model; where they are there already, nothing happens."""
+        if self._handles:
+            return
+        chosen, handles = self.selection, self._handles
+        handles.append(
+            self._model.register_forward_pre_hook(KeywordLabelsPreHook(self), with_kwargs=True)
+        )
+        handles.append(self._root.register_forward_pre_hook(RootPreHook(self)))
+        for name, module in chosen.layers.items():
+            hook = LayerHook(self, name, module, self._reduction_of(name))
+            handles.append(module.register_forward_hook(hook))
+        if chosen.head is not None and chosen.head_module is not None:
+            head = chosen.head_module
+            into = HeadInputHook(self, chosen.head, head, self._reduction_of(chosen.head))
+            handles.append(head.register_forward_pre_hook(into, with_kwargs=True))
+            handles.append(head.register_forward_hook(HeadOutputHook(self)))
+        handles.append(self._root.register_forward_hook(RootHook(self), always_call=True))
+        handles.append(self._model.register_forward_hook(KeywordLabelsHook(self), always_call=True))
+        self._marked = compiled.mark(self._hooked_modules())
+        # A meter that is dropped without `close` leaves no hook either.
+        self._finalizer = weakref.finalize(self, _detach, self._handles, self._marked)
+
+    def _hooked_modules(self) -> list[nn.Module]:
+        modules = [self._root, *self.selection.layers.values()]
+        return modules + ([self.selection.head_module] if self.selection.head_module else [])
+
+    def detach(self) -> None:
+        """Take every hook off the model; what was counted stays, and `batch` attaches again."""
+        if self._finalizer is not None:
+            self._finalizer()
+            self._finalizer = None
+        self._handles, self._marked = [], []
+
+    def close(self) -> None:
+        """Detach for good, from the criterion too: model and loss are as they were before."""
+        self.detach()
+        self._pending.clear()
+        if self._criterion is not None:
+            self._criterion.remove()
+            self._criterion = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _reduction_of(self, layer: str) -> Reduction:
+        if isinstance(self.reduction, Mapping):
+            return self.reduction.get(layer, "auto")
+        return self.reduction
+
+    def describe(self) -> str:
+        """Return what is watched and, for every other module, why it is not."""
+        return finalise.description(self.selection, self.num_classes)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why each module that is not watched is not."""
+        return dict(self.selection.skipped)
+
+    # Counting
+
+    def batch(self, labels: Any, mask: Tensor | None = None) -> Batch:
+        """Count the forward inside ``with meter.batch(labels):`` for these labels.
+
+        The labels belong to the first forward of the model in the block. Batches of a model in eval
+        mode or without gradients are not counted, unless ``count_eval=True``.
+
+        Parameters
+        ----------
+        labels : (B,) or (B, T) integer tensor or array, or one-hot
+        mask : (B, T) tensor, optional
+            Attention mask of a padded sequence.
+
+        Returns
+        -------
+        context manager
+
+        Raises
+        ------
+        ValueError
+            If labels are invalid or another batch is open, and at the end of the block if a layer's
+            output does not fit the labels (the forward itself is not disturbed).
+        """
+        return Batch(self, self._live, labels, mask, anyway=self.count_eval)
+
+    def observe(
+        self,
+        batches: Iterable[Any],
+        *,
+        phase: Phase = "frozen-eval",
+        progress: bool = True,
+    ) -> CollapseReport:
+        """Measure in one pass with frozen weights: eval mode, no gradients, modes restored after.
+
+        Parameters
+        ----------
+        batches : iterable of (inputs, labels), or of dicts with "labels"
+            Inputs are a tensor, or a tuple or dict of arguments; they are moved to the model's device.
+        phase : {"frozen-eval", "frozen-train"}
+            What the report calls the data: held-out, or the training set.
+        progress : bool
+            Show a progress bar on standard error.
+
+        Returns
+        -------
+        CollapseReport
+
+        Raises
+        ------
+        ValueError
+            If there is no batch, or a layer's output does not fit the labels.
+
+        Examples
+        --------
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> meter = CollapseMeter(net, verbose=False)
+        >>> images, labels = torch.randn(60, 4), torch.arange(60) % 3
+        >>> report = meter.observe([(images[:30], labels[:30]), (images[30:], labels[30:])], progress=False)
+        >>> report.phase, report["2"].provenance["rows"], net.training
+        ('frozen-eval', 60, True)
+        """
+        if phase not in ("frozen-eval", "frozen-train"):
+            raise ValueError(f"phase={phase!r}: choose 'frozen-eval' or 'frozen-train'")
+        store = Store()
+        attached = bool(self._handles)
+        self.attach()
+        try:
+            run(self, self._model, store, batches, progress)
+        finally:
+            if not attached:
+                self.detach()
+        if not store.batches:
+            raise ValueError(
+                f"observe got no batch from {type(batches).__name__}: pass (inputs, labels) pairs"
+            )
+        return self._report(store, phase, {})
+
+    def compute(self) -> CollapseReport:
+        """Return the report of what was counted live since the last `reset`.
+
+        Raises
+        ------
+        ValueError
+            If no labelled batch was counted, or a row is not finite under ``nonfinite="raise"``.
+        """
+        self._pending.clear()
+        if self._live.batches == 0:
+            raise ValueError(
+                "no labelled batch was counted: wrap the forward in `with meter.batch(labels):` while "
+                "the model is in training mode (or pass count_eval=True), pass labels= to the model, "
+                "or name the loss module with criterion=" + compiled.hint(self._root)
+            )
+        steps = {"first_step": self._steps[0], "last_step": self._steps[1] - 1}
+        return self._report(self._live, "live", steps)
+
+    def _report(self, store: Store, phase: Phase, steps: dict[str, int]) -> CollapseReport:
+        report = finalise.report(self, store, phase, steps)
+        for message in report.warnings:
+            _warn(message)
+        return report
+
+    def reset(self) -> None:
+        """Forget what was counted; hooks and memory stay."""
+        self._live.clear()
+        self._pending.clear()
+        self._steps[0] = self._steps[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted as tensors and plain values, for ``torch.save``."""
+        return finalise.state_dict(self._live, self._steps, self.num_classes)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If it is of other classes or of a newer version.
+        """
+        self._steps = finalise.load_state(self, self._live, state)
+
+    # What the hooks call
+
+    def _new_state(self, rows: Tensor) -> LayerState:
+        width = rows.shape[1]
+        kind = scatter_kind(self.num_classes, width) if self.scatter == "auto" else self.scatter
+        return LayerState(rows, self.num_classes, kind, self._sample_sizes()[width > WIDE])
+
+    def _sample_sizes(self) -> tuple[int, int]:
+        return self.sample_rows, max(1, self.sample_rows // 16)
+
+    def _keep(self, scope: Scope, key: tuple[str, int], rows: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            return
+        scope.store.kept.setdefault(key, []).append(
+            (rows.cpu().clone(), scope.flat_labels.cpu(), scope.ids.cpu())
+        )
+
+    def _degrade(self, store: Store, layer: str, error: Exception) -> None:
+        if self.strict:
+            raise error
+        if layer in store.degraded:
+            return
+        store.degraded[layer] = f"{type(error).__name__}: {error}"
+        _warn(
+            f"collapsemeter could not measure layer {layer!r} and leaves it out from here on; "
+            f"training goes on ({type(error).__name__}: {error})"
+        )
+
+    @property
+    def _stashing(self) -> bool:
+        return self._criterion is not None
+
+    def _stash(self, hook: LayerHook, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            self._pending.refused = True
+        elif self._root.training and torch.is_grad_enabled():
+            self._pending.add(hook, output)
+
+    def _watch_criterion(self, criterion: nn.Module) -> None:
+        if not isinstance(criterion, nn.Module):
+            raise ValueError(
+                f"criterion={criterion!r} is not an nn.Module: pass the loss as a module "
+                "(nn.CrossEntropyLoss()), or use `with meter.batch(labels):`"
+            )
+        if compiled.is_compiled(self._model):
+            raise ValueError(
+                "criterion= does not work under torch.compile, where activations are gone when the "
+                "labels come: use `with meter.batch(labels):` around the forward"
+            )
+        self._criterion = criterion.register_forward_pre_hook(CriterionHook(self), with_kwargs=True)
+
+
+class Batch:
+    """The block in which a forward is counted."""
+
+    def __init__(
+        self,
+        meter: CollapseMeter,
+        store: Store,
+        labels: Any,
+        mask: Tensor | None,
+        *,
+        anyway: bool,
+    ) -> None:
+        self._meter, self._store, self._anyway = meter, store, anyway
+        device = next((p.device for p in meter._root.parameters()), torch.device("cpu"))
+        self._labels = label_tensor(labels, meter.num_classes, meter.ignore_index, device)
+        self._mask = None if mask is None else mask.to(device)
+        self._scope: Scope | None = None
+
+    def __enter__(self) -> None:
+        meter = self._meter
+        outer: Scope | None = getattr(meter._local, "scope", None)
+        if outer is not None:
+            raise ValueError(
+                f"labels of shape {tuple(self._labels.shape)} arrive while labels of shape "
+                f"{tuple(outer.labels.shape)} wait for their forward: close the first block"
+            )
+        meter.attach()
+        with torch.inference_mode(False):
+            self._scope = Scope(
+                self._store,
+                self._labels,
+                self._mask,
+                meter._sample_sizes(),
+                meter.seed,
+                meter.num_classes,
+                anyway=self._anyway,
+            )
+            compiled.repair(self._store)
+        if not self._anyway and not (meter._root.training and torch.is_grad_enabled()):
+            # The model may still be set to train inside the block: its own forward decides.
+            self._scope.counted = False
+        meter._local.scope = self._scope
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        meter, scope = self._meter, self._scope
+        meter._local.scope = None
+        if scope is None:
+            return
+        self._scope = None
+        if kind is not None:
+            scope.abort()
+            meter.detach()
+            return
+        problem = next(iter(scope.problems.values()), None)
+        if problem is not None:
+            scope.abort()
+            raise ValueError(str(problem)) from None
+        if scope.again:
+            _warn(
+                "the model ran more than once in one `with meter.batch(labels)` block: only the first "
+                "forward was counted; give every forward a block of its own"
+            )
+        if scope.counted:
+            scope.commit()
+            if self._store is meter._live:
+                meter._steps[1] += 1
+
+
+def _classes(selection: Selection, num_classes: int | None) -> int:
+    head = selection.head_module
+    if num_classes is None:
+        if head is None:
+            raise ValueError(
+                "the model has no final nn.Linear to count classes by: pass num_classes="
+            )
+        return max(head.out_features, 2)
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes}: there must be at least two classes")
+    outputs = {num_classes, 1} if num_classes == 2 else {num_classes}
+    if head is not None and head.out_features not in outputs:
+        raise ValueError(
+            f"head {selection.head!r} has {head.out_features} outputs and num_classes={num_classes}: "
+            "they must agree; pass head=None to measure without a head"
+        )
+    return num_classes
+
+
+def _check_choices(scatter: str, nonfinite: str, sample_rows: int) -> None:
+    if scatter not in ("auto", *get_args(ScatterKind)):
+        raise ValueError(f"scatter={scatter!r}: choose 'auto', 'class', 'pooled' or 'trace'")
+    if nonfinite not in get_args(Nonfinite):
+        raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
+    if sample_rows < 1:
+        raise ValueError(f"sample_rows={sample_rows}: keep at least one row")
+
+
+def _detach(handles: list[RemovableHandle], marked: list[nn.Module]) -> None:
+    for handle in handles:
+        handle.remove()
+    compiled.unmark(marked)
+
+
+def _warn(message: str) -> None:
+    """Warn without ever raising: a filter that makes errors of warnings must not stop training."""
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:
+        print(f"RuntimeWarning: {message}", file=sys.stderr)

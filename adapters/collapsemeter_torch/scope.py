@@ -1,0 +1,175 @@
+"""One batch on its way through the model: its labels, and where its rows go in the sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from collapsemeter.labels import class_labels
+
+from .device import LayerState, PredictionState, products_are_reduced
+from .reduction import BatchError
+
+
+class Store:
+    """The statistics of one measurement: states by (layer, call), decisions, and what to expect."""
+
+    def __init__(self) -> None:
+        self.layers: dict[tuple[str, int], LayerState] = {}
+        self.predictions: dict[tuple[int, int], PredictionState] = {}
+        self.expected = 0  # label rows given
+        self.partial: dict[tuple[str, int], int] = {}  # rows that only some layers saw, by layer
+        self.batches = 0
+        self.next_row = 0
+        self.degraded: dict[str, str] = {}
+        self.kept: dict[tuple[str, int], list[tuple[Tensor, Tensor, Tensor]]] = {}  # exact NC4
+
+    def clear(self) -> None:
+        """Start again; states stay in place, because compiled graphs hold their tensors."""
+        for state in self.layers.values():
+            state.clear()
+        for decisions in self.predictions.values():
+            decisions.clear()
+        self.expected = self.batches = self.next_row = 0
+        self.partial.clear()
+        self.degraded.clear()
+        self.kept.clear()
+
+
+class Scope:
+    """What hooks need to know of the current batch; a new one for every batch.
+
+    Everything is prepared here, outside any compiled graph: hooks only read it, note their calls in
+    ``calls`` and problems in ``problems``, and clear the flags.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        labels: Tensor,
+        mask: Tensor | None,
+        sample_sizes: tuple[int, int],
+        seed: int,
+        num_classes: int,
+        *,
+        anyway: bool,
+    ) -> None:
+        self.store = store
+        self.labels = labels
+        self.flat_labels = labels.reshape(-1)
+        self.mask = mask
+        self.anyway = anyway  # count it whatever mode the model is in
+        self.counted = True  # the model is in a mode that counts
+        self.done = False  # the forward that the labels belong to is over
+        self.again = False  # the model ran a second time on the same labels
+        self.calls: dict[str, int] = {}
+        self.problems: dict[str, BatchError] = {}
+        self.widen = products_are_reduced(labels.device.type)
+        rows = self.flat_labels.numel()
+        self.ids = torch.arange(store.next_row, store.next_row + rows, device=labels.device)
+        self.slots: dict[int, Tensor] = {}
+        usable = np.ones(rows, bool)
+        if labels.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+            plain = self.flat_labels.numpy()
+            usable = (plain >= 0) & (plain < num_classes)
+        for size in set(sample_sizes):
+            slots = reservoir_slots(store.next_row, usable, size, seed)
+            self.slots[size] = torch.from_numpy(slots).to(labels.device)
+        store.next_row += rows
+
+    def commit(self) -> None:
+        """Expect every layer to have seen these labels."""
+        self.store.expected += self.flat_labels.numel()
+        self.store.batches += 1
+
+    def abort(self) -> None:
+        """Remember which layers counted a batch that the others did not see to its end."""
+        for layer, calls in self.calls.items():
+            for call in range(calls):
+                key = (layer, call)
+                self.store.partial[key] = self.store.partial.get(key, 0) + len(self.flat_labels)
+
+
+def reservoir_slots(
+    start: int, usable: np.ndarray[Any, Any], size: int, seed: int
+) -> np.ndarray[Any, Any]:
+    """Say where each row of a batch goes in a uniform sample of all rows so far.
+
+    Algorithm R (Vitter 1985): row number t takes slot t while there is room, afterwards a random one
+    of t + 1, if that is a slot at all. It is a function of seed and row number, so a resumed run draws
+    the same sample, and the framework's own random state is not touched.
+
+    Parameters
+    ----------
+    start : int
+        Rows before this batch.
+    usable : (B,) bool array
+        Rows that may be kept.
+    size : int
+        Slots; slot ``size`` is the bin for rows that are not kept.
+    seed : int
+
+    Returns
+    -------
+    (B,) int64 array of slots 0..size
+
+    Examples
+    --------
+    >>> reservoir_slots(0, np.array([True, False, True]), 8, seed=0)
+    array([0, 8, 2])
+    """
+    numbers = np.arange(start, start + len(usable))
+    drawn = np.random.default_rng([seed, size, start]).integers(0, numbers + 1)
+    slots = np.where(numbers < size, numbers, drawn)
+    slots[~usable | (slots >= size)] = size
+    # Of two rows drawn for one slot the later replaces the earlier, as if they came one by one.
+    _, last = np.unique(slots[::-1], return_index=True)
+    winners = np.zeros(len(slots), bool)
+    winners[len(slots) - 1 - last] = True
+    slots[~winners] = size
+    return slots
+
+
+def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch.device) -> Tensor:
+    """Return labels as int64 on the model's device; values are checked where they are on the host.
+
+    Parameters
+    ----------
+    labels : tensor or array_like
+        Integers of any shape, or one-hot over the last axis.
+    num_classes, ignore_index : int
+    device : torch.device
+
+    Raises
+    ------
+    ValueError
+        As `collapsemeter.labels.class_labels`, for labels on the host. On another device a value out
+        of range is counted there and reported by ``compute``, so that no batch waits.
+
+    Examples
+    --------
+    >>> label_tensor([[0, 1], [1, 0]], 2, -100, torch.device("cpu"))
+    tensor([1, 0])
+    """
+    if not isinstance(labels, Tensor) or labels.device.type == "cpu":
+        host = labels.detach().numpy() if isinstance(labels, Tensor) else labels
+        checked = class_labels(host, num_classes, ignore_index=ignore_index)
+        if checked.ndim == 2 and checked.shape[1] == 1:
+            checked = checked[:, 0]
+        return torch.from_numpy(checked).to(device, non_blocking=True)
+    labels = labels.detach()
+    if labels.ndim == 2 and labels.shape[1] == num_classes and labels.is_floating_point():
+        one_hot = ((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)
+        classes: Tensor = torch.where(one_hot, labels.argmax(1), -1)
+        return classes.to(device)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)}: pass integer "
+            f"classes 0..{num_classes - 1}, or one-hot rows of {num_classes}"
+        )
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    return labels.to(device, torch.int64)
