@@ -36,6 +36,7 @@ class Selection:
     head: str | None = None
     head_module: nn.Linear | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    automatic: bool = False
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -118,6 +119,7 @@ def select(
     chosen = Selection()
     chosen.head, chosen.head_module = _find_head(named, head, num_classes)
     if isinstance(layers, str) and layers == "auto":
+        chosen.automatic = True
         _choose_blocks(innermost(model), chosen)
     elif callable(layers):
         chosen.layers = {name: module for name, module in named.items() if layers(name, module)}
@@ -187,7 +189,9 @@ def _why_skipped(name: str, module: nn.Module, chosen: Selection) -> str:
         return "it holds the head"
     if isinstance(module, _PASSES_ON):
         return "passes its input on"
-    return "not chosen"
+    return (
+        "not chosen by layers=" if not chosen.automatic else "inside a block whose end is watched"
+    )
 
 
 def _choose_blocks(model: nn.Module, chosen: Selection) -> None:

@@ -44,12 +44,10 @@ class Layout(NamedTuple):
 class BatchError(ValueError):
     """The batch and the labels do not fit; the layer did not count the batch.
 
+    Its arguments are the layer, the shape or what else was found, the labels' shape and what to do.
     The message is put together when it is read: under torch.compile this is raised and caught within
-    a trace, where text cannot be formatted.
+    a trace, where text cannot be formatted (and a class with an ``__init__`` cannot be raised).
     """
-
-    def __init__(self, layer: str, found: Any, labels: tuple[int, ...], advice: str) -> None:
-        super().__init__(layer, found, labels, advice)
 
     def __str__(self) -> str:
         layer, found, labels, advice = self.args

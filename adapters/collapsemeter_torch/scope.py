@@ -172,4 +172,5 @@ def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    return labels.to(device, torch.int64)
+    moved: Tensor = labels.to(device, torch.int64)
+    return moved
