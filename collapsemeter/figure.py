@@ -15,6 +15,7 @@ from .undefined import REASONS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 History = Sequence[tuple[int, CollapseReport]]
 
@@ -44,7 +45,7 @@ _HEAD = "#1A1A1A"
 _DASHES = (0, (4, 2))
 _ZERO_ERROR = "#555555"
 _MOST_NAMES = 9
-_LONGEST_NAME = 26
+_LONGEST_NAME = 36
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11.0,
@@ -165,7 +166,7 @@ def _names(history: History, layers: Sequence[str] | None) -> list[str]:
 def _draw(history: History, names: list[str], zero_error: int | None, title: str | None) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     grid = figure.subplots(2, 3, sharex=True)
     colours = _colours(names)
     headed = False
@@ -178,7 +179,8 @@ def _draw(history: History, names: list[str], zero_error: int | None, title: str
         axes.locator_params(axis="x", integer=True)
     if title is not None:
         figure.suptitle(_readable(title, 90), parse_math=False)
-    _legend(figure, names, colours, zero_error, headed)
+    rows = _legend(figure, names, colours, zero_error, headed)
+    figure.set_figheight(5.9 + 0.24 * rows)
     return figure
 
 
@@ -253,16 +255,16 @@ def _why_missing(history: History, name: str, metric: str) -> str:
     code = next((code for code in reversed(reasons) if code is not None), None)
     if code is None:
         return "not measured"
-    return "undefined:\n" + "\n".join(textwrap.wrap(REASONS.get(code, code), 26))
+    return "no value:\n" + "\n".join(textwrap.wrap(REASONS.get(code, code), 26))
 
 
 def _legend(
     figure: Figure, names: list[str], colours: dict[str, Any], zero_error: int | None, headed: bool
-) -> None:
-    """Put the layers below on the left, and what the kinds of line mean on the right."""
+) -> int:
+    """Put the layers below on the left, what the kinds of line mean on the right; return the rows."""
     layers = [
-        (_line(colours[name], 2.6 if name == names[-1] else 1.3), _readable(name, _LONGEST_NAME))
-        for name in _chosen(names)
+        (_line(colours[name], 2.6 if name == names[-1] else 1.3), label)
+        for name, label in _labels(names).items()
     ]
     kinds = []
     if headed:
@@ -273,19 +275,24 @@ def _legend(
     if len(names) > _MOST_NAMES:
         kinds.append((_line("none"), f"{len(names)} layers, darker is deeper"))
     widest = max(len(label) for _, label in layers)
-    columns = min(-(-len(layers) // 3), max(1, (70 if kinds else 110) // (widest + 7)))
-    for entries, side, ncols in ((layers, "left", columns), (kinds, "right", 1)):
-        legend = figure.legend(
-            [line for line, _ in entries],
-            [str(i) for i in range(len(entries))],
-            loc=f"outside lower {side}",
-            ncols=ncols,
-            frameon=False,
-        )
-        # Set afterwards: a label that starts with an underscore would be left out of the legend.
-        for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
-            text.set_parse_math(False)
-            text.set_text(label)
+    columns = min(-(-len(layers) // 3), max(1, (72 if kinds else 110) // (widest + 8)))
+    _key(figure, layers, "outside lower left", columns)
+    _key(figure, kinds, "outside lower right", 1)
+    return max(-(-len(layers) // columns), len(kinds))
+
+
+def _key(figure: Figure, entries: list[tuple[Line2D, str]], loc: Any, columns: int) -> None:
+    legend = figure.legend(
+        [line for line, _ in entries],
+        [str(i) for i in range(len(entries))],
+        loc=loc,
+        ncols=columns,
+        frameon=False,
+    )
+    # Set afterwards: a label that starts with an underscore would be left out of the legend.
+    for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
 
 
 def _line(colour: Any, width: float = 1.3, style: Any = "-") -> Line2D:
@@ -294,12 +301,14 @@ def _line(colour: Any, width: float = 1.3, style: Any = "-") -> Line2D:
     return Line2D([], [], color=colour, linewidth=width, linestyle=style)
 
 
-def _chosen(names: list[str]) -> list[str]:
-    """Return the layers that the legend names: all, or some at even distances with first and last."""
-    if len(names) <= _MOST_NAMES:
-        return names
-    gaps = _MOST_NAMES - 1
-    return [names[round(i * (len(names) - 1) / gaps)] for i in range(_MOST_NAMES)]
+def _labels(names: list[str]) -> dict[str, str]:
+    """Return what the legend calls the layers it names: all, or some at even distances."""
+    count = min(len(names), _MOST_NAMES)
+    depths = [round(i * (len(names) - 1) / max(count - 1, 1)) for i in range(count)]
+    labels = [_readable(names[depth], _LONGEST_NAME) for depth in depths]
+    if len(set(labels)) < count:  # what tells them apart was shortened away
+        labels = [f"{depth + 1}: {label}" for depth, label in zip(depths, labels, strict=True)]
+    return {names[depth]: label for depth, label in zip(depths, labels, strict=True)}
 
 
 def _readable(name: str, longest: int) -> str:
