@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -105,7 +106,7 @@ def takes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
 
 
 def _refusal(logger: Any) -> str:
-    if type(logger).__module__ == "logging" or getattr(logger, "__name__", "") == "logging":
+    if logger is logging or isinstance(logger, (logging.Logger, logging.LoggerAdapter)):
         return (
             f"{_called(logger)} of the standard library logs text, not metrics: pass a callable, for "
             "example lambda step, report: logger.info('step %s: %s', step, report.summary())"
