@@ -43,10 +43,10 @@ class TensorBoardSink(GuardedSink):
     Parameters
     ----------
     target : str, path or object with add_scalar
-        An existing writer (tensorboardX, torch.utils.tensorboard or alike) is used as it is and stays
-        the caller's to close; a folder is written with tensorboardX. In a folder all is on disk when
-        ``write`` returns; a tensorboardX ``SummaryWriter`` hands events to a thread of its own, which may
-        lag behind its ``flush``.
+        A folder is written with tensorboardX, and all of it is on disk when ``write`` returns. An
+        existing writer (tensorboardX, torch.utils.tensorboard or alike) is used as it is and stays
+        the caller's to close. Of the two, a tensorboardX ``SummaryWriter`` writes in a thread of its own:
+        its ``flush`` may lag, and on a full disk it blocks whoever writes to it. Prefer the folder.
     layout : bool
         Whether to add that page; False where the run has a layout of its own, which this would replace.
 

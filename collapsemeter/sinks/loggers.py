@@ -120,6 +120,8 @@ def _refusal(logger: Any) -> str:
 
 
 def _called(logger: Any) -> str:
+    if inspect.ismethod(logger):
+        return f"{type(logger.__self__).__name__}.{logger.__name__}"
     if isinstance(logger, (ModuleType, type)) or inspect.isroutine(logger):
         return str(logger.__name__)
     return type(logger).__name__

@@ -87,7 +87,7 @@ def test_one_failing_destination_does_not_stop_the_others(
     assert theirs.steps == [1, 2]
     assert fan.failures == 6
     names = [str(w.message).split(" could not write step 1: ")[0] for w in recwarn.list]
-    assert names == ["LoggerSink(broken)", "JsonlSink(/dev/full)", "LoggerSink(write)"]
+    assert names == ["LoggerSink(broken)", "JsonlSink(/dev/full)", "LoggerSink(Theirs.write)"]
 
 
 def test_fans_nest_and_close_what_they_opened(tmp_path: Path, report: CollapseReport) -> None:

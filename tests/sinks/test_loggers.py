@@ -235,3 +235,11 @@ def test_what_cannot_be_called_is_refused(thing: Any) -> None:
         TypeError, match=r"cannot be written to.* expected log_metrics\(metrics, step=...\)"
     ):
         LoggerSink(thing)
+
+
+def test_a_callable_without_a_signature_is_given_the_benefit_of_the_doubt(
+    report: CollapseReport,
+) -> None:
+    sink = LoggerSink(max)  # a builtin that inspect cannot read
+    with pytest.warns(RuntimeWarning, match=r"LoggerSink\(max\) could not write step 1: TypeError"):
+        sink.write(1, report)
