@@ -1,0 +1,325 @@
+"""The six panels of Papyan, Han & Donoho 2020, figures 2 to 7, for every layer of a run."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .report import CollapseReport
+from .undefined import REASONS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+History = Sequence[tuple[int, CollapseReport]]
+
+
+class Panel(NamedTuple):
+    """One panel: its title, the metric drawn solid, the one of the head drawn dashed, its scale."""
+
+    title: str
+    metric: str
+    of_head: str | None = None
+    log: bool = False
+
+
+PANELS = (
+    Panel("NC2 · equinorm", "nc2_equinorm", "nc2_equinorm_head"),
+    Panel("NC2 · equiangularity", "nc2_equiangular", "nc2_equiangular_head"),
+    Panel("NC2 · maximal angle", "nc2_max_angle", "nc2_max_angle_head"),
+    Panel("NC3 · self-duality", "nc3_self_duality"),
+    Panel("NC1 · within-class variation", "nc1_pinv", log=True),
+    Panel("NC4 · nearest-centre mismatch", "nc4_mismatch"),
+)
+
+# Vermilion against blues: told apart with every kind of colour blindness, and in grey by width.
+_FINAL = "#D55E00"
+# The head runs on top of the means: where the two agree both must be seen.
+_HEAD = "#1A1A1A"
+_DASHES = (0, (4, 2))
+_ZERO_ERROR = "#555555"
+_MOST_NAMES = 9
+_LONGEST_NAME = 36
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11.0,
+    "axes.titlesize": 12.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "collapsemeter",
+}
+
+
+def plot(
+    history: History,
+    path: str | os.PathLike[str],
+    *,
+    zero_error_epoch: int | None = None,
+    layers: Sequence[str] | None = None,
+    title: str | None = None,
+) -> None:
+    """Draw figures 2 to 7 of the paper for every layer: six panels against epochs.
+
+    Earlier layers are thin and blue, darker with depth; the final layer is thick. Solid lines are the
+    class means, dashed ones the head. A value that is undefined breaks the line; one that was not
+    measured at a step does not.
+
+    Parameters
+    ----------
+    history : sequence of (int, CollapseReport)
+        Epoch and report; all of one phase.
+    path : str or path
+        Ends in ``.svg`` or ``.png``. The same history gives the same bytes.
+    zero_error_epoch : int, optional
+        Where to draw the vertical line at zero training error.
+    layers : sequence of str, optional
+        The layers to draw, all if left out.
+    title : str, optional
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, the phases are mixed, a layer is unknown or the ending is another.
+    ImportError
+        If matplotlib is not installed.
+    OSError
+        If the file cannot be written.
+
+    References
+    ----------
+    Papyan, Han & Donoho 2020, figures 2 to 7.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from collapsemeter import LayerReport
+    >>> history = [(e, CollapseReport({"fc": LayerReport({"nc1_pinv": 0.5**e})})) for e in range(5)]
+    >>> target = Path(tempfile.mkdtemp()) / "collapse.svg"
+    >>> plot(history, target, zero_error_epoch=2)
+    >>> target.stat().st_size > 0
+    True
+    """
+    target = Path(path)
+    if target.suffix.lower() not in (".svg", ".png"):
+        raise ValueError(f"the figure is written as .svg or .png, got {target.name!r}")
+    history = _checked(history)
+    names = _names(history, layers)
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            "drawing the figure needs matplotlib: pip install 'collapsemeter[report]'"
+        ) from error
+    # The caller's own style would make the same history look different from run to run.
+    style: Any = {
+        k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")
+    }
+    with matplotlib.rc_context(style | _STYLE):
+        figure = _draw(history, names, zero_error_epoch, title)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        vector = target.suffix.lower() == ".svg"
+        # Without date and version in the metadata the bytes depend on the history alone.
+        metadata: dict[str, Any] = {"Date": None, "Creator": None} if vector else {"Software": None}
+        figure.savefig(target, dpi=180, metadata=metadata)
+
+
+def _checked(history: History) -> History:
+    """Return the history in the order of its steps."""
+    steps = [(int(step), report) for step, report in history]
+    if not any(report.layers for _, report in steps):
+        raise ValueError("there is nothing to draw: the history holds no layer")
+    phases = sorted({report.phase for _, report in steps})
+    if len(phases) > 1:
+        raise ValueError(
+            f"the history mixes the phases {', '.join(phases)}, which are different quantities: draw "
+            f"one, for example [(e, r) for e, r in history if r.phase == {phases[0]!r}]"
+        )
+    return sorted(steps, key=lambda entry: entry[0])
+
+
+def _names(history: History, layers: Sequence[str] | None) -> list[str]:
+    last = list(history[-1][1])
+    seen = dict.fromkeys(name for _, report in history for name in report)
+    found = [name for name in seen if name not in last] + last
+    if layers is None:
+        return found
+    unknown = [name for name in layers if name not in found]
+    if unknown or not layers:
+        what = (
+            f"no layer is named {', '.join(map(repr, unknown))}" if unknown else "no layer chosen"
+        )
+        raise ValueError(f"{what}; measured: {', '.join(found)}")
+    return [name for name in found if name in layers]
+
+
+def _draw(history: History, names: list[str], zero_error: int | None, title: str | None) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    grid = figure.subplots(2, 3, sharex=True)
+    colours = _colours(names)
+    headed = False
+    for axes, panel in zip(grid.flat, PANELS, strict=True):
+        headed |= _panel(axes, panel, history, names, colours)
+        if zero_error is not None:
+            axes.axvline(zero_error, color=_ZERO_ERROR, linestyle=":", linewidth=1.4, zorder=1)
+    for axes in grid[1]:
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True)
+    if title is not None:
+        figure.suptitle(_readable(title, 90), parse_math=False)
+    rows = _legend(figure, names, colours, zero_error, headed)
+    figure.set_figheight(5.9 + 0.24 * rows)
+    return figure
+
+
+def _colours(names: list[str]) -> dict[str, Any]:
+    from matplotlib import colormaps
+
+    shades = colormaps["Blues"]
+    earlier = len(names) - 1
+    spread = {
+        name: shades(0.35 + 0.6 * depth / max(earlier - 1, 1))
+        for depth, name in enumerate(names[:-1])
+    }
+    return spread | {names[-1]: _FINAL}
+
+
+def _panel(
+    axes: Axes, panel: Panel, history: History, names: list[str], colours: dict[str, Any]
+) -> bool:
+    """Draw one panel; return whether a line of the head is in it."""
+    headed = False
+    for name in names:
+        final = name == names[-1]
+        style = {"color": colours[name], "linewidth": 2.6 if final else 1.3, "markersize": 4.5}
+        _stroke(axes, _points(history, name, panel.metric, panel.log), style)
+        if panel.of_head is not None:
+            style |= {"color": _HEAD if final else colours[name]}
+            style |= {"linewidth": 1.6, "linestyle": _DASHES}
+            headed |= _stroke(axes, _points(history, name, panel.of_head, panel.log), style)
+    axes.set_title(panel.title, loc="left")
+    if not axes.lines:
+        why = _why_missing(history, names[-1], panel.metric)
+        axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes)
+        axes.set_yticks([])
+    elif panel.log:
+        axes.set_yscale("log")
+    else:
+        # From zero, with room for a line that lies on it.
+        top = axes.dataLim.y1 or 1.0
+        axes.set_ylim(-0.025 * top, 1.06 * top)
+        axes.locator_params(axis="y", nbins=5)
+    return headed
+
+
+def _points(history: History, name: str, metric: str, log: bool) -> list[tuple[int, float]]:
+    """Steps at which a metric was measured, with NaN where it has no value that can be drawn."""
+    points = []
+    for step, report in history:
+        value = report[name].get(metric) if name in report else None
+        if value is not None:
+            drawn = math.isfinite(value) and (value > 0 or not log)
+            points.append((step, value if drawn else math.nan))
+    return points
+
+
+def _stroke(axes: Axes, points: list[tuple[int, float]], style: dict[str, Any]) -> bool:
+    """Draw one line; return whether it has a point."""
+    if all(math.isnan(value) for _, value in points):
+        return False
+    steps, values = zip(*points, strict=True)
+    axes.plot(steps, values, marker="o", markevery=_alone(values), **style)
+    return True
+
+
+def _alone(values: Sequence[float]) -> list[int]:
+    """Points with a gap on either side, which a line would not show."""
+    gap = [True, *map(math.isnan, values), True]
+    return [i for i in range(len(values)) if gap[i] and not gap[i + 1] and gap[i + 2]]
+
+
+def _why_missing(history: History, name: str, metric: str) -> str:
+    reasons = [report[name].reason(metric) for _, report in history if name in report]
+    code = next((code for code in reversed(reasons) if code is not None), None)
+    if code is None:
+        return "not measured"
+    return "no value:\n" + "\n".join(textwrap.wrap(REASONS.get(code, code), 26))
+
+
+def _legend(
+    figure: Figure, names: list[str], colours: dict[str, Any], zero_error: int | None, headed: bool
+) -> int:
+    """Put the layers below on the left, what the kinds of line mean on the right; return the rows."""
+    layers = [
+        (_line(colours[name], 2.6 if name == names[-1] else 1.3), label)
+        for name, label in _labels(names).items()
+    ]
+    kinds = []
+    if headed:
+        kinds += [(_line(_FINAL, 2.6), "class means"), (_line(_HEAD, 1.6, _DASHES), "head")]
+    if zero_error is not None:
+        dots = _line(_ZERO_ERROR, 1.4, ":")
+        kinds.append((dots, f"zero training error (epoch {zero_error})"))
+    if len(names) > _MOST_NAMES:
+        kinds.append((_line("none"), f"{len(names)} layers, darker is deeper"))
+    widest = max(len(label) for _, label in layers)
+    columns = min(-(-len(layers) // 3), max(1, (72 if kinds else 110) // (widest + 8)))
+    _key(figure, layers, "outside lower left", columns)
+    _key(figure, kinds, "outside lower right", 1)
+    return max(-(-len(layers) // columns), len(kinds))
+
+
+def _key(figure: Figure, entries: list[tuple[Line2D, str]], loc: Any, columns: int) -> None:
+    legend = figure.legend(
+        [line for line, _ in entries],
+        [str(i) for i in range(len(entries))],
+        loc=loc,
+        ncols=columns,
+        frameon=False,
+    )
+    # Set afterwards: a label that starts with an underscore would be left out of the legend.
+    for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
+
+
+def _line(colour: Any, width: float = 1.3, style: Any = "-") -> Line2D:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linewidth=width, linestyle=style)
+
+
+def _labels(names: list[str]) -> dict[str, str]:
+    """Return what the legend calls the layers it names: all, or some at even distances."""
+    count = min(len(names), _MOST_NAMES)
+    depths = [round(i * (len(names) - 1) / max(count - 1, 1)) for i in range(count)]
+    labels = [_readable(names[depth], _LONGEST_NAME) for depth in depths]
+    if len(set(labels)) < count:  # what tells them apart was shortened away
+        labels = [f"{depth + 1}: {label}" for depth, label in zip(depths, labels, strict=True)]
+    return {names[depth]: label for depth, label in zip(depths, labels, strict=True)}
+
+
+def _readable(name: str, longest: int) -> str:
+    """Return a name as the font can draw it, on one line, shortened in the middle."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    text = "".join(
+        c if c.isprintable() and font.get_char_index(ord(c)) else ascii(c)[1:-1] for c in name
+    )
+    if len(text) > longest:
+        half = (longest - 1) // 2
+        text = f"{text[: longest - 1 - half]}…{text[-half:]}"
+    return text or "(no name)"

@@ -1,0 +1,202 @@
+"""TensorBoard: one curve per metric and layer, and a page that lays them out as in the paper."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from ..report import CollapseReport
+from .guard import GuardedSink
+from .scalars import Scalars
+
+Layout = dict[str, dict[str, list[Any]]]
+
+# Papyan, Han & Donoho 2020: figure by figure, the charts and the metrics drawn in each.
+FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
+    "figure 2: equinorm": {"means": ("nc2_equinorm",), "head": ("nc2_equinorm_head",)},
+    "figure 3: equiangularity": {"means": ("nc2_equiangular",), "head": ("nc2_equiangular_head",)},
+    "figure 4: maximal angle": {"means": ("nc2_max_angle",), "head": ("nc2_max_angle_head",)},
+    "figure 5: self-duality": {"head and means": ("nc3_self_duality",)},
+    "figure 6: within-class variation": {"NC1": ("nc1_pinv",)},
+    "figure 7: nearest class centre": {"mismatch": ("nc4_mismatch",)},
+}
+
+
+class ScalarWriter(Protocol):
+    """What an existing writer must have; its parameters are passed by position."""
+
+    def add_scalar(self, tag: str, value: float, step: int, /) -> object:
+        """Add one point to one curve."""
+
+
+class TensorBoardSink(GuardedSink):
+    """Write each metric of each layer as one curve, tagged ``nc1_pinv/<layer>``.
+
+    An undefined value is a gap. TensorBoard keeps float32: values under 1e-45 read 0 there, the JSON
+    lines keep them. Where the writer can, the first write adds a "Custom Scalars" page with figures 2
+    to 7 of the paper.
+
+    Parameters
+    ----------
+    target : str, path or object with add_scalar
+        A folder is written with tensorboardX, and all of it is on disk when ``write`` returns. An
+        existing writer (tensorboardX, torch.utils.tensorboard or alike) is used as it is and stays
+        the caller's to close. Of the two, a tensorboardX ``SummaryWriter`` writes in a thread of its own:
+        its ``flush`` may lag, and on a full disk it blocks whoever writes to it. Prefer the folder.
+    layout : bool
+        Whether to add that page; False where the run has a layout of its own, which this would replace.
+
+    Raises
+    ------
+    TypeError
+        If the target is neither a path nor has ``add_scalar``.
+    ImportError
+        If a folder is given and tensorboardX is not installed.
+    OSError
+        If the folder cannot be made or written.
+
+    References
+    ----------
+    Papyan, Han & Donoho 2020, figures 2 to 7.
+
+    Examples
+    --------
+    >>> from collapsemeter import LayerReport
+    >>> class Writer:
+    ...     def add_scalar(self, tag, value, step):
+    ...         print(tag, value, step)
+    >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25, "nc2_equinorm": math.nan})})
+    >>> TensorBoardSink(Writer()).write(1, report)
+    nc1_pinv/fc 0.25 1
+    """
+
+    def __init__(
+        self, target: str | os.PathLike[str] | ScalarWriter, *, layout: bool = True
+    ) -> None:
+        self._owned: EventFile | None = None
+        self._writer: Any = target
+        if isinstance(target, (str, os.PathLike)):
+            self.name = f"TensorBoardSink({os.fspath(target)})"
+            self._writer = self._owned = EventFile(target)
+        elif callable(getattr(target, "add_scalar", None)):
+            self.name = f"TensorBoardSink({type(target).__name__})"
+        else:
+            raise TypeError(
+                f"TensorBoardSink takes a folder or a writer with add_scalar, got {target!r}"
+            )
+        self._scalars = Scalars(self.name)
+        self._layout_due = layout and hasattr(self._writer, "add_custom_scalars")
+
+    def _write(self, step: int, report: CollapseReport) -> None:
+        for tag, value in self._scalars.of(report).items():
+            if math.isfinite(value):
+                self._writer.add_scalar(tag, value, step)
+        # After the curves: a writer that cannot take the page has them all the same.
+        if self._layout_due and report.layers:
+            self._layout_due = False
+            self._writer.add_custom_scalars(self._layout(report))
+        if hasattr(self._writer, "flush"):
+            self._writer.flush()
+
+    def _layout(self, report: CollapseReport) -> Layout:
+        def tags(metrics: tuple[str, ...]) -> list[str]:
+            # A layer without a head has no such curve and would be an empty entry in the legend.
+            return [
+                self._scalars.tag(metric, name)
+                for metric in metrics
+                for name, layer in report.items()
+                if layer.reasons.get(metric) != "no_head"
+            ]
+
+        return {
+            figure: {
+                chart: ["Multiline", tags(metrics)]
+                for chart, metrics in charts.items()
+                if tags(metrics)
+            }
+            for figure, charts in FIGURES.items()
+        }
+
+    def close(self) -> None:
+        """Close the file of a folder; a writer that was passed stays open, it is its owner's."""
+        if self._owned is not None:
+            self._attempt("close", self._owned.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class EventFile:
+    """One event file in a folder, written where it is called.
+
+    tensorboardX's own ``SummaryWriter`` writes in a thread: when the disk is full that thread dies, and
+    the training blocks for good on its queue. Here the error reaches the caller instead.
+
+    Parameters
+    ----------
+    folder : str or path
+
+    Raises
+    ------
+    ImportError
+        If tensorboardX is not installed.
+    OSError
+        If the folder cannot be made or written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> file = EventFile(folder)
+    >>> file.add_scalar("nc1_pinv/fc", 0.5, 1); file.flush(); file.close()
+    >>> len(os.listdir(folder))
+    1
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        try:
+            from tensorboardX import summary
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event
+        except ImportError as error:
+            raise ImportError(
+                f"writing TensorBoard events to {os.fspath(folder)!r} needs tensorboardX: "
+                "pip install 'collapsemeter[tensorboard]', or pass a writer that you have"
+            ) from error
+        self._summary, self._event, self._closed = summary, Event, False
+        path = Path(folder).absolute()
+        # The name holds whole seconds: without a suffix a second sink of that second erases the first.
+        suffix = f".{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(path / "events"), suffix)
+        except OSError as error:
+            raise type(error)(f"cannot write in {path}: {error.strerror or error}") from error
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Add one point to one curve."""
+        self._add(self._summary.scalar(tag, value), step)
+
+    def add_custom_scalars(self, layout: Layout) -> None:
+        """Add the page that groups curves into charts."""
+        self._add(self._summary.custom_scalars(layout), 0)
+
+    def _add(self, summary: Any, step: int) -> None:
+        self._file.write_event(self._event(summary=summary, step=step, wall_time=time.time()))
+
+    def flush(self) -> None:
+        """Force to disk what was added."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close; closing twice is fine, writing after it an error."""
+        if not self._closed:
+            self._closed = True
+            self._file.close()

@@ -1,0 +1,63 @@
+"""JSON lines: the float64 record of a run, with the reason of every value that is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any
+
+from ..report import CollapseReport, LayerReport
+from .append import AppendedFile
+from .guard import GuardedSink
+
+
+class JsonlSink(GuardedSink):
+    """Append one line of strict JSON per report, the values in float64.
+
+    A line holds ``step``, ``phase``, ``warnings`` and, per layer, ``metrics`` (null where undefined),
+    ``reasons`` and ``flags``. Vectors and per-class values stay in the report (`CollapseReport.to_json`).
+
+    Parameters
+    ----------
+    path : str or path
+        Made with its folder; an existing file is continued.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened for appending.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.jsonl"
+    >>> sink = JsonlSink(path)
+    >>> sink.write(1, CollapseReport({"fc": LayerReport({"nc1_pinv": 1e-46})}))
+    >>> json.loads(path.read_text())["layers"]["fc"]["metrics"]
+    {'nc1_pinv': 1e-46}
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = f"JsonlSink({os.fspath(path)})"
+        self._file = AppendedFile(path)
+
+    def _write(self, step: int, report: CollapseReport) -> None:
+        record = {
+            "step": step,
+            "phase": report.phase,
+            "warnings": list(report.warnings),
+            "layers": {name: _layer(layer) for name, layer in report.items()},
+        }
+        self._file.append(json.dumps(record, allow_nan=False) + "\n")
+
+
+def _layer(layer: LayerReport) -> dict[str, Any]:
+    values = {name: float(value) for name, value in layer.items()}
+    gaps = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
+    return {
+        "metrics": {name: None if name in gaps else value for name, value in values.items()},
+        # A gap that has no reason code says at least which of nan, inf and -inf it was.
+        "reasons": gaps | layer.reasons,
+        "flags": list(layer.flags),
+    }

@@ -1,0 +1,127 @@
+"""Experiment trackers and callables, taken by what they can do: none of them is a dependency."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from ..report import CollapseReport
+from .guard import GuardedSink
+from .scalars import Scalars
+
+
+class LoggerSink(GuardedSink):
+    """Hand the scalars of each report to a logger, or the report itself to a callable.
+
+    =============================  =========================================================
+    the logger has                 it is called as
+    =============================  =========================================================
+    ``log_metrics(metrics, step)`` ``log_metrics(scalars, step=step)``: Lightning, MLflow, Comet
+    ``write_scalars``              ``write_scalars(step, scalars)``: CLU
+    ``log`` that takes a step      ``log(scalars, step=step)``: W&B
+    ``log`` that takes none        ``log(scalars)``: the Hugging Face Trainer has its own step
+    only a call                    ``logger(step, report)``
+    =============================  =========================================================
+
+    Scalars are plain floats under tags like ``nc1_pinv/fc``; every key is there from the first write on,
+    NaN where the value is undefined. W&B drops a step that is lower than one it has seen: pass the
+    count of steps that the rest of the run is logged with.
+
+    Parameters
+    ----------
+    logger : object
+
+    Raises
+    ------
+    TypeError
+        If the logger can be called in none of these ways.
+
+    Examples
+    --------
+    >>> from collapsemeter import LayerReport
+    >>> class Run:
+    ...     def log(self, data, step=None, commit=None):
+    ...         print(step, data)
+    >>> LoggerSink(Run()).write(1, CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}))
+    1 {'nc1_pinv/fc': 0.25}
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self.name = f"LoggerSink({_called(logger)})"
+        self._logger = logger
+        self._method = _method(logger)
+        self._scalars = Scalars(self.name)
+
+    def _write(self, step: int, report: CollapseReport) -> None:
+        if self._method is None:
+            self._logger(step, report)
+            return
+        # Looked up at each write: wandb.log is another function after wandb.init().
+        method = getattr(self._logger, self._method)
+        scalars = self._scalars.of(report)
+        if self._method == "write_scalars":
+            method(step, scalars)
+        elif takes(method, {}, step=0):
+            method(scalars, step=step)
+        else:
+            method(scalars)
+
+
+def _method(logger: Any) -> str | None:
+    """Return the name of the method to call, or None for the logger itself."""
+    if _can(logger, "log_metrics", {}, step=0):
+        return "log_metrics"
+    if _can(logger, "write_scalars", 0, {}):
+        return "write_scalars"
+    if _can(logger, "log", {}, step=0) or _can(logger, "log", {}):
+        return "log"
+    if callable(logger) and not isinstance(logger, type) and takes(logger, 0, {}):
+        return None
+    raise TypeError(_refusal(logger))
+
+
+def _can(logger: Any, method: str, *args: Any, **kwargs: Any) -> bool:
+    function = getattr(logger, method, None)
+    return callable(function) and takes(function, *args, **kwargs)
+
+
+def takes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Whether a call with these arguments fits: one name means different things in two libraries.
+
+    Examples
+    --------
+    >>> takes(lambda split, metrics: None, {}, step=0)
+    False
+    """
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # a function of an extension may have no signature to read
+        return True
+    return True
+
+
+def _refusal(logger: Any) -> str:
+    if logger is logging or isinstance(logger, (logging.Logger, logging.LoggerAdapter)):
+        return (
+            f"{_called(logger)} of the standard library logs text, not metrics: pass a callable, for "
+            "example lambda step, report: logger.info('step %s: %s', step, report.summary())"
+        )
+    hint = ": pass its `logger`" if hasattr(logger, "logger") else ""
+    return (
+        f"{_called(logger)} cannot be written to{hint}; expected log_metrics(metrics, step=...), "
+        "write_scalars(step, scalars), log(metrics, step=...), log(metrics) or a callable of "
+        "(step, report)"
+    )
+
+
+def _called(logger: Any) -> str:
+    if inspect.ismethod(logger):
+        return f"{type(logger.__self__).__name__}.{logger.__name__}"
+    if isinstance(logger, (ModuleType, type)) or inspect.isroutine(logger):
+        return str(logger.__name__)
+    return type(logger).__name__

@@ -1,0 +1,245 @@
+"""Loggers, as tiny objects with the exact signatures of the libraries they stand for."""
+
+from __future__ import annotations
+
+import logging
+import math
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from collapsemeter import METRICS, CollapseReport, LayerReport
+from collapsemeter.sinks import LoggerSink
+
+Calls = list[tuple[dict[str, float], Any]]
+
+
+class Lightning:
+    """lightning.pytorch.loggers.Logger."""
+
+    def __init__(self) -> None:
+        self.calls: Calls = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.calls.append((dict(metrics), step))
+
+
+class Comet:
+    """comet_ml.Experiment: the second parameter is no step."""
+
+    def __init__(self) -> None:
+        self.calls: Calls = []
+
+    def log_metrics(
+        self, dic: Any, prefix: Any = None, step: Any = None, epoch: Any = None
+    ) -> None:
+        assert prefix is None
+        self.calls.append((dic, step))
+
+
+class WandbRun:
+    """wandb.Run."""
+
+    def __init__(self) -> None:
+        self.calls: Calls = []
+
+    def log(
+        self, data: dict[str, Any], step: int | None = None, commit: bool | None = None
+    ) -> None:
+        self.calls.append((data, step))
+
+
+class Trainer:
+    """transformers.Trainer: two methods of these names, neither with a step, one of another meaning."""
+
+    def __init__(self) -> None:
+        self.calls: Calls = []
+
+    def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
+        raise AssertionError("prints a table of a split")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        assert start_time is None
+        self.calls.append((logs, "own"))
+
+
+class Clu:
+    """clu.metric_writers.MetricWriter."""
+
+    def __init__(self) -> None:
+        self.calls: Calls = []
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        self.calls.append((dict(scalars), step))
+
+
+def mlflow_module() -> Any:
+    module = types.ModuleType("mlflow")
+    calls: Calls = []
+
+    def log_metrics(
+        metrics: dict[str, float],
+        step: int | None = None,
+        synchronous: bool | None = None,
+        run_id: str | None = None,
+        timestamp: int | None = None,
+    ) -> None:
+        assert synchronous is run_id is timestamp is None
+        calls.append((metrics, step))
+
+    module.log_metrics, module.calls = log_metrics, calls  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "step"),
+    [(Lightning, 7), (Comet, 7), (WandbRun, 7), (mlflow_module, 7), (Clu, 7), (Trainer, "own")],
+)
+def test_each_library_is_called_its_own_way(report: CollapseReport, make: Any, step: Any) -> None:
+    logger = make()
+    sink = LoggerSink(logger)
+    sink.write(7, report)
+    assert sink.failures == 0
+    ((scalars, seen),) = logger.calls
+    assert seen == step
+    assert scalars["nc1_pinv/fc"] == report["fc"]["nc1_pinv"]
+    assert {type(value) for value in scalars.values()} == {float}
+    measured = {f"{metric}/{name}" for name, layer in report.items() for metric in layer}
+    assert set(scalars) == measured | {"ncc_accuracy/conv1"}
+    assert math.isnan(scalars["ncc_accuracy/conv1"])  # for want of decisions, which may yet come
+
+
+def test_wandb_as_a_module_is_looked_up_at_each_write(report: CollapseReport) -> None:
+    """wandb.log is replaced by wandb.init()."""
+    wandb: Any = types.ModuleType("wandb")
+
+    def before_init(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("You must call wandb.init() before wandb.log()")
+
+    wandb.log = before_init
+    sink = LoggerSink(wandb)
+    run = WandbRun()
+    wandb.log = run.log
+    sink.write(1, report)
+    assert [step for _, step in run.calls] == [1]
+
+
+def test_every_key_is_there_from_the_first_write_on(
+    undefined_report: CollapseReport, report: CollapseReport
+) -> None:
+    logger = Lightning()
+    sink = LoggerSink(logger)
+    for step, each in enumerate((undefined_report, report, CollapseReport({"fc": report["fc"]}))):
+        sink.write(step, each)
+    keys = [list(scalars) for scalars, _ in logger.calls]
+    assert keys[0] == keys[1] == keys[2]
+    first, second, third = (scalars["nc1_pinv/conv1"] for scalars, _ in logger.calls)
+    assert math.isnan(first)
+    assert second == report["conv1"]["nc1_pinv"]
+    assert math.isnan(third)
+
+
+def test_a_metric_that_waits_for_decisions_has_its_key_already(report: CollapseReport) -> None:
+    values = {k: v for k, v in report["fc"].items() if not k.startswith("nc4")}
+    waiting = LayerReport(values, {"nc4_mismatch": "no_decisions", "nc3_cosine": "no_head"})
+    logger = Lightning()
+    LoggerSink(logger).write(1, CollapseReport({"fc": waiting}))
+    ((scalars, _),) = logger.calls
+    assert math.isnan(scalars["nc4_mismatch/fc"])
+    assert "nc4_agreement/fc" not in scalars
+
+
+def test_a_metric_of_ones_own_comes_after_the_known_ones() -> None:
+    logger = Lightning()
+    layer = LayerReport({"my_metric": 1.0, "nc1_pinv": 0.5})
+    LoggerSink(logger).write(1, CollapseReport({"fc": layer}))
+    assert list(logger.calls[0][0]) == ["nc1_pinv/fc", "my_metric/fc"]
+    assert "my_metric" not in METRICS
+
+
+def test_a_callable_gets_the_report(report: CollapseReport) -> None:
+    seen: list[Any] = []
+    LoggerSink(lambda step, report: seen.append((step, report))).write(3, report)
+    assert seen == [(3, report)]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no run"), KeyError("x"), OSError(28, "No space left")]
+)
+def test_a_logger_that_raises_warns_once(
+    report: CollapseReport, error: Exception, recwarn: pytest.WarningsRecorder
+) -> None:
+    class Broken:
+        def log(self, data: dict[str, Any], step: int | None = None) -> None:
+            raise error
+
+    sink = LoggerSink(Broken())
+    for step in range(4):
+        sink.write(step, report)
+    assert sink.failures == 4
+    (warning,) = recwarn.list
+    assert str(warning.message).startswith(
+        f"LoggerSink(Broken) could not write step 0: {type(error).__name__}: {error}. Training goes on"
+    )
+
+
+def test_an_interrupt_is_not_swallowed(report: CollapseReport) -> None:
+    def interrupted(step: int, report: CollapseReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LoggerSink(interrupted).write(1, report)
+
+
+@pytest.mark.parametrize(
+    "logger", [logging.getLogger("x"), logging, logging.LoggerAdapter(logging.getLogger("x"), {})]
+)
+def test_the_standard_logger_is_refused_with_what_to_do(logger: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        LoggerSink(logger)
+    assert str(caught.value).endswith(
+        "of the standard library logs text, not metrics: pass a callable, for example "
+        "lambda step, report: logger.info('step %s: %s', step, report.summary())"
+    )
+
+
+def test_a_subclass_of_the_standard_logger_is_refused_too() -> None:
+    class Own(logging.Logger):
+        pass
+
+    with pytest.raises(TypeError, match="Own of the standard library logs text"):
+        LoggerSink(Own("x"))
+
+
+class LightningModule:
+    """lightning.pytorch.LightningModule: its log takes one name and one value."""
+
+    logger = Lightning()
+
+    def log(self, name: str, value: float, prog_bar: bool = False) -> None:
+        raise AssertionError
+
+
+def test_a_log_of_another_meaning_is_refused() -> None:
+    with pytest.raises(
+        TypeError, match=r"LightningModule cannot be written to: pass its `logger`; expected"
+    ):
+        LoggerSink(LightningModule())
+
+
+@pytest.mark.parametrize("thing", [3, None, LightningModule, lambda: None])
+def test_what_cannot_be_called_is_refused(thing: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"cannot be written to.* expected log_metrics\(metrics, step=...\)"
+    ):
+        LoggerSink(thing)
+
+
+def test_a_callable_without_a_signature_is_given_the_benefit_of_the_doubt(
+    report: CollapseReport,
+) -> None:
+    sink = LoggerSink(max)  # a builtin that inspect cannot read
+    with pytest.warns(RuntimeWarning, match=r"LoggerSink\(max\) could not write step 1: TypeError"):
+        sink.write(1, report)
