@@ -68,9 +68,17 @@ def report(
         if name not in meter.selection.layers and name != meter.selection.head
     ]
     watched = [*meter.selection.layers, *([meter.selection.head] if meter.selection.head else [])]
+    skipped = meter.skipped
     for name in watched:
         is_head = name == meter.selection.head
         states = _states_of(store, name)
+        if (
+            meter.selection.automatic
+            and not is_head
+            and _feeds_head(meter.selection, store, states)
+        ):
+            skipped[name] = f"its output is the input of {meter.selection.head}"
+            continue
         for call, state in states.items():
             shown = name if len(states) == 1 else f"{name}#{call}"
             layer, notes = _layer(meter, store, name, call, state, phase, head if is_head else None)
@@ -84,7 +92,7 @@ def report(
     return CollapseReport(
         layers=layers,
         phase=phase,
-        skipped=meter.skipped,
+        skipped=skipped,
         warnings=tuple(warnings),
         provenance={
             "framework": f"torch {torch.__version__}",
@@ -106,6 +114,21 @@ def _states_of(store: Store, name: str) -> dict[int, LayerState | None]:
             break
         states[call] = state
     return states or {0: None}
+
+
+def _feeds_head(selection: Selection, store: Store, states: dict[int, LayerState | None]) -> bool:
+    """Whether a layer chosen automatically gave just what the head was given, up to rounding.
+
+    Only the numbers tell: between a block and the head there may be a pool, a flatten or a function.
+    """
+    layer = states[0]
+    head = None if selection.head is None else store.layers.get((selection.head, 0))
+    if layer is None or head is None or len(states) > 1 or layer.width != head.width:
+        return False
+    a, b = layer.sums, head.sums
+    means = [part.shift + part.sums / part.counts.clamp(min=1)[:, None] for part in (a, b)]
+    close = torch.allclose(means[0], means[1], rtol=1e-4, atol=1e-5 * float(means[1].abs().max()))
+    return close and torch.equal(a.counts, b.counts) and _seen(layer) > 0
 
 
 def _seen(state: LayerState) -> int:
