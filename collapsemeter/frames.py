@@ -85,6 +85,22 @@ def unit_rows(frame: Floats, code: str) -> Floats:
     return frame / norms[:, None]
 
 
+def centred_rows(frame: Floats) -> Floats:
+    """Return the rows less their mean; zeros where only round-off is left of them.
+
+    Examples
+    --------
+    >>> centred_rows(np.full((3, 1), 0.1))
+    array([[0.],
+           [0.],
+           [0.]])
+    """
+    centred: Floats = frame - frame.mean(axis=0)
+    if row_norms(centred).max() <= 16 * EPS64 * row_norms(frame).max():
+        return np.zeros_like(frame)
+    return centred
+
+
 def row_norms(frame: Floats) -> Floats:
     """Return the Euclidean norm of every row, (C,)."""
     return np.asarray(np.linalg.norm(frame, axis=1))

@@ -83,9 +83,15 @@ class ClassGeometry:
         centred: Floats = relative - self.weights(self._center) @ relative
         if not np.isfinite(centred).all():
             raise Undefined("nonfinite_statistics")
-        if np.linalg.norm(centred) <= 16 * EPS64 * np.linalg.norm(self.means):
+        if row_norms(centred).max() <= self.resolution:
             raise Undefined("no_between_class_scatter")
         return centred
+
+    @cached_property
+    def resolution(self) -> float:
+        """Distance below which two class means are equal: the round-off of a mean of such rows."""
+        spread = np.sqrt(self.traces / self.counts)
+        return 16 * EPS64 * float((row_norms(self.means) + spread).max())
 
     @cached_property
     def norms(self) -> Floats:

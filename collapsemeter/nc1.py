@@ -93,7 +93,7 @@ def nc1_cdnv(geometry: ClassGeometry) -> float:
     total = 0.0
     for a, b in pair_tiles(geometry.num_present):
         distances = upper_pairs(squared_distances(means[a], means[b]), a, b)
-        if not (distances > 0).all():
+        if not (distances > geometry.resolution**2).all():
             raise Undefined("coincident_class_means")
         total += float((upper_pairs(spread[a][:, None] + spread[b], a, b) / distances).sum())
     pairs = geometry.num_present * (geometry.num_present - 1) / 2

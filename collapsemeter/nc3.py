@@ -30,7 +30,7 @@ class Head:
     Raises
     ------
     ValueError
-        If the shapes are not (C, d) and (C,), or a value is not finite.
+        If the shapes are not (C, d) and (C,).
 
     Examples
     --------
@@ -65,6 +65,11 @@ class Head:
         half = np.ravel(np.asarray(weight, np.float64)) / 2
         shift = float(np.ravel(np.asarray(bias, np.float64))[0]) / 2
         return cls(np.stack([-half, half]), [-shift, shift])
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value is NaN or Inf."""
+        return bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
 
     def logits(self, features: npt.ArrayLike) -> Floats:
         """Return W h + b for every row, (N, C)."""
@@ -110,9 +115,10 @@ def nc3_etf_error(weight: Floats, means: Floats) -> float:
     >>> nc3_etf_error(simplex_etf(3, 4), 2 * simplex_etf(3, 4)) < 1e-14
     True
     """
+    _norm(weight)
     error = gram_distance(weight, means, "simplex")
     if math.isnan(error):
-        raise Undefined("zero_head")
+        raise Undefined("head_orthogonal_to_means")
     return error
 
 

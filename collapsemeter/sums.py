@@ -151,7 +151,7 @@ def update(
     xp : Namespace
         The operations of the arrays' framework.
     propagate : bool
-        Let a non-finite row make its own class NaN instead of leaving it out.
+        Count a non-finite row and let it make its own class NaN, instead of leaving it out.
 
     Returns
     -------
@@ -167,8 +167,8 @@ def update(
     """
     num_classes = sums.counts.shape[0]
     rows = xp.to_float(rows)
-    known = (labels >= 0) & (labels < num_classes)
-    ignored = labels == ignore_index
+    ignored = labels == ignore_index  # it may be a class's number, such as a padding token's
+    known = (labels >= 0) & (labels < num_classes) & ~ignored
     finite = xp.finite_rows(rows)
     used = known & finite
     # `where`, not a product with a mask: 0 * NaN is NaN.
@@ -176,7 +176,9 @@ def update(
     # Rows that are left out go to an extra class, so that shapes do not depend on the data.
     bins = xp.where(used, labels, num_classes)
 
-    count = xp.class_counts(bins, num_classes)
+    count = xp.class_counts(
+        xp.where(known, labels, num_classes) if propagate else bins, num_classes
+    )
     total = xp.class_sum(rows, bins, num_classes)
     first = (sums.counts == 0) & (count > 0)
     divisor = xp.to_float(xp.where(count > 0, count, 1))[:, None]
@@ -284,8 +286,13 @@ class Numpy(OneHotNumpy):
 NUMPY = Numpy()
 
 
-def init(num_classes: int, width: int, kind: ScatterKind) -> Sums:
-    """Return empty sums in NumPy float64.
+def init(
+    num_classes: int,
+    width: int,
+    kind: ScatterKind,
+    dtype: type[np.floating[Any]] = np.float64,
+) -> Sums:
+    """Return empty sums in NumPy.
 
     Parameters
     ----------
@@ -293,6 +300,8 @@ def init(num_classes: int, width: int, kind: ScatterKind) -> Sums:
         C and d.
     kind : {"class", "pooled", "trace"}
         Which scatter is kept.
+    dtype : type
+        What the sums are kept in: that of the namespace which updates them.
 
     Examples
     --------
@@ -303,10 +312,10 @@ def init(num_classes: int, width: int, kind: ScatterKind) -> Sums:
     zero = np.int64(0)
     return Sums(
         counts=np.zeros(num_classes, np.int64),
-        shift=np.zeros((num_classes, width)),
-        sums=np.zeros((num_classes, width)),
-        squares=np.zeros(num_classes),
-        scatter=None if shape is None else np.zeros(shape),
+        shift=np.zeros((num_classes, width), dtype),
+        sums=np.zeros((num_classes, width), dtype),
+        squares=np.zeros(num_classes, dtype),
+        scatter=None if shape is None else np.zeros(shape, dtype),
         ignored=zero,
         nonfinite=zero,
         invalid=zero,
