@@ -111,7 +111,7 @@ class ClassGeometry:
     @cached_property
     def pairs(self) -> PairStatistics:
         """Statistics over pairs of class means."""
-        return pair_statistics(self.units)
+        return pair_statistics(self.units, self.resolution / float(self.norms.min()))
 
     def spectrum(self, between: Weighting) -> Spectrum:
         r"""SVD of :math:`\operatorname{diag}(w)^{1/2} M`, whose squares are the eigenvalues of S_B."""
