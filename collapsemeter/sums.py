@@ -179,10 +179,14 @@ def update(
     count = xp.class_counts(
         xp.where(known, labels, num_classes) if propagate else bins, num_classes
     )
-    total = xp.class_sum(rows, bins, num_classes)
+    # Class means as differences from the batch's mean: a long sum of large numbers has few digits,
+    # and a shift that is off by more than the spread of its class costs the scatter its own.
+    kept = xp.count(used)
+    origin = rows.sum(0) / xp.to_float(xp.where(kept > 0, kept, 1))
+    total = xp.class_sum(xp.where(used[:, None], rows - origin, 0.0), bins, num_classes)
     first = (sums.counts == 0) & (count > 0)
     divisor = xp.to_float(xp.where(count > 0, count, 1))[:, None]
-    shift = xp.assign(sums.shift, xp.where(first[:, None], total / divisor, sums.shift))
+    shift = xp.assign(sums.shift, xp.where(first[:, None], origin + total / divisor, sums.shift))
 
     residuals = xp.where(used[:, None], rows - xp.rows_of(shift, bins), 0.0)
     residual_sum = xp.class_sum(residuals, bins, num_classes)
@@ -255,7 +259,8 @@ class OneHotNumpy:
     def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
         num_classes, width, _ = total.shape
         spread = self.one_hot(labels, num_classes)[:, :, None] * rows[:, None, :]
-        return total + (spread.reshape(len(rows), -1).T @ rows).reshape(num_classes, width, width)
+        flat = spread.reshape(len(rows), num_classes * width)
+        return total + (flat.T @ rows).reshape(num_classes, width, width)
 
 
 class Numpy(OneHotNumpy):
