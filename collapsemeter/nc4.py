@@ -51,7 +51,18 @@ class Decisions:
     sampled: bool
 
     def merge(self, other: Self) -> Self:
-        """Return the decisions on both sets of rows."""
+        """Return the decisions on both sets of rows.
+
+        Raises
+        ------
+        ValueError
+            If they are about different numbers of classes.
+        """
+        if self.rows.shape != other.rows.shape:
+            raise ValueError(
+                f"decisions about {len(self.rows)} classes and about {len(other.rows)}: "
+                "merge only those of the same layer"
+            )
         known = self.agree is not None and other.agree is not None
         return type(self)(
             self.rows + other.rows,
@@ -244,4 +255,6 @@ def wilson_interval(successes: int, rows: int, z: float = 1.959963984540054) -> 
     centre = share + z**2 / (2 * rows)
     half = z * math.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)
     scale = 1 + z**2 / rows
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+    # At 0 and 1 the ends are the share itself, which rounding may miss by a hair.
+    low, high = min((centre - half) / scale, share), max((centre + half) / scale, share)
+    return max(low, 0.0), min(high, 1.0)
