@@ -40,7 +40,9 @@ def test_writes_makes_folders_and_replaces(tmp_path):
 
 @pytest.mark.parametrize(("call", "nth"), [("fsync", 1), ("fsync", 2), ("replace", 1)])
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_failing_system_call_leaves_the_old_file_or_the_new(tmp_path, monkeypatch, call, nth, exists):
+def test_a_failing_system_call_leaves_the_old_file_or_the_new(
+    tmp_path, monkeypatch, call, nth, exists
+):
     target = tmp_path / "file"
     if exists:
         target.write_bytes(OLD)

@@ -20,7 +20,9 @@ def test_integers_of_any_width(dtype):
     np.testing.assert_array_equal(labels, [0, 2, 1])
 
 
-@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=20), dtype=st.sampled_from("?bBhifd"))
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=20), dtype=st.sampled_from("?bBhifd")
+)
 def test_one_hot_of_any_dtype_names_the_class(labels, dtype):
     one_hot = np.eye(5)[labels].astype(dtype)
     np.testing.assert_array_equal(class_labels(one_hot, 5), labels)
@@ -75,7 +77,11 @@ def test_no_rows_have_no_labels(labels):
     [
         (ROWS, [0, 1], r"features have shape \(3, 2\) and labels \(2,\): pass one label per row"),
         (ROWS, [[0, 1], [1, 0], [1, 1]], r"labels \(3, 2\)"),
-        (ROWS[0], [0, 1], r"features have shape \(2,\) and dtype float64: pass one row of real numbers"),
+        (
+            ROWS[0],
+            [0, 1],
+            r"features have shape \(2,\) and dtype float64: pass one row of real numbers",
+        ),
         (ROWS[None], [0], r"features have shape \(1, 3, 2\)"),
         (ROWS * 1j, [0, 1, 2], "dtype complex128"),
         (ROWS.astype(object), [0, 1, 2], "dtype object"),

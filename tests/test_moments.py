@@ -23,7 +23,12 @@ def rows_and_labels(seed, N=60, C=4, d=3, std=1.0, offset=0.0):
 def assert_same(a: ClassMoments, b: ClassMoments, scale: float = 1.0) -> None:
     """Equal to round-off: n eps of the squares summed, about 100 of size ``scale`` here."""
     np.testing.assert_array_equal(a.counts, b.counts)
-    assert (a.kind, a.phase, a.feature_dtype, a.shards) == (b.kind, b.phase, b.feature_dtype, b.shards)
+    assert (a.kind, a.phase, a.feature_dtype, a.shards) == (
+        b.kind,
+        b.phase,
+        b.feature_dtype,
+        b.shards,
+    )
     assert (a.ignored, a.nonfinite) == (b.ignored, b.nonfinite)
     np.testing.assert_allclose(a.means, b.means, rtol=1e-14, atol=1e-14)
     np.testing.assert_allclose(a.traces, b.traces, rtol=1e-12, atol=1e-13 * scale)
@@ -138,8 +143,13 @@ def test_between_class_differences_survive_an_offset():
     rng = np.random.default_rng(1)
     labels = np.arange(900) % 3
     grid = 2.0**-32  # representable at 1e6
-    rows = 1e6 + (np.array([[0, 40], [25, -30], [-40, 0]])[labels] + rng.integers(-3, 4, (900, 2))) * grid
-    parts = [ClassMoments.from_batch(rows[i : i + 9], labels[i : i + 9], 3) for i in range(0, 900, 9)]
+    rows = (
+        1e6
+        + (np.array([[0, 40], [25, -30], [-40, 0]])[labels] + rng.integers(-3, 4, (900, 2))) * grid
+    )
+    parts = [
+        ClassMoments.from_batch(rows[i : i + 9], labels[i : i + 9], 3) for i in range(0, 900, 9)
+    ]
     small = (rows - 1e6) / grid  # the same geometry without an offset, exactly
     # Means are equal below about thirty ulps of the offset, 4e-9: these are 1e-8 apart.
     expected = cm.measure(ClassMoments.from_batch(small, labels, 3))
@@ -156,7 +166,9 @@ def test_coarsen_keeps_the_sum_and_the_trace():
     assert trace.scatter is None
     assert m.coarsen("class") is m
     for kind, coarse in (("pooled", trace), ("class", trace), ("class", pooled)):
-        with pytest.raises(ValueError, match=f"a '{coarse.kind}' scatter was kept: '{kind}' cannot be"):
+        with pytest.raises(
+            ValueError, match=f"a '{coarse.kind}' scatter was kept: '{kind}' cannot be"
+        ):
             coarse.coarsen(kind)
     for kind in KINDS:
         direct = ClassMoments.from_batch(*rows_and_labels(4), 4, scatter=kind)
@@ -166,12 +178,16 @@ def test_coarsen_keeps_the_sum_and_the_trace():
 def test_what_must_not_merge_says_why():
     rows, labels = rows_and_labels(5)
     m = ClassMoments.from_batch(rows, labels, 4, shard="part-3")
-    with pytest.raises(ValueError, match="shard 'part-3' is in both states: it would be counted twice"):
+    with pytest.raises(
+        ValueError, match="shard 'part-3' is in both states: it would be counted twice"
+    ):
         m.merge(m)
     live = ClassMoments.from_batch(rows, labels, 4, phase="live")
     with pytest.raises(ValueError, match="one state is 'frozen-eval' and the other 'live'"):
         m.merge(live)
-    with pytest.raises(ValueError, match=r"\(classes, width\) \(4, 3\) and \(5, 3\): merge only the same"):
+    with pytest.raises(
+        ValueError, match=r"\(classes, width\) \(4, 3\) and \(5, 3\): merge only the same"
+    ):
         m.merge(ClassMoments.empty(5, 3))
     with pytest.raises(ValueError, match="merge_all got no state"):
         ClassMoments.merge_all([])
@@ -179,7 +195,10 @@ def test_what_must_not_merge_says_why():
 
 def test_merged_states_remember_the_coarsest_dtype_in_any_order():
     rows, labels = rows_and_labels(6)
-    states = [ClassMoments.from_batch(rows.astype(t), labels, 4) for t in (np.float16, np.float64, np.float32)]
+    states = [
+        ClassMoments.from_batch(rows.astype(t), labels, 4)
+        for t in (np.float16, np.float64, np.float32)
+    ]
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         assert ClassMoments.merge_all([states[i] for i in order]).feature_dtype == "float16"
     swapped = rows.astype(np.dtype("f4").newbyteorder())
@@ -202,7 +221,9 @@ def test_shapes_and_phase_are_checked():
     means = np.zeros((2, 3))
     with pytest.raises(ValueError, match="phase='training': choose one of live, frozen-train"):
         ClassMoments(np.zeros(2), means, None, np.zeros(2), phase="training")
-    with pytest.raises(ValueError, match=r"counts \(3,\), means \(2, 3\), scatter None, traces \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"counts \(3,\), means \(2, 3\), scatter None, traces \(2,\)"
+    ):
         ClassMoments(np.zeros(3), means, None, np.zeros(2))
     with pytest.raises(ValueError, match=r"scatter \(2, 2\)"):
         ClassMoments(np.zeros(2), means, np.zeros((2, 2)), np.zeros(2))
@@ -230,7 +251,9 @@ def test_nonfinite_rows_by_policy(value):
     assert skipped.nonfinite == 1
     np.testing.assert_array_equal(skipped.counts, clean.counts)
     np.testing.assert_allclose(skipped.traces, clean.traces, rtol=1e-13)
-    with pytest.raises(ValueError, match=rf"row 8 of the features \(label {labels[8]}\) holds NaN or Inf"):
+    with pytest.raises(
+        ValueError, match=rf"row 8 of the features \(label {labels[8]}\) holds NaN or Inf"
+    ):
         ClassMoments.from_batch(rows, labels, 4, nonfinite="raise")
     labels[8] = -100
     for policy in ("skip", "raise", "propagate"):
@@ -268,7 +291,9 @@ def test_absent_and_one_sample_classes():
     np.testing.assert_array_equal(m.traces, [0, 0, 2, 0])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", "uint8", "bool", "longdouble"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "float32", "float64", "int64", "uint8", "bool", "longdouble"]
+)
 def test_any_real_dtype_is_measured_in_float64(dtype):
     rows = np.array([[0, 1], [1, 1], [1, 0]]).astype(dtype)
     m = ClassMoments.from_batch(rows, [0, 0, 1], 2)

@@ -37,7 +37,9 @@ def test_nc1_pinv_is_the_trace_of_within_times_pseudo_inverse_of_between(case, p
     # The oracle inverts S_B in float64: a relative error of eps times its condition number, d times.
     tolerance = 8 * len(S_B) * EPS * condition
     assert tolerance <= 1e-5  # 1e-4 between singular values of M is 1e-8 between those of S_B
-    np.testing.assert_allclose(case.measure(convention=preset)["nc1_pinv"], expected, rtol=tolerance)
+    np.testing.assert_allclose(
+        case.measure(convention=preset)["nc1_pinv"], expected, rtol=tolerance
+    )
 
 
 def test_nc1_fuzziness_weights_classes_alike_about_the_sample_mean(case):
@@ -101,13 +103,18 @@ def exact(array: np.ndarray) -> list[list[Fraction]]:
 
 
 def times(a, b):
-    return [[sum(x * y for x, y in zip(r, c, strict=True)) for c in zip(*b, strict=True)] for r in a]
+    return [
+        [sum(x * y for x, y in zip(r, c, strict=True)) for c in zip(*b, strict=True)] for r in a
+    ]
 
 
 def exact_scatters(rows, labels, C):
     h, d = exact(rows), rows.shape[1]
     mu = [
-        [sum(h[i][j] for i in np.flatnonzero(labels == c)) / int((labels == c).sum()) for j in range(d)]
+        [
+            sum(h[i][j] for i in np.flatnonzero(labels == c)) / int((labels == c).sum())
+            for j in range(d)
+        ]
         for c in range(C)
     ]
     m = [sum(row[j] for row in mu) / C for j in range(d)]
@@ -136,7 +143,9 @@ def test_nc1_near_collapse_equals_rational_arithmetic(std, offset, spread):
     Q = [[Fraction(int(i == j) + 1, C) for j in range(C - 1)] for i in range(C - 1)]
     inner = exact_solve(K, times(times(A, S_W), At))
     outer = exact_solve(Q, inner)
-    pinv_trace = sum(row[i] for i, row in enumerate(exact_solve(K, [list(r) for r in zip(*outer, strict=True)])))
+    pinv_trace = sum(
+        row[i] for i, row in enumerate(exact_solve(K, [list(r) for r in zip(*outer, strict=True)]))
+    )
     S_T = [[x + y for x, y in zip(a, b, strict=True)] for a, b in zip(S_B, S_W, strict=True)]
     share = exact_solve(S_T, S_B)
     vci = 1 - sum(row[i] for i, row in enumerate(share)) / (C - 1)
@@ -164,7 +173,9 @@ def test_conventions_differ_as_the_papers_do():
     scaled = cm.Convention(center="sample", divide_by_classes=False)
     np.testing.assert_allclose(cm.measure(m, convention=scaled)["nc1_pinv"], C * zhu, rtol=1e-13)
     weighted = cm.Convention(center="sample", within="class")
-    np.testing.assert_allclose(cm.measure(m, convention=weighted)["nc1_pinv"], he_su / C, rtol=1e-13)
+    np.testing.assert_allclose(
+        cm.measure(m, convention=weighted)["nc1_pinv"], he_su / C, rtol=1e-13
+    )
 
 
 def test_conventions_agree_up_to_c_on_balanced_data(make_case):

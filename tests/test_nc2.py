@@ -49,7 +49,9 @@ def test_class_means(case, preset):
     # with two classes about m the spreads are exactly 0, hence the absolute part.
     error = 64 * np.finfo(float).eps * np.abs(case.mu).max() / np.linalg.norm(M, axis=1).min()
     for name, expected in oracle(M).items():
-        np.testing.assert_allclose(report[name], expected, rtol=1e-12, atol=max(error, 1e-14), err_msg=name)
+        np.testing.assert_allclose(
+            report[name], expected, rtol=1e-12, atol=max(error, 1e-14), err_msg=name
+        )
 
 
 def test_head(case):
@@ -130,7 +132,9 @@ def test_invariances(seed, scale):
     gap = min(np.linalg.norm(units[a] - units[b]) for a in range(C) for b in range(a))
     margin = min(gap, 1.0) * np.linalg.norm(M, axis=1).min() / np.linalg.norm(M)
     for name in NC2:
-        np.testing.assert_allclose(after[name], before[name], rtol=0, atol=1e-13 / margin, err_msg=name)
+        np.testing.assert_allclose(
+            after[name], before[name], rtol=0, atol=1e-13 / margin, err_msg=name
+        )
 
 
 def test_uncentred_metrics_are_not_invariant_to_translation(make_case):

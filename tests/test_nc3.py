@@ -21,7 +21,8 @@ def oracle(W, b, M, g) -> dict[str, float]:
     product = W @ M.T
     P = (np.eye(C) - np.ones((C, C)) / C) / math.sqrt(C - 1)
     cosines = [
-        float(w @ row) / math.sqrt(float(w @ w) * float(row @ row)) for w, row in zip(W, M, strict=True)
+        float(w @ row) / math.sqrt(float(w @ w) * float(row @ row))
+        for w, row in zip(W, M, strict=True)
     ]
     average = sum(cosines) / C
     return {
@@ -41,9 +42,16 @@ def test_self_duality(case, preset, center_head):
     expected["nc3_bias"] = np.linalg.norm(case.W @ g + case.b)  # of the logits: never centred
     report = case.measure(convention=preset, center_head=center_head)
     # M is known by brute force to eps |mu|; with two classes the cosines differ by their round-off.
-    error = 64 * np.finfo(float).eps * np.abs(case.mu).max() / np.linalg.norm(case.M(preset), axis=1).min()
+    error = (
+        64
+        * np.finfo(float).eps
+        * np.abs(case.mu).max()
+        / np.linalg.norm(case.M(preset), axis=1).min()
+    )
     for name in NC3:
-        np.testing.assert_allclose(report[name], expected[name], rtol=1e-11, atol=error, err_msg=name)
+        np.testing.assert_allclose(
+            report[name], expected[name], rtol=1e-11, atol=error, err_msg=name
+        )
 
 
 @pytest.mark.parametrize(("C", "d"), [(4, 8), (9, 8), (2, 5), (200, 200)])
@@ -64,7 +72,9 @@ def test_a_head_along_the_class_means_is_self_dual(C, d):
 def test_bias_collapse_is_exact():
     m = cm.ClassMoments.from_batch([[1.0, 0.0], [3.0, 0.0], [0.0, 8.0]], [0, 0, 1], 2)
     head = cm.Head([[3.0, 0.0], [0.0, 3.0]], [-1.0, -4.0])
-    np.testing.assert_allclose(cm.measure(m, head=head)["nc3_bias"], math.hypot(3.0, 4.0), rtol=1e-15)
+    np.testing.assert_allclose(
+        cm.measure(m, head=head)["nc3_bias"], math.hypot(3.0, 4.0), rtol=1e-15
+    )
 
 
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
@@ -87,7 +97,9 @@ def test_invariances(seed, scale):
     product = W @ (M - M.mean(axis=0)).T
     margin = min(margin, 1.0) * min(np.linalg.norm(product), 1.0) * min(scale, 1.0)
     for name in NC3[:4]:
-        np.testing.assert_allclose(after[name], before[name], rtol=0, atol=1e-12 / margin, err_msg=name)
+        np.testing.assert_allclose(
+            after[name], before[name], rtol=0, atol=1e-12 / margin, err_msg=name
+        )
 
 
 def test_rotating_the_head_alone_is_seen(make_case):
@@ -154,7 +166,9 @@ def test_head_rows_of_absent_classes_are_left_out(make_case):
 
 
 def test_head_shapes_are_refused_in_words():
-    with pytest.raises(ValueError, match=r"head weight has shape \(3,\) and bias \(3,\): expected \(C, d\)"):
+    with pytest.raises(
+        ValueError, match=r"head weight has shape \(3,\) and bias \(3,\): expected \(C, d\)"
+    ):
         cm.Head([1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match=r"shape \(2, 2\) and bias \(3,\)"):
         cm.Head(np.eye(2), np.zeros(3))

@@ -66,7 +66,9 @@ def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path):
     path = tmp_path / "layer.cm.npz"
     small("trace").save(path)
     whole = path.read_bytes()
-    damaged = [whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :] for i in range(len(whole))]
+    damaged = [
+        whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :] for i in range(len(whole))
+    ]
     damaged += [whole[:i] for i in range(len(whole))]
     damaged += [b"\0" * len(whole), b"garbage" * 40, whole + b"\n", b"\n" + whole, whole + whole]
     for content in damaged:

@@ -132,7 +132,9 @@ def test_native_sums_equal_the_generic_form(dtype, kind):
 
 
 def test_the_shift_is_fixed_by_the_first_batch_that_shows_a_class():
-    state = sums.update(sums.init(2, 1, "trace"), np.array([[2.0], [4.0]]), np.array([0, 0]), sums.NUMPY)
+    state = sums.update(
+        sums.init(2, 1, "trace"), np.array([[2.0], [4.0]]), np.array([0, 0]), sums.NUMPY
+    )
     state = sums.update(state, np.array([[100.0], [7.0]]), np.array([0, 1]), sums.NUMPY)
     np.testing.assert_array_equal(state.shift, [[3.0], [7.0]])
     np.testing.assert_array_equal(state.counts, [3, 1])
