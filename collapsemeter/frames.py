@@ -12,6 +12,7 @@ from .undefined import Undefined
 Floats = npt.NDArray[np.float64]
 
 EPS64 = float(np.finfo(np.float64).eps)
+LARGEST = 1e75  # fourth powers stay in float64; float32 ends at 3e38
 
 
 def simplex_etf(num_classes: int, width: int) -> Floats:

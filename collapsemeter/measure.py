@@ -14,7 +14,7 @@ import numpy.typing as npt
 from . import nc1, nc2, nc3, rank
 from .catalogue import METRICS
 from .convention import PRESETS, Convention
-from .frames import centred_rows
+from .frames import LARGEST, centred_rows
 from .geometry import ClassGeometry, Spectrum
 from .moments import EPS, ClassMoments
 from .nc2 import HeadFrame
@@ -222,7 +222,7 @@ def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Co
 
     def sine() -> float:
         means = _finite_means(geometry)
-        _require(bool(np.isfinite(weight).all()), "nonfinite_head")
+        _require(bool((np.abs(weight) <= LARGEST).all()), "nonfinite_head")
         return rank.dnc3_sine(weight, means)
 
     yield "dnc3_sine", sine
@@ -232,6 +232,7 @@ def _finite_means(geometry: ClassGeometry) -> npt.NDArray[np.float64]:
     _require(geometry.rows > 0, "no_rows")
     _require(geometry.num_present > 1, "one_class")
     _require(bool(np.isfinite(geometry.means).all()), "nonfinite_statistics")
+    _require(bool((np.abs(geometry.means) <= LARGEST).all()), "out_of_range")
     return geometry.means
 
 

@@ -209,15 +209,16 @@ class ClassMoments:
             _refuse_nonfinite(rows, bins, ignore_index)
         width = rows.shape[1]
         kind = _sums.scatter_kind(num_classes, width) if scatter == "auto" else scatter
-        state = _sums.update(
-            _sums.init(num_classes, width, kind),
-            rows,
-            bins,
-            NUMPY,
-            ignore_index=ignore_index,
-            propagate=nonfinite == "propagate",
-        )
-        return cls.from_sums(state, rows.dtype.name, phase, () if shard is None else (shard,))
+        with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf or NaN
+            state = _sums.update(
+                _sums.init(num_classes, width, kind),
+                rows,
+                bins,
+                NUMPY,
+                ignore_index=ignore_index,
+                propagate=nonfinite == "propagate",
+            )
+            return cls.from_sums(state, rows.dtype.name, phase, () if shard is None else (shard,))
 
     @classmethod
     def from_sums(

@@ -53,6 +53,7 @@ def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     spectrum = geometry.spectrum(convention.between)
     within = geometry.within(convention.within)
     along = ((spectrum.directions @ within) * spectrum.directions).sum(axis=1)
+    along = np.maximum(along, 0.0)  # variances: rounding may leave them a hair below zero
     total = float((along / spectrum.values**2).sum())
     return total / geometry.num_present if convention.divide_by_classes else total
 

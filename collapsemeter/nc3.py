@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .frames import Floats, unit_rows
+from .frames import LARGEST, Floats, unit_rows
 from .pairs import gram_distance
 from .undefined import Undefined
 
@@ -68,8 +68,8 @@ class Head:
 
     @property
     def finite(self) -> bool:
-        """Whether no value is NaN or Inf."""
-        return bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
+        """Whether no value is NaN, Inf or so large that its square overflows."""
+        return all(bool((np.abs(values) <= LARGEST).all()) for values in (self.weight, self.bias))
 
     def logits(self, features: npt.ArrayLike) -> Floats:
         """Return W h + b for every row, (N, C)."""

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .frames import EPS64, Floats
+from .frames import EPS64, LARGEST, Floats
 from .labels import labelled_rows
 from .moments import ClassMoments
 from .nc3 import Head
@@ -127,7 +127,7 @@ def decide(
         )
     rows = rows.astype(np.float64, copy=False)
     decided = _network_decision(rows, head, logits, predictions)
-    usable = (bins != ignore_index) & np.isfinite(rows).all(axis=1)
+    usable = (bins != ignore_index) & (np.abs(rows) <= LARGEST).all(axis=1)
     usable[usable] = np.isin(bins[usable], _centres(moments))
     rows, bins = rows[usable], bins[usable]
     nearest = nearest_class(moments, rows)
@@ -170,7 +170,7 @@ def _network_decision(
             )
         if not head.finite:
             return None
-        with np.errstate(invalid="ignore"):  # rows that hold NaN or Inf are not used
+        with np.errstate(invalid="ignore", over="ignore"):  # rows that hold NaN or Inf are not used
             decided = _argmax(head.logits(rows))
     else:
         return None
@@ -189,7 +189,7 @@ def _argmax(scores: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
 
 def _centres(moments: ClassMoments) -> npt.NDArray[np.intp]:
     """Return the classes that have a centre: present, and not made NaN by a propagated row."""
-    return np.flatnonzero((moments.counts > 0) & np.isfinite(moments.means).all(axis=1))
+    return np.flatnonzero((moments.counts > 0) & (np.abs(moments.means) <= LARGEST).all(axis=1))
 
 
 def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:

@@ -170,6 +170,8 @@ def gram_distance(a: Floats, b: Floats, target: str) -> float:
     True
     """
     count, width = a.shape
+    # At a scale of 1 the products of small frames do not underflow.
+    a, b = (frame / (np.abs(frame).max() or 1.0) for frame in (a, b))
     if count <= width + 1:
         product = a @ b.T
         norm = float(np.linalg.norm(product))
