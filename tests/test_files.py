@@ -94,7 +94,7 @@ def test_enospc_from_the_system_itself(tmp_path):
     target, real = tmp_path / "file", builtins.open
     target.write_bytes(OLD)
     with (
-        mock.patch.object(builtins, "open", lambda path, mode: real("/dev/full", "wb")),
+        mock.patch.object(builtins, "open", return_value=real("/dev/full", "wb")),
         pytest.raises(OSError, match="No space left"),
     ):
         write_atomically(target, NEW)

@@ -158,6 +158,27 @@ def test_small_integers_with_anything_missing_never_raise_or_warn(seed, C, d, N,
     every_metric(rows, labels, C, rng.integers(-1, 2, (C, d)), scatter=kind, nonfinite=policy)
 
 
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1e-160, 1e-100, 1e100, 1e160, 1e200, 1e300])
+def test_values_whose_squares_leave_float64(size):
+    rng = np.random.default_rng(0)
+    rows, labels = size * rng.normal(size=(20, 3)), np.arange(20) % 3
+    report = every_metric(rows, labels, 3)
+    names = [n for n in DEFINED_BY_MEANS if n != "means_condition"]
+    code = "no_between_class_scatter" if size < 1e-160 else "out_of_range"
+    assert_undefined(report, names, code)
+    every_metric(rows / size, labels, 3, np.full((3, 3), size))
+    every_metric(rows / size, labels, 3, size * rng.normal(size=(3, 3)), np.full(3, size))
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-20, 1e20, 1e38])
+def test_the_whole_range_of_float32_is_measured(size, make_case):
+    case = make_case("balanced")
+    report = every_metric(size * case.features, case.labels, case.C, size * case.W)
+    for name, value in case.measure().items():
+        if name != "nc3_bias" and not name.startswith(("nc4", "ncc")):
+            np.testing.assert_allclose(report[name], value, rtol=1e-10, err_msg=name)
+
+
 def test_what_does_not_fit_the_layer_is_refused(make_case):
     case = make_case("balanced")
     with pytest.raises(

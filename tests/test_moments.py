@@ -130,7 +130,7 @@ def test_many_merges_under_an_offset_keep_the_digits_of_the_means():
     m = ClassMoments.merge_all(
         ClassMoments.from_batch(rows[i : i + 3], [0, 0, 0], 1) for i in range(0, 3000, 3)
     )
-    scatter, traces = reference(rows, np.zeros(3000, int), 1)
+    _, traces = reference(rows, np.zeros(3000, int), 1)
     np.testing.assert_allclose(m.traces, traces.astype(float), rtol=1e-12)
     exact = (rows.astype(np.longdouble) - 1e6).mean(axis=0).astype(float)
     assert m.means_low is not None

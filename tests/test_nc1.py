@@ -191,8 +191,6 @@ def test_a_perfect_simplex_has_no_within_class_variability(C, d):
     rows = np.repeat(simplex_etf(C, d), 3, axis=0)
     report = cm.measure(cm.ClassMoments.from_batch(rows, np.repeat(np.arange(C), 3), C))
     for name in NC1:
-        if name in ("nc1_pinv", "nc1_fuzziness", "nc1_vci") and C == 200:
-            assert report.provenance["scatter"] in ("class", "pooled")
         assert 0.0 <= report[name] <= 1e-12, name
 
 
@@ -252,8 +250,8 @@ def test_cdnv_in_tiles_equals_one_block(make_case, monkeypatch):
 
 def test_vci_when_within_class_scatter_misses_directions_of_the_means():
     """S_W lives on one axis, the means differ on two: only the shared axis is counted."""
-    means = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 5.0]])
-    rows = np.concatenate([means + [1.0, 0.0], means - [1.0, 0.0]])
+    means, step = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 5.0]]), np.array([1.0, 0.0])
+    rows = np.concatenate([means + step, means - step])
     labels = np.tile(np.arange(3), 2)
     m = cm.ClassMoments.from_batch(rows, labels, 3)
     S_B, S_W = np.cov(means.T, bias=True), np.diag([1.0, 0.0])

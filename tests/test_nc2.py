@@ -103,7 +103,7 @@ def test_more_than_d_plus_one_classes_are_flagged_and_measured(make_case):
 def test_closed_forms_for_many_classes_equal_the_gram_matrix(C):
     rng = np.random.default_rng(C)
     A, B, d = rng.normal(size=(C, 6)), rng.normal(size=(C, 6)), 6
-    assert C > d + 1
+    assert d + 1 < C
     P = (np.eye(C) - 1 / C) / math.sqrt(C - 1)
     for a, b in ((A, A), (A, B), (A - A.mean(axis=0), B)):
         G = a @ b.T

@@ -46,7 +46,7 @@ def test_effective_rank_of_the_features(case):
 def test_condition_of_the_uncentred_means(case):
     s = np.linalg.svd(case.mu, compute_uv=False)
     report = case.measure()
-    if case.C > case.mu.shape[1]:
+    if len(case.mu) > case.mu.shape[1]:
         assert report.reason("means_condition") == "rank_deficient_means"
         assert np.isnan(report["means_condition"])
     else:
@@ -114,7 +114,7 @@ def test_ranks_are_invariant_to_rotation_and_scale(seed, scale):
     for name in ("means_effective_rank", "means_stable_rank", "features_effective_rank"):
         np.testing.assert_allclose(b[name], a[name], rtol=1e-10)
         assert 1 - 1e-12 <= a[name] <= d + 1e-9
-    if C <= d:
+    if d >= C:
         np.testing.assert_allclose(
             b["means_condition"], a["means_condition"], rtol=1e-13 * a["means_condition"] + 1e-12
         )

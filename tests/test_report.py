@@ -154,7 +154,9 @@ def test_missing_names_are_told_apart(report):
         report["conv1"]["nc9"]
     with pytest.raises(KeyError, match="nc1_pinv was not measured"):
         LayerReport({})["nc1_pinv"]
-    with pytest.raises(KeyError, match="no layer is named 'fc2'; measured: conv1, layer1.0.conv2"):
+    with pytest.raises(
+        KeyError, match=r"no layer is named 'fc2'; measured: conv1, layer1\.0\.conv2"
+    ):
         report["fc2"]
     with pytest.raises(KeyError, match=r"no layer is named 'drop' \(skipped: it changes nothing\)"):
         report["drop"]
