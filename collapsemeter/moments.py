@@ -32,6 +32,7 @@ EPS: dict[str, float] = {
     "float8_e4m3fn": 2.0**-3,
     "float8_e5m2": 2.0**-2,
 }
+HOST_CLASS_ENTRIES = 2**22  # 32 MB: a batch on the host affords more than a training step
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "trace")  # from fine to coarse
 
 
@@ -149,7 +150,7 @@ class ClassMoments:
         >>> ClassMoments.empty(3, 8).rows
         0
         """
-        kind = _sums.scatter_kind(num_classes, width) if scatter == "auto" else scatter
+        kind = _kind(scatter, num_classes, width)
         return cls.from_sums(_sums.init(num_classes, width, kind), feature_dtype, phase)
 
     @classmethod
@@ -174,7 +175,8 @@ class ClassMoments:
         num_classes : int
             C.
         scatter : {"auto", "class", "pooled", "trace"}
-            What is kept of the within-class scatter; ``auto``: see `sums.scatter_kind`.
+            What is kept of the within-class scatter; ``auto``: the finest that is affordable,
+            see `sums.scatter_kind`.
         phase : str
             See `ClassMoments`.
         shard : str, optional
@@ -208,7 +210,7 @@ class ClassMoments:
         if nonfinite == "raise":
             _refuse_nonfinite(rows, bins, ignore_index)
         width = rows.shape[1]
-        kind = _sums.scatter_kind(num_classes, width) if scatter == "auto" else scatter
+        kind = _kind(scatter, num_classes, width)
         with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf or NaN
             state = _sums.update(
                 _sums.init(num_classes, width, kind),
@@ -479,6 +481,12 @@ class ClassMoments:
             )
         except (KeyError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
+
+
+def _kind(scatter: ScatterKind | Literal["auto"], num_classes: int, width: int) -> ScatterKind:
+    if scatter == "auto":
+        return _sums.scatter_kind(num_classes, width, HOST_CLASS_ENTRIES)
+    return scatter
 
 
 def _frozen(array: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:

@@ -86,7 +86,7 @@ class Sums:
     invalid: Array
 
 
-def scatter_kind(num_classes: int, width: int) -> ScatterKind:
+def scatter_kind(num_classes: int, width: int, entries: int = CLASS_SCATTER_ENTRIES) -> ScatterKind:
     """Say which scatter a layer of this shape can afford.
 
     One scatter per class while that stays small, else one pooled scatter, else only the traces.
@@ -95,6 +95,8 @@ def scatter_kind(num_classes: int, width: int) -> ScatterKind:
     ----------
     num_classes, width : int
         C and d.
+    entries : int
+        Up to which C d d every class keeps its own.
 
     Returns
     -------
@@ -105,7 +107,7 @@ def scatter_kind(num_classes: int, width: int) -> ScatterKind:
     >>> scatter_kind(10, 64), scatter_kind(1000, 2048), scatter_kind(10, 65536)
     ('class', 'pooled', 'trace')
     """
-    if num_classes * width**2 <= CLASS_SCATTER_ENTRIES:
+    if num_classes * width**2 <= entries:
         return "class"
     return "pooled" if width <= POOLED_SCATTER_WIDTH else "trace"
 

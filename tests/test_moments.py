@@ -304,3 +304,15 @@ def test_any_real_dtype_is_measured_in_float64(dtype):
 def test_float16_whose_square_overflows():
     m = ClassMoments.from_batch(np.array([[60000], [-60000]], np.float16), [0, 0], 1)
     assert m.traces[0] == 2 * float(np.float16(60000)) ** 2
+
+
+def test_the_host_keeps_a_scatter_per_class_for_layers_of_usual_size():
+    """So that conventions that weight classes alike have a value without being asked for."""
+    for C, d, kind in (
+        (10, 512, "class"),
+        (100, 128, "class"),
+        (1000, 64, "class"),
+        (100, 512, "pooled"),
+    ):
+        assert ClassMoments.empty(C, d).kind == kind
+    assert ClassMoments.empty(2, 5000).kind == "trace"
