@@ -68,6 +68,19 @@ def test_centres_too_near_for_the_expanded_form():
     np.testing.assert_array_equal(nearest_class(m, rows), [0, 1, 2, 0, 1])
 
 
+def test_doubtful_rows_are_decided_by_exact_differences():
+    """Rows 4.5 from two centres 2e-11 apart, 1000 from the middle: neither near nor clear.
+
+    The expanded form errs by eps 1000^2 = 2e-10, the squared distances differ by 1e-10.
+    """
+    mu = np.array([[0.0, 0.0], [2e-11, 0.0], [3e3, 0.0]])
+    m = cm.ClassMoments.from_batch(mu, [0, 1, 2], 3)
+    angle = np.linspace(0, 2 * np.pi, 400)
+    rows = 4.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    rows = rows[np.abs(rows[:, 0]) > 0.5]
+    np.testing.assert_array_equal(nearest_class(m, rows), nearest_oracle(rows, mu))
+
+
 def test_rows_in_blocks_equal_rows_at_once(make_case, monkeypatch):
     case = make_case("imbalanced")
     whole = nearest_class(case.moments, case.features)
