@@ -4,11 +4,12 @@ from .catalogue import METRICS
 from .convention import PRESETS, Convention
 from .frames import simplex_etf
 from .measure import measure
-from .moments import ClassMoments, CorruptStateError
+from .moments import ClassMoments
 from .nc3 import Head
 from .nc4 import Decisions, decide
 from .plugins import watch
 from .report import CollapseReport, LayerReport
+from .state_files import CorruptStateError
 from .undefined import REASONS
 
 __version__ = "0.1.0"

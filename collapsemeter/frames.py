@@ -12,6 +12,7 @@ from .undefined import Undefined
 Floats = npt.NDArray[np.float64]
 
 EPS64 = float(np.finfo(np.float64).eps)
+LARGEST = 1e75  # fourth powers stay in float64; float32 ends at 3e38
 
 
 def simplex_etf(num_classes: int, width: int) -> Floats:
@@ -83,6 +84,22 @@ def unit_rows(frame: Floats, code: str) -> Floats:
     if not (norms > 16 * EPS64 * norms.max()).all():
         raise Undefined(code)
     return frame / norms[:, None]
+
+
+def centred_rows(frame: Floats) -> Floats:
+    """Return the rows less their mean; zeros where only round-off is left of them.
+
+    Examples
+    --------
+    >>> centred_rows(np.full((3, 1), 0.1))
+    array([[0.],
+           [0.],
+           [0.]])
+    """
+    centred: Floats = frame - frame.mean(axis=0)
+    if row_norms(centred).max() <= 16 * EPS64 * row_norms(frame).max():
+        return np.zeros_like(frame)
+    return centred
 
 
 def row_norms(frame: Floats) -> Floats:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .convention import Center, Weighting
-from .frames import EPS64, Floats, row_norms, unit_rows
+from .frames import EPS64, LARGEST, Floats, row_norms, unit_rows
 from .moments import ClassMoments
 from .pairs import PairStatistics, pair_statistics
 from .undefined import Undefined
@@ -79,13 +79,24 @@ class ClassGeometry:
         low = self.moments.means_low
         assert low is not None
         # Differences from one mean first: under an offset the digits that matter are there.
+        if not np.isfinite(self.means).all():
+            raise Undefined("nonfinite_statistics")
+        if np.abs(self.means).max(initial=0.0) > LARGEST:
+            raise Undefined("out_of_range")
         relative = (self.means - self.means[0]) + (low[self.present] - low[self.present[0]])
         centred: Floats = relative - self.weights(self._center) @ relative
-        if not np.isfinite(centred).all():
-            raise Undefined("nonfinite_statistics")
-        if np.linalg.norm(centred) <= 16 * EPS64 * np.linalg.norm(self.means):
+        largest = row_norms(centred).max()
+        if largest <= self.resolution:
             raise Undefined("no_between_class_scatter")
+        if largest < 1 / LARGEST:
+            raise Undefined("out_of_range")
         return centred
+
+    @cached_property
+    def resolution(self) -> float:
+        """Distance below which two class means are equal: the round-off of a mean of such rows."""
+        spread = np.sqrt(self.traces / self.counts)
+        return 16 * EPS64 * float((row_norms(self.means) + spread).max())
 
     @cached_property
     def norms(self) -> Floats:
@@ -105,7 +116,7 @@ class ClassGeometry:
     @cached_property
     def pairs(self) -> PairStatistics:
         """Statistics over pairs of class means."""
-        return pair_statistics(self.units)
+        return pair_statistics(self.units, self.resolution / float(self.norms.min()))
 
     def spectrum(self, between: Weighting) -> Spectrum:
         r"""SVD of :math:`\operatorname{diag}(w)^{1/2} M`, whose squares are the eigenvalues of S_B."""
@@ -129,6 +140,8 @@ class ClassGeometry:
             raise Undefined("no_rows")
         if scatter is None:
             raise Undefined("no_scatter")
+        if not np.isfinite(self.traces).all():
+            raise Undefined("nonfinite_statistics")
         balanced = bool((self.counts == self.counts[0]).all())
         if kind == "sample" or balanced:
             pooled = scatter if scatter.ndim == 2 else scatter.sum(axis=0)
@@ -138,7 +151,7 @@ class ClassGeometry:
         else:
             weights = 1.0 / (self.counts * self.num_present)
             within = np.tensordot(weights, scatter[self.present], axes=1)
-        if not np.isfinite(within).all() or not np.isfinite(self.traces).all():
+        if not np.isfinite(within).all():
             raise Undefined("nonfinite_statistics")
         return within
 

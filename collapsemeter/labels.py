@@ -45,12 +45,12 @@ def class_labels(
     array = np.asarray(labels)
     if is_one_hot(array, num_classes):
         return np.asarray(array.argmax(axis=-1), np.int64)
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iu" and array.size:  # an empty list has no integers to show
         raise ValueError(
             f"labels have dtype {array.dtype} and shape {array.shape}: pass integer classes "
             f"0..{num_classes - 1}, or one-hot rows of {num_classes}"
         )
-    array = np.asarray(array, np.int64)
+    # Compared before the cast: a large unsigned label would wrap to a negative one.
     wrong = ((array < 0) | (array >= num_classes)) & (array != ignore_index)
     if wrong.any():
         where = tuple(int(axis) for axis in np.argwhere(wrong)[0])
@@ -59,7 +59,54 @@ def class_labels(
             f"label {array[where]} at {place} is outside 0..{num_classes - 1} "
             f"(num_classes={num_classes}) and is not ignore_index={ignore_index}"
         )
-    return array
+    return array.astype(np.int64)
+
+
+def labelled_rows(
+    features: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    num_classes: int,
+    *,
+    ignore_index: int = IGNORE_INDEX,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Return features as rows, in the dtype they came in, and one integer label for each.
+
+    Parameters
+    ----------
+    features : (N, d) array_like of real numbers
+    labels : (N,) or (N, 1) array_like of int, or (N, num_classes) one-hot
+    num_classes, ignore_index
+        See `class_labels`.
+
+    Returns
+    -------
+    (N, d) array, (N,) int64 array
+
+    Raises
+    ------
+    ValueError
+        If they do not fit each other, or are not numbers of the right kind.
+
+    Examples
+    --------
+    >>> labelled_rows([[0.5], [1.5]], [[0], [1]], num_classes=2)[1]
+    array([0, 1])
+    """
+    rows = np.asarray(features)
+    # "V" is the kind of bfloat16 and other narrow floats that NumPy does not know by itself.
+    if rows.ndim != 2 or rows.dtype.kind not in "fiubV" or rows.dtype.names:
+        raise ValueError(
+            f"features have shape {rows.shape} and dtype {rows.dtype}: pass one row of real numbers "
+            "per sample, shape (N, d)"
+        )
+    bins = class_labels(labels, num_classes, ignore_index=ignore_index)
+    if bins.shape == (len(rows), 1):
+        bins = bins[:, 0]
+    if bins.shape != rows.shape[:1]:
+        raise ValueError(
+            f"features have shape {rows.shape} and labels {bins.shape}: pass one label per row"
+        )
+    return rows, bins
 
 
 def is_one_hot(array: npt.NDArray[Any], num_classes: int) -> bool:

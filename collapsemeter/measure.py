@@ -14,6 +14,7 @@ import numpy.typing as npt
 from . import nc1, nc2, nc3, rank
 from .catalogue import METRICS
 from .convention import PRESETS, Convention
+from .frames import LARGEST, centred_rows
 from .geometry import ClassGeometry, Spectrum
 from .moments import EPS, ClassMoments
 from .nc2 import HeadFrame
@@ -181,23 +182,34 @@ def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> C
     weight, bias = head.weight[geometry.present], head.bias[geometry.present]
 
     def frame() -> HeadFrame:
+        _require(head.finite, "nonfinite_head")
         return HeadFrame(weight)
+
+    def dual(metric: Callable[[Any, Any], float]) -> float:
+        means = geometry.centred
+        _require(head.finite, "nonfinite_head")
+        return metric(centred_rows(weight) if center_head else weight, means)
 
     yield "nc2_equinorm_head", lambda: nc2.nc2_equinorm(frame().norms)
     yield "nc2_equiangular_head", lambda: nc2.nc2_equiangular(frame().pairs())
     yield "nc2_max_angle_head", lambda: nc2.nc2_max_angle(frame().pairs())
     yield "nc2_etf_error_head", lambda: nc2.nc2_etf_error(frame().rows)
-    rows = weight - weight.mean(axis=0) if center_head and len(weight) else weight
-    yield "nc3_self_duality", lambda: nc3.nc3_self_duality(rows, geometry.centred)
-    yield "nc3_etf_error", lambda: nc3.nc3_etf_error(rows, geometry.centred)
-    yield "nc3_cosine", lambda: nc3.nc3_cosine(rows, geometry.centred)
-    yield "nc3_uniform", lambda: nc3.nc3_uniform(rows, geometry.centred)
+    yield "nc3_self_duality", lambda: dual(nc3.nc3_self_duality)
+    yield "nc3_etf_error", lambda: dual(nc3.nc3_etf_error)
+    yield "nc3_cosine", lambda: dual(nc3.nc3_cosine)
+    yield "nc3_uniform", lambda: dual(nc3.nc3_uniform)
 
     def bias_norm() -> float:
         _ = geometry.centred
+        _require(head.finite, "nonfinite_head")
         return nc3.nc3_bias(weight, bias, geometry.sample_mean)
 
     yield "nc3_bias", bias_norm
+
+
+def _require(condition: bool, code: str) -> None:
+    if not condition:
+        raise Undefined(code)
 
 
 def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
@@ -205,8 +217,8 @@ def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
         return
 
     def share(counts: npt.NDArray[np.int64]) -> float:
-        if geometry.num_present == 1:
-            raise Undefined("one_class")
+        _require(geometry.num_present != 1, "one_class")
+        _require(bool(np.isfinite(geometry.means).all()), "nonfinite_statistics")
         total = int(decisions.rows.sum())
         if total == 0:
             raise Undefined("no_decisions")
@@ -230,15 +242,22 @@ def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Co
         "means_condition",
         lambda: rank.means_condition(_uncentred_values(geometry), geometry.num_present),
     )
-    if weight is not None:
-        yield "dnc3_sine", lambda: rank.dnc3_sine(weight, _finite_means(geometry))
+    if weight is None:
+        return
+
+    def sine() -> float:
+        means = _finite_means(geometry)
+        _require(bool((np.abs(weight) <= LARGEST).all()), "nonfinite_head")
+        return rank.dnc3_sine(weight, means)
+
+    yield "dnc3_sine", sine
 
 
 def _finite_means(geometry: ClassGeometry) -> npt.NDArray[np.float64]:
-    if geometry.rows == 0:
-        raise Undefined("no_rows")
-    if not np.isfinite(geometry.means).all():
-        raise Undefined("nonfinite_statistics")
+    _require(geometry.rows > 0, "no_rows")
+    _require(geometry.num_present > 1, "one_class")
+    _require(bool(np.isfinite(geometry.means).all()), "nonfinite_statistics")
+    _require(bool((np.abs(geometry.means) <= LARGEST).all()), "out_of_range")
     return geometry.means
 
 
@@ -312,19 +331,19 @@ def _intervals(
 def _dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, float]:
     r"""NC1 of features that are collapsed but for the rounding of their dtype.
 
-    Rounding adds a variance of about :math:`\epsilon^2 h^2/24` to every entry h (uniform within half
-    a unit in the last place, averaged over a binade).
+    Rounding to a multiple of u adds a variance of :math:`u^2/12` (an error uniform within half of u);
+    near collapse u is that of the class mean, :math:`\epsilon\, 2^{\lfloor \log_2 |\mu| \rfloor}`.
     """
     eps = EPS.get(geometry.moments.feature_dtype)
     if eps is None:
         return {}
     try:
         _ = geometry.centred
-        squares = geometry.weights("sample") @ geometry.means**2
+        spacing = np.where(geometry.means == 0, 0.0, np.ldexp(eps / 2, np.frexp(geometry.means)[1]))
+        rounding = geometry.weights(convention.within) @ spacing**2 / 12
         spectrum = geometry.spectrum(convention.between)
     except Undefined:
         return {}
-    rounding = eps**2 / 24 * squares
     along = float((spectrum.directions**2 @ rounding / spectrum.values**2).sum())
     between = float((spectrum.values**2).sum())
     divisor = geometry.num_present if convention.divide_by_classes else 1

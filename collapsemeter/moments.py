@@ -8,28 +8,22 @@ Counts :math:`n_c`, class means :math:`\mu_c` and within-class scatter
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
-import json
 import os
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from . import sums as _sums
-from .files import write_atomically
-from .labels import class_labels
+from .labels import labelled_rows
+from .state_files import CorruptStateError, read_state, write_state
 from .sums import IGNORE_INDEX, NUMPY, Nonfinite, ScatterKind, Sums
 
 Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
 Floats = npt.NDArray[np.float64]
 
-STATE_VERSION = 1
 EPS: dict[str, float] = {
     "float64": 2.0**-52,
     "float32": 2.0**-23,
@@ -38,12 +32,8 @@ EPS: dict[str, float] = {
     "float8_e4m3fn": 2.0**-3,
     "float8_e5m2": 2.0**-2,
 }
+HOST_CLASS_ENTRIES = 2**22  # 32 MB: a batch on the host affords more than a training step
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "trace")  # from fine to coarse
-_DIGEST = 64
-
-
-class CorruptStateError(ValueError):
-    """A state file is truncated, altered, or not a state file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +150,7 @@ class ClassMoments:
         >>> ClassMoments.empty(3, 8).rows
         0
         """
-        kind = _sums.scatter_kind(num_classes, width) if scatter == "auto" else scatter
+        kind = _kind(scatter, num_classes, width)
         return cls.from_sums(_sums.init(num_classes, width, kind), feature_dtype, phase)
 
     @classmethod
@@ -185,7 +175,8 @@ class ClassMoments:
         num_classes : int
             C.
         scatter : {"auto", "class", "pooled", "trace"}
-            What is kept of the within-class scatter; ``auto``: see `sums.scatter_kind`.
+            What is kept of the within-class scatter; ``auto``: the finest that is affordable,
+            see `sums.scatter_kind`.
         phase : str
             See `ClassMoments`.
         shard : str, optional
@@ -211,19 +202,25 @@ class ClassMoments:
         >>> m.rows, m.kind
         (2, 'class')
         """
-        rows, bins = _checked_rows(features, labels, num_classes, ignore_index, nonfinite)
-        dtype = str(rows.dtype)
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: there must be at least one class")
+        if nonfinite not in get_args(Nonfinite):
+            raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
+        rows, bins = labelled_rows(features, labels, num_classes, ignore_index=ignore_index)
+        if nonfinite == "raise":
+            _refuse_nonfinite(rows, bins, ignore_index)
         width = rows.shape[1]
-        kind = _sums.scatter_kind(num_classes, width) if scatter == "auto" else scatter
-        state = _sums.update(
-            _sums.init(num_classes, width, kind),
-            rows,
-            bins,
-            NUMPY,
-            ignore_index=ignore_index,
-            propagate=nonfinite == "propagate",
-        )
-        return cls.from_sums(state, dtype, phase, () if shard is None else (shard,))
+        kind = _kind(scatter, num_classes, width)
+        with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf or NaN
+            state = _sums.update(
+                _sums.init(num_classes, width, kind),
+                rows,
+                bins,
+                NUMPY,
+                ignore_index=ignore_index,
+                propagate=nonfinite == "propagate",
+            )
+            return cls.from_sums(state, rows.dtype.name, phase, () if shard is None else (shard,))
 
     @classmethod
     def from_sums(
@@ -243,7 +240,7 @@ class ClassMoments:
         >>> ClassMoments.from_sums(_sums.init(2, 3, "pooled"), "float32", "live").phase
         'live'
         """
-        counts = np.asarray(state.counts, np.int64)
+        counts = np.array(state.counts, np.int64)  # a copy: the state may be updated in place
         total = np.asarray(state.sums, np.float64)
         offset = total / np.maximum(counts, 1)[:, None]
         means, low = _two_sum(np.asarray(state.shift, np.float64), offset)
@@ -431,16 +428,13 @@ class ClassMoments:
         array([1, 2])
         """
         header = {
-            "format": "collapsemeter.ClassMoments",
-            "version": STATE_VERSION,
             "feature_dtype": self.feature_dtype,
             "phase": self.phase,
             "shards": sorted(self.shards),
             "ignored": self.ignored,
             "nonfinite": self.nonfinite,
         }
-        arrays: dict[str, Any] = {
-            "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+        arrays: dict[str, npt.NDArray[Any]] = {
             "counts": self.counts,
             "means": self.means,
             "means_low": self._low,
@@ -448,12 +442,7 @@ class ClassMoments:
         }
         if self.scatter is not None:
             arrays["scatter"] = self.scatter
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        with zipfile.ZipFile(buffer, "a") as archive:
-            archive.comment = b"0" * _DIGEST
-        body = buffer.getvalue()[:-_DIGEST]
-        write_atomically(path, body + hashlib.sha256(body).hexdigest().encode())
+        write_state(path, header, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -474,39 +463,30 @@ class ClassMoments:
         >>> ClassMoments.load(path)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        collapsemeter.moments.CorruptStateError: ...layer.cm.npz is not a whole state file: its checksum does not match
+        collapsemeter.state_files.CorruptStateError: ...layer.cm.npz is not a whole state file: its checksum does not match
         """
-        content = Path(path).read_bytes()
-        body, digest = content[:-_DIGEST], content[-_DIGEST:]
-        # Nothing of the file is interpreted before it is known to be what `save` wrote.
-        if hashlib.sha256(body).hexdigest().encode() != digest:
-            raise CorruptStateError(
-                f"{os.fspath(path)} is not a whole state file: its checksum does not match"
-            )
+        header, arrays = read_state(path)
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                header = json.loads(arrays["header"].tobytes())
-                if header["version"] > STATE_VERSION:
-                    raise CorruptStateError(
-                        f"{os.fspath(path)} has state version {header['version']}, this "
-                        f"collapsemeter reads up to {STATE_VERSION}: upgrade collapsemeter"
-                    )
-                return cls(
-                    counts=arrays["counts"],
-                    means=arrays["means"],
-                    scatter=arrays.get("scatter"),
-                    traces=arrays["traces"],
-                    feature_dtype=header["feature_dtype"],
-                    phase=header["phase"],
-                    shards=frozenset(header["shards"]),
-                    ignored=header["ignored"],
-                    nonfinite=header["nonfinite"],
-                    means_low=arrays["means_low"],
-                )
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            if isinstance(error, CorruptStateError):
-                raise
+            return cls(
+                counts=arrays["counts"],
+                means=arrays["means"],
+                scatter=arrays.get("scatter"),
+                traces=arrays["traces"],
+                feature_dtype=header["feature_dtype"],
+                phase=header["phase"],
+                shards=frozenset(header["shards"]),
+                ignored=header["ignored"],
+                nonfinite=header["nonfinite"],
+                means_low=arrays["means_low"],
+            )
+        except (KeyError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
+
+
+def _kind(scatter: ScatterKind | Literal["auto"], num_classes: int, width: int) -> ScatterKind:
+    if scatter == "auto":
+        return _sums.scatter_kind(num_classes, width, HOST_CLASS_ENTRIES)
+    return scatter
 
 
 def _frozen(array: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
@@ -523,35 +503,12 @@ def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
     return total, (a - (total - part)) + (b - part)
 
 
-def _checked_rows(
-    features: npt.ArrayLike,
-    labels: npt.ArrayLike,
-    num_classes: int,
-    ignore_index: int,
-    nonfinite: Nonfinite,
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes}: there must be at least one class")
-    if nonfinite not in get_args(Nonfinite):
-        raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
-    rows = np.asarray(features)
-    if rows.ndim != 2 or rows.dtype.kind in "OSUcM":
+def _refuse_nonfinite(
+    rows: npt.NDArray[Any], bins: npt.NDArray[np.int64], ignore_index: int
+) -> None:
+    stray = np.flatnonzero(~np.isfinite(rows).all(axis=1) & (bins != ignore_index))
+    if len(stray):
         raise ValueError(
-            f"features have shape {rows.shape} and dtype {rows.dtype}: pass one row of real numbers "
-            "per sample, shape (N, d)"
+            f"row {stray[0]} of the features (label {bins[stray[0]]}) holds NaN or Inf: "
+            "pass nonfinite='skip' to leave such rows out"
         )
-    bins = class_labels(labels, num_classes, ignore_index=ignore_index)
-    if bins.shape == (len(rows), 1):
-        bins = bins[:, 0]
-    if bins.shape != rows.shape[:1]:
-        raise ValueError(
-            f"features have shape {rows.shape} and labels {bins.shape}: pass one label per row"
-        )
-    if nonfinite == "raise":
-        stray = np.flatnonzero(~np.isfinite(rows).all(axis=1) & (bins != ignore_index))
-        if len(stray):
-            raise ValueError(
-                f"row {stray[0]} of the features (label {bins[stray[0]]}) holds NaN or Inf: "
-                "pass nonfinite='skip' to leave such rows out"
-            )
-    return rows, bins

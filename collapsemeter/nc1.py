@@ -53,6 +53,7 @@ def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     spectrum = geometry.spectrum(convention.between)
     within = geometry.within(convention.within)
     along = ((spectrum.directions @ within) * spectrum.directions).sum(axis=1)
+    along = np.maximum(along, 0.0)  # variances: rounding may leave them a hair below zero
     total = float((along / spectrum.values**2).sum())
     return total / geometry.num_present if convention.divide_by_classes else total
 
@@ -93,7 +94,7 @@ def nc1_cdnv(geometry: ClassGeometry) -> float:
     total = 0.0
     for a, b in pair_tiles(geometry.num_present):
         distances = upper_pairs(squared_distances(means[a], means[b]), a, b)
-        if not (distances > 0).all():
+        if not (distances > geometry.resolution**2).all():
             raise Undefined("coincident_class_means")
         total += float((upper_pairs(spread[a][:, None] + spread[b], a, b) / distances).sum())
     pairs = geometry.num_present * (geometry.num_present - 1) / 2

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .frames import Floats, unit_rows
+from .frames import Floats, centred_rows, row_norms, unit_rows
 from .pairs import PairStatistics, gram_distance, pair_statistics
 from .undefined import Undefined
 
@@ -160,10 +160,10 @@ class HeadFrame:
     def __init__(self, weight: Floats) -> None:
         if len(weight) < 2:
             raise Undefined("one_class")
-        self.rows = weight - weight.mean(axis=0)
+        self.rows = centred_rows(weight)
         if not np.linalg.norm(self.rows) > 0:
             raise Undefined("zero_head")
-        self.norms: Floats = np.linalg.norm(self.rows, axis=1)
+        self.norms = row_norms(self.rows)
 
     def pairs(self) -> PairStatistics:
         """Statistics over pairs of centred rows."""

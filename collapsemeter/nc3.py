@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .frames import Floats, unit_rows
+from .frames import LARGEST, Floats, unit_rows
 from .pairs import gram_distance
 from .undefined import Undefined
 
@@ -30,7 +30,7 @@ class Head:
     Raises
     ------
     ValueError
-        If the shapes are not (C, d) and (C,), or a value is not finite.
+        If the shapes are not (C, d) and (C,).
 
     Examples
     --------
@@ -65,6 +65,11 @@ class Head:
         half = np.ravel(np.asarray(weight, np.float64)) / 2
         shift = float(np.ravel(np.asarray(bias, np.float64))[0]) / 2
         return cls(np.stack([-half, half]), [-shift, shift])
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value is NaN, Inf or so large that its square overflows."""
+        return all(bool((np.abs(values) <= LARGEST).all()) for values in (self.weight, self.bias))
 
     def logits(self, features: npt.ArrayLike) -> Floats:
         """Return W h + b for every row, (N, C)."""
@@ -110,9 +115,10 @@ def nc3_etf_error(weight: Floats, means: Floats) -> float:
     >>> nc3_etf_error(simplex_etf(3, 4), 2 * simplex_etf(3, 4)) < 1e-14
     True
     """
+    _norm(weight)
     error = gram_distance(weight, means, "simplex")
     if math.isnan(error):
-        raise Undefined("zero_head")
+        raise Undefined("head_orthogonal_to_means")
     return error
 
 

@@ -13,8 +13,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .frames import EPS64, Floats
-from .labels import class_labels
+from .frames import EPS64, LARGEST, Floats
+from .labels import labelled_rows
 from .moments import ClassMoments
 from .nc3 import Head
 from .pairs import TILE, squared_distances
@@ -51,7 +51,18 @@ class Decisions:
     sampled: bool
 
     def merge(self, other: Self) -> Self:
-        """Return the decisions on both sets of rows."""
+        """Return the decisions on both sets of rows.
+
+        Raises
+        ------
+        ValueError
+            If they are about different numbers of classes.
+        """
+        if self.rows.shape != other.rows.shape:
+            raise ValueError(
+                f"decisions about {len(self.rows)} classes and about {len(other.rows)}: "
+                "merge only those of the same layer"
+            )
         known = self.agree is not None and other.agree is not None
         return type(self)(
             self.rows + other.rows,
@@ -109,16 +120,15 @@ def decide(
     >>> decide(m, rows, labels, predictions=[0, 1, 1]).agree
     array([1, 1])
     """
-    rows = np.asarray(features).astype(np.float64, copy=False)
-    bins = class_labels(labels, moments.num_classes, ignore_index=ignore_index)
-    if rows.ndim != 2 or rows.shape[1] != moments.width or bins.shape != rows.shape[:1]:
+    rows, bins = labelled_rows(features, labels, moments.num_classes, ignore_index=ignore_index)
+    if rows.shape[1] != moments.width:
         raise ValueError(
-            f"features have shape {rows.shape} and labels {bins.shape}: expected "
-            f"(N, {moments.width}) and (N,)"
+            f"features have shape {rows.shape}, the moments are about {moments.width} features"
         )
+    rows = rows.astype(np.float64, copy=False)
     decided = _network_decision(rows, head, logits, predictions)
-    usable = (bins != ignore_index) & np.isfinite(rows).all(axis=1)
-    usable &= moments.counts[np.where(bins >= 0, bins, 0)] > 0
+    usable = (bins != ignore_index) & (np.abs(rows) <= LARGEST).all(axis=1)
+    usable[usable] = np.isin(bins[usable], _centres(moments))
     rows, bins = rows[usable], bins[usable]
     nearest = nearest_class(moments, rows)
     agree = None
@@ -145,14 +155,23 @@ def _network_decision(
     if predictions is not None:
         decided = np.asarray(predictions)
     elif logits is not None:
-        decided = np.asarray(logits).argmax(axis=-1)
+        scores = np.asarray(logits)
+        if scores.ndim != 2 or scores.shape[1] < 2:
+            raise ValueError(
+                f"logits have shape {scores.shape}: pass one column per class, (N, C); "
+                "of a single logit pass predictions=logit > 0"
+            )
+        decided = _argmax(scores)
     elif head is not None:
         if head.weight.shape[1] != rows.shape[1]:
             raise ValueError(
                 f"head weight has shape {head.weight.shape} and features {rows.shape}: "
                 "the head must take this layer's features"
             )
-        decided = head.logits(rows).argmax(axis=1)
+        if not head.finite:
+            return None
+        with np.errstate(invalid="ignore", over="ignore"):  # rows that hold NaN or Inf are not used
+            decided = _argmax(head.logits(rows))
     else:
         return None
     if decided.shape != rows.shape[:1]:
@@ -163,10 +182,20 @@ def _network_decision(
     return decided
 
 
+def _argmax(scores: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """Return the class decided on in every row; -1, which is none, where a score is NaN."""
+    return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
+
+
+def _centres(moments: ClassMoments) -> npt.NDArray[np.intp]:
+    """Return the classes that have a centre: present, and not made NaN by a propagated row."""
+    return np.flatnonzero((moments.counts > 0) & (np.abs(moments.means) <= LARGEST).all(axis=1))
+
+
 def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:
     r"""Return :math:`\arg\min_c |h - \mu_c|` over the classes present, (N,); ties go to the first.
 
-    Distances are taken on centred rows in float64; where two centres are too near to tell apart
+    It is -1 where no class is present. Distances are taken on centred rows in float64; where two centres are too near to tell apart
     that way, they are taken again from the differences.
 
     Examples
@@ -176,9 +205,9 @@ def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:
     array([2, 0])
     """
     rows = np.asarray(features).astype(np.float64, copy=False)
-    present = np.flatnonzero(moments.counts)
-    nearest = np.empty(len(rows), np.int64)
-    if not len(rows):
+    present = _centres(moments)
+    nearest = np.full(len(rows), -1)
+    if not (len(rows) and len(present)):
         return nearest
     low = moments.means_low
     assert low is not None
@@ -226,4 +255,6 @@ def wilson_interval(successes: int, rows: int, z: float = 1.959963984540054) -> 
     centre = share + z**2 / (2 * rows)
     half = z * math.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)
     scale = 1 + z**2 / rows
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+    # At 0 and 1 the ends are the share itself, which rounding may miss by a hair.
+    low, high = min((centre - half) / scale, share), max((centre + half) / scale, share)
+    return max(low, 0.0), min(high, 1.0)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .frames import Floats, simplex_gram
+from .frames import EPS64, Floats, simplex_gram
 
 TILE = 2048  # classes a side: a tile of pairs takes 32 MB
 _CANCELLED = 1e-6  # expanded squared distances below this share of the norms are done again
@@ -62,19 +62,22 @@ class _Running:
         return self.deviation / self.count
 
 
-def pair_statistics(units: Floats) -> PairStatistics:
+def pair_statistics(units: Floats, resolution: float = 16 * EPS64) -> PairStatistics:
     r"""Statistics over all pairs of unit rows, in tiles of bounded memory.
 
     Parameters
     ----------
     units : (C, d) float64
         Rows of unit length, C >= 2.
+    resolution : float
+        Distance up to which two rows are the same direction: the round-off of the rows.
 
     Returns
     -------
     PairStatistics
         Population standard deviation of the cosines; mean :math:`|\cos + 1/(C-1)|`; mean and
-        population variance of :math:`-\log|u_a - u_b|`; the largest cosine of each row to another.
+        population variance of :math:`-\log|u_a - u_b|`, infinite where two rows are one direction;
+        the largest cosine of each row to another.
 
     Examples
     --------
@@ -84,7 +87,7 @@ def pair_statistics(units: Floats) -> PairStatistics:
     """
     count = len(units)
     cosines, logs = _Running(), _Running()
-    deviation = 0.0
+    deviation, coincident = 0.0, False
     worst = np.full(count, -np.inf)
     for a, b in pair_tiles(count):
         cos = units[a] @ units[b].T
@@ -92,8 +95,9 @@ def pair_statistics(units: Floats) -> PairStatistics:
         cosines.add(upper)
         deviation += float(np.abs(upper + 1.0 / (count - 1)).sum())
         distances = upper_pairs(squared_distances(units[a], units[b], cos), a, b)
-        with np.errstate(divide="ignore"):  # coincident directions: -log 0 is inf, and says so
-            logs.add(-0.5 * np.log(distances))
+        apart = distances > resolution**2
+        coincident |= not apart.all()
+        logs.add(-0.5 * np.log(distances[apart]))
         if a == b:
             np.fill_diagonal(cos, -np.inf)
         worst[a] = np.maximum(worst[a], cos.max(axis=1))
@@ -101,8 +105,8 @@ def pair_statistics(units: Floats) -> PairStatistics:
     return PairStatistics(
         cos_std=math.sqrt(cosines.variance),
         cos_deviation=deviation / cosines.count,
-        log_mean=logs.mean,
-        log_variance=logs.variance,
+        log_mean=math.inf if coincident else logs.mean,
+        log_variance=math.inf if coincident else logs.variance,
         worst_cosine=worst,
     )
 
@@ -166,6 +170,8 @@ def gram_distance(a: Floats, b: Floats, target: str) -> float:
     True
     """
     count, width = a.shape
+    # At a scale of 1 the products of small frames do not underflow.
+    a, b = (frame / (np.abs(frame).max() or 1.0) for frame in (a, b))
     if count <= width + 1:
         product = a @ b.T
         norm = float(np.linalg.norm(product))

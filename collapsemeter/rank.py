@@ -80,7 +80,7 @@ def features_effective_rank(geometry: ClassGeometry) -> float:
             raise
     values = np.linalg.eigvalsh(total)[::-1]
     # Eigenvalues below the round-off of the largest are noise, of either sign.
-    values = values[values > max(values[0], 0.0) * geometry.width * EPS64]
+    values = values[values > values.max(initial=0.0) * geometry.width * EPS64]
     if not len(values):
         raise Undefined("no_between_class_scatter")
     return effective_rank(values)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -232,25 +232,50 @@ class CollapseReport(Mapping[str, LayerReport]):
 
         Examples
         --------
-        >>> print(CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}).table(["nc1_pinv"]))
-         layer   nc1_pinv
-        ──────────────────
-         fc          0.25
+        >>> layers = {"conv1": LayerReport({"nc1_pinv": 1.5}), "fc": LayerReport({"nc1_pinv": 0.25})}
+        >>> print(CollapseReport(layers).table(["nc1_pinv", "nc4_mismatch"]))
+        layer  nc1_pinv  nc4_mismatch
+        ─────────────────────────────
+        conv1       1.5             -
+        fc         0.25             -
         """
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
+        labels = {name: _printable(name) for name in self.layers}
+        blocks = _blocks(metrics, width, max(map(len, ["layer", *labels.values()])))
+        lines = []
+        for names, columns, gap in blocks:
+            size = [max(len(metric), _CELL) for metric in columns]
+            head = [
+                metric.rjust(length + gap) for metric, length in zip(columns, size, strict=True)
+            ]
+            lines += [
+                "layer".ljust(names) + "".join(head),
+                "─" * (names + sum(size) + gap * len(size)),
+            ]
+            for name, layer in self.layers.items():
+                cells = [
+                    _cell(layer, metric).rjust(length + gap)
+                    for metric, length in zip(columns, size, strict=True)
+                ]
+                first, *rest = textwrap.wrap(labels[name], names) or [""]
+                lines += [first.ljust(names) + "".join(cells), *rest]
+        notes = [
+            f"nan: {labels[name]}: {note}" for name in labels for note in self._notes(name, metrics)
+        ]
+        for note in [*notes, *(f"! {_printable(warning)}" for warning in self.warnings)]:
+            lines += textwrap.wrap(note, width, subsequent_indent="  ")
+        return "\n".join(lines)
 
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=True)
-        table.add_column("layer", overflow="fold")
-        for metric in metrics:
-            table.add_column(metric, justify="right", overflow="fold")
-        for name, layer in self.layers.items():
-            table.add_row(name, *(_cell(layer, metric) for metric in metrics))
-        output = io.StringIO()
-        Console(file=output, width=width, color_system=None, legacy_windows=False).print(table)
-        lines = [line.rstrip() for line in output.getvalue().splitlines()]
-        return "\n".join([*lines, *(f"! {warning}" for warning in self.warnings)])
+    def _notes(self, name: str, metrics: Sequence[str]) -> list[str]:
+        """Say of the values of a layer that are undefined why they are, once for each reason."""
+        layer = self.layers[name]
+        undefined = [m for m in metrics if m in layer and not math.isfinite(layer[m])]
+        by_code: dict[str, list[str]] = {}
+        for metric in undefined:
+            by_code.setdefault(layer.reasons.get(metric, ""), []).append(metric)
+        return [
+            f"{', '.join(of)}: {REASONS.get(code, 'no reason is known')}"
+            for code, of in by_code.items()
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values, NaN as None, ready for JSON."""
@@ -297,11 +322,42 @@ def _first_reason(layer: LayerReport) -> str:
     return next((REASONS[code] for code in layer.reasons.values()), "no metric was asked for")
 
 
+_CELL = 8  # characters of a value: 1.23e-05
+
+
 def _cell(layer: LayerReport, metric: str) -> str:
-    if metric not in layer:
-        return "-"
-    value = layer[metric]
-    return f"{value:.3g}" if math.isfinite(value) else layer.reasons.get(metric, "NaN")
+    return f"{layer[metric]:.3g}" if metric in layer else "-"
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def _blocks(
+    metrics: Sequence[str], width: int, longest: int
+) -> Iterator[tuple[int, list[str], int]]:
+    """Split columns over as many tables as the width asks for.
+
+    Yields
+    ------
+    tuple of int, list of str, int
+        Characters of the layer names (longer ones are folded), columns, spaces before each.
+    """
+    gap = 2
+    sizes = [max(len(metric), _CELL) for metric in metrics]
+    if longest + sum(sizes) + gap * len(sizes) > width:
+        gap = 1
+    # Names are folded before columns move to another table, but not below 12 characters.
+    names = max(min(longest, 12), min(longest, width - sum(sizes) - gap * len(sizes)))
+    columns: list[str] = []
+    room = width - names
+    for metric, size in zip(metrics, sizes, strict=True):
+        if columns and size + gap > room:
+            yield names, columns, gap
+            columns, room = [], width - names
+        columns.append(metric)
+        room -= size + gap
+    yield names, columns, gap
 
 
 def plain(value: Any) -> Any:

@@ -86,7 +86,7 @@ class Sums:
     invalid: Array
 
 
-def scatter_kind(num_classes: int, width: int) -> ScatterKind:
+def scatter_kind(num_classes: int, width: int, entries: int = CLASS_SCATTER_ENTRIES) -> ScatterKind:
     """Say which scatter a layer of this shape can afford.
 
     One scatter per class while that stays small, else one pooled scatter, else only the traces.
@@ -95,6 +95,8 @@ def scatter_kind(num_classes: int, width: int) -> ScatterKind:
     ----------
     num_classes, width : int
         C and d.
+    entries : int
+        Up to which C d d every class keeps its own.
 
     Returns
     -------
@@ -105,7 +107,7 @@ def scatter_kind(num_classes: int, width: int) -> ScatterKind:
     >>> scatter_kind(10, 64), scatter_kind(1000, 2048), scatter_kind(10, 65536)
     ('class', 'pooled', 'trace')
     """
-    if num_classes * width**2 <= CLASS_SCATTER_ENTRIES:
+    if num_classes * width**2 <= entries:
         return "class"
     return "pooled" if width <= POOLED_SCATTER_WIDTH else "trace"
 
@@ -151,7 +153,7 @@ def update(
     xp : Namespace
         The operations of the arrays' framework.
     propagate : bool
-        Let a non-finite row make its own class NaN instead of leaving it out.
+        Count a non-finite row and let it make its own class NaN, instead of leaving it out.
 
     Returns
     -------
@@ -167,8 +169,8 @@ def update(
     """
     num_classes = sums.counts.shape[0]
     rows = xp.to_float(rows)
-    known = (labels >= 0) & (labels < num_classes)
-    ignored = labels == ignore_index
+    ignored = labels == ignore_index  # it may be a class's number, such as a padding token's
+    known = (labels >= 0) & (labels < num_classes) & ~ignored
     finite = xp.finite_rows(rows)
     used = known & finite
     # `where`, not a product with a mask: 0 * NaN is NaN.
@@ -176,11 +178,17 @@ def update(
     # Rows that are left out go to an extra class, so that shapes do not depend on the data.
     bins = xp.where(used, labels, num_classes)
 
-    count = xp.class_counts(bins, num_classes)
-    total = xp.class_sum(rows, bins, num_classes)
+    count = xp.class_counts(
+        xp.where(known, labels, num_classes) if propagate else bins, num_classes
+    )
+    # Class means as differences from the batch's mean: a long sum of large numbers has few digits,
+    # and a shift that is off by more than the spread of its class costs the scatter its own.
+    kept = xp.count(used)
+    origin = rows.sum(0) / xp.to_float(xp.where(kept > 0, kept, 1))
+    total = xp.class_sum(xp.where(used[:, None], rows - origin, 0.0), bins, num_classes)
     first = (sums.counts == 0) & (count > 0)
     divisor = xp.to_float(xp.where(count > 0, count, 1))[:, None]
-    shift = xp.assign(sums.shift, xp.where(first[:, None], total / divisor, sums.shift))
+    shift = xp.assign(sums.shift, xp.where(first[:, None], origin + total / divisor, sums.shift))
 
     residuals = xp.where(used[:, None], rows - xp.rows_of(shift, bins), 0.0)
     residual_sum = xp.class_sum(residuals, bins, num_classes)
@@ -253,7 +261,8 @@ class OneHotNumpy:
     def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
         num_classes, width, _ = total.shape
         spread = self.one_hot(labels, num_classes)[:, :, None] * rows[:, None, :]
-        return total + (spread.reshape(len(rows), -1).T @ rows).reshape(num_classes, width, width)
+        flat = spread.reshape(len(rows), num_classes * width)
+        return total + (flat.T @ rows).reshape(num_classes, width, width)
 
 
 class Numpy(OneHotNumpy):
@@ -284,8 +293,13 @@ class Numpy(OneHotNumpy):
 NUMPY = Numpy()
 
 
-def init(num_classes: int, width: int, kind: ScatterKind) -> Sums:
-    """Return empty sums in NumPy float64.
+def init(
+    num_classes: int,
+    width: int,
+    kind: ScatterKind,
+    dtype: type[np.floating[Any]] = np.float64,
+) -> Sums:
+    """Return empty sums in NumPy.
 
     Parameters
     ----------
@@ -293,6 +307,8 @@ def init(num_classes: int, width: int, kind: ScatterKind) -> Sums:
         C and d.
     kind : {"class", "pooled", "trace"}
         Which scatter is kept.
+    dtype : type
+        What the sums are kept in: that of the namespace which updates them.
 
     Examples
     --------
@@ -303,10 +319,10 @@ def init(num_classes: int, width: int, kind: ScatterKind) -> Sums:
     zero = np.int64(0)
     return Sums(
         counts=np.zeros(num_classes, np.int64),
-        shift=np.zeros((num_classes, width)),
-        sums=np.zeros((num_classes, width)),
-        squares=np.zeros(num_classes),
-        scatter=None if shape is None else np.zeros(shape),
+        shift=np.zeros((num_classes, width), dtype),
+        sums=np.zeros((num_classes, width), dtype),
+        squares=np.zeros(num_classes, dtype),
+        scatter=None if shape is None else np.zeros(shape, dtype),
         ignored=zero,
         nonfinite=zero,
         invalid=zero,
