@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .report import CollapseReport
 
 TRAINERS = {"torch": "collapsemeter_torch.demo"}
-EPOCHS = 100
+EPOCHS = 60
 FALL = 100.0  # what the verdict calls collapse: NC1 of the final layer falls by this factor
 
 
@@ -176,7 +176,7 @@ def _header(report: CollapseReport) -> str:
     final = f" of {list(report)[-1]} ".center(24, "-")
     return (
         f"{'':20}  {nc1}  {final}\n"
-        f"epoch    loss  error  {blocks}  {'nc2_etf':>8}{'nc3_dual':>8}{'nc4_mis':>8}"
+        f"epoch    loss  error  {blocks}  {'etf':>8}{'dual':>8}{'mis':>8}"
     )
 
 
