@@ -175,8 +175,7 @@ def _header(report: CollapseReport) -> str:
     nc1 = " nc1_pinv of ".center(8 * len(report), "-")
     final = f" of {list(report)[-1]} ".center(24, "-")
     return (
-        f"{'':20}  {nc1}  {final}\n"
-        f"epoch    loss  error  {blocks}  {'etf':>8}{'dual':>8}{'mis':>8}"
+        f"{'':20}  {nc1}  {final}\nepoch    loss  error  {blocks}  {'etf':>8}{'dual':>8}{'mis':>8}"
     )
 
 

@@ -78,7 +78,7 @@ def train(
     torch.set_num_threads(1)  # products this small only wait for each other on more
     x, y = torch.from_numpy(images)[:, None], torch.from_numpy(labels)
     targets = nn.functional.one_hot(y, 10).float()
-    frozen = list(zip(torch.split(x, 600), torch.split(y, 600), strict=True))
+    frozen = list(zip(x.split(600), y.split(600), strict=True))
 
     model = DigitsNet()
     meter = CollapseMeter(model, num_classes=10)
@@ -98,10 +98,10 @@ def train(
     for number in range(1, epochs + 1):
         model.train()
         loss, wrong = 0.0, 0
-        for batch in torch.split(torch.randperm(len(x)), BATCH):
+        for batch in torch.randperm(len(x)).split(BATCH):
             with meter.batch(y[batch]):  # the meter's only line in the loop
                 logits = model(x[batch])
-            error: Any = _loss(logits, targets[batch])
+            error = _loss(logits, targets[batch])
             optimizer.zero_grad()
             error.backward()
             optimizer.step()

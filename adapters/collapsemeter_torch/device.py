@@ -74,7 +74,7 @@ class TorchNamespace:
         num_classes, width, _ = total.shape
         if rows.device.type == "cpu" and not torch.compiler.is_compiling():
             # No device to wait for: one small product for each class that is there.
-            for label in torch.unique(labels).tolist():
+            for label in labels.unique().tolist():
                 if label < num_classes:
                     self.add_product(total[label], rows[labels == label])
             return total

@@ -1,0 +1,106 @@
+"""The main job, run in full: real images, past zero error, files read back."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from collapsemeter import demo, watch
+from collapsemeter_torch import CollapseMeter
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.Outcome:
+    threads = torch.get_num_threads()
+    try:
+        return demo.run(folder=str(tmp_path_factory.mktemp("runs") / "demo"))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_final_layer_collapses(outcome: demo.Outcome) -> None:
+    assert outcome.fall >= 100
+    assert outcome.history[-1].frozen.final["nc4_mismatch"] == 0
+    assert outcome.zero_error_epoch is not None
+    assert outcome.collapsed
+
+
+def test_every_block_is_watched_and_the_head_reads_the_last(outcome: demo.Outcome) -> None:
+    for epoch in outcome.history:
+        assert list(epoch.frozen) == ["conv1", "conv2", "conv3", "hidden", "fc"]
+        assert not epoch.frozen.warnings
+    assert epoch.frozen.skipped["features"] == "its output is the input of fc"
+    assert epoch.frozen.phase == "frozen-train"
+    assert epoch.live is not None
+    assert epoch.live.phase == "live"
+    assert epoch.live.provenance["rows"] == 1797
+
+
+def test_the_verdict_speaks_of_this_run(outcome: demo.Outcome) -> None:
+    said = demo.verdict(outcome)
+    final = outcome.history[-1].frozen.final
+    assert said.startswith(f"Neural collapse after {demo.EPOCHS} epochs; zero training error from")
+    assert f"fell {outcome.fall:.0f} times" in said
+    assert f"to {final['nc3_self_duality']:.3g} (nc3_self_duality)" in said
+
+
+def test_a_run_that_is_too_short_is_not_called_collapse(outcome: demo.Outcome) -> None:
+    short = outcome._replace(history=outcome.history[:2], zero_error_epoch=None)
+    assert "No full collapse yet after 1 epochs; training error never" in demo.verdict(short)
+
+
+def test_the_lines_and_the_events_hold_the_reports(outcome: demo.Outcome) -> None:
+    text = (outcome.folder / "frozen" / "reports.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["step"] for line in lines] == list(range(demo.EPOCHS + 1))
+    events = EventAccumulator(str(outcome.folder / "frozen" / "events"))
+    events.Reload()
+    scalars = events.Scalars("nc1_pinv/fc")
+    for line, epoch, scalar in zip(lines, outcome.history, scalars, strict=True):
+        measured = epoch.frozen["fc"]["nc1_pinv"]
+        assert line["layers"]["fc"]["metrics"]["nc1_pinv"] == measured
+        assert math.isclose(scalar.value, measured, rel_tol=2**-23)
+
+
+def test_the_figure_is_drawn(outcome: demo.Outcome) -> None:
+    assert (outcome.folder / "collapse.png").read_bytes().startswith(b"\x89PNG")
+    assert (outcome.folder / "collapse.svg").read_text().startswith("<?xml")
+
+
+def test_a_second_run_does_not_touch_the_first(tmp_path: Path) -> None:
+    first, second = (demo.run(epochs=1, folder=str(tmp_path / "demo")).folder for _ in range(2))
+    assert (first.name, second.name) == ("demo", "demo-2")
+
+
+def test_without_scikit_learn_the_extra_is_named() -> None:
+    code = """
+import sys
+sys.modules["sklearn.datasets"] = None
+from collapsemeter.cli import main
+sys.exit(main(["demo"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'collapsemeter[demo]'" in done.stderr
+
+
+def test_without_torch_the_extra_is_named() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+from collapsemeter.cli import main
+sys.exit(main(["demo"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "trains in torch, which is not installed" in done.stderr
+
+
+def test_watch_finds_this_adapter() -> None:
+    with watch(torch.nn.Sequential(torch.nn.Linear(4, 3)), verbose=False) as meter:
+        assert isinstance(meter, CollapseMeter)
