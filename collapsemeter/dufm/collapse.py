@@ -1,0 +1,367 @@
+"""Nothing learned, part of it, or all: zero, partial and full neural collapse."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from collapsemeter.dufm.arrays import FloatArray
+from collapsemeter.dufm.bounds import lower_bound
+from collapsemeter.dufm.factors import (
+    Chain,
+    DoesNotApply,
+    balance,
+    check_widths,
+)
+from collapsemeter.dufm.frames import centring
+from collapsemeter.dufm.linear import paired_signs
+from collapsemeter.dufm.lowrank import (
+    Block,
+    check_learned,
+    compose,
+    require_collapsible,
+    split_first,
+)
+from collapsemeter.dufm.network import class_columns, fit_and_slope
+from collapsemeter.dufm.optimum import Optimum, Status
+from collapsemeter.dufm.problem import DUFM
+from collapsemeter.dufm.scalar import least_margin_loss, softmax_margin
+from collapsemeter.dufm.shallow import require
+
+BINARY = "Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165"
+LOW_RANK = "Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468"
+DEEP_CE = "Garrod & Keating 2024, arXiv 2410.23169"
+
+
+def best_bias(problem: DUFM) -> FloatArray:
+    r"""The bias of a network that outputs nothing else.
+
+    .. math:: b = \pi / (1 + \lambda_b) \quad\text{or}\quad
+              \mathrm{softmax}(b) + \lambda_b b = \pi, \qquad \pi_k = n_k / N
+
+    Parameters
+    ----------
+    problem : DUFM
+        Gives loss, counts and bias decay.
+
+    Returns
+    -------
+    ndarray, shape (K,)
+
+    References
+    ----------
+    Tirer & Bruna 2022 for the squared loss.
+
+    Examples
+    --------
+    >>> problem = DUFM(2, [1, 3], 1, feature_decay=1.0, weight_decay=1.0, bias=True)
+    >>> best_bias(problem).tolist()
+    [0.25, 0.75]
+    """
+    shares = problem.counts / problem.num_samples
+    if problem.loss == "mse":
+        return np.asarray(shares / (1 + problem.bias_decay))
+    bias = np.log(shares) - float(np.mean(np.log(shares)))
+    if problem.bias_decay == 0:
+        return np.asarray(bias)
+    bias = np.zeros(problem.num_classes)
+    for _ in range(60):  # Newton: the objective is smooth and strongly convex
+        weights = np.exp(bias - bias.max())
+        weights /= weights.sum()
+        slope = weights - shares + problem.bias_decay * bias
+        curvature = np.diag(weights + problem.bias_decay) - np.outer(weights, weights)
+        bias = bias - np.linalg.solve(curvature, slope)
+    return np.asarray(bias)
+
+
+def zero(problem: DUFM) -> Optimum:
+    r"""No features and no weights; a bias, if there is one, learns the class sizes.
+
+    It is a local minimum at every depth above one.
+
+    Parameters
+    ----------
+    problem : DUFM
+        Any problem.
+
+    Returns
+    -------
+    Optimum
+        Status "theorem" where the decays are so strong that nothing is better.
+
+    References
+    ----------
+    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165.
+
+    Examples
+    --------
+    >>> zero(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01)).loss
+    0.5
+    >>> zero(DUFM(2, 10, 3, feature_decay=1.0, weight_decay=1.0)).status
+    'theorem'
+    """
+    classes = problem.num_classes
+    bias = best_bias(problem) if problem.bias else np.zeros(classes)
+    outputs = np.repeat(bias[:, None], classes, axis=1)
+    loss = fit_and_slope(problem.loss, outputs, class_columns(problem))[0]
+    loss += 0.5 * problem.bias_decay * float(np.sum(bias**2))
+    proven = lower_bound(problem) >= loss * (1 - 1e-14)
+    chain = (np.zeros((1, classes)), *(np.zeros((1, 1)),) * (problem.depth - 1))
+    return Optimum(
+        problem=problem,
+        name="zero",
+        loss=loss,
+        chain=(*chain, np.zeros((classes, 1))),
+        status="theorem" if proven else "upper bound",
+        holds_for=(
+            "theorem: the lower bound shows that nothing is better at these decays"
+            if proven
+            else "upper bound: nothing learned, stationary at any decay"
+        ),
+        source=BINARY,
+        bias=bias if problem.bias else None,
+    )
+
+
+def _first_layer(classes: int, tilt: float, depth: int) -> tuple[FloatArray, FloatArray]:
+    """Unit features and first weight whose H_2 is the identity up to the ReLU."""
+    if not 0.0 <= tilt <= 1.0:
+        raise ValueError(
+            f"first_layer must be between 0 (orthogonal) and 1 (simplex ETF), got {tilt}: "
+            "only these have the same loss."
+        )
+    if tilt and depth == 1:
+        raise ValueError(
+            f"first_layer must be 0 at depth 1, got {tilt}: without a ReLU the frame is fixed."
+        )
+    off = np.ones((classes, classes)) - np.eye(classes)
+    return split_first(np.eye(classes) - tilt / (classes - 1) * off)
+
+
+def _trust_dnc(problem: DUFM) -> tuple[Status, str]:
+    classes, depth = problem.num_classes, problem.depth
+    if depth == 1:
+        return "theorem", "theorem: global optimum for one layer"
+    if classes == 2:
+        return "theorem", "theorem: global optimum for two classes"
+    if depth == 2 or (depth == 3 and classes <= 6):
+        return "best known", "best known: nothing lower has been found, no proof"
+    return "upper bound", "upper bound: lower losses of lower rank exist or are found by descent"
+
+
+def dnc(problem: DUFM, first_layer: float = 0.0) -> Optimum:
+    r"""Deep neural collapse: every class has its own neurons, in every layer.
+
+    .. math:: Z = t I, \qquad \ell(cK, L) = \tfrac12 (1-t)(1+Lt)
+
+    or, for cross-entropy through ReLU layers,
+
+    .. math:: Z = a (I - J/K), \qquad \log(1 + (K-1)e^{-a})
+              + \tfrac{L+1}{2}\, c\, (K^L (K-1))^{1/(L+1)}\, a^{2/(L+1)}
+
+    From depth 2 on the first layer is free: its features may be anything from an
+    orthogonal frame to a simplex ETF.
+
+    Parameters
+    ----------
+    problem : DUFM
+        ReLU, balanced classes; squared loss without bias, or cross-entropy of
+        depth 2 or more.
+    first_layer : float
+        0 for the orthogonal frame, 1 for the simplex ETF in layer 1.
+
+    Returns
+    -------
+    Optimum
+        Status "theorem" for squared loss with two classes or one layer.
+
+    Raises
+    ------
+    DoesNotApply
+        If the problem is another one, a layer too narrow or the decays too strong.
+    ValueError
+        If `first_layer` is not between 0 and 1, or not 0 at depth 1.
+
+    References
+    ----------
+    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165; Garrod & Keating 2024,
+    arXiv 2410.23169.
+
+    Examples
+    --------
+    >>> problem = DUFM(10, 1, 4, feature_decay=0.002, weight_decay=0.002)
+    >>> round(dnc(problem).loss, 12)
+    0.049797543943
+    """
+    if problem.loss == "ce":
+        return _dnc_ce(problem, first_layer)
+    require_collapsible(problem, "dnc")
+    classes, depth = problem.num_classes, problem.depth
+    found = compose(problem, [Block(classes)])
+    check_learned("dnc", found.fits)
+    first = _first_layer(classes, first_layer, depth)
+    chain = (*first, *(np.eye(classes),) * (depth - 1))
+    chain = balance(chain, float(np.linalg.norm(found.chain[0])))
+    check_widths(problem, chain, "dnc")
+    status, words = _trust_dnc(problem)
+    return Optimum(
+        problem=problem,
+        name="dnc",
+        loss=found.loss,
+        chain=chain,
+        status=status,
+        holds_for=words,
+        source=BINARY,
+        parameters={"t": found.fits[0], "first_layer": first_layer},
+        free_layers=(1,) if depth > 1 else (),
+    )
+
+
+def partial(problem: DUFM, learned: int) -> Optimum:
+    r"""Collapse of some classes while the others are not learned: a bad local minimum.
+
+    .. math:: \frac{K-k}{2K} + \frac kK\,\ell(cK, L)
+
+    Parameters
+    ----------
+    problem : DUFM
+        ReLU, squared loss, balanced classes, no bias.
+    learned : int
+        Number k of learned classes, 1 to K - 1.
+
+    Returns
+    -------
+    Optimum
+        Named "partial(k)", status "upper bound".
+
+    Raises
+    ------
+    DoesNotApply
+        If the problem is another one, a layer too narrow or the decays too strong.
+    ValueError
+        If `learned` is out of range.
+
+    References
+    ----------
+    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165, for the model.
+
+    Examples
+    --------
+    >>> problem = DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01)
+    >>> round(partial(problem, 1).loss, 9)
+    0.285243527
+    """
+    if not 1 <= learned < problem.num_classes:
+        raise ValueError(
+            f"learned must be 1 to {problem.num_classes - 1}, got {learned}: "
+            "use zero or dnc for none or all."
+        )
+    require_collapsible(problem, "partial")
+    found = compose(problem, [Block(learned)])
+    check_learned("partial", found.fits)
+    check_widths(problem, found.chain, "partial")
+    return Optimum(
+        problem=problem,
+        name=f"partial({learned})",
+        loss=found.loss,
+        chain=found.chain,
+        status="upper bound",
+        holds_for=(
+            "upper bound: a local minimum, where descent gets stuck"
+            if problem.depth > 1
+            else "upper bound: a saddle, which descent leaves"
+        ),
+        source=f"{BINARY}, for the model",
+        parameters={"t": found.fits[0], "learned": learned},
+        free_layers=(1,) if problem.depth > 1 else (),
+    )
+
+
+def _require_deep_ce(problem: DUFM, name: str) -> None:
+    require(problem, name, loss="ce", balanced=True, activation="relu")
+    if problem.depth == 1:
+        raise DoesNotApply(f"{name} with loss 'ce' needs depth 2 or more, got 1: use ufm_ce.")
+
+
+class _Margins(NamedTuple):
+    """Number of logits at each distance below the label."""
+
+    offsets: tuple[tuple[float, float], ...]
+
+
+def _deep_ce(problem: DUFM, name: str, chain: Chain, effective: float, fit: _Margins) -> Optimum:
+    strength = problem.canonical_decay * effective
+    margin, loss = least_margin_loss(*softmax_margin(fit.offsets), strength, problem.depth)
+    check_learned(name, [margin])
+    power = 1 / (problem.depth + 1)
+    chain = balance(chain, math.sqrt(effective) * margin**power)
+    check_widths(problem, chain, name)
+    return Optimum(
+        problem=problem,
+        name=name,
+        loss=loss,
+        chain=chain,
+        status="upper bound",
+        holds_for="upper bound: a feasible structure of the ReLU network, no proof",
+        source=DEEP_CE,
+        parameters={"margin": margin, "effective_classes": effective},
+        free_layers=(1,) if name == "dnc" else (),
+    )
+
+
+def _dnc_ce(problem: DUFM, first_layer: float) -> Optimum:
+    _require_deep_ce(problem, "dnc")
+    classes, depth = problem.num_classes, problem.depth
+    first = _first_layer(classes, first_layer, depth)
+    chain = (*first, *(np.eye(classes),) * (depth - 2), centring(classes))
+    effective = math.exp(
+        (depth * math.log(classes) + math.log(classes - 1)) / (depth + 1)
+    )
+    return _deep_ce(problem, "dnc", chain, effective, _Margins(((classes - 1.0, 1.0),)))
+
+
+def pairs(problem: DUFM) -> Optimum:
+    r"""Classes in opposite pairs through ReLU layers, for cross-entropy.
+
+    With X the signs of the pairs (see `paired_signs`), the layers hold
+    :math:`X + J \ge 0`, hidden weights are multiples of :math:`X + 2J/K`, and
+
+    .. math:: Z = b X, \qquad \log(1 + e^{-2b} + (K-2)e^{-b})
+              + \tfrac{L+1}{2}\,c\,\Big(2K^3 \big(\tfrac{K+2}{2}\big)^{L-2}\Big)^{1/(L+1)} b^{2/(L+1)}
+
+    Parameters
+    ----------
+    problem : DUFM
+        ReLU, cross-entropy, balanced, K even and at least 4, depth 2 or more.
+
+    Returns
+    -------
+    Optimum
+        Status "upper bound".
+
+    Raises
+    ------
+    DoesNotApply
+        If the problem is another one, a layer too narrow or the decays too strong.
+
+    References
+    ----------
+    Garrod & Keating 2024, arXiv 2410.23169.
+
+    Examples
+    --------
+    >>> problem = DUFM(16, 1, 4, feature_decay=1e-3, weight_decay=1e-3, loss="ce")
+    >>> problem.optimum().name
+    'pairs'
+    """
+    _require_deep_ce(problem, "pairs")
+    classes, depth = problem.num_classes, problem.depth
+    if classes < 4 or classes % 2:
+        raise DoesNotApply(f"pairs needs an even number of 4 classes or more, got {classes}: "
+                           "use dnc.")  # fmt: skip
+    signs = paired_signs(classes)
+    hidden = signs + 2 / classes
+    chain = (*split_first(signs + 1.0), *(hidden,) * (depth - 2), signs)
+    logs = math.log(2 * classes**3) + (depth - 2) * math.log((classes + 2) / 2)
+    margins = _Margins(((1.0, 2.0), (classes - 2.0, 1.0)))
+    return _deep_ce(problem, "pairs", chain, math.exp(logs / (depth + 1)), margins)
