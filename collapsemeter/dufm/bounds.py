@@ -34,7 +34,7 @@ def nuclear_bound(problem: DUFM) -> float:
     --------
     >>> problem = DUFM(10, 1, 4, feature_decay=0.002, weight_decay=0.002)
     >>> round(nuclear_bound(problem), 6), round(problem.optimum().loss, 6)
-    (0.012485, 0.040706)
+    (0.012547, 0.040706)
     """
     classes, depth = problem.num_classes, problem.depth
     # Every class has at least the fit, and the decay, of the smallest one.

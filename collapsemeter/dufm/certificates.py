@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from collapsemeter.dufm._scipy import bounded_least_squares
 from collapsemeter.dufm.arrays import FloatArray
@@ -39,13 +40,17 @@ class Stationarity:
 
 
 def _neuron_slopes(
-    delta: FloatArray, inputs: FloatArray, decayed: FloatArray, free: FloatArray, fixed: FloatArray
+    delta: FloatArray,
+    inputs: FloatArray,
+    decayed: FloatArray,
+    free: NDArray[np.bool_],
+    fixed: FloatArray,
 ) -> FloatArray:
     """Slopes at the corners of one neuron that make the gradient of its weights small."""
     slopes = fixed.copy()
-    moving = free & (np.abs(delta) > 0)
+    moving = np.logical_and(free, delta != 0)
     if np.any(moving):
-        target = -(inputs @ (fixed * ~moving * delta) + decayed)
+        target = -(inputs @ (np.where(moving, 0.0, fixed) * delta) + decayed)
         slopes[moving] = bounded_least_squares(inputs[:, moving] * delta[moving], target)
     return slopes
 

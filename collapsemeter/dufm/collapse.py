@@ -1,36 +1,26 @@
 """Nothing learned, part of it, or all: zero, partial and full neural collapse."""
 
-import math
-from typing import NamedTuple
-
 import numpy as np
 
+from collapsemeter.dufm.applies import require_survival
 from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.bounds import lower_bound
-from collapsemeter.dufm.factors import (
-    Chain,
-    DoesNotApply,
-    balance,
-    check_widths,
-)
-from collapsemeter.dufm.frames import centring
-from collapsemeter.dufm.linear import paired_signs
-from collapsemeter.dufm.lowrank import (
+from collapsemeter.dufm.blocks import (
     Block,
-    check_learned,
     compose,
     require_collapsible,
-    split_first,
+)
+from collapsemeter.dufm.bounds import lower_bound
+from collapsemeter.dufm.deep_ce import dnc_ce
+from collapsemeter.dufm.factors import (
+    balance,
+    check_widths,
+    unit_first_layer,
 )
 from collapsemeter.dufm.network import class_columns, fit_and_slope
 from collapsemeter.dufm.optimum import Optimum, Status
 from collapsemeter.dufm.problem import DUFM
-from collapsemeter.dufm.scalar import least_margin_loss, softmax_margin
-from collapsemeter.dufm.shallow import require
 
 BINARY = "Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165"
-LOW_RANK = "Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468"
-DEEP_CE = "Garrod & Keating 2024, arXiv 2410.23169"
 
 
 def best_bias(problem: DUFM) -> FloatArray:
@@ -123,21 +113,6 @@ def zero(problem: DUFM) -> Optimum:
     )
 
 
-def _first_layer(classes: int, tilt: float, depth: int) -> tuple[FloatArray, FloatArray]:
-    """Unit features and first weight whose H_2 is the identity up to the ReLU."""
-    if not 0.0 <= tilt <= 1.0:
-        raise ValueError(
-            f"first_layer must be between 0 (orthogonal) and 1 (simplex ETF), got {tilt}: "
-            "only these have the same loss."
-        )
-    if tilt and depth == 1:
-        raise ValueError(
-            f"first_layer must be 0 at depth 1, got {tilt}: without a ReLU the frame is fixed."
-        )
-    off = np.ones((classes, classes)) - np.eye(classes)
-    return split_first(np.eye(classes) - tilt / (classes - 1) * off)
-
-
 def _trust_dnc(problem: DUFM) -> tuple[Status, str]:
     classes, depth = problem.num_classes, problem.depth
     if depth == 1:
@@ -194,12 +169,12 @@ def dnc(problem: DUFM, first_layer: float = 0.0) -> Optimum:
     0.049797543943
     """
     if problem.loss == "ce":
-        return _dnc_ce(problem, first_layer)
+        return dnc_ce(problem, first_layer)
     require_collapsible(problem, "dnc")
     classes, depth = problem.num_classes, problem.depth
     found = compose(problem, [Block(classes)])
-    check_learned("dnc", found.fits)
-    first = _first_layer(classes, first_layer, depth)
+    require_survival("dnc", found.fits)
+    first = unit_first_layer(classes, first_layer, depth)
     chain = (*first, *(np.eye(classes),) * (depth - 1))
     chain = balance(chain, float(np.linalg.norm(found.chain[0])))
     check_widths(problem, chain, "dnc")
@@ -258,7 +233,7 @@ def partial(problem: DUFM, learned: int) -> Optimum:
         )
     require_collapsible(problem, "partial")
     found = compose(problem, [Block(learned)])
-    check_learned("partial", found.fits)
+    require_survival("partial", found.fits)
     check_widths(problem, found.chain, "partial")
     return Optimum(
         problem=problem,
@@ -275,93 +250,3 @@ def partial(problem: DUFM, learned: int) -> Optimum:
         parameters={"t": found.fits[0], "learned": learned},
         free_layers=(1,) if problem.depth > 1 else (),
     )
-
-
-def _require_deep_ce(problem: DUFM, name: str) -> None:
-    require(problem, name, loss="ce", balanced=True, activation="relu")
-    if problem.depth == 1:
-        raise DoesNotApply(f"{name} with loss 'ce' needs depth 2 or more, got 1: use ufm_ce.")
-
-
-class _Margins(NamedTuple):
-    """Number of logits at each distance below the label."""
-
-    offsets: tuple[tuple[float, float], ...]
-
-
-def _deep_ce(problem: DUFM, name: str, chain: Chain, effective: float, fit: _Margins) -> Optimum:
-    strength = problem.canonical_decay * effective
-    margin, loss = least_margin_loss(*softmax_margin(fit.offsets), strength, problem.depth)
-    check_learned(name, [margin])
-    power = 1 / (problem.depth + 1)
-    chain = balance(chain, math.sqrt(effective) * margin**power)
-    check_widths(problem, chain, name)
-    return Optimum(
-        problem=problem,
-        name=name,
-        loss=loss,
-        chain=chain,
-        status="upper bound",
-        holds_for="upper bound: a feasible structure of the ReLU network, no proof",
-        source=DEEP_CE,
-        parameters={"margin": margin, "effective_classes": effective},
-        free_layers=(1,) if name == "dnc" else (),
-    )
-
-
-def _dnc_ce(problem: DUFM, first_layer: float) -> Optimum:
-    _require_deep_ce(problem, "dnc")
-    classes, depth = problem.num_classes, problem.depth
-    first = _first_layer(classes, first_layer, depth)
-    chain = (*first, *(np.eye(classes),) * (depth - 2), centring(classes))
-    effective = math.exp(
-        (depth * math.log(classes) + math.log(classes - 1)) / (depth + 1)
-    )
-    return _deep_ce(problem, "dnc", chain, effective, _Margins(((classes - 1.0, 1.0),)))
-
-
-def pairs(problem: DUFM) -> Optimum:
-    r"""Classes in opposite pairs through ReLU layers, for cross-entropy.
-
-    With X the signs of the pairs (see `paired_signs`), the layers hold
-    :math:`X + J \ge 0`, hidden weights are multiples of :math:`X + 2J/K`, and
-
-    .. math:: Z = b X, \qquad \log(1 + e^{-2b} + (K-2)e^{-b})
-              + \tfrac{L+1}{2}\,c\,\Big(2K^3 \big(\tfrac{K+2}{2}\big)^{L-2}\Big)^{1/(L+1)} b^{2/(L+1)}
-
-    Parameters
-    ----------
-    problem : DUFM
-        ReLU, cross-entropy, balanced, K even and at least 4, depth 2 or more.
-
-    Returns
-    -------
-    Optimum
-        Status "upper bound".
-
-    Raises
-    ------
-    DoesNotApply
-        If the problem is another one, a layer too narrow or the decays too strong.
-
-    References
-    ----------
-    Garrod & Keating 2024, arXiv 2410.23169.
-
-    Examples
-    --------
-    >>> problem = DUFM(16, 1, 4, feature_decay=1e-3, weight_decay=1e-3, loss="ce")
-    >>> problem.optimum().name
-    'pairs'
-    """
-    _require_deep_ce(problem, "pairs")
-    classes, depth = problem.num_classes, problem.depth
-    if classes < 4 or classes % 2:
-        raise DoesNotApply(f"pairs needs an even number of 4 classes or more, got {classes}: "
-                           "use dnc.")  # fmt: skip
-    signs = paired_signs(classes)
-    hidden = signs + 2 / classes
-    chain = (*split_first(signs + 1.0), *(hidden,) * (depth - 2), signs)
-    logs = math.log(2 * classes**3) + (depth - 2) * math.log((classes + 2) / 2)
-    margins = _Margins(((1.0, 2.0), (classes - 2.0, 1.0)))
-    return _deep_ce(problem, "pairs", chain, math.exp(logs / (depth + 1)), margins)

@@ -7,8 +7,9 @@ from functools import lru_cache
 import numpy as np
 
 from collapsemeter.dufm._scipy import lbfgs, newton_polish
+from collapsemeter.dufm.applies import DoesNotApply
 from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.factors import DoesNotApply, check_widths, split_linear
+from collapsemeter.dufm.factors import check_widths, split_linear
 from collapsemeter.dufm.flat import Layout, objective
 from collapsemeter.dufm.network import class_columns, fit_and_slope
 from collapsemeter.dufm.optimum import Optimum

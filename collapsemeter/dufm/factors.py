@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from collapsemeter.dufm.applies import DoesNotApply
 from collapsemeter.dufm.arrays import FloatArray
 from collapsemeter.dufm.network import Variables
 from collapsemeter.dufm.problem import DUFM
@@ -16,10 +17,6 @@ Chain = tuple[FloatArray, ...]
 
 RANK_TOLERANCE = 1e-10
 """Singular values below this fraction of the largest count as zero."""
-
-
-class DoesNotApply(ValueError):
-    """A closed form was asked for a problem that it does not solve."""
 
 
 def split_linear(target: FloatArray, depth: int) -> Chain:
@@ -67,6 +64,29 @@ def split_diagonal(values: FloatArray, depth: int) -> Chain:
     roots = values[learned] ** (1 / (depth + 1)) if learned.size else np.zeros(1)
     middle = (np.diag(roots),) * (depth - 1)
     return (roots[:, None] * axes.T, *middle, axes * roots)
+
+
+def split_first(target: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Features and first weight, both as small as the nuclear norm of H_2 allows."""
+    left, values, right = np.linalg.svd(target, full_matrices=False)
+    rank = max(1, int(np.sum(values > RANK_TOLERANCE * values[0])))
+    roots = np.sqrt(values[:rank])
+    return roots[:, None] * right[:rank], left[:, :rank] * roots
+
+
+def unit_first_layer(classes: int, tilt: float, depth: int) -> tuple[FloatArray, FloatArray]:
+    """Unit features and first weight whose H_2 is the identity up to the ReLU."""
+    if not 0.0 <= tilt <= 1.0:
+        raise ValueError(
+            f"first_layer must be between 0 (orthogonal) and 1 (simplex ETF), got {tilt}: "
+            "only these have the same loss."
+        )
+    if tilt and depth == 1:
+        raise ValueError(
+            f"first_layer must be 0 at depth 1, got {tilt}: without a ReLU the frame is fixed."
+        )
+    off = np.ones((classes, classes)) - np.eye(classes)
+    return split_first(np.eye(classes) - tilt / (classes - 1) * off)
 
 
 def balance(chain: Chain, norm: float) -> Chain:

@@ -40,7 +40,7 @@ def _basis(width: int, rank: int, rng: np.random.Generator | None) -> FloatArray
 
 def _check_frame(num_classes: int, width: int, need: int, name: str) -> None:
     if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}: pass a classification.")
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}: pass more classes.")
     if width < need:
         raise ValueError(
             f"{name} of {num_classes} classes needs width {need}, got {width}: widen the layer."
@@ -85,9 +85,7 @@ def orthogonal_frame(
     return _basis(width, num_classes, rng)
 
 
-def simplex_etf(
-    num_classes: int, width: int, rng: np.random.Generator | None = None
-) -> FloatArray:
+def simplex_etf(num_classes: int, width: int, rng: np.random.Generator | None = None) -> FloatArray:
     r"""A simplex equiangular tight frame of unit vectors.
 
     .. math:: M = \sqrt{\tfrac{K}{K-1}}\; U (I - J/K), \qquad

@@ -33,7 +33,8 @@ class Identities:
     first_layer : float
         Largest entry of :math:`\lambda_1 W_1^T W_1 - H_1 \Lambda_H H_1^T`.
     loss : float
-        Distance of the loss from :math:`\mathrm{fit} + \frac{L+1}{2} q + \frac{\lambda_b}{2}\|b\|^2`.
+        Distance of the loss from
+        :math:`\mathrm{fit} + \frac{L+1}{2} q + \frac{\lambda_b}{2}\|b\|^2`.
     """
 
     power: float

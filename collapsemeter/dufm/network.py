@@ -118,9 +118,7 @@ def forward(problem: DUFM, point: Variables) -> tuple[list[FloatArray], list[Flo
     return pre, post
 
 
-def fit_and_slope(
-    loss: str, outputs: FloatArray, columns: Columns
-) -> tuple[float, FloatArray]:
+def fit_and_slope(loss: str, outputs: FloatArray, columns: Columns) -> tuple[float, FloatArray]:
     """The data term of the objective and its derivative in the outputs.
 
     Parameters

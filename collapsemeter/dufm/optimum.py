@@ -172,6 +172,6 @@ class Optimum(Geometry):
     free_layers: tuple[int, ...] = ()
 
     @cached_property
-    def variables(self) -> Variables:  # type: ignore[override]
+    def variables(self) -> Variables:
         """Features (d_1, K), one column per class, and the weights."""
         return from_canonical(self.problem, pad(self.problem, self.chain, self.bias))

@@ -135,9 +135,10 @@ class DUFM:
 
     @property
     def canonical_decay(self) -> float:
-        r"""The single decay equivalent to all: :math:`(\bar n \lambda_H \prod \lambda_l)^{1/(L+1)}`.
+        r"""The single decay c that is equivalent to all of them.
 
-        :math:`\bar n = N/K` is the mean class size.
+        :math:`c = (\bar n \lambda_H \prod_l \lambda_l)^{1/(L+1)}` with the mean class
+        size :math:`\bar n = N/K`.
         """
         logs = [math.log(x) for x in (*self.decays, self.feature_decay)]
         mean_count = self.num_samples / self.num_classes
@@ -157,7 +158,7 @@ class DUFM:
 def _spread(name: str, value: T | Sequence[T], length: int, what: str) -> tuple[T, ...]:
     """One value per class or layer; a single value serves all."""
     if not isinstance(value, Sequence | np.ndarray):
-        return (cast("T", value),) * length
+        return (value,) * length
     if len(value) != length:
         raise ValueError(
             f"{name} must be one value or {length}, one per {what}, got {len(value)}: "

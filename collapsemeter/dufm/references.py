@@ -2,17 +2,12 @@
 
 from collections.abc import Callable
 
-from collapsemeter.dufm.collapse import dnc, pairs, partial, zero
+from collapsemeter.dufm.applies import DoesNotApply
+from collapsemeter.dufm.blocks import blocks, srg
+from collapsemeter.dufm.collapse import dnc, partial, zero
 from collapsemeter.dufm.convex import convex
-from collapsemeter.dufm.factors import DoesNotApply
-from collapsemeter.dufm.linear import (
-    gof,
-    linear,
-    linear_ce_dnc,
-    linear_ce_pairs,
-    linear_ce_polygon,
-)
-from collapsemeter.dufm.lowrank import blocks, srg
+from collapsemeter.dufm.deep_ce import linear_ce_dnc, linear_ce_pairs, linear_ce_polygon, pairs
+from collapsemeter.dufm.linear import gof, linear
 from collapsemeter.dufm.optimum import Optimum
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.shallow import seli, ufm_ce, ufm_mse

@@ -82,7 +82,7 @@ def ell_minimiser(strength: float, depth: int) -> float:
     """
     _check_depth(depth)
     if not strength >= 0:
-        raise ValueError(f"strength must not be negative, got {strength}: pass a product of decays.")
+        raise ValueError(f"strength must not be negative, got {strength}: pass decays above 0.")
     if strength >= critical_strength(depth):
         return 0.0
     if depth == 1:
@@ -170,7 +170,7 @@ def collapse_threshold(num_classes: int, depth: int) -> float:
     """
     _check_depth(depth)
     if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}: pass a classification.")
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}: pass more classes.")
     power = depth - 1
     return float(power**power / num_classes ** (depth + 1) / depth ** (2 * depth))
 
@@ -213,7 +213,7 @@ def least_margin_loss(
     power = (depth - 1) / (depth + 1)
 
     def pull(margin: float) -> float:
-        return -slope(margin) * margin**power
+        return -slope(margin) * math.pow(margin, power)
 
     # The pull rises from zero and falls again: its last crossing is the minimum.
     margins = np.concatenate([[0.0], np.geomspace(1e-6, 700.0, 600)])
@@ -224,13 +224,13 @@ def least_margin_loss(
         return 0.0, at_zero
     low, high = float(margins[above[-1]]), float(margins[above[-1] + 1])
     margin = root(lambda x: pull(x) - strength, low, high)
-    loss = fit(margin) + (depth + 1) / 2 * strength * margin ** (2 / (depth + 1))
+    loss: float = fit(margin) + (depth + 1) / 2 * strength * margin ** (2 / (depth + 1))
     return (margin, loss) if loss < at_zero else (0.0, at_zero)
 
 
-def softmax_margin(offsets: tuple[tuple[float, float], ...]) -> tuple[
-    Callable[[float], float], Callable[[float], float]
-]:
+def softmax_margin(
+    offsets: tuple[tuple[float, float], ...],
+) -> tuple[Callable[[float], float], Callable[[float], float]]:
     r"""The cross-entropy of a pattern of logits, as a function of its scale.
 
     .. math:: \phi(x) = \log\Big(1 + \sum_i m_i e^{-\delta_i x}\Big)

@@ -5,8 +5,7 @@ import math
 import numpy as np
 
 from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.factors import Chain, balance, pad
-from collapsemeter.dufm.lowrank import split_first
+from collapsemeter.dufm.factors import Chain, balance, pad, split_first
 from collapsemeter.dufm.network import Variables
 from collapsemeter.dufm.problem import DUFM
 
@@ -82,9 +81,7 @@ def loop_graph(num_classes: int, order: int, rng: np.random.Generator) -> FloatA
     Solutions found by descent look like this in their middle layers.
     """
     columns = [np.eye(order)[i] for i in range(order)]
-    columns += [
-        np.eye(order)[i] + np.eye(order)[j] for i in range(order) for j in range(i)
-    ]
+    columns += [np.eye(order)[i] + np.eye(order)[j] for i in range(order) for j in range(i)]
     while True:
         chosen = rng.permutation(len(columns))[:num_classes]
         incidence = np.array([columns[i] for i in chosen]).T
@@ -130,6 +127,4 @@ def jitter(point: Variables, size: float, rng: np.random.Generator) -> Variables
         scale = size * math.sqrt(float(np.mean(array**2)))
         return array + scale * rng.standard_normal(array.shape)
 
-    return Variables(
-        shaken(point.features), tuple(shaken(w) for w in point.weights), point.bias
-    )
+    return Variables(shaken(point.features), tuple(shaken(w) for w in point.weights), point.bias)

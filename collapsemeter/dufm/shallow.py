@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from collapsemeter.dufm.applies import require, require_survival
 from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.factors import DoesNotApply, check_widths, split_linear
+from collapsemeter.dufm.factors import check_widths, split_linear
 from collapsemeter.dufm.frames import centring
 from collapsemeter.dufm.optimum import Optimum
 from collapsemeter.dufm.problem import DUFM
@@ -20,17 +21,6 @@ class ShallowFit:
     fit: float
     mean: float
     bias: float
-
-
-def require(problem: DUFM, name: str, **wanted: object) -> None:
-    """Refuse a problem that lacks a property, naming what it has instead."""
-    for attribute, value in wanted.items():
-        found = getattr(problem, attribute)
-        if found != value:
-            raise DoesNotApply(
-                f"{name} needs {attribute}={value!r}, got {found!r}: "
-                "see problem.references() for what applies."
-            )
 
 
 def shallow_mse(problem: DUFM) -> ShallowFit:
@@ -89,8 +79,7 @@ def ufm_mse(problem: DUFM) -> Optimum:
     """
     require(problem, "ufm_mse", depth=1, loss="mse", balanced=True)
     found = shallow_mse(problem)
-    if found.fit == 0.0 and found.mean == 0.0:
-        raise DoesNotApply(_too_strong("ufm_mse", "K sqrt(n lambda_W lambda_H) < 1"))
+    require_survival("ufm_mse", [found.fit, found.mean])
     classes = problem.num_classes
     target = found.fit * centring(classes) + found.mean / classes
     chain = split_linear(target, 1)
@@ -106,10 +95,6 @@ def ufm_mse(problem: DUFM) -> Optimum:
         bias=np.full(classes, found.bias / classes) if problem.bias else None,
         parameters={"t": found.fit, "mean": found.mean, "bias": found.bias},
     )
-
-
-def _too_strong(name: str, condition: str) -> str:
-    return f"{name} needs {condition}, the decays are too strong: only the zero network is left."
 
 
 def shallow_ce(problem: DUFM) -> tuple[float, float]:
@@ -154,8 +139,7 @@ def ufm_ce(problem: DUFM) -> Optimum:
     """
     require(problem, "ufm_ce", depth=1, loss="ce", balanced=True)
     margin, loss = shallow_ce(problem)
-    if margin == 0.0:
-        raise DoesNotApply(_too_strong("ufm_ce", "sqrt(n lambda_W lambda_H) < 1/K"))
+    require_survival("ufm_ce", [margin])
     chain = split_linear(margin * centring(problem.num_classes), 1)
     check_widths(problem, chain, "ufm_ce")
     return Optimum(
@@ -246,8 +230,7 @@ def seli(problem: DUFM) -> Optimum:
     counts = problem.counts.astype(np.float64)
     ridge = math.sqrt(problem.decays[0] * problem.feature_decay)
     strength = ridge * float(np.trace(_root_of_laplacian(counts)))
-    if strength >= (classes - 1) / classes:
-        raise DoesNotApply(_too_strong("seli", "sqrt(lambda_W lambda_H) tr (PDP)^1/2 < (K-1)/K"))
+    require_survival("seli", [(classes - 1) / classes - strength])
     scale = math.log((classes - 1) / strength - classes + 1)
     roots = np.sqrt(counts / counts.mean())
     features, weight = split_linear(scale * centring(classes) * roots, 1)

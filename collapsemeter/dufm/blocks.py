@@ -10,20 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collapsemeter.dufm.arrays import FloatArray
+from collapsemeter.dufm.applies import DoesNotApply, require, require_survival
 from collapsemeter.dufm.factors import (
-    RANK_TOLERANCE,
     Chain,
-    DoesNotApply,
     balance,
     check_widths,
     direct_sum,
 )
-from collapsemeter.dufm.frames import subset_signs, triangular_incidence
 from collapsemeter.dufm.optimum import Optimum
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.scalar import ell, ell_minimiser
-from collapsemeter.dufm.shallow import require
+from collapsemeter.dufm.triangular import (
+    best_subset_size,
+    check_srg,
+    srg_chain,
+    srg_effective_classes,
+)
 
 
 @dataclass(frozen=True)
@@ -44,111 +46,7 @@ class Block:
         """Unit chain: its output is the identity."""
         if not self.order:
             return (np.eye(self.classes),) * (depth + 1)
-        return _srg_chain(self.order, self.size, depth)
-
-
-def inclusion_spectrum(order: int, size: int) -> tuple[FloatArray, FloatArray]:
-    """Eigenvalues, and multiplicities, of B^T B with B the edges inside s-subsets.
-
-    Examples
-    --------
-    >>> values, counts = inclusion_spectrum(5, 2)
-    >>> values.tolist(), counts.tolist()
-    ([1.0, 1.0, 1.0], [1.0, 4.0, 5.0])
-    """
-    r, s = order, size
-    same, touching, apart = (math.comb(r - i, s - i) if s >= i else 0 for i in (2, 3, 4))
-    edges = r * (r - 1) // 2
-    neighbours = np.array([2 * (r - 2), r - 4, -2])
-    others = np.array([edges - 1 - 2 * (r - 2), 3 - r, 1])
-    values = same + touching * neighbours + apart * others
-    return values.astype(np.float64), np.array([1, r - 1, r * (r - 3) // 2], dtype=np.float64)
-
-
-def _check_srg(order: int, size: int, depth: int) -> None:
-    if order < 3 or not 2 <= size <= max(2, order - 2):
-        raise DoesNotApply(
-            f"srg needs r >= 3 vertices and subsets of 2 to r - 2, got r={order}, s={size}: "
-            "otherwise the last layer cannot tell the classes apart."
-        )
-    if depth < 3:
-        raise DoesNotApply(f"srg needs depth 3 or more, got {depth}: use dnc.")
-
-
-def srg_effective_classes(order: int, size: int, depth: int) -> float:
-    r"""Effective class count of the strongly regular graph solution.
-
-    .. math:: K_\mathrm{eff}^{L+1} = \big[\sqrt{2(r-1)} + (r-1)\sqrt{r-2}\big]^2\;
-              r^{L-3}\;\tfrac r4 \tbinom rs\; \sum_j m_j/\theta_j
-
-    Parameters
-    ----------
-    order : int
-        Vertices r; the classes are the r (r - 1) / 2 edges.
-    size : int
-        Size s of the vertex subsets read by the last hidden layer.
-    depth : int
-        Number of weight matrices, L, at least 3.
-
-    Returns
-    -------
-    float
-        Below the number of classes where the solution beats collapse.
-
-    Raises
-    ------
-    DoesNotApply
-        If r, s or L is out of range.
-
-    References
-    ----------
-    Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468.
-
-    Examples
-    --------
-    >>> round(srg_effective_classes(5, 3, 4) / 10, 4)
-    0.8168
-    """
-    _check_srg(order, size, depth)
-    r = order
-    nuclear = math.sqrt(2 * (r - 1)) + (r - 1) * math.sqrt(r - 2)
-    values, counts = inclusion_spectrum(order, size)
-    kept = counts > 0
-    last = float(np.sum(counts[kept] / values[kept]))
-    signs = math.comb(r, size) * r / 4
-    return float((nuclear**2 * float(r) ** (depth - 3) * signs * last) ** (1 / (depth + 1)))
-
-
-def best_subset_size(order: int, depth: int) -> int:
-    """The subset size with the least effective class count.
-
-    Examples
-    --------
-    >>> best_subset_size(5, 4)
-    3
-    """
-    sizes = range(2, max(2, order - 2) + 1)
-    return min(sizes, key=lambda size: srg_effective_classes(order, size, depth))
-
-
-def _srg_chain(order: int, size: int, depth: int) -> Chain:
-    _check_srg(order, size, depth)
-    incidence = triangular_incidence(order)
-    left, values, right = np.linalg.svd(incidence, full_matrices=False)
-    signs = subset_signs(order, size)
-    inclusion = np.maximum(signs @ incidence, 0.0)
-    roots = np.sqrt(values)
-    straight = (np.eye(order),) * (depth - 3)
-    last = np.asarray(np.linalg.pinv(inclusion))
-    return (roots[:, None] * right, left * roots, *straight, signs, last)
-
-
-def split_first(target: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Features and first weight, both as small as the nuclear norm of H_2 allows."""
-    left, values, right = np.linalg.svd(target, full_matrices=False)
-    rank = max(1, int(np.sum(values > RANK_TOLERANCE * values[0])))
-    roots = np.sqrt(values[:rank])
-    return roots[:, None] * right[:rank], left[:, :rank] * roots
+        return srg_chain(self.order, self.size, depth)
 
 
 @dataclass(frozen=True)
@@ -197,15 +95,6 @@ def require_collapsible(problem: DUFM, name: str) -> None:
     require(problem, name, loss="mse", balanced=True, bias=False, activation="relu")
 
 
-def check_learned(name: str, fits: Sequence[float]) -> None:
-    """Refuse a structure of which nothing survives the decay."""
-    if not any(fits):
-        raise DoesNotApply(
-            f"{name} does not exist at these decays, they are too strong: "
-            "lower them, only the zero network is left."
-        )
-
-
 def srg(problem: DUFM, size: int | None = None) -> Optimum:
     r"""The strongly regular graph solution: low rank, and below collapse.
 
@@ -247,10 +136,10 @@ def srg(problem: DUFM, size: int | None = None) -> Optimum:
             f"srg needs r (r - 1) / 2 classes, such as 6, 10 or 15, got {classes}: use blocks."
         )
     if size is None:
-        _check_srg(order, 2, depth)
-        size = _best_fitting(problem, order)
+        check_srg(order, 2, depth)
+        size = best_subset_size(order, depth, problem.layer_widths[-1])
     found = compose(problem, [Block(classes, order, size)])
-    check_learned("srg", found.fits)
+    require_survival("srg", found.fits)
     check_widths(problem, found.chain, "srg")
     effective = srg_effective_classes(order, size, depth)
     return Optimum(
@@ -263,13 +152,6 @@ def srg(problem: DUFM, size: int | None = None) -> Optimum:
         source="Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468",
         parameters={"t": found.fits[0], "r": order, "s": size, "effective_classes": effective},
     )
-
-
-def _best_fitting(problem: DUFM, order: int) -> int:
-    """The best subset size whose last hidden layer fits; 2, the narrowest, if none."""
-    room = problem.layer_widths[-1]
-    sizes = [s for s in range(2, max(2, order - 2) + 1) if math.comb(order, s) <= room]
-    return min(sizes or [2], key=lambda s: srg_effective_classes(order, s, problem.depth))
 
 
 def best_blocks(problem: DUFM) -> tuple[Block, ...]:
@@ -293,13 +175,16 @@ def best_blocks(problem: DUFM) -> tuple[Block, ...]:
     --------
     >>> problem = DUFM(12, 1, 4, feature_decay=0.002, weight_decay=0.002)
     >>> [block.classes for block in best_blocks(problem)]
-    [6, 6]
+    [10, 2]
     """
     classes, depth = problem.num_classes, problem.depth
     strength = problem.canonical_decay * classes
     options = [Block(1)]
     for order in range(3, (1 + math.isqrt(1 + 8 * classes)) // 2 + 1):
-        options.append(Block(order * (order - 1) // 2, order, best_subset_size(order, depth)))
+        edges = order * (order - 1) // 2
+        # A share of the last layer in proportion, so that all blocks fit together.
+        room = problem.layer_widths[-1] * edges / classes
+        options.append(Block(edges, order, best_subset_size(order, depth, room)))
     costs = [o.classes * ell(strength * o.effective_classes(depth) / o.classes, depth)
              for o in options]  # fmt: skip
     best = [0.0] + [math.inf] * classes
@@ -365,7 +250,7 @@ def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
             f"blocks needs {problem.num_classes} classes in all, got {total}: change the split."
         )
     found = compose(problem, chosen)
-    check_learned("blocks", found.fits)
+    require_survival("blocks", found.fits)
     check_widths(problem, found.chain, "blocks")
     return Optimum(
         problem=problem,
