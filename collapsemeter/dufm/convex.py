@@ -113,7 +113,10 @@ def convex_value(problem: DUFM, steps: int = 20000) -> ConvexValue:
     if size <= NEWTON_SIZE:
         vector = newton_polish(function, vector)
     point = layout.unpack(vector)
-    return certify(problem, point.weights[0] @ point.features, point.bias)
+    bias = point.bias
+    if bias is not None and problem.loss == "ce":
+        bias = bias - bias.mean()  # the softmax does not see it, the penalty only dislikes it
+    return certify(problem, point.weights[0] @ point.features, bias)
 
 
 def convex(problem: DUFM) -> Optimum:

@@ -158,7 +158,8 @@ def _root_of_laplacian(counts: FloatArray) -> FloatArray:
     """The square root of P D P, whose trace is the nuclear norm of P D^(1/2)."""
     projection = centring(counts.size)
     values, vectors = np.linalg.eigh(projection @ np.diag(counts) @ projection)
-    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
+    values[0] = 0.0  # exactly, on the constant vector: its root would magnify the rounding
+    return np.asarray((vectors * np.sqrt(values)) @ vectors.T)
 
 
 def seli_grams(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -197,13 +198,13 @@ def seli(problem: DUFM) -> Optimum:
     .. math:: Z = s (I - J/K), \qquad s = \log\Big(\frac{K-1}{g} - K + 1\Big), \qquad
               g = \sqrt{\lambda_W\lambda_H}\;\mathrm{tr}\,(P D P)^{1/2}
 
-    Its geometry is exact only in the limit; at a finite ridge it is one feasible
-    point, taken here at its best scale. `convex` gives the true optimum.
+    Its geometry is exact only in the limit, or for two classes; at a finite ridge it
+    is one feasible point, taken here at its best scale. `convex` gives the optimum.
 
     Parameters
     ----------
     problem : DUFM
-        One layer, cross-entropy, no bias.
+        One layer, cross-entropy, unequal classes, no bias.
 
     Returns
     -------
@@ -225,7 +226,7 @@ def seli(problem: DUFM) -> Optimum:
     >>> seli(problem).loss > problem.optimum().loss
     True
     """
-    require(problem, "seli", depth=1, loss="ce", bias=False)
+    require(problem, "seli", depth=1, loss="ce", bias=False, balanced=False)
     classes = problem.num_classes
     counts = problem.counts.astype(np.float64)
     ridge = math.sqrt(problem.decays[0] * problem.feature_decay)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from collapsemeter.dufm._scipy import lbfgs
+from collapsemeter.dufm.bounds import lower_bound
 from collapsemeter.dufm.descent import gradient_descent
 from collapsemeter.dufm.factors import pad
 from collapsemeter.dufm.flat import Layout, objective
@@ -28,15 +29,19 @@ from collapsemeter.dufm.seeds import (
 from collapsemeter.dufm.solution import Solution, Start, Trajectory
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 HOMOTOPY = (0.05, 0.3, 1.0)
 """Fractions of the decay: a weak one first keeps descent from the zero network."""
 
-SMOOTHING = (0.02, 0.005, 0.001, 0.0)
+SMOOTHING = (0.1, 0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4, 3e-5, 0.0)
 """Widths of the smoothed ReLU corner while polishing."""
 
 POLISHED = 3
-"""How many of the best starts are polished."""
+"""How many of the best starts are polished at least; half of them if that is more."""
+
+REACHED = 1e-12
+"""Relative distance from the lower bound at which there is nothing left to polish."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def descend(problem: DUFM, start: Variables, steps: int, homotopy: bool) -> tupl
     return loss, point
 
 
-def polish(problem: DUFM, run: Run, steps: int) -> Run:
+def polish(problem: DUFM, steps: int, run: Run) -> Run:
     """Descend with a smoothed ReLU, then the sharp one; keep the better point."""
     layout = Layout.of(problem)
     vector = layout.pack(run.point)
@@ -141,10 +146,11 @@ def start_kinds(problem: DUFM, restarts: int, structured: int) -> list[str]:
 
 
 def _map(
-    work: Callable[[tuple[str, np.random.SeedSequence]], R],
-    tasks: list[tuple[str, np.random.SeedSequence]],
+    work: Callable[[T], R],
+    tasks: list[T],
     jobs: int,
 ) -> Iterator[R]:
+    """Apply the work to every task, in order, in this process or in several."""
     if jobs == 1 or len(tasks) < 2:
         yield from map(work, tasks)
         return
@@ -276,7 +282,11 @@ def _solve_lbfgs(
     kinds = start_kinds(small, restarts, restarts if structured is None else structured)
     found = _collect(bind(run_start, small, steps), kinds, rng, jobs, progress)
     runs = sorted((run for run in found if run is not None), key=lambda run: run.loss)
-    best = min((polish(small, run, steps) for run in runs[:POLISHED]), key=lambda run: run.loss)
+    best = runs[0]
+    if best.loss > lower_bound(small) * (1 + REACHED):
+        chosen = runs[: max(POLISHED, len(runs) // 2)]
+        polished = _map(bind(polish, small, steps), chosen, jobs)
+        best = min(polished, key=lambda run: run.loss)
     return Solution(
         problem=problem,
         loss=best.loss,
