@@ -9,8 +9,8 @@ from collapsemeter.dufm._scipy import bounded_least_squares
 from collapsemeter.dufm.arrays import FloatArray
 from collapsemeter.dufm.network import (
     Variables,
+    check_shapes,
     class_columns,
-    class_loss_and_gradient,
     fit_and_slope,
     forward,
 )
@@ -18,6 +18,12 @@ from collapsemeter.dufm.problem import DUFM
 
 CORNER = 1e-3
 """Pre-activations below this fraction of the largest of a layer count as zero."""
+
+SWEEPS = 3
+"""How often all layers are improved in turn; more gains little."""
+
+LARGEST_SYSTEM = 20_000_000
+"""Entries of the largest least squares matrix; beyond, neurons stay separate."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Stationarity:
     plain : float
         With slope zero of the ReLU at zero; not small where neurons sit on corners.
     generalised : float
-        With the slopes at corners chosen in [0, 1], layer by layer, to make it small.
+        With the slopes at corners chosen in [0, 1] to make it small.
     corners : int
         Pre-activations that sit on a corner.
     """
@@ -39,20 +45,100 @@ class Stationarity:
     corners: int
 
 
-def _neuron_slopes(
-    delta: FloatArray,
-    inputs: FloatArray,
-    decayed: FloatArray,
-    free: NDArray[np.bool_],
-    fixed: FloatArray,
-) -> FloatArray:
-    """Slopes at the corners of one neuron that make the gradient of its weights small."""
-    slopes = fixed.copy()
-    moving = np.logical_and(free, delta != 0)
-    if np.any(moving):
-        target = -(inputs @ (np.where(moving, 0.0, fixed) * delta) + decayed)
-        slopes[moving] = bounded_least_squares(inputs[:, moving] * delta[moving], target)
+@dataclass(frozen=True)
+class _Corners:
+    """A point with its layers, and the entries whose slope is free."""
+
+    problem: DUFM
+    point: Variables
+    post: list[FloatArray]
+    sharp: list[FloatArray]
+    free: list[NDArray[np.bool_]]
+
+    def deltas(self, slopes: list[FloatArray]) -> list[FloatArray]:
+        """Derivatives in the layers, after the slopes; index as in `post`."""
+        columns = class_columns(self.problem)
+        found = [fit_and_slope(self.problem.loss, self.post[-1], columns)[1]]
+        for index in range(self.problem.depth - 1, -1, -1):
+            found.append((self.point.weights[index].T @ found[-1]) * slopes[index])
+        return found[::-1]
+
+    def gradient(self, slopes: list[FloatArray]) -> list[FloatArray]:
+        """Derivatives in the features, the weights and the bias."""
+        deltas, problem = self.deltas(slopes), self.problem
+        parts = [deltas[0] + class_columns(problem).decay * self.point.features]
+        for index, decay in enumerate(problem.decays):
+            fit = deltas[index + 1] @ self.post[index].T
+            parts.append(fit + decay * self.point.weights[index])
+        if self.point.bias is not None:
+            parts.append(deltas[-1].sum(axis=1) + problem.bias_decay * self.point.bias)
+        return parts
+
+
+def _norm(parts: list[FloatArray]) -> float:
+    return float(np.sqrt(sum(float(np.sum(part**2)) for part in parts)))
+
+
+def _find_corners(problem: DUFM, point: Variables, corner: float) -> _Corners:
+    pre, post = forward(problem, point)
+    sharp = [np.ones_like(pre[0])] + [(x > 0).astype(np.float64) for x in pre[1:-1]]
+    free = [np.zeros(pre[0].shape, dtype=np.bool_)]
+    free += [np.abs(x) <= corner * float(np.max(np.abs(x))) for x in pre[1:-1]]
+    return _Corners(problem, point, post, sharp, free)
+
+
+def _by_neuron(found: _Corners) -> list[FloatArray]:
+    """Slopes from the output down, each neuron for the gradient of its own weights."""
+    slopes = [slope.copy() for slope in found.sharp]
+    for layer in range(len(slopes) - 1, 0, -1):
+        weights, below = found.point.weights, found.post[layer - 1]
+        delta = weights[layer].T @ found.deltas(slopes)[layer + 1]
+        decayed = found.problem.decays[layer - 1] * weights[layer - 1]
+        moving = np.logical_and(found.free[layer], delta != 0)
+        for j in np.flatnonzero(moving.any(axis=1)):
+            fixed = np.where(moving[j], 0.0, slopes[layer][j]) * delta[j]
+            matrix = below[:, moving[j]] * delta[j, moving[j]]
+            slopes[layer][j, moving[j]] = bounded_least_squares(
+                matrix, -(below @ fixed + decayed[j])
+            )
     return slopes
+
+
+def _influence(
+    found: _Corners, slopes: list[FloatArray], layer: int, rows: FloatArray, at: NDArray[np.intp]
+) -> FloatArray:
+    """What each free slope of a layer adds to the gradient below it, one row each.
+
+    ``rows`` are derivatives in the layer, one per slope, each in one column ``at``.
+    """
+    parts = []
+    for index in range(layer, 0, -1):
+        inputs = found.post[index - 1][:, at].T
+        parts.append((rows[:, :, None] * inputs[:, None, :]).reshape(len(at), -1))
+        rows = (rows @ found.point.weights[index - 1]) * slopes[index - 1][:, at].T
+    classes = found.problem.num_classes
+    features = np.zeros((len(at), rows.shape[1], classes))
+    features[np.arange(len(at)), :, at] = rows
+    return np.concatenate([*parts, features.reshape(len(at), -1)], axis=1)
+
+
+def _by_layer(found: _Corners, slopes: list[FloatArray], layer: int) -> list[FloatArray]:
+    """Improve all slopes of one layer together, for the whole gradient below it."""
+    delta = found.point.weights[layer].T @ found.deltas(slopes)[layer + 1]
+    neurons, at = np.nonzero(np.logical_and(found.free[layer], delta != 0))
+    size = sum(weight.size for weight in found.point.weights[:layer]) + found.post[0].size
+    if not 0 < len(at) * size <= LARGEST_SYSTEM:
+        return slopes
+    rows = np.zeros((len(at), delta.shape[0]))
+    rows[np.arange(len(at)), neurons] = delta[neurons, at]
+    matrix = _influence(found, slopes, layer, rows, at).T
+    fixed = [slope.copy() for slope in slopes]
+    fixed[layer][neurons, at] = 0.0
+    features, *weights = found.gradient(fixed)
+    below = [part.ravel() for part in (*weights[:layer][::-1], features)]
+    basis, triangle = np.linalg.qr(matrix)
+    fixed[layer][neurons, at] = bounded_least_squares(triangle, -basis.T @ np.concatenate(below))
+    return fixed
 
 
 def stationarity(problem: DUFM, point: Variables, corner: float = CORNER) -> Stationarity:
@@ -60,8 +146,8 @@ def stationarity(problem: DUFM, point: Variables, corner: float = CORNER) -> Sta
 
     A low-rank solution sits on corners of the ReLU, where the gradient jumps and
     does not vanish although the point cannot be improved. Some element of the
-    generalised gradient does; it is sought from the output down, one bounded least
-    squares problem per neuron.
+    generalised gradient does; it is sought by bounded least squares over the slopes
+    at the corners, neuron by neuron, then layer by layer.
 
     Parameters
     ----------
@@ -92,31 +178,16 @@ def stationarity(problem: DUFM, point: Variables, corner: float = CORNER) -> Sta
     >>> stationarity(problem, problem.optimum().variables).generalised < 1e-12
     True
     """
-    _, gradient = class_loss_and_gradient(problem, point)
-    parts = [gradient.features, *gradient.weights]
-    if gradient.bias is not None:
-        parts.append(gradient.bias)
-    plain = float(np.sqrt(sum(float(np.sum(part**2)) for part in parts)))
+    check_shapes(problem, point, problem.num_classes)
+    found = _find_corners(problem, point, corner)
     if not problem.rectified:
-        return Stationarity(plain, plain, 0)
-    pre, post = forward(problem, point)
-    columns = class_columns(problem)
-    delta = fit_and_slope(problem.loss, post[-1], columns)[1]
-    squares = 0.0 if gradient.bias is None else float(np.sum(gradient.bias**2))
-    corners = 0
-    for number in range(problem.depth, 0, -1):
-        weight, decay = point.weights[number - 1], problem.decays[number - 1]
-        squares += float(np.sum((delta @ post[number - 1].T + decay * weight) ** 2))
-        delta = weight.T @ delta
-        if number == 1:
-            break
-        layer = pre[number - 1]
-        free = np.abs(layer) <= corner * float(np.max(np.abs(layer)))
-        fixed = (layer > 0).astype(np.float64)
-        decayed = problem.decays[number - 2] * point.weights[number - 2]
-        below = post[number - 2]
-        corners += int(free.sum())
-        for j in range(layer.shape[0]):
-            delta[j] *= _neuron_slopes(delta[j], below, decayed[j], free[j], fixed[j])
-    squares += float(np.sum((delta + columns.decay * point.features) ** 2))
-    return Stationarity(plain, min(plain, float(np.sqrt(squares))), corners)
+        smooth = _norm(found.gradient([np.ones_like(x) for x in found.sharp]))
+        return Stationarity(smooth, smooth, 0)
+    plain = _norm(found.gradient(found.sharp))
+    slopes = _by_neuron(found)
+    least = min(plain, _norm(found.gradient(slopes)))
+    for _ in range(SWEEPS):
+        for layer in range(problem.depth - 1, 0, -1):
+            slopes = _by_layer(found, slopes, layer)
+        least = min(least, _norm(found.gradient(slopes)))
+    return Stationarity(plain, least, int(sum(free.sum() for free in found.free)))

@@ -1,8 +1,10 @@
 """Nothing learned, part of it, or all: zero, partial and full neural collapse."""
 
+import math
+
 import numpy as np
 
-from collapsemeter.dufm.applies import require_survival
+from collapsemeter.dufm.applies import require, require_survival
 from collapsemeter.dufm.arrays import FloatArray
 from collapsemeter.dufm.blocks import (
     Block,
@@ -10,15 +12,17 @@ from collapsemeter.dufm.blocks import (
     require_collapsible,
 )
 from collapsemeter.dufm.bounds import lower_bound
-from collapsemeter.dufm.deep_ce import dnc_ce
+from collapsemeter.dufm.deep_ce import centred_classes, dnc_ce
 from collapsemeter.dufm.factors import (
     balance,
     check_widths,
     unit_first_layer,
 )
+from collapsemeter.dufm.frames import centring
 from collapsemeter.dufm.network import class_columns, fit_and_slope
 from collapsemeter.dufm.optimum import Optimum, Status
 from collapsemeter.dufm.problem import DUFM
+from collapsemeter.dufm.scalar import ell, ell_minimiser
 
 BINARY = "Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165"
 
@@ -134,14 +138,19 @@ def dnc(problem: DUFM, first_layer: float = 0.0) -> Optimum:
     .. math:: Z = a (I - J/K), \qquad \log(1 + (K-1)e^{-a})
               + \tfrac{L+1}{2}\, c\, (K^L (K-1))^{1/(L+1)}\, a^{2/(L+1)}
 
+    With a free bias and depth 2 or more the last layer drops the mean it supplies:
+
+    .. math:: Z = t (I - J/K) + J/K, \qquad
+              \tfrac{K-1}{K}\,\ell\Big(c\,\tfrac{K}{K-1}\,(K^L (K-1))^{1/(L+1)}, L\Big)
+
     From depth 2 on the first layer is free: its features may be anything from an
     orthogonal frame to a simplex ETF.
 
     Parameters
     ----------
     problem : DUFM
-        ReLU, balanced classes; squared loss without bias, or cross-entropy of
-        depth 2 or more.
+        ReLU, balanced classes; squared loss without bias or, from depth 2 on, with a
+        free one; or cross-entropy of depth 2 or more.
     first_layer : float
         0 for the orthogonal frame, 1 for the simplex ETF in layer 1.
 
@@ -170,6 +179,8 @@ def dnc(problem: DUFM, first_layer: float = 0.0) -> Optimum:
     """
     if problem.loss == "ce":
         return dnc_ce(problem, first_layer)
+    if problem.bias and problem.depth > 1:
+        return _dnc_centred(problem, first_layer)
     require_collapsible(problem, "dnc")
     classes, depth = problem.num_classes, problem.depth
     found = compose(problem, [Block(classes)])
@@ -189,6 +200,32 @@ def dnc(problem: DUFM, first_layer: float = 0.0) -> Optimum:
         source=BINARY,
         parameters={"t": found.fits[0], "first_layer": first_layer},
         free_layers=(1,) if depth > 1 else (),
+    )
+
+
+def _dnc_centred(problem: DUFM, first_layer: float) -> Optimum:
+    """`dnc` for squared loss with a free bias: the last layer maps to a simplex."""
+    require(problem, "dnc", balanced=True, activation="relu", bias_decay=0.0)
+    classes, depth = problem.num_classes, problem.depth
+    effective = centred_classes(classes, depth)
+    strength = problem.canonical_decay * effective * classes / (classes - 1)
+    fit = ell_minimiser(strength, depth)
+    require_survival("dnc", [fit])
+    first = unit_first_layer(classes, first_layer, depth)
+    chain = (*first, *(np.eye(classes),) * (depth - 2), centring(classes))
+    chain = balance(chain, math.sqrt(effective) * fit ** (1 / (depth + 1)))
+    check_widths(problem, chain, "dnc")
+    return Optimum(
+        problem=problem,
+        name="dnc",
+        loss=(classes - 1) / classes * ell(strength, depth),
+        chain=chain,
+        status="upper bound",
+        holds_for="upper bound: descent finds lower, letting the bias carry a class",
+        source=f"{BINARY}, for the structure",
+        bias=np.full(classes, 1 / classes),
+        parameters={"t": fit, "first_layer": first_layer, "effective_classes": effective},
+        free_layers=(1,),
     )
 
 

@@ -234,13 +234,21 @@ def _deep_ce(problem: DUFM, name: str, chain: Chain, effective: float, offsets: 
     )
 
 
+def centred_classes(classes: int, depth: int) -> float:
+    """Effective class count of collapse whose last layer maps to a simplex ETF.
+
+    Every other layer needs K directions, since a ReLU keeps no simplex.
+    """
+    return math.exp((depth * math.log(classes) + math.log(classes - 1)) / (depth + 1))
+
+
 def dnc_ce(problem: DUFM, first_layer: float = 0.0) -> Optimum:
     """`dnc` for cross-entropy."""
     _require_deep_ce(problem, "dnc")
     classes, depth = problem.num_classes, problem.depth
     first = unit_first_layer(classes, first_layer, depth)
     chain = (*first, *(np.eye(classes),) * (depth - 2), centring(classes))
-    effective = math.exp((depth * math.log(classes) + math.log(classes - 1)) / (depth + 1))
+    effective = centred_classes(classes, depth)
     return _deep_ce(problem, "dnc", chain, effective, ((classes - 1.0, 1.0),))
 
 

@@ -1,5 +1,7 @@
 """Stationarity: zero where descent has converged, not zero elsewhere."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,10 @@ from collapsemeter.dufm import (
     Variables,
     canonical,
     class_columns,
+    forward,
     sample_columns,
+    solve,
+    srg,
     stationarity,
     stationarity_identities,
 )
@@ -65,8 +70,6 @@ def test_rescaling_keeps_the_outputs_and_lowers_the_penalty(rescale):
     def norms(point):
         return sum(np.sum(a**2) for a in (point.features, *point.weights))
 
-    from collapsemeter.dufm import forward
-
     moved = rescale(skewed)
     np.testing.assert_allclose(
         forward(problem, moved)[1][-1], forward(problem, skewed)[1][-1], rtol=1e-12
@@ -86,13 +89,64 @@ def test_collapse_is_stationary_with_every_corner_counted(depth):
 def test_a_corner_that_the_plain_gradient_misjudges():
     # One neuron at a corner: pushed up by the fit, held at zero by nothing but the ReLU.
     problem = DUFM(3, 1, 4, 7, feature_decay=0.02 / 3, weight_decay=0.02 / 3)
-    from collapsemeter.dufm import solve
-
     found = solve(problem, restarts=1, structured=3, rng=1)
     assert found.loss < problem.optimum().loss
     assert found.residual.plain > 1e-3
     assert found.residual.generalised < 1e-4
     assert found.residual.corners > 0
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_one_free_slope_against_a_grid(depth, seed):
+    rng = np.random.default_rng(seed)
+    problem = DUFM(3, [1, 2, 1], depth, 4, feature_decay=0.1, weight_decay=0.1, bias=True)
+    point = random_start(problem, rng)
+    layer = int(rng.integers(2, depth + 1))
+    # Put neuron 1 of one layer on its corner for class 2, exactly.
+    pre, post = forward(problem, point)
+    inputs, row = post[layer - 2][:, 2], point.weights[layer - 2][1]
+    row -= inputs * (row @ inputs) / (inputs @ inputs)
+    found = stationarity(problem, point, corner=1e-12)
+    pre, post = forward(problem, point)
+    assert abs(pre[layer - 1][1, 2]) < 1e-14
+    assert found.corners == 1
+
+    def norm(slope):
+        masks = [np.ones_like(pre[0])] + [(x > 0).astype(float) for x in pre[1:-1]]
+        masks[layer - 1][1, 2] = slope
+        targets, shares = np.eye(3), np.array([0.25, 0.5, 0.25])
+        delta = (post[-1] - targets) * shares
+        squares = np.sum(delta.sum(axis=1) ** 2)
+        for index in range(depth - 1, -1, -1):
+            squares += np.sum((delta @ post[index].T + 0.1 * point.weights[index]) ** 2)
+            delta = (point.weights[index].T @ delta) * masks[index]
+        decays = 0.1 * np.array([1, 2, 1])
+        return np.sqrt(squares + np.sum((delta + decays * point.features) ** 2))
+
+    best = min(norm(slope) for slope in np.linspace(0, 1, 1001))
+    # The norm is a root of a quadratic in the slope: a grid of 1e-3 misses less than 1e-6.
+    np.testing.assert_allclose(found.generalised, best, atol=1e-5)
+    assert found.generalised <= best + 1e-12
+    assert found.plain >= found.generalised
+
+
+def test_large_systems_keep_the_neurons_separate(monkeypatch):
+    module = importlib.import_module("collapsemeter.dufm.certificates")
+    problem = DUFM(6, 1, 4, 10, feature_decay=0.003, weight_decay=0.003)
+    point = problem.optimum().variables
+    together = stationarity(problem, point).generalised
+    monkeypatch.setattr(module, "LARGEST_SYSTEM", 0)
+    apart = stationarity(problem, point)
+    assert together <= apart.generalised <= apart.plain
+
+
+def test_the_unpolished_graph_is_not_stationary_and_the_polished_one_is():
+    problem = DUFM(10, 1, 4, 14, feature_decay=0.002, weight_decay=0.002)
+    found = solve(problem, restarts=1, structured=1, rng=0)
+    assert stationarity(problem, srg(problem).variables).generalised > 1e-3
+    assert found.residual.plain > 1e-3
+    assert found.residual.generalised < 1e-4
 
 
 def test_a_random_point_is_not_stationary_in_any_sense():

@@ -31,6 +31,7 @@ from collapsemeter.dufm import (
     ufm_mse,
     zero,
 )
+from collapsemeter.dufm.optimum import Geometry
 
 LOSS_ERROR = 1e-12
 GRADIENT_ERROR = 1e-10
@@ -62,7 +63,8 @@ APPLIES = [
     (model(3, [20, 5, 2], 3, 0.001, activation="linear"), {"gof", "zero"}),
     (model(3, 4, 3, 0.001, activation="linear"), {"linear", "zero"}),
     (model(3, 4, 3, 0.001, activation="linear", bias=True), {"linear", "zero"}),
-    (model(3, 4, 3, 0.001, bias=True), {"zero"}),
+    (model(3, 4, 3, 0.001, bias=True), {"dnc", "zero"}),
+    (model(3, 4, 3, 0.001, bias=True, bias_decay=0.1), {"zero"}),
     (model(3, [1, 2, 3], 3, 0.001, bias=True, bias_decay=0.1, loss="ce"), {"zero"}),
     (
         model(6, 2, 3, 0.001, activation="linear", loss="ce"),
@@ -226,6 +228,11 @@ def test_optima_at_higher_width_are_the_same_optimum():
         np.testing.assert_allclose(one.gram(3), two.gram(3), atol=1e-14)
 
 
+def test_a_geometry_without_a_point_says_so():
+    with pytest.raises(NotImplementedError, match="abstract: use Optimum or Solution"):
+        Geometry(model(3, 1, 2, 0.01)).class_means(1)
+
+
 CE = {"loss": "ce"}
 LINEAR = {"activation": "linear"}
 
@@ -235,7 +242,12 @@ LINEAR = {"activation": "linear"}
     [
         (lambda: dnc(model(3, 1, 2, 0.01, widths=2)), "dnc needs widths (3, 3), got (2, 2): widen"),
         (lambda: dnc(model(3, [1, 2, 3], 2, 0.01)), "dnc needs balanced=True, got False: see"),
-        (lambda: dnc(model(3, 1, 2, 0.01, bias=True)), "dnc needs bias=False, got True"),
+        (lambda: dnc(model(3, 1, 1, 0.01, bias=True)), "dnc needs bias=False, got True"),
+        (lambda: dnc(model(3, 1, 2, 0.9, bias=True)), "dnc does not exist at these decays"),
+        (
+            lambda: dnc(model(3, 1, 2, 0.01, bias=True, bias_decay=0.5)),
+            "dnc needs bias_decay=0.0, got 0.5: see problem.references() for what applies.",
+        ),
         (lambda: dnc(model(3, 1, 2, 0.01, **LINEAR)), "dnc needs activation='relu', got 'linear'"),
         (lambda: dnc(model(3, 1, 2, 0.9)), "dnc does not exist at these decays, they are too st"),
         (
