@@ -6,8 +6,10 @@ import numpy as np
 
 from collapsemeter.dufm.arrays import FloatArray
 from collapsemeter.dufm.factors import Chain, balance, pad, split_first
+from collapsemeter.dufm.frames import subset_signs, triangular_incidence
 from collapsemeter.dufm.network import Variables
 from collapsemeter.dufm.problem import DUFM
+from collapsemeter.dufm.triangular import best_subset_size
 
 
 def equal_norms(point: Variables) -> Variables:
@@ -89,35 +91,59 @@ def loop_graph(num_classes: int, order: int, rng: np.random.Generator) -> FloatA
             return incidence
 
 
-def graph_chain(problem: DUFM, order: int, rng: np.random.Generator) -> Chain | None:
-    """A chain through a random `loop_graph`, read by random sign functionals.
+def read_by_signs(depth: int, incidence: FloatArray, signs: FloatArray) -> Chain | None:
+    """A chain through a graph, whose last hidden layer applies the sign functionals.
 
-    None if no reading was found that tells the classes apart.
+    None if they do not tell the classes apart.
     """
-    incidence = loop_graph(problem.num_classes, order, rng)
-    room = problem.layer_widths[-1]
-    for _ in range(20):
-        signs = np.where(rng.random((room, order)) < 0.5, -0.5, 0.5)
-        hidden = np.maximum(signs @ incidence, 0.0)
-        if np.linalg.matrix_rank(hidden) == problem.num_classes:
-            features, first = split_first(incidence)
-            straight = (np.eye(order),) * (problem.depth - 3)
-            return (features, first, *straight, signs, np.linalg.pinv(hidden))
-    return None
+    hidden = np.maximum(signs @ incidence, 0.0)
+    order, classes = incidence.shape
+    if np.linalg.matrix_rank(hidden) < classes:
+        return None
+    straight = (np.eye(order),) * (depth - 3)
+    return (*split_first(incidence), *straight, signs, np.linalg.pinv(hidden))
 
 
-def graph_start(problem: DUFM, rng: np.random.Generator) -> Variables | None:
-    """A start near a graph with loops of few vertices, at a sensible scale."""
-    least = least_order(problem.num_classes)
-    most = min(problem.num_classes - 1, least + 2, min(problem.layer_widths))
-    if problem.depth < 3 or least > most:
-        return None
-    chain = graph_chain(problem, int(rng.integers(least, most + 1)), rng)
-    if chain is None:
-        return None
+def _near(problem: DUFM, chain: Chain, rng: np.random.Generator) -> Variables:
+    """A shaken copy of a chain, with its outputs kept and its norms made equal."""
     norms = [float(np.linalg.norm(factor)) for factor in chain]
     scale = math.exp(math.fsum(math.log(norm) for norm in norms) / len(norms))
     return jitter(pad(problem, balance(chain, scale)), 0.03, rng)
+
+
+def graph_start(problem: DUFM, rng: np.random.Generator) -> Variables | None:
+    """A start near a graph with loops of few vertices, read by random signs."""
+    least, room = least_order(problem.num_classes), problem.layer_widths[-1]
+    most = min(problem.num_classes - 1, least + 2, min(problem.layer_widths))
+    if problem.depth < 3 or least > most:
+        return None
+    order = int(rng.integers(least, most + 1))
+    incidence = loop_graph(problem.num_classes, order, rng)
+    for _ in range(20):
+        signs = np.where(rng.random((room, order)) < 0.5, -0.5, 0.5)
+        chain = read_by_signs(problem.depth, incidence, signs)
+        if chain is not None:
+            return _near(problem, chain, rng)
+    return None
+
+
+def edge_start(problem: DUFM, rng: np.random.Generator) -> Variables | None:
+    """A start near random edges of the smallest complete graph with enough of them.
+
+    It is read by vertex subsets of one size, as in the strongly regular graph solution.
+    """
+    classes, order = problem.num_classes, 3
+    while order * (order - 1) // 2 < classes:
+        order += 1
+    if problem.depth < 3 or order >= classes:
+        return None
+    size = best_subset_size(order, problem.depth, problem.layer_widths[-1])
+    if max(order, math.comb(order, size)) > min(problem.layer_widths):
+        return None
+    columns = rng.permutation(order * (order - 1) // 2)[:classes]
+    incidence = triangular_incidence(order)[:, columns]
+    chain = read_by_signs(problem.depth, incidence, subset_signs(order, size))
+    return None if chain is None else _near(problem, chain, rng)
 
 
 def jitter(point: Variables, size: float, rng: np.random.Generator) -> Variables:

@@ -19,6 +19,7 @@ from collapsemeter.dufm.network import Variables
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.reductions import canonical, from_canonical
 from collapsemeter.dufm.seeds import (
+    edge_start,
     equal_neurons,
     equal_norms,
     gaussian_start,
@@ -39,6 +40,9 @@ SMOOTHING = (0.1, 0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4, 3e-5, 0.0)
 
 POLISHED = 3
 """How many of the best starts are polished at least; half of them if that is more."""
+
+SAME = 1e-7
+"""Relative difference of losses below which two starts count as one minimum."""
 
 REACHED = 1e-12
 """Relative distance from the lower bound at which there is nothing left to polish."""
@@ -95,17 +99,18 @@ def polish(problem: DUFM, steps: int, run: Run) -> Run:
 def start_of(problem: DUFM, kind: str, rng: np.random.Generator) -> tuple[DUFM, Variables] | None:
     """The working problem and first point of a start; None if the kind does not exist.
 
-    Kinds are "random" (full widths), "random narrow", "graph", and "reference i", a
-    shaken copy of the i-th closed form.
+    Kinds are "random" (full widths), "random narrow", "graph" and "edges" (see
+    `graph_start` and `edge_start`), and "reference i", a shaken copy of the i-th
+    closed form.
     """
     if kind == "random":
         return problem, random_start(problem, rng)
     small = narrow(problem)
     if kind == "random narrow":
         return small, random_start(small, rng)
-    if kind == "graph":
-        point = graph_start(small, rng)
-        return None if point is None else (small, point)
+    if kind in ("graph", "edges"):
+        near = graph_start(small, rng) if kind == "graph" else edge_start(small, rng)
+        return None if near is None else (small, near)
     reference = problem.references()[int(kind.split()[1])]
     point = pad(problem, reference.chain, reference.bias)
     return problem, jitter(point, 0.02, rng)
@@ -141,7 +146,7 @@ def start_kinds(problem: DUFM, restarts: int, structured: int) -> list[str]:
     kinds = ["random" if i % 2 == 0 else "random narrow" for i in range(restarts)]
     shapes = ["reference 0"]
     if problem.rectified and problem.depth >= 3 and problem.num_classes >= 3:
-        shapes = ["reference 0", "graph", "graph", "graph"]
+        shapes = ["reference 0", "graph", "graph", "graph" if problem.num_classes < 5 else "edges"]
     return kinds + [shapes[i % len(shapes)] for i in range(structured)]
 
 
@@ -269,6 +274,15 @@ def _collect(
         return list(shown(_map(work, tasks, jobs)))
 
 
+def _distinct(runs: list[Run]) -> list[Run]:
+    """One run of each loss, lowest first: many starts end in the same minimum."""
+    kept = runs[:1]
+    for run in runs[1:]:
+        if run.loss > kept[-1].loss * (1 + SAME):
+            kept.append(run)
+    return kept
+
+
 def _solve_lbfgs(
     problem: DUFM,
     restarts: int,
@@ -284,7 +298,7 @@ def _solve_lbfgs(
     runs = sorted((run for run in found if run is not None), key=lambda run: run.loss)
     best = runs[0]
     if best.loss > lower_bound(small) * (1 + REACHED):
-        chosen = runs[: max(POLISHED, len(runs) // 2)]
+        chosen = _distinct(runs)[: max(POLISHED, len(runs) // 2)]
         polished = _map(bind(polish, small, steps), chosen, jobs)
         best = min(polished, key=lambda run: run.loss)
     return Solution(

@@ -100,7 +100,7 @@ def test_a_corner_that_the_plain_gradient_misjudges():
 @pytest.mark.parametrize("seed", range(4))
 def test_one_free_slope_against_a_grid(depth, seed):
     rng = np.random.default_rng(seed)
-    problem = DUFM(3, [1, 2, 1], depth, 4, feature_decay=0.1, weight_decay=0.1, bias=True)
+    problem = DUFM(3, [1, 2, 1], depth, 9, feature_decay=0.1, weight_decay=0.1, bias=True)
     point = random_start(problem, rng)
     layer = int(rng.integers(2, depth + 1))
     # Put neuron 1 of one layer on its corner for class 2, exactly.

@@ -10,12 +10,19 @@ from collapsemeter.dufm import (
     DUFM,
     collapse_threshold,
     dnc,
+    forward,
     gradient_descent,
     loss_and_gradient,
     solve,
     srg,
 )
-from collapsemeter.dufm.seeds import gaussian_start, graph_start, least_order, loop_graph
+from collapsemeter.dufm.seeds import (
+    edge_start,
+    gaussian_start,
+    graph_start,
+    least_order,
+    loop_graph,
+)
 
 
 def at_share_of_threshold(classes, depth, share, n=10, **more):
@@ -172,8 +179,36 @@ def test_no_graph_start_where_there_is_no_room():
     rng = np.random.default_rng(0)
     shallow = DUFM(6, 1, 2, feature_decay=0.01, weight_decay=0.01)
     narrow = DUFM(6, 1, 4, 5, feature_decay=0.01, weight_decay=0.01)
-    assert graph_start(shallow, rng) is None
+    few = DUFM(4, 1, 4, feature_decay=0.01, weight_decay=0.01)
+    for start in (graph_start, edge_start):
+        assert start(shallow, rng) is None
     assert graph_start(narrow, rng) is None
+    assert edge_start(narrow, rng) is None
+    assert edge_start(few, rng) is None
+
+
+def test_a_kind_of_start_that_does_not_exist_is_left_out():
+    # A last layer as wide as the classes: random signs seldom tell them apart.
+    problem = DUFM(6, 1, 3, [6, 6, 3], feature_decay=0.002, weight_decay=0.002)
+    found = solve(problem, restarts=1, structured=4, rng=0, steps=50)
+    assert {start.kind for start in found.starts} == {"random", "reference"}
+
+
+@pytest.mark.parametrize("start", [graph_start, edge_start])
+def test_structured_starts_are_near_a_network_that_tells_classes_apart(start):
+    problem = DUFM(7, 1, 4, 11, feature_decay=0.002, weight_decay=0.002)
+    outputs = forward(problem, start(problem, np.random.default_rng(0)))[1][-1]
+    np.testing.assert_array_equal(outputs.argmax(axis=0), np.arange(7))
+    middle = np.linalg.svd(forward(problem, start(problem, np.random.default_rng(0)))[0][1])[1]
+    assert middle[5] < 0.2 * middle[0]
+
+
+def test_eight_classes_at_depth_three_go_below_collapse():
+    # Eight is not triangular: the start is a part of the graph of ten.
+    problem = DUFM(8, 1, 3, 12, feature_decay=0.02 / 8, weight_decay=0.02 / 8)
+    found = solve(problem, restarts=1, structured=4, rng=0)
+    assert found.loss < 0.99 * dnc(problem).loss
+    assert found.ranks == (5, 5, 8)
 
 
 @pytest.mark.parametrize(
