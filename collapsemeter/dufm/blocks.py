@@ -261,4 +261,5 @@ def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
         holds_for="upper bound: lower losses are found by descent",
         source="Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468, for the blocks",
         parameters={f"classes_{i}": float(b.classes) for i, b in enumerate(chosen)},
+        free_layers=(1,) if any(not block.order for block in chosen) else (),
     )

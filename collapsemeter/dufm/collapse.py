@@ -1,10 +1,11 @@
 """Nothing learned, part of it, or all: zero, partial and full neural collapse."""
 
 import math
+from functools import partial as bind
 
 import numpy as np
 
-from collapsemeter.dufm.applies import require, require_survival
+from collapsemeter.dufm.applies import DoesNotApply, require, require_survival
 from collapsemeter.dufm.arrays import FloatArray
 from collapsemeter.dufm.blocks import (
     Block,
@@ -14,6 +15,7 @@ from collapsemeter.dufm.blocks import (
 from collapsemeter.dufm.bounds import lower_bound
 from collapsemeter.dufm.deep_ce import centred_classes, dnc_ce
 from collapsemeter.dufm.factors import (
+    Chain,
     balance,
     check_widths,
     unit_first_layer,
@@ -229,6 +231,10 @@ def _dnc_centred(problem: DUFM, first_layer: float) -> Optimum:
     )
 
 
+def _partial_chain(problem: DUFM, learned: int) -> Chain:
+    return compose(problem, [Block(learned)]).chain
+
+
 def partial(problem: DUFM, learned: int) -> Optimum:
     r"""Collapse of some classes while the others are not learned: a bad local minimum.
 
@@ -269,14 +275,19 @@ def partial(problem: DUFM, learned: int) -> Optimum:
             "use zero or dnc for none or all."
         )
     require_collapsible(problem, "partial")
-    found = compose(problem, [Block(learned)])
-    require_survival("partial", found.fits)
-    check_widths(problem, found.chain, "partial")
+    classes = problem.num_classes
+    strength = classes * problem.canonical_decay
+    fit = ell_minimiser(strength, problem.depth)
+    require_survival("partial", [fit])
+    if learned > min(problem.layer_widths):
+        raise DoesNotApply(
+            f"partial needs width {learned}, got {problem.layer_widths}: widen the layers."
+        )
     return Optimum(
         problem=problem,
         name=f"partial({learned})",
-        loss=found.loss,
-        chain=found.chain,
+        loss=(classes - learned) / (2 * classes) + learned / classes * ell(strength, problem.depth),
+        chain=bind(_partial_chain, problem, learned),
         status="upper bound",
         holds_for=(
             "upper bound: a local minimum, where descent gets stuck"
@@ -284,6 +295,6 @@ def partial(problem: DUFM, learned: int) -> Optimum:
             else "upper bound: a saddle, which descent leaves"
         ),
         source=f"{BINARY}, for the model",
-        parameters={"t": found.fits[0], "learned": learned},
+        parameters={"t": fit, "learned": learned},
         free_layers=(1,) if problem.depth > 1 else (),
     )

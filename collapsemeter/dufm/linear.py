@@ -186,4 +186,5 @@ def gof(problem: DUFM) -> Optimum:
         holds_for=words,
         source="Dang et al. 2023",
         parameters={f"t_{k}": float(t) for k, t in enumerate(fits)},
+        free_layers=(1,) if problem.rectified else (),
     )

@@ -1,6 +1,6 @@
 """One closed-form solution: its loss, its matrices, and how sure it is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -33,6 +33,11 @@ class Geometry:
     def variables(self) -> Variables:
         """Features (d_1, K), one column per class, and the weights."""
         raise NotImplementedError("a geometry is abstract: use Optimum or Solution.")
+
+    @property
+    def weights(self) -> tuple[FloatArray, ...]:
+        """The weights: ``weights[l - 1]`` is W_l, shape (d_{l+1}, d_l)."""
+        return self.variables.weights
 
     @cached_property
     def _layers(self) -> tuple[list[FloatArray], list[FloatArray]]:
@@ -135,8 +140,9 @@ class Optimum(Geometry):
         Short name: "dnc", "srg", "zero", ...
     loss : float
         The closed-form loss, computed without the matrices.
-    chain : tuple of ndarray
-        Canonical features and weights, without padding.
+    chain : tuple of ndarray, or callable
+        Canonical features and weights, without padding, or what builds them: a
+        thousand classes have a thousand partial solutions, seldom looked at.
     status : {"theorem", "best known", "upper bound"}
         "theorem": no point has a lower loss. "best known": none has been found.
         "upper bound": a lower one exists or may.
@@ -163,7 +169,7 @@ class Optimum(Geometry):
 
     name: str
     loss: float
-    chain: Chain = field(repr=False)
+    chain: Chain | Callable[[], Chain] = field(repr=False)
     status: Status
     holds_for: str
     source: str
@@ -174,4 +180,10 @@ class Optimum(Geometry):
     @cached_property
     def variables(self) -> Variables:
         """Features (d_1, K), one column per class, and the weights."""
-        return from_canonical(self.problem, pad(self.problem, self.chain, self.bias))
+        return from_canonical(self.problem, self.canonical_variables)
+
+    @property
+    def canonical_variables(self) -> Variables:
+        """The point in the equivalent problem with one decay."""
+        chain = self.chain() if callable(self.chain) else self.chain
+        return pad(self.problem, chain, self.bias)

@@ -112,8 +112,7 @@ def start_of(problem: DUFM, kind: str, rng: np.random.Generator) -> tuple[DUFM, 
         near = graph_start(small, rng) if kind == "graph" else edge_start(small, rng)
         return None if near is None else (small, near)
     reference = problem.references()[int(kind.split()[1])]
-    point = pad(problem, reference.chain, reference.bias)
-    return problem, jitter(point, 0.02, rng)
+    return problem, jitter(reference.canonical_variables, 0.02, rng)
 
 
 def run_start(problem: DUFM, steps: int, task: tuple[str, np.random.SeedSequence]) -> Run | None:

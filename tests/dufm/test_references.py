@@ -163,6 +163,7 @@ def test_layers_have_the_predicted_singular_values():
     problem = DUFM(3, 5, 3, feature_decay=0.004, weight_decay=[0.01, 0.002, 0.005])
     best = dnc(problem)
     t, c = best.parameters["t"], problem.canonical_decay
+    assert [weight.shape for weight in best.weights] == [(32, 32), (32, 32), (3, 32)]
     for number, decay in enumerate(problem.decays, start=1):
         values = best.weight_singular_values(number)
         np.testing.assert_allclose(values[:3], np.sqrt(c / decay) * t**0.25, rtol=1e-12)
@@ -210,6 +211,12 @@ def test_partial_collapse_interpolates_between_zero_and_all():
     for learned in range(1, 5):
         expected = (5 - learned) / 10 + learned / 5 * whole
         np.testing.assert_allclose(partial(problem, learned).loss, expected, rtol=1e-14)
+
+
+def test_many_classes_are_listed_without_their_matrices():
+    names = [r.name for r in DUFM(400, 10, 3, feature_decay=1e-7, weight_decay=1e-5).references()]
+    assert names[:2] == ["blocks", "dnc"]
+    assert len(names) == 402
 
 
 def test_narrow_problems_get_fewer_references():
@@ -261,6 +268,10 @@ LINEAR = {"activation": "linear"}
             "learned must be 1 to 2, got 3: use zero or dnc",
         ),
         (lambda: partial(model(3, 1, 2, 0.9), 1), "partial does not exist at these decays"),
+        (
+            lambda: partial(model(3, 1, 2, 0.01, widths=1), 2),
+            "partial needs width 2, got (1, 1): w",
+        ),
         (lambda: srg(model(7, 1, 4, 0.002)), "srg needs r (r - 1) / 2 classes, such as 6, 10"),
         (lambda: srg(model(6, 1, 2, 0.002)), "srg needs depth 3 or more, got 2: use dnc."),
         (lambda: srg(model(6, 1, 4, 0.002), 5), "subsets of 2 to r - 2, got r=4, s=5"),
