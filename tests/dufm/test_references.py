@@ -1,6 +1,7 @@
 """Which optima apply where, and that their matrices do what their formulas say."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from collapsemeter.dufm import (
     DoesNotApply,
     blocks,
     class_columns,
+    class_loss_and_gradient,
     collapse_threshold,
     convex,
     dnc,
@@ -157,6 +159,27 @@ def test_the_first_layer_is_free_from_frame_to_simplex(tilt):
     for layer in (2, 3, 4):
         later = best.gram(layer)
         np.testing.assert_allclose(later, later[0, 0] * np.eye(4), atol=1e-12)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_the_first_layer_of_a_rectified_frame_is_free_for_unequal_classes_too(depth):
+    problem = model(3, [4, 2, 1], depth, 0.004)
+    best = gof(problem)
+    assert best.free_layers == (1,)
+    assert gof(model(3, [4, 2, 1], depth, 0.004, activation="linear")).free_layers == ()
+    # Subtract a symmetric part, hidden by the ReLU, from H_2 D^(1/2): same loss, other means.
+    roots = np.sqrt(problem.counts)
+    second = best.class_means(2)[:, :3].T * roots
+    tilt = 0.3 * float(second.diagonal().min()) * (np.ones((3, 3)) - np.eye(3)) / 2
+    left, values, right = np.linalg.svd(second - tilt)
+    ratio = (problem.feature_decay / problem.decays[0]) ** 0.25
+    features = np.zeros_like(best.variables.features)
+    features[:3] = np.sqrt(values)[:, None] * right / roots / ratio
+    first = np.zeros_like(best.weights[0])
+    first[:3, :3] = left * np.sqrt(values) * ratio
+    moved = replace(best.variables, features=features, weights=(first, *best.weights[1:]))
+    assert abs(class_loss_and_gradient(problem, moved)[0] - best.loss) < LOSS_ERROR
+    assert abs(features[:, 0] @ features[:, 1]) > 1e-2 * best.gram(1)[0, 0]
 
 
 def test_layers_have_the_predicted_singular_values():
