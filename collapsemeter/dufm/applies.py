@@ -1,0 +1,29 @@
+"""Whether a closed form applies to a problem."""
+
+from collections.abc import Sequence
+
+from collapsemeter.dufm.problem import DUFM
+
+
+class DoesNotApply(ValueError):
+    """A closed form was asked for a problem that it does not solve."""
+
+
+def require(problem: DUFM, name: str, **wanted: object) -> None:
+    """Refuse a problem that lacks a property, naming what it has instead."""
+    for attribute, value in wanted.items():
+        found = getattr(problem, attribute)
+        if found != value:
+            raise DoesNotApply(
+                f"{name} needs {attribute}={value!r}, got {found!r}: "
+                "see problem.references() for what applies."
+            )
+
+
+def require_survival(name: str, fits: Sequence[float]) -> None:
+    """Refuse a structure of which nothing survives the decay."""
+    if not any(fit > 0 for fit in fits):
+        raise DoesNotApply(
+            f"{name} does not exist at these decays, they are too strong: "
+            "lower them, only the zero network is left."
+        )

@@ -1,0 +1,132 @@
+"""Splitting a map into balanced layers, and putting small networks side by side.
+
+A *chain* is the tuple ``(M_1, W_1, ..., W_L)`` of a canonical problem: features with
+one column per class, then the weights, without padding.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from collapsemeter.dufm.applies import DoesNotApply
+from collapsemeter.dufm.arrays import FloatArray
+from collapsemeter.dufm.network import Variables
+from collapsemeter.dufm.problem import DUFM
+
+Chain = tuple[FloatArray, ...]
+
+RANK_TOLERANCE = 1e-10
+"""Singular values below this fraction of the largest count as zero."""
+
+
+def split_linear(target: FloatArray, depth: int) -> Chain:
+    r"""Balanced factors :math:`W_L \cdots W_1 M_1` of a matrix.
+
+    With :math:`Z = U S V^T`, every factor has singular values
+    :math:`S^{1/(L+1)}`, the cheapest split under equal decays.
+
+    Parameters
+    ----------
+    target : ndarray, shape (K, m)
+        The product.
+    depth : int
+        Number of weight matrices, L.
+
+    Returns
+    -------
+    tuple of ndarray
+        ``(M_1, W_1, ..., W_L)`` of inner dimension ``rank(target)``.
+
+    References
+    ----------
+    Dang et al. 2023.
+
+    Examples
+    --------
+    >>> features, weight = split_linear(4 * np.eye(2), 1)
+    >>> (weight @ features).round(12).tolist()
+    [[4.0, 0.0], [0.0, 4.0]]
+    """
+    left, values, right = np.linalg.svd(target, full_matrices=False)
+    rank = max(1, int(np.sum(values > RANK_TOLERANCE * max(values[0], 1e-300))))
+    roots = values[:rank] ** (1 / (depth + 1))
+    middle = (np.diag(roots),) * (depth - 1)
+    return (roots[:, None] * right[:rank], *middle, left[:, :rank] * roots)
+
+
+def split_diagonal(values: FloatArray, depth: int) -> Chain:
+    """`split_linear` of a non-negative diagonal matrix, with non-negative factors.
+
+    The factors pass through a ReLU unchanged. Zero entries get no neuron.
+    """
+    learned = np.flatnonzero(values)
+    axes = np.eye(values.size)[:, learned] if learned.size else np.zeros((values.size, 1))
+    roots = values[learned] ** (1 / (depth + 1)) if learned.size else np.zeros(1)
+    middle = (np.diag(roots),) * (depth - 1)
+    return (roots[:, None] * axes.T, *middle, axes * roots)
+
+
+def split_first(target: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Features and first weight, both as small as the nuclear norm of H_2 allows."""
+    left, values, right = np.linalg.svd(target, full_matrices=False)
+    rank = max(1, int(np.sum(values > RANK_TOLERANCE * values[0])))
+    roots = np.sqrt(values[:rank])
+    return roots[:, None] * right[:rank], left[:, :rank] * roots
+
+
+def unit_first_layer(classes: int, tilt: float, depth: int) -> tuple[FloatArray, FloatArray]:
+    """Unit features and first weight whose H_2 is the identity up to the ReLU."""
+    if not 0.0 <= tilt <= 1.0:
+        raise ValueError(
+            f"first_layer must be between 0 (orthogonal) and 1 (simplex ETF), got {tilt}: "
+            "only these have the same loss."
+        )
+    if tilt and depth == 1:
+        raise ValueError(
+            f"first_layer must be 0 at depth 1, got {tilt}: without a ReLU the frame is fixed."
+        )
+    off = np.ones((classes, classes)) - np.eye(classes)
+    return split_first(np.eye(classes) - tilt / (classes - 1) * off)
+
+
+def balance(chain: Chain, norm: float) -> Chain:
+    """Rescale every factor to the same Frobenius norm."""
+    return tuple(factor * (norm / np.linalg.norm(factor)) for factor in chain)
+
+
+def direct_sum(chains: Sequence[Chain]) -> Chain:
+    """Networks side by side: each keeps its own neurons and its own classes."""
+
+    def stack(blocks: Sequence[FloatArray]) -> FloatArray:
+        out = np.zeros(tuple(sum(block.shape[axis] for block in blocks) for axis in (0, 1)))
+        row = column = 0
+        for block in blocks:
+            out[row : row + block.shape[0], column : column + block.shape[1]] = block
+            row, column = row + block.shape[0], column + block.shape[1]
+        return out
+
+    return tuple(stack(blocks) for blocks in zip(*chains, strict=True))
+
+
+def check_widths(problem: DUFM, chain: Chain, name: str) -> None:
+    """Refuse a chain that the layers of the problem cannot hold."""
+    needs = tuple(factor.shape[0] for factor in chain[:-1])
+    if any(need > have for need, have in zip(needs, problem.layer_widths, strict=True)):
+        raise DoesNotApply(
+            f"{name} needs widths {needs}, got {problem.layer_widths}: widen the layers."
+        )
+
+
+def pad(problem: DUFM, chain: Chain, bias: FloatArray | None = None) -> Variables:
+    """Fill a chain up with zeros to the widths of the problem."""
+    widths = (*problem.layer_widths, problem.num_classes)
+    features = np.zeros((widths[0], chain[0].shape[1]))
+    features[: chain[0].shape[0]] = chain[0]
+    weights = []
+    for index, factor in enumerate(chain[1:]):
+        weight = np.zeros((widths[index + 1], widths[index]))
+        weight[: factor.shape[0], : factor.shape[1]] = factor
+        weights.append(weight)
+    if problem.bias and bias is None:
+        bias = np.zeros(problem.num_classes)
+    return Variables(features, tuple(weights), bias)

@@ -1,0 +1,189 @@
+"""One closed-form solution: its loss, its matrices, and how sure it is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from collapsemeter.dufm.arrays import FloatArray
+from collapsemeter.dufm.factors import Chain, pad
+from collapsemeter.dufm.network import Variables, forward
+from collapsemeter.dufm.problem import DUFM
+from collapsemeter.dufm.reductions import from_canonical, repeat_samples
+
+if TYPE_CHECKING:
+    from collapsemeter.moments import ClassMoments
+
+Status = Literal["theorem", "best known", "upper bound"]
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """The layers of a collapsed network, whoever found it.
+
+    Layers are numbered as in the papers: 1 is the free features, 2 to L the hidden
+    layers, L + 1 the output.
+    """
+
+    problem: DUFM
+
+    @property
+    def variables(self) -> Variables:
+        """Features (d_1, K), one column per class, and the weights."""
+        raise NotImplementedError("a geometry is abstract: use Optimum or Solution.")
+
+    @property
+    def weights(self) -> tuple[FloatArray, ...]:
+        """The weights: ``weights[l - 1]`` is W_l, shape (d_{l+1}, d_l)."""
+        return self.variables.weights
+
+    @cached_property
+    def _layers(self) -> tuple[list[FloatArray], list[FloatArray]]:
+        pre, post = forward(self.problem, self.variables)
+        if pre[0].shape[1] == self.problem.num_classes:
+            return pre, post
+        starts = np.concatenate([[0], np.cumsum(self.problem.counts)[:-1]])
+        pre, post = ([np.add.reduceat(x, starts, axis=1) / self.problem.counts for x in layers]
+                     for layers in (pre, post))  # fmt: skip
+        return pre, post
+
+    def class_means(self, layer: int, before_activation: bool = False) -> FloatArray:
+        """Class means of a layer, one row per class.
+
+        Parameters
+        ----------
+        layer : int
+            1 to L + 1.
+        before_activation : bool
+            Whether to leave the ReLU out.
+
+        Returns
+        -------
+        ndarray, shape (K, d_layer)
+
+        Raises
+        ------
+        ValueError
+            If there is no such layer.
+        """
+        if not 1 <= layer <= self.problem.depth + 1:
+            raise ValueError(
+                f"layer must be 1 to {self.problem.depth + 1} (the output), got {layer}: "
+                "layer 1 is the free features."
+            )
+        pre, post = self._layers
+        return (pre if before_activation else post)[layer - 1].T
+
+    def gram(self, layer: int) -> FloatArray:
+        """Inner products of the class means of a layer, shape (K, K)."""
+        means = self.class_means(layer)
+        return means @ means.T
+
+    def singular_values(self, layer: int, before_activation: bool = False) -> FloatArray:
+        """Singular values of the class means of a layer, in descending order."""
+        means = self.class_means(layer, before_activation)
+        return np.asarray(np.linalg.svd(means, compute_uv=False))
+
+    def weight_singular_values(self, layer: int) -> FloatArray:
+        """Singular values of W_layer, layer = 1 to L, in descending order."""
+        if not 1 <= layer <= self.problem.depth:
+            raise ValueError(
+                f"weight must be 1 to {self.problem.depth}, got {layer}: W_1 acts on the features."
+            )
+        return np.asarray(np.linalg.svd(self.variables.weights[layer - 1], compute_uv=False))
+
+    def rank(self, layer: int, before_activation: bool = False, tolerance: float = 1e-3) -> int:
+        """How many singular values exceed `tolerance` times the largest."""
+        values = self.singular_values(layer, before_activation)
+        return int(np.sum(values > tolerance * max(float(values[0]), 1e-300)))
+
+    def samples(self) -> Variables:
+        """The same point with one column per sample, for `loss_and_gradient`."""
+        return repeat_samples(self.problem, self.variables)
+
+    def moments(self) -> "dict[int, ClassMoments]":
+        """Class moments of every layer, without scatter, as if they had been measured.
+
+        Returns
+        -------
+        dict
+            Keys 1 to L + 1; layer 1 is the free features, L + 1 the output.
+        """
+        from collapsemeter.moments import ClassMoments
+
+        classes = self.problem.num_classes
+        moments = {}
+        for layer in range(1, self.problem.depth + 2):
+            means = self.class_means(layer)
+            moments[layer] = ClassMoments(
+                counts=self.problem.counts,
+                means=means,
+                scatter=np.zeros((means.shape[1], means.shape[1])),
+                traces=np.zeros(classes),
+                feature_dtype="float64",
+                phase="reference",
+            )
+        return moments
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum(Geometry):
+    """A closed-form solution of a problem.
+
+    Parameters
+    ----------
+    problem : DUFM
+        The problem that it solves.
+    name : str
+        Short name: "dnc", "srg", "zero", ...
+    loss : float
+        The closed-form loss, computed without the matrices.
+    chain : tuple of ndarray, or callable
+        Canonical features and weights, without padding, or what builds them: a
+        thousand classes have a thousand partial solutions, seldom looked at.
+    status : {"theorem", "best known", "upper bound"}
+        "theorem": no point has a lower loss. "best known": none has been found.
+        "upper bound": a lower one exists or may.
+    holds_for : str
+        The same in words.
+    source : str
+        The paper.
+    bias : ndarray, shape (K,), optional
+        Bias of the last layer.
+    parameters : mapping
+        Numbers of the closed form, such as the fit t.
+    free_layers : tuple of int
+        Layers whose geometry the optimum leaves open: other class means there have
+        the same loss, so they must not be compared.
+
+    Examples
+    --------
+    >>> best = DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01).optimum()
+    >>> best.name, round(best.loss, 12), best.status
+    ('dnc', 0.070487054295, 'theorem')
+    >>> best.singular_values(4).round(6).tolist()
+    [0.963772, 0.963772]
+    """
+
+    name: str
+    loss: float
+    chain: Chain | Callable[[], Chain] = field(repr=False)
+    status: Status
+    holds_for: str
+    source: str
+    bias: FloatArray | None = field(default=None, repr=False)
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    free_layers: tuple[int, ...] = ()
+
+    @cached_property
+    def variables(self) -> Variables:
+        """Features (d_1, K), one column per class, and the weights."""
+        return from_canonical(self.problem, self.canonical_variables)
+
+    @property
+    def canonical_variables(self) -> Variables:
+        """The point in the equivalent problem with one decay."""
+        chain = self.chain() if callable(self.chain) else self.chain
+        return pad(self.problem, chain, self.bias)

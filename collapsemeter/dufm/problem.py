@@ -1,0 +1,196 @@
+"""The deep unconstrained features model: what is minimised, validated once."""
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collapsemeter.dufm.optimum import Optimum
+
+T = TypeVar("T")
+
+LOSSES = ("mse", "ce")
+ACTIVATIONS = ("relu", "linear")
+
+
+@dataclass(frozen=True)
+class DUFM:
+    r"""A deep network on free features: the last layers of a network, idealised.
+
+    .. math:: \frac{1}{N}\sum_i \mathrm{loss}(z_i, y_i) + \frac{\lambda_H}{2}\|H_1\|_F^2
+              + \sum_{l=1}^{L} \frac{\lambda_l}{2}\|W_l\|_F^2,
+              \qquad Z = W_L\,\sigma(W_{L-1} \cdots \sigma(W_1 H_1)) + b 1^T
+
+    The squared loss is halved, :math:`\tfrac12\|z - y\|^2`. No activation acts on
+    the features :math:`H_1` nor on the output. One layer is the classical model.
+
+    Parameters
+    ----------
+    num_classes : int
+        Number of classes, K, at least 2.
+    per_class : int or sequence of int
+        Samples per class, n, or one count per class.
+    depth : int
+        Number of weight matrices, L.
+    widths : int or sequence of int, optional
+        Dimension of layers 1 to L; by default ``max(32, 4 K)``, where descent from
+        random starts tends to collapse.
+    feature_decay : float
+        :math:`\lambda_H`, positive.
+    weight_decay : float or sequence of float
+        :math:`\lambda_l`, positive; one for all layers or one per layer.
+    loss : {"mse", "ce"}
+        Squared loss, or softmax cross-entropy.
+    bias : bool
+        Whether the last layer has a bias b.
+    bias_decay : float
+        Its decay :math:`\lambda_b`; 0 leaves it free.
+    activation : {"relu", "linear"}
+        "linear" gives the deep linear model, a different problem with other optima.
+
+    Raises
+    ------
+    ValueError
+        If any of these is out of range; the message says what to pass.
+
+    References
+    ----------
+    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165.
+
+    Examples
+    --------
+    >>> problem = DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01)
+    >>> round(problem.canonical_decay, 10)
+    0.0177827941
+    >>> problem.optimum().name
+    'dnc'
+    """
+
+    num_classes: int
+    per_class: int | Sequence[int]
+    depth: int
+    widths: int | Sequence[int] | None = None
+    feature_decay: float = field(kw_only=True)
+    weight_decay: float | Sequence[float] = field(kw_only=True)
+    loss: Literal["mse", "ce"] = "mse"
+    bias: bool = False
+    bias_decay: float = 0.0
+    activation: Literal["relu", "linear"] = "relu"
+
+    def __post_init__(self) -> None:
+        _check_at_least("num_classes", self.num_classes, 2, "a classification has two classes")
+        _check_at_least("depth", self.depth, 1, "count the weight matrices")
+        widths = max(32, 4 * self.num_classes) if self.widths is None else self.widths
+        counts = _spread("per_class", self.per_class, self.num_classes, "class")
+        layers = _spread("widths", widths, self.depth, "layer")
+        decays = _spread("weight_decay", self.weight_decay, self.depth, "layer")
+        for k, count in enumerate(counts):
+            _check_at_least(f"per_class of class {k}", count, 1, "leave empty classes out")
+        for number, width in enumerate(layers, start=1):
+            _check_at_least(f"width of layer {number}", width, 1, "pass a dimension")
+        _check_positive("feature_decay", self.feature_decay)
+        for number, decay in enumerate(decays, start=1):
+            _check_positive(f"weight_decay of layer {number}", decay)
+        _check_choice("loss", self.loss, LOSSES)
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        _check_bias(self.bias, self.bias_decay)
+        object.__setattr__(self, "per_class", tuple(int(n) for n in counts))
+        object.__setattr__(self, "widths", tuple(int(d) for d in layers))
+        object.__setattr__(self, "weight_decay", tuple(float(x) for x in decays))
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Samples of each class, shape (K,)."""
+        return np.array(self.per_class, dtype=np.int64)
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Dimension of layers 1 to L."""
+        return cast("tuple[int, ...]", self.widths)
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """Weight decay of layers 1 to L."""
+        return cast("tuple[float, ...]", self.weight_decay)
+
+    @property
+    def num_samples(self) -> int:
+        """All samples, N."""
+        return int(self.counts.sum())
+
+    @property
+    def balanced(self) -> bool:
+        """Whether all classes have the same number of samples."""
+        return bool(np.all(self.counts == self.counts[0]))
+
+    @property
+    def rectified(self) -> bool:
+        """Whether a ReLU acts anywhere: with one layer none does."""
+        return self.activation == "relu" and self.depth > 1
+
+    @property
+    def canonical_decay(self) -> float:
+        r"""The single decay c that is equivalent to all of them.
+
+        :math:`c = (\bar n \lambda_H \prod_l \lambda_l)^{1/(L+1)}` with the mean class
+        size :math:`\bar n = N/K`.
+        """
+        logs = [math.log(x) for x in (*self.decays, self.feature_decay)]
+        mean_count = self.num_samples / self.num_classes
+        return math.exp((math.fsum(logs) + math.log(mean_count)) / (self.depth + 1))
+
+    def references(self) -> "tuple[Optimum, ...]":
+        """All closed-form solutions that apply to this problem, lowest loss first."""
+        from collapsemeter.dufm.references import references
+
+        return references(self)
+
+    def optimum(self) -> "Optimum":
+        """The lowest of `references`; its `status` says how sure it is."""
+        return self.references()[0]
+
+
+def _spread(name: str, value: T | Sequence[T], length: int, what: str) -> tuple[T, ...]:
+    """One value per class or layer; a single value serves all."""
+    if not isinstance(value, Sequence | np.ndarray):
+        return (value,) * length
+    if len(value) != length:
+        raise ValueError(
+            f"{name} must be one value or {length}, one per {what}, got {len(value)}: "
+            f"{list(value)}; pass {length}."
+        )
+    return tuple(value)
+
+
+def _check_at_least(name: str, value: object, least: int, advice: str) -> None:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}: {advice}.") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}: {advice}.")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (0 < value < math.inf):
+        raise ValueError(
+            f"{name} must be positive and finite, got {value}: "
+            "without decay no optimum exists; pass a small positive number."
+        )
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}: pass one of {', '.join(choices)}.")
+
+
+def _check_bias(bias: bool, decay: float) -> None:
+    if not (0 <= decay < math.inf):
+        raise ValueError(f"bias_decay must not be negative, got {decay}: pass 0 for a free bias.")
+    if decay and not bias:
+        raise ValueError(f"bias_decay {decay} was given without a bias: pass bias=True as well.")

@@ -1,0 +1,335 @@
+"""Minimise the model numerically: many starts, the best one kept and examined."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial as bind
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+import numpy as np
+
+from collapsemeter.dufm._scipy import lbfgs
+from collapsemeter.dufm.bounds import lower_bound
+from collapsemeter.dufm.descent import gradient_descent
+from collapsemeter.dufm.factors import pad
+from collapsemeter.dufm.flat import Layout, objective
+from collapsemeter.dufm.network import Variables
+from collapsemeter.dufm.problem import DUFM
+from collapsemeter.dufm.reductions import canonical, from_canonical
+from collapsemeter.dufm.seeds import (
+    edge_start,
+    equal_neurons,
+    equal_norms,
+    gaussian_start,
+    graph_start,
+    jitter,
+    random_start,
+)
+from collapsemeter.dufm.solution import Solution, Start, Trajectory
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+HOMOTOPY = (0.05, 0.3, 1.0)
+"""Fractions of the decay: a weak one first keeps descent from the zero network."""
+
+SMOOTHING = (0.1, 0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4, 3e-5, 0.0)
+"""Widths of the smoothed ReLU corner while polishing."""
+
+POLISHED = 3
+"""How many of the best starts are polished at least; half of them if that is more."""
+
+SAME = 1e-7
+"""Relative difference of losses below which two starts count as one minimum."""
+
+REACHED = 1e-12
+"""Relative distance from the lower bound at which there is nothing left to polish."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished start, in the canonical problem at its own working widths."""
+
+    kind: str
+    loss: float
+    point: Variables
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One finished run of gradient descent, at sample level."""
+
+    loss: float
+    point: Variables
+    trajectory: Trajectory
+
+
+def narrow(problem: DUFM) -> DUFM:
+    """Widths K + 4, where descent finds low rank rather than collapse.
+
+    Zero padding carries the point back to the full widths.
+    """
+    room = problem.num_classes + 4
+    return replace(problem, widths=tuple(min(room, width) for width in problem.layer_widths))
+
+
+def descend(problem: DUFM, start: Variables, steps: int, homotopy: bool) -> tuple[float, Variables]:
+    """L-BFGS from one start of a canonical problem, by increasing decay if asked."""
+    layout, point = Layout.of(problem), start
+    loss = float("inf")
+    for scale in HOMOTOPY if homotopy else (1.0,):
+        point = equal_norms(equal_neurons(point))
+        vector, loss, _ = lbfgs(objective(problem, scale), layout.pack(point), steps)
+        point = layout.unpack(vector)
+    return loss, point
+
+
+def polish(problem: DUFM, steps: int, run: Run) -> Run:
+    """Descend with a smoothed ReLU, then the sharp one; keep the better point."""
+    layout = Layout.of(problem)
+    vector = layout.pack(run.point)
+    loss = run.loss
+    for width in SMOOTHING if problem.rectified else (0.0,):
+        vector, loss, _ = lbfgs(objective(problem, smoothing=width), vector, steps)
+    return Run(run.kind, loss, layout.unpack(vector)) if loss < run.loss else run
+
+
+def start_of(problem: DUFM, kind: str, rng: np.random.Generator) -> tuple[DUFM, Variables] | None:
+    """The working problem and first point of a start; None if the kind does not exist.
+
+    Kinds are "random" (full widths), "random narrow", "graph" and "edges" (see
+    `graph_start` and `edge_start`), and "reference i", a shaken copy of the i-th
+    closed form.
+    """
+    if kind == "random":
+        return problem, random_start(problem, rng)
+    small = narrow(problem)
+    if kind == "random narrow":
+        return small, random_start(small, rng)
+    if kind in ("graph", "edges"):
+        near = graph_start(small, rng) if kind == "graph" else edge_start(small, rng)
+        return None if near is None else (small, near)
+    reference = problem.references()[int(kind.split()[1])]
+    return problem, jitter(reference.canonical_variables, 0.02, rng)
+
+
+def run_start(problem: DUFM, steps: int, task: tuple[str, np.random.SeedSequence]) -> Run | None:
+    """One start, from seed to minimum. At top level, so that processes can run it."""
+    kind, seed = task
+    begun = start_of(problem, kind, np.random.default_rng(seed))
+    if begun is None:
+        return None
+    working, point = begun
+    loss, point = descend(working, point, steps, homotopy=kind.startswith("random"))
+    name = kind.split()[0]
+    return Run(name, loss, _widen(problem, point))
+
+
+def _widen(problem: DUFM, point: Variables) -> Variables:
+    return pad(problem, (point.features, *point.weights), point.bias)
+
+
+def run_walk(
+    problem: DUFM, rate: float, steps: int, task: tuple[str, np.random.SeedSequence]
+) -> Walk:
+    """One run of gradient descent. At top level, so that processes can run it."""
+    start = gaussian_start(problem, np.random.default_rng(task[1]))
+    point, loss, trajectory = gradient_descent(problem, start, rate, steps)
+    return Walk(loss, point, trajectory)
+
+
+def start_kinds(problem: DUFM, restarts: int, structured: int) -> list[str]:
+    """The kinds of start to make, random ones first."""
+    kinds = ["random" if i % 2 == 0 else "random narrow" for i in range(restarts)]
+    shapes = ["reference 0"]
+    if problem.rectified and problem.depth >= 3 and problem.num_classes >= 3:
+        shapes = ["reference 0", "graph", "graph", "graph" if problem.num_classes < 5 else "edges"]
+    return kinds + [shapes[i % len(shapes)] for i in range(structured)]
+
+
+def _map(
+    work: Callable[[T], R],
+    tasks: list[T],
+    jobs: int,
+) -> Iterator[R]:
+    """Apply the work to every task, in order, in this process or in several."""
+    if jobs == 1 or len(tasks) < 2:
+        yield from map(work, tasks)
+        return
+    # Spawn: forking a process that has threads, as BLAS does, may hang.
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, tasks)
+
+
+@contextmanager
+def _bar(shown: bool, total: int) -> Iterator[Callable[[Iterable[R]], Iterable[R]]]:
+    """Wrap an iterable in a progress bar of rich, if wanted and installed."""
+    try:
+        from rich.progress import Progress
+    except ImportError:
+        shown = False
+    if not shown:
+        yield lambda items: items
+        return
+    with Progress(transient=True) as progress:
+        yield lambda items: progress.track(items, total=total, description="starts")
+
+
+def _check(method: str, restarts: int, jobs: int, steps: int) -> None:
+    if method not in ("lbfgs", "gd"):
+        raise ValueError(f"unknown method {method!r}: pass 'lbfgs' or 'gd'.")
+    for name, value in (("restarts", restarts), ("jobs", jobs), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number.")
+
+
+def solve(
+    problem: DUFM,
+    method: str = "lbfgs",
+    restarts: int | None = None,
+    rng: np.random.Generator | int = 0,
+    jobs: int = 1,
+    progress: bool = False,
+    *,
+    structured: int | None = None,
+    steps: int | None = None,
+    learning_rate: float = 0.5,
+) -> Solution:
+    """Minimise the model from many starts and keep the best point.
+
+    "lbfgs" solves the equivalent problem with one sample per class and one decay,
+    raising the decay in stages, from random starts and from low-rank structures,
+    and polishes the best. "gd" descends on all samples from random starts and
+    records its path.
+
+    Parameters
+    ----------
+    problem : DUFM
+        The model.
+    method : {"lbfgs", "gd"}
+        The method.
+    restarts : int, optional
+        Random starts; 8 for "lbfgs" and 1 for "gd" by default.
+    rng : numpy.random.Generator or int
+        Source of randomness. The result does not depend on `jobs`.
+    jobs : int
+        Processes. With more than one, a script needs the usual
+        ``if __name__ == "__main__"`` guard.
+    progress : bool
+        Whether to show a bar, if rich is installed.
+    structured : int, optional
+        Starts near known structures, for "lbfgs"; as many as `restarts` by default.
+    steps : int, optional
+        Iterations of one descent: 2000 for "lbfgs", 10000 for "gd" by default.
+    learning_rate : float
+        Step of "gd".
+
+    Returns
+    -------
+    Solution
+        The best point with its gaps, bounds and residuals. It is an optimum only as
+        far as ``Solution.proven`` says.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, or every run of gradient descent diverged.
+
+    References
+    ----------
+    Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468.
+
+    Examples
+    --------
+    >>> problem = DUFM(2, 10, 3, 8, feature_decay=0.01, weight_decay=0.01)
+    >>> solution = solve(problem, restarts=2, rng=0)
+    >>> abs(solution.gap) < 1e-6
+    True
+    """
+    defaults = (8, 2000) if method == "lbfgs" else (1, 10000)
+    restarts = defaults[0] if restarts is None else restarts
+    steps = defaults[1] if steps is None else steps
+    _check(method, restarts, jobs, steps)
+    if method == "lbfgs":
+        return _solve_lbfgs(problem, restarts, structured, rng, jobs, progress, steps)
+    return _solve_gd(problem, restarts, rng, jobs, progress, steps, learning_rate)
+
+
+def _tasks(
+    kinds: list[str], rng: np.random.Generator | int
+) -> list[tuple[str, np.random.SeedSequence]]:
+    """One independent stream per start, so that order and processes do not matter."""
+    entropy = np.random.default_rng(rng).integers(2**63, size=2).tolist()
+    return list(zip(kinds, np.random.SeedSequence(entropy).spawn(len(kinds)), strict=True))
+
+
+def _collect(
+    work: Callable[[Any], R], kinds: list[str], rng: Any, jobs: int, progress: bool
+) -> list[R]:
+    tasks = _tasks(kinds, rng)
+    with _bar(progress, len(tasks)) as shown:
+        return list(shown(_map(work, tasks, jobs)))
+
+
+def _distinct(runs: list[Run]) -> list[Run]:
+    """One run of each loss, lowest first: many starts end in the same minimum."""
+    kept = runs[:1]
+    for run in runs[1:]:
+        if run.loss > kept[-1].loss * (1 + SAME):
+            kept.append(run)
+    return kept
+
+
+def _solve_lbfgs(
+    problem: DUFM,
+    restarts: int,
+    structured: int | None,
+    rng: np.random.Generator | int,
+    jobs: int,
+    progress: bool,
+    steps: int,
+) -> Solution:
+    small = canonical(problem)
+    kinds = start_kinds(small, restarts, restarts if structured is None else structured)
+    found = _collect(bind(run_start, small, steps), kinds, rng, jobs, progress)
+    runs = sorted((run for run in found if run is not None), key=lambda run: run.loss)
+    best = runs[0]
+    if best.loss > lower_bound(small) * (1 + REACHED):
+        chosen = _distinct(runs)[: max(POLISHED, len(runs) // 2)]
+        polished = _map(bind(polish, small, steps), chosen, jobs)
+        best = min(polished, key=lambda run: run.loss)
+    return Solution(
+        problem=problem,
+        loss=best.loss,
+        point=from_canonical(problem, best.point),
+        starts=tuple(Start(run.kind, run.loss) for run in runs),
+    )
+
+
+def _solve_gd(
+    problem: DUFM,
+    restarts: int,
+    rng: np.random.Generator | int,
+    jobs: int,
+    progress: bool,
+    steps: int,
+    learning_rate: float,
+) -> Solution:
+    work = bind(run_walk, problem, learning_rate, steps)
+    walks = _collect(work, ["random"] * restarts, rng, jobs, progress)
+    best = min(walks, key=lambda walk: walk.loss)
+    if best.loss == float("inf"):
+        raise ValueError(
+            f"gradient descent diverged from all {restarts} starts with "
+            f"learning_rate={learning_rate}: pass a smaller one."
+        )
+    return Solution(
+        problem=problem,
+        loss=best.loss,
+        point=best.point,
+        starts=tuple(Start("random", walk.loss) for walk in walks),
+        method="gd",
+        trajectory=best.trajectory,
+    )
