@@ -1,5 +1,8 @@
 """Measure neural collapse (NC1 to NC4) in every layer of a classifier, from mergeable statistics."""
 
+from importlib import import_module
+from typing import Any
+
 from .catalogue import METRICS
 from .convention import PRESETS, Convention
 from .frames import simplex_etf
@@ -13,6 +16,13 @@ from .state_files import CorruptStateError
 from .undefined import REASONS
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("dufm", "sinks"):  # imported when asked for: SciPy and file formats take their time
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "METRICS",

@@ -15,7 +15,7 @@
 `solve`                                 numerical minimisation; returns a `Solution`
 ======================================  ===============================================
 
-Needs SciPy: ``pip install collapsemeter[dufm]``.
+SciPy is imported only here, and this package only when it is asked for.
 """
 
 from collapsemeter.dufm.applies import DoesNotApply
