@@ -62,6 +62,7 @@ class ClassGeometry:
         self.means = moments.means[self.present]
         self.traces = moments.traces[self.present]
         self._center = center
+        self._spectra: dict[Weighting, Spectrum] = {}
 
     def weights(self, kind: Weighting) -> Floats:
         """Weight of each present class: 1/C, or n_c/N."""
@@ -120,12 +121,16 @@ class ClassGeometry:
 
     def spectrum(self, between: Weighting) -> Spectrum:
         r"""SVD of :math:`\operatorname{diag}(w)^{1/2} M`, whose squares are the eigenvalues of S_B."""
+        if between in self._spectra:
+            return self._spectra[between]
         factor = np.sqrt(self.weights(between))[:, None] * self.centred
         _, values, directions = np.linalg.svd(factor, full_matrices=False)
         cut = math.sqrt(max(factor.shape) * EPS64)
         rank = min(int((values > cut * values[0]).sum()), self.num_present - 1)
         kept = values[:rank]
-        return Spectrum(directions[:rank], kept, cut, float(kept[-1] / kept[0]))
+        spectrum = Spectrum(directions[:rank], kept, cut, float(kept[-1] / kept[0]))
+        self._spectra[between] = spectrum
+        return spectrum
 
     def within_traces(self) -> Floats:
         """v_c of each present class, (C,)."""
@@ -156,6 +161,6 @@ class ClassGeometry:
         return within
 
     def within_trace(self, kind: Weighting) -> float:
-        """Tr S_W, from the traces alone."""
+        r""":math:`\operatorname{tr} S_W`, from the traces alone."""
         weights = self.weights(kind)
         return float(weights @ self.within_traces())
