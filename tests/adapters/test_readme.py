@@ -1,0 +1,58 @@
+"""The documents say what runs: README blocks are executed, and every metric is explained."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from collapsemeter import METRICS
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_training_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(16, 32), nn.ReLU())
+            self.fc = nn.Linear(32, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.block(x))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(60, 16), torch.arange(60) % 10)
+    model = Net()
+    names = {
+        "model": model,
+        "loader": torch.utils.data.DataLoader(data, batch_size=20),
+        "criterion": nn.CrossEntropyLoss(),
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "epochs": 2,
+    }
+    (loop,) = (block for block in BLOCKS if "meter.batch" in block)
+    exec(loop, names)
+    assert len((tmp_path / "runs" / "reports.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_arrays() -> None:
+    (arrays,) = (block for block in BLOCKS if "from_batch" in block)
+    exec(arrays, {})
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/metrics.md"])
+def test_every_metric_is_named(document: str) -> None:
+    text = (ROOT / document).read_text()
+    assert [name for name in METRICS if f"`{name}`" not in text] == []
+    assert f"{len(METRICS)} named metrics" in (ROOT / "README.md").read_text()
+
+
+def test_links_lead_somewhere() -> None:
+    for source in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", source.read_text()):
+            assert (source.parent / target).is_file(), f"{source.name} links to {target}"
