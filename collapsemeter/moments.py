@@ -32,7 +32,7 @@ EPS: dict[str, float] = {
     "float8_e4m3fn": 2.0**-3,
     "float8_e5m2": 2.0**-2,
 }
-HOST_CLASS_ENTRIES = 2**22  # 32 MB: a batch on the host affords more than a training step
+HOST_CLASS_ENTRIES = 2**24  # 128 MB: the host affords more than a training step
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "trace")  # from fine to coarse
 
 
