@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .hooks import Hook, LayerHook, record_decisions
-
-if TYPE_CHECKING:
-    pass
+from .hooks import HeadOutputHook, Hook, LayerHook
 
 
 class Pending:
@@ -72,4 +69,4 @@ class CriterionHook(Hook):
             logits = args[0] if args else kwargs.get("input")
             if isinstance(logits, torch.Tensor) and logits.ndim == scope.labels.ndim + 1:
                 # Loss modules take the classes on axis 1, however many positions follow.
-                record_decisions(meter, scope, logits.movedim(1, -1))
+                HeadOutputHook(meter).guarded(meter, scope, logits.movedim(1, -1))
