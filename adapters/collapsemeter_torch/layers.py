@@ -226,7 +226,7 @@ def _blocks(module: nn.Module, head: nn.Module | None) -> Iterator[nn.Module]:
     if isinstance(module, nn.Sequential):
         ends = dict(_groups(children))
     elif isinstance(module, nn.ModuleList | nn.ModuleDict) or not composite:
-        ends = {part: part for part in parts}
+        ends = {part: part for part in composite or parts}
     else:
         ends = _named_parts(parts, whole, head)
     for part, end in ends.items():
