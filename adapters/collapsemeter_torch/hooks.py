@@ -199,7 +199,8 @@ class RootHook(Hook):
 
     __slots__ = ()
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    # torch.compile may trace this as a frame of its own, and would look at tensors among the arguments.
+    def __call__(self, *unused: Any) -> None:
         meter = self.meter()
         scope = getattr(meter._local, "scope", None) if meter is not None else None
         if scope is not None:
@@ -211,7 +212,7 @@ class RootPreHook(Hook):
 
     __slots__ = ()
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, *unused: Any) -> None:
         meter = self.meter()
         scope = getattr(meter._local, "scope", None) if meter is not None else None
         if scope is None:

@@ -194,6 +194,9 @@ def _why_skipped(name: str, module: nn.Module, chosen: Selection) -> str:
     for parent in chosen.layers:
         if name.startswith(f"{parent}."):
             return f"inside {parent}, which is watched"
+    for parent, reason in chosen.skipped.items():
+        if name.startswith(f"{parent}.") and reason.startswith("its output"):
+            return f"inside {parent}: {reason}"
     if any(layer.startswith(f"{name}.") for layer in chosen.layers):
         return "its parts are watched"
     if chosen.head is not None and chosen.head.startswith(f"{name}."):
