@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .hooks import HeadOutputHook, Hook, LayerHook
+from .scope import current_scope
 
 
 class Pending:
@@ -63,7 +64,8 @@ class CriterionHook(Hook):
                 "target=: use `with meter.batch(labels):` instead"
             )
         with meter.batch(labels):
-            scope = meter._local.scope
+            scope = current_scope(meter._slot)
+            assert scope is not None
             for hook, output in waiting:
                 hook.guarded(meter, scope, output)
             logits = args[0] if args else kwargs.get("input")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .device import PredictionState
 from .reduction import BatchError, Layout, Reduction, feature_rows
-from .scope import Scope
+from .scope import Scope, current_scope
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
@@ -48,8 +48,7 @@ class Hook:
         meter = self.meter()
         if meter is None:
             return None
-        # Not a ContextVar, which a compiled graph cannot read; other threads never set it.
-        scope: Scope | None = getattr(meter._local, "scope", None)
+        scope = current_scope(meter._slot)
         if scope is None or scope.done or not scope.counted:
             return None
         # A graph task is running: this is activation checkpointing's second forward.
@@ -110,7 +109,7 @@ class LayerHook(CountingHook):
             return
         if scope is not None:
             self.guarded(meter, scope, output)
-        elif meter._stashing and getattr(meter._local, "scope", None) is None:
+        elif meter._stashing and current_scope(meter._slot) is None:
             meter._stash(self, output)
 
     def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
@@ -202,7 +201,7 @@ class RootHook(Hook):
     # torch.compile may trace this as a frame of its own, and would look at tensors among the arguments.
     def __call__(self, *unused: Any) -> None:
         meter = self.meter()
-        scope = getattr(meter._local, "scope", None) if meter is not None else None
+        scope = current_scope(meter._slot) if meter is not None else None
         if scope is not None:
             scope.done = True
 
@@ -214,7 +213,7 @@ class RootPreHook(Hook):
 
     def __call__(self, module: nn.Module, *unused: Any) -> None:
         meter = self.meter()
-        scope = getattr(meter._local, "scope", None) if meter is not None else None
+        scope = current_scope(meter._slot) if meter is not None else None
         if scope is None:
             return
         if scope.done:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .hooks import Hook
+from .scope import current_scope
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
@@ -25,7 +26,7 @@ class KeywordLabelsPreHook(Hook):
         meter._pending.clear()  # what a forward without a loss left behind
         close_stale(meter)
         labels = kwargs.get("labels")
-        if labels is None or getattr(meter._local, "scope", None) is not None:
+        if labels is None or current_scope(meter._slot) is not None:
             return
         if not meter.count_eval and not (module.training and torch.is_grad_enabled()):
             return

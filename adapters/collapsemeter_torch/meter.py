@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import warnings
@@ -26,8 +27,9 @@ from .keyword_labels import KeywordLabelsHook, KeywordLabelsPreHook, close_stale
 from .layers import Layers, Selection, innermost, select
 from .observing import run
 from .reduction import Layout, Reduction, check_reduction, layout_of
-from .scope import Scope, Store, label_tensor
+from .scope import Scope, Store, current_scope, label_tensor, set_scope
 
+_NUMBERS = itertools.count()
 WIDE = 4096  # layers wider than this keep a sixteenth of the sampled rows
 
 
@@ -127,6 +129,7 @@ class CollapseMeter:
         self.seed = seed
         self._model = model
         self._root = innermost(model)
+        self._slot = f"meter {next(_NUMBERS)}"
         self._local = threading.local()
         self._lock = threading.RLock()  # two threads may each have a batch
         self._live = Store()
@@ -407,7 +410,7 @@ class Batch:
     def __enter__(self) -> None:
         meter = self._meter
         close_stale(meter)
-        outer: Scope | None = getattr(meter._local, "scope", None)
+        outer = current_scope(meter._slot)
         if outer is not None:
             raise ValueError(
                 f"labels of shape {tuple(self._labels.shape)} arrive while labels of shape "
@@ -428,7 +431,7 @@ class Batch:
         if not self._anyway and not (meter._root.training and torch.is_grad_enabled()):
             # The model may still be set to train inside the block: its own forward decides.
             self._scope.counted = False
-        meter._local.scope = self._scope
+        set_scope(meter._slot, self._scope)
 
     def __exit__(
         self,
@@ -443,7 +446,8 @@ class Batch:
     def finish(self, failed: bool) -> None:
         """Expect every layer to have counted this batch, or forget it where it failed."""
         meter, scope = self._meter, self._scope
-        meter._local.scope = self._scope = None
+        set_scope(meter._slot, None)
+        self._scope = None
         if scope is None:
             return
         problem = next(iter(scope.problems.values()), None)

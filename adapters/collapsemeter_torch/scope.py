@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,25 @@ from collapsemeter.labels import class_labels
 
 from .device import LayerState, PredictionState, products_are_reduced
 from .reduction import BatchError
+
+# The scope of each meter in each thread, by the meter's slot. A global: tensors that torch.compile
+# reaches through a module are constant in shape to it, and every batch size would be a graph of its own.
+# Not a ContextVar, which a compiled graph cannot read; other threads never set it.
+_SCOPES = threading.local()
+
+
+def current_scope(slot: str) -> Scope | None:
+    """The batch that is open in this thread."""
+    scope: Scope | None = getattr(_SCOPES, slot, None)
+    return scope
+
+
+def set_scope(slot: str, scope: Scope | None) -> None:
+    """Open a batch in this thread, or close it."""
+    if scope is not None:
+        setattr(_SCOPES, slot, scope)
+    elif hasattr(_SCOPES, slot):
+        delattr(_SCOPES, slot)
 
 
 class Store:
