@@ -87,7 +87,9 @@ def test_a_twin_compiled_before_does_not_lend_its_graph():
 
 def test_sequential_twins_do_not_lend_their_graphs():
     def make():
-        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+        return nn.Sequential(
+            nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
+        )
 
     torch.compile(make(), backend="eager")(torch.randn(12, 4))
     net = make()
@@ -175,7 +177,9 @@ def test_the_graph_without_hooks_used_again_is_noticed():
         report = meter.compute()
     assert {layer.reason("nc1_pinv") for layer in report.values()} == {"never_fired"}
     for warning in caught:
-        assert "or torch.compile made a graph of it before the meter was attached" in str(warning.message)
+        assert "or torch.compile made a graph of it before the meter was attached" in str(
+            warning.message
+        )
 
 
 def test_graphs_stay_few_and_constant():
@@ -257,7 +261,12 @@ def test_a_misfit_under_compile_is_a_named_error():
     meter = CollapseMeter(net, layers=["act"], verbose=False)
     run = torch.compile(net, backend="eager", fullgraph=True)
     step(run, meter)
-    with pytest.raises(ValueError, match=r"layer 'act' gave features of shape \(9, 8\).*shape \(12,\)"), meter.batch(Y):
+    with (
+        pytest.raises(
+            ValueError, match=r"layer 'act' gave features of shape \(9, 8\).*shape \(12,\)"
+        ),
+        meter.batch(Y),
+    ):
         run(torch.randn(9, 4))
     step(run, meter)
     report = meter.compute()
@@ -315,8 +324,9 @@ def test_exact_nc4_is_not_claimed_under_compile():
     step(run, meter)
     with pytest.warns(RuntimeWarning) as caught:
         report = meter.compute()
-    assert "layer 'act' has NC4 of 8 of 12 rows though exact=True: rows and decisions are not kept" in str(
-        caught[0].message
+    assert (
+        "layer 'act' has NC4 of 8 of 12 rows though exact=True: rows and decisions are not kept"
+        in str(caught[0].message)
     )
     assert report["act"].provenance["nc4_sampled"]
 
@@ -336,7 +346,9 @@ def test_labels_keyword_of_a_compiled_model():
     inner = Labelled()
     meter = CollapseMeter(inner, layers=["act"], verbose=False)
     torch.compile(inner, backend="eager")(torch.randn(12, 4), labels=Y)
-    with pytest.raises(ValueError, match="unless the compiled model itself is passed to CollapseMeter"):
+    with pytest.raises(
+        ValueError, match="unless the compiled model itself is passed to CollapseMeter"
+    ):
         meter.compute()
 
 

@@ -82,9 +82,7 @@ def test_under_an_offset_near_collapse_every_metric_is_that_of_numpy():
     )
     truth = ClassMoments.from_batch(rows, labels, 10)
     logits = meter.selection.head_module(torch.tensor(rows)).argmax(1).numpy()
-    expected = measure(
-        truth, head=head, decisions=decide(truth, rows, labels, predictions=logits)
-    )
+    expected = measure(truth, head=head, decisions=decide(truth, rows, labels, predictions=logits))
     # The features lie on the grid of float32 at 1e3 (6e-5), their std is 1e-3: differences from the
     # shift are exact but the shift itself is rounded to that grid, and n eps of the sums remain.
     for name in ("nc1_pinv", "nc1_trace_ratio", "nc1_cdnv", "nc1_fuzziness", "nc1_vci"):
@@ -104,7 +102,9 @@ def test_float64_features_stay_float64():
         with meter.batch(y):
             net(torch.tensor(part))
     truth = ClassMoments.from_batch(rows, labels, 10)
-    np.testing.assert_allclose(moments_of(meter, "0").scatter, truth.scatter, atol=1e-9 * truth.scatter.max())
+    np.testing.assert_allclose(
+        moments_of(meter, "0").scatter, truth.scatter, atol=1e-9 * truth.scatter.max()
+    )
     assert meter.compute()["0"].provenance["feature_dtype"] == "float64"
 
 
@@ -139,7 +139,9 @@ def test_both_class_sums_agree(classes):
 def test_layer_state_keeps_its_memory_when_cleared():
     state = LayerState(torch.zeros(2, 3), num_classes=2, kind="pooled", sample_size=4)
     before = {name: tensor.data_ptr() for name, tensor in state.tensors().items()}
-    state.update(torch.eye(2, 3), torch.tensor([0, 1]), torch.arange(2), torch.arange(2), ignore_index=-100)
+    state.update(
+        torch.eye(2, 3), torch.tensor([0, 1]), torch.arange(2), torch.arange(2), ignore_index=-100
+    )
     state.clear()
     assert {name: t.data_ptr() for name, t in state.tensors().items()} == before
     assert state.sums.counts.tolist() == [0, 0]
@@ -152,7 +154,11 @@ def test_layer_state_keeps_its_memory_when_cleared():
 
 def mlp() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Linear(16, 4)
+        nn.Linear(12, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.3),
+        nn.Linear(16, 4),
     )
 
 
@@ -223,7 +229,9 @@ def test_a_watched_loop_gives_bit_identical_weights(make, backend):
 
 def test_a_loop_with_every_option_is_bit_identical_too():
     plain, _, rng, _ = train(mlp, watched=False, backend=None)
-    net, _, watched_rng, _ = train(mlp, watched=True, backend=None, layers="*", exact=True, sample_rows=8)
+    net, _, watched_rng, _ = train(
+        mlp, watched=True, backend=None, layers="*", exact=True, sample_rows=8
+    )
     same(plain.state_dict(), net.state_dict())
     assert torch.equal(rng, watched_rng)
 
@@ -282,7 +290,9 @@ def test_single_logit_head_is_two_classes():
 
 def test_a_headless_model_needs_classes_and_has_no_nc3():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
-    with pytest.raises(ValueError, match=r"no final nn.Linear to count classes by: pass num_classes="):
+    with pytest.raises(
+        ValueError, match=r"no final nn.Linear to count classes by: pass num_classes="
+    ):
         CollapseMeter(net, verbose=False)
     meter = CollapseMeter(net, num_classes=2, verbose=False)
     assert "no head: NC3 and NC4 are not measured" in meter.describe()
@@ -297,7 +307,9 @@ def test_a_layer_the_head_does_not_read_has_no_nc3_and_says_so():
     meter = CollapseMeter(net, reduction={"2": lambda x: x[:, :4]}, verbose=False)
     with meter.batch(torch.arange(6) % 3):
         net(torch.randn(6, 4))
-    with pytest.warns(RuntimeWarning, match="layer '2' is not what the head reads: NC3 is not measured"):
+    with pytest.warns(
+        RuntimeWarning, match="layer '2' is not what the head reads: NC3 is not measured"
+    ):
         report = meter.compute()
     assert "nc3_cosine" not in report["2"]
 
@@ -307,7 +319,9 @@ def test_wide_layers_keep_traces_and_say_so():
     meter = CollapseMeter(net, verbose=False)
     with meter.batch(torch.arange(6) % 3):
         net(torch.randn(6, 4))
-    with pytest.warns(RuntimeWarning, match=r"too wide for a scatter \(4100 features\): only traces"):
+    with pytest.warns(
+        RuntimeWarning, match=r"too wide for a scatter \(4100 features\): only traces"
+    ):
         report = meter.compute()
     assert report["2"].reason("nc1_pinv") == "no_scatter"
     assert report["2"]["nc1_cdnv"] > 0
@@ -331,10 +345,16 @@ def test_an_explicit_scatter_is_honoured():
         ({"nonfinite": "drop"}, "nonfinite='drop': choose 'skip', 'raise' or 'propagate'"),
         ({"sample_rows": 0}, "sample_rows=0: keep at least one row"),
         ({"num_classes": 1}, "num_classes=1: there must be at least two classes"),
-        ({"num_classes": 4, "head": "2"}, "head '2' has 3 outputs and num_classes=4: they must agree"),
+        (
+            {"num_classes": 4, "head": "2"},
+            "head '2' has 3 outputs and num_classes=4: they must agree",
+        ),
         ({"reduction": "median"}, "reduction='median': choose auto, flatten"),
         ({"reduction": {"2": "median"}}, "reduction='median': choose auto, flatten"),
-        ({"reduction": {"two": "mean"}}, "reduction={'two': ...}: no such layer is watched; watched are 2"),
+        (
+            {"reduction": {"two": "mean"}},
+            "reduction={'two': ...}: no such layer is watched; watched are 2",
+        ),
         ({"convention": "mine"}, "mine"),
     ],
 )
@@ -359,14 +379,19 @@ def test_nonfinite_rows_are_skipped_refused_or_propagated():
     rows = torch.randn(10, 4)
     rows[3, 1] = float("nan")
     labels = torch.arange(10) % 2
-    meters = {kind: CollapseMeter(net, nonfinite=kind, verbose=False) for kind in ("skip", "raise", "propagate")}
+    meters = {
+        kind: CollapseMeter(net, nonfinite=kind, verbose=False)
+        for kind in ("skip", "raise", "propagate")
+    }
     for meter in meters.values():
         with meter.batch(labels):
             net(rows)
     skipped = meters["skip"].compute()["1"]
     assert skipped.provenance["nonfinite_rows"] == 1
     assert skipped.provenance["rows"] == 9
-    with pytest.raises(ValueError, match="layer '1' gave 1 rows that hold NaN or Inf: pass nonfinite='skip'"):
+    with pytest.raises(
+        ValueError, match="layer '1' gave 1 rows that hold NaN or Inf: pass nonfinite='skip'"
+    ):
         meters["raise"].compute()
     assert meters["propagate"].compute()["1"].reason("nc1_pinv") == "nonfinite_statistics"
 
@@ -440,4 +465,7 @@ def test_a_report_of_a_meter_is_made_from_a_store():
     with meter.batch(torch.arange(6) % 3):
         net(torch.randn(6, 4))
     assert make_report(meter, meter._live, "live", {})["2"] == meter.compute()["2"]
-    assert copy.copy(meter.skipped) == {"0": "not the end of a block; name it in layers= to watch it", "1": "its output is the input of 2"}
+    assert copy.copy(meter.skipped) == {
+        "0": "not the end of a block; name it in layers= to watch it",
+        "1": "its output is the input of 2",
+    }
