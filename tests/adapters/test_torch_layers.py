@@ -339,8 +339,7 @@ def test_every_module_that_is_skipped_has_its_reason():
     assert named["layer1"] == "its parts are watched"
     assert named["layer2"] == "not chosen by layers="
     assert (
-        select(nn.Sequential(net), "0.layer1", None, None).skipped["0"]
-        == "its parts are watched"
+        select(nn.Sequential(net), "0.layer1", None, None).skipped["0"] == "its parts are watched"
     )
     wrapped = select(
         nn.Sequential(headless(), nn.Sequential(nn.Dropout(), nn.Linear(32, 3))),
