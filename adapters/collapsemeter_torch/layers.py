@@ -270,11 +270,10 @@ def _repeats(module: nn.Module) -> bool:
     """Whether a module is or holds a list of blocks, so that it is a backbone and not a block."""
     return any(
         isinstance(inner, nn.ModuleList | nn.ModuleDict | nn.Sequential)
-        and sum(
-            not isinstance(innermost(m), _PARAMETRIC) and _holds_weights(m)
-            for m in inner.children()
+        and any(
+            _holds_weights(member) and not isinstance(innermost(member), _PARAMETRIC)
+            for member in inner.children()
         )
-        > 0
         for inner in module.modules()
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -372,3 +374,20 @@ def test_a_forward_that_someone_else_put_on_the_instance_stays():
     net.forward = theirs
     unmark(marked)
     assert net.__dict__["forward"] is theirs
+
+
+def test_copies_of_a_marked_model_are_inert():
+    net = Net()
+    torch.compile(net, backend="eager")(torch.randn(12, 4))
+    meter = CollapseMeter(net, layers=["act"], verbose=False)
+    assert "forward" in net.act.__dict__
+    x = torch.randn(12, 4)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        with torch.no_grad():
+            other.fc.weight.zero_()
+        assert torch.equal(other(x), other.fc.bias.expand(12, 3))
+        with meter.batch(Y):
+            other(x)
+        assert all(not state.sums.counts.any() for state in meter._live.layers.values())
+        meter.reset()
+    assert net.fc.weight.any()

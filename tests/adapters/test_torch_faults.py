@@ -503,9 +503,9 @@ def test_memory_stays_flat_and_no_graph_is_retained():
                 net(x).sum().backward()
             net.zero_grad()
 
-    steps(50)
-    gc.collect()
     tracemalloc.start()
+    steps(100)
+    gc.collect()
     tensors = sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
     size = tracemalloc.get_traced_memory()[0]
     steps(600)

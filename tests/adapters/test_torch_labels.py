@@ -261,6 +261,36 @@ def test_bad_labels_of_the_model_do_not_stop_it():
         assert meter.compute().provenance["rows"] == 24
 
 
+def test_labels_of_the_model_that_do_not_fit_a_layer_do_not_stop_it():
+    class Ignores(Classifier):
+        def forward(self, x=None, labels=None):
+            return super().forward(x=x)
+
+    net = Ignores()
+    meter = CollapseMeter(net, verbose=False)
+    net(x=torch.randn(12, 4), labels=Y)
+    with pytest.warns(RuntimeWarning, match=r"could not measure layer 'labels='.*\(5,\)"):
+        net(x=torch.randn(12, 4), labels=Y[:5])
+    net(x=torch.randn(12, 4), labels=Y)
+    with pytest.warns(RuntimeWarning, match="labels= failed and was left out"):
+        assert meter.compute()["fc"].provenance["rows"] == 24
+    strict = CollapseMeter(net, strict=True, verbose=False)
+    meter.close()
+    with pytest.raises(ValueError, match=r"labels have shape \(5,\)"):
+        net(x=torch.randn(12, 4), labels=Y[:5])
+    strict.close()
+
+
+def test_a_model_without_parameters_is_on_the_host():
+    net = nn.Sequential(nn.Identity())
+    meter = CollapseMeter(net, layers="0", num_classes=3, verbose=False)
+    with meter.batch(Y):
+        net(torch.randn(12, 4))
+    resumed = CollapseMeter(net, layers="0", num_classes=3, verbose=False)
+    resumed.load_state_dict(meter.state_dict())
+    assert resumed.compute()["0"].provenance["rows"] == 12
+
+
 class TinyCausalLM(Classifier): ...
 
 
