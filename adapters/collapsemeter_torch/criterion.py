@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .hooks import Hook, LayerHook, record_decisions
-
-if TYPE_CHECKING:
-    pass
+from .hooks import HeadOutputHook, Hook, LayerHook
+from .scope import current_scope
 
 
 class Pending:
@@ -66,10 +64,11 @@ class CriterionHook(Hook):
                 "target=: use `with meter.batch(labels):` instead"
             )
         with meter.batch(labels):
-            scope = meter._local.scope
+            scope = current_scope(meter._slot)
+            assert scope is not None
             for hook, output in waiting:
                 hook.guarded(meter, scope, output)
             logits = args[0] if args else kwargs.get("input")
             if isinstance(logits, torch.Tensor) and logits.ndim == scope.labels.ndim + 1:
                 # Loss modules take the classes on axis 1, however many positions follow.
-                record_decisions(meter, scope, logits.movedim(1, -1))
+                HeadOutputHook(meter).guarded(meter, scope, logits.movedim(1, -1))

@@ -92,6 +92,8 @@ def products_are_reduced(device_type: str) -> bool:
     >>> products_are_reduced("cpu")
     False
     """
+    if not hasattr(torch.backends, "fp32_precision"):  # before PyTorch 2.9
+        return torch.get_float32_matmul_precision() != "highest"
     # These getters neither warn nor fail where older and newer settings are mixed.
     backend: Any = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
     chosen = backend.matmul.fp32_precision

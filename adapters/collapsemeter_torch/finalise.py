@@ -43,8 +43,8 @@ def description(selection: Selection, num_classes: int) -> str:
       not drop: passes its input on
     """
     names = [
-        *selection.layers,
-        *([f"{selection.head} (input of the head)"] if selection.head else []),
+        f"{name} (input of the head)" if name == selection.head else name
+        for name in selection.watched
     ]
     lines = [f"collapsemeter watches {num_classes} classes in: {', '.join(names)}"]
     if selection.head is None:
@@ -65,11 +65,10 @@ def report(
     warnings = [
         f"{name} failed and was left out: {error}"
         for name, error in store.degraded.items()
-        if name not in meter.selection.layers and name != meter.selection.head
+        if name not in meter.selection.watched
     ]
-    watched = [*meter.selection.layers, *([meter.selection.head] if meter.selection.head else [])]
     skipped = meter.skipped
-    for name in watched:
+    for name in meter.selection.watched:
         is_head = name == meter.selection.head
         states = _states_of(store, name)
         if (
@@ -126,9 +125,11 @@ def _feeds_head(selection: Selection, store: Store, states: dict[int, LayerState
     if layer is None or head is None or len(states) > 1 or layer.width != head.width:
         return False
     a, b = layer.sums, head.sums
-    means = [part.shift + part.sums / part.counts.clamp(min=1)[:, None] for part in (a, b)]
-    close = torch.allclose(means[0], means[1], rtol=1e-4, atol=1e-5 * float(means[1].abs().max()))
-    return close and torch.equal(a.counts, b.counts) and _seen(layer) > 0
+    mine, its = (
+        (part.shift + part.sums / part.counts.clamp(min=1)[:, None]).cpu() for part in (a, b)
+    )
+    close = torch.allclose(mine, its, rtol=1e-4, atol=1e-5 * float(its.abs().max()))
+    return close and torch.equal(a.counts.cpu(), b.counts.cpu()) and _seen(layer) > 0
 
 
 def _seen(state: LayerState) -> int:
@@ -182,6 +183,11 @@ def _layer(
     if not fits:
         notes.append("is not what the head reads: NC3 is not measured")
     decisions = _decisions(store, name, call, state, moments)
+    if meter.exact and decisions.rows.sum() < moments.rows:
+        notes.append(
+            f"has NC4 of {decisions.rows.sum()} of {moments.rows} rows though exact=True: rows and "
+            "decisions are not kept under torch.compile"
+        )
     layer = measure(
         moments,
         head=head if fits else None,
@@ -198,7 +204,10 @@ def _cause(code: str, meter: CollapseMeter) -> str:
             "directly, another copy of the model ran, or the forward ran in another thread)"
         )
     elif code == "rows_missing":
-        cause = "some forwards did not pass through it (stochastic depth, early exit, a replica)"
+        cause = (
+            "some forwards did not pass through it (stochastic depth, early exit, a replica, a block "
+            "in which the model did not run)"
+        )
     else:
         cause = (
             "it fired more than once for a batch (activation checkpointing around a compiled block)"
@@ -293,8 +302,16 @@ def state_dict(store: Store, steps: list[int], num_classes: int) -> dict[str, An
             for (layer, call), state in store.layers.items()
         ],
         "predictions": [
-            {"call": call, "ids": state.ids.cpu(), "predictions": state.predictions.cpu()}
+            {
+                "call": call,
+                "ids": state.ids.cpu().clone(),
+                "predictions": state.predictions.cpu().clone(),
+            }
             for (call, _), state in store.predictions.items()
+        ],
+        "kept": [
+            [*key, *(torch.cat(part) for part in zip(*batches, strict=True))]
+            for key, batches in store.kept.items()
         ],
     }
 
@@ -310,6 +327,13 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
     if state["num_classes"] != meter.num_classes:
         raise ValueError(
             f"the state counts {state['num_classes']} classes, this meter {meter.num_classes}"
+        )
+    sizes, due = {len(saved["ids"]) - 1 for saved in state["predictions"]}, meter._sample_sizes()
+    sizes |= {len(saved["tensors"]["sample_ids"]) - 1 for saved in state["layers"]}
+    if not sizes <= set(due):
+        raise ValueError(
+            f"the state keeps samples of {sorted(sizes)} rows, this meter of {sorted(due)}: "
+            "pass the same sample_rows="
         )
     store.clear()
     device = _device(meter._root)
@@ -329,6 +353,8 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
         decisions.ids.copy_(saved["ids"])
         decisions.predictions.copy_(saved["predictions"])
         store.predictions[saved["call"], len(saved["ids"]) - 1] = decisions
+    for layer, call, rows, labels, ids in state["kept"]:
+        store.kept[layer, call] = [(rows, labels, ids)]
     store.expected, store.batches = state["expected"], state["batches"]
     store.next_row, store.degraded = state["next_row"], dict(state["degraded"])
     store.partial = {(layer, call): rows for layer, call, rows in state["partial"]}

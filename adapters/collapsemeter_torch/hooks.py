@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .device import PredictionState
-from .reduction import BatchError, Layout, Reduction, feature_rows, layout_of
-from .scope import Scope
+from .reduction import BatchError, Layout, Reduction, feature_rows
+from .scope import Scope, current_scope
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
@@ -48,8 +48,7 @@ class Hook:
         meter = self.meter()
         if meter is None:
             return None
-        # Not a ContextVar, which a compiled graph cannot read; other threads never set it.
-        scope: Scope | None = getattr(meter._local, "scope", None)
+        scope = current_scope(meter._slot)
         if scope is None or scope.done or not scope.counted:
             return None
         # A graph task is running: this is activation checkpointing's second forward.
@@ -58,33 +57,11 @@ class Hook:
         return scope
 
 
-class LayerHook(Hook):
-    """Reduces a layer's output (as a forward hook) to its sums."""
+class CountingHook(Hook):
+    """A hook that adds what it sees to the statistics."""
 
-    __slots__ = ("layout", "name", "reduction")
-
-    def __init__(
-        self, meter: CollapseMeter, name: str, module: nn.Module, reduction: Reduction
-    ) -> None:
-        super().__init__(meter)
-        self.name = name
-        self.layout: Layout | None = layout_of(module)
-        self.reduction = reduction
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.see(output)
-
-    def see(self, output: Any) -> None:
-        """Count this output for the current batch, or keep it until the criterion brings labels."""
-        scope = self.scope()
-        meter = self.meter()
-        if meter is None:
-            return
-        if scope is None:
-            if meter._stashing:
-                meter._stash(self, output)
-            return
-        self.guarded(meter, scope, output)
+    __slots__ = ()
+    name: str
 
     def guarded(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
         """Count, and let no fault of ours reach the user's step."""
@@ -97,11 +74,43 @@ class LayerHook(Hook):
         if self.name in scope.store.degraded:
             return
         try:
-            self.count(meter, scope, output)
+            with meter._lock:
+                self.count(meter, scope, output)
         except BatchError as error:
             scope.problems[self.name] = error
         except Exception as error:
             meter._degrade(scope.store, self.name, error)
+
+    def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
+        """Add an output to the statistics of this batch."""
+
+
+class LayerHook(CountingHook):
+    """Reduces a layer's output (as a forward hook) to its sums."""
+
+    __slots__ = ("layout", "name", "reduction")
+
+    def __init__(
+        self, meter: CollapseMeter, name: str, layout: Layout | None, reduction: Reduction
+    ) -> None:
+        super().__init__(meter)
+        self.name = name
+        self.layout = layout
+        self.reduction = reduction
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.see(output)
+
+    def see(self, output: Any) -> None:
+        """Count this output for the current batch, or keep it until the criterion brings labels."""
+        scope = self.scope()
+        meter = self.meter()
+        if meter is None:
+            return
+        if scope is not None:
+            self.guarded(meter, scope, output)
+        elif meter._stashing and current_scope(meter._slot) is None:
+            meter._stash(self, output)
 
     def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
         """Reduce to rows and add them to the layer's sums."""
@@ -121,13 +130,14 @@ class LayerHook(Hook):
             # Tensors made in inference mode cannot be saved or updated outside it: a copy can.
             rows = rows.detach()
             call = scope.calls.get(self.name, 0)
-            scope.calls[self.name] = call + 1
             state = scope.store.layers.get((self.name, call))
             if state is None:
                 state = meter._new_state(rows)
                 scope.store.layers[self.name, call] = state
             if state.width != rows.shape[1]:
                 raise BatchError(self.name, rows.shape, scope.labels.shape, _WIDTH)
+            # Before the update: one that is cut short leaves rows missing, and so is noticed.
+            scope.calls[self.name] = call + 1
             size = state.sample_rows.shape[0] - 1
             state.update(
                 rows,
@@ -152,35 +162,35 @@ class HeadInputHook(LayerHook):
         self.see(given)
 
 
-class HeadOutputHook(Hook):
+class HeadOutputHook(CountingHook):
     """Keeps the network's own decisions on the sampled rows."""
 
     __slots__ = ()
+    name = HEAD_OUTPUT
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         scope, meter = self.scope(), self.meter()
         if scope is not None and meter is not None and isinstance(output, Tensor):
-            record_decisions(meter, scope, output)
+            self.guarded(meter, scope, output)
 
-
-def record_decisions(meter: CollapseMeter, scope: Scope, logits: Tensor) -> None:
-    """Keep the decisions that logits (..., C), one row per label, make."""
-    with torch.no_grad(), torch.inference_mode(False):
-        rows = logits.detach().flatten(0, -2)
-        if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
-            return  # not one decision per label: NC4 is absent, with its reason
-        # One logit decides between two classes by its sign.
-        decided = rows.argmax(1) if rows.shape[1] > 1 else (rows[:, 0] > 0).to(torch.int64)
-        call = scope.calls.get(HEAD_OUTPUT, 0)
-        scope.calls[HEAD_OUTPUT] = call + 1
-        for size, slots in scope.slots.items():
-            state = scope.store.predictions.get((call, size))
-            if state is None:
-                state = PredictionState(decided.device, size)
-                scope.store.predictions[call, size] = state
-            state.update(decided, slots, scope.ids)
-        if meter.exact:
-            meter._keep(scope, (HEAD_OUTPUT, call), decided)
+    def count(self, meter: CollapseMeter, scope: Scope, output: Tensor) -> None:
+        """Keep the decisions that logits (..., C), one row per label, make."""
+        with torch.no_grad(), torch.inference_mode(False):
+            rows = output.detach().flatten(0, -2)
+            if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
+                return  # not one decision per label: NC4 is absent, with its reason
+            # One logit decides between two classes by its sign.
+            decided = rows.argmax(1) if rows.shape[1] > 1 else (rows[:, 0] > 0).to(torch.int64)
+            call = scope.calls.get(HEAD_OUTPUT, 0)
+            scope.calls[HEAD_OUTPUT] = call + 1
+            for size, slots in scope.slots.items():
+                state = scope.store.predictions.get((call, size))
+                if state is None:
+                    state = PredictionState(decided.device, size)
+                    scope.store.predictions[call, size] = state
+                state.update(decided, slots, scope.ids)
+            if meter.exact:
+                meter._keep(scope, (HEAD_OUTPUT, call), decided)
 
 
 class RootHook(Hook):
@@ -188,9 +198,10 @@ class RootHook(Hook):
 
     __slots__ = ()
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    # torch.compile may trace this as a frame of its own, and would look at tensors among the arguments.
+    def __call__(self, *unused: Any) -> None:
         meter = self.meter()
-        scope = getattr(meter._local, "scope", None) if meter is not None else None
+        scope = current_scope(meter._slot) if meter is not None else None
         if scope is not None:
             scope.done = True
 
@@ -200,9 +211,9 @@ class RootPreHook(Hook):
 
     __slots__ = ()
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, *unused: Any) -> None:
         meter = self.meter()
-        scope = getattr(meter._local, "scope", None) if meter is not None else None
+        scope = current_scope(meter._slot) if meter is not None else None
         if scope is None:
             return
         if scope.done:

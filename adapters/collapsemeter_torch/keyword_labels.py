@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .hooks import Hook
+from .scope import current_scope
 
 if TYPE_CHECKING:
-    pass
+    from .meter import CollapseMeter
 
 
 class KeywordLabelsPreHook(Hook):
@@ -23,18 +24,14 @@ class KeywordLabelsPreHook(Hook):
         if meter is None or torch.compiler.is_compiling():
             return
         meter._pending.clear()  # what a forward without a loss left behind
-        stale = getattr(meter._local, "batch", None)
-        if stale is not None:  # an interrupted forward never came to its end
-            meter._local.batch = None
-            stale.__exit__(KeyboardInterrupt, None, None)
-            meter.attach()
+        close_stale(meter)
         labels = kwargs.get("labels")
-        if labels is None or getattr(meter._local, "scope", None) is not None:
+        if labels is None or current_scope(meter._slot) is not None:
             return
         if not meter.count_eval and not (module.training and torch.is_grad_enabled()):
             return
         try:
-            batch = meter.batch(_next_token(module, labels), mask=kwargs.get("attention_mask"))
+            batch = meter.batch(next_token(meter, labels), mask=kwargs.get("attention_mask"))
             batch.__enter__()
         except Exception as error:  # the loop was not edited for us: it must not notice us either
             meter._degrade(meter._live, "labels=", error)
@@ -56,18 +53,25 @@ class KeywordLabelsHook(Hook):
             return
         meter._local.batch = None
         try:
-            # A forward that raised has no output.
-            batch.__exit__(RuntimeError if output is None else None, None, None)
-            meter.attach()
+            batch.finish(failed=output is None)  # a forward that raised has no output
         except Exception as error:
             meter._degrade(meter._live, "labels=", error)
 
 
-def _next_token(model: nn.Module, labels: Any) -> Any:
+def close_stale(meter: CollapseMeter) -> None:
+    """Close the batch of an interrupted forward, which never came to its end."""
+    stale = getattr(meter._local, "batch", None)
+    if stale is not None:
+        meter._local.batch = None
+        stale.finish(failed=True)
+
+
+def next_token(meter: CollapseMeter, labels: Any) -> Any:
     """Shift the labels of a causal language model, whose position t predicts label t + 1."""
     causal = any(
-        word in cls.__name__ for cls in type(model).__mro__ for word in ("CausalLM", "LMHead")
+        word in cls.__name__ for cls in type(meter._root).__mro__ for word in ("CausalLM", "LMHead")
     )
     if not causal or not isinstance(labels, Tensor) or labels.ndim != 2:
         return labels
-    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], dim=1)
+    last = torch.full_like(labels[:, :1], meter.ignore_index)
+    return torch.cat([labels[:, 1:], last], dim=1)

@@ -21,7 +21,6 @@ _PARAMETRIC = (
     nn.EmbeddingBag,
     nn.MultiheadAttention,
 )
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _PASSES_ON = (nn.Flatten, nn.Identity, nn.modules.dropout._DropoutNd)
 # A container that another one of a known kind holds under this name is a wrapper, not a layer.
 _WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -36,7 +35,13 @@ class Selection:
     head: str | None = None
     head_module: nn.Linear | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    before: dict[str, list[nn.Module]] = field(default_factory=dict)  # in its Sequential, by layer
     automatic: bool = False
+
+    @property
+    def watched(self) -> list[str]:
+        """Names of the layers, and last of the head."""
+        return [*self.layers, *([] if self.head is None else [self.head])]
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -135,6 +140,12 @@ def select(
             f"layers={layers!r} selects nothing of {type(model).__name__}; its modules: "
             f"{_listed(named)}"
         )
+    for name in chosen.layers:
+        parent, _, own = name.rpartition(".")
+        container = named[parent] if parent else innermost(model)
+        if isinstance(container, nn.Sequential):
+            names = list(container._modules)
+            chosen.before[name] = [container.get_submodule(n) for n in names[: names.index(own)]]
     return chosen
 
 
@@ -183,98 +194,113 @@ def _why_skipped(name: str, module: nn.Module, chosen: Selection) -> str:
     for parent in chosen.layers:
         if name.startswith(f"{parent}."):
             return f"inside {parent}, which is watched"
+    for parent, reason in chosen.skipped.items():
+        if name.startswith(f"{parent}.") and reason.startswith("its output"):
+            return f"inside {parent}: {reason}"
     if any(layer.startswith(f"{name}.") for layer in chosen.layers):
         return "its parts are watched"
     if chosen.head is not None and chosen.head.startswith(f"{name}."):
         return "it holds the head"
     if isinstance(module, _PASSES_ON):
         return "passes its input on"
-    return (
-        "not chosen by layers=" if not chosen.automatic else "inside a block whose end is watched"
-    )
+    if not chosen.automatic:
+        return "not chosen by layers="
+    return "not the end of a block; name it in layers= to watch it"
 
 
 def _choose_blocks(model: nn.Module, chosen: Selection) -> None:
-    """Fill in the blocks of a model: stages, repeated blocks, or groups around a layer with weights."""
+    """Fill in the blocks of a model, but the one whose output the head's input is anyway."""
     inner = {module: name for name, module in named_layers(model).items()}
-    blocks = [b for b in _blocks(model) if b is not chosen.head_module]
-    if chosen.head_module is not None:
-        feeding = _just_before(model, chosen.head_module)
-        for block in list(blocks):
-            if any(block is module for module in feeding):
-                blocks.remove(block)
-                chosen.skipped[inner[block]] = f"its output is the input of {chosen.head}"
-    chosen.layers = {inner[block]: block for block in blocks}
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    children = list(module.children())
-    stages = [child for child in children if isinstance(child, nn.Sequential)]
-    composite = [child for child in children if _holds_weights(child) and list(child.children())]
-    if isinstance(module, nn.Sequential) and not composite:
-        yield from _groups(children)
-        return
-    if not composite:
-        yield from (child for child in children if isinstance(child, _PARAMETRIC))
-        return
-    for child in composite:
-        if isinstance(child, nn.ModuleList | nn.ModuleDict):
-            yield from (member for member in child.children() if _holds_weights(member))
-        elif isinstance(child, nn.Sequential) and len(stages) == 1:
-            yield from _members(child)
-        elif isinstance(child, nn.Sequential) or isinstance(module, nn.Sequential):
-            yield child
-        elif isinstance(child, nn.TransformerEncoder | nn.TransformerDecoder):
-            yield from child.layers
-        elif _repeats(child) or len(composite) <= 2:
-            yield from _blocks(child)
+    blocks = {inner[block]: block for block in _blocks(model, chosen.head_module)}
+    feeding = _just_before(model, chosen.head_module)
+    for name, block in blocks.items():
+        if block is feeding:
+            chosen.skipped[name] = f"its output is the input of {chosen.head}"
         else:
-            yield child
+            chosen.layers[name] = block
 
 
-def _members(stage: nn.Sequential) -> Iterator[nn.Module]:
-    """Members of the only Sequential of a model: repeated blocks, or layers to be grouped."""
-    members = list(stage.children())
-    if any(list(member.children()) for member in members):
-        yield from (member for member in members if _holds_weights(member))
+def _blocks(module: nn.Module, head: nn.Module | None) -> Iterator[nn.Module]:
+    """Yield the blocks inside a module, in order; what holds the head is never one itself."""
+    children = [innermost(child) for child in module.children()]
+    parts = [child for child in children if _holds_weights(child) and child is not head]
+    composite = [part for part in parts if not isinstance(part, _PARAMETRIC)]
+    whole = [part for part in composite if all(inner is not head for inner in part.modules())]
+    if isinstance(module, nn.Sequential):
+        ends = dict(_groups(children))
+    elif isinstance(module, nn.ModuleList | nn.ModuleDict) or not composite:
+        ends = {part: part for part in composite or parts}
     else:
-        yield from _groups(members)
+        ends = _named_parts(parts, whole, head)
+    for part, end in ends.items():
+        if part is head:
+            continue
+        if part in composite and (part not in whole or _opens(module, part, whole)):
+            yield from _blocks(part, head)
+        else:
+            yield end
+
+
+def _opens(module: nn.Module, part: nn.Module, siblings: list[nn.Module]) -> bool:
+    """Whether to look for blocks inside a part: a backbone or a list, not one block of several."""
+    if isinstance(part, nn.ModuleList | nn.ModuleDict):
+        return True
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return False
+    alike = [sibling for sibling in siblings if type(sibling) is type(part)]
+    if isinstance(module, nn.Sequential):
+        return len(siblings) == 1
+    return len(siblings) == 1 or (len(alike) == 1 and _repeats(part))
+
+
+def _named_parts(
+    parts: list[nn.Module], whole: list[nn.Module], head: nn.Module | None
+) -> dict[nn.Module, nn.Module]:
+    """Of a module's attributes leave out the stem: what comes before the first backbone or stage."""
+    stages = [
+        part
+        for part in whole
+        if len(whole) == 1 or _repeats(part) or sum(type(p) is type(part) for p in whole) > 1
+    ]
+    first = parts.index((stages or whole or parts)[0])
+    return {part: part for part in parts[first:]}
 
 
 def _repeats(module: nn.Module) -> bool:
-    """Whether a module holds a list of blocks somewhere, so that it is a backbone and not a block."""
+    """Whether a module is or holds a list of blocks, so that it is a backbone and not a block."""
     return any(
-        isinstance(inner, nn.ModuleList | nn.Sequential | nn.TransformerEncoder)
+        isinstance(inner, nn.ModuleList | nn.ModuleDict | nn.Sequential)
+        and any(
+            _holds_weights(member) and not isinstance(innermost(member), _PARAMETRIC)
+            for member in inner.children()
+        )
         for inner in module.modules()
-        if inner is not module
     )
 
 
-def _groups(layers: list[nn.Module]) -> Iterator[nn.Module]:
-    """The end of every run [layer with weights, norm, activation, pool]: what the next layer reads."""
-    last: nn.Module | None = None
+def _groups(layers: list[nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Yield start and end of every run [part with weights, norm, activation, pool] of a Sequential."""
+    start = end = None
     for layer in layers:
-        if isinstance(layer, _PARAMETRIC):
-            if last is not None:
-                yield last
-            last = layer
-        elif last is not None and not isinstance(layer, _PASSES_ON):
-            last = layer
-    if last is not None:
-        yield last
+        if _holds_weights(layer):
+            if start is not None and end is not None:
+                yield start, end
+            start = end = layer
+        elif start is not None and not isinstance(layer, _PASSES_ON):
+            end = layer
+    if start is not None and end is not None:
+        yield start, end
 
 
 def _holds_weights(module: nn.Module) -> bool:
     return any(isinstance(inner, _PARAMETRIC) for inner in module.modules())
 
 
-def _just_before(model: nn.Module, head: nn.Module) -> list[nn.Module]:
-    """Modules whose output is certainly the head's input: those just before it in a Sequential."""
+def _just_before(model: nn.Module, head: nn.Module | None) -> nn.Module | None:
+    """Return the module of a Sequential whose output is certainly the head's input."""
     for container in model.modules():
-        members = list(container.children())
-        if isinstance(container, nn.Sequential) and any(member is head for member in members):
-            before = members[: next(i for i, member in enumerate(members) if member is head)]
-            while before and isinstance(before[-1], _PASSES_ON):
-                before.pop()
-            return before[-1:]
-    return []
+        members = [innermost(child) for child in container.children()]
+        if isinstance(container, nn.Sequential) and head in members:
+            before = [m for m in members[: members.index(head)] if not isinstance(m, _PASSES_ON)]
+            return before[-1] if before else None
+    return None

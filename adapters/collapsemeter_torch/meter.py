@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import warnings
@@ -22,12 +23,13 @@ from . import compiled, finalise
 from .criterion import CriterionHook, Pending
 from .device import LayerState
 from .hooks import HeadInputHook, HeadOutputHook, LayerHook, RootHook, RootPreHook
-from .keyword_labels import KeywordLabelsHook, KeywordLabelsPreHook
+from .keyword_labels import KeywordLabelsHook, KeywordLabelsPreHook, close_stale
 from .layers import Layers, Selection, innermost, select
 from .observing import run
-from .reduction import Reduction, check_reduction
-from .scope import Scope, Store, label_tensor
+from .reduction import Layout, Reduction, check_reduction, layout_of
+from .scope import Scope, Store, current_scope, label_tensor, set_scope
 
+_NUMBERS = itertools.count()
 WIDE = 4096  # layers wider than this keep a sixteenth of the sampled rows
 
 
@@ -111,8 +113,8 @@ class CollapseMeter:
         seed: int = 0,
         verbose: bool = True,
     ) -> None:
-        check_reduction(reduction)
         self.selection = select(model, layers, head, num_classes)
+        check_reduction(reduction, self.selection.watched)
         self.num_classes = _classes(self.selection, num_classes)
         _check_choices(scatter, nonfinite, sample_rows)
         self.reduction = reduction
@@ -127,13 +129,15 @@ class CollapseMeter:
         self.seed = seed
         self._model = model
         self._root = innermost(model)
+        self._slot = f"meter {next(_NUMBERS)}"
         self._local = threading.local()
+        self._lock = threading.RLock()  # two threads may each have a batch
         self._live = Store()
         self._steps = [0, 0]  # the first step of what is being measured, and the next one
         self._handles: list[RemovableHandle] = []
         self._marked: list[nn.Module] = []
         self._pending = Pending()
-        self._criterion: RemovableHandle | None = None
+        self._criterion: weakref.finalize[..., Any] | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
         if criterion is not None:
             self._watch_criterion(criterion)
@@ -153,11 +157,13 @@ class CollapseMeter:
         )
         handles.append(self._root.register_forward_pre_hook(RootPreHook(self)))
         for name, module in chosen.layers.items():
-            hook = LayerHook(self, name, module, self._reduction_of(name))
+            layout = layout_of(module, chosen.before.get(name, ()))
+            hook = LayerHook(self, name, layout, self._reduction_of(name))
             handles.append(module.register_forward_hook(hook))
         if chosen.head is not None and chosen.head_module is not None:
             head = chosen.head_module
-            into = HeadInputHook(self, chosen.head, head, self._reduction_of(chosen.head))
+            given = Layout(channels_first=False, width=head.in_features)
+            into = HeadInputHook(self, chosen.head, given, self._reduction_of(chosen.head))
             handles.append(head.register_forward_pre_hook(into, with_kwargs=True))
             handles.append(head.register_forward_hook(HeadOutputHook(self)))
         handles.append(self._root.register_forward_hook(RootHook(self), always_call=True))
@@ -182,7 +188,7 @@ class CollapseMeter:
         self.detach()
         self._pending.clear()
         if self._criterion is not None:
-            self._criterion.remove()
+            self._criterion()
             self._criterion = None
 
     def __enter__(self) -> Self:
@@ -275,7 +281,10 @@ class CollapseMeter:
         try:
             run(self, self._model, store, batches, progress)
         finally:
-            if not attached:
+            # An exception in a block takes the hooks off, so that none remains: not those of before.
+            if attached:
+                self.attach()
+            else:
                 self.detach()
         if not store.batches:
             raise ValueError(
@@ -376,7 +385,8 @@ class CollapseMeter:
                 "criterion= does not work under torch.compile, where activations are gone when the "
                 "labels come: use `with meter.batch(labels):` around the forward"
             )
-        self._criterion = criterion.register_forward_pre_hook(CriterionHook(self), with_kwargs=True)
+        handle = criterion.register_forward_pre_hook(CriterionHook(self), with_kwargs=True)
+        self._criterion = weakref.finalize(self, handle.remove)
 
 
 class Batch:
@@ -394,19 +404,20 @@ class Batch:
         self._meter, self._store, self._anyway = meter, store, anyway
         device = next((p.device for p in meter._root.parameters()), torch.device("cpu"))
         self._labels = label_tensor(labels, meter.num_classes, meter.ignore_index, device)
-        self._mask = None if mask is None else mask.to(device)
+        self._mask = None if mask is None else torch.as_tensor(mask, device=device)
         self._scope: Scope | None = None
 
     def __enter__(self) -> None:
         meter = self._meter
-        outer: Scope | None = getattr(meter._local, "scope", None)
+        close_stale(meter)
+        outer = current_scope(meter._slot)
         if outer is not None:
             raise ValueError(
                 f"labels of shape {tuple(self._labels.shape)} arrive while labels of shape "
                 f"{tuple(outer.labels.shape)} wait for their forward: close the first block"
             )
         meter.attach()
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), meter._lock:
             self._scope = Scope(
                 self._store,
                 self._labels,
@@ -420,7 +431,7 @@ class Batch:
         if not self._anyway and not (meter._root.training and torch.is_grad_enabled()):
             # The model may still be set to train inside the block: its own forward decides.
             self._scope.counted = False
-        meter._local.scope = self._scope
+        set_scope(meter._slot, self._scope)
 
     def __exit__(
         self,
@@ -428,28 +439,35 @@ class Batch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.finish(failed=kind is not None)
+        if kind is not None:
+            self._meter.detach()
+
+    def finish(self, failed: bool) -> None:
+        """Expect every layer to have counted this batch, or forget it where it failed."""
         meter, scope = self._meter, self._scope
-        meter._local.scope = None
+        set_scope(meter._slot, None)
+        self._scope = None
         if scope is None:
             return
-        self._scope = None
-        if kind is not None:
-            scope.abort()
-            meter.detach()
-            return
         problem = next(iter(scope.problems.values()), None)
+        counted = scope.counted and problem is None and not failed
+        with meter._lock:
+            if not counted:
+                scope.abort()
+            else:
+                scope.commit()
+                if self._store is meter._live:
+                    meter._steps[1] += 1
+        if failed:
+            return
         if problem is not None:
-            scope.abort()
             raise ValueError(str(problem)) from None
         if scope.again:
             _warn(
                 "the model ran more than once in one `with meter.batch(labels)` block: only the first "
                 "forward was counted; give every forward a block of its own"
             )
-        if scope.counted:
-            scope.commit()
-            if self._store is meter._live:
-                meter._steps[1] += 1
 
 
 def _classes(selection: Selection, num_classes: int | None) -> int:

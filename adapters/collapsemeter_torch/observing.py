@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .keyword_labels import next_token
 from .scope import Store
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def run(
         # Compiled graphs may have been made without the hooks, and gain nothing in one pass.
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             for item in _shown(batches, progress):
-                inputs, labels, mask = _split(item)
+                inputs, labels, mask = _split(meter, item)
                 inputs = pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
                 with Batch(meter, store, labels, mask, anyway=True):
                     _call(model, inputs)
@@ -44,14 +45,17 @@ def _shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
     from rich.console import Console
     from rich.progress import track
 
-    total = len(batches) if isinstance(batches, Sized) else None
+    try:
+        total = len(batches) if isinstance(batches, Sized) else None
+    except TypeError:  # a DataLoader over an iterable has no length
+        total = None
     return track(batches, "observing", total=total, console=Console(stderr=True))
 
 
-def _split(item: Any) -> tuple[Any, Any, Tensor | None]:
+def _split(meter: CollapseMeter, item: Any) -> tuple[Any, Any, Tensor | None]:
     if isinstance(item, Mapping) and "labels" in item:
         inputs = {name: value for name, value in item.items() if name != "labels"}
-        return inputs, item["labels"], item.get("attention_mask")
+        return inputs, next_token(meter, item["labels"]), item.get("attention_mask")
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1], None
     length = f" of length {len(item)}" if isinstance(item, tuple | list) else ""
@@ -63,7 +67,7 @@ def _split(item: Any) -> tuple[Any, Any, Tensor | None]:
 
 def _to(leaf: Any, device: torch.device) -> Any:
     if isinstance(leaf, np.ndarray):
-        leaf = torch.from_numpy(leaf)
+        leaf = torch.tensor(leaf)
     return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
 
 

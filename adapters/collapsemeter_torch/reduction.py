@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -56,8 +56,10 @@ class BatchError(ValueError):
         return f"layer {layer!r} gave {what} and labels have shape {tuple(labels)}: {advice}"
 
 
-def check_reduction(reduction: Reduction | Mapping[str, Reduction]) -> None:
-    """Raise ValueError unless every reduction is a known name or a callable.
+def check_reduction(
+    reduction: Reduction | Mapping[str, Reduction], watched: Iterable[str] = ()
+) -> None:
+    """Raise ValueError unless every reduction is a known name or a callable, of a watched layer.
 
     Examples
     --------
@@ -73,6 +75,13 @@ def check_reduction(reduction: Reduction | Mapping[str, Reduction]) -> None:
             raise ValueError(
                 f"reduction={one!r}: choose {', '.join(get_args(Named))}, or pass a callable"
             )
+    if isinstance(reduction, Mapping):
+        for layer in reduction:
+            if layer not in watched:
+                raise ValueError(
+                    f"reduction={{{layer!r}: ...}}: no such layer is watched; watched are "
+                    f"{', '.join(watched)}"
+                )
 
 
 def tensor_of(output: Any, layer: str, labels: Tensor) -> Tensor:
@@ -171,59 +180,63 @@ def feature_rows(
 def _reduced(
     x: Tensor, labels: Tensor, mask: Tensor | None, layer: str, layout: Layout | None, how: str
 ) -> Tensor:
-    if how == "auto":
-        how = _automatic(x, labels, layer, layout)
     if x.ndim < 2:
         raise BatchError(layer, x.shape, labels.shape, _CHOOSE)
+    if x.ndim == 2 and labels.ndim < 2:
+        return x
+    if how == "auto":
+        how = _automatic(x, labels, layer, layout)
     if how == "flatten":
         return x.flatten(1)
     if how == "mean" and mask is None:
-        return x.flatten(2).mean(2, dtype=_wide(x)) if x.ndim > 2 else x
+        return x.flatten(2).mean(2, dtype=_wide(x))
     if how == "mean_last" and mask is None:
-        return x.flatten(1, -2).mean(1, dtype=_wide(x)) if x.ndim > 2 else x
+        return x.flatten(1, -2).mean(1, dtype=_wide(x))
     if how == "tokens":
-        if (
-            labels.ndim == x.ndim - 1
-            and x.shape[:-1] != labels.shape
-            and _channels_first(x, labels)
-        ):
-            x = x.movedim(1, -1)
-        return x.flatten(0, -2)
+        return (x.movedim(1, -1) if _tokens_last(x, labels, layout) else x).flatten(0, -2)
     if x.ndim != 3:
         raise BatchError(layer, x.shape, labels.shape, _CHOOSE)
     if how in ("mean", "mean_last"):
         return _masked_mean(x, mask, labels, layer)
     if how == "first":
         return x[:, 0]
+    if mask is not None and mask.shape != x.shape[:2]:
+        raise BatchError(layer, x.shape, labels.shape, _MASK)
     return x[:, -1] if mask is None else _last_token(x, mask)
 
 
 def _automatic(x: Tensor, labels: Tensor, layer: str, layout: Layout | None) -> Named:
     if labels.ndim > 1:
-        if x.ndim == labels.ndim + 1 and (
-            x.shape[:-1] == labels.shape or _channels_first(x, labels)
-        ):
+        if x.shape[:-1] == labels.shape or _tokens_last(x, labels, layout):
             return "tokens"
         raise BatchError(layer, x.shape, labels.shape, _CHOOSE)
-    if x.ndim == 2:
-        return "flatten"
     channels_first = _channels_come_first(x, layout)
-    if x.ndim == 3 and channels_first is not True:
+    # Only a convolution's own word makes a map of three axes: it could be a sequence.
+    if x.ndim == 3 and not (channels_first and layout is not None and layout.channels_first):
         raise BatchError(layer, x.shape, labels.shape, _SEQUENCE)
     if x.ndim not in (3, 4, 5):
         raise BatchError(layer, x.shape, labels.shape, _CHOOSE)
     return "mean_last" if channels_first is False else "mean"
 
 
-def layout_of(module: nn.Module) -> Layout | None:
+def layout_of(module: nn.Module, before: Iterable[nn.Module] = ()) -> Layout | None:
     """Return what the last part of a module that has channels says of them; None if none has.
+
+    Parameters
+    ----------
+    module : nn.Module
+    before : iterable of nn.Module
+        What runs just before it in a Sequential, in order, and speaks for an activation.
 
     Examples
     --------
     >>> layout_of(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()))
     Layout(channels_first=True, width=8)
+    >>> layout_of(nn.ReLU(), [nn.Conv2d(3, 8, 1)])
+    Layout(channels_first=True, width=8)
     """
-    for part in reversed(list(module.modules())):
+    parts = [part for sibling in (*before, module) for part in sibling.modules()]
+    for part in reversed(parts):
         if isinstance(part, _CHANNELS_FIRST + _CHANNELS_LAST):
             return Layout(isinstance(part, _CHANNELS_FIRST), _features_of(part))
     return None
@@ -253,8 +266,12 @@ def _features_of(part: nn.Module) -> int | None:
     return int(shape[-1]) if shape else None
 
 
-def _channels_first(x: Tensor, labels: Tensor) -> bool:
-    return x.shape[0] == labels.shape[0] and x.shape[2:] == labels.shape[1:]
+def _tokens_last(x: Tensor, labels: Tensor, layout: Layout | None) -> bool:
+    """Whether the positions that the labels name are behind the channels, as in a map."""
+    if x.ndim != labels.ndim + 1 or x.shape[:1] + x.shape[2:] != labels.shape:
+        return False
+    # Where both orders fit the labels, the layer decides.
+    return x.shape[:-1] != labels.shape or (layout is not None and layout.channels_first)
 
 
 def _masked_mean(x: Tensor, mask: Tensor | None, labels: Tensor, layer: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,25 @@ from collapsemeter.labels import class_labels
 
 from .device import LayerState, PredictionState, products_are_reduced
 from .reduction import BatchError
+
+# The scope of each meter in each thread, by the meter's slot. A global: tensors that torch.compile
+# reaches through a module are constant in shape to it, and every batch size would be a graph of its own.
+# Not a ContextVar, which a compiled graph cannot read; other threads never set it.
+_SCOPES = threading.local()
+
+
+def current_scope(slot: str) -> Scope | None:
+    """The batch that is open in this thread."""
+    scope: Scope | None = getattr(_SCOPES, slot, None)
+    return scope
+
+
+def set_scope(slot: str, scope: Scope | None) -> None:
+    """Open a batch in this thread, or close it."""
+    if scope is not None:
+        setattr(_SCOPES, slot, scope)
+    elif hasattr(_SCOPES, slot):
+        delattr(_SCOPES, slot)
 
 
 class Store:
@@ -68,17 +88,18 @@ class Scope:
         self.calls: dict[str, int] = {}
         self.problems: dict[str, BatchError] = {}
         self.widen = products_are_reduced(labels.device.type)
-        rows = self.flat_labels.numel()
-        self.ids = torch.arange(store.next_row, store.next_row + rows, device=labels.device)
-        self.slots: dict[int, Tensor] = {}
-        usable = np.ones(rows, bool)
+        usable = np.ones(self.flat_labels.numel(), bool)
         if labels.device.type == "cpu":  # elsewhere a look at the values would wait for the device
             plain = self.flat_labels.numpy()
             usable = (plain >= 0) & (plain < num_classes)
+        self.first_row = store.next_row
+        numbers = np.where(usable, self.first_row + np.cumsum(usable) - 1, -1)
+        self.ids = torch.from_numpy(numbers).to(labels.device)
+        self.slots: dict[int, Tensor] = {}
         for size in set(sample_sizes):
-            slots = reservoir_slots(store.next_row, usable, size, seed)
+            slots = reservoir_slots(numbers, size, seed)
             self.slots[size] = torch.from_numpy(slots).to(labels.device)
-        store.next_row += rows
+        store.next_row = self.end_row = self.first_row + int(usable.sum())
 
     def commit(self) -> None:
         """Expect every layer to have seen these labels."""
@@ -86,16 +107,18 @@ class Scope:
         self.store.batches += 1
 
     def abort(self) -> None:
-        """Remember which layers counted a batch that the others did not see to its end."""
+        """Remember which layers counted a batch that the others did not see to its end, if any."""
+        if not self.calls and self.store.next_row == self.end_row:
+            self.store.next_row = (
+                self.first_row
+            )  # nobody took these rows: the sample goes on as before
         for layer, calls in self.calls.items():
             for call in range(calls):
                 key = (layer, call)
                 self.store.partial[key] = self.store.partial.get(key, 0) + len(self.flat_labels)
 
 
-def reservoir_slots(
-    start: int, usable: np.ndarray[Any, Any], size: int, seed: int
-) -> np.ndarray[Any, Any]:
+def reservoir_slots(numbers: np.ndarray[Any, Any], size: int, seed: int) -> np.ndarray[Any, Any]:
     """Say where each row of a batch goes in a uniform sample of all rows so far.
 
     Algorithm R (Vitter 1985): row number t takes slot t while there is room, afterwards a random one
@@ -104,10 +127,8 @@ def reservoir_slots(
 
     Parameters
     ----------
-    start : int
-        Rows before this batch.
-    usable : (B,) bool array
-        Rows that may be kept.
+    numbers : (B,) int64 array
+        Row numbers, counted over all rows that may be kept; -1 for a row that may not.
     size : int
         Slots; slot ``size`` is the bin for rows that are not kept.
     seed : int
@@ -118,11 +139,12 @@ def reservoir_slots(
 
     Examples
     --------
-    >>> reservoir_slots(0, np.array([True, False, True]), 8, seed=0)
-    array([0, 8, 2])
+    >>> reservoir_slots(np.array([0, -1, 1]), 8, seed=0)
+    array([0, 8, 1])
     """
-    numbers = np.arange(start, start + len(usable))
-    drawn = np.random.default_rng([seed, size, start]).integers(0, numbers + 1)
+    usable = numbers >= 0
+    start = int(numbers.max(initial=0))  # no two batches that keep a row share it
+    drawn = np.random.default_rng([seed, size, start]).integers(0, np.maximum(numbers, 0) + 1)
     slots = np.where(numbers < size, numbers, drawn)
     slots[~usable | (slots >= size)] = size
     # Of two rows drawn for one slot the later replaces the earlier, as if they came one by one.
@@ -155,11 +177,12 @@ def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch
     tensor([1, 0])
     """
     if not isinstance(labels, Tensor) or labels.device.type == "cpu":
-        host = labels.detach().numpy() if isinstance(labels, Tensor) else labels
+        host = _array(labels) if isinstance(labels, Tensor) else labels
         checked = class_labels(host, num_classes, ignore_index=ignore_index)
         if checked.ndim == 2 and checked.shape[1] == 1:
             checked = checked[:, 0]
-        return torch.from_numpy(checked).to(device, non_blocking=True)
+        # A copy: the loop may write into its labels, or read them from memory that it may not write.
+        return torch.tensor(checked, device=device)
     labels = labels.detach()
     if labels.ndim == 2 and labels.shape[1] == num_classes and labels.is_floating_point():
         one_hot = ((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)
@@ -174,3 +197,8 @@ def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch
         labels = labels[:, 0]
     moved: Tensor = labels.to(device, torch.int64)
     return moved
+
+
+def _array(labels: Tensor) -> np.ndarray[Any, Any]:
+    labels = labels.detach()
+    return (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()  # NumPy has none
