@@ -81,7 +81,8 @@ def train(
     frozen = list(zip(x.split(600), y.split(600), strict=True))
 
     model = DigitsNet()
-    meter = CollapseMeter(model, num_classes=10)
+    # The output of `features` is the input of `fc`, which is watched under that name.
+    meter = CollapseMeter(model, layers=["conv1", "conv2", "conv3", "hidden"], num_classes=10)
     steps = epochs * -(-len(x) // BATCH)
     optimizer = torch.optim.SGD(
         model.parameters(), LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY

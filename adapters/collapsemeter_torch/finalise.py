@@ -67,17 +67,9 @@ def report(
         for name, error in store.degraded.items()
         if name not in meter.selection.watched
     ]
-    skipped = meter.skipped
     for name in meter.selection.watched:
         is_head = name == meter.selection.head
-        states = _states_of(store, name)
-        if (
-            meter.selection.automatic
-            and not is_head
-            and _feeds_head(meter.selection, store, states)
-        ):
-            skipped[name] = f"its output is the input of {meter.selection.head}"
-            continue
+        states = _states_of(store, name, meter.nonfinite == "propagate")
         for call, state in states.items():
             shown = name if len(states) == 1 else f"{name}#{call}"
             layer, notes = _layer(meter, store, name, call, state, phase, head if is_head else None)
@@ -91,7 +83,7 @@ def report(
     return CollapseReport(
         layers=layers,
         phase=phase,
-        skipped=skipped,
+        skipped=meter.skipped,
         warnings=tuple(warnings),
         provenance={
             "framework": f"torch {torch.__version__}",
@@ -104,37 +96,22 @@ def report(
     )
 
 
-def _states_of(store: Store, name: str) -> dict[int, LayerState | None]:
+def _states_of(store: Store, name: str, propagate: bool) -> dict[int, LayerState | None]:
     """States of a layer by call; a layer that never fired has one that is None."""
     states: dict[int, LayerState | None] = {}
     for call in itertools.count():
         state = store.layers.get((name, call))
-        if state is None or (call > 0 and _seen(state) == 0):
+        if state is None or (call > 0 and _seen(state, propagate) == 0):
             break
         states[call] = state
     return states or {0: None}
 
 
-def _feeds_head(selection: Selection, store: Store, states: dict[int, LayerState | None]) -> bool:
-    """Whether a layer chosen automatically gave just what the head was given, up to rounding.
-
-    Only the numbers tell: between a block and the head there may be a pool, a flatten or a function.
-    """
-    layer = states[0]
-    head = None if selection.head is None else store.layers.get((selection.head, 0))
-    if layer is None or head is None or len(states) > 1 or layer.width != head.width:
-        return False
-    a, b = layer.sums, head.sums
-    mine, its = (
-        (part.shift + part.sums / part.counts.clamp(min=1)[:, None]).cpu() for part in (a, b)
-    )
-    close = torch.allclose(mine, its, rtol=1e-4, atol=1e-5 * float(its.abs().max()))
-    return close and torch.equal(a.counts.cpu(), b.counts.cpu()) and _seen(layer) > 0
-
-
-def _seen(state: LayerState) -> int:
+def _seen(state: LayerState, propagate: bool) -> int:
+    """Label rows that came by; a propagated row that is not finite is among the counts."""
     sums = state.sums
-    return int(sums.counts.sum() + sums.ignored + sums.nonfinite + sums.invalid)
+    left_out = sums.ignored + sums.invalid + (0 if propagate else sums.nonfinite)
+    return int(sums.counts.sum() + left_out)
 
 
 def _layer(
@@ -150,7 +127,7 @@ def _layer(
     is_head = name == meter.selection.head
     if name in store.degraded:
         return undefined_report("degraded", is_head), [f"failed: {store.degraded[name]}"]
-    seen = 0 if state is None else _seen(state)
+    seen = 0 if state is None else _seen(state, meter.nonfinite == "propagate")
     due = store.expected + store.partial.get((name, call), 0)
     if state is None or seen != due:
         code = (
