@@ -48,7 +48,10 @@ def description(selection: Selection, num_classes: int) -> str:
     ]
     lines = [f"collapsemeter watches {num_classes} classes in: {', '.join(names)}"]
     if selection.head is None:
-        lines.append("  no head: NC3 and NC4 are not measured; name the final nn.Linear with head=")
+        lines.append(
+            f"  no head, which would be an nn.Linear with {num_classes} outputs: NC3 and NC4 are not "
+            "measured; name it with head="
+        )
     by_reason: dict[str, list[str]] = {}
     for name, reason in selection.skipped.items():
         by_reason.setdefault(reason, []).append(name)

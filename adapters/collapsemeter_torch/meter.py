@@ -133,6 +133,7 @@ class CollapseMeter:
         self._local = threading.local()
         self._lock = threading.RLock()  # two threads may each have a batch
         self._live = Store()
+        self._closed = False
         self._steps = [0, 0]  # the first step of what is being measured, and the next one
         self._handles: list[RemovableHandle] = []
         self._marked: list[nn.Module] = []
@@ -185,6 +186,7 @@ class CollapseMeter:
 
     def close(self) -> None:
         """Detach for good, from the criterion too: model and loss are as they were before."""
+        self._closed = True
         self.detach()
         self._pending.clear()
         if self._criterion is not None:
@@ -235,6 +237,8 @@ class CollapseMeter:
             If labels are invalid or another batch is open, and at the end of the block if a layer's
             output does not fit the labels (the forward itself is not disturbed).
         """
+        if self._closed:
+            raise ValueError("this meter is closed: make a new CollapseMeter to count more batches")
         return Batch(self, self._live, labels, mask, anyway=self.count_eval)
 
     def observe(

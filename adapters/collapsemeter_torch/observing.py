@@ -40,6 +40,10 @@ def run(
 
 
 def _shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise ValueError(
+            f"observe got a {type(batches).__name__}: pass an iterable of (inputs, labels) pairs"
+        )
     if not progress:
         return batches
     from rich.console import Console

@@ -295,7 +295,7 @@ def test_a_headless_model_needs_classes_and_has_no_nc3():
     ):
         CollapseMeter(net, verbose=False)
     meter = CollapseMeter(net, num_classes=2, verbose=False)
-    assert "no head: NC3 and NC4 are not measured" in meter.describe()
+    assert "NC3 and NC4 are not measured" in meter.describe()
     with meter.batch([0, 1, 0, 1]):
         net(torch.randn(4, 1, 5, 5))
     report = meter.compute()
@@ -469,3 +469,27 @@ def test_a_report_of_a_meter_is_made_from_a_store():
         "0": "not the end of a block; name it in layers= to watch it",
         "1": "its output is the input of 2",
     }
+
+
+def test_a_closed_meter_counts_no_more():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    meter = CollapseMeter(net, verbose=False)
+    meter.close()
+    with pytest.raises(ValueError, match="this meter is closed: make a new CollapseMeter"):
+        meter.batch(torch.tensor([0]))
+
+
+def test_what_is_not_iterable_is_no_data_set():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    meter = CollapseMeter(net, verbose=False)
+    with pytest.raises(
+        ValueError, match=r"observe got a int: pass an iterable of \(inputs, labels\)"
+    ):
+        meter.observe(42)
+    assert net.training
+
+
+def test_a_wrong_number_of_classes_is_said_when_the_meter_is_made(capsys):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    CollapseMeter(net, num_classes=10)
+    assert "no head, which would be an nn.Linear with 10 outputs" in capsys.readouterr().out
