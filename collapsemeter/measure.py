@@ -24,6 +24,7 @@ from .report import LayerReport
 from .undefined import Undefined
 
 Computed = Iterator[tuple[str, Callable[[], float]]]
+GRAM_CLASSES = 200  # up to here a layer's report keeps its Gram matrices: 640 KB at most
 
 
 def measure(
@@ -99,6 +100,7 @@ def measure(
         flags=_flags(geometry, values, floor),
         per_class=_per_class(geometry, decisions),
         vectors=_vectors(geometry),
+        matrices=_matrices(geometry),
         intervals=_intervals(decisions, values),
         provenance=_provenance(geometry, convention, center_head, decisions, floor),
     )
@@ -286,6 +288,18 @@ def _vectors(geometry: ClassGeometry) -> dict[str, npt.NDArray[np.float64]]:
     with suppress(Undefined):
         vectors["means_singular_values_uncentred"] = _uncentred_values(geometry)
     return vectors
+
+
+def _matrices(geometry: ClassGeometry) -> dict[str, npt.NDArray[np.float64]]:
+    matrices: dict[str, npt.NDArray[np.float64]] = {}
+    if geometry.num_present > GRAM_CLASSES:
+        return matrices
+    with suppress(Undefined):
+        means = _finite_means(geometry)
+        matrices["means_gram"] = means @ means.T
+    with suppress(Undefined):
+        matrices["means_gram_centred"] = geometry.centred @ geometry.centred.T
+    return matrices
 
 
 def _per_class(geometry: ClassGeometry, decisions: Decisions | None) -> dict[str, npt.NDArray[Any]]:
