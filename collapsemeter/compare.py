@@ -252,16 +252,16 @@ def _compare_layer(
     spectrum = math.nan if free or obstacle else _spectrum_distance(values, predicted)
     nuclear = before_activation and other == "2"
     scale = _free_scale(layer, target, nuclear) if free else _scale(values, predicted)
-    nc1 = layer.get("nc1_trace_ratio", math.nan)
     evidence = _Evidence(
-        wanted.name,
-        nc1,
-        gram,
-        ranks.counted,
-        _counted(predicted, tolerance),
-        classes,
-        free,
-        obstacle,
+        name=wanted.name,
+        nc1=layer.get("nc1_trace_ratio", math.nan),
+        gram=gram,
+        rank=ranks.counted,
+        predicted_rank=_counted(predicted, tolerance),
+        predicted_nc1=target.get("nc1_trace_ratio", math.nan),
+        classes=classes,
+        free=free,
+        obstacle=obstacle,
     )
     status, verdict = _verdict(evidence, tolerance)
     return LayerComparison(
@@ -373,6 +373,7 @@ class _Evidence(NamedTuple):
     gram: float
     rank: int
     predicted_rank: int
+    predicted_nc1: float
     classes: int
     free: bool
     obstacle: str
@@ -382,7 +383,7 @@ def _verdict(seen: _Evidence, tolerance: float) -> tuple[Status, str]:
     name, nc1 = seen.name, seen.nc1
     if seen.obstacle:
         return "infeasible", f"reference infeasible: {seen.obstacle}"
-    if not seen.rank and not seen.predicted_rank and seen.gram == 0:
+    if math.isnan(nc1) and math.isnan(seen.predicted_nc1) and seen.gram <= tolerance:
         return "collapsed", f"nothing is learned here, as at {name}"
     if math.isnan(nc1):
         return "not collapsed", "not collapsed: the class means do not differ, NC1 is undefined"
