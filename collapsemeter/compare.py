@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .comparison import Comparison, Gap, LayerComparison, Ranks, Status
-from .convention import Convention
+from .comparison import Comparison, Gap, LayerComparison, Ranks
 from .frames import EPS64, Floats
 from .matching import match_classes
-from .measure import measure
 from .moments import ClassMoments
-from .nc3 import Head
 from .rank import effective_rank
 from .report import CollapseReport, LayerReport
+from .sides import Side, convention_of, measured_side, pair_layers, reference_side
+from .verdict import Evidence
+from .verdict import verdict as say
 
 if TYPE_CHECKING:
     from .dufm import Optimum, Solution
@@ -27,18 +27,6 @@ if TYPE_CHECKING:
     Measured: TypeAlias = CollapseReport | Moments | Optimum | Solution
 
 TOLERANCE = 0.05
-
-
-class _Side(NamedTuple):
-    """Layers by name, in order, and for a theory what it leaves free and how it calls itself."""
-
-    layers: dict[str, LayerReport]
-    last_hidden: str
-    name: str = "the reference"
-    words: str = "another network"
-    free: tuple[str, ...] = ()
-    numbered: bool = False
-    low_rank: Any = None
 
 
 def compare(
@@ -102,16 +90,16 @@ def compare(
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: pass a positive number, such as {TOLERANCE}")
-    found = _measured_side(report, before_activation)
-    convention, center_head = _convention_of(found.layers)
-    wanted = _reference_side(reference, before_activation, convention, center_head)
-    pairs = _pair_layers(found, wanted, layers)
+    found = measured_side(report, before_activation)
+    convention, center_head = convention_of(found.layers)
+    wanted = reference_side(reference, before_activation, convention, center_head)
+    pairs = pair_layers(found, wanted, layers)
     compared = {
         name: _compare_layer(name, other, found, wanted, before_activation, tolerance)
         for name, other in pairs.items()
     }
     listed = ", ".join(f"{name} to {other}" for name, other in pairs.items())
-    how = "as asked" if layers is not None else _HOW[found.numbered and wanted.numbered]
+    how = "as asked" if layers is not None else HOW[found.numbered and wanted.numbered]
     unmatched = tuple(name for name in found.layers if name not in pairs)
     left = f"; not compared: {', '.join(unmatched)}" if unmatched else ""
     return Comparison(
@@ -124,110 +112,11 @@ def compare(
     )
 
 
-_HOW = {True: "by number", False: "in order from the end"}
-
-
-def _measured_side(report: Any, before_activation: bool) -> _Side:
-    if isinstance(report, CollapseReport):
-        layers = dict(report.layers)
-    elif isinstance(report, Mapping):
-        layers = {str(name): measure(moments) for name, moments in report.items()}
-    else:
-        return _theory(report, before_activation, "papyan2020", False)
-    if not layers:
-        raise ValueError("the report has no layer: measure at least one before comparing")
-    numbered = all(isinstance(name, int) for name in report)
-    names = list(layers)
-    last = names[-2] if numbered and len(names) > 1 else names[-1]
-    return _Side(layers, last, numbered=numbered)
-
-
-def _convention_of(layers: Mapping[str, LayerReport]) -> tuple[Convention | str, bool]:
-    """Return the convention of the measurement: the reference is measured under the same."""
-    used = dict(next(iter(layers.values())).provenance.get("convention", {}))
-    used.pop("name", None)
-    center_head = bool(used.pop("center_head", False))
-    return (Convention(**used) if used else "papyan2020"), center_head
-
-
-def _reference_side(
-    reference: Any, before_activation: bool, convention: Convention | str, center_head: bool
-) -> _Side:
-    if not isinstance(reference, CollapseReport):
-        return _theory(reference, before_activation, convention, center_head)
-    if not reference.layers:
-        raise ValueError("the reference has no layer: measure at least one before comparing")
-    return _Side(dict(reference.layers), list(reference.layers)[-1])
-
-
-def _theory(
-    point: Any, before_activation: bool, convention: Convention | str, center_head: bool
-) -> _Side:
-    """Measure an Optimum or a Solution; layer l with the weight that it feeds."""
-    problem = point.problem
-    layers = {}
-    for number, moments in point.moments(before_activation).items():
-        fed = point.weights[number - 1] if number <= problem.depth else None
-        last = number == problem.depth
-        head = Head(point.weights[-1], point.variables.bias) if last else None
-        layers[str(number)] = measure(
-            moments, head=head, weight=fed, convention=convention, center_head=center_head
-        )
-    free = tuple(str(layer) for layer in point.free_layers)
-    if before_activation and "1" in free:  # layer 1 is free because what the ReLU cuts off is
-        free += ("2",)
-    name = getattr(point, "name", "the solution")
-    sure = point.holds_for if hasattr(point, "holds_for") else point.verdict
-    words = (
-        f"{name} (K = {problem.num_classes}, L = {problem.depth}, loss {point.loss:.6g}), {sure}"
-    )
-    low_rank = _low_rank_structure(problem)
-    return _Side(layers, str(problem.depth), name, words, free, True, low_rank)
-
-
-def _low_rank_structure(problem: Any) -> Any:
-    """Return the best reference that learns every class with fewer than K - 1 directions."""
-    for candidate in problem.references():
-        if candidate.name.startswith(("zero", "partial")):
-            continue
-        layers = range(2, problem.depth + 1)
-        ranks = [candidate.rank(layer, before_activation=True) for layer in layers]
-        if min(ranks, default=problem.num_classes) < problem.num_classes - 1:
-            return candidate
-    return None
-
-
-def _pair_layers(
-    found: _Side, wanted: _Side, layers: Mapping[str, int | str] | None
-) -> dict[str, str]:
-    names, others = list(found.layers), list(wanted.layers)
-    if layers is not None:
-        pairs = {str(name): str(other) for name, other in layers.items()}
-        for what, asked, known in (
-            ("measured", pairs.keys(), names),
-            ("reference", pairs.values(), others),
-        ):
-            stray = [name for name in asked if name not in known]
-            if stray:
-                raise ValueError(
-                    f"layers={dict(layers)}: no {what} layer {stray[0]!r}; "
-                    f"there are {', '.join(known)}"
-                )
-        if not pairs:
-            raise ValueError("layers={}: name at least one layer, or leave it out")
-        return pairs
-    if found.numbered and wanted.numbered:
-        shared = [name for name in names if name in others]
-        if shared:
-            return dict(zip(shared, shared, strict=True))
-    ends = names[: names.index(found.last_hidden) + 1]
-    targets = others[: others.index(wanted.last_hidden) + 1]
-    count = min(len(ends), len(targets))
-    return dict(zip(ends[-count:], targets[-count:], strict=True))
+HOW = {True: "by number", False: "in order from the end"}
 
 
 def _compare_layer(
-    name: str, other: str, found: _Side, wanted: _Side, before_activation: bool, tolerance: float
+    name: str, other: str, found: Side, wanted: Side, before_activation: bool, tolerance: float
 ) -> LayerComparison:
     layer, target = found.layers[name], wanted.layers[other]
     free = other in wanted.free
@@ -252,7 +141,7 @@ def _compare_layer(
     spectrum = math.nan if free or obstacle else _spectrum_distance(values, predicted)
     nuclear = before_activation and other == "2"
     scale = _free_scale(layer, target, nuclear) if free else _scale(values, predicted)
-    evidence = _Evidence(
+    evidence = Evidence(
         name=wanted.name,
         nc1=layer.get("nc1_trace_ratio", math.nan),
         gram=gram,
@@ -263,7 +152,7 @@ def _compare_layer(
         free=free,
         obstacle=obstacle,
     )
-    status, verdict = _verdict(evidence, tolerance)
+    status, verdict = say(evidence, tolerance)
     return LayerComparison(
         layer=name,
         reference_layer=other,
@@ -363,49 +252,3 @@ def _counted(values: Floats, tolerance: float) -> int:
 
 def _rank_of(optimum: Any, layer: str, before_activation: bool) -> float:
     return _effective_rank(optimum.singular_values(int(layer), before_activation))
-
-
-class _Evidence(NamedTuple):
-    """What a verdict rests on."""
-
-    name: str
-    nc1: float
-    gram: float
-    rank: int
-    predicted_rank: int
-    predicted_nc1: float
-    classes: int
-    free: bool
-    obstacle: str
-
-
-def _verdict(seen: _Evidence, tolerance: float) -> tuple[Status, str]:
-    name, nc1 = seen.name, seen.nc1
-    if seen.obstacle:
-        return "infeasible", f"reference infeasible: {seen.obstacle}"
-    if math.isnan(nc1) and math.isnan(seen.predicted_nc1) and seen.gram <= tolerance:
-        return "collapsed", f"nothing is learned here, as at {name}"
-    if math.isnan(nc1):
-        return "not collapsed", "not collapsed: the class means do not differ, NC1 is undefined"
-    if nc1 > tolerance:
-        return "not collapsed", f"not collapsed: within-class scatter is {nc1:.2g} of between-class"
-    if seen.free:
-        return "free", f"NC1 is {nc1:.2g}; {name} leaves the frame of this layer free"
-    if math.isnan(seen.gram):
-        return "unmeasured", f"NC1 is {nc1:.2g}; no Gram matrix is kept to compare with {name}"
-    away = f"NC1 is {nc1:.2g} and the Gram matrix {seen.gram:.2g} away"
-    low = seen.rank < min(seen.classes - 1, _collapsed_rank(seen))
-    if seen.gram <= tolerance:
-        below = f", below DNC rank ({seen.rank} of {seen.classes} classes)" if low else ""
-        return "collapsed", f"collapsed to {name}{below}, {away}"
-    if low or seen.rank < seen.predicted_rank:
-        return "below DNC rank", (
-            f"below DNC rank: rank {seen.rank} of {seen.classes} classes "
-            f"({name} has {seen.predicted_rank}); {away}"
-        )
-    return "not collapsed", f"not collapsed to {name}: {away}"
-
-
-def _collapsed_rank(seen: _Evidence) -> int:
-    """Rank of the class means at collapse: K, or K - 1 of a simplex ETF."""
-    return seen.classes if seen.predicted_rank == seen.classes else seen.classes - 1

@@ -74,7 +74,7 @@ def run(problem: DUFM, wish: Wish) -> None:
     Examples
     --------
     >>> run(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01), Wish(quiet=True))
-    best known: dnc, loss 0.0704870543; theorem: global optimum for two classes
+    best known: dnc, loss 0.07048705429; theorem: global optimum for two classes
     """
     from collapsemeter.dufm.figure import plot_problem, plot_sweep
     from collapsemeter.figure import check_ending
@@ -130,7 +130,7 @@ def describe(problem: DUFM) -> str:
     bias = f"bias with decay {problem.bias_decay:g}" if problem.bias else "no bias"
     return (
         f"K = {problem.num_classes} classes of n = {alike(problem.counts.tolist())}, "
-        f"L = {problem.depth} layers of width {alike(problem.layer_widths)}, "
+        f"L = {problem.depth} layer{'s' if problem.depth > 1 else ''} of width {alike(problem.layer_widths)}, "
         f"{problem.activation}, loss {problem.loss}, {bias}, "
         f"lambda_H = {problem.feature_decay:g}, lambda = {alike(problem.decays)}"
     )
@@ -152,10 +152,10 @@ def table(known: Overview) -> str:
     name                  loss    ratio  rank of H_2 ...  status       source
     ─────────────────────────────────────────────────────────────────────────
     dnc           0.0704870543   1.0000  2x3              theorem      [1]
-    partial(1)    0.2852435271   4.0467  1x3              upper bound  [2]
+    partial(1)    0.2852435271   4.0468  1x3              upper bound  [2]
     zero          0.5000000000   7.0935  0x3              upper bound  [1]
     <BLANKLINE>
-    best known: dnc, loss 0.0704870543; theorem: global optimum for two classes
+    best known: dnc, loss 0.07048705429; theorem: global optimum for two classes
     [1] Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165
     [2] Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165, for the model
     ratio: loss over that of collapse; ranks: layers 2 to L + 1 before the ReLU
@@ -237,10 +237,10 @@ def sweep_table(name: str, points: list[Point]) -> str:
     >>> from collapsemeter.dufm.sweep import Sweep
     >>> problem = DUFM(2, 1, 2, feature_decay=0.05, weight_decay=0.05)
     >>> print(sweep_table("depth", run_sweep(problem, Sweep("depth", (2.0, 3.0)))))
-           depth  best                    loss    ratio  ranks            status
-    ─────────────────────────────────────────────────────────────────────────────────
-               2  dnc             0.1457486353   1.0000  2x2              theorem
-               3  dnc             0.1896906912   1.0000  2x3              theorem
+            depth  best                  loss    ratio  ranks            status
+    ───────────────────────────────────────────────────────────────────────────────
+                2  dnc           0.1448188192   1.0000  2x2              theorem
+                3  dnc           0.1947211165   1.0000  2x3              theorem
     """
     solved = any(point.solution is not None for point in points)
     last = "solved" if solved else "status"

@@ -73,7 +73,8 @@ def _draw_problem(known: Overview, solution: Solution | None) -> "Figure":
     for row, (_, _, loss) in enumerate(shown):
         losses.annotate(f"{loss:.5g}", (loss, row), xytext=(4, 0), textcoords="offset points",
                         va="center", fontsize=9)  # fmt: skip
-    _spectra(spectra, [entry for entry in shown if entry[0] != "zero"][:DRAWN], colours, depth)
+    whole = [entry for entry in shown if not entry[0].startswith(("zero", "partial"))]
+    _spectra(spectra, whole[:DRAWN], colours, depth)
     problem = known.problem
     figure.suptitle(f"K = {problem.num_classes}, L = {depth}, c = {problem.canonical_decay:.3g}")
     return figure
@@ -91,14 +92,14 @@ def _spectra(
             kept = values[: geometry.problem.num_classes]
             offset = layer - 0.4 + step * (place + 0.15)
             along = offset + 0.7 * step * np.arange(kept.size) / max(kept.size - 1, 1)
-            axes.plot(along, kept, ".-", color=colours[name], markersize=5, linewidth=1,
+            axes.plot(along, kept, ".-", color=colours[name], markersize=5, linewidth=0.7,
                       label=name if layer == 1 else None)  # fmt: skip
     axes.set_xticks(range(1, depth + 2), [*(f"H_{k}" for k in range(1, depth + 1)), "output"])
     axes.set(title="Singular values of the class means, before the ReLU", ylim=(-0.03, 1.06),
              ylabel="over the largest")  # fmt: skip
     axes.grid(axis="x", visible=False)
     if shown:
-        axes.legend(frameon=False, loc="lower left", fontsize=9)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=DRAWN)
 
 
 def plot_sweep(name: str, points: list[Point], path: str) -> None:
@@ -121,19 +122,21 @@ def _draw_sweep(name: str, points: list[Point]) -> "Figure":
 
     curves = _curves(points)
     colours = _colours(list(curves))
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    losses, ratios = figure.subplots(1, 2)
+    compared = len(set(curves) - {"zero"}) > 1
+    figure = Figure(figsize=(11 if compared else 6.5, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2 if compared else 1, squeeze=False, sharex=True)[0]
+    losses, ratios = panels[0], panels[-1]
     values = np.array([point.value for point in points])
     scales = np.array([_collapse_loss(point) for point in points])
     for label, curve in curves.items():
         style: dict[str, Any] = {"color": colours[label], "label": label}
         style |= {"linestyle": "none", "marker": "x"} if label == "solved" else {"marker": "."}
         losses.plot(values, curve, **style)
-        if label != "zero":
+        if compared and label != "zero":
             ratios.plot(values, curve / scales, **style)
-    losses.set(title="Loss of every structure", xlabel=name, ylabel="loss")
     ratios.set(title="Loss over that of collapse", xlabel=name, ylabel="ratio")
-    for axes in (losses, ratios):
+    losses.set(title="Loss of every structure", xlabel=name, ylabel="loss")
+    for axes in panels:
         if name in WHOLE:
             axes.locator_params(axis="x", integer=True)
         else:

@@ -33,8 +33,8 @@ class Point:
 def parse_sweep(text: str) -> Sweep:
     """Read ``name=LOW:HIGH:COUNT``, e.g. ``weight_decay=1e-4:1e-2:9``.
 
-    Values are spaced evenly in their logarithm; classes and depth take every whole
-    number that this gives.
+    Decays are spaced evenly in their logarithm, classes and depth in themselves,
+    rounded to whole numbers.
 
     Parameters
     ----------
@@ -67,9 +67,12 @@ def parse_sweep(text: str) -> Sweep:
         raise ValueError(
             f"--sweep {text}: write {name}=LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT at least 2"
         )
-    values = np.geomspace(low, high, count)
-    if name in WHOLE:
-        values = np.unique(np.round(values))
+    whole = name in WHOLE
+    values = (
+        np.unique(np.round(np.linspace(low, high, count)))
+        if whole
+        else np.geomspace(low, high, count)
+    )
     return Sweep(name, tuple(float(value) for value in values))
 
 
