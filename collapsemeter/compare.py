@@ -108,7 +108,7 @@ def compare(
         mapping=f"layers, {how}: {listed}{left}",
         unmatched=unmatched,
         low_rank="" if wanted.low_rank is None else wanted.low_rank.name,
-        last_hidden=found.last_hidden if found.last_hidden in pairs else "",
+        last_hidden=next((n for n, other in pairs.items() if other == wanted.last_hidden), ""),
     )
 
 

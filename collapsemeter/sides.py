@@ -66,8 +66,16 @@ def _theory(
         fed = point.weights[number - 1] if number <= problem.depth else None
         last = number == problem.depth
         head = Head(point.weights[-1], point.variables.bias) if last else None
+        # What a free layer is fed to is free as well.
+        inner = 2 <= number <= problem.depth and number - 1 not in point.free_layers
         layers[str(number)] = measure(
-            moments, head=head, weight=fed, convention=convention, center_head=center_head
+            moments,
+            head=head,
+            weight=fed,
+            incoming=point.weights[number - 2] if inner else None,
+            decays=problem.decays[number - 2 : number] if inner else (1.0, 1.0),
+            convention=convention,
+            center_head=center_head,
         )
     free = tuple(str(layer) for layer in point.free_layers)
     if before_activation and "1" in free:  # layer 1 is free because what the ReLU cuts off is

@@ -181,7 +181,7 @@ def test_layers_are_paired_from_the_end_and_the_output_says_so():
     assert short["fc2"].reference_layer == "3"
     asked = cm.compare(report, problem.optimum(), {"fc1": 3, "fc2": 4})
     assert asked.mapping.startswith("layers, as asked: fc1 to 3, fc2 to 4; not compared: stem")
-    assert asked.summary().startswith("fc2 (reference layer 4)")
+    assert asked.summary().startswith("fc1 (reference layer 3)")
 
 
 def test_verdicts_of_a_network():
