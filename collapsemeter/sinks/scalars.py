@@ -78,8 +78,9 @@ class Scalars:
 
 
 def _metrics(layer: LayerReport) -> list[str]:
-    """Metrics with a value, or without one for now; those of a head the layer lacks never come."""
-    known = [m for m in METRICS if m in layer or layer.reasons.get(m, "no_head") != "no_head"]
+    """Metrics with a value, or without one for now; those of a weight the layer lacks never come."""
+    lacking = ("no_head", "no_incoming")
+    known = [m for m in METRICS if m in layer or layer.reasons.get(m, "no_head") not in lacking]
     return known + [m for m in layer if m not in METRICS]
 
 
