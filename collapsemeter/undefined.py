@@ -29,6 +29,9 @@ REASONS: dict[str, str] = {
     "rows_counted_twice": "the layer saw more label rows than were given",
 }
 
+LACKS_WEIGHT = ("no_head", "no_incoming")
+"""Reasons that stay: the layer has no such weight, so the metric never comes."""
+
 
 class Undefined(ArithmeticError):
     """A metric has no value here; ``code`` is a key of `REASONS`.

@@ -7,6 +7,7 @@ import re
 
 from ..catalogue import METRICS
 from ..report import CollapseReport, LayerReport
+from ..undefined import LACKS_WEIGHT
 from .guard import warn
 
 # Every tracker accepts ASCII word characters, dot, dash and slash. MLflow may store a metric as a file of
@@ -79,8 +80,9 @@ class Scalars:
 
 def _metrics(layer: LayerReport) -> list[str]:
     """Metrics with a value, or without one for now; those of a weight the layer lacks never come."""
-    lacking = ("no_head", "no_incoming")
-    known = [m for m in METRICS if m in layer or layer.reasons.get(m, "no_head") not in lacking]
+    known = [
+        m for m in METRICS if m in layer or layer.reasons.get(m, "no_head") not in LACKS_WEIGHT
+    ]
     return known + [m for m in layer if m not in METRICS]
 
 
