@@ -150,7 +150,7 @@ def table(known: Overview) -> str:
       do from K = 10 at L = 3 and from K = 6 at L = 4 and deeper
     <BLANKLINE>
     name                  loss    ratio  rank of H_2 ...  status       source
-    ─────────────────────────────────────────────────────────────────────────
+    -------------------------------------------------------------------------
     dnc           0.0704870543   1.0000  2x3              theorem      [1]
     partial(1)    0.2852435271   4.0468  1x3              upper bound  [2]
     zero          0.5000000000   7.0935  0x3              upper bound  [1]
@@ -165,7 +165,7 @@ def table(known: Overview) -> str:
     paragraphs += [f"{threshold.name}: {threshold.words}" for threshold in known.thresholds]
     head = f"{'name':<14}{'loss':>12}{'ratio':>9}  {'rank of H_2 ...':<15}  {'status':<11}  source"
     lines = [_paragraph(text) for text in paragraphs]
-    lines += ["", head, "─" * len(head)]
+    lines += ["", head, "-" * len(head)]
     shown, summed = _split_partial(known.references)
     lines += [_row(known, reference, sources) for reference in shown]
     if summed:
@@ -238,14 +238,14 @@ def sweep_table(name: str, points: list[Point]) -> str:
     >>> problem = DUFM(2, 1, 2, feature_decay=0.05, weight_decay=0.05)
     >>> print(sweep_table("depth", run_sweep(problem, Sweep("depth", (2.0, 3.0)))))
             depth  best                  loss    ratio  ranks            status
-    ───────────────────────────────────────────────────────────────────────────────
+    -------------------------------------------------------------------------------
                 2  dnc           0.1448188192   1.0000  2x2              theorem
                 3  dnc           0.1947211165   1.0000  2x3              theorem
     """
     solved = any(point.solution is not None for point in points)
     last = "solved" if solved else "status"
     head = f"{name:>13}  {'best':<13}{'loss':>13}{'ratio':>9}  {'ranks':<15}  {last}"
-    lines = [head, "─" * (WIDTH - 1)]
+    lines = [head, "-" * (WIDTH - 1)]
     for point in points:
         best: Geometry = point.known.references[0]
         assert isinstance(best, Optimum)
