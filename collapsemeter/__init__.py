@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import Any
 
 from .catalogue import METRICS
+from .compare import compare
+from .comparison import Comparison, LayerComparison
 from .convention import PRESETS, Convention
 from .frames import simplex_etf
 from .measure import measure
@@ -30,11 +32,14 @@ __all__ = [
     "REASONS",
     "ClassMoments",
     "CollapseReport",
+    "Comparison",
     "Convention",
     "CorruptStateError",
     "Decisions",
     "Head",
+    "LayerComparison",
     "LayerReport",
+    "compare",
     "decide",
     "measure",
     "simplex_etf",

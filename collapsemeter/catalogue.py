@@ -51,4 +51,7 @@ METRICS: dict[str, Metric] = {
     "features_effective_rank": Metric("effective rank of S_W + S_B", None, "Roy & Vetterli 2007"),
     "means_condition": Metric("s_1/s_C of the uncentred means", None, "Sukenik et al. 2023"),
     "dnc3_sine": Metric("sine between weight rows and class means", None, "Sukenik et al. 2023"),
+    "weight_balance": Metric(
+        "relative distance of the Gram matrices of weights in and out", None, "Dang et al. 2023"
+    ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,11 +110,31 @@ def plot(
     >>> target.stat().st_size > 0
     True
     """
+    check_ending(path)
+    history = _checked(history)
+    names = _names(history, layers)
+    write_figure(lambda: _draw(history, names, zero_error_epoch, title), path)
+
+
+def check_ending(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that is neither .svg nor .png."""
     target = Path(path)
     if target.suffix.lower() not in (".svg", ".png"):
         raise ValueError(f"the figure is written as .svg or .png, got {target.name!r}")
-    history = _checked(history)
-    names = _names(history, layers)
+
+
+def write_figure(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> None:
+    """Draw in the style of all figures and write the file, the same bytes for the same figure.
+
+    Parameters
+    ----------
+    draw : callable
+        Returns the figure; called once the style is set.
+    path : str or path
+        Ends in ``.svg`` or ``.png``.
+    """
+    check_ending(path)
+    target = Path(path)
     try:
         import matplotlib
     except ImportError as error:
@@ -126,7 +146,7 @@ def plot(
         k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")
     }
     with matplotlib.rc_context(style | _STYLE):
-        figure = _draw(history, names, zero_error_epoch, title)
+        figure = draw()
         target.parent.mkdir(parents=True, exist_ok=True)
         vector = target.suffix.lower() == ".svg"
         # Without date and version in the metadata the bytes depend on the history alone.

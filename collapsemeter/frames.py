@@ -59,6 +59,31 @@ def simplex_etf(num_classes: int, width: int) -> Floats:
     return frame
 
 
+def centring(num_classes: int) -> Floats:
+    r"""Return the projection that removes the mean over classes, :math:`I - J/K`.
+
+    Parameters
+    ----------
+    num_classes : int
+        Number of classes, K.
+
+    Returns
+    -------
+    ndarray, shape (K, K)
+
+    References
+    ----------
+    Papyan, Han & Donoho 2020.
+
+    Examples
+    --------
+    >>> centring(2)
+    array([[ 0.5, -0.5],
+           [-0.5,  0.5]])
+    """
+    return np.eye(num_classes) - 1.0 / num_classes
+
+
 def simplex_gram(num_classes: int) -> Floats:
     r"""Return :math:`P = (I - 11^\top/C)/\sqrt{C-1}`: a simplex ETF's Gram matrix, Frobenius norm 1.
 
@@ -68,8 +93,7 @@ def simplex_gram(num_classes: int) -> Floats:
     array([[ 0.5, -0.5],
            [-0.5,  0.5]])
     """
-    centred = np.eye(num_classes) - 1.0 / num_classes
-    return centred / math.sqrt(num_classes - 1)
+    return centring(num_classes) / math.sqrt(num_classes - 1)
 
 
 def unit_rows(frame: Floats, code: str) -> Floats:

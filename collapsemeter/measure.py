@@ -24,6 +24,7 @@ from .report import LayerReport
 from .undefined import Undefined
 
 Computed = Iterator[tuple[str, Callable[[], float]]]
+GRAM_CLASSES = 200  # up to here a layer's report keeps its Gram matrices: 640 KB at most
 
 
 def measure(
@@ -34,6 +35,8 @@ def measure(
     convention: Convention | str = "papyan2020",
     center_head: bool = False,
     weight: npt.ArrayLike | None = None,
+    incoming: npt.ArrayLike | None = None,
+    decays: tuple[float, float] = (1.0, 1.0),
 ) -> LayerReport:
     """Compute every metric of one layer.
 
@@ -50,6 +53,10 @@ def measure(
         Centre the head's rows over the classes before NC3.
     weight : (k, d) array_like, optional
         A weight matrix fed by this layer, for ``dnc3_sine``; the head's if left out.
+    incoming : (d, k) array_like, optional
+        The weight matrix that this layer comes out of, for ``weight_balance``.
+    decays : (float, float)
+        Weight decays of `incoming` and `weight`, for the same; alike if left out.
 
     Returns
     -------
@@ -59,7 +66,7 @@ def measure(
     Raises
     ------
     ValueError
-        If the head, weight or decisions do not fit the layer, or the convention is unknown.
+        If the head, a weight, the decays or decisions do not fit the layer, or the convention is unknown.
 
     Examples
     --------
@@ -72,7 +79,9 @@ def measure(
     """
     convention = Convention.named(convention)
     fed = None if weight is None else np.asarray(weight, np.float64)
+    into = None if incoming is None else np.asarray(incoming, np.float64)
     _check_fit(moments, head, decisions, fed)
+    _check_balance(moments, into, decays)
     if fed is None and head is not None:
         fed = head.weight
     geometry = ClassGeometry(moments, convention.center)
@@ -85,6 +94,7 @@ def measure(
         _of_head(geometry, head, center_head),
         _nc4(geometry, decisions),
         _rank(geometry, fed),
+        _balance(into, fed, decays),
     ):
         for name, compute in family:
             try:
@@ -99,6 +109,7 @@ def measure(
         flags=_flags(geometry, values, floor),
         per_class=_per_class(geometry, decisions),
         vectors=_vectors(geometry),
+        matrices=_matrices(geometry),
         intervals=_intervals(decisions, values),
         provenance=_provenance(geometry, convention, center_head, decisions, floor),
     )
@@ -120,8 +131,12 @@ def undefined_report(code: str, has_head: bool) -> LayerReport:
     >>> layer["nc1_pinv"], layer.reason("nc1_pinv"), layer.reason("nc3_cosine")
     (nan, 'never_fired', 'no_head')
     """
-    names = [name for name in METRICS if has_head or not _needs_head(name)]
-    reasons = {name: code if name in names else "no_head" for name in METRICS}
+    names = [
+        name for name in METRICS if name != "weight_balance" and (has_head or not _needs_head(name))
+    ]
+    absent = {name: "no_head" for name in METRICS if name not in names}
+    absent["weight_balance"] = "no_incoming"
+    reasons = {name: absent.get(name, code) for name in METRICS}
     return LayerReport(dict.fromkeys(names, math.nan), reasons, flags=(code,))
 
 
@@ -149,6 +164,20 @@ def _check_fit(
             f"decisions are about {len(decisions.rows)} classes, the moments about "
             f"{moments.num_classes}"
         )
+
+
+def _check_balance(
+    moments: ClassMoments,
+    incoming: npt.NDArray[np.float64] | None,
+    decays: tuple[float, float],
+) -> None:
+    if incoming is not None and (incoming.ndim != 2 or incoming.shape[0] != moments.width):
+        raise ValueError(
+            f"incoming has shape {incoming.shape}, the layer has {moments.width} features: "
+            "expected (d, k), the matrix that this layer comes out of"
+        )
+    if len(decays) != 2 or not all(0 < decay < math.inf for decay in decays):
+        raise ValueError(f"decays={decays}: pass two positive numbers, of incoming and weight")
 
 
 def _nc1(geometry: ClassGeometry, convention: Convention) -> Computed:
@@ -253,6 +282,22 @@ def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Co
     yield "dnc3_sine", sine
 
 
+def _balance(
+    incoming: npt.NDArray[np.float64] | None,
+    weight: npt.NDArray[np.float64] | None,
+    decays: tuple[float, float],
+) -> Computed:
+    if incoming is None or weight is None:
+        return
+
+    def balance() -> float:
+        for matrix in (incoming, weight):
+            _require(bool((np.abs(matrix) <= LARGEST).all()), "nonfinite_head")
+        return rank.weight_balance(incoming, weight, decays)
+
+    yield "weight_balance", balance
+
+
 def _finite_means(geometry: ClassGeometry) -> npt.NDArray[np.float64]:
     _require(geometry.rows > 0, "no_rows")
     _require(geometry.num_present > 1, "one_class")
@@ -271,6 +316,8 @@ def _absent(
     def reason(name: str) -> str:
         if name.startswith("nc4") and decisions is not None:
             return "no_logits"
+        if name == "weight_balance":
+            return "no_incoming"
         if name == "ncc_accuracy":
             return "no_decisions"
         return "no_head" if head is None else "no_decisions"
@@ -286,6 +333,18 @@ def _vectors(geometry: ClassGeometry) -> dict[str, npt.NDArray[np.float64]]:
     with suppress(Undefined):
         vectors["means_singular_values_uncentred"] = _uncentred_values(geometry)
     return vectors
+
+
+def _matrices(geometry: ClassGeometry) -> dict[str, npt.NDArray[np.float64]]:
+    matrices: dict[str, npt.NDArray[np.float64]] = {}
+    if geometry.num_present > GRAM_CLASSES:
+        return matrices
+    with suppress(Undefined):
+        means = _finite_means(geometry)
+        matrices["means_gram"] = means @ means.T
+    with suppress(Undefined):
+        matrices["means_gram_centred"] = geometry.centred @ geometry.centred.T
+    return matrices
 
 
 def _per_class(geometry: ClassGeometry, decisions: Decisions | None) -> dict[str, npt.NDArray[Any]]:

@@ -103,6 +103,47 @@ def means_condition(values: Floats, num_present: int) -> float:
     return float(values[0] / values[-1])
 
 
+def weight_balance(
+    incoming: Floats, outgoing: Floats, decays: tuple[float, float] = (1.0, 1.0)
+) -> float:
+    r"""How far two consecutive weights are from balance.
+
+    :math:`|A - B| / (|A| + |B|)` with :math:`A = \lambda_l W_l W_l^\top` and
+    :math:`B = \lambda_{l+1} W_{l+1}^\top W_{l+1}`. Zero at every stationary point where no activation
+    is between them, and at deep neural collapse; through a ReLU only the diagonals of A and B agree at
+    every stationary point.
+
+    Parameters
+    ----------
+    incoming : (d, k) float64
+        :math:`W_l`, whose output is this layer.
+    outgoing : (m, d) float64
+        :math:`W_{l+1}`, which this layer feeds.
+    decays : (float, float)
+        Weight decays :math:`\lambda_l, \lambda_{l+1}`, positive.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+
+    References
+    ----------
+    Dang et al. 2023 (balance of deep linear optima); Sukenik, Mondelli & Lampert 2023.
+
+    Examples
+    --------
+    >>> weight_balance(np.diag([1.0, 2.0]), np.diag([2.0, 4.0]), decays=(4.0, 1.0))
+    0.0
+    """
+    a = decays[0] * incoming @ incoming.T
+    b = decays[1] * outgoing.T @ outgoing
+    total = float(np.linalg.norm(a) + np.linalg.norm(b))
+    if not total > 0:
+        raise Undefined("zero_weights")
+    return float(np.linalg.norm(a - b)) / total
+
+
 def dnc3_sine(weight: Floats, means: Floats) -> float:
     r"""How far the rows of a weight matrix point from the class means it is fed.
 

@@ -37,6 +37,9 @@ class LayerReport(Mapping[str, float]):
         class), ``ncc_accuracy``; NaN for absent classes.
     vectors : dict of str to array
         ``means_singular_values`` and ``means_singular_values_uncentred``.
+    matrices : dict of str to (C, C) array
+        ``means_gram`` and ``means_gram_centred``: inner products of the class means, for `compare`. Of
+        present classes only, and of 200 at most; not part of `to_dict`, where they would be the bulk.
     intervals : dict of str to (float, float)
         95 % Wilson intervals of what was measured on a sample of the rows.
     provenance : dict
@@ -54,6 +57,7 @@ class LayerReport(Mapping[str, float]):
     flags: tuple[str, ...] = ()
     per_class: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     vectors: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    matrices: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -102,7 +106,7 @@ class LayerReport(Mapping[str, float]):
         return [int(c) for c in order[:count] if not math.isnan(relative[c])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain Python values, NaN as None, ready for JSON."""
+        """Return plain Python values, NaN as None, ready for JSON; without the matrices."""
         parts = {
             "metrics": self.values_by_name,
             "reasons": self.reasons,
@@ -239,7 +243,7 @@ class CollapseReport(Mapping[str, LayerReport]):
         conv1       1.5             -
         fc         0.25             -
         """
-        labels = {name: _printable(name) for name in self.layers}
+        labels = {name: printable(name) for name in self.layers}
         blocks = _blocks(metrics, width, max(map(len, ["layer", *labels.values()])))
         lines = []
         for names, columns, gap in blocks:
@@ -261,7 +265,7 @@ class CollapseReport(Mapping[str, LayerReport]):
         notes = [
             f"nan: {labels[name]}: {note}" for name in labels for note in self._notes(name, metrics)
         ]
-        for note in [*notes, *(f"! {_printable(warning)}" for warning in self.warnings)]:
+        for note in [*notes, *(f"! {printable(warning)}" for warning in self.warnings)]:
             lines += textwrap.wrap(note, width, subsequent_indent="  ")
         return "\n".join(lines)
 
@@ -329,7 +333,7 @@ def _cell(layer: LayerReport, metric: str) -> str:
     return f"{layer[metric]:.3g}" if metric in layer else "-"
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in name)
 
 

@@ -15,6 +15,8 @@ REASONS: dict[str, str] = {
     "no_head": "no classifier head belongs to this layer",
     "no_logits": "the network's own decisions were not seen for these rows",
     "no_decisions": "no rows were kept to decide on",
+    "no_incoming": "the weight matrices into and out of this layer were not given",
+    "zero_weights": "the weight matrices into and out of this layer are zero",
     "zero_head": "the head's weight is zero, or once centred",
     "head_orthogonal_to_means": "the head's weight is orthogonal to every class mean",
     "nonfinite_head": "the head or weight matrix holds NaN, Inf or values beyond 1e75",
@@ -26,6 +28,9 @@ REASONS: dict[str, str] = {
     "rows_missing": "the layer saw fewer label rows than were given",
     "rows_counted_twice": "the layer saw more label rows than were given",
 }
+
+LACKS_WEIGHT = ("no_head", "no_incoming")
+"""Reasons that stay: the layer has no such weight, so the metric never comes."""
 
 
 class Undefined(ArithmeticError):

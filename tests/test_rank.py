@@ -134,3 +134,37 @@ def test_features_that_are_all_alike_have_no_rank(rows):
     report = cm.measure(cm.ClassMoments.from_batch(rows, [0, 0, 1, 1], 2))
     assert np.isnan(report["features_effective_rank"])
     assert report.reason("features_effective_rank") == "no_between_class_scatter"
+
+
+def test_weights_of_a_balanced_linear_network_balance():
+    rng = np.random.default_rng(0)
+    left, values, right = np.linalg.svd(rng.standard_normal((5, 4)), full_matrices=False)
+    incoming = np.sqrt(values)[:, None] * right
+    outgoing = left * np.sqrt(values)
+    assert rank.weight_balance(incoming, outgoing) < 1e-15
+    assert rank.weight_balance(incoming, 2 * outgoing, (4.0, 1.0)) < 1e-15
+    assert rank.weight_balance(incoming, 2 * outgoing) == pytest.approx(3 / 5)
+    assert rank.weight_balance(incoming, 0 * outgoing) == 1.0
+
+
+def test_weight_balance_is_measured_when_asked_for():
+    moments = cm.ClassMoments.from_batch(np.eye(3), [0, 1, 2], 3)
+    with_head = cm.measure(moments, head=cm.Head(np.eye(3)), incoming=np.eye(3))
+    assert with_head["weight_balance"] == 0.0
+    layer = cm.measure(moments, weight=np.eye(3), incoming=2 * np.eye(3), decays=(1.0, 4.0))
+    assert layer["weight_balance"] == 0.0
+    absent = cm.measure(moments, weight=np.eye(3))
+    assert "weight_balance" not in absent
+    assert absent.reason("weight_balance") == "no_incoming"
+    zero = cm.measure(moments, weight=np.zeros((2, 3)), incoming=np.zeros((3, 2)))
+    assert zero.reason("weight_balance") == "zero_weights"
+    broken = cm.measure(moments, weight=np.full((2, 3), np.nan), incoming=np.eye(3))
+    assert broken.reason("weight_balance") == "nonfinite_head"
+
+
+def test_weights_that_do_not_fit_are_refused():
+    moments = cm.ClassMoments.from_batch(np.eye(3), [0, 1, 2], 3)
+    with pytest.raises(ValueError, match=r"incoming has shape \(2, 3\), the layer has 3 features"):
+        cm.measure(moments, incoming=np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"decays=\(1.0, 0.0\): pass two positive numbers"):
+        cm.measure(moments, decays=(1.0, 0.0))

@@ -20,11 +20,11 @@ from collapsemeter.dufm.factors import (
     check_widths,
     unit_first_layer,
 )
-from collapsemeter.dufm.frames import centring
 from collapsemeter.dufm.network import class_columns, fit_and_slope
 from collapsemeter.dufm.optimum import Optimum, Status
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.scalar import ell, ell_minimiser
+from collapsemeter.frames import centring
 
 BINARY = "Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165"
 

@@ -14,10 +14,10 @@ from collapsemeter.dufm.factors import (
     split_linear,
     unit_first_layer,
 )
-from collapsemeter.dufm.frames import centring
 from collapsemeter.dufm.optimum import Optimum
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.scalar import least_margin_loss, softmax_margin
+from collapsemeter.frames import centring
 
 SOURCE = "Garrod & Keating 2024, arXiv 2410.23169"
 

@@ -4,32 +4,8 @@ from itertools import combinations
 
 import numpy as np
 
+from collapsemeter import frames
 from collapsemeter.dufm.arrays import FloatArray
-
-
-def centring(num_classes: int) -> FloatArray:
-    r"""The projection that removes the mean over classes, :math:`P = I - J/K`.
-
-    Parameters
-    ----------
-    num_classes : int
-        Number of classes, K.
-
-    Returns
-    -------
-    ndarray, shape (K, K)
-
-    References
-    ----------
-    Papyan, Han & Donoho 2020.
-
-    Examples
-    --------
-    >>> centring(2)
-    array([[ 0.5, -0.5],
-           [-0.5,  0.5]])
-    """
-    return np.eye(num_classes) - 1.0 / num_classes
 
 
 def _basis(width: int, rank: int, rng: np.random.Generator | None) -> FloatArray:
@@ -120,14 +96,8 @@ def simplex_etf(num_classes: int, width: int, rng: np.random.Generator | None = 
     [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
     """
     _check_frame(num_classes, width, num_classes - 1, "a simplex ETF")
-    # Helmert rows: an orthonormal basis of the vectors that sum to zero.
-    helmert = np.zeros((num_classes - 1, num_classes))
-    for row in range(1, num_classes):
-        helmert[row - 1, :row] = 1.0
-        helmert[row - 1, row] = -row
-    helmert /= np.linalg.norm(helmert, axis=1, keepdims=True)
-    scale = np.sqrt(num_classes / (num_classes - 1))
-    return np.asarray(scale * _basis(width, num_classes - 1, rng) @ helmert)
+    simplex = frames.simplex_etf(num_classes, num_classes - 1).T
+    return np.asarray(_basis(width, num_classes - 1, rng) @ simplex)
 
 
 def edges(order: int) -> list[tuple[int, int]]:

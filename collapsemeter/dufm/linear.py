@@ -12,10 +12,10 @@ from collapsemeter.dufm.factors import (
     split_diagonal,
     split_linear,
 )
-from collapsemeter.dufm.frames import centring
 from collapsemeter.dufm.optimum import Optimum, Status
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.scalar import ell, ell_minimiser
+from collapsemeter.frames import centring
 
 
 def linear(problem: DUFM) -> Optimum:

@@ -103,8 +103,13 @@ class Geometry:
         """The same point with one column per sample, for `loss_and_gradient`."""
         return repeat_samples(self.problem, self.variables)
 
-    def moments(self) -> "dict[int, ClassMoments]":
+    def moments(self, before_activation: bool = False) -> "dict[int, ClassMoments]":
         """Class moments of every layer, without scatter, as if they had been measured.
+
+        Parameters
+        ----------
+        before_activation : bool
+            Whether to leave the ReLU out.
 
         Returns
         -------
@@ -116,7 +121,7 @@ class Geometry:
         classes = self.problem.num_classes
         moments = {}
         for layer in range(1, self.problem.depth + 2):
-            means = self.class_means(layer)
+            means = self.class_means(layer, before_activation)
             moments[layer] = ClassMoments(
                 counts=self.problem.counts,
                 means=means,

@@ -8,9 +8,9 @@ import numpy as np
 from collapsemeter.dufm.applies import require, require_survival
 from collapsemeter.dufm.arrays import FloatArray
 from collapsemeter.dufm.factors import check_widths, split_linear
-from collapsemeter.dufm.frames import centring
 from collapsemeter.dufm.optimum import Optimum
 from collapsemeter.dufm.problem import DUFM
+from collapsemeter.frames import centring
 
 
 @dataclass(frozen=True)

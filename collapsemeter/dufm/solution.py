@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PROOF_TOLERANCE = 1e-6
 """Relative distance from the lower bound up to which a loss is called optimal."""
 
+DISJOINT = 1e-3
+"""Inner product, relative to its squared norm, below which a class has its own neurons."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -140,16 +143,31 @@ class Solution(Geometry):
         layers = range(2, self.problem.depth + 2)
         return tuple(self.rank(layer, before_activation=True) for layer in layers)
 
-    def moments(self) -> "dict[int, ClassMoments]":
+    @cached_property
+    def free_layers(self) -> tuple[int, ...]:
+        """Layers whose geometry is left open: the first, where a class has neurons of its own.
+
+        After the ReLU of layer 2 such a class is orthogonal to all others, here to 1e-3. What
+        the ReLU cut off may then be anything of the same nuclear norm.
+        """
+        if not self.problem.rectified:
+            return ()
+        gram = self.gram(2)
+        own = np.diag(gram)
+        others = np.max(np.abs(gram - np.diag(own)), axis=1)
+        return (1,) if bool(np.any((own > 0) & (others <= DISJOINT * own))) else ()
+
+    def moments(self, before_activation: bool = False) -> "dict[int, ClassMoments]":
         """Class moments of every layer, with the scatter that descent left."""
         if not self.by_sample:
-            return super().moments()
+            return super().moments(before_activation)
         from collapsemeter.moments import ClassMoments
 
         labels = sample_columns(self.problem).labels
         moments = {}
-        for layer, acts in enumerate(forward(self.problem, self.point)[1], start=1):
-            means = self.class_means(layer)
+        acts_of_layers = forward(self.problem, self.point)[0 if before_activation else 1]
+        for layer, acts in enumerate(acts_of_layers, start=1):
+            means = self.class_means(layer, before_activation)
             off = acts.T - means[labels]
             moments[layer] = ClassMoments(
                 counts=self.problem.counts,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from ..report import CollapseReport
+from ..undefined import LACKS_WEIGHT
 from .guard import GuardedSink
 from .scalars import Scalars
 
@@ -109,7 +110,7 @@ class TensorBoardSink(GuardedSink):
                 self._scalars.tag(metric, name)
                 for metric in metrics
                 for name, layer in report.items()
-                if layer.reasons.get(metric) != "no_head"
+                if layer.reasons.get(metric) not in LACKS_WEIGHT
             ]
 
         return {

@@ -7,6 +7,7 @@ import re
 
 from ..catalogue import METRICS
 from ..report import CollapseReport, LayerReport
+from ..undefined import LACKS_WEIGHT
 from .guard import warn
 
 # Every tracker accepts ASCII word characters, dot, dash and slash. MLflow may store a metric as a file of
@@ -78,8 +79,10 @@ class Scalars:
 
 
 def _metrics(layer: LayerReport) -> list[str]:
-    """Metrics with a value, or without one for now; those of a head the layer lacks never come."""
-    known = [m for m in METRICS if m in layer or layer.reasons.get(m, "no_head") != "no_head"]
+    """Metrics with a value, or without one for now; those of a weight the layer lacks never come."""
+    known = [
+        m for m in METRICS if m in layer or layer.reasons.get(m, "no_head") not in LACKS_WEIGHT
+    ]
     return known + [m for m in layer if m not in METRICS]
 
 

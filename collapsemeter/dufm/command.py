@@ -1,0 +1,314 @@
+"""``collapsemeter dufm``: the optimum of a problem as text, JSON and a figure."""
+
+import json
+import math
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from collapsemeter.dufm.optimum import Geometry, Optimum
+from collapsemeter.dufm.overview import Overview, overview, ranks, reference_record
+from collapsemeter.dufm.problem import DUFM
+from collapsemeter.dufm.solution import Solution
+from collapsemeter.dufm.solver import solve
+from collapsemeter.dufm.sweep import Point, parse_sweep, run_sweep
+from collapsemeter.report import plain
+
+WIDTH = 80
+SHOWN = 3
+"""Partial solutions listed by themselves; more are summed up in one row."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to do besides listing the closed forms.
+
+    Parameters
+    ----------
+    solve : bool
+        Whether to minimise numerically, from `restarts` starts with `seed` in `jobs`
+        processes.
+    plot : str, optional
+        Where to write a figure.
+    sweep : str, optional
+        See `parse_sweep`.
+    json, quiet : bool
+        Print JSON and nothing else; print one line.
+    """
+
+    solve: bool = False
+    restarts: int = 8
+    seed: int = 0
+    jobs: int = 1
+    plot: str | None = None
+    sweep: str | None = None
+    json: bool = False
+    quiet: bool = False
+
+    def solution(self, problem: DUFM) -> Solution:
+        """The best point that descent finds."""
+        shown = not (self.json or self.quiet) and sys.stdout.isatty()
+        return solve(problem, restarts=self.restarts, rng=self.seed, jobs=self.jobs, progress=shown)
+
+
+def run(problem: DUFM, wish: Wish) -> None:
+    """Print what is known about a problem, and do what else is wished for.
+
+    Parameters
+    ----------
+    problem : DUFM
+        Any problem.
+    wish : Wish
+        What to do.
+
+    Raises
+    ------
+    ValueError
+        If the sweep does not read, or a figure has another ending than .svg or .png.
+    ImportError
+        If a figure is asked for and matplotlib is missing.
+
+    Examples
+    --------
+    >>> run(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01), Wish(quiet=True))
+    best known: dnc, loss 0.07048705429; theorem: global optimum for two classes
+    """
+    from collapsemeter.dufm.figure import plot_problem, plot_sweep
+    from collapsemeter.figure import check_ending
+
+    if wish.plot is not None:
+        check_ending(wish.plot)
+    if wish.sweep is not None:
+        sweep = parse_sweep(wish.sweep)
+        points = run_sweep(problem, sweep, wish.solution if wish.solve else None)
+        _print_sweep(sweep.name, points, wish)
+        if wish.plot is not None:
+            plot_sweep(sweep.name, points, wish.plot)
+        return
+    known = overview(problem)
+    if not (wish.json or wish.quiet):
+        print(table(known))
+    solution = wish.solution(problem) if wish.solve else None
+    if wish.json:
+        _print_json(record(known, solution))
+    elif wish.quiet:
+        print(known.words if solution is None else solution.verdict)
+    elif solution is not None:
+        print("\nsolved: " + _wrapped(solution.summary()))
+    if wish.plot is not None:
+        plot_problem(known, solution, wish.plot)
+
+
+def _wrapped(text: str) -> str:
+    lines = [textwrap.wrap(line, WIDTH - 8, subsequent_indent="  ") for line in text.splitlines()]
+    return "\n".join(line for part in lines for line in part)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(plain(value), indent=2, allow_nan=False))
+
+
+def describe(problem: DUFM) -> str:
+    """The problem in one sentence.
+
+    Examples
+    --------
+    >>> describe(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.02))
+    'K = 2 classes of n = 10, L = 3 layers of width 32, relu, loss mse, no bias, lambda_H = 0.01, lambda = 0.02'
+    """
+
+    def alike(values: Sequence[object]) -> str:
+        distinct = set(values)
+        if len(distinct) == 1:
+            return f"{values[0]}"
+        shown = ", ".join(map(str, values[:8]))
+        return f"({shown}{', ...' if len(values) > 8 else ''})"
+
+    bias = f"bias with decay {problem.bias_decay:g}" if problem.bias else "no bias"
+    return (
+        f"K = {problem.num_classes} classes of n = {alike(problem.counts.tolist())}, "
+        f"L = {problem.depth} layer{'s' if problem.depth > 1 else ''} of width {alike(problem.layer_widths)}, "
+        f"{problem.activation}, loss {problem.loss}, {bias}, "
+        f"lambda_H = {problem.feature_decay:g}, lambda = {alike(problem.decays)}"
+    )
+
+
+def table(known: Overview) -> str:
+    """The problem, its thresholds, every closed form and the best known, in 80 columns.
+
+    Examples
+    --------
+    >>> print(table(overview(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01))))
+    K = 2 classes of n = 10, L = 3 layers of width 32, relu, loss mse, no bias,
+      lambda_H = 0.01, lambda = 0.01
+    collapse: n lambda_H prod lambda_l = 1e-07, below the collapse threshold
+      0.000342936: collapse exists and beats the zero network
+    low rank: no low-rank closed form applies to K = 2 here; strongly regular graphs
+      do from K = 10 at L = 3 and from K = 6 at L = 4 and deeper
+    <BLANKLINE>
+    name                  loss    ratio  rank of H_2 ...  status       source
+    -------------------------------------------------------------------------
+    dnc           0.0704870543   1.0000  2x3              theorem      [1]
+    partial(1)    0.2852435271   4.0468  1x3              upper bound  [2]
+    zero          0.5000000000   7.0935  0x3              upper bound  [1]
+    <BLANKLINE>
+    best known: dnc, loss 0.07048705429; theorem: global optimum for two classes
+    [1] Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165
+    [2] Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165, for the model
+    ratio: loss over that of collapse; ranks: layers 2 to L + 1 before the ReLU
+    """
+    sources = list(dict.fromkeys(reference.source for reference in known.references))
+    paragraphs = [describe(known.problem)]
+    paragraphs += [f"{threshold.name}: {threshold.words}" for threshold in known.thresholds]
+    head = f"{'name':<14}{'loss':>12}{'ratio':>9}  {'rank of H_2 ...':<15}  {'status':<11}  source"
+    lines = [_paragraph(text) for text in paragraphs]
+    lines += ["", head, "-" * len(head)]
+    shown, summed = _split_partial(known.references)
+    lines += [_row(known, reference, sources) for reference in shown]
+    if summed:
+        low, high = summed[0], summed[-1]
+        lines.append(f"  and {low.name} to {high.name}: losses {low.loss:.6g} to {high.loss:.6g}")
+    lines += ["", _paragraph(known.words)]
+    lines += [_paragraph(f"[{number}] {text}") for number, text in enumerate(sources, start=1)]
+    lines.append("ratio: loss over that of collapse; ranks: layers 2 to L + 1 before the ReLU")
+    return "\n".join(lines)
+
+
+def _paragraph(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, WIDTH, subsequent_indent="  "))
+
+
+def _split_partial(references: tuple[Optimum, ...]) -> tuple[list[Optimum], list[Optimum]]:
+    partial = [reference for reference in references if "learned" in reference.parameters]
+    summed = partial[1:] if len(partial) > SHOWN else []
+    return [reference for reference in references if reference not in summed], summed
+
+
+def _row(known: Overview, reference: Optimum, sources: list[str]) -> str:
+    number = sources.index(reference.source) + 1
+    return (
+        f"{reference.name:<14}{reference.loss:>12.10f}{_ratio(known.ratio(reference.loss)):>9}  "
+        f"{rank_words(ranks(reference)):<15}  {reference.status:<11}  [{number}]"
+    )
+
+
+def _ratio(ratio: float) -> str:
+    return "-" if math.isnan(ratio) else f"{ratio:.4f}"
+
+
+def rank_words(values: Sequence[int]) -> str:
+    """Ranks with repetitions counted.
+
+    Examples
+    --------
+    >>> rank_words([5, 5, 5, 10]), rank_words([2])
+    ('5x3 10', '2')
+    """
+    runs = [(value, len(list(run))) for value, run in groupby(values)]
+    return " ".join(f"{value}x{count}" if count > 1 else f"{value}" for value, count in runs)
+
+
+def _print_sweep(name: str, points: list[Point], wish: Wish) -> None:
+    if wish.json:
+        _print_json(
+            {
+                "format": "collapsemeter.DUFMSweep",
+                "version": 1,
+                "name": name,
+                "points": [{"value": p.value, **record(p.known, p.solution)} for p in points],
+            }
+        )
+    elif wish.quiet:
+        for point in points:
+            best = point.known.references[0]
+            print(f"{name} = {point.value:.6g}: {best.name}, loss {best.loss:.10g}")
+    else:
+        print(sweep_table(name, points))
+
+
+def sweep_table(name: str, points: list[Point]) -> str:
+    """The best known solution at every swept value, in 80 columns.
+
+    Examples
+    --------
+    >>> from collapsemeter.dufm.sweep import Sweep
+    >>> problem = DUFM(2, 1, 2, feature_decay=0.05, weight_decay=0.05)
+    >>> print(sweep_table("depth", run_sweep(problem, Sweep("depth", (2.0, 3.0)))))
+            depth  best                  loss    ratio  ranks            status
+    -------------------------------------------------------------------------------
+                2  dnc           0.1448188192   1.0000  2x2              theorem
+                3  dnc           0.1947211165   1.0000  2x3              theorem
+    """
+    solved = any(point.solution is not None for point in points)
+    last = "solved" if solved else "status"
+    head = f"{name:>13}  {'best':<13}{'loss':>13}{'ratio':>9}  {'ranks':<15}  {last}"
+    lines = [head, "-" * (WIDTH - 1)]
+    for point in points:
+        best: Geometry = point.known.references[0]
+        assert isinstance(best, Optimum)
+        end = best.status if point.solution is None else f"{point.solution.loss:.10f}"
+        lines.append(
+            f"{point.value:>13.6g}  {best.name:<13}{best.loss:>13.10f}"
+            f"{_ratio(point.known.ratio(best.loss)):>9}  {rank_words(ranks(best)):<15}  {end}"
+        )
+    return "\n".join(lines)
+
+
+def record(known: Overview, solution: Solution | None = None) -> dict[str, Any]:
+    """What is known, and what was found, as plain values ready for JSON.
+
+    Examples
+    --------
+    >>> known = overview(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01))
+    >>> record(known)["best"], record(known)["references"][0]["ranks"]
+    ('dnc', (2, 2, 2))
+    """
+    problem = known.problem
+    found = None if solution is None else _solution_record(solution)
+    return {
+        "format": "collapsemeter.DUFM",
+        "version": 1,
+        "problem": {
+            "num_classes": problem.num_classes,
+            "per_class": problem.per_class,
+            "depth": problem.depth,
+            "widths": problem.layer_widths,
+            "feature_decay": problem.feature_decay,
+            "weight_decay": problem.decays,
+            "loss": problem.loss,
+            "bias": problem.bias,
+            "bias_decay": problem.bias_decay,
+            "activation": problem.activation,
+            "canonical_decay": problem.canonical_decay,
+        },
+        "thresholds": {
+            t.name: {"value": t.value, "threshold": t.threshold, "words": t.words}
+            for t in known.thresholds
+        },
+        "lower_bound": known.lower_bound,
+        "best": known.references[0].name,
+        "words": known.words,
+        "references": [reference_record(known, reference) for reference in known.references],
+        "solution": found,
+    }
+
+
+def _solution_record(solution: Solution) -> dict[str, Any]:
+    layers = range(1, solution.problem.depth + 2)
+    return {
+        "loss": solution.loss,
+        "gap": solution.gap,
+        "reference": solution.reference.name,
+        "proven": solution.proven,
+        "verdict": solution.verdict,
+        "ranks": solution.ranks,
+        "singular_values": {layer: solution.singular_values(layer) for layer in layers},
+        "residual": {
+            "gradient": solution.residual.plain,
+            "generalised": solution.residual.generalised,
+        },
+        "starts": [{"kind": start.kind, "loss": start.loss} for start in solution.starts],
+    }

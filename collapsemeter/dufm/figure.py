@@ -1,0 +1,165 @@
+"""Figures of the command line: structures of one problem, and losses along a sweep."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collapsemeter.dufm.optimum import Geometry, Optimum
+from collapsemeter.dufm.overview import Overview
+from collapsemeter.dufm.solution import Solution
+from collapsemeter.dufm.sweep import WHOLE, Point
+from collapsemeter.figure import write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"dnc": "#0072B2", "srg": "#D55E00", "blocks": "#E69F00", "pairs": "#CC79A7",
+           "zero": "#777777", "solved": "#009E73"}  # fmt: skip
+OTHERS = ("#0072B2", "#56B4E9", "#D55E00", "#CC79A7", "#E69F00", "#F0E442", "#777777")
+DRAWN = 4
+"""Structures whose singular values are drawn."""
+
+
+def plot_problem(known: Overview, solution: Solution | None, path: str) -> None:
+    """Draw the loss of every structure, and the singular values of the best, layer by layer.
+
+    Parameters
+    ----------
+    known : Overview
+        What is known about the problem.
+    solution : Solution, optional
+        What the solver found.
+    path : str
+        Ends in ``.svg`` or ``.png``.
+    """
+    write_figure(lambda: _draw_problem(known, solution), path)
+
+
+def _shown(known: Overview, solution: Solution | None) -> list[tuple[str, Geometry, float]]:
+    """Name, geometry and loss: of partial solutions only the best, which stands for all."""
+    partial = [r for r in known.references if "learned" in r.parameters][:1]
+    whole = [r for r in known.references if "learned" not in r.parameters or r in partial]
+    shown: list[tuple[str, Geometry, float]] = [(r.name, r, r.loss) for r in whole]
+    if solution is not None:
+        shown.append(("solved", solution, solution.loss))
+    return sorted(shown, key=lambda entry: entry[2])
+
+
+def _colours(names: list[str]) -> dict[str, str]:
+    spare = [colour for colour in OTHERS if colour not in {COLOURS.get(name) for name in names}]
+    colours = {}
+    for name in names:
+        colours[name] = COLOURS[name] if name in COLOURS else (spare.pop(0) if spare else "#777777")
+    return colours
+
+
+def _draw_problem(known: Overview, solution: Solution | None) -> "Figure":
+    from matplotlib.figure import Figure
+
+    shown = _shown(known, solution)
+    colours = _colours([name for name, _, _ in shown])
+    depth = known.problem.depth
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    losses, spectra = figure.subplots(1, 2, width_ratios=[1, 1.5])
+    rows = np.arange(len(shown))
+    losses.barh(rows, [loss for _, _, loss in shown], color=[colours[n] for n, _, _ in shown])
+    losses.set_yticks(rows, [name for name, _, _ in shown])
+    losses.invert_yaxis()
+    losses.set(title="Loss of every structure", xlabel="loss")
+    losses.margins(x=0.2)
+    losses.grid(axis="y", visible=False)
+    for row, (_, _, loss) in enumerate(shown):
+        losses.annotate(f"{loss:.5g}", (loss, row), xytext=(4, 0), textcoords="offset points",
+                        va="center", fontsize=9)  # fmt: skip
+    whole = [entry for entry in shown if not entry[0].startswith(("zero", "partial"))]
+    _spectra(spectra, whole[:DRAWN], colours, depth)
+    problem = known.problem
+    figure.suptitle(f"K = {problem.num_classes}, L = {depth}, c = {problem.canonical_decay:.3g}")
+    return figure
+
+
+def _spectra(
+    axes: "Axes", shown: list[tuple[str, Geometry, float]], colours: dict[str, str], depth: int
+) -> None:
+    """Singular values over the largest of their layer, side by side in every layer."""
+    step = 0.8 / max(len(shown), 1)
+    for place, (name, geometry, _) in enumerate(shown):
+        for layer in range(1, depth + 2):
+            values = geometry.singular_values(layer, before_activation=True)
+            values = values / (values[0] or 1.0)
+            kept = values[: geometry.problem.num_classes]
+            offset = layer - 0.4 + step * (place + 0.15)
+            along = offset + 0.7 * step * np.arange(kept.size) / max(kept.size - 1, 1)
+            axes.plot(along, kept, ".-", color=colours[name], markersize=5, linewidth=0.7,
+                      label=name if layer == 1 else None)  # fmt: skip
+    axes.set_xticks(range(1, depth + 2), [*(f"H_{k}" for k in range(1, depth + 1)), "output"])
+    axes.set(title="Singular values of the class means, before the ReLU", ylim=(-0.03, 1.06),
+             ylabel="over the largest")  # fmt: skip
+    axes.grid(axis="x", visible=False)
+    if shown:
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=DRAWN)
+
+
+def plot_sweep(name: str, points: list[Point], path: str) -> None:
+    """Draw the loss of every structure against the swept value.
+
+    Parameters
+    ----------
+    name : str
+        What was swept.
+    points : list of Point
+        From `run_sweep`.
+    path : str
+        Ends in ``.svg`` or ``.png``.
+    """
+    write_figure(lambda: _draw_sweep(name, points), path)
+
+
+def _draw_sweep(name: str, points: list[Point]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    curves = _curves(points)
+    colours = _colours(list(curves))
+    compared = len(set(curves) - {"zero"}) > 1
+    figure = Figure(figsize=(11 if compared else 6.5, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2 if compared else 1, squeeze=False, sharex=True)[0]
+    losses, ratios = panels[0], panels[-1]
+    values = np.array([point.value for point in points])
+    scales = np.array([_collapse_loss(point) for point in points])
+    for label, curve in curves.items():
+        style: dict[str, Any] = {"color": colours[label], "label": label}
+        style |= {"linestyle": "none", "marker": "x"} if label == "solved" else {"marker": "."}
+        losses.plot(values, curve, **style)
+        if compared and label != "zero":
+            ratios.plot(values, curve / scales, **style)
+    ratios.set(title="Loss over that of collapse", xlabel=name, ylabel="ratio")
+    losses.set(title="Loss of every structure", xlabel=name, ylabel="loss")
+    for axes in panels:
+        if name in WHOLE:
+            axes.locator_params(axis="x", integer=True)
+        else:
+            axes.set_xscale("log")
+    losses.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _collapse_loss(point: Point) -> float:
+    return math.nan if point.known.collapsed is None else point.known.collapsed.loss
+
+
+def _curves(points: list[Point]) -> dict[str, Any]:
+    """Losses of each structure at every point, NaN where it does not exist; no partial ones."""
+    curves: dict[str, Any] = {}
+
+    def put(name: str, index: int, loss: float) -> None:
+        curves.setdefault(name, np.full(len(points), math.nan))[index] = loss
+
+    for index, point in enumerate(points):
+        for reference in point.known.references:
+            if isinstance(reference, Optimum) and "learned" not in reference.parameters:
+                put(reference.name, index, reference.loss)
+        if point.solution is not None:
+            put("solved", index, point.solution.loss)
+    return curves
