@@ -41,8 +41,11 @@ def test_the_training_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_arrays() -> None:
-    (arrays,) = (block for block in BLOCKS if "from_batch" in block)
-    exec(arrays, {})
+    arrays, compared = (block for block in BLOCKS if "cm." in block)
+    names: dict[str, object] = {}
+    exec(arrays, names)
+    exec(compared, names)
+    assert "fc" in str(names["comparison"].table())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/metrics.md"])
