@@ -136,10 +136,11 @@ def draw(figure: Figure, numbers: Numbers) -> None:
 
 def line(axes: Axes, depth: int, colour: str) -> None:
     """The closed-form fit up to the threshold, and zero beyond."""
-    ratios = np.append(np.linspace(0.3, 1 - 1e-9, 200), 1 + 1e-9)
-    strengths = [2 * problem_at(float(r), depth).canonical_decay for r in ratios]
-    fits = [ell_minimiser(g, depth) for g in strengths]
-    axes.plot([*ratios, 1.6], [*fits, 0.0], color=colour, linewidth=1.3)
+    ratios = np.linspace(0.3, 1 - 1e-9, 200)
+    strengths = [2 * problem_at(float(ratio), depth).canonical_decay for ratio in ratios]
+    fits = [ell_minimiser(strength, depth) for strength in strengths]
+    # Not a number breaks the line: a jump has no middle.
+    axes.plot([*ratios, np.nan, 1.0, 1.6], [*fits, np.nan, 0.0, 0.0], color=colour, linewidth=1.3)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ the deep ReLU network it is not from K = 16 (L = 4) or K = 10 (L >= 5) on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from reproduction import BLACK, COLOURS, MARKERS, Numbers, Options, legend_below, main
+from reproduction import BLACK, COLOURS, GREY, MARKERS, Numbers, Options, legend_below, main
 
 from collapsemeter.dufm import (
     DUFM,
@@ -163,7 +164,11 @@ def draw(figure: Figure, numbers: Numbers) -> None:
     curves(relu, numbers["relu"], f"Deep ReLU, c = {weak:g}, K even")
     x = [row["decay"] for row in numbers["decays"]]
     for number, name in enumerate(("pairs", "polygon")):
-        style = {"color": COLOURS[4 + number], "marker": MARKERS[number], "label": name}
+        style: dict[str, Any] = {
+            "color": COLOURS[4 + number],
+            "marker": MARKERS[number],
+            "label": name,
+        }
         decays.plot(x, [row[name] for row in numbers["decays"]], **style)
     decays.set(xscale="log", xlabel="decay c", title=f"Deep linear, K = {SIX[0]}, L = {SIX[1]}")
     decays.axhline(1, color=BLACK, linewidth=1)
@@ -176,11 +181,14 @@ def curves(axes: Axes, rows: list[Numbers], title: str) -> None:
     for number, depth in enumerate(depths_of(rows)):
         found = of_depth(rows, depth)
         x = [row["classes"] for row in found]
-        style = {"color": COLOURS[number + 1], "marker": MARKERS[number], "ms": 4}
+        style: dict[str, Any] = {"color": COLOURS[number + 1], "marker": MARKERS[number], "ms": 4}
         axes.plot(x, [row["pairs"] for row in found], label=f"pairs, L = {depth}", **style)
         if "polygon" in found[0]:
             y = [row["polygon"] for row in found]
-            axes.plot(x, y, color=COLOURS[number + 1], linestyle=":", label="polygon")
+            axes.plot(x, y, color=COLOURS[number + 1], linestyle=":")
+    if "polygon" in rows[0]:
+        axes.plot([], [], color=GREY, linestyle=":", label="polygon, same colours")
+        axes.set_ylim(0.55, 1.35)  # at small depth the polygon's loss grows with K
     axes.axhline(1, color=BLACK, linewidth=1)
     axes.set(xlabel="classes K", title=title)
     legend_below(axes, 2)

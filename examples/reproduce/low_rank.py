@@ -138,16 +138,18 @@ def draw_paths(axes: Axes, numbers: Numbers) -> None:
 def draw_ranks(axes: Axes, numbers: Numbers) -> None:
     """Loss against the rank of the narrowest hidden layer."""
     collapsed = of_kind(numbers, "dnc")[0]["loss"]
-    for kind, (name, marker, colour) in KINDS.items():
+    for number, (kind, (name, marker, colour)) in enumerate(KINDS.items()):
         rows = of_kind(numbers, kind)
-        x = [min(row["ranks"]) for row in rows]
+        # Side by side within a rank, for they would hide each other.
+        x = [min(row["ranks"]) + 0.08 * (number - 2.5) for row in rows]
         y = [row["loss"] / collapsed for row in rows]
         size = 13 if marker == "*" else 7
-        style = {"color": colour, "ms": size, "mec": "white", "linestyle": "none"}
+        style: dict[str, Any] = {"color": colour, "ms": size, "mec": "white", "linestyle": "none"}
         axes.plot(x, y, marker, label=name, **style)
     axes.axhline(1, color=BLACK, linewidth=1)
     axes.set(xlabel="least rank of a layer", ylabel="loss / DNC loss", title="Loss against rank")
-    axes.set_xlim(3.5, CLASSES + 0.5)
+    axes.set_xticks(range(4, CLASSES + 1))
+    axes.grid(False, axis="x")
     legend_below(axes, 2)
 
 
@@ -158,9 +160,13 @@ def draw_spectra(axes: Axes, numbers: Numbers) -> None:
         row = min(of_kind(numbers, kind), key=lambda row: float(row["loss"]))
         values = row["singular_values"][1][:CLASSES]
         x = range(1, len(values) + 1)
-        axes.plot(x, [v / values[0] for v in values], marker=marker, color=colour, label=name)
+        y = [value / values[0] for value in values]
+        fill: dict[str, Any] = {"mfc": "none", "ms": 11} if kind == "srg" else {}
+        axes.plot(x, y, marker=marker, color=colour, label=name, **fill)
     axes.axhline(RANK_TOLERANCE, color=GREY, linestyle="--", linewidth=1)
-    axes.set(ylim=(-0.03, 1.08), xlabel="singular value", title="Class means of layer 3, largest = 1")
+    axes.set(
+        ylim=(-0.03, 1.08), xlabel="singular value", title="Class means of layer 3, largest = 1"
+    )
     axes.set_xticks(range(1, CLASSES + 1))
     legend_below(axes, 2)
 

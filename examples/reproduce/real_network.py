@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from reproduction import BLACK, COLOURS, GREY, MARKERS, Numbers, Options, main
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -42,9 +43,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, WIDTH)
-        )
+        self.features = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, WIDTH))
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for number in range(1, DEPTH):
             layers[f"w{number}"] = nn.Linear(WIDTH, WIDTH, bias=False)
@@ -143,7 +142,7 @@ def effective_decays(found: dict[str, float]) -> dict[str, float]:
 
 
 def study(options: Options) -> Numbers:
-    steps, looks = (150, 6) if options.quick else (6000, 40)
+    steps, looks = (80, 4) if options.quick else (6000, 40)
     network, data, history = train(options, steps, looks)
     problem = DUFM(
         CLASSES,
@@ -219,12 +218,12 @@ def draw(figure: Figure, numbers: Numbers) -> None:
     figure.set_size_inches(11, 4)
     loss, scatter, spectra = figure.subplots(1, 3, width_ratios=(4, 4, 5))
     draw_loss(loss, numbers)
-    history = numbers["history"]
+    history = numbers["history"][1:]  # step 0 has no place on a logarithmic axis
     for name, colour, marker in zip(LAYERS, COLOURS[1:], MARKERS, strict=False):
         x = [row["step"] for row in history]
         y = [row["dnc1"][name] for row in history]
         scatter.plot(x, y, color=colour, marker=marker, ms=3.5, label=label(name))
-    scatter.set(xscale="symlog", yscale="log", xlabel="step", title="DNC1, tr S_W / tr S_B")
+    scatter.set(xscale="log", yscale="log", xlabel="step", title="DNC1, tr S_W / tr S_B")
     scatter.legend(loc="lower left")
     draw_spectra(spectra, numbers)
 
@@ -236,14 +235,17 @@ def label(name: str) -> str:
 
 
 def draw_loss(axes: Axes, numbers: Numbers) -> None:
-    history, reference = numbers["history"], numbers["reference"]
+    history, reference = numbers["history"][1:], numbers["reference"]
     x = [row["step"] for row in history]
     axes.plot(x, [row["loss"] for row in history], color=COLOURS[4], label="network on digits")
     axes.axhline(reference["loss"], color=BLACK, linestyle="--", label="DNC of the model")
     best = f"best known, {reference['best_known']}"
     axes.axhline(reference["best_known_loss"], color=COLOURS[5], linestyle=":", label=best)
     axes.axhline(reference["lower_bound"], color=GREY, linewidth=1, label="proven lower bound")
-    axes.set(xscale="symlog", yscale="log", xlabel="step", title="Loss with its decays")
+    axes.set(xscale="log", yscale="log", xlabel="step", title="Loss with its decays")
+    axes.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(loc="upper right")
 
 
@@ -255,7 +257,11 @@ def draw_spectra(axes: Axes, numbers: Numbers) -> None:
         colour, marker = COLOURS[number + 1], MARKERS[number]
         axes.plot(x, last["singular_values"][name], marker, color=colour, ms=5)
         free = name in reference["free_layers"]
-        style = {"color": BLACK, "linestyle": ":" if free else "--", "linewidth": 1.4}
+        style: dict[str, Any] = {
+            "color": BLACK,
+            "linestyle": ":" if free else "--",
+            "linewidth": 1.4,
+        }
         axes.plot(x, reference["singular_values"][name], **style)
     axes.plot([], [], color=BLACK, linestyle="--", label="DNC")
     axes.plot([], [], color=BLACK, linestyle=":", label="DNC, in the mean square only")

@@ -111,7 +111,9 @@ def draw(figure: Figure, numbers: Numbers) -> None:
         style["ms"] = 3
         ratios = [row["ratio"] for row in rows]
         right.plot([row["classes"] for row in rows], ratios, label=f"L = {depth}", **style)
-    left.set(xlabel="order r of the graph", ylabel="loss / DNC loss", title="SRG, r (r - 1)/2 classes")
+    left.set(
+        xlabel="order r of the graph", ylabel="loss / DNC loss", title="SRG, r (r - 1)/2 classes"
+    )
     left.set_xticks(sorted({row["order"] for row in numbers["graphs"]}))
     right.set(xlabel="classes K", title="Any K: best split into graphs and collapsed classes")
     for axes, columns in ((left, 3), (right, 3)):
