@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
-from reproduction import BLACK, BLUE, GREY, ORANGE, SKY, Numbers, Options, main
+from reproduction import BLACK, BLUE, GREY, ORANGE, SKY, Numbers, Options, legend_below, main
 
 from collapsemeter.dufm import DUFM, dnc, solve, srg
 
@@ -102,15 +102,14 @@ def draw(figure: Figure, numbers: Numbers) -> None:
     shares.plot(x, below, "s--", color=ORANGE, label="below DNC, of lower rank")
     shares.set(ylim=(-0.03, 1.06), title="Where the runs end")
     shares.yaxis.set_major_formatter(PercentFormatter(1.0))
-    shares.legend(loc="center left")
     for row in rows:
         losses.plot([row["width"]] * len(row["ratios"]), row["ratios"], "o", color=SKY, mec=GREY)
     losses.axhline(1, color=BLACK, linewidth=1.2, label="DNC")
     losses.axhline(numbers["srg_ratio"], color=ORANGE, linewidth=1.2, label="SRG")
     losses.plot([], [], "o", color=SKY, mec=GREY, label="one run")
     losses.set(ylabel="loss / DNC loss", title="Loss at the end")
-    losses.legend(loc="upper right")
     for axes in (shares, losses):
+        legend_below(axes, 3)
         axes.set(xscale="log", xlabel="width")
         axes.xaxis.set_major_locator(FixedLocator(x))
         axes.xaxis.set_minor_locator(NullLocator())

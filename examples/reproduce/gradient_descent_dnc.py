@@ -45,7 +45,7 @@ def descend(problem: DUFM, options: Options, run: int, steps: int) -> list[Numbe
 
 
 def study(options: Options) -> Numbers:
-    runs, steps = (1, 4000) if options.quick else (3, 60000)
+    runs, steps = (1, 4000) if options.quick else (3, 100000)
     per_class, width, decay = (5, 32, 0.02) if options.quick else (50, 64, 5e-4)
     problem = DUFM(CLASSES, per_class, DEPTH, width, feature_decay=decay, weight_decay=decay)
     return {
@@ -71,7 +71,7 @@ def report(numbers: Numbers) -> Iterator[str]:
         lowest = min(row["gap"] for row in rows)
         yield f"run {number}: gap {last['gap']:.1e}, lowest on the way {lowest:.1e}; {layers}"
         for name, metric in METRICS.items():
-            values = " ".join(f"{value:8.2g}" for value in last[name])
+            values = " ".join(f"{value:8.3g}" for value in last[name])
             yield f"{f'  {name.upper()} ({metric})':48}{values}"
 
 
@@ -81,8 +81,8 @@ def draw(figure: Figure, numbers: Numbers) -> None:
     rows = numbers["runs"][0]
     for run in numbers["runs"]:
         gap.plot([row["step"] for row in run], [row["gap"] for row in run], color=COLOURS[4])
-    gap.set_title("Loss above the closed form")
-    titles = ("DNC1, tr S_W / tr S_B", "DNC2, condition number - 1", "DNC3, sine of rows to means")
+    gap.set_title("Loss above closed form, all runs")
+    titles = ("DNC1, tr S_W / tr S_B", "DNC2, condition - 1", "DNC3, sine of rows to means")
     for axes, name, title in zip(panels, METRICS, titles, strict=True):
         for layer in range(DEPTH):
             values = [row[name][layer] - (name == "dnc2") for row in rows]
