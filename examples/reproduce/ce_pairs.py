@@ -128,11 +128,23 @@ def first_win(rows: list[Numbers], name: str = "pairs") -> str:
     return "nowhere here" if won is None else f"from K={won} on"
 
 
+def ranges(found: list[int]) -> str:
+    """Integers, with runs of them as first..last."""
+    starts = [k for k in found if k - 1 not in found]
+    ends = [k for k in found if k + 1 not in found]
+    return ", ".join(f"{a}..{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
+
+
 def report(numbers: Numbers) -> Iterator[str]:
     weak = numbers["settings"]["weak_decay"]
     for depth in depths_of(numbers["linear"]):
         rows = of_depth(numbers["linear"], depth)
-        yield f"deep linear, L={depth}, c={weak:g}: pairs beat DNC {first_win(rows)}"
+        round_ones = [row["classes"] for row in rows if row["polygon"] < row["pairs"] - 1e-12]
+        where = f"at K={ranges(round_ones)}" if round_ones else "nowhere here"
+        yield (
+            f"deep linear, L={depth}, c={weak:g}: pairs beat DNC {first_win(rows)}, "
+            f"the polygon beats pairs {where}"
+        )
     for depth in depths_of(numbers["relu"]):
         rows = of_depth(numbers["relu"], depth)
         yield (
