@@ -153,7 +153,7 @@ def draw(figure: Figure, numbers: Numbers) -> None:
             axes.plot(x, y, color=colour, label=f"class of {size}")
             dots = [row["fits"][place] for row in tried]
             x = [row["decay"] for row in tried]
-            axes.plot(x, dots, MARKERS[number], color=colour, ms=5.5, mec="white")
+            axes.plot(x, dots, MARKERS[number], color=colour, ms=7, mec="white")
         for row in numbers["thresholds"]:
             if row["depth"] == depth:
                 axes.axvline(row["decay"], color=GREY, linestyle=":", linewidth=1)
@@ -162,7 +162,7 @@ def draw(figure: Figure, numbers: Numbers) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     handles += [Line2D([], [], color=GREY, marker="o", linestyle="none")]
     handles += [Line2D([], [], color=GREY, linestyle=":")]
-    panels[0].legend(handles, [*labels, "L-BFGS", "threshold"], loc="lower left")
+    panels[0].legend(handles, [*labels, "L-BFGS", "threshold"], loc="upper right")
     x = [row["ridge"] for row in numbers["softmax"]]
     for number, (name, what) in enumerate((("head", "classifier"), ("means", "class means"))):
         y = [1 - row[f"cosine_{name}"] for row in numbers["softmax"]]
