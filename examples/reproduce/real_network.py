@@ -27,7 +27,7 @@ CLASSES, DEPTH, WIDTH = 10, 4, 64
 WEIGHT_DECAY, FEATURE_DECAY = 0.005, 0.025  # the latter of a class: n lambda_H
 RATE = 2e-3
 # Inputs of W_1, ..., W_4; the meter names the last of them after the layer that reads it.
-LAYERS = ("features", "relu2", "relu3", "w4")
+LAYERS = ("features", "head.relu2", "head.relu3", "head.w4")
 
 
 class Digits(NamedTuple):
@@ -90,16 +90,11 @@ def total(found: dict[str, Tensor]) -> Tensor:
     return sum((found[name] for name in found if name != "power"), torch.zeros(()))
 
 
-def layer_of(report: CollapseReport, name: str) -> Any:
-    """The report of a layer, by the end of its name."""
-    return next(report[full] for full in report if full.endswith(name))
-
-
 def measured(step: int, loss: float, report: CollapseReport) -> Numbers:
     """What is kept of one look at the network."""
     rows: Numbers = {"step": step, "loss": loss, "dnc1": {}, "singular_values": {}}
     for name in LAYERS:
-        layer = layer_of(report, name)
+        layer = report[name]
         rows["dnc1"][name] = layer["nc1_trace_ratio"]
         values = layer.vectors["means_singular_values_uncentred"]
         rows["singular_values"][name] = values[:CLASSES]
@@ -111,8 +106,7 @@ def train(options: Options, steps: int, looks: int) -> tuple[Network, Digits, li
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)  # products this small only wait for each other on more
     data, network = digits(), Network()
-    watched = ["features", *(f"head.relu{number}" for number in range(2, DEPTH))]
-    meter = CollapseMeter(network, watched, num_classes=CLASSES, verbose=False)
+    meter = CollapseMeter(network, LAYERS[:-1], num_classes=CLASSES, verbose=False)
     optimizer = torch.optim.Adam(network.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     due = set(np.unique(np.geomspace(1, steps, looks).astype(int)).tolist()) | {0}
