@@ -81,7 +81,8 @@ def gradient_descent(
     Returns
     -------
     Variables, float, Trajectory
-        The last point and its loss; an infinite loss if the run diverged.
+        The last point and its loss; an infinite loss if the run diverged: the loss overflowed, or
+        ended above where it began.
 
     References
     ----------
@@ -112,7 +113,10 @@ def gradient_descent(
                 kept.rows.append(row)
             if step < steps:
                 point = _step(point, gradient, learning_rate)
-    return point, float(loss), kept.finish()
+    trajectory = kept.finish()
+    # A run may blow up and then creep along a plateau of huge, finite losses.
+    diverged = loss > max(float(trajectory.loss[0]), 1.0)
+    return point, float("inf") if diverged else float(loss), trajectory
 
 
 def _empty(problem: DUFM) -> Trajectory:

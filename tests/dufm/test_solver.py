@@ -228,3 +228,9 @@ def test_bad_options_get_one_sentence(options, message):
     problem = DUFM(2, 1, 3, 4, feature_decay=0.01, weight_decay=0.01)
     with pytest.raises(ValueError, match=re.escape(message)):
         solve(problem, **options)
+
+
+def test_a_finite_but_huge_loss_is_divergence_too() -> None:
+    problem = DUFM(10, 10, 4, 128, feature_decay=0.006, weight_decay=0.006)
+    with pytest.raises(ValueError, match="gradient descent diverged from all 1 starts"):
+        solve(problem, method="gd", restarts=1, rng=0, steps=300, learning_rate=0.5)
