@@ -19,7 +19,7 @@ from reproduction import BLACK, COLOURS, GREY, MARKERS, Numbers, Options, main
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from collapsemeter import CollapseReport
+from collapsemeter import CollapseReport, compare
 from collapsemeter.dufm import DUFM, dnc, lower_bound
 from collapsemeter_torch import CollapseMeter
 
@@ -101,7 +101,9 @@ def measured(step: int, loss: float, report: CollapseReport) -> Numbers:
     return rows
 
 
-def train(options: Options, steps: int, looks: int) -> tuple[Network, Digits, list[Numbers]]:
+def train(
+    options: Options, steps: int, looks: int
+) -> tuple[Network, Digits, list[Numbers], CollapseReport]:
     """Full-batch Adam with the step falling to zero; the meter looks at it on the way."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)  # products this small only wait for each other on more
@@ -122,7 +124,7 @@ def train(options: Options, steps: int, looks: int) -> tuple[Network, Digits, li
             optimizer.step()
             schedule.step()
     meter.close()
-    return network, data, history
+    return network, data, history, seen
 
 
 def effective_decays(found: dict[str, float]) -> dict[str, float]:
@@ -137,7 +139,7 @@ def effective_decays(found: dict[str, float]) -> dict[str, float]:
 
 def study(options: Options) -> Numbers:
     steps, looks = (80, 4) if options.quick else (6000, 40)
-    network, data, history = train(options, steps, looks)
+    network, data, history, last = train(options, steps, looks)
     problem = DUFM(
         CLASSES,
         data.per_class,
@@ -152,6 +154,7 @@ def study(options: Options) -> Numbers:
     reference = dnc(problem)
     values = {n: reference.singular_values(i) for i, n in enumerate(LAYERS, start=1)}
     ratios = effective_decays(ended)
+    compared = compare(last, reference, {name: i for i, name in enumerate(LAYERS, start=1)})
     return {
         "settings": {
             "per_class": data.per_class,
@@ -167,6 +170,7 @@ def study(options: Options) -> Numbers:
         "accuracy": right.double().mean().item(),
         "measured_n_feature_decay": ratios["features"] * FEATURE_DECAY,
         "decay_ratios": ratios,
+        "verdicts": {name: layer.verdict for name, layer in compared.layers.items()},
         "reference": {
             "loss": reference.loss,
             "best_known": problem.optimum().name,
@@ -206,6 +210,8 @@ def report(numbers: Numbers) -> Iterator[str]:
             f"{name:10} {last['dnc1'][name]:8.1e} {values[0]:8.4f} {values[-1]:7.4f} "
             f"{root_mean_square(values):7.4f} {expected:8.4f}{free}"
         )
+    for name in LAYERS:
+        yield f"{name}: {numbers['verdicts'][name]}"
 
 
 def draw(figure: Figure, numbers: Numbers) -> None:
