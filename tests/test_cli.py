@@ -33,3 +33,12 @@ def test_an_unknown_framework_is_refused(capsys: pytest.CaptureFixture[str]) -> 
         main(["demo", "--framework", "caffe"])
     assert stop.value.code == 2
     assert "invalid choice: 'caffe'" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = Path(sys.executable).with_name("collapsemeter")
+    line = (
+        f"{command} dufm --classes 2 --depth 2 --weight-decay 1e-3 | true; echo ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
