@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 
@@ -111,21 +110,6 @@ def test_a_sweep_crosses_the_threshold(capsys: pytest.CaptureFixture[str]) -> No
     read = json.loads(printed(capsys, *TEN, "--sweep", "classes=6:10:3", "--json"))
     assert [point["value"] for point in read["points"]] == [6, 8, 10]
     assert read["points"][2]["best"] == "srg"
-
-
-@pytest.mark.parametrize("ending", ["svg", "png"])
-def test_figures_are_written(
-    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one, many, alone = (tmp_path / f"{name}.{ending}" for name in ("one", "many", "alone"))
-    printed(capsys, *TWO, "--width", "6", "--solve", "--restarts", "1", "--plot", str(one))
-    printed(capsys, *TEN, "--sweep", "weight_decay=1e-3:1e-1:5", "--plot", str(many))
-    printed(capsys, *TWO, "--sweep", "depth=1:3:3", "--plot", str(alone))
-    again = tmp_path / f"again.{ending}"
-    printed(capsys, *TEN, "--sweep", "weight_decay=1e-3:1e-1:5", "--plot", str(again))
-    assert one.stat().st_size > 10_000
-    assert alone.stat().st_size > 5_000
-    assert many.read_bytes() == again.read_bytes()
 
 
 @pytest.mark.parametrize(
