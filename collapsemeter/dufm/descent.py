@@ -15,6 +15,8 @@ from collapsemeter.dufm.network import (
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.solution import Trajectory
 
+_BLOWN_UP = 1e6
+
 
 @dataclass
 class _Records:
@@ -82,7 +84,7 @@ def gradient_descent(
     -------
     Variables, float, Trajectory
         The last point and its loss; an infinite loss if the run diverged: the loss overflowed, or
-        ended above where it began.
+        ended a million times above where it began.
 
     References
     ----------
@@ -114,8 +116,9 @@ def gradient_descent(
             if step < steps:
                 point = _step(point, gradient, learning_rate)
     trajectory = kept.finish()
-    # A run may blow up and then creep along a plateau of huge, finite losses.
-    diverged = loss > max(float(trajectory.loss[0]), 1.0)
+    # A run may blow up and then creep along a plateau of huge, finite losses. Losses also rise on the
+    # way to a minimum, at the edge of stability, but by factors, not by orders of magnitude.
+    diverged = loss > _BLOWN_UP * max(float(trajectory.loss[0]), 1.0)
     return point, float("inf") if diverged else float(loss), trajectory
 
 

@@ -230,7 +230,15 @@ def test_bad_options_get_one_sentence(options, message):
         solve(problem, **options)
 
 
-def test_a_finite_but_huge_loss_is_divergence_too() -> None:
+def test_a_finite_but_huge_loss_is_divergence_too():
     problem = DUFM(10, 10, 4, 128, feature_decay=0.006, weight_decay=0.006)
     with pytest.raises(ValueError, match="gradient descent diverged from all 1 starts"):
         solve(problem, method="gd", restarts=1, rng=0, steps=300, learning_rate=0.5)
+
+
+def test_a_loss_that_rises_for_a_while_is_no_divergence():
+    problem = DUFM(2, 50, 4, 64, feature_decay=5e-4, weight_decay=5e-4)
+    start = gaussian_start(problem, np.random.default_rng([0, 1]))
+    point = gradient_descent(problem, start, 0.5, 25)[0]
+    _, loss, trajectory = gradient_descent(problem, point, 0.5, 4, records=2)
+    assert trajectory.loss[0] < loss < np.inf
