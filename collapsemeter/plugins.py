@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "collapsemeter.adapters"
 
@@ -16,6 +18,8 @@ def adapters() -> dict[str, EntryPoint]:
     >>> "torch" in adapters()
     True
     """
+    from importlib.metadata import entry_points  # slow to import, and seldom needed
+
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
