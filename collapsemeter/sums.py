@@ -37,6 +37,12 @@ class Namespace(Protocol):
     def finite_rows(self, rows: Array) -> Array:
         """(B, d) -> (B,) bool: no NaN or Inf in the row."""
 
+    def total(self, rows: Array) -> Array:
+        """(B, d) -> (d,): sum of the rows."""
+
+    def square_norms(self, rows: Array) -> Array:
+        """(B, d) -> (B,): sum of squares of each row."""
+
     def class_counts(self, labels: Array, num_classes: int) -> Array:
         """(B,) labels in 0..C -> (C,) integers; label C is dropped."""
 
@@ -184,7 +190,7 @@ def update(
     # Class means as differences from the batch's mean: a long sum of large numbers has few digits,
     # and a shift that is off by more than the spread of its class costs the scatter its own.
     kept = xp.count(used)
-    origin = rows.sum(0) / xp.to_float(xp.where(kept > 0, kept, 1))
+    origin = xp.total(rows) / xp.to_float(xp.where(kept > 0, kept, 1))
     total = xp.class_sum(xp.where(used[:, None], rows - origin, 0.0), bins, num_classes)
     first = (sums.counts == 0) & (count > 0)
     divisor = xp.to_float(xp.where(count > 0, count, 1))[:, None]
@@ -192,14 +198,14 @@ def update(
 
     residuals = xp.where(used[:, None], rows - xp.rows_of(shift, bins), 0.0)
     residual_sum = xp.class_sum(residuals, bins, num_classes)
-    squares = xp.class_sum((residuals * residuals).sum(1)[:, None], bins, num_classes)[:, 0]
+    squares = xp.class_sum(xp.square_norms(residuals)[:, None], bins, num_classes)[:, 0]
     if propagate:
         stray = xp.where(known & ~finite, labels, num_classes)
         poisoned = xp.class_counts(stray, num_classes) > 0
         residual_sum = xp.where(poisoned[:, None], float("nan"), residual_sum)
         squares = xp.where(poisoned, float("nan"), squares)
     scatter = sums.scatter
-    if scatter is not None and scatter.ndim == 3:
+    if scatter is not None and len(scatter.shape) == 3:
         scatter = xp.add_class_products(scatter, residuals, bins)
     elif scatter is not None:
         scatter = xp.add_product(scatter, residuals)
@@ -233,6 +239,12 @@ class OneHotNumpy:
 
     def finite_rows(self, rows: Array) -> Array:
         return np.isfinite(rows).all(axis=1)
+
+    def total(self, rows: Array) -> Array:
+        return rows.sum(axis=0)
+
+    def square_norms(self, rows: Array) -> Array:
+        return (rows * rows).sum(axis=1)
 
     def one_hot(self, labels: Array, num_classes: int) -> Array:
         return self.to_float(labels[:, None] == np.arange(num_classes))

@@ -42,6 +42,12 @@ class TorchNamespace:
     def finite_rows(self, rows: Tensor) -> Tensor:
         return torch.isfinite(rows).all(dim=1)
 
+    def total(self, rows: Tensor) -> Tensor:
+        return rows.sum(0)
+
+    def square_norms(self, rows: Tensor) -> Tensor:
+        return (rows * rows).sum(1)
+
     def class_counts(self, labels: Tensor, num_classes: int) -> Tensor:
         counts = torch.zeros(num_classes + 1, dtype=torch.int64, device=labels.device)
         return counts.index_add_(0, labels, torch.ones_like(labels))[:num_classes]

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from collapsemeter import (
-    ClassMoments,
-    CollapseReport,
-    Decisions,
-    Head,
-    LayerReport,
-    decide,
-    measure,
-)
+from collapsemeter import CollapseReport, Head, LayerReport
+from collapsemeter.finalise import Tally, layer_report
 from collapsemeter.measure import undefined_report
 from collapsemeter.moments import Phase
 
@@ -33,32 +27,6 @@ if TYPE_CHECKING:
 STATE_VERSION = 1
 
 
-def description(selection: Selection, num_classes: int) -> str:
-    """Return in words what is watched, and why every other module is not.
-
-    Examples
-    --------
-    >>> print(description(Selection(head="fc", skipped={"drop": "passes its input on"}), 10))
-    collapsemeter watches 10 classes in: fc (input of the head)
-      not drop: passes its input on
-    """
-    names = [
-        f"{name} (input of the head)" if name == selection.head else name
-        for name in selection.watched
-    ]
-    lines = [f"collapsemeter watches {num_classes} classes in: {', '.join(names)}"]
-    if selection.head is None:
-        lines.append(
-            f"  no head, which would be an nn.Linear with {num_classes} outputs: NC3 and NC4 are not "
-            "measured; name it with head="
-        )
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in selection.skipped.items():
-        by_reason.setdefault(reason, []).append(name)
-    lines += [f"  not {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
-    return "\n".join(lines)
-
-
 def report(
     meter: CollapseMeter, store: Store, phase: Phase, steps: dict[str, int]
 ) -> CollapseReport:
@@ -72,12 +40,24 @@ def report(
     ]
     for name in meter.selection.watched:
         is_head = name == meter.selection.head
-        states = _states_of(store, name, meter.nonfinite == "propagate")
+        states = _states_of(store, name)
         for call, state in states.items():
             shown = name if len(states) == 1 else f"{name}#{call}"
-            layer, notes = _layer(meter, store, name, call, state, phase, head if is_head else None)
-            layers[shown] = layer
-            warnings += [f"layer {shown!r} {note}" for note in notes]
+            if name in store.degraded:
+                layers[shown] = undefined_report("degraded", is_head)
+                warnings.append(f"layer {shown!r} failed: {store.degraded[name]}")
+                continue
+            layers[shown], notes = layer_report(
+                shown,
+                None if state is None else _tally(store, name, call, state),
+                meter.settings,
+                phase=phase,
+                due=store.expected + store.partial.get((name, call), 0),
+                is_head=is_head,
+                head=head if is_head else None,
+                cause=partial(_cause, meter),
+            )
+            warnings += notes + _missing_rows(meter, layers[shown], shown)
     if store.partial:
         warnings.append(
             "a batch was interrupted: some layers counted it and others did not, so their row "
@@ -93,91 +73,51 @@ def report(
             "classes": meter.num_classes,
             "rows": store.expected,
             "batches": store.batches,
-            "convention": meter.convention.name,
+            "convention": meter.settings.named_convention.name,
             **steps,
         },
     )
 
 
-def _states_of(store: Store, name: str, propagate: bool) -> dict[int, LayerState | None]:
+def _states_of(store: Store, name: str) -> dict[int, LayerState | None]:
     """States of a layer by call; a layer that never fired has one that is None."""
     states: dict[int, LayerState | None] = {}
     for call in itertools.count():
         state = store.layers.get((name, call))
-        if state is None or (call > 0 and _seen(state, propagate) == 0):
+        if state is None or (call > 0 and _is_empty(state)):
             break
         states[call] = state
     return states or {0: None}
 
 
-def _seen(state: LayerState, propagate: bool) -> int:
-    """Label rows that came by; a propagated row that is not finite is among the counts."""
+def _is_empty(state: LayerState) -> bool:
     sums = state.sums
-    left_out = sums.ignored + sums.invalid + (0 if propagate else sums.nonfinite)
-    return int(sums.counts.sum() + left_out)
+    return not int(sums.counts.sum() + sums.ignored + sums.invalid + sums.nonfinite)
 
 
-def _layer(
-    meter: CollapseMeter,
-    store: Store,
-    name: str,
-    call: int,
-    state: LayerState | None,
-    phase: Phase,
-    head: Head | None,
-) -> tuple[LayerReport, list[str]]:
-    """Measure one layer, unless its numbers would not be right; return what to warn of as well."""
-    is_head = name == meter.selection.head
-    if name in store.degraded:
-        return undefined_report("degraded", is_head), [f"failed: {store.degraded[name]}"]
-    seen = 0 if state is None else _seen(state, meter.nonfinite == "propagate")
-    due = store.expected + store.partial.get((name, call), 0)
-    if state is None or seen != due:
-        code = (
-            "never_fired" if seen == 0 else "rows_missing" if seen < due else "rows_counted_twice"
-        )
-        cause = _cause(code, meter)
-        blank = undefined_report(code, is_head)
-        return blank, [f"saw {seen} of {due} label rows, so it is not measured: {cause}"]
-
-    sums = state.host_sums()
-    notes = []
-    if sums.invalid:
-        notes.append(
-            f"got {int(sums.invalid)} labels outside 0..{meter.num_classes - 1} that are not "
-            f"ignore_index={meter.ignore_index}: their rows were left out"
-        )
-    if sums.nonfinite and meter.nonfinite == "raise":
-        raise ValueError(
-            f"layer {name!r} gave {int(sums.nonfinite)} rows that hold NaN or Inf: pass "
-            "nonfinite='skip' to leave such rows out"
-        )
-    if state.kind == "trace" and meter.scatter == "auto":
-        notes.append(
-            f"is too wide for a scatter ({state.width} features): only traces were kept, so "
-            "nc1_pinv, nc1_fuzziness, nc1_vci and features_effective_rank have no value; a "
-            "narrower reduction such as 'mean' gives them"
-        )
-    moments = ClassMoments.from_sums(sums, state.feature_dtype, phase)
-    fits = head is None or head.weight.shape == moments.means.shape
-    if not fits:
-        notes.append("is not what the head reads: NC3 is not measured")
-    decisions = _decisions(store, name, call, state, moments)
-    if meter.exact and decisions.rows.sum() < moments.rows:
-        notes.append(
-            f"has NC4 of {decisions.rows.sum()} of {moments.rows} rows though exact=True: rows and "
-            "decisions are not kept under torch.compile"
-        )
-    layer = measure(
-        moments,
-        head=head if fits else None,
-        decisions=decisions,
-        convention=meter.convention,
+def _tally(store: Store, name: str, call: int, state: LayerState) -> Tally:
+    rows, labels, ids = _kept_rows(store, name, call, state)
+    return Tally(
+        state.host_sums(),
+        state.feature_dtype,
+        rows,
+        labels,
+        ids,
+        _kept_predictions(store, call, state),
     )
-    return layer, notes
 
 
-def _cause(code: str, meter: CollapseMeter) -> str:
+def _missing_rows(meter: CollapseMeter, layer: LayerReport, name: str) -> list[str]:
+    decided, rows = layer.provenance.get("nc4_rows"), layer.provenance.get("rows")
+    if not meter.exact or decided is None or decided == rows:
+        return []
+    return [
+        f"layer {name!r} has NC4 of {decided} of {rows} rows though exact=True: rows and decisions "
+        "are not kept under torch.compile"
+    ]
+
+
+def _cause(meter: CollapseMeter, code: str) -> str:
     if code == "never_fired":
         cause = (
             "its module was not called inside `with meter.batch(labels)` (its weights are used "
@@ -218,21 +158,6 @@ def _host(parameter: Tensor) -> np.ndarray[Any, Any]:
     return array
 
 
-def _decisions(
-    store: Store, name: str, call: int, state: LayerState, moments: ClassMoments
-) -> Decisions:
-    rows, labels, ids = _kept_rows(store, name, call, state)
-    decided = _kept_predictions(store, call, state)
-    usable = (labels >= 0) & (labels < moments.num_classes)
-    if decided:
-        usable &= np.isin(ids, list(decided))
-    rows, labels, ids = rows[usable], labels[usable], ids[usable]
-    predictions = (
-        np.array([decided[number] for number in ids.tolist()], np.int64) if decided else None
-    )
-    return decide(moments, rows, labels, predictions=predictions)
-
-
 def _kept_rows(
     store: Store, name: str, call: int, state: LayerState
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -246,18 +171,20 @@ def _kept_rows(
     return rows.numpy(), labels.numpy(), ids[filled].numpy()
 
 
-def _kept_predictions(store: Store, call: int, state: LayerState) -> dict[int, int]:
-    """The network's decision by row number; of its first call where the layer is called more often."""
+def _kept_predictions(
+    store: Store, call: int, state: LayerState
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+    """The network's decisions by row number; of its first call where the layer is called more often."""
     for which in (call, 0):
         kept = store.kept.get((HEAD_OUTPUT, which))
         if kept:
             decided, _, ids = (torch.cat(part) for part in zip(*kept, strict=True))
-            return dict(zip(ids.tolist(), decided.tolist(), strict=True))
+            return ids.numpy(), decided.numpy()
         found = store.predictions.get((which, state.sample_rows.shape[0] - 1))
         if found is not None:
-            pairs = zip(found.ids[:-1].tolist(), found.predictions[:-1].tolist(), strict=True)
-            return {number: decision for number, decision in pairs if number >= 0}
-    return {}
+            numbers, classes = found.ids[:-1].cpu().numpy(), found.predictions[:-1].cpu().numpy()
+            return numbers[numbers >= 0], classes[numbers >= 0]
+    return None
 
 
 def state_dict(store: Store, steps: list[int], num_classes: int) -> dict[str, Any]:
@@ -308,7 +235,10 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
         raise ValueError(
             f"the state counts {state['num_classes']} classes, this meter {meter.num_classes}"
         )
-    sizes, due = {len(saved["ids"]) - 1 for saved in state["predictions"]}, meter._sample_sizes()
+    sizes, due = (
+        {len(saved["ids"]) - 1 for saved in state["predictions"]},
+        meter.settings.sample_sizes,
+    )
     sizes |= {len(saved["tensors"]["sample_ids"]) - 1 for saved in state["layers"]}
     if not sizes <= set(due):
         raise ValueError(

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from collapsemeter.reduction import BatchError, Layout, Reduction
+
 from .device import PredictionState
-from .reduction import BatchError, Layout, Reduction, feature_rows
+from .reduction import feature_rows
 from .scope import Scope, current_scope
 
 if TYPE_CHECKING:
@@ -144,8 +146,8 @@ class LayerHook(CountingHook):
                 scope.flat_labels,
                 scope.slots[size],
                 scope.ids,
-                ignore_index=meter.ignore_index,
-                propagate=meter.nonfinite == "propagate",
+                ignore_index=meter.settings.ignore_index,
+                propagate=meter.settings.propagate,
                 widen=scope.widen,
             )
             if meter.exact:

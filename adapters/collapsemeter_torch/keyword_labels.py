@@ -73,5 +73,5 @@ def next_token(meter: CollapseMeter, labels: Any) -> Any:
     )
     if not causal or not isinstance(labels, Tensor) or labels.ndim != 2:
         return labels
-    last = torch.full_like(labels[:, :1], meter.ignore_index)
+    last = torch.full_like(labels[:, :1], meter.settings.ignore_index)
     return torch.cat([labels[:, 1:], last], dim=1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
+
+from collapsemeter.selection import listed, matching
 
 Predicate = Callable[[str, nn.Module], bool]
 Layers = Literal["auto"] | str | Iterable[str] | Predicate
@@ -129,7 +130,8 @@ def select(
     elif callable(layers):
         chosen.layers = {name: module for name, module in named.items() if layers(name, module)}
     else:
-        chosen.layers = _match(named, [layers] if isinstance(layers, str) else list(layers))
+        patterns = [layers] if isinstance(layers, str) else list(layers)
+        chosen.layers = {name: named[name] for name in matching(named, patterns)}
     if chosen.head is not None:
         chosen.layers.pop(chosen.head, None)
     for name, module in named.items():
@@ -138,7 +140,7 @@ def select(
     if not chosen.layers and chosen.head is None:
         raise ValueError(
             f"layers={layers!r} selects nothing of {type(model).__name__}; its modules: "
-            f"{_listed(named)}"
+            f"{listed(named)}"
         )
     for name in chosen.layers:
         parent, _, own = name.rpartition(".")
@@ -157,7 +159,7 @@ def _find_head(
     if head != "auto":
         module = named.get(head)
         if module is None:
-            raise ValueError(f"head={head!r} is not a module of the model; it has {_listed(named)}")
+            raise ValueError(f"head={head!r} is not a module of the model; it has {listed(named)}")
         if not isinstance(module, nn.Linear):
             raise ValueError(
                 f"head={head!r} is a {type(module).__name__}: name an nn.Linear, or pass head=None"
@@ -170,24 +172,6 @@ def _find_head(
         if isinstance(module, nn.Linear) and (outputs is None or module.out_features in outputs):
             return name, module
     return None, None
-
-
-def _match(named: dict[str, nn.Module], patterns: list[str]) -> dict[str, nn.Module]:
-    chosen: set[str] = set()
-    for pattern in patterns:
-        matched = fnmatch.filter(named, pattern)
-        if not matched:
-            raise ValueError(
-                f"layers={patterns!r}: {pattern!r} matches no module; the model has {_listed(named)}"
-            )
-        chosen.update(matched)
-    return {name: module for name, module in named.items() if name in chosen}
-
-
-def _listed(named: Iterable[str], most: int = 12) -> str:
-    names = list(named)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "none"
 
 
 def _why_skipped(name: str, module: nn.Module, chosen: Selection) -> str:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from collapsemeter import CollapseReport, Convention
+from collapsemeter.batches import no_batch
 from collapsemeter.moments import Phase
-from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind, scatter_kind
+from collapsemeter.reduction import Layout, Reduction, check_reduction, reduction_of
+from collapsemeter.selection import description
+from collapsemeter.settings import Settings
+from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
+from collapsemeter.warning import warn
 
 from . import compiled, finalise
 from .criterion import CriterionHook, Pending
@@ -26,11 +29,10 @@ from .hooks import HeadInputHook, HeadOutputHook, LayerHook, RootHook, RootPreHo
 from .keyword_labels import KeywordLabelsHook, KeywordLabelsPreHook, close_stale
 from .layers import Layers, Selection, innermost, select
 from .observing import run
-from .reduction import Layout, Reduction, check_reduction, layout_of
+from .reduction import layout_of
 from .scope import Scope, Store, current_scope, label_tensor, set_scope
 
 _NUMBERS = itertools.count()
-WIDE = 4096  # layers wider than this keep a sixteenth of the sampled rows
 
 
 class CollapseMeter:
@@ -115,18 +117,19 @@ class CollapseMeter:
     ) -> None:
         self.selection = select(model, layers, head, num_classes)
         check_reduction(reduction, self.selection.watched)
-        self.num_classes = _classes(self.selection, num_classes)
-        _check_choices(scatter, nonfinite, sample_rows)
-        self.reduction = reduction
-        self.scatter = scatter
-        self.convention = Convention.named(convention)
-        self.ignore_index = ignore_index
-        self.nonfinite = nonfinite
-        self.sample_rows = sample_rows
+        self.settings = Settings(
+            num_classes=_classes(self.selection, num_classes),
+            reduction=reduction,
+            scatter=scatter,
+            convention=convention,
+            ignore_index=ignore_index,
+            nonfinite=nonfinite,
+            sample_rows=sample_rows,
+            seed=seed,
+        )
         self.exact = exact
         self.count_eval = count_eval
         self.strict = strict
-        self.seed = seed
         self._model = model
         self._root = innermost(model)
         self._slot = f"meter {next(_NUMBERS)}"
@@ -159,12 +162,14 @@ class CollapseMeter:
         handles.append(self._root.register_forward_pre_hook(RootPreHook(self)))
         for name, module in chosen.layers.items():
             layout = layout_of(module, chosen.before.get(name, ()))
-            hook = LayerHook(self, name, layout, self._reduction_of(name))
+            hook = LayerHook(self, name, layout, reduction_of(self.settings.reduction, name))
             handles.append(module.register_forward_hook(hook))
         if chosen.head is not None and chosen.head_module is not None:
             head = chosen.head_module
             given = Layout(channels_first=False, width=head.in_features)
-            into = HeadInputHook(self, chosen.head, given, self._reduction_of(chosen.head))
+            into = HeadInputHook(
+                self, chosen.head, given, reduction_of(self.settings.reduction, chosen.head)
+            )
             handles.append(head.register_forward_pre_hook(into, with_kwargs=True))
             handles.append(head.register_forward_hook(HeadOutputHook(self)))
         handles.append(self._root.register_forward_hook(RootHook(self), always_call=True))
@@ -199,14 +204,17 @@ class CollapseMeter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _reduction_of(self, layer: str) -> Reduction:
-        if isinstance(self.reduction, Mapping):
-            return self.reduction.get(layer, "auto")
-        return self.reduction
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.settings.num_classes
 
     def describe(self) -> str:
         """Return what is watched and, for every other module, why it is not."""
-        return finalise.description(self.selection, self.num_classes)
+        chosen = self.selection
+        return description(
+            chosen.watched, chosen.head, chosen.skipped, self.num_classes, "an nn.Linear"
+        )
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -291,9 +299,7 @@ class CollapseMeter:
             else:
                 self.detach()
         if not store.batches:
-            raise ValueError(
-                f"observe got no batch from {type(batches).__name__}: pass (inputs, labels) pairs"
-            )
+            raise no_batch(batches)
         return self._report(store, phase, {})
 
     def compute(self) -> CollapseReport:
@@ -317,7 +323,7 @@ class CollapseMeter:
     def _report(self, store: Store, phase: Phase, steps: dict[str, int]) -> CollapseReport:
         report = finalise.report(self, store, phase, steps)
         for message in report.warnings:
-            _warn(message)
+            warn(message)
         return report
 
     def reset(self) -> None:
@@ -344,11 +350,8 @@ class CollapseMeter:
 
     def _new_state(self, rows: Tensor) -> LayerState:
         width = rows.shape[1]
-        kind = scatter_kind(self.num_classes, width) if self.scatter == "auto" else self.scatter
-        return LayerState(rows, self.num_classes, kind, self._sample_sizes()[width > WIDE])
-
-    def _sample_sizes(self) -> tuple[int, int]:
-        return self.sample_rows, max(1, self.sample_rows // 16)
+        settings = self.settings
+        return LayerState(rows, self.num_classes, settings.kind(width), settings.sample_size(width))
 
     def _keep(self, scope: Scope, key: tuple[str, int], rows: Tensor) -> None:
         if torch.compiler.is_compiling():
@@ -363,7 +366,7 @@ class CollapseMeter:
         if layer in store.degraded:
             return
         store.degraded[layer] = f"{type(error).__name__}: {error}"
-        _warn(
+        warn(
             f"collapsemeter could not measure layer {layer!r} and leaves it out from here on; "
             f"training goes on ({type(error).__name__}: {error})"
         )
@@ -407,7 +410,7 @@ class Batch:
     ) -> None:
         self._meter, self._store, self._anyway = meter, store, anyway
         device = next((p.device for p in meter._root.parameters()), torch.device("cpu"))
-        self._labels = label_tensor(labels, meter.num_classes, meter.ignore_index, device)
+        self._labels = label_tensor(labels, meter.num_classes, meter.settings.ignore_index, device)
         self._mask = None if mask is None else torch.as_tensor(mask, device=device)
         self._scope: Scope | None = None
 
@@ -426,9 +429,7 @@ class Batch:
                 self._store,
                 self._labels,
                 self._mask,
-                meter._sample_sizes(),
-                meter.seed,
-                meter.num_classes,
+                meter.settings,
                 anyway=self._anyway,
             )
             compiled.repair(self._store)
@@ -468,7 +469,7 @@ class Batch:
         if problem is not None:
             raise ValueError(str(problem)) from None
         if scope.again:
-            _warn(
+            warn(
                 "the model ran more than once in one `with meter.batch(labels)` block: only the first "
                 "forward was counted; give every forward a block of its own"
             )
@@ -482,8 +483,6 @@ def _classes(selection: Selection, num_classes: int | None) -> int:
                 "the model has no final nn.Linear to count classes by: pass num_classes="
             )
         return max(head.out_features, 2)
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes}: there must be at least two classes")
     outputs = {num_classes, 1} if num_classes == 2 else {num_classes}
     if head is not None and head.out_features not in outputs:
         raise ValueError(
@@ -493,24 +492,7 @@ def _classes(selection: Selection, num_classes: int | None) -> int:
     return num_classes
 
 
-def _check_choices(scatter: str, nonfinite: str, sample_rows: int) -> None:
-    if scatter not in ("auto", *get_args(ScatterKind)):
-        raise ValueError(f"scatter={scatter!r}: choose 'auto', 'class', 'pooled' or 'trace'")
-    if nonfinite not in get_args(Nonfinite):
-        raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
-    if sample_rows < 1:
-        raise ValueError(f"sample_rows={sample_rows}: keep at least one row")
-
-
 def _detach(handles: list[RemovableHandle], marked: list[nn.Module]) -> None:
     for handle in handles:
         handle.remove()
     compiled.unmark(marked)
-
-
-def _warn(message: str) -> None:
-    """Warn without ever raising: a filter that makes errors of warnings must not stop training."""
-    try:
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
-    except RuntimeWarning:
-        print(f"RuntimeWarning: {message}", file=sys.stderr)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from collapsemeter.labels import class_labels
+from collapsemeter.reduction import BatchError
+from collapsemeter.sampling import reservoir_slots
+from collapsemeter.settings import Settings
 
 from .device import LayerState, PredictionState, products_are_reduced
-from .reduction import BatchError
 
 # The scope of each meter in each thread, by the meter's slot. A global: tensors that torch.compile
 # reaches through a module are constant in shape to it, and every batch size would be a graph of its own.
@@ -71,9 +73,7 @@ class Scope:
         store: Store,
         labels: Tensor,
         mask: Tensor | None,
-        sample_sizes: tuple[int, int],
-        seed: int,
-        num_classes: int,
+        settings: Settings,
         *,
         anyway: bool,
     ) -> None:
@@ -91,13 +91,14 @@ class Scope:
         usable = np.ones(self.flat_labels.numel(), bool)
         if labels.device.type == "cpu":  # elsewhere a look at the values would wait for the device
             plain = self.flat_labels.numpy()
-            usable = (plain >= 0) & (plain < num_classes)
+            usable = (plain >= 0) & (plain < settings.num_classes)
+            usable &= plain != settings.ignore_index
         self.first_row = store.next_row
         numbers = np.where(usable, self.first_row + np.cumsum(usable) - 1, -1)
         self.ids = torch.from_numpy(numbers).to(labels.device)
         self.slots: dict[int, Tensor] = {}
-        for size in set(sample_sizes):
-            slots = reservoir_slots(numbers, size, seed)
+        for size in set(settings.sample_sizes):
+            slots = reservoir_slots(numbers, size, settings.seed)
             self.slots[size] = torch.from_numpy(slots).to(labels.device)
         store.next_row = self.end_row = self.first_row + int(usable.sum())
 
@@ -116,43 +117,6 @@ class Scope:
             for call in range(calls):
                 key = (layer, call)
                 self.store.partial[key] = self.store.partial.get(key, 0) + len(self.flat_labels)
-
-
-def reservoir_slots(numbers: np.ndarray[Any, Any], size: int, seed: int) -> np.ndarray[Any, Any]:
-    """Say where each row of a batch goes in a uniform sample of all rows so far.
-
-    Algorithm R (Vitter 1985): row number t takes slot t while there is room, afterwards a random one
-    of t + 1, if that is a slot at all. It is a function of seed and row number, so a resumed run draws
-    the same sample, and the framework's own random state is not touched.
-
-    Parameters
-    ----------
-    numbers : (B,) int64 array
-        Row numbers, counted over all rows that may be kept; -1 for a row that may not.
-    size : int
-        Slots; slot ``size`` is the bin for rows that are not kept.
-    seed : int
-
-    Returns
-    -------
-    (B,) int64 array of slots 0..size
-
-    Examples
-    --------
-    >>> reservoir_slots(np.array([0, -1, 1]), 8, seed=0)
-    array([0, 8, 1])
-    """
-    usable = numbers >= 0
-    start = int(numbers.max(initial=0))  # no two batches that keep a row share it
-    drawn = np.random.default_rng([seed, size, start]).integers(0, np.maximum(numbers, 0) + 1)
-    slots = np.where(numbers < size, numbers, drawn)
-    slots[~usable | (slots >= size)] = size
-    # Of two rows drawn for one slot the later replaces the earlier, as if they came one by one.
-    _, last = np.unique(slots[::-1], return_index=True)
-    winners = np.zeros(len(slots), bool)
-    winners[len(slots) - 1 - last] = True
-    slots[~winners] = size
-    return slots
 
 
 def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch.device) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
 from ..report import CollapseReport
+from ..warning import warn
 
 
 class Sink(Protocol):
@@ -70,21 +69,6 @@ class GuardedSink(ABC):
                     "values remain in the report; later failures of this sink are counted in "
                     "its `failures`, not shown"
                 )
-
-
-def warn(message: str) -> None:
-    """Warn without ever raising, also where the user has turned warnings into errors.
-
-    Examples
-    --------
-    >>> with warnings.catch_warnings():
-    ...     warnings.simplefilter("error")
-    ...     warn("the disk is full")
-    """
-    try:
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
-    except RuntimeWarning:
-        logging.getLogger("collapsemeter").warning(message)
 
 
 def _in_one_line(error: Exception) -> str:

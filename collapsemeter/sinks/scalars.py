@@ -8,7 +8,7 @@ import re
 from ..catalogue import METRICS
 from ..report import CollapseReport, LayerReport
 from ..undefined import LACKS_WEIGHT
-from .guard import warn
+from ..warning import warn
 
 # Every tracker accepts ASCII word characters, dot, dash and slash. MLflow may store a metric as a file of
 # that name, so no segment may be empty, "." or "..", and takes 250 characters, the metric's included.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -252,10 +254,13 @@ def test_bad_labels_of_the_model_do_not_stop_it():
     net(x=torch.randn(12, 4), labels=Y)
     bad = Y.clone()
     bad[0] = 2
-    meter.num_classes = 2  # the labels are right for the model and wrong for the meter
+    right = meter.settings
+    meter.settings = replace(
+        right, num_classes=2
+    )  # the labels are right for the model and wrong for the meter
     with pytest.warns(RuntimeWarning, match=r"could not measure layer 'labels='.*\(ValueError"):
         net(x=torch.randn(12, 4), labels=bad)
-    meter.num_classes = 3
+    meter.settings = right
     net(x=torch.randn(12, 4), labels=Y)
     with pytest.warns(RuntimeWarning, match="labels= failed and was left out: ValueError"):
         assert meter.compute().provenance["rows"] == 24

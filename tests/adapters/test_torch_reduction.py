@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from collapsemeter.reduction import BatchError, Layout
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.reduction import BatchError, Layout, feature_rows, layout_of, tensor_of
+from collapsemeter_torch.reduction import feature_rows, layout_of, tensor_of
 
 B, T, D = 6, 5, 8
 Y = torch.arange(B) % 3

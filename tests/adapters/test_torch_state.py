@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from collapsemeter import ClassMoments, decide, measure
+from collapsemeter.sampling import reservoir_slots
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.scope import reservoir_slots
 
 Y = torch.arange(12) % 3
 

@@ -1,0 +1,145 @@
+"""From what a layer counted to its report: check that nothing was missed, then measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .measure import measure, undefined_report
+from .moments import ClassMoments, Phase
+from .nc3 import Head
+from .nc4 import Decisions, decide
+from .report import LayerReport
+from .settings import Settings
+from .sums import Sums
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """What a layer counted, copied to the host.
+
+    Attributes
+    ----------
+    sums : Sums
+        NumPy arrays.
+    feature_dtype : str
+        The dtype the network computed in.
+    rows : (K, d), labels : (K,), ids : (K,) arrays
+        Rows kept for NC4, their labels and row numbers.
+    decided : pair of (J,) arrays, or None
+        Row numbers, and the classes that the network decided on for them.
+    """
+
+    sums: Sums
+    feature_dtype: str
+    rows: Array
+    labels: Array
+    ids: Array
+    decided: tuple[Array, Array] | None = None
+
+    def seen(self, propagate: bool) -> int:
+        """Label rows that came by; a propagated row that is not finite is among the counts."""
+        left_out = int(self.sums.ignored) + int(self.sums.invalid)
+        left_out += 0 if propagate else int(self.sums.nonfinite)
+        return int(np.asarray(self.sums.counts, np.int64).sum()) + left_out
+
+    def moments(self, phase: Phase) -> ClassMoments:
+        """Finalise in float64."""
+        return ClassMoments.from_sums(self.sums, self.feature_dtype, phase)
+
+    def decisions(self, moments: ClassMoments, head: Head | None = None) -> Decisions:
+        """Decide on the rows kept; the network's own decisions, where there are any, come before the head's."""
+        usable = (self.labels >= 0) & (self.labels < moments.num_classes)
+        if self.decided is None:
+            return decide(moments, self.rows[usable], self.labels[usable], head=head)
+        numbers, classes = self.decided
+        usable &= np.isin(self.ids, numbers)
+        order = np.argsort(numbers)
+        found = order[np.searchsorted(numbers, self.ids[usable], sorter=order)]
+        return decide(moments, self.rows[usable], self.labels[usable], predictions=classes[found])
+
+
+def layer_report(
+    name: str,
+    tally: Tally | None,
+    settings: Settings,
+    *,
+    phase: Phase,
+    due: int,
+    is_head: bool,
+    head: Head | None,
+    cause: Callable[[str], str],
+) -> tuple[LayerReport, list[str]]:
+    """Measure one layer, unless its numbers would not be right.
+
+    Parameters
+    ----------
+    name : str
+        The layer's, for what is said of it.
+    tally : Tally or None
+        None for a layer that never fired.
+    settings : Settings
+    phase : str
+    due : int
+        Label rows that the layer should have seen.
+    is_head : bool
+        Whether it is what the head reads.
+    head : Head, optional
+    cause : callable
+        From ``never_fired``, ``rows_missing`` or ``rows_counted_twice`` to the likely cause in words.
+
+    Returns
+    -------
+    report : LayerReport
+    notes : list of str
+        What to warn of.
+
+    Raises
+    ------
+    ValueError
+        If a row is not finite under ``nonfinite="raise"``.
+    """
+    seen = 0 if tally is None else tally.seen(settings.propagate)
+    if tally is None or seen != due:
+        code = (
+            "never_fired" if seen == 0 else "rows_missing" if seen < due else "rows_counted_twice"
+        )
+        note = (
+            f"layer {name!r} saw {seen} of {due} label rows, so it is not measured: {cause(code)}"
+        )
+        return undefined_report(code, is_head), [note]
+
+    sums, notes = tally.sums, []
+    if sums.invalid:
+        notes.append(
+            f"layer {name!r} got {int(sums.invalid)} labels outside 0..{settings.num_classes - 1} that are not "
+            f"ignore_index={settings.ignore_index}: their rows were left out"
+        )
+    if sums.nonfinite and settings.nonfinite == "raise":
+        raise ValueError(
+            f"layer {name!r} gave {int(sums.nonfinite)} rows that hold NaN or Inf: pass "
+            "nonfinite='skip' to leave such rows out"
+        )
+    moments = tally.moments(phase)
+    if moments.kind == "trace" and settings.scatter == "auto":
+        notes.append(
+            f"layer {name!r} is too wide for a scatter ({moments.width} features): only traces were kept, so "
+            "nc1_pinv, nc1_fuzziness, nc1_vci and features_effective_rank have no value; a "
+            "narrower reduction such as 'mean' gives them"
+        )
+    fits = head is None or head.weight.shape == moments.means.shape
+    if not fits:
+        notes.append(f"layer {name!r} is not what the head reads: NC3 is not measured")
+    measured = measure(
+        moments,
+        head=head if fits else None,
+        decisions=tally.decisions(moments, head if fits else None),
+        convention=settings.named_convention,
+    )
+    return measured, notes

@@ -1,0 +1,136 @@
+"""A bounded uniform sample of rows, the same one in every framework.
+
+Algorithm R (Vitter 1985): row number t takes slot t while there is room, afterwards a random one of
+t + 1, if that is a slot at all. The draw is a hash of seed and row number in 32-bit arithmetic, so the
+framework's random state is not touched, a resumed run draws the same sample, and a compiled step on a
+device draws the one that NumPy draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = Any  # of NumPy or of a framework: unsigned 32-bit values, in uint32 or wider
+
+Wrap = Callable[[Array], Array]
+
+MASK = 0xFFFFFFFF
+_HALF = 0x10000
+
+
+def uint32(values: Array) -> Array:
+    """Keep the values as they are: uint32 arithmetic wraps around by itself."""
+    return values
+
+
+def low_32_bits(values: Array) -> Array:
+    """Wrap around at 2^32, for frameworks whose integers are int64."""
+    return values & MASK
+
+
+def mixed(values: Array, wrap: Wrap = uint32) -> Array:
+    """Return a 32-bit hash of 32-bit values.
+
+    Rounds of exclusive or with a shifted copy and multiplication by an odd constant, so that every bit
+    of the input reaches every bit of the output. Only ``+ - * // &`` are used, which every framework's
+    integers have, and factors below 2^31, so that products fit int64.
+
+    Parameters
+    ----------
+    values : array of uint32, or of int64 in 0..2^32-1
+    wrap : callable
+        `uint32` or `low_32_bits`, as the dtype asks for.
+
+    Examples
+    --------
+    >>> mixed(np.array([0, 1], np.uint32))
+    array([        0, 786291690], dtype=uint32)
+    """
+    for factor in (0x7FEB352D, 0x2C1B3C6D, 0x297A2D39):
+        values = wrap(_folded(values, 16) * factor)
+    return _folded(values, 15)
+
+
+def _folded(values: Array, shift: int) -> Array:
+    """Return ``values ^ (values >> shift)``: a ^ b = a + b - 2 (a & b), which wraps around rightly."""
+    shifted = values // 2**shift
+    return values - (values & shifted) + shifted - (values & shifted)
+
+
+def scaled(fractions: Array, sizes: Array) -> Array:
+    r"""Return :math:`\lfloor f s / 2^{32} \rfloor`: of 32-bit hashes f a number in 0..s-1.
+
+    The 64-bit product is taken in halves, since a device may have no 64-bit integers.
+
+    Examples
+    --------
+    >>> scaled(np.array([0, 2**31, 2**32 - 1], np.uint32), np.array([10, 10, 10], np.uint32))
+    array([0, 5, 9], dtype=uint32)
+    """
+    f_high, f_low = fractions // _HALF, fractions % _HALF
+    s_high, s_low = sizes // _HALF, sizes % _HALF
+    low, cross, other = f_low * s_low, f_low * s_high, f_high * s_low
+    carry = (low // _HALF + cross % _HALF + other % _HALF) // _HALF
+    return f_high * s_high + cross // _HALF + other // _HALF + carry
+
+
+def drawn_slots(numbers: Array, seed: int, wrap: Wrap = uint32) -> Array:
+    """Return the slot that each row would take in a sample that is full, in 0..number.
+
+    Parameters
+    ----------
+    numbers : array of uint32, or of int64 in 0..2^32-2
+        Row numbers.
+    seed : int
+    wrap : callable
+        As in `mixed`.
+
+    Examples
+    --------
+    >>> bool((drawn_slots(np.arange(100, dtype=np.uint32), seed=0) <= np.arange(100)).all())
+    True
+    """
+    salt = (
+        int(mixed(np.array([seed & MASK], np.uint32))[0]) >> 1
+    )  # below 2^31: it fits every integer
+    return scaled(mixed(wrap(mixed(numbers, wrap) + salt), wrap), numbers + 1)
+
+
+def reservoir_slots(numbers: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:
+    """Say where each row of a batch goes in a uniform sample of all rows so far.
+
+    Parameters
+    ----------
+    numbers : (B,) int64 array
+        Row numbers, counted over all rows that may be kept; -1 for a row that may not.
+    size : int
+        Slots; slot ``size`` is the bin for rows that are not kept.
+    seed : int
+
+    Returns
+    -------
+    (B,) int64 array of slots 0..size
+
+    References
+    ----------
+    Vitter 1985, algorithm R.
+
+    Examples
+    --------
+    >>> reservoir_slots(np.array([0, -1, 1]), 8, seed=0)
+    array([0, 8, 1])
+    """
+    usable = numbers >= 0
+    drawn = drawn_slots(np.maximum(numbers, 0).astype(np.uint32), seed).astype(np.int64)
+    slots = np.where(numbers < size, numbers, drawn)
+    slots[~usable | (slots >= size)] = size
+    # Of two rows drawn for one slot the later replaces the earlier, as if they came one by one.
+    _, last = np.unique(slots[::-1], return_index=True)
+    winners = np.zeros(len(slots), bool)
+    winners[len(slots) - 1 - last] = True
+    slots[~winners] = size
+    return slots
