@@ -56,7 +56,7 @@ class Tally:
     def decisions(self, moments: ClassMoments, head: Head | None = None) -> Decisions:
         """Decide on the rows kept; the network's own decisions, where there are any, come before the head's."""
         usable = (self.labels >= 0) & (self.labels < moments.num_classes)
-        if self.decided is None:
+        if self.decided is None or not len(self.decided[0]):
             return decide(moments, self.rows[usable], self.labels[usable], head=head)
         numbers, classes = self.decided
         usable &= np.isin(self.ids, numbers)
@@ -133,13 +133,15 @@ def layer_report(
             "nc1_pinv, nc1_fuzziness, nc1_vci and features_effective_rank have no value; a "
             "narrower reduction such as 'mean' gives them"
         )
+    # A live stream was decided on by heads that are gone: the last one must not speak for them.
+    decider = None if phase == "live" else head
     fits = head is None or head.weight.shape == moments.means.shape
     if not fits:
         notes.append(f"layer {name!r} is not what the head reads: NC3 is not measured")
     measured = measure(
         moments,
         head=head if fits else None,
-        decisions=tally.decisions(moments, head if fits else None),
+        decisions=tally.decisions(moments, decider if fits else None),
         convention=settings.named_convention,
     )
     return measured, notes

@@ -6,7 +6,7 @@ import sys
 import warnings
 
 
-def warn(message: str) -> None:
+def warn(message: str, stacklevel: int = 3) -> None:
     """Warn without ever raising, also where the user has turned warnings into errors.
 
     Examples
@@ -16,6 +16,6 @@ def warn(message: str) -> None:
     ...     warn("the disk is full")
     """
     try:
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
     except RuntimeWarning:
         print(f"RuntimeWarning: {message}", file=sys.stderr)

@@ -67,7 +67,8 @@ class GuardedSink(ABC):
                 warn(
                     f"{self.name} could not {doing}: {_in_one_line(error)}. Training goes on and the "
                     "values remain in the report; later failures of this sink are counted in "
-                    "its `failures`, not shown"
+                    "its `failures`, not shown",
+                    stacklevel=4,  # the user's line that writes
                 )
 
 

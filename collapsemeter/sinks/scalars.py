@@ -74,7 +74,8 @@ class Scalars:
             self._mixed = True
             warn(
                 f"{self._owner} got a {phase} report after {self._phase} ones: these are different "
-                "quantities, and its curves now mix them; give each phase a sink of its own"
+                "quantities, and its curves now mix them; give each phase a sink of its own",
+                stacklevel=4,
             )
 
 

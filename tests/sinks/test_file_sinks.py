@@ -139,10 +139,10 @@ def test_a_step_that_is_no_number_warns(tmp_path: Path, report: CollapseReport) 
 
 
 def test_warnings_as_errors_do_not_reach_the_loop(
-    report: CollapseReport, caplog: pytest.LogCaptureFixture
+    report: CollapseReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     JsonlSink("/dev/full").write(1, report)  # this suite turns warnings into errors
-    assert "could not write step 1: OSError" in caplog.text
+    assert "could not write step 1: OSError" in capsys.readouterr().err
 
 
 def test_a_table_has_a_row_per_layer_and_a_column_per_metric(
