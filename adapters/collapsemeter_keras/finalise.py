@@ -1,0 +1,159 @@
+"""From the step's variables to a report: copy, check that nothing was missed, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from collapsemeter import CollapseReport, Head, LayerReport
+from collapsemeter.finalise import layer_report
+from collapsemeter.measure import undefined_report
+from collapsemeter.moments import Phase
+
+from .layers import Selection
+from .statistics import Key, Stream
+
+if TYPE_CHECKING:
+    from .meter import CollapseMeter
+
+
+def report(meter: CollapseMeter, stream: Stream, name: str, phase: Phase) -> CollapseReport:
+    """Measure every watched layer and say what went wrong with any."""
+    head = _head(meter.selection)
+    batches, due = stream.batches_seen(), stream.rows_due()
+    layers: dict[str, LayerReport] = {}
+    warnings = [
+        f"{what} failed and was left out: {error}"
+        for what, error in meter.degraded.items()
+        if what not in meter.selection.watched
+    ]
+    if not batches:
+        warnings.append(f"no batch of the {name} stream was counted: {why_nothing(meter, name)}")
+    for watched in meter.selection.watched:
+        is_head = watched == meter.selection.head
+        calls = sorted(call for layer, call in stream.layers if layer == watched) or [None]
+        for call in calls:
+            shown = watched if len(calls) == 1 else f"{watched}#{call}"
+            if watched in meter.degraded:
+                layers[shown] = undefined_report("degraded", is_head)
+                warnings.append(f"layer {shown!r} failed: {meter.degraded[watched]}")
+            elif not batches:
+                layers[shown] = undefined_report("never_fired", is_head)
+            else:
+                layers[shown], notes = layer_report(
+                    shown,
+                    None if call is None else stream.tally((watched, call)),
+                    meter.settings,
+                    phase=phase,
+                    due=due,
+                    is_head=is_head,
+                    head=head if is_head else None,
+                    cause=partial(_cause, meter),
+                )
+                warnings += notes
+    return CollapseReport(
+        layers=layers,
+        phase=phase,
+        skipped=dict(meter.selection.skipped),
+        warnings=tuple(warnings),
+        provenance={
+            "framework": f"keras {keras.__version__} ({keras.backend.backend()})",
+            "classes": meter.settings.num_classes,
+            "rows": due,
+            "batches": batches,
+            "stream": name,
+            "epoch": meter._epoch,
+            "convention": meter.settings.named_convention.name,
+        },
+    )
+
+
+def why_nothing(meter: CollapseMeter, stream: str) -> str:
+    """Return the likely cause of a stream in which nothing was counted."""
+    step = "train_step" if stream == "train" else "test_step"
+    if "batch" in meter.degraded:
+        return meter.degraded["batch"]
+    listed = [metric for metric in meter.model.metrics if isinstance(metric, Stream)]
+    if keras.backend.backend() == "jax" and not listed:
+        return (
+            f"{type(meter.model).__name__}.metrics leaves out the model's own metrics, and JAX "
+            "throws away what a step writes elsewhere: add `super().metrics` to what it returns"
+        )
+    if stream in meter._bypassed:
+        return (
+            f"{type(meter.model).__name__}.{step} does not call `self.compute_loss(x=, y=, "
+            "y_pred=)`, which is where labels and features meet: call it there, or measure with "
+            "probe= or observe()"
+        )
+    return "no step ran since it began; run fit or evaluate with the meter among callbacks="
+
+
+def _cause(meter: CollapseMeter, code: str) -> str:
+    if code == "never_fired":
+        return "it was not called in the model's forward (its weights are used directly, or a branch left it out)"
+    if code == "rows_missing":
+        return "some forwards did not pass through it (a branch, or a step traced without it)"
+    return "it was called more than once for a batch"
+
+
+def _head(selection: Selection) -> Head | None:
+    layer = selection.head_layer
+    if layer is None or not layer.built:
+        return None
+    weight = _host(layer.kernel).T
+    bias = _host(layer.bias) if layer.use_bias else None
+    if len(weight) == 1:
+        return Head.from_single_logit(weight[0], 0.0 if bias is None else bias)
+    return Head(weight, bias)
+
+
+def _host(variable: Any) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = ops.convert_to_numpy(ops.cast(variable, "float32"))
+    return array.astype(np.float64)
+
+
+def state_dict(meter: CollapseMeter) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the variables of the live streams by name, with what is needed to make them again."""
+    state: dict[str, np.ndarray[Any, Any]] = {
+        "num_classes": np.asarray(meter.settings.num_classes),
+        "sample_rows": np.asarray(meter.settings.sample_rows),
+    }
+    for name, stream in meter._streams.items():
+        for number, (layer, call) in enumerate(stream.layers):
+            made = stream.layers[layer, call]
+            width = np.asarray(int(made.rows.shape[1]))
+            state[f"{name}/{number}"] = np.asarray([layer, str(call), str(width), made.dtype])
+        for variable in stream.variables:
+            state[f"{name}/{variable.name}"] = ops.convert_to_numpy(variable.value).copy()
+    return state
+
+
+def load_state_dict(meter: CollapseMeter, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Fill the live streams from `state_dict`."""
+    for option in ("num_classes", "sample_rows"):
+        found, due = int(state[option]), getattr(meter.settings, option)
+        if found != due:
+            raise ValueError(f"the state has {option}={found}, this meter {due}: make them agree")
+    keys: dict[str, list[tuple[Key, int, str]]] = {}
+    for name in meter._streams:
+        keys[name] = []
+        while f"{name}/{len(keys[name])}" in state:
+            layer, call, width, dtype = state[f"{name}/{len(keys[name])}"].tolist()
+            if layer not in meter.selection.watched:
+                raise ValueError(
+                    f"the state counts layer {layer!r}, this meter watches "
+                    f"{', '.join(meter.selection.watched)}"
+                )
+            keys[name].append(((layer, int(call)), int(width), dtype))
+    for name, stream in meter._streams.items():
+        for key, width, dtype in keys[name]:
+            stream.allocate(key, width, dtype)
+        stream.clear()
+        for variable in stream.variables:
+            if f"{name}/{variable.name}" in state:
+                variable.assign(state[f"{name}/{variable.name}"])

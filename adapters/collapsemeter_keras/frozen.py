@@ -1,0 +1,188 @@
+"""One pass over a data set with frozen weights, compiled by whatever backend there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+from keras.src.backend import compute_output_spec  # nothing public infers shapes of a function
+
+from collapsemeter.batches import split
+
+from .instrument import Stash, takes_training
+from .labels import given_labels
+from .statistics import Stream, dtype_of
+
+if TYPE_CHECKING:
+    from .meter import CollapseMeter
+
+Step = Callable[[Any, Any], None]
+BATCH = 128
+
+
+def batches_of(data: Any, batch_size: int) -> Iterable[Any]:
+    """Return batches (x, y) of a data set, as Keras users keep one.
+
+    Parameters
+    ----------
+    data : (x, y) of arrays, PyDataset, tf.data.Dataset, DataLoader or any iterable of batches
+        A tuple is the whole data, as in ``validation_data=``, anything else its batches.
+    batch_size : int
+        Of what is cut from whole arrays.
+
+    Examples
+    --------
+    >>> [len(x) for x, y in batches_of((np.zeros((5, 2)), np.arange(5)), 2)]
+    [2, 2, 1]
+    """
+    if isinstance(data, keras.utils.PyDataset):
+        # Iterated by number: it need not say where it ends.
+        return (data[number] for number in range(len(data)))
+    if not isinstance(data, tuple) or len(data) not in (2, 3):
+        return data  # type: ignore[no-any-return]  # what is no iterable is refused by name later
+    x, y = data[:2]
+    rows = len(tree.flatten(x)[0])
+
+    def cut(start: int) -> tuple[Any, Any]:
+        return tuple(
+            tree.map_structure(lambda a: a[start : start + batch_size], part) for part in (x, y)
+        )  # type: ignore[return-value]
+
+    return (cut(start) for start in range(0, rows, batch_size))
+
+
+def inputs_and_labels(item: Any, meter: CollapseMeter) -> tuple[Any, Any]:
+    """Return inputs and labels of a batch; sample weights are not looked at.
+
+    Raises
+    ------
+    ValueError
+        If it holds no labels.
+    """
+    if isinstance(item, tuple | list) and len(item) == 3:
+        item = item[:2]
+    if meter.labels is not None and not (isinstance(item, tuple | list) and len(item) == 2):
+        item = (item, None)
+    x, y, _ = split(item)
+    return x, given_labels(x, y, meter.labels)
+
+
+def call(model: keras.Model, x: Any, training: bool = False) -> Any:
+    """Run a model on inputs, in the mode asked for where it has modes."""
+    return model(x, training=training) if takes_training(model) else model(x)
+
+
+def find_shapes(
+    model: keras.Model, stream: Stream, count: Callable[[Any], dict[Any, Any]], x: Any
+) -> None:
+    """Make a stream's variables for every layer, from a forward of shapes alone.
+
+    JAX cannot make variables while it traces a step, and a strategy would mirror them.
+
+    Parameters
+    ----------
+    model : keras.Model
+    stream : Stream
+    count : callable
+        From the model's output to the rows of every layer that ran.
+    x : nested KerasTensor
+    """
+    rows = compute_output_spec(lambda given: count(call(model, given)), x)
+    for key, spec in rows.items():
+        stream.allocate(key, int(spec.shape[1]), dtype_of(spec))
+
+
+def frozen_step(meter: CollapseMeter, model: keras.Model, stash: Stash, stream: Stream) -> Step:
+    """Return a function that passes one batch through the model into the stream."""
+
+    def step(x: Any, y: Any) -> None:
+        with stash.open(), meter._counting(stream):
+            y_pred = call(model, x)
+            meter._count(stash.take(), {"x": x, "y": y, "y_pred": y_pred})
+
+    return {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()](
+        meter, model, stash, stream, step
+    )
+
+
+def _tensorflow(
+    meter: CollapseMeter, model: keras.Model, stash: Stash, stream: Stream, step: Step
+) -> Step:
+    import tensorflow as tf
+
+    compiled: Step = tf.function(step, reduce_retracing=True, autograph=False)
+    return compiled
+
+
+def _torch(
+    meter: CollapseMeter, model: keras.Model, stash: Stash, stream: Stream, step: Step
+) -> Step:
+    import torch
+
+    return torch.no_grad()(step)
+
+
+def _jax(
+    meter: CollapseMeter, model: keras.Model, stash: Stash, stream: Stream, step: Step
+) -> Step:
+    import jax
+
+    @jax.jit
+    def stateless(weights: list[Any], counted: list[Any], x: Any, y: Any) -> list[Any]:
+        mapping = [*zip(model.variables, weights, strict=True)]
+        mapping += zip(stream.variables, counted, strict=True)
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            step(x, y)
+        return [scope.get_current_value(variable) for variable in stream.variables]
+
+    def run(x: Any, y: Any) -> None:
+        if not stream.layers:
+            with stash.open():
+                specs = tree.map_structure(lambda a: keras.KerasTensor(a.shape, dtype_of(a)), x)
+                find_shapes(model, stream, lambda out: meter._rows(stash.take(), out), specs)
+        weights = [variable.value for variable in model.variables]
+        counted = [variable.value for variable in stream.variables]
+        for variable, value in zip(
+            stream.variables, stateless(weights, counted, x, y), strict=True
+        ):
+            variable.assign(value)
+
+    return run
+
+
+def tensors(part: Any) -> Any:
+    """Return arrays of any framework as tensors of the backend."""
+
+    def convert(leaf: Any) -> Any:
+        if not ops.is_tensor(leaf) and hasattr(leaf, "numpy"):
+            leaf = leaf.numpy()
+        return ops.convert_to_tensor(np.asarray(leaf) if isinstance(leaf, list) else leaf)
+
+    return tree.map_structure(convert, part)
+
+
+def input_specs(model: keras.Model) -> Any:
+    """Return what a built model takes, as KerasTensors; None where it does not say.
+
+    Examples
+    --------
+    >>> input_specs(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])).shape
+    (None, 3)
+    """
+    if getattr(model, "inputs", None):
+        struct = getattr(model, "_inputs_struct", None)
+        functional = getattr(model, "_functional", None)
+        if struct is None and functional is not None:
+            struct = functional._inputs_struct
+        return struct if struct is not None else model.inputs[0]
+    shapes = getattr(model, "_build_shapes_dict", None)
+    if not shapes or len(shapes) != 1:
+        return None
+
+    def spec(shape: Any) -> Any:
+        return keras.KerasTensor((None, *shape[1:]), model.compute_dtype)
+
+    return tree.map_shape_structure(spec, next(iter(shapes.values())))

@@ -1,0 +1,150 @@
+"""What is put on a model while it is watched: wrappers in instances, never in classes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from .layers import Layer, Selection
+
+if TYPE_CHECKING:
+    from .meter import CollapseMeter
+
+LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
+
+
+class Stash(threading.local):
+    """What the layers gave in the forward under way, by layer and call; nothing outside of a step.
+
+    Each thread has its own: a strategy traces its replicas in threads.
+    """
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.outputs: dict[tuple[str, int], Any] = {}
+
+    def note(self, name: str, output: Any) -> None:
+        """Keep what a layer gave until the labels come."""
+        if not self.armed:
+            return
+        call = 0
+        while (name, call) in self.outputs:
+            call += 1
+        self.outputs[name, call] = output
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Take notes within the block, and forget them at its end: tensors must not outlive a trace."""
+        outer = self.armed, self.outputs
+        self.armed, self.outputs = True, {}
+        try:
+            yield
+        finally:
+            self.armed, self.outputs = outer
+
+    def take(self) -> dict[tuple[str, int], Any]:
+        """Return the notes of this forward, and begin anew."""
+        taken, self.outputs = self.outputs, {}
+        return taken
+
+
+class Instrument:
+    """Wrappers around the calls of the watched layers, the model's loss and its steps.
+
+    Parameters
+    ----------
+    meter : CollapseMeter
+        Held weakly: a model does not keep its meter alive.
+    model : keras.Model
+    selection : Selection
+    """
+
+    def __init__(self, meter: CollapseMeter, model: keras.Model, selection: Selection) -> None:
+        self.stash = Stash()
+        self._meter = weakref.ref(meter)
+        self._put: list[tuple[Any, str, Any]] = []  # object, attribute, wrapper
+        for name, layer in selection.layers.items():
+            self._watch_output(name, layer)
+        if selection.head is not None and selection.head_layer is not None:
+            self._watch_input(selection.head, selection.head_layer)
+        self._wrap(model, "compute_loss", self._count_in_loss)
+        self._wrap(model, "train_step", functools.partial(self._bracket, "train"))
+        self._wrap(model, "test_step", functools.partial(self._bracket, "validation"))
+
+    def remove(self) -> None:
+        """Take every wrapper off."""
+        for owner, attribute, wrapper in reversed(self._put):
+            if owner.__dict__.get(attribute) is wrapper:  # what someone put over it since stays
+                del owner.__dict__[attribute]
+        self._put = []
+
+    def _wrap(self, owner: Any, attribute: str, around: Callable[..., Any]) -> None:
+        original = getattr(owner, attribute)
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        # Past `Layer.__setattr__`, which would track it.
+        owner.__dict__[attribute] = wrapper
+        self._put.append((owner, attribute, wrapper))
+
+    def _watch_output(self, name: str, layer: Layer) -> None:
+        def noting(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            self.stash.note(name, output)
+            return output
+
+        self._watch(layer, noting)
+
+    def _watch_input(self, name: str, head: keras.layers.Dense) -> None:
+        def noting(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            self.stash.note(name, args[0] if args else kwargs.get("inputs"))
+            return original(*args, **kwargs)
+
+        self._watch(head, noting)
+
+    def _watch(self, layer: Layer, noting: Callable[..., Any]) -> None:
+        def outside(original: Callable[..., Any], call: Any, *args: Any, **kwargs: Any) -> Any:
+            # What a rematerialised call computes inside is gone outside: note what comes out of it.
+            return functools.partial(noting, original(call, *args, **kwargs))
+
+        if getattr(layer, "_remat_mode", None) is not None:
+            self._wrap(layer, "rematerialized_call", outside)
+        elif getattr(layer, "quantization_mode", None) is not None:
+            self._wrap(layer, "quantized_call", noting)
+        else:
+            self._wrap(layer, "call", noting)
+
+    def _count_in_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        loss = original(*args, **kwargs)
+        meter = self._meter()
+        if meter is not None and self.stash.armed:
+            names = dict(zip(LOSS_ARGUMENTS, args, strict=False)) | kwargs
+            meter._count(self.stash.take(), names)
+        return loss
+
+    def _bracket(self, stream: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        meter = self._meter()
+        if meter is None:
+            return original(*args, **kwargs)
+        with self.stash.open(), meter._step(stream):
+            return original(*args, **kwargs)
+
+
+def takes_training(model: keras.Model) -> bool:
+    """Whether the model's call has a ``training`` argument.
+
+    Examples
+    --------
+    >>> takes_training(keras.Sequential([keras.layers.Dense(2)]))
+    True
+    """
+    return "training" in inspect.signature(type(model).call).parameters

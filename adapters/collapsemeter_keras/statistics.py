@@ -1,0 +1,268 @@
+"""The statistics of one stream of batches, as variables of the model's step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from collapsemeter.finalise import Tally
+from collapsemeter.settings import Settings
+from collapsemeter.sums import Sums, scatter_shape, update
+
+from .operations import COUNT, FULL, KerasNamespace, Tensor, counted, sample_slots, saturated
+
+Key = tuple[str, int]  # a layer, and which of its calls in one forward
+_SUMS = ("counts", "shift", "sums", "squares", "scatter", "ignored", "nonfinite", "invalid")
+_T = TypeVar("_T")
+
+
+class LayerVariables(NamedTuple):
+    """The variables of one layer."""
+
+    sums: dict[str, keras.Variable]
+    rows: keras.Variable
+    dtype: str  # of the features
+    sample_size: int
+
+
+class SampleVariables(NamedTuple):
+    """What all layers whose samples have one size share."""
+
+    ids: keras.Variable
+    labels: keras.Variable
+    predictions: keras.Variable
+
+
+class Stream(keras.metrics.Metric):
+    """Class-shifted sums of every layer, and a sample of rows, in variables that Keras carries along.
+
+    A metric, because that is what a compiled step may write to. It reports nothing to Keras, and is
+    cleared by its meter alone: Keras resets metrics at times of its own, such as before every
+    ``train_on_batch`` and within ``fit`` before the validation.
+
+    Parameters
+    ----------
+    name : str
+    settings : Settings
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        super().__init__(name=name)
+        self.settings = settings
+        self.layers: dict[Key, LayerVariables] = {}
+        self.samples: dict[int, SampleVariables] = {}
+        self.expected = self._variable((), COUNT, "expected")
+        self.batches = self._variable((), COUNT, "batches")
+        self.next_row = self._variable((), COUNT, "next_row")
+
+    # Metric's own surface
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the meter calls `count`."""
+
+    def reset_state(self) -> None:
+        """Do nothing: the meter calls `clear`."""
+
+    def result(self) -> dict[str, Any]:
+        """Return nothing, so that Keras' own logs stay as they are."""
+        return {}
+
+    # Memory
+
+    def _variable(self, shape: tuple[int, ...], dtype: str, name: str) -> keras.Variable:
+        # Integers of every backend start at zero; sample ids are stored one up, so that zero is none.
+        variable = _outside_of_strategies(
+            lambda: keras.Variable(
+                keras.initializers.Zeros(),
+                shape=shape,
+                dtype=dtype,
+                trainable=False,
+                autocast=False,
+                name=f"{self.name}_{name}",
+            )
+        )
+        self._tracker.add_to_store("variables", variable)
+        return variable
+
+    def allocate(self, key: Key, width: int, dtype: str) -> LayerVariables:
+        """Make the variables of a layer of this width; where they are there already, return them."""
+        found = self.layers.get(key)
+        if found is not None:
+            return found
+        settings, name = self.settings, f"{len(self.layers)}"
+        sums_dtype = "float64" if dtype == "float64" else "float32"
+        classes, size = settings.num_classes, settings.sample_size(width)
+        shapes: dict[str, tuple[int, ...] | None] = {
+            "counts": (classes,),
+            "shift": (classes, width),
+            "sums": (classes, width),
+            "squares": (classes,),
+            "scatter": scatter_shape(settings.kind(width), classes, width),
+            "ignored": (),
+            "nonfinite": (),
+            "invalid": (),
+        }
+        integers = ("counts", "ignored", "nonfinite", "invalid")
+        sums = {
+            part: self._variable(shape, COUNT if part in integers else sums_dtype, f"{name}_{part}")
+            for part, shape in shapes.items()
+            if shape is not None
+        }
+        rows = self._variable((size + 1, width), sums_dtype, f"{name}_rows")
+        self.layers[key] = LayerVariables(sums, rows, dtype, size)
+        if size not in self.samples:
+            self.samples[size] = SampleVariables(
+                *(
+                    self._variable((size + 1,), COUNT, f"sample{size}_{part}")
+                    for part in SampleVariables._fields
+                )
+            )
+        return self.layers[key]
+
+    def clear(self) -> None:
+        """Start again from nothing, in the same memory."""
+        for variable in self.variables:
+            variable.assign(ops.zeros(variable.shape, dtype=variable.dtype))
+
+    # In the step
+
+    def count(
+        self, features: Mapping[Key, Tensor], labels: Tensor, predictions: Tensor | None
+    ) -> None:
+        """Add a batch: rows of every layer, one label and one decision for each.
+
+        Parameters
+        ----------
+        features : mapping from (layer, call) to (N, d) tensor
+        labels : (N,) int32 tensor
+        predictions : (N,) integer tensor, optional
+        """
+        labels = ops.cast(labels, "int32")
+        settings = self.settings
+        usable = (labels >= 0) & (labels < settings.num_classes)
+        usable = usable & (labels != settings.ignore_index)
+        ones = ops.cast(usable, COUNT)
+        start = self.next_row.value
+        numbers = start + ops.cumsum(ones, axis=0) - ones
+        layers = {
+            key: self.allocate(key, int(rows.shape[1]), dtype_of(rows))
+            for key, rows in features.items()
+        }
+        for size in {layer.sample_size for layer in layers.values()}:
+            slots = sample_slots(numbers, usable, size, settings.seed)
+            self._sample(self.samples[size], slots, numbers + 1, labels, predictions)
+            for key, layer in layers.items():
+                if layer.sample_size == size:
+                    self._count_layer(layer, features[key], labels, slots)
+        rows_given = counted(ops.ones_like(labels))
+        self.expected.assign(saturated(self.expected.value, rows_given))
+        self.batches.assign(saturated(self.batches.value, ops.cast(1, COUNT)))
+        self.next_row.assign(saturated(start, counted(usable)))
+
+    def _sample(
+        self,
+        sample: SampleVariables,
+        slots: Tensor,
+        ids: Tensor,
+        labels: Tensor,
+        predictions: Tensor | None,
+    ) -> None:
+        _put(sample.ids, slots, ids)
+        # One up, like the ids: zero is no decision. A label that is no class goes to the bin only.
+        _put(sample.labels, slots, ops.cast(ops.maximum(labels, 0), COUNT))
+        if predictions is not None:
+            _put(sample.predictions, slots, predictions + 1)
+
+    def _count_layer(
+        self, layer: LayerVariables, rows: Tensor, labels: Tensor, slots: Tensor
+    ) -> None:
+        rows = ops.stop_gradient(rows)
+        before = Sums(
+            **{part: layer.sums[part].value if part in layer.sums else None for part in _SUMS}
+        )
+        after = update(
+            before,
+            rows,
+            labels,
+            KerasNamespace(keras.backend.standardize_dtype(layer.rows.dtype)),
+            ignore_index=self.settings.ignore_index,
+            propagate=self.settings.propagate,
+        )
+        for part, variable in layer.sums.items():
+            variable.assign(getattr(after, part))
+        _put(layer.rows, slots, rows)
+
+    # On the host
+
+    def rows_due(self) -> int:
+        """Label rows that every layer should have seen."""
+        return self._read(self.expected)
+
+    def batches_seen(self) -> int:
+        """Batches counted."""
+        return self._read(self.batches)
+
+    def _read(self, variable: keras.Variable) -> int:
+        value = int(ops.convert_to_numpy(variable.value))
+        if COUNT == "uint32" and value == FULL:
+            raise ValueError(
+                "a counter is full: more than 4,294,967,294 rows were counted without a reset; "
+                "reset the meter more often"
+            )
+        return value
+
+    def tally(self, key: Key) -> Tally:
+        """Copy what a layer counted to the host."""
+        layer = self.layers[key]
+        arrays = {
+            part: ops.convert_to_numpy(variable.value) for part, variable in layer.sums.items()
+        }
+        sample = self.samples[layer.sample_size]
+        ids, labels, decided = (
+            ops.convert_to_numpy(variable.value)[:-1].astype(np.int64) for variable in sample
+        )
+        rows = ops.convert_to_numpy(layer.rows.value)[:-1]
+        kept, known = ids > 0, (ids > 0) & (decided > 0)
+        return Tally(
+            sums=Sums(**{part: arrays.get(part) for part in _SUMS}),
+            feature_dtype=layer.dtype,
+            rows=rows[kept],
+            labels=labels[kept],
+            ids=ids[kept] - 1,
+            decided=(ids[known] - 1, decided[known] - 1) if known.any() else None,
+        )
+
+
+def dtype_of(x: Tensor) -> str:
+    """Return the name of a tensor's dtype."""
+    return str(keras.backend.standardize_dtype(x.dtype))
+
+
+def _put(variable: keras.Variable, slots: Tensor, values: Tensor) -> None:
+    """Write rows to their slots; the last slot is the bin and may hold any of them."""
+    values = ops.cast(values, variable.dtype)
+    variable.assign(ops.scatter_update(variable.value, slots[:, None], values))
+
+
+def _outside_of_strategies(make: Callable[[], _T]) -> _T:
+    """Make variables that no tf.distribute strategy mirrors or sums up on reading.
+
+    Replicas count into one place, one after the other; a mirrored shift would be a sum of shifts. A
+    strategy's scope belongs to its thread, so another thread is outside of it.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return make()
+    import tensorflow as tf
+
+    if not tf.distribute.has_strategy():
+        return make()
+    made: list[_T] = []
+    thread = threading.Thread(target=lambda: made.append(make()))
+    thread.start()
+    thread.join()
+    return made[0]
