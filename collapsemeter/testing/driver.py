@@ -1,0 +1,122 @@
+"""What the kit needs of an adapter: a model that is known exactly, and an adapter at work on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..moments import ClassMoments, Phase
+from ..report import CollapseReport
+from ..settings import Settings
+
+Features = npt.NDArray[np.float32]
+Labels = npt.NDArray[Any]
+Batch = tuple[Features, Labels]
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """The model that a driver builds, and how its adapter is told to measure it.
+
+    The model passes its input on, and its head is the given linear map, so that every feature is known:
+
+    * ``shape`` is ``(d,)``: the head reads the rows as they are;
+    * ``(H, W, d)``, an image with channels last: the head reads its mean over positions, and the layer
+      before the mean is watched too, where the adapter watches layers (with channels first, if that is
+      the framework's way);
+    * ``(T, d)``, a sequence: the head reads every token, and labels have the shape (B, T).
+
+    Attributes
+    ----------
+    num_classes : int
+        C.
+    shape : tuple of int
+        Of one sample's features; the last is the width d.
+    weight : (C, d), bias : (C,) float32 arrays
+        Of the head; both are numbers that every dtype has.
+    dtype : {"float32", "bfloat16", "float16"}
+        What the network computes in. Features come as float32 that this dtype represents exactly.
+    phase : {"live", "frozen-eval"}
+        Whether batches are fed as training steps or as a pass with frozen weights. Under ``frozen-eval``
+        only `Driver.feed`, `Driver.report` and `Driver.close` are called.
+    options : mapping
+        What the adapter is told besides ``num_classes``: arguments of `collapsemeter.settings.Settings`.
+
+    Examples
+    --------
+    >>> spec = Spec(2, (3,), np.eye(2, 3, dtype=np.float32), np.zeros(2, np.float32))
+    >>> spec.width, spec.settings.sample_rows, spec.dtype
+    (3, 4096, 'float32')
+    """
+
+    num_classes: int
+    shape: tuple[int, ...]
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    dtype: str = "float32"
+    phase: Phase = "live"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Features d that the head reads."""
+        return self.shape[-1]
+
+    @property
+    def settings(self) -> Settings:
+        """The options with every default filled in."""
+        return Settings(self.num_classes, **self.options)
+
+
+class Driver(Protocol):
+    """An adapter at work on the model of a `Spec`. An author writes one class with these methods.
+
+    The model's weights must not move while it is fed (no step, or a learning rate of zero on frozen
+    weights: with a loss that is NaN, zero times its gradient is NaN).
+    """
+
+    def attach(self) -> None:
+        """Attach the adapter to the model; before this the model is as its user made it."""
+
+    def feed(self, features: Features, labels: Labels) -> None:
+        """Run the model on one batch and have it counted.
+
+        Features have the shape (B, *spec.shape). Labels are (B,) or (B, T) integers, (B, 1), or one-hot
+        (B, C); pass them on as they are. Let the adapter's exceptions through.
+        """
+
+    def report(self) -> CollapseReport:
+        """Return the report of what was fed; its last layer is what the head reads."""
+
+    def moments(self) -> ClassMoments:
+        """Return the moments of what the head reads; empty ones where nothing was fed."""
+
+    def reset(self) -> None:
+        """Forget what was fed."""
+
+    def merge(self, other: Any) -> ClassMoments:
+        """Return the moments of what was fed to both, in the way the adapter merges; neither changes."""
+
+    def save(self, path: Path) -> None:
+        """Write the state to a file of that name."""
+
+    def load(self, path: Path) -> None:
+        """Continue from a file that `save` wrote."""
+
+    def fingerprint(self) -> Any:
+        """Return what an adapter might change of the user's model, to be compared by ``==``.
+
+        Attributes, hooks, methods put on an instance, weights as bytes.
+        """
+
+    def close(self) -> None:
+        """Take the adapter off the model; `fingerprint` is asked for once more."""
+
+
+Make = Callable[[Spec], Driver]
+Case = Callable[[Make], None]

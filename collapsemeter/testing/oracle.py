@@ -1,0 +1,221 @@
+"""The NumPy core as the oracle: what an adapter must say of the batches that it was fed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ..measure import measure
+from ..moments import EPS, ClassMoments
+from ..nc3 import Head
+from ..nc4 import decide
+from ..report import CollapseReport, LayerReport
+from ..sampling import reservoir_slots
+from .driver import Batch, Driver, Features, Labels, Spec
+
+Rows = npt.NDArray[np.float64]
+LOOSEST = 1e-4
+_COUNTED = ("rows", "ignored_rows", "nonfinite_rows", "classes_present")
+_DESCRIBED = ("scatter", "feature_dtype", "phase")
+
+
+def tolerance(rows: int) -> float:
+    """Bound the relative error of sums in float32.
+
+    A sum of n residuals loses at most n eps of their magnitudes, and the shift is within a few standard
+    deviations of the mean, which leaves a factor of a few.
+
+    Examples
+    --------
+    >>> f"{tolerance(96):.1e}", tolerance(10**6)
+    ('4.6e-05', 0.0001)
+    """
+    return min(4 * rows * EPS["float32"], LOOSEST)
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise AssertionError with the sentence, whatever Python's flags are."""
+    if not condition:
+        raise AssertionError(sentence)
+
+
+def reduced(features: Features, labels: Labels) -> tuple[Rows, npt.NDArray[np.int64]]:
+    """Return one row and one label for each: maps averaged, sequences token by token."""
+    wide = np.asarray(features, np.float64)
+    if labels.ndim == 1 and wide.ndim > 2:
+        wide = wide.mean(axis=tuple(range(1, wide.ndim - 1)))
+    return wide.reshape(-1, wide.shape[-1]), labels.reshape(-1).astype(np.int64)
+
+
+class Oracle:
+    """What the core says of batches: moments, and reports with and without the head.
+
+    Labels other than classes and ``ignore_index`` are rows left out, as if they had not been fed.
+    """
+
+    def __init__(self, spec: Spec, batches: Iterable[Batch]) -> None:
+        self.spec, settings = spec, spec.settings
+        parts = [reduced(features, labels) for features, labels in batches]
+        parts = [self._valid(rows, labels) for rows, labels in parts]
+        rows, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+        moments = ClassMoments.from_batch(
+            rows,
+            labels,
+            spec.num_classes,
+            scatter=settings.kind(spec.width),
+            phase=spec.phase,
+            ignore_index=settings.ignore_index,
+            nonfinite="propagate" if settings.propagate else "skip",
+        )
+        self.moments = replace(moments, feature_dtype=spec.dtype)
+        self.rtol = tolerance(len(rows))
+        kept = sampled_rows(spec, [part_labels for _, part_labels in parts])
+        self.decisions = decide(self.moments, rows[kept], labels[kept], head=self.head)
+
+    def _valid(
+        self, rows: Rows, labels: npt.NDArray[np.int64]
+    ) -> tuple[Rows, npt.NDArray[np.int64]]:
+        known = (labels >= 0) & (labels < self.spec.num_classes)
+        known |= labels == self.spec.settings.ignore_index
+        return rows[known], labels[known]
+
+    @property
+    def head(self) -> Head:
+        """The head, in float64."""
+        return Head(self.spec.weight.astype(np.float64), self.spec.bias.astype(np.float64))
+
+    def layer(self, *, final: bool) -> LayerReport:
+        """Measure what the head reads, or a layer before it."""
+        return measure(
+            self.moments,
+            head=self.head if final else None,
+            decisions=self.decisions,
+            convention=self.spec.settings.named_convention,
+        )
+
+    def check(self, driver: Driver, *, moments: bool = True) -> CollapseReport:
+        """Hold a driver's report, and its moments, against the core; return the report."""
+        report = driver.report()
+        self.check_report(report)
+        if moments:
+            self.check_moments(driver.moments())
+        return report
+
+    def check_report(self, report: CollapseReport) -> None:
+        """Raise AssertionError unless the report is right in every layer."""
+        require(len(report) > 0, "the report has no layer")
+        require(
+            report.phase == self.spec.phase,
+            f"the report's phase is {report.phase!r}, these batches were fed {self.spec.phase!r}",
+        )
+        *before, final = report
+        for name in before:
+            _check_layer(name, report, self.layer(final=False), self.rtol, final=False)
+        _check_layer(final, report, self.layer(final=True), self.rtol, final=True)
+
+    def check_moments(self, found: ClassMoments) -> None:
+        """Raise AssertionError unless the moments are right."""
+        due, rtol = self.moments, self.rtol
+        for name in ("kind", "phase", "feature_dtype", "ignored", "nonfinite"):
+            a, b = getattr(found, name), getattr(due, name)
+            require(a == b, f"the moments have {name}={a!r}, it should be {b!r}")
+        _close("counts of the moments", found.counts, due.counts)
+        _close("within-class traces of the moments", found.traces, due.traces, rtol)
+        # The features are float32, and so may be a mean that an adapter keeps.
+        size = float(np.nanmax(np.abs(due.means), initial=0.0))
+        _close("class means", found.means, due.means, atol=8 * EPS["float32"] * size)
+        if found.scatter is not None and due.scatter is not None:
+            size = float(np.nanmax(np.abs(due.scatter), initial=0.0))
+            _close("within-class scatter", found.scatter, due.scatter, atol=rtol * size)
+
+
+def sampled_rows(spec: Spec, batches: Iterable[npt.NDArray[np.int64]]) -> list[int]:
+    """Return which rows are in the sample that `collapsemeter.sampling` draws, in order of slots.
+
+    Parameters
+    ----------
+    spec : Spec
+    batches : iterable of (B,) int64 arrays
+        Labels; rows that have a class are numbered on over the batches, all others are never kept.
+    """
+    settings = spec.settings
+    size = settings.sample_size(spec.width)
+    kept: dict[int, int] = {}
+    first = number = 0
+    for labels in batches:
+        usable = (labels >= 0) & (labels < spec.num_classes) & (labels != settings.ignore_index)
+        numbers = np.where(usable, number + np.cumsum(usable) - 1, -1)
+        slots = reservoir_slots(numbers, size, settings.seed)
+        kept |= {int(slot): first + row for row, slot in enumerate(slots) if slot < size}
+        first, number = first + len(labels), number + int(usable.sum())
+    return [kept[slot] for slot in sorted(kept)]
+
+
+def _check_layer(
+    name: str, report: CollapseReport, due: LayerReport, rtol: float, *, final: bool
+) -> None:
+    layer = report[name]
+    said = f" It warns: {'; '.join(report.warnings)}." if report.warnings else ""
+    for code in ("degraded", "never_fired", "rows_missing", "rows_counted_twice"):
+        require(code not in layer.flags, f"layer {name!r} is not measured ({code}).{said}")
+    for key in _COUNTED + _DESCRIBED + (("nc4_rows", "nc4_sampled") if final else ()):
+        found, expected = layer.provenance.get(key), due.provenance[key]
+        require(
+            found == expected,
+            f"layer {name!r} has provenance {key}={found!r}, it should be {expected!r}.{said}",
+        )
+    _close(f"count per class of layer {name!r}", layer.per_class["count"], due.per_class["count"])
+    for metric in due:
+        if metric in layer:
+            _check_metric(name, metric, layer, due, rtol)
+        else:
+            # Whether a layer before the head knows the network's decisions is the adapter's choice.
+            require(
+                not final and metric.startswith(("nc4", "ncc")),
+                f"layer {name!r} lacks {metric} (reason: {layer.reason(metric)}).{said}",
+            )
+    of_variance = f"variance per class of layer {name!r}"
+    _close(of_variance, layer.per_class["variance"], due.per_class["variance"], rtol)
+    if final:
+        found = layer.per_class["ncc_accuracy"]
+        _close("ncc_accuracy per class", found, due.per_class["ncc_accuracy"])
+        require(
+            layer.flags == due.flags, f"layer {name!r} has flags {layer.flags}, due: {due.flags}"
+        )
+
+
+def _check_metric(
+    name: str, metric: str, layer: LayerReport, due: LayerReport, rtol: float
+) -> None:
+    found, expected = layer[metric], due[metric]
+    if math.isnan(expected):
+        require(
+            math.isnan(found) and layer.reason(metric) == due.reason(metric),
+            f"{metric} of layer {name!r} is {found!r} (reason {layer.reason(metric)!r}), it should be "
+            f"undefined: {due.reason(metric)!r}",
+        )
+        return
+    # Fractions of rows are exact; NC1 is small near collapse, so only its ratio means something.
+    exact, ratio = metric.startswith(("nc4", "ncc")), metric.startswith("nc1")
+    bound = 1e-12 if exact else rtol * (abs(expected) + (0.0 if ratio else 1.0))
+    require(
+        abs(found - expected) <= bound,
+        f"{metric} of layer {name!r} is {found!r}, the core says {expected!r} of the same features "
+        f"(allowed error {bound:.1e})",
+    )
+
+
+def _close(
+    what: str, found: npt.ArrayLike, due: npt.ArrayLike, rtol: float = 0.0, atol: float = 0.0
+) -> None:
+    found, due = np.asarray(found), np.asarray(due)
+    require(found.shape == due.shape, f"{what}: shape {found.shape}, it should be {due.shape}")
+    if not np.allclose(found, due, rtol=rtol, atol=atol, equal_nan=True):
+        raise AssertionError(
+            f"{what}: {np.array2string(found, threshold=20)}, the core says "
+            f"{np.array2string(due, threshold=20)} (allowed error {rtol:.1e} relative, {atol:.1e} absolute)"
+        )
