@@ -13,7 +13,11 @@ import numpy.typing as npt
 
 from .report import CollapseReport
 
-TRAINERS = {"torch": "collapsemeter_torch.demo"}
+TRAINERS = {
+    "torch": "collapsemeter_torch.demo",
+    "keras": "collapsemeter_keras.demo",
+    "flax": "collapsemeter_flax.demo",
+}
 EPOCHS = 60
 FALL = 100.0  # what the verdict calls collapse: NC1 of the final layer falls by this factor
 
@@ -150,8 +154,8 @@ def _trainer(framework: str) -> Any:
         return importlib.import_module(TRAINERS[framework]).train
     except ImportError as error:
         raise ImportError(
-            f"the demo trains in {framework}, which is not installed: "
-            "pip install 'collapsemeter[demo]'"
+            f"the demo cannot train in {framework} ({error}): "
+            f"pip install 'collapsemeter[demo,{framework}]'"
         ) from error
 
 

@@ -41,21 +41,33 @@ def watch(model: Any, **options: Any) -> Any:
     ------
     TypeError
         If no adapter serves the model's class.
+    ImportError
+        If its adapter lacks something; the message names what to install.
 
     Examples
     --------
     >>> watch(42)
     Traceback (most recent call last):
         ...
-    TypeError: no adapter watches a 'builtins.int'; adapters installed: torch
+    TypeError: no adapter watches a 'builtins.int'; adapters installed: flax, keras, torch
     """
     known = adapters()
     # Never from sys.modules: importing one framework may import another.
     roots = [cls.__module__.partition(".")[0] for cls in type(model).__mro__]
     for root in roots:
         if root in known:
-            return known[root].load()(model, **options)
+            return _loaded(known[root])(model, **options)
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     raise TypeError(
         f"no adapter watches a {kind!r}; adapters installed: {', '.join(sorted(known)) or 'none'}"
     )
+
+
+def _loaded(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except ImportError as error:
+        if "pip install" in str(error):  # the adapter knows what it needs
+            raise
+        package = entry.value.partition(":")[0]
+        raise ImportError(f"the {entry.name} adapter, {package}, cannot be loaded: {error}") from error

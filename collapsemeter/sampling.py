@@ -94,9 +94,9 @@ def drawn_slots(numbers: Array, seed: int, wrap: Wrap = uint32) -> Array:
     >>> bool((drawn_slots(np.arange(100, dtype=np.uint32), seed=0) <= np.arange(100)).all())
     True
     """
-    salt = (
-        int(mixed(np.array([seed & MASK], np.uint32))[0]) >> 1
-    )  # below 2^31: it fits every integer
+    # Python's own integers: a compiler that traces NumPy calls must not find any. Below 2^31, it fits
+    # every dtype.
+    salt = mixed(seed & MASK, low_32_bits) >> 1
     return scaled(mixed(wrap(mixed(numbers, wrap) + salt), wrap), numbers + 1)
 
 

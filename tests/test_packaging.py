@@ -38,13 +38,16 @@ def test_the_version_is_the_same_wherever_it_is_said() -> None:
     assert f"## {declared}" in (PROJECT.parent / "CHANGELOG.md").read_text()
 
 
-def test_the_command_and_the_adapter_are_entry_points() -> None:
+def test_the_command_and_the_adapters_are_entry_points() -> None:
     (command,) = entry_points(group="console_scripts", name="collapsemeter")
     assert callable(command.load())
-    (adapter,) = entry_points(group="collapsemeter.adapters")
-    assert adapter.name == "torch"
+    assert {entry.name for entry in entry_points(group="collapsemeter.adapters")} == {
+        "torch",
+        "keras",
+        "flax",
+    }
 
 
 def test_every_extra_is_declared() -> None:
     extras = set(distribution("collapsemeter").metadata.get_all("Provides-Extra") or [])
-    assert extras == {"torch", "tensorboard", "report", "demo", "all"}
+    assert extras == {"torch", "keras", "flax", "tensorboard", "report", "demo", "all"}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from collapsemeter import CollapseReport, Convention
+from collapsemeter import ClassMoments, CollapseReport, Convention
 from collapsemeter.batches import no_batch
 from collapsemeter.moments import Phase
 from collapsemeter.reduction import Layout, Reduction, check_reduction, reduction_of
@@ -319,6 +319,28 @@ class CollapseMeter:
             )
         steps = {"first_step": self._steps[0], "last_step": self._steps[1] - 1}
         return self._report(self._live, "live", steps)
+
+    def moments(self, layer: str, call: int = 0) -> ClassMoments:
+        """Return what a layer counted live as moments, for merging over processes or saving.
+
+        Parameters
+        ----------
+        layer : str
+        call : int
+            Which of its calls in one forward, for a module that is called more than once.
+
+        Raises
+        ------
+        ValueError
+            If the layer counted nothing.
+        """
+        state = self._live.layers.get((layer, call))
+        if state is None:
+            raise ValueError(
+                f"layer {layer!r} has counted nothing (call {call}); watched are "
+                f"{', '.join(self.selection.watched)}"
+            )
+        return ClassMoments.from_sums(state.host_sums(), state.feature_dtype, "live")
 
     def _report(self, store: Store, phase: Phase, steps: dict[str, int]) -> CollapseReport:
         report = finalise.report(self, store, phase, steps)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from collapsemeter import ClassMoments, testing
-from collapsemeter_torch import CollapseMeter, finalise
+from collapsemeter_torch import CollapseMeter
 
 
 class ChannelsFirst(nn.Module):
@@ -69,11 +69,10 @@ class TorchDriver:
         return self.meter.compute()
 
     def moments(self) -> ClassMoments:
-        store = self.meter._live
-        state = store.layers.get(("head", 0))
-        if state is None:
+        try:
+            return self.meter.moments("head")
+        except ValueError:  # nothing was fed
             return ClassMoments.empty(self.spec.num_classes, self.spec.width)
-        return finalise._tally(store, "head", 0, state).moments("live")
 
     def reset(self) -> None:
         self.meter.reset()

@@ -97,7 +97,8 @@ sys.exit(main(["demo"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "trains in torch, which is not installed" in done.stderr
+    assert "the demo cannot train in torch" in done.stderr
+    assert "pip install 'collapsemeter[demo,torch]'" in done.stderr
 
 
 def test_watch_finds_this_adapter() -> None:
