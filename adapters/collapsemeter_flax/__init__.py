@@ -1,1 +1,40 @@
-"""Reserved for the Flax adapter: this release has none, so nothing can be imported from here."""
+"""The Flax adapter: pure functions over a pytree that count inside a jitted step, and capture helpers."""
+
+try:
+    import jax as _jax  # noqa: F401 # asked for first: the message below names what is missing
+    from flax import nnx as _nnx
+except ImportError as error:
+    raise ImportError(
+        f"the flax adapter needs flax and jax ({error}): pip install 'collapsemeter[flax]'"
+    ) from error
+if not hasattr(_nnx, "capture"):
+    from flax import __version__ as _found
+
+    raise ImportError(
+        f"the flax adapter needs flax>=0.12.6, whose nnx.capture it uses, and found flax {_found}: "
+        "pip install 'collapsemeter[flax]'"
+    )
+
+from .capturing import capture
+from .finalise import report, to_moments
+from .merging import merge
+from .meter import CollapseMeter, watch
+from .observing import observe
+from .state import State, init, load, reset, save
+from .updating import update
+
+__all__ = [
+    "CollapseMeter",
+    "State",
+    "capture",
+    "init",
+    "load",
+    "merge",
+    "observe",
+    "report",
+    "reset",
+    "save",
+    "to_moments",
+    "update",
+    "watch",
+]

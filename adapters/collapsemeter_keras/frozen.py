@@ -76,23 +76,29 @@ def call(model: keras.Model, x: Any, training: bool = False) -> Any:
 
 
 def find_shapes(
-    model: keras.Model, stream: Stream, count: Callable[[Any], dict[Any, Any]], x: Any
+    meter: CollapseMeter, model: keras.Model, stash: Stash, streams: Iterable[Stream], x: Any
 ) -> None:
-    """Make a stream's variables for every layer, from a forward of shapes alone.
+    """Make the variables of every layer in these streams, from a forward of shapes alone.
 
     JAX cannot make variables while it traces a step, and a strategy would mirror them.
 
     Parameters
     ----------
+    meter : CollapseMeter
     model : keras.Model
-    stream : Stream
-    count : callable
-        From the model's output to the rows of every layer that ran.
+    stash : Stash
+    streams : iterable of Stream
     x : nested KerasTensor
     """
-    rows = compute_output_spec(lambda given: count(call(model, given)), x)
-    for key, spec in rows.items():
-        stream.allocate(key, int(spec.shape[1]), dtype_of(spec))
+
+    def rows_of(given: Any) -> dict[Any, Any]:
+        with stash.open():
+            y_pred = call(model, given)
+            return meter._rows(stash.take(), y_pred)
+
+    for key, spec in compute_output_spec(rows_of, x).items():
+        for stream in streams:
+            stream.allocate(key, int(spec.shape[1]), dtype_of(spec))
 
 
 def frozen_step(meter: CollapseMeter, model: keras.Model, stash: Stash, stream: Stream) -> Step:
@@ -140,9 +146,8 @@ def _jax(
 
     def run(x: Any, y: Any) -> None:
         if not stream.layers:
-            with stash.open():
-                specs = tree.map_structure(lambda a: keras.KerasTensor(a.shape, dtype_of(a)), x)
-                find_shapes(model, stream, lambda out: meter._rows(stash.take(), out), specs)
+            specs = tree.map_structure(lambda a: keras.KerasTensor(a.shape, dtype_of(a)), x)
+            find_shapes(meter, model, stash, [stream], specs)
         weights = [variable.value for variable in model.variables]
         counted = [variable.value for variable in stream.variables]
         for variable, value in zip(

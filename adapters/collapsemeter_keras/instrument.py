@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import keras
+from keras.src.backend.common.symbolic_scope import get_symbolic_scope
 
 from .layers import Layer, Selection
 
@@ -28,11 +29,13 @@ class Stash(threading.local):
 
     def __init__(self) -> None:
         self.armed = False
+        self.scope: Any = None
         self.outputs: dict[tuple[str, int], Any] = {}
 
     def note(self, name: str, output: Any) -> None:
         """Keep what a layer gave until the labels come."""
-        if not self.armed:
+        # A model that is not built yet runs once on shapes alone, in a symbolic scope of its own.
+        if not self.armed or get_symbolic_scope() is not self.scope:
             return
         call = 0
         while (name, call) in self.outputs:
@@ -42,12 +45,12 @@ class Stash(threading.local):
     @contextmanager
     def open(self) -> Iterator[None]:
         """Take notes within the block, and forget them at its end: tensors must not outlive a trace."""
-        outer = self.armed, self.outputs
-        self.armed, self.outputs = True, {}
+        outer = self.armed, self.scope, self.outputs
+        self.armed, self.scope, self.outputs = True, get_symbolic_scope(), {}
         try:
             yield
         finally:
-            self.armed, self.outputs = outer
+            self.armed, self.scope, self.outputs = outer
 
     def take(self) -> dict[tuple[str, int], Any]:
         """Return the notes of this forward, and begin anew."""

@@ -207,15 +207,11 @@ class CollapseMeter(keras.callbacks.Callback):
         assert instrument is not None
         if specs is None:
             return
-        for stream in self._streams.values():
-            try:
-                with instrument.stash.open():
-                    frozen.find_shapes(
-                        model, stream, lambda out: self._rows(instrument.stash.take(), out), specs
-                    )
-            except Exception as error:  # other backends make variables when the step is traced
-                if keras.backend.backend() == "jax":
-                    self._degrade("shapes", error)
+        try:
+            frozen.find_shapes(self, model, instrument.stash, self._streams.values(), specs)
+        except Exception as error:  # other backends make variables when the step is traced
+            if keras.backend.backend() == "jax":
+                self._degrade("shapes", error)
 
     def close(self) -> None:
         """Leave the model as it was; what was reported stays."""

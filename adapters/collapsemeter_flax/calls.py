@@ -1,0 +1,74 @@
+"""What a module gave in each of its calls, also where a transformation stacked them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+PREFIX = "collapsemeter"
+Place = tuple[int, tuple[int, ...]]  # number of the call, and the shape that it had there
+Calls = dict[Place, Any]
+
+
+def leaf_of(value: Any) -> Any:
+    """Return the first array in what a module gave, None if there is none."""
+    arrays = (leaf for leaf in jax.tree.leaves(value) if isinstance(leaf, jax.Array | np.ndarray))
+    return next(arrays, None)
+
+
+def key_of(number: int, value: Any) -> str:
+    """Name a call by its number and shape: what is stacked later is told by the shape that it had.
+
+    Examples
+    --------
+    >>> key_of(0, np.ones((2, 3)))
+    'collapsemeter:0:[2, 3]'
+    """
+    leaf = leaf_of(value)
+    return f"{PREFIX}:{number}:{json.dumps([] if leaf is None else list(leaf.shape))}"
+
+
+def place_of(key: str) -> Place:
+    """Return the number and shape in a key."""
+    _, number, shape = key.split(":")
+    return int(number), tuple(json.loads(shape))
+
+
+def in_order(calls: Calls) -> list[Any]:
+    """Return what each call gave; a stack of calls (of ``scan``) is taken apart.
+
+    Examples
+    --------
+    >>> stacked = in_order({(0, (2, 3)): np.ones((4, 2, 3))})
+    >>> len(stacked), stacked[0].shape
+    (4, (2, 3))
+    """
+    values: list[Any] = []
+    for (_, shape), value in sorted(calls.items(), key=lambda call: call[0]):
+        leaf = leaf_of(value)
+        values += [value] if leaf is None else _unstacked(value, leaf.shape, shape)
+    return values
+
+
+def _unstacked(value: Any, shape: tuple[int, ...], single: tuple[int, ...]) -> list[Any]:
+    if shape == single:
+        return [value]
+    axis = _stacking_axis(shape, single)
+    parts = [
+        jax.tree.map(lambda leaf, i=i: leaf[(slice(None),) * axis + (i,)], value)
+        for i in range(shape[axis])
+    ]
+    rest = shape[:axis] + shape[axis + 1 :]
+    return [call for part in parts for call in _unstacked(part, rest, single)]
+
+
+def _stacking_axis(shape: tuple[int, ...], single: tuple[int, ...]) -> int:
+    """The first axis without which the rest is, or still holds, the shape of one call."""
+    if len(shape) == len(single) + 1:
+        for axis in range(len(shape)):
+            if shape[:axis] + shape[axis + 1 :] == single:
+                return axis
+    return 0

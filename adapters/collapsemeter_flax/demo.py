@@ -1,0 +1,155 @@
+"""The demo's network and training loop in Flax NNX."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import optax
+from flax import nnx
+from jax import Array
+
+from collapsemeter.demo import Epoch
+
+from .meter import CollapseMeter
+from .state import State, reset
+
+BATCH = 32
+LEARNING_RATE = 0.02
+WEIGHT_DECAY = 1e-2
+
+
+class ConvBlock(nnx.Module):
+    """Convolution, batch norm, ReLU, and perhaps a pool by two."""
+
+    def __init__(self, inputs: int, outputs: int, *, pool: bool, rngs: nnx.Rngs) -> None:
+        self.conv = nnx.Conv(inputs, outputs, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
+        self.pool = pool
+
+    def __call__(self, maps: Array) -> Array:
+        maps = nnx.relu(self.norm(self.conv(maps)))
+        return nnx.max_pool(maps, (2, 2), strides=(2, 2)) if self.pool else maps
+
+
+class DenseBlock(nnx.Module):
+    """Linear layer, batch norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(inputs, outputs, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
+
+    def __call__(self, rows: Array) -> Array:
+        return nnx.relu(self.norm(self.linear(rows)))
+
+
+class DigitsNet(nnx.Module):
+    """Three convolutional blocks, a hidden block, 64 features and a linear head.
+
+    Examples
+    --------
+    >>> DigitsNet(nnx.Rngs(0))(jnp.zeros((2, 8, 8, 1))).shape
+    (2, 10)
+    """
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.conv1 = ConvBlock(1, 8, pool=False, rngs=rngs)
+        self.conv2 = ConvBlock(8, 16, pool=True, rngs=rngs)
+        self.conv3 = ConvBlock(16, 32, pool=True, rngs=rngs)
+        self.hidden = DenseBlock(128, 256, rngs=rngs)
+        self.features = DenseBlock(256, 64, rngs=rngs)
+        self.fc = nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, images: Array) -> Array:
+        """Return logits (B, 10) of images (B, 8, 8, 1)."""
+        maps = self.conv3(self.conv2(self.conv1(images)))
+        rows = maps.reshape(maps.shape[0], -1)
+        logits: Array = self.fc(self.features(self.hidden(rows)))
+        return logits
+
+
+def train(
+    images: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], epochs: int, seed: int
+) -> Iterator[Epoch]:
+    """Train and yield every epoch's measurements, the untrained network's first.
+
+    The loss is the squared error to one-hot targets, under which collapse comes within a minute
+    (Han, Papyan & Donoho 2022).
+
+    Parameters
+    ----------
+    images : (N, 8, 8) float32
+    labels : (N,) int64
+    epochs, seed : int
+
+    Yields
+    ------
+    Epoch
+    """
+    x, y = images[..., None], labels.astype(np.int32)
+    frozen = [(x[start : start + 600], y[start : start + 600]) for start in range(0, len(x), 600)]
+    rng = np.random.default_rng(seed)
+
+    model = DigitsNet(nnx.Rngs(seed))
+    steps = epochs * -(-len(x) // BATCH)
+    optimizer = nnx.Optimizer(model, _descent(steps), wrt=nnx.Param)
+    # conv3 is flattened, as the network does before its hidden block; earlier maps are averaged. What
+    # `features` gives is the input of `fc`, which is watched under that name.
+    meter = CollapseMeter(
+        model,
+        layers=["conv1", "conv2", "conv3", "hidden"],
+        num_classes=10,
+        reduction={"conv3": "flatten"},
+    )
+    state = meter.init(x[:1])
+
+    # Arrays in, arrays out: in steps this small the bookkeeping of objects would cost more than the rest.
+    graph, weights = nnx.split((model, optimizer))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(weights: Any, state: State, x: Array, y: Array) -> tuple[Any, State, Array, Array]:
+        model, optimizer = nnx.merge(graph, weights)
+
+        def loss(model: DigitsNet) -> tuple[Array, Any]:
+            logits, features = meter.capture(model, x)
+            return _loss(logits, y), (logits, features)
+
+        (error, (logits, features)), gradient = nnx.value_and_grad(loss, has_aux=True)(model)
+        optimizer.update(model, gradient)
+        state = meter.update(state, features, y, logits=logits)
+        return nnx.state((model, optimizer)), state, error, (logits.argmax(1) != y).sum()
+
+    def observe() -> Any:
+        return meter.observe(frozen, phase="frozen-train", progress=False)
+
+    logits = nnx.view(model, use_running_average=True)(jnp.asarray(x))
+    untrained = float((logits.argmax(1) != y).mean())
+    yield Epoch(0, float(_loss(logits, jnp.asarray(y))), untrained, None, observe())
+    for number in range(1, epochs + 1):
+        loss, wrong = 0.0, 0
+        order = rng.permutation(len(x))
+        for batch in np.split(order, range(BATCH, len(x), BATCH)):
+            weights, state, error, missed = step(weights, state, x[batch], y[batch])
+            loss += float(error) * len(batch)
+            wrong += int(missed)
+        nnx.update((model, optimizer), jax.tree.map(jnp.copy, weights))
+        live = meter.report(state)
+        state = reset(state)
+        yield Epoch(number, loss / len(x), wrong / len(x), live, observe())
+
+
+def _descent(steps: int) -> Any:
+    """SGD with Nesterov momentum and a cosine schedule, decay in the gradient."""
+    rate = optax.cosine_decay_schedule(LEARNING_RATE, steps)
+    return optax.chain(
+        optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(rate, momentum=0.9, nesterov=True)
+    )
+
+
+def _loss(logits: Array, labels: Array) -> Array:
+    return ((logits - jax.nn.one_hot(labels, 10)) ** 2).sum(1).mean()

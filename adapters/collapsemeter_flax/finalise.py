@@ -1,0 +1,288 @@
+"""From the state to moments and a report: one copy to the host, and everything else in float64."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import numpy.typing as npt
+from flax import linen, nnx
+
+from collapsemeter import ClassMoments, CollapseReport, Head, LayerReport
+from collapsemeter.finalise import Tally, layer_report
+from collapsemeter.moments import Phase
+from collapsemeter.sums import Sums
+from collapsemeter.warning import warn
+
+from .merging import merge
+from .namespace import FULL
+from .state import DTYPES, UNDECIDED, LayerState, Sample, State
+
+Host = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class MergedTally(Tally):
+    """What a layer counted in several states: counters summed, moments merged."""
+
+    parts: tuple[Tally, ...] = ()
+
+    def moments(self, phase: Phase) -> ClassMoments:
+        """Merge by Chan, Golub & LeVeque in float64."""
+        return ClassMoments.merge_all(part.moments(phase) for part in self.parts)
+
+
+def to_moments(state: State, phase: Phase = "live") -> dict[str, ClassMoments]:
+    r"""Return the class moments of every layer: :math:`\mu_c = k_c + s_c / n_c`, in float64.
+
+    Parameters
+    ----------
+    state : State
+        With leading axes (the devices of ``pmap``, replicas of ``vmap``, a stack of states) its parts
+        are merged exactly. They must have counted different rows: a state that ``axis_name=`` made the
+        same on every device is taken once, ``jax.tree.map(lambda x: x[0], state)``.
+    phase : str
+        See `collapsemeter.ClassMoments`.
+
+    Returns
+    -------
+    dict of str to ClassMoments
+
+    Raises
+    ------
+    ValueError
+        If a counter has come to its end at 2^32 - 1, or the phase is unknown.
+
+    Examples
+    --------
+    >>> from collapsemeter_flax import init, update
+    >>> state = update(init({"fc": 3}, num_classes=2), {"fc": jnp.eye(3)}, jnp.array([0, 1, 1]))
+    >>> to_moments(state)["fc"].counts
+    array([1, 2])
+    """
+    parts = unstacked(state)
+    return {
+        name: _tally(parts, number).moments(phase) for number, name in enumerate(state.spec.names)
+    }
+
+
+def report(
+    state: State,
+    head: Any = None,
+    *,
+    phase: Phase = "live",
+    skipped: Mapping[str, str] | None = None,
+) -> CollapseReport:
+    """Measure every layer of a state.
+
+    Parameters
+    ----------
+    state : State
+        Also one with leading axes, see `to_moments`.
+    head : nnx.Linear, mapping with "kernel" and "bias", pair (kernel, bias), or Head, optional
+        The classifier that reads the last layer; a Flax kernel is (d, C). A kernel of one column is a
+        single logit between two classes.
+    phase : {"live", "frozen-train", "frozen-eval"}
+        What was measured: the training stream, or a pass with frozen weights. A live stream was
+        decided on by heads that are gone: give `update` the logits to have NC4 of it.
+    skipped : mapping of str to str, optional
+        Layers that are not watched, with the reason.
+
+    Returns
+    -------
+    CollapseReport
+
+    Raises
+    ------
+    ValueError
+        If no batch was counted, a counter has come to its end, the head is not one, or a row is not
+        finite under ``nonfinite="raise"``.
+
+    Examples
+    --------
+    >>> from collapsemeter_flax import init, update
+    >>> state = update(init({"fc": 3}, num_classes=2), {"fc": jnp.eye(3)}, jnp.array([0, 1, 1]))
+    >>> measured = report(state, head={"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)})
+    >>> measured.phase, measured["fc"].provenance["rows"]
+    ('live', 3)
+    """
+    parts = unstacked(state)
+    due = sum(_whole(part.expected) for part in parts)
+    batches = sum(int(part.batches) for part in parts)
+    if not batches:
+        raise ValueError(
+            "no labelled batch was counted: keep what update returns, "
+            "state = update(state, features, labels), and give the last one to report"
+        )
+    spec, last = state.spec, len(state.spec.names) - 1
+    its_head = None if head is None else head_of(head)
+    layers: dict[str, LayerReport] = {}
+    warnings: list[str] = []
+    for number, name in enumerate(spec.names):
+        is_head = its_head is not None and number == last
+        layers[name], notes = layer_report(
+            name,
+            _tally(parts, number),
+            spec.settings,
+            phase=phase,
+            due=due,
+            is_head=is_head,
+            head=its_head if is_head else None,
+            cause=_cause,
+        )
+        warnings += notes
+    for message in warnings:
+        warn(message)
+    return CollapseReport(
+        layers=layers,
+        phase=phase,
+        skipped=dict(skipped or {}),
+        warnings=tuple(warnings),
+        provenance={
+            "framework": f"flax {flax.__version__} (jax {jax.__version__})",
+            "classes": spec.settings.num_classes,
+            "rows": due,
+            "batches": batches,
+            "convention": spec.settings.named_convention.name,
+        },
+    )
+
+
+def _cause(code: str) -> str:
+    return (
+        "its counters do not add up to the rows given: the state was changed other than by update "
+        "and merge, or devices that share one state split the batch without axis_name="
+    )
+
+
+def unstacked(state: State) -> list[State]:
+    """Copy a state to the host, and take leading axes apart."""
+    host: State = jax.device_get(state)
+    extra = np.ndim(host.batches)
+    if not extra:
+        return [host]
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[extra:]), host)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], flat) for i in range(len(flat.batches))]
+
+
+def _whole(halves: Any) -> int:
+    return int(halves[0]) * 2**32 + int(halves[1])
+
+
+def _tally(parts: list[State], number: int) -> Tally:
+    tallies = tuple(_one_tally(part, number) for part in parts)
+    if len(tallies) == 1:
+        return tallies[0]
+    joint = _one_tally(functools.reduce(_joint_sample, parts), number, checked=False)
+    sums = Sums(
+        **{
+            name: sum(getattr(tally.sums, name) for tally in tallies)
+            for name in ("counts", "ignored", "nonfinite", "invalid")
+        },
+        **dict.fromkeys(("shift", "sums", "squares", "scatter")),
+    )
+    dtypes = [int(part.layers[number].feature_dtype) for part in parts]
+    return MergedTally(
+        sums, DTYPES[max(dtypes)], joint.rows, joint.labels, joint.ids, joint.decided, tallies
+    )
+
+
+def _joint_sample(a: State, b: State) -> State:
+    merged: State = jax.device_get(_merged(a, b))
+    return merged
+
+
+_merged = jax.jit(merge)
+
+
+def _one_tally(part: State, number: int, checked: bool = True) -> Tally:
+    layer = part.layers[number]
+    name, width = part.spec.names[number], part.spec.widths[number]
+    size = part.spec.settings.sample_size(width)
+    sample = part.samples[part.spec.sample_sizes.index(size)]
+    sums = _host_sums(layer, name, checked)
+    rows, labels, decided = _kept(layer, sample)
+    return Tally(
+        sums,
+        DTYPES[int(layer.feature_dtype)] or "float32",
+        rows,
+        labels,
+        np.arange(len(labels)),
+        decided,
+    )
+
+
+def _host_sums(layer: LayerState, name: str, checked: bool) -> Sums:
+    parts = {part.name: getattr(layer.sums, part.name) for part in fields(Sums)}
+    for counter in ("counts", "ignored", "nonfinite", "invalid"):
+        if checked and np.any(np.asarray(parts[counter]) == FULL):
+            raise ValueError(
+                f"layer {name!r} has counted 2^32 - 1 rows or more of a kind ({counter}), where "
+                "its counters end: report and reset more often, or add up to_moments(state) of each part"
+            )
+        parts[counter] = np.asarray(parts[counter]).astype(np.int64)
+    return Sums(**parts)
+
+
+def _kept(layer: LayerState, sample: Sample) -> tuple[Host, Host, tuple[Host, Host] | None]:
+    labels, predictions = np.asarray(sample.labels), np.asarray(sample.predictions)
+    filled = labels >= 0
+    rows, labels, predictions = np.asarray(layer.rows)[filled], labels[filled], predictions[filled]
+    known = np.flatnonzero(predictions != UNDECIDED)
+    return rows, labels, (known, predictions[known]) if len(known) else None
+
+
+def head_of(head: Any) -> Head:
+    r"""Return a classifier as core `Head`, whose weight is (C, d): a Flax kernel is its transpose.
+
+    Parameters
+    ----------
+    head : nnx.Linear, mapping with "kernel" and "bias", pair (kernel, bias), or Head
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
+
+    Examples
+    --------
+    >>> head_of({"kernel": jnp.ones((8, 3))}).weight.shape
+    (3, 8)
+    """
+    if isinstance(head, Head):
+        return head
+    kernel = bias = None
+    if isinstance(head, Mapping):
+        kernel, bias = head.get("kernel"), head.get("bias")
+    elif isinstance(head, tuple | list) and len(head) == 2:
+        kernel, bias = head
+    elif isinstance(head, nnx.Module):
+        kernel, bias = getattr(head, "kernel", None), getattr(head, "bias", None)
+    weight = None if kernel is None else _float64(kernel)
+    if weight is None or weight.ndim != 2:
+        found = "" if weight is None else f" with a kernel of shape {weight.shape}"
+        raise ValueError(
+            f"head is a {type(head).__name__}{found}: pass an nnx.Linear, a mapping with 'kernel' (d, C) "
+            "and 'bias', a pair (kernel, bias), or a collapsemeter.Head"
+        )
+    offset = None if bias is None or np.size(_plain(bias)) == 0 else _float64(bias)
+    if weight.shape[1] == 1:
+        return Head.from_single_logit(weight[:, 0], 0.0 if offset is None else float(offset[0]))
+    return Head(weight.T, offset)
+
+
+def _plain(parameter: Any) -> Any:
+    """The array inside a variable of nnx, or a box of linen that carries a sharding."""
+    if isinstance(parameter, nnx.Variable):
+        parameter = parameter.get_value()
+    return linen.meta.unbox(parameter)
+
+
+def _float64(parameter: Any) -> npt.NDArray[np.float64]:
+    array = _plain(parameter)
+    return np.asarray(jax.device_get(array)).astype(np.float64)

@@ -1,0 +1,132 @@
+"""JAX's operations for the sums, and counters that stop at their end instead of starting again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+NATIVE_CLASSES = 100  # from about here `segment_sum` beats a product with one-hot labels
+FULL = 2**32 - 1  # where a counter stops: a report of a state that holds it raises
+AxisName = str | tuple[str, ...] | None
+
+
+def product(a: Array, b: Array) -> Array:
+    """Return ``a @ b`` in full precision: accelerators would take TF32 or bfloat16 by default.
+
+    Examples
+    --------
+    >>> product(jnp.eye(2), jnp.ones((2, 1))).shape
+    (2, 1)
+    """
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def counted(total: Array, part: Array) -> Array:
+    """Add to a counter of 32 bits without wrapping around.
+
+    Counters are uint32, since a device may have no 64-bit integers: they are exact to 2^32 - 2, and
+    stay at 2^32 - 1 from there on.
+
+    Examples
+    --------
+    >>> counted(jnp.uint32(2**32 - 2), jnp.uint32(5))
+    Array(4294967295, dtype=uint32)
+    """
+    added = total + part
+    return jnp.where(added < total, jnp.uint32(FULL), added)
+
+
+class JaxNamespace:
+    """JAX's operations for `collapsemeter.sums.update`.
+
+    Parameters
+    ----------
+    dtype : dtype
+        What the sums are kept in.
+    axis_name : str or tuple of str, optional
+        A mapped axis (of ``pmap``, ``shard_map`` or ``vmap``) over which the batch is split. Every sum
+        of a batch is then taken over that axis, so that all devices share the shifts and hold the same
+        state, equal to that of the whole batch on one device.
+    """
+
+    def __init__(self, dtype: Any, axis_name: AxisName = None) -> None:
+        self.dtype = jnp.dtype(dtype)
+        self.axis_name = axis_name
+
+    def across(self, part: Array) -> Array:
+        """Sum over the devices that share the batch."""
+        if self.axis_name is None:
+            return part
+        total: Array = lax.psum(part, self.axis_name)
+        return total
+
+    def gathered(self, rows: Array) -> Array:
+        """(B, ...) of each device -> (devices B, ...) on every one, in the order of the axis.
+
+        A sum of blocks that are zero elsewhere, not ``all_gather``: of a sum `shard_map` knows that
+        every device holds the same.
+        """
+        if self.axis_name is None:
+            return rows
+        devices: int = lax.psum(1, self.axis_name)
+        blocks = jnp.zeros((devices, *rows.shape), rows.dtype)
+        blocks = blocks.at[lax.axis_index(self.axis_name)].set(rows)
+        return self.across(blocks).reshape(-1, *rows.shape[1:])
+
+    def to_float(self, rows: Array) -> Array:
+        return rows.astype(self.dtype)
+
+    def where(self, condition: Array, a: Array, b: Array | float) -> Array:
+        return jnp.where(condition, a, b)
+
+    def finite_rows(self, rows: Array) -> Array:
+        return jnp.isfinite(rows).all(axis=1)
+
+    def total(self, rows: Array) -> Array:
+        return self.across(rows.sum(axis=0))
+
+    def square_norms(self, rows: Array) -> Array:
+        return (rows * rows).sum(axis=1)
+
+    def one_hot(self, labels: Array, num_classes: int, dtype: Any) -> Array:
+        return (labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)).astype(dtype)
+
+    def class_counts(self, labels: Array, num_classes: int) -> Array:
+        if num_classes < NATIVE_CLASSES:
+            counts = self.one_hot(labels, num_classes, jnp.uint32).sum(axis=0, dtype=jnp.uint32)
+        else:
+            ones = jnp.ones(labels.shape, jnp.uint32)
+            counts = jax.ops.segment_sum(ones, labels, num_classes + 1)[:num_classes]
+        return self.across(counts)
+
+    def class_sum(self, rows: Array, labels: Array, num_classes: int) -> Array:
+        if num_classes < NATIVE_CLASSES:
+            return self.across(product(self.one_hot(labels, num_classes, self.dtype).T, rows))
+        return self.across(jax.ops.segment_sum(rows, labels, num_classes + 1)[:num_classes])
+
+    def rows_of(self, table: Array, labels: Array) -> Array:
+        # Not a product with one-hot labels: a class whose shift is NaN would reach the others.
+        return table.at[labels].get(mode="clip")
+
+    def count(self, flags: Array) -> Array:
+        return self.across(flags.sum(dtype=jnp.uint32))
+
+    def assign(self, old: Array, new: Array) -> Array:
+        return new
+
+    def add(self, total: Array, part: Array) -> Array:
+        if jnp.issubdtype(total.dtype, jnp.integer):
+            return counted(total, part.astype(total.dtype))
+        return total + part
+
+    def add_product(self, total: Array, rows: Array) -> Array:
+        return total + self.across(product(rows.T, rows))
+
+    def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
+        num_classes, width, _ = total.shape
+        spread = self.one_hot(labels, num_classes, self.dtype)[:, :, None] * rows[:, None, :]
+        flat = spread.reshape(rows.shape[0], num_classes * width)
+        return total + self.across(product(flat.T, rows)).reshape(num_classes, width, width)

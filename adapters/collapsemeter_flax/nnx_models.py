@@ -1,0 +1,182 @@
+"""NNX: modules are told apart in an abstract run, and sow what they give in a real one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+from flax import errors, nnx
+
+from collapsemeter.selection import listed
+
+from .calls import Calls, key_of, leaf_of, place_of
+from .layers import Part, Selection
+
+_LABEL = "_collapsemeter_path"
+
+
+class Feature(nnx.Intermediate[Any]):
+    """What a watched module gave; a type of its own, so that a model's own ``sow`` is left alone."""
+
+
+def parts(model: nnx.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Part]:
+    """Run a copy of the model on shapes alone; return its modules, and when each was called."""
+    graph, state = nnx.split(model)
+    notes = _Notes()
+    found = notes.found
+
+    def run(state: Any, args: Any, kwargs: Any) -> None:
+        copy = nnx.merge(graph, state)
+        for path, module in nnx.iter_modules(copy):
+            part = _part(tuple(map(str, path)), module)
+            found[part.name] = part
+            if callable(module):
+                setattr(module, _LABEL, part.name)
+                _become(module, _noting(type(module)))
+        copy(*args, **kwargs)
+
+    token = _NOTES.set(notes)
+    try:
+        abstract(run, state, args, kwargs)
+    finally:
+        _NOTES.reset(token)
+    return list(found.values())
+
+
+def abstract(run: Callable[..., Any], *trees: Any) -> Any:
+    """``jax.eval_shape`` that leaves what is not an array as it is: ``train=True`` stays a bool."""
+    leaves, tree = jax.tree.flatten(trees)
+    arrays = [
+        i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    ]
+    shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in arrays]
+
+    def call(values: list[Any]) -> Any:
+        given = list(leaves)
+        for i, value in zip(arrays, values, strict=True):
+            given[i] = value
+        return run(*jax.tree.unflatten(tree, given))
+
+    return jax.eval_shape(call, shapes)
+
+
+def _part(path: tuple[str, ...], module: nnx.Module) -> Part:
+    own = any(isinstance(value, nnx.Param) for value in vars(module).values())
+    outputs: Any = getattr(module, "out_features", None)
+    if isinstance(outputs, tuple | list) and len(outputs) == 1:
+        outputs = outputs[0]
+    linear = isinstance(module, nnx.Linear | nnx.LinearGeneral) and isinstance(outputs, int)
+    return Part(path, type(module), own, outputs if linear else None)
+
+
+class _Notes:
+    """Where the modules of one abstract run note that they were called."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Part] = {}
+        self.calls = 0
+
+    def note(self, name: str, given: Any, gave: Any, order: int) -> None:
+        part = self.found[name]
+        part.order = min(part.order, order)
+        part.inputs.append(given)
+        part.gives.append(leaf_of(gave))
+
+
+_NOTES: ContextVar[_Notes] = ContextVar("notes")
+
+
+def _become(module: nnx.Module, kind: type) -> None:
+    # Past the check that a module is not changed in another trace: its content stays as it is.
+    object.__setattr__(module, "__class__", kind)
+
+
+def _derived(kind: type, call: Callable[..., Any]) -> type:
+    """A class like another but for its ``__call__``."""
+    names = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind)(kind.__name__, (kind,), names)
+
+
+# The same class every time: JAX keeps every class that it has seen, and compiles for each anew.
+@functools.cache
+def _noting(kind: type) -> type:
+    """A class whose instances note when they are called, what they are given and what they give."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        notes = _NOTES.get()
+        notes.calls += 1
+        order = notes.calls
+        gave = kind.__call__(self, *args, **kwargs)
+        given = next(iter([*args, *kwargs.values()]), None)
+        notes.note(getattr(self, _LABEL), given, gave, order)
+        return gave
+
+    return _derived(kind, call)
+
+
+@functools.cache
+def _sowing(kind: type, of_head: bool) -> type:
+    """A class whose instances sow what they give; a head before that what it is given."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        gave = kind.__call__(self, *args, **kwargs)
+        noted = [keys for keys in getattr(self, "__captures__", ()) if type(keys) is Feature]
+        number = sum(len(keys) for keys in noted)
+        values = [next(iter([*args, *kwargs.values()])), gave] if of_head else [gave]
+        for place, value in enumerate(values, number):
+            self.sow(Feature, key_of(place, value), value)
+        return gave
+
+    return _derived(kind, call)
+
+
+def run(
+    model: nnx.Module, selection: Selection, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, dict[str, Calls]]:
+    """Call the model; return what it gave, and what every selected module gave."""
+    try:
+        return _run(model, selection, args, kwargs)
+    except errors.TraceContextError:
+        # A model from outside this trace cannot be written to, which a copy of it can.
+        return _run(nnx.clone(model), selection, args, kwargs)
+
+
+def _run(
+    model: nnx.Module, selection: Selection, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, dict[str, Calls]]:
+    named = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    watched = {name: named[name] for name in selection.watched}
+    kinds = {name: type(module) for name, module in watched.items()}
+    try:
+        for name, module in watched.items():
+            _become(module, _sowing(kinds[name], name == selection.head))
+        outputs, sown = nnx.capture(lambda model: model(*args, **kwargs), Feature)(model)
+    finally:
+        for name, module in watched.items():
+            _become(module, kinds[name])
+        for module in named.values():  # where the model raised
+            vars(module).pop("__captures__", None)
+    found: dict[str, Calls] = {}
+    for path, variable in nnx.to_flat_state(sown):
+        name = ".".join(map(str, path[:-1]))
+        found.setdefault(name, {})[place_of(str(path[-1]))] = variable.get_value()[0]
+    return outputs, found
+
+
+def never_ran(name: str) -> str:
+    """Say why a module sowed nothing."""
+    return (
+        f"layer {name!r} gave nothing: its __call__ did not run on this input (another of its methods "
+        "is used, or its weights are)"
+    )
+
+
+def module_at(model: nnx.Module, name: str) -> nnx.Module:
+    """Return the module of that name."""
+    named = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    if name not in named:
+        raise ValueError(f"{name!r} is not a module of the model; it has {listed(named)}")
+    return named[name]

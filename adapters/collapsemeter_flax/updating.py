@@ -1,0 +1,265 @@
+"""`update`: one batch into the state, inside the user's own jitted step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from collapsemeter import sums
+from collapsemeter.labels import class_labels
+from collapsemeter.moments import EPS
+
+from .namespace import FULL, AxisName, JaxNamespace, counted
+from .reduction import feature_rows
+from .sample import numbered, put, slots_of
+from .state import DTYPES, UNDECIDED, LayerState, Sample, Spec, State
+
+
+def update(
+    state: State,
+    features: Mapping[str, Any],
+    labels: Any,
+    *,
+    logits: Any = None,
+    mask: Any = None,
+    axis_name: AxisName = None,
+) -> State:
+    r"""Return the state with one batch more.
+
+    With :math:`r_i = h_i - k_{y_i}`, a batch adds :math:`n_c`, :math:`\sum r_i`, :math:`\sum r_i r_i^\top`
+    and :math:`\sum |r_i|^2` (see `collapsemeter.sums`), in full precision whatever the default of
+    matrix products is. A pure function: use it under ``jit``, ``scan``, ``vmap``, ``grad``, with
+    donated states and sharded arrays.
+
+    Parameters
+    ----------
+    state : State
+    features : mapping of str to array
+        What each layer gave, (B, d), (B, H, W, d), (B, T, d), ..., by the names of `init`.
+    labels : (B,) or (B, T) integers, or one-hot over a last axis of length C
+        ``ignore_index`` leaves a row out. Any other label outside 0..C-1 is counted and reported; so is
+        a soft label. Where the values are at hand, outside ``jit``, it raises.
+    logits : (B, C) or (B, T, C) array, optional
+        The network's own output, for NC4 of every layer: its decision is the largest. (B, 1) or (B,)
+        between two classes: by the sign.
+    mask : (B, T) array, optional
+        Attention mask of a padded sequence.
+    axis_name : str or tuple of str, optional
+        Mapped axis (``pmap``, ``shard_map``, ``vmap``) over which the batch is split: sums are taken
+        over it, and every device holds the same state, that of the whole batch. Without it each device
+        counts for itself; `merge`, `to_moments` and `report` put such states together.
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    ValueError
+        If layers, widths or shapes do not fit, or labels that can be read are invalid.
+
+    Examples
+    --------
+    >>> from collapsemeter_flax import init
+    >>> state = init({"fc": 3}, num_classes=2)
+    >>> state = jax.jit(update)(state, {"fc": jnp.eye(3)}, jnp.array([0, 1, 1]))
+    >>> state.layers[0].sums.counts
+    Array([1, 2], dtype=uint32)
+    """
+    spec, settings = state.spec, state.spec.settings
+    _check_names(features, spec)
+    shape, flat = _labels(labels, features, spec)
+    xp = JaxNamespace(spec.dtype, axis_name)
+    mask = None if mask is None else jnp.asarray(mask)
+    rows, dtypes = _rows(features, shape, mask, spec)
+    decided = _decided(logits, shape, settings.num_classes)
+
+    # What goes into the sample: the rows of all devices, in order.
+    every_label = xp.gathered(flat)
+    usable = (every_label >= 0) & (every_label < settings.num_classes)
+    usable &= every_label != settings.ignore_index
+    numbers, kept = numbered(usable, state.next_row)
+    every_decision = xp.gathered(decided)
+    slots = {size: slots_of(numbers, kept, size, settings.seed) for size in spec.sample_sizes}
+    samples = tuple(
+        Sample(
+            put(sample.labels, slots[size], every_label),
+            put(sample.predictions, slots[size], every_decision),
+        )
+        for size, sample in zip(spec.sample_sizes, state.samples, strict=True)
+    )
+    layers = tuple(
+        LayerState(
+            sums=sums.update(
+                layer.sums,
+                x,
+                flat,
+                xp,
+                ignore_index=settings.ignore_index,
+                propagate=settings.propagate,
+            ),
+            rows=put(layer.rows, slots[len(layer.rows)], xp.gathered(xp.to_float(x))),
+            feature_dtype=jnp.maximum(layer.feature_dtype, _dtype_code(dtype)),
+        )
+        for layer, x, dtype in zip(state.layers, rows, dtypes, strict=True)
+    )
+    return State(
+        layers=layers,
+        samples=samples,
+        next_row=counted(state.next_row, usable.sum(dtype=jnp.uint32)),
+        expected=_carried(state.expected, every_label.shape[0]),
+        batches=counted(state.batches, jnp.uint32(1)),
+        spec=spec,
+    )
+
+
+def _check_names(features: Any, spec: Spec) -> None:
+    if not isinstance(features, Mapping):
+        raise ValueError(
+            f"features are a {type(features).__name__}: pass a mapping from the names of init, "
+            f"{', '.join(spec.names)}, to what those layers gave"
+        )
+    missing = [name for name in spec.names if name not in features]
+    unknown = [str(name) for name in features if name not in spec.names]
+    if missing or unknown:
+        what = [f"lack {', '.join(missing)}"] if missing else []
+        what += [f"hold {', '.join(unknown)}, which init was not told of"] if unknown else []
+        raise ValueError(f"features {' and '.join(what)}: the state counts {', '.join(spec.names)}")
+
+
+def _rows(
+    features: Mapping[str, Any], labels: tuple[int, ...], mask: Array | None, spec: Spec
+) -> tuple[list[Array], list[str]]:
+    rows, dtypes = [], []
+    for name, width, reduction in zip(spec.names, spec.widths, spec.reductions, strict=True):
+        x, dtype = feature_rows(features[name], labels, mask, layer=name, reduction=reduction)
+        if x.shape[1] != width:
+            raise ValueError(
+                f"layer {name!r} gave rows of shape {x.shape} and init was told {width} features: "
+                f"call init with layers={{{name!r}: {x.shape[1]}}}"
+            )
+        if dtype == "float64" and spec.dtype != "float64":
+            raise ValueError(
+                f"layer {name!r} gave float64 features and the state keeps float32 sums: call init "
+                "under jax_enable_x64 (and without dtype='float32'), or cast the features"
+            )
+        rows.append(x)
+        dtypes.append(dtype)
+    return rows, dtypes
+
+
+def _dtype_code(dtype: str) -> int:
+    """Index in `DTYPES` of a dtype, or of the first there that is no finer."""
+    if dtype in EPS:
+        return DTYPES.index(dtype)
+    finfo: Any = jnp.finfo  # it comes from a package without types
+    eps = float(finfo(dtype).eps)
+    return next((i for i, name in enumerate(DTYPES) if name and EPS[name] >= eps), len(DTYPES) - 1)
+
+
+def label_shape(labels: Any, features: Mapping[str, Any], num_classes: int) -> tuple[int, ...]:
+    """Return the shape that labels have as one integer a row, (B,) or (B, T)."""
+    return _read_shape(labels, features, num_classes)[0]
+
+
+def _read_shape(
+    labels: Any, features: Mapping[str, Any], num_classes: int
+) -> tuple[tuple[int, ...], bool]:
+    """Return the shape of one integer a row, and whether the labels are one-hot.
+
+    Integers whose last axis has length C may be both: they are one-hot unless a layer gave a row of
+    features for each of them. The shapes alone decide, as they must where a step is compiled.
+    """
+    shape: tuple[int, ...] = labels.shape
+    tokens = len(shape) > 1 and any(
+        np.shape(leaf)[:-1] == shape
+        for value in features.values()
+        for leaf in jax.tree.leaves(value)
+    )
+    integers = labels.dtype.kind in "iu" or 0 in shape
+    one_hot = len(shape) > 1 and shape[-1] == num_classes and not (tokens and integers)
+    if not one_hot and not integers:
+        raise ValueError(
+            f"labels have dtype {labels.dtype} and shape {shape}: pass integer classes "
+            f"0..{num_classes - 1}, or one-hot rows of {num_classes}"
+        )
+    if not shape:
+        raise ValueError("labels are one number: pass one label per row, shape (B,)")
+    if one_hot or (len(shape) == 2 and shape[1] == 1 and not tokens):
+        shape = shape[:-1]
+    return shape, one_hot
+
+
+def _labels(labels: Any, features: Mapping[str, Any], spec: Spec) -> tuple[tuple[int, ...], Array]:
+    """Return the labels' shape, (B,) or (B, T), and the labels as (N,) int32."""
+    classes, ignored = spec.settings.num_classes, spec.settings.ignore_index
+    given = labels if isinstance(labels, Array | np.ndarray) else np.asarray(labels)
+    shape, one_hot = _read_shape(given, features, classes)
+    if _is_at_hand(labels):
+        class_labels(np.asarray(given), classes, ignore_index=ignored)
+    read = _of_one_hot if one_hot else _int32
+    return shape, read(given, classes, ignored).reshape(-1)
+
+
+def _is_at_hand(labels: Any) -> bool:
+    """Whether the labels' values can be read without waiting for a device."""
+    if isinstance(labels, jax.core.Tracer):
+        return False
+    if isinstance(labels, Array):
+        return labels.is_fully_addressable and all(d.platform == "cpu" for d in labels.devices())
+    return True
+
+
+def _stray(num_classes: int, ignore_index: int) -> int:
+    """A label that is neither a class nor ``ignore_index``: its row is counted as invalid."""
+    return num_classes if ignore_index != num_classes else num_classes + 1
+
+
+def _of_one_hot(given: Any, num_classes: int, ignore_index: int) -> Array:
+    array = jnp.asarray(given)
+    exact = ((array == 0) | (array == 1)).all(axis=-1) & (array.sum(axis=-1) == 1)
+    return jnp.where(exact, array.argmax(axis=-1), _stray(num_classes, ignore_index)).astype(
+        jnp.int32
+    )
+
+
+def _int32(given: Any, num_classes: int, ignore_index: int) -> Array:
+    """Narrow integers of any width; what does not fit is a stray label, never another class."""
+    xp = np if isinstance(given, np.ndarray) else jnp
+    if given.dtype.itemsize >= 4 and given.dtype != np.int32:
+        beyond = given > np.iinfo(np.int32).max
+        if given.dtype.kind == "i":
+            beyond |= given < np.iinfo(np.int32).min
+        given = xp.where(beyond, _stray(num_classes, ignore_index), given)
+    return jnp.asarray(given.astype(np.int32))
+
+
+def _decided(logits: Any, labels: tuple[int, ...], num_classes: int) -> Array:
+    """Return the network's decisions, (N,) int32; -1 where a logit is NaN."""
+    rows = int(np.prod(labels, dtype=np.int64))
+    if logits is None:
+        return jnp.full(rows, UNDECIDED, jnp.int32)
+    scores = jax.lax.stop_gradient(jnp.asarray(logits))
+    if scores.shape == labels and num_classes == 2:
+        scores = scores[..., None]
+    single = num_classes == 2 and scores.shape == (*labels, 1)
+    if not single and scores.shape != (*labels, num_classes):
+        raise ValueError(
+            f"logits have shape {scores.shape} and labels {labels}: pass one row of {num_classes} "
+            "per label, or leave logits out"
+        )
+    scores = scores.reshape(rows, scores.shape[-1])
+    chosen = scores[:, 0] > 0 if single else scores.argmax(axis=1)
+    return jnp.where(jnp.isnan(scores).any(axis=1), -1, chosen.astype(jnp.int32))
+
+
+def _carried(halves: Array, rows: int) -> Array:
+    """Add rows to a count in two halves of 32 bits."""
+    low = halves[1] + jnp.uint32(rows & FULL)
+    carry = (low < halves[1]).astype(jnp.uint32)
+    return jnp.stack([halves[0] + carry, low])
