@@ -193,11 +193,8 @@ def _tally(parts: list[State], number: int) -> Tally:
 
 
 def _joint_sample(a: State, b: State) -> State:
-    merged: State = jax.device_get(_merged(a, b))
+    merged: State = jax.device_get(merge(a, b))
     return merged
-
-
-_merged = jax.jit(merge)
 
 
 def _one_tally(part: State, number: int, checked: bool = True) -> Tally:

@@ -252,7 +252,10 @@ def _opens(parent: Part, part: Part, siblings: list[Part]) -> bool:
     if parent.is_list:
         return len(siblings) == 1 and parent.framework_type == "Sequential"
     alike = [sibling for sibling in siblings if sibling.type is part.type]
-    return len(siblings) == 1 or (len(alike) == 1 and part.repeats())
+    parts = [child for child in part.children if child.holds_weights]
+    return (len(siblings) == 1 and (len(parts) > 1 or part.repeats())) or (
+        len(alike) == 1 and part.repeats()
+    )
 
 
 def _from_first_stage(parts: list[Part], whole: list[Part]) -> list[Part]:

@@ -2,9 +2,11 @@ r"""`merge`: two states of the same layers into one, without leaving the device.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -50,6 +52,12 @@ def merge(a: State, b: State) -> State:
     Array([2, 4], dtype=uint32)
     """
     _check(a, b)
+    merged: State = _merged(a, b)
+    return merged
+
+
+@functools.partial(jax.jit, inline=True)
+def _merged(a: State, b: State) -> State:
     chosen = {
         size: joint_slots(left.labels, right.labels, a.next_row, b.next_row, a.spec.settings.seed)
         for size, left, right in zip(a.spec.sample_sizes, a.samples, b.samples, strict=True)

@@ -33,6 +33,7 @@ def parts(model: nnx.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         for path, module in nnx.iter_modules(copy):
             part = _part(tuple(map(str, path)), module)
             found[part.name] = part
+            module.__captures__ = nnx.data(())  # what the model sows itself goes nowhere, unwarned
             if callable(module):
                 setattr(module, _LABEL, part.name)
                 _become(module, _noting(type(module)))
@@ -150,20 +151,39 @@ def _run(
     named = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     watched = {name: named[name] for name in selection.watched}
     kinds = {name: type(module) for name, module in watched.items()}
+    # A capture of the user's that is open around this one goes on after it.
+    outer = {name: m.__captures__ for name, m in named.items() if "__captures__" in vars(m)}
+    others = list({type(keys): None for captures in outer.values() for keys in captures})
+    forward = nnx.capture(lambda model: model(*args, **kwargs), Feature, *others)
     try:
         for name, module in watched.items():
             _become(module, _sowing(kinds[name], name == selection.head))
-        outputs, sown = nnx.capture(lambda model: model(*args, **kwargs), Feature)(model)
+        outputs, *states = forward(model)
     finally:
         for name, module in watched.items():
             _become(module, kinds[name])
-        for module in named.values():  # where the model raised
-            vars(module).pop("__captures__", None)
+        for name, module in named.items():
+            if name in outer:
+                module.__captures__ = nnx.data(outer[name])
+            elif "__captures__" in vars(module):  # where the model raised
+                del module.__captures__
     found: dict[str, Calls] = {}
-    for path, variable in nnx.to_flat_state(sown):
+    for path, variable in nnx.to_flat_state(states[0]):
         name = ".".join(map(str, path[:-1]))
         found.setdefault(name, {})[place_of(str(path[-1]))] = variable.get_value()[0]
+    for kind, state in zip(others, states[1:], strict=True):
+        _add_to(outer, kind, state)
     return outputs, found
+
+
+def _add_to(outer: Mapping[str, Any], kind: type, state: Any) -> None:
+    """Give what a model sowed itself to the capture that was open for it."""
+    for path, variable in nnx.to_flat_state(state):
+        name = ".".join(map(str, path[:-1]))
+        keys = next(keys for keys in outer[name] if type(keys) is kind)
+        before, new = keys.get(path[-1], ()), variable.get_value()
+        both = isinstance(before, tuple) and isinstance(new, tuple)
+        keys[path[-1]] = (*before, *new) if both else new
 
 
 def never_ran(name: str) -> str:

@@ -54,7 +54,7 @@ def put(kept: Array, slots: Array, values: Array) -> Array:
     return kept.at[slots].set(values.astype(kept.dtype), mode="drop")
 
 
-def shares(rows_a: Array, rows_b: Array, size: int, seed: int) -> Array:
+def shares(rows_a: Array, rows_b: Array, size: int, seed: int | Array) -> Array:
     """Return how many rows of a uniform sample of both come from a: hypergeometric, drawn one by one.
 
     Parameters

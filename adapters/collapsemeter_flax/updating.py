@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,11 +72,26 @@ def update(
     >>> state.layers[0].sums.counts
     Array([1, 2], dtype=uint32)
     """
+    _check_names(features, state.spec)
+    shape, flat = _labels(labels, features, state.spec)
+    added: State = _added(state, dict(features), flat, logits, mask, shape, axis_name)
+    return added
+
+
+# Compiled as one where it is called outside of a jitted step; inside one it is part of that.
+@functools.partial(jax.jit, static_argnames=("shape", "axis_name"), inline=True)
+def _added(
+    state: State,
+    features: dict[str, Any],
+    flat: Array,
+    logits: Any,
+    mask: Any,
+    shape: tuple[int, ...],
+    axis_name: AxisName,
+) -> State:
+    """Add a batch whose labels are (N,) classes, of that shape as they came."""
     spec, settings = state.spec, state.spec.settings
-    _check_names(features, spec)
-    shape, flat = _labels(labels, features, spec)
     xp = JaxNamespace(spec.dtype, axis_name)
-    mask = None if mask is None else jnp.asarray(mask)
     rows, dtypes = _rows(features, shape, mask, spec)
     decided = _decided(logits, shape, settings.num_classes)
 
@@ -244,7 +260,7 @@ def _decided(logits: Any, labels: tuple[int, ...], num_classes: int) -> Array:
     rows = int(np.prod(labels, dtype=np.int64))
     if logits is None:
         return jnp.full(rows, UNDECIDED, jnp.int32)
-    scores = jax.lax.stop_gradient(jnp.asarray(logits))
+    scores = jax.lax.stop_gradient(logits)
     if scores.shape == labels and num_classes == 2:
         scores = scores[..., None]
     single = num_classes == 2 and scores.shape == (*labels, 1)

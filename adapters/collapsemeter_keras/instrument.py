@@ -6,6 +6,7 @@ import functools
 import inspect
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -30,32 +31,54 @@ class Stash(threading.local):
     def __init__(self) -> None:
         self.armed = False
         self.scope: Any = None
-        self.outputs: dict[tuple[str, int], Any] = {}
+        # A list, because torch.compile breaks its graph where a dict that was there before changes.
+        self.notes: list[tuple[str, Any]] = []
 
     def note(self, name: str, output: Any) -> None:
         """Keep what a layer gave until the labels come."""
         # A model that is not built yet runs once on shapes alone, in a symbolic scope of its own.
-        if not self.armed or get_symbolic_scope() is not self.scope:
-            return
-        call = 0
-        while (name, call) in self.outputs:
-            call += 1
-        self.outputs[name, call] = output
+        if self.armed and get_symbolic_scope() is self.scope:
+            self.notes.append((name, output))
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Take notes within the block, and forget them at its end: tensors must not outlive a trace."""
-        outer = self.armed, self.scope, self.outputs
-        self.armed, self.scope, self.outputs = True, get_symbolic_scope(), {}
+        outer = self.armed, self.scope, self.notes
+        self.armed, self.scope, self.notes = True, get_symbolic_scope(), []
         try:
             yield
         finally:
-            self.armed, self.scope, self.outputs = outer
+            self.armed, self.scope, self.notes = outer
 
     def take(self) -> dict[tuple[str, int], Any]:
-        """Return the notes of this forward, and begin anew."""
-        taken, self.outputs = self.outputs, {}
-        return taken
+        """Return the notes of this forward, by layer and number of the call, and begin anew."""
+        outputs: dict[tuple[str, int], Any] = {}
+        calls: Counter[str] = Counter()
+        for name, output in self.notes:
+            outputs[name, calls[name]] = output
+            calls[name] += 1
+        self.notes = []
+        return outputs
+
+
+def _run_as_it_stands(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep torch.compile out of a function: a graph of its own would cost more than it saves."""
+    if keras.backend.backend() != "torch":
+        return function
+    import torch
+
+    disabled: Callable[..., Any] = torch.compiler.disable(function)
+    return disabled
+
+
+class _Bracketed:
+    """A compiled step of the model, and the bracket around it."""
+
+    def __init__(self, instrument: Instrument, stream: str, function: Callable[..., Any]) -> None:
+        self._instrument, self._stream, self._function = instrument, stream, function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._instrument._bracket(self._stream, self._function, *args, **kwargs)
 
 
 class Instrument:
@@ -71,15 +94,21 @@ class Instrument:
 
     def __init__(self, meter: CollapseMeter, model: keras.Model, selection: Selection) -> None:
         self.stash = Stash()
-        self._meter = weakref.ref(meter)
+        self._meter, self._model = weakref.ref(meter), weakref.ref(model)
         self._put: list[tuple[Any, str, Any]] = []  # object, attribute, wrapper
         for name, layer in selection.layers.items():
             self._watch_output(name, layer)
         if selection.head is not None and selection.head_layer is not None:
             self._watch_input(selection.head, selection.head_layer)
         self._wrap(model, "compute_loss", self._count_in_loss)
-        self._wrap(model, "train_step", functools.partial(self._bracket, "train"))
-        self._wrap(model, "test_step", functools.partial(self._bracket, "validation"))
+        if keras.backend.backend() == "torch":
+            # torch.compile breaks its graph within a step, and cannot within a context manager: the
+            # bracket goes around what it compiles.
+            self._wrap(model, "make_train_function", self._bracket_function)
+            self._wrap(model, "make_test_function", self._bracket_function)
+        else:
+            self._wrap(model, "train_step", functools.partial(self._bracket, "train"))
+            self._wrap(model, "test_step", functools.partial(self._bracket, "validation"))
 
     def remove(self) -> None:
         """Take every wrapper off."""
@@ -128,11 +157,25 @@ class Instrument:
 
     def _count_in_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loss = original(*args, **kwargs)
+        if self.stash.armed:
+            self._count(args, kwargs)
+        return loss
+
+    @_run_as_it_stands
+    def _count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         meter = self._meter()
-        if meter is not None and self.stash.armed:
+        if meter is not None:
             names = dict(zip(LOSS_ARGUMENTS, args, strict=False)) | kwargs
             meter._count(self.stash.take(), names)
-        return loss
+
+    def _bracket_function(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        made = make(*args, **kwargs)
+        model = self._model()
+        for stream, attribute in (("train", "train_function"), ("validation", "test_function")):
+            function = getattr(model, attribute)
+            if function is not None and not isinstance(function, _Bracketed):
+                setattr(model, attribute, _Bracketed(self, stream, function))
+        return made
 
     def _bracket(self, stream: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         meter = self._meter()

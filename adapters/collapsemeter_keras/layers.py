@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import keras
 
 from collapsemeter.selection import listed, matching
 
-Layer = keras.layers.Layer
+Layer: TypeAlias = keras.layers.Layer
 Predicate = Callable[[str, Layer], bool]
 Layers = Literal["auto"] | str | Iterable[str] | Predicate
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from collapsemeter import CollapseReport, Convention
+from collapsemeter import ClassMoments, CollapseReport, Convention
 from collapsemeter.batches import no_batch, shown
 from collapsemeter.catalogue import METRICS
 from collapsemeter.moments import Phase
@@ -32,6 +32,7 @@ from .statistics import Key, Stream
 
 _CHANNELS_LAST = Layout(channels_first=False, width=None)  # as Keras has them unless told otherwise
 STREAMS = ("train", "validation", "probe")
+_PHASES: dict[str, Phase] = {"train": "live", "validation": "frozen-eval"}
 _PREFIX = {"train": "", "validation": "val_", "probe": "probe_"}
 
 
@@ -377,15 +378,41 @@ class CollapseMeter(keras.callbacks.Callback):
         ValueError
             If nothing was counted, or a row is not finite under ``nonfinite="raise"``.
         """
+        found = self._stream(stream)
+        if not found.batches_seen():
+            raise ValueError(f"no batch was counted: {finalise.why_nothing(self, stream)}")
+        return self._report(found, stream)
+
+    def moments(self, layer: str, stream: str = "train", call: int = 0) -> ClassMoments:
+        """Return what a layer counted as moments, for merging over processes or saving.
+
+        Parameters
+        ----------
+        layer : str
+        stream : {"train", "validation"}
+        call : int
+            Which of its calls in one forward, for a layer that is called more than once.
+
+        Raises
+        ------
+        ValueError
+            If the layer counted nothing.
+        """
+        found = self._stream(stream)
+        if (layer, call) not in found.layers or not found.batches_seen():
+            raise ValueError(
+                f"layer {layer!r} has counted nothing (call {call}); watched are "
+                f"{', '.join(self.selection.watched)}"
+            )
+        return found.tally((layer, call)).moments(_PHASES[stream])
+
+    def _stream(self, stream: str) -> Stream:
         if stream not in self._streams:
             raise ValueError(
                 f"stream={stream!r}: choose 'train' or 'validation', of a meter that is attached"
             )
-        found = self._streams[stream]
         _synchronise(self.model)
-        if not found.batches_seen():
-            raise ValueError(f"no batch was counted: {finalise.why_nothing(self, stream)}")
-        return self._report(found, stream)
+        return self._streams[stream]
 
     def reset(self) -> None:
         """Forget what was counted; for loops of ``train_on_batch``, which have no epochs."""
@@ -394,7 +421,7 @@ class CollapseMeter(keras.callbacks.Callback):
 
     def _report(self, stream: Stream, name: str, phase: Phase | None = None) -> CollapseReport:
         if phase is None:
-            phase = "live" if name == "train" else "frozen-eval"
+            phase = _PHASES[name]
         report = finalise.report(self, stream, name, phase)
         for message in report.warnings:
             warn(message)

@@ -14,7 +14,16 @@ from collapsemeter.finalise import Tally
 from collapsemeter.settings import Settings
 from collapsemeter.sums import Sums, scatter_shape, update
 
-from .operations import COUNT, FULL, KerasNamespace, Tensor, counted, sample_slots, saturated
+from .operations import (
+    COUNT,
+    FULL,
+    KerasNamespace,
+    Tensor,
+    counted,
+    only_if_aligned,
+    sample_slots,
+    saturated,
+)
 
 Key = tuple[str, int]  # a layer, and which of its calls in one forward
 _SUMS = ("counts", "shift", "sums", "squares", "scatter", "ignored", "nonfinite", "invalid")
@@ -143,6 +152,12 @@ class Stream(keras.metrics.Metric):
         predictions : (N,) integer tensor, optional
         """
         labels = ops.cast(labels, "int32")
+        with only_if_aligned(labels, features.values()):
+            self._count(features, labels, predictions)
+
+    def _count(
+        self, features: Mapping[Key, Tensor], labels: Tensor, predictions: Tensor | None
+    ) -> None:
         settings = self.settings
         usable = (labels >= 0) & (labels < settings.num_classes)
         usable = usable & (labels != settings.ignore_index)

@@ -32,9 +32,6 @@ def features() -> Callable[..., Data]:
     return make
 
 
-_jitted = jax.jit(update)
-
-
 @pytest.fixture(scope="session")
 def counted() -> Callable[..., State]:
     """Count rows in a jitted step, batch by batch."""
@@ -43,7 +40,7 @@ def counted() -> Callable[..., State]:
         parts = zip(np.array_split(rows, split), np.array_split(labels, split), strict=True)
         for x, y in parts:
             features = dict.fromkeys(state.spec.names, x)
-            state = jax.block_until_ready(_jitted(state, features, y))
+            state = jax.block_until_ready(update(state, features, y))
         return state
 
     return count

@@ -16,8 +16,9 @@ import collapsemeter_flax as cf
 from collapsemeter import ClassMoments, CorruptStateError, Head, decide, measure
 from collapsemeter.moments import EPS
 from collapsemeter.sampling import reservoir_slots
-from collapsemeter_flax.namespace import FULL, JaxNamespace, counted as add_counts
-from collapsemeter_flax.sample import numbered, slots_of
+from collapsemeter_flax.namespace import FULL, JaxNamespace
+from collapsemeter_flax.namespace import counted as add_counts
+from collapsemeter_flax.sample import numbered, shares, slots_of
 from collapsemeter_flax.updating import _dtype_code
 
 EPS32 = EPS["float32"]
@@ -28,6 +29,7 @@ SUM_TOLERANCE = 4 * ROWS * EPS32
 
 
 def assert_moments(found: ClassMoments, truth: ClassMoments, tolerance: float = SUM_TOLERANCE):
+    truth = truth.coarsen(found.kind)
     np.testing.assert_array_equal(found.counts, truth.counts)
     np.testing.assert_allclose(found.traces, truth.traces, rtol=tolerance)
     # A class mean is off by eps of the spread, and was rounded where the shift was taken.
@@ -37,11 +39,17 @@ def assert_moments(found: ClassMoments, truth: ClassMoments, tolerance: float = 
         np.testing.assert_allclose(found.scatter, truth.scatter, rtol=0, atol=tolerance * size)
 
 
-@pytest.mark.parametrize("split", [1, [1, 2, 3], [100, 101, 350], 12])
+@pytest.mark.parametrize("split", [12, [1, 350]])
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize(
     ("classes", "width", "scatter"),
-    [(10, 16, "class"), (10, 16, "pooled"), (120, 8, "pooled"), (120, 8, "trace"), (30, 4, "class")],
+    [
+        (10, 16, "class"),
+        (10, 16, "pooled"),
+        (120, 8, "pooled"),
+        (120, 8, "trace"),
+        (30, 4, "class"),
+    ],
 )
 def test_any_batch_split_gives_the_moments_of_numpy(
     features, counted, classes, width, scatter, offset, split
@@ -94,7 +102,9 @@ def test_an_empty_batch_changes_nothing_but_the_number_of_batches(features, coun
     before = counted(cf.init({"fc": 4}, 3), rows, labels)
     after = counted(before, rows[:0], labels[:0])
     assert int(after.batches) == 2
-    for one, other in zip(jax.tree.leaves(before.layers), jax.tree.leaves(after.layers), strict=True):
+    for one, other in zip(
+        jax.tree.leaves(before.layers), jax.tree.leaves(after.layers), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
 
 
@@ -123,7 +133,9 @@ def test_rows_that_hold_nan_are_skipped_refused_or_propagated():
     skipped = cf.report(states["skip"])["fc"]
     assert skipped.provenance["nonfinite_rows"] == 1
     assert skipped.provenance["rows"] == 9
-    with pytest.raises(ValueError, match="'fc' gave 1 rows that hold NaN or Inf: pass nonfinite='skip'"):
+    with pytest.raises(
+        ValueError, match="'fc' gave 1 rows that hold NaN or Inf: pass nonfinite='skip'"
+    ):
         cf.report(states["raise"])
     assert cf.report(states["propagate"])["fc"].reason("nc1_pinv") == "nonfinite_statistics"
     untouched = cf.to_moments(states["propagate"])["fc"].means[0]
@@ -136,7 +148,7 @@ def test_half_precision_is_widened_before_arithmetic(dtype):
     labels = np.arange(60) % 3
     # The square overflows float16.
     rows = jnp.asarray(rng.normal(size=(60, 6)) * 300 + 3000, dtype)
-    state = jax.jit(cf.update)(cf.init({"fc": 6}, 3), {"fc": rows}, labels)
+    state = cf.update(cf.init({"fc": 6}, 3), {"fc": rows}, labels)
     truth = ClassMoments.from_batch(np.asarray(rows, np.float64), labels, 3)
     found = cf.report(state)["fc"]
     assert found["nc1_pinv"] == pytest.approx(measure(truth)["nc1_pinv"], rel=SUM_TOLERANCE)
@@ -155,11 +167,13 @@ def test_of_several_dtypes_the_coarsest_is_reported():
 def test_the_default_precision_of_products_does_not_reach_the_sums(features):
     rows, labels = features(5, 8, spread=1e-3, offset=0.0)
     with jax.default_matmul_precision("bfloat16"):
-        state = jax.jit(cf.update)(cf.init({"fc": 8}, 5, scatter="pooled"), {"fc": rows}, labels)
+        state = cf.update(cf.init({"fc": 8}, 5, scatter="pooled"), {"fc": rows}, labels)
         text = str(jax.make_jaxpr(cf.update)(state, {"fc": rows}, labels))
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert products
-    assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+    assert text.count("dot_general[") == text.count(
+        "precision=(Precision.HIGHEST, Precision.HIGHEST)"
+    )
     assert_moments(cf.to_moments(state)["fc"], ClassMoments.from_batch(rows, labels, 5))
 
 
@@ -199,15 +213,18 @@ def test_labels_of_no_class_are_counted_in_a_trace_and_reported(ignore_index):
     rows = np.ones((7, 2), np.float32)
     state = cf.init({"fc": 2}, 3, ignore_index=ignore_index)
     # uint32 in the trace: what does not fit int32 must not become another label.
-    state = jax.jit(cf.update)(state, {"fc": rows}, jnp.asarray(labels.astype(np.int32)))
+    step = jax.jit(cf.update)
+    state = step(state, {"fc": rows}, jnp.asarray(labels.astype(np.int32)))
     wide = jnp.asarray(np.array([2**31 + 2, 2**32 - 100], np.uint32))
-    state = jax.jit(cf.update)(state, {"fc": rows[:2]}, wide)
+    state = step(state, {"fc": rows[:2]}, wide)
     sums = state.layers[0].sums
     low = int((labels.astype(np.int32) == ignore_index).sum())
     assert low == ignored
     assert (int(sums.ignored), int(sums.counts.sum())) == (ignored, known)
     assert int(sums.invalid) == 9 - ignored - known
-    with pytest.warns(RuntimeWarning, match=r"'fc' got \d labels outside 0..2 that are not ignore_index="):
+    with pytest.warns(
+        RuntimeWarning, match=r"'fc' got \d labels outside 0..2 that are not ignore_index="
+    ):
         report = cf.report(state)
     assert report.provenance["rows"] == 9
 
@@ -224,7 +241,9 @@ def test_labels_at_hand_that_are_wrong_raise():
     for labels in ([0, 5], jnp.array([0, 5])):
         with pytest.raises(ValueError, match=r"label 5 at row 1 is outside 0..1 \(num_classes=2\)"):
             cf.update(state, rows, labels)
-    with pytest.raises(ValueError, match=r"labels have dtype float32 and shape \(2,\): pass integer classes"):
+    with pytest.raises(
+        ValueError, match=r"labels have dtype float32 and shape \(2,\): pass integer classes"
+    ):
         cf.update(state, rows, jnp.array([0.0, 1.0]))
     with pytest.raises(ValueError, match=r"labels have dtype float32 and shape \(2, 3\)"):
         jax.jit(cf.update)(state, rows, jnp.ones((2, 3)))
@@ -241,7 +260,7 @@ def test_maps_tokens_sequences_and_wider_things_become_rows(features):
     tokens = rng.normal(size=(6, 5, 3)).astype(np.float32)
     labels, every = np.arange(6) % 2, np.arange(30).reshape(6, 5) % 2
     state = cf.init(
-        {"maps": 4, "flat": 64, "first": 3, "last": 3, "mean": 3, "own": 5},
+        {"flat": 64, "first": 3, "last": 3, "mean": 3, "own": 5},
         2,
         reduction={
             "flat": "flatten",
@@ -252,12 +271,11 @@ def test_maps_tokens_sequences_and_wider_things_become_rows(features):
         },
     )
     mask = np.arange(5) < np.array([5, 3, 1, 2, 5, 4])[:, None]
-    shown = {"maps": maps, "flat": (maps, "state"), "first": tokens, "last": tokens, "mean": tokens}
-    shown["flat"] = (maps, maps[0])  # a tuple: its first entry
-    counted = jax.jit(cf.update)(state, {**shown, "own": tokens}, labels, mask=mask)
+    # Of a tuple the first entry is meant.
+    shown = {"flat": (maps, maps[0]), "first": tokens, "last": tokens, "mean": tokens}
+    counted = cf.update(state, {**shown, "own": tokens}, labels, mask=mask)
     lengths = mask.sum(1)
     expected = {
-        "maps": maps.mean((1, 2)),
         "flat": maps.reshape(6, -1),
         "first": tokens[:, 0],
         "last": tokens[np.arange(6), lengths - 1],
@@ -266,6 +284,9 @@ def test_maps_tokens_sequences_and_wider_things_become_rows(features):
     }
     for name, rows in expected.items():
         assert_moments(cf.to_moments(counted)[name], ClassMoments.from_batch(rows, labels, 2))
+    state = cf.update(cf.init({"maps": 4}, 2), {"maps": maps}, labels)
+    truth = ClassMoments.from_batch(maps.mean((1, 2)), labels, 2)
+    assert_moments(cf.to_moments(state)["maps"], truth)
     state = cf.update(cf.init({"tokens": 3}, 2), {"tokens": tokens}, every)
     truth = ClassMoments.from_batch(tokens.reshape(30, 3), every.reshape(-1), 2)
     assert_moments(cf.to_moments(state)["tokens"], truth)
@@ -274,15 +295,23 @@ def test_maps_tokens_sequences_and_wider_things_become_rows(features):
 @pytest.mark.parametrize(
     ("shape", "labels", "message"),
     [
-        ((3, 4), 2, r"'fc' gave features of shape \(3, 4\) and labels have shape \(2,\): expected one row"),
-        ((2, 5, 4), 2, "say which row of the sequence belongs to a label with reduction={'fc': 'first'}"),
+        (
+            (3, 4),
+            2,
+            r"'fc' gave features of shape \(3, 4\) and labels have shape \(2,\): expected one row",
+        ),
+        (
+            (2, 5, 4),
+            2,
+            "say which row of the sequence belongs to a label with reduction={'fc': 'first'}",
+        ),
         ((2,), 2, "no rule pairs them"),
         ((2, 3), 2, r"'fc' gave rows of shape \(2, 3\) and init was told 4 features"),
     ],
 )
 def test_features_that_do_not_fit_are_named(shape, labels, message):
     with pytest.raises(ValueError, match=message):
-        jax.jit(cf.update)(cf.init({"fc": 4}, 2), {"fc": jnp.ones(shape)}, jnp.zeros(labels, int))
+        cf.update(cf.init({"fc": 4}, 2), {"fc": jnp.ones(shape)}, jnp.zeros(labels, int))
 
 
 def test_a_missing_or_unknown_layer_is_named():
@@ -292,7 +321,9 @@ def test_a_missing_or_unknown_layer_is_named():
         cf.update(state, {"fc": rows}, labels)
     with pytest.raises(ValueError, match="lack conv and hold cnv, which init was not told of"):
         cf.update(state, {"fc": rows, "cnv": rows}, labels)
-    with pytest.raises(ValueError, match="features are a list: pass a mapping from the names of init, conv"):
+    with pytest.raises(
+        ValueError, match="features are a list: pass a mapping from the names of init, conv"
+    ):
         cf.update(state, [rows, rows], labels)
     with pytest.raises(ValueError, match="features that are not floats"):
         cf.update(cf.init({"fc": 2}, 2), {"fc": np.ones((2, 2), int)}, labels)
@@ -329,7 +360,7 @@ def test_the_networks_own_decisions_are_those_of_the_logits(features):
     for start in (0, 200):
         part = slice(start, start + 400 if start else 200)
         shown = {"conv": rows[part], "fc": rows[part]}
-        state = jax.jit(cf.update)(state, shown, labels[part], logits=logits[part])
+        state = cf.update(state, shown, labels[part], logits=logits[part])
     truth = ClassMoments.from_batch(rows, labels, 5)
     expected = decide(truth, rows, labels, logits=logits)
     report = cf.report(state)
@@ -355,12 +386,16 @@ def test_without_logits_a_live_stream_has_no_nc4_and_a_frozen_one_the_heads(feat
     state = cf.update(cf.init({"fc": 4}, 3), {"fc": rows}, labels)
     head = {"kernel": np.random.default_rng(0).normal(size=(4, 3))}
     assert cf.report(state, head)["fc"].reason("nc4_agreement") == "no_logits"
-    assert 0 < cf.report(state, head, phase="frozen-eval")["fc"]["nc4_agreement"] <= 1
+    truth = ClassMoments.from_batch(rows, labels, 3)
+    expected = decide(truth, rows, labels, head=Head(head["kernel"].T)).agree.sum() / 60
+    assert cf.report(state, head, phase="frozen-eval")["fc"]["nc4_agreement"] == expected
 
 
 def test_logits_of_another_shape_are_refused():
     state = cf.init({"fc": 2}, 3)
-    with pytest.raises(ValueError, match=r"logits have shape \(2, 4\) and labels \(2,\): pass one row of 3"):
+    with pytest.raises(
+        ValueError, match=r"logits have shape \(2, 4\) and labels \(2,\): pass one row of 3"
+    ):
         cf.update(state, {"fc": np.ones((2, 2), np.float32)}, [0, 1], logits=np.ones((2, 4)))
 
 
@@ -372,7 +407,7 @@ def test_the_sample_holds_the_rows_that_numpy_keeps(size):
     rows = np.arange(500, dtype=np.float32)[:, None]
     state = cf.init({"fc": 1}, 4, sample_rows=size, seed=11)
     kept = np.full(size + 1, -1.0)
-    step = jax.jit(cf.update)
+    step = cf.update
     first = 0
     for x, y in zip(np.split(rows, 10), np.split(labels, 10), strict=True):
         state = step(state, {"fc": x}, y, logits=jnp.asarray(x) * jnp.arange(4))
@@ -406,11 +441,11 @@ def test_counts_beyond_two_to_the_31_are_exact_and_an_overflow_is_an_error(featu
     sums = replace(layer.sums, counts=many)
     state = replace(state, layers=(replace(layer, sums=sums),))
     state = cf.update(state, {"fc": rows}, labels)
-    np.testing.assert_array_equal(
-        cf.to_moments(state)["fc"].counts, [2**31 + 10, 2**32 - 5]
-    )
+    np.testing.assert_array_equal(cf.to_moments(state)["fc"].counts, [2**31 + 10, 2**32 - 5])
     state = cf.update(state, {"fc": rows}, labels)
-    with pytest.raises(ValueError, match=r"layer 'fc' has counted 2\^32 - 1 rows or more of a kind \(counts\)"):
+    with pytest.raises(
+        ValueError, match=r"layer 'fc' has counted 2\^32 - 1 rows or more of a kind \(counts\)"
+    ):
         cf.to_moments(state)
     assert int(add_counts(jnp.uint32(FULL), jnp.uint32(0))) == FULL
 
@@ -427,7 +462,9 @@ def test_a_state_that_does_not_add_up_is_not_measured(features):
     rows, labels = features(2, 3, spread=1.0, offset=0.0, rows=10)
     state = cf.update(cf.init({"fc": 3}, 2), {"fc": rows}, labels)
     state = replace(state, expected=jnp.array([0, 20], jnp.uint32))
-    with pytest.warns(RuntimeWarning, match="'fc' saw 10 of 20 label rows, so it is not measured: its counters"):
+    with pytest.warns(
+        RuntimeWarning, match="'fc' saw 10 of 20 label rows, so it is not measured: its counters"
+    ):
         report = cf.report(state)
     assert report["fc"].reason("nc1_pinv") == "rows_missing"
 
@@ -463,7 +500,9 @@ def test_merge_keeps_the_digits_of_states_whose_shifts_are_far_apart(counted):
     # The raw fields of the shards added as they are give a scatter that is wrong by 30 %.
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 4
-    rows = (100 * rng.normal(size=(4, 5))[labels] + 1e-2 * rng.normal(size=(400, 5))).astype(np.float32)
+    rows = (100 * rng.normal(size=(4, 5))[labels] + 1e-2 * rng.normal(size=(400, 5))).astype(
+        np.float32
+    )
     only_a = labels[:200] != 3  # a class that only one has
     empty = cf.init({"fc": 5}, 4)
     a = counted(empty, rows[:200][only_a], labels[:200][only_a])
@@ -499,7 +538,8 @@ def test_merged_samples_are_uniform_over_the_rows_of_both(counted):
 
 
 def test_how_many_rows_of_each_is_hypergeometric():
-    taken = [int(cf.sample.shares(jnp.uint32(300), jnp.uint32(100), 32, seed)) for seed in range(400)]
+    draw = jax.vmap(lambda seed: shares(jnp.uint32(300), jnp.uint32(100), 32, seed))
+    taken = np.asarray(draw(jnp.arange(400, dtype=jnp.uint32)))
     mean, variance = 32 * 0.75, 32 * 0.75 * 0.25 * (400 - 32) / 399
     assert abs(np.mean(taken) - mean) < 4 * math.sqrt(variance / 400)
     assert 0.75 < np.var(taken) / variance < 1.33
@@ -549,7 +589,9 @@ def test_a_file_of_something_else_is_refused(features, counted, tmp_path):
     path = tmp_path / "state.npz"
     state = cf.init({"fc": 6}, 4)
     cf.save(state, path)
-    with pytest.raises(ValueError, match=r"counts 4 classes in fc \(6, class\).*and like= counts 5 classes"):
+    with pytest.raises(
+        ValueError, match=r"counts 4 classes in fc \(6, class\).*and like= counts 5 classes"
+    ):
         cf.load(path, like=cf.init({"fc": 6}, 5))
     stacked = jax.tree.map(lambda x: jnp.stack([x, x]), state)
     cf.save(stacked, path)
@@ -583,7 +625,9 @@ def test_heads_of_every_form():
         np.testing.assert_array_equal(head.bias, bias)
     assert not cf.finalise.head_of(bare).bias.any()
     assert cf.finalise.head_of((kernel[:, :1], None)).weight.shape == (2, 3)
-    with pytest.raises(ValueError, match="head is a str: pass an nnx.Linear, a mapping with 'kernel'"):
+    with pytest.raises(
+        ValueError, match=r"head is a str: pass an nnx.Linear, a mapping with 'kernel'"
+    ):
         cf.finalise.head_of("fc")
     with pytest.raises(ValueError, match=r"head is a tuple with a kernel of shape \(3,\)"):
         cf.finalise.head_of((kernel[:, 0], bias))
@@ -591,16 +635,20 @@ def test_heads_of_every_form():
 
 def test_a_head_of_another_width_is_said():
     state = cf.update(cf.init({"fc": 3}, 2), {"fc": np.eye(3, dtype=np.float32)}, [0, 1, 1])
-    with pytest.warns(RuntimeWarning, match="layer 'fc' is not what the head reads: NC3 is not measured"):
+    with pytest.warns(
+        RuntimeWarning, match="layer 'fc' is not what the head reads: NC3 is not measured"
+    ):
         cf.report(state, (np.ones((5, 2)), np.zeros(2)))
 
 
 def test_wide_layers_keep_traces_and_a_sixteenth_of_the_sample():
     state = cf.init({"wide": 4100, "fc": 4}, 2, sample_rows=64)
     assert [layer.rows.shape[0] for layer in state.layers] == [4, 64]
-    shown = {"wide": np.ones((4, 4100), np.float32), "fc": np.eye(4, dtype=np.float32)}
+    shown = {"wide": np.eye(4, 4100, dtype=np.float32), "fc": np.eye(4, dtype=np.float32)}
     state = cf.update(state, shown, [0, 1, 0, 1])
-    with pytest.warns(RuntimeWarning, match=r"'wide' is too wide for a scatter \(4100 features\): only traces"):
+    with pytest.warns(
+        RuntimeWarning, match=r"'wide' is too wide for a scatter \(4100 features\): only traces"
+    ):
         report = cf.report(state)
     assert report["wide"].reason("nc1_pinv") == "no_scatter"
 
@@ -663,5 +711,7 @@ except ValueError as error:
 else:
     raise AssertionError
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

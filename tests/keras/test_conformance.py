@@ -1,0 +1,107 @@
+"""The Keras adapter passes the conformance kit on the backend of this run."""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from collapsemeter import ClassMoments, testing
+from collapsemeter_keras import CollapseMeter
+
+
+def network(spec: testing.Spec) -> keras.Model:
+    """The body passes its input on; the layer named body is watched."""
+    parts = [keras.Input(spec.shape), layers.Identity(name="body", dtype=spec.dtype)]
+    if len(spec.shape) == 3:
+        parts.append(layers.GlobalAveragePooling2D(name="pool", dtype="float32"))
+    # The head computes in float32, and is watched before its input is cast.
+    parts.append(layers.Dense(spec.num_classes, name="head", dtype=_head_dtype(spec)))
+    net = keras.Sequential(parts)
+    net.layers[-1].set_weights([spec.weight.T, spec.bias])
+    # A NaN row has a NaN gradient, whatever the learning rate: the kit's weights must not move.
+    net.trainable = False
+    net.compile(keras.optimizers.SGD(0.0), loss=constant)
+    return net
+
+
+def _head_dtype(spec: testing.Spec) -> str:
+    return "float32" if len(spec.shape) == 3 else spec.dtype
+
+
+def constant(targets, scores):
+    """A loss that takes labels of any form."""
+    return ops.mean(ops.zeros_like(scores), axis=-1)
+
+
+class KerasDriver:
+    """A loop of ``train_on_batch``."""
+
+    def __init__(self, spec: testing.Spec) -> None:
+        self.spec = spec
+        self.net = network(spec)
+        self.batches: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def attach(self) -> None:
+        self.meter = CollapseMeter(
+            ["body"],
+            num_classes=self.spec.num_classes,
+            strict=True,
+            verbose=False,
+            **self.spec.options,
+        )
+        self.meter.set_model(self.net)
+
+    def feed(self, features, labels) -> None:
+        if self.spec.phase == "frozen-eval":
+            self.batches.append((features, labels))
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The model does not have any trainable")
+            self.net.train_on_batch(features, labels)
+
+    def report(self):
+        if self.spec.phase == "frozen-eval":
+            return self.meter.observe(self.net, self.batches, progress=False)
+        return self.meter.compute()
+
+    def moments(self) -> ClassMoments:
+        try:
+            return self.meter.moments("head")
+        except ValueError:  # nothing was fed
+            return ClassMoments.empty(self.spec.num_classes, self.spec.width)
+
+    def reset(self) -> None:
+        self.meter.reset()
+
+    def merge(self, other: KerasDriver) -> ClassMoments:
+        return self.moments().merge(other.moments())
+
+    def save(self, path) -> None:
+        with open(path, "wb") as file:
+            np.savez(file, **self.meter.state_dict())
+
+    def load(self, path) -> None:
+        with np.load(path) as state:
+            self.meter.load_state_dict(state)
+
+    def fingerprint(self):
+        attributes = {
+            # Keras itself leaves the step's state on a model that was trained on JAX.
+            layer.name: sorted(vars(layer).keys() - {"_jax_state"})
+            for layer in self.net._flatten_layers()
+        }
+        metrics = [id(metric) for metric in self.net.metrics]
+        weights = [weight.numpy().tobytes() for weight in self.net.weights]
+        return attributes, metrics, weights
+
+    def close(self) -> None:
+        self.meter.close()
+
+
+@pytest.mark.parametrize("case", testing.CASES)
+def test_conformance(case):
+    case(KerasDriver)
