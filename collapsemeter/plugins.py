@@ -70,4 +70,6 @@ def _loaded(entry: EntryPoint) -> Any:
         if "pip install" in str(error):  # the adapter knows what it needs
             raise
         package = entry.value.partition(":")[0]
-        raise ImportError(f"the {entry.name} adapter, {package}, cannot be loaded: {error}") from error
+        raise ImportError(
+            f"the {entry.name} adapter, {package}, cannot be loaded: {error}"
+        ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -170,31 +168,6 @@ def _wide(x: Tensor) -> Tensor:
     """Half-precision activations are widened before any arithmetic."""
     dtype = keras.backend.standardize_dtype(x.dtype)
     return x if dtype == "float64" else ops.cast(x, "float32")
-
-
-@contextmanager
-def only_if_aligned(labels: Tensor, features: Iterable[Tensor]) -> Iterator[None]:
-    """Do nothing of the block unless all features have a row for each label.
-
-    Only TensorFlow may not know the number of rows while it traces; elsewhere
-    `collapsemeter.reduction.feature_rows` has seen to it.
-    """
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow as tf
-
-    checks = [
-        tf.debugging.assert_equal(
-            tf.shape(rows)[0],
-            tf.shape(labels)[0],
-            "collapsemeter: a layer did not give one row for each label",
-        )
-        for rows in features
-        if rows.shape[0] is None or labels.shape[0] is None
-    ]
-    with tf.control_dependencies([check for check in checks if check is not None]):
-        yield
 
 
 def sample_slots(numbers: Tensor, usable: Tensor, size: int, seed: int) -> Tensor:

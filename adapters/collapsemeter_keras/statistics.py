@@ -20,7 +20,6 @@ from .operations import (
     KerasNamespace,
     Tensor,
     counted,
-    only_if_aligned,
     sample_slots,
     saturated,
 )
@@ -152,12 +151,6 @@ class Stream(keras.metrics.Metric):
         predictions : (N,) integer tensor, optional
         """
         labels = ops.cast(labels, "int32")
-        with only_if_aligned(labels, features.values()):
-            self._count(features, labels, predictions)
-
-    def _count(
-        self, features: Mapping[Key, Tensor], labels: Tensor, predictions: Tensor | None
-    ) -> None:
         settings = self.settings
         usable = (labels >= 0) & (labels < settings.num_classes)
         usable = usable & (labels != settings.ignore_index)
