@@ -61,6 +61,7 @@ def to_moments(state: State, phase: Phase = "live") -> dict[str, ClassMoments]:
     Examples
     --------
     >>> from collapsemeter_flax import init, update
+    >>> import jax.numpy as jnp
     >>> state = update(init({"fc": 3}, num_classes=2), {"fc": jnp.eye(3)}, jnp.array([0, 1, 1]))
     >>> to_moments(state)["fc"].counts
     array([1, 2])
@@ -106,6 +107,7 @@ def report(
     Examples
     --------
     >>> from collapsemeter_flax import init, update
+    >>> import jax.numpy as jnp
     >>> state = update(init({"fc": 3}, num_classes=2), {"fc": jnp.eye(3)}, jnp.array([0, 1, 1]))
     >>> measured = report(state, head={"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)})
     >>> measured.phase, measured["fc"].provenance["rows"]
@@ -248,6 +250,7 @@ def head_of(head: Any) -> Head:
 
     Examples
     --------
+    >>> import jax.numpy as jnp
     >>> head_of({"kernel": jnp.ones((8, 3))}).weight.shape
     (3, 8)
     """

@@ -17,7 +17,7 @@ from collapsemeter import CollapseReport
 from collapsemeter.batches import no_batch, shown, split
 from collapsemeter.labels import class_labels
 from collapsemeter.moments import Phase
-from collapsemeter.reduction import Reduction, reduction_of
+from collapsemeter.reduction import Reduction, check_reduction, reduction_of
 
 from . import linen_models, nnx_models
 from .capturing import Captured, captured, find, of_linen
@@ -164,37 +164,34 @@ def first_state(
 ) -> State:
     """Return an empty state whose widths are those of these features (shapes are enough)."""
     reduction: Reduction | Mapping[str, Reduction] = options.get("reduction", "auto")
+    if isinstance(reduction, Mapping):
+        reduction = _of_every_call(reduction, features)
     shape = label_shape(labels, features, num_classes)
     widths = {}
     for name, value in features.items():
-        one = reduction_of(reduction, name)
-        # A scanned layer's calls are reduced alike where only its own name is given.
-        if isinstance(reduction, Mapping) and name not in reduction:
-            one = reduction_of(reduction, name.partition("#")[0])
         rows = jax.eval_shape(
-            lambda value, mask, name=name, one=one: feature_rows(
-                value, shape, mask, layer=name, reduction=one
+            lambda value, mask, name=name: feature_rows(
+                value, shape, mask, layer=name, reduction=reduction_of(reduction, name)
             )[0],
             value,
             mask,
         )
         widths[name] = rows.shape[1]
-    if isinstance(reduction, Mapping):
-        options = {**options, "reduction": _spread(reduction, widths)}
-    return init(widths, num_classes, **options)
+    return init(widths, num_classes, **{**options, "reduction": reduction})
 
 
-def _spread(reduction: Mapping[str, Reduction], names: Iterable[str]) -> dict[str, Reduction]:
-    """Give every call of a layer the reduction that its name has."""
-    spread: dict[str, Reduction] = {}
-    for name in names:
-        for key in (name, name.partition("#")[0]):
-            if key in reduction:
-                spread[name] = reduction[key]
-                break
-    known = {*spread, *(name.partition("#")[0] for name in spread)}
-    # What names no layer stays, for init to refuse.
-    return {**{key: one for key, one in reduction.items() if key not in known}, **spread}
+def _of_every_call(
+    reduction: Mapping[str, Reduction], features: Iterable[str]
+) -> dict[str, Reduction]:
+    """Give every call of a layer, ``name#0``, the reduction that its name has."""
+    names = list(features)
+    layers = [name.partition("#")[0] for name in names]
+    check_reduction(reduction, dict.fromkeys([*names, *layers]))
+    keys = [
+        (name, name if name in reduction else layer)
+        for name, layer in zip(names, layers, strict=True)
+    ]
+    return {name: reduction[key] for name, key in keys if key in reduction}
 
 
 def shapes_in_order(run: Callable[..., Mapping[str, Any]], *given: Any) -> dict[str, Any]:
