@@ -30,13 +30,15 @@ def parts(model: nnx.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
     def run(state: Any, args: Any, kwargs: Any) -> None:
         copy = nnx.merge(graph, state)
+        module: Any
         for path, module in nnx.iter_modules(copy):
             part = _part(tuple(map(str, path)), module)
             found[part.name] = part
             module.__captures__ = nnx.data(())  # what the model sows itself goes nowhere, unwarned
             if callable(module):
                 setattr(module, _LABEL, part.name)
-                _become(module, _noting(type(module)))
+                kind: type = type(module)
+                _become(module, _noting(kind))
         copy(*args, **kwargs)
 
     token = _NOTES.set(notes)
@@ -148,9 +150,9 @@ def run(
 def _run(
     model: nnx.Module, selection: Selection, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Calls]]:
-    named = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    named: dict[str, Any] = {".".join(map(str, p)): m for p, m in nnx.iter_modules(model)}
     watched = {name: named[name] for name in selection.watched}
-    kinds = {name: type(module) for name, module in watched.items()}
+    kinds: dict[str, type] = {name: type(module) for name, module in watched.items()}
     # A capture of the user's that is open around this one goes on after it.
     outer = {name: m.__captures__ for name, m in named.items() if "__captures__" in vars(m)}
     others = list({type(keys): None for captures in outer.values() for keys in captures})
@@ -180,7 +182,7 @@ def _add_to(outer: Mapping[str, Any], kind: type, state: Any) -> None:
     """Give what a model sowed itself to the capture that was open for it."""
     for path, variable in nnx.to_flat_state(state):
         name = ".".join(map(str, path[:-1]))
-        keys = next(keys for keys in outer[name] if type(keys) is kind)
+        keys: Any = next(keys for keys in outer[name] if type(keys) is kind)
         before, new = keys.get(path[-1], ()), variable.get_value()
         both = isinstance(before, tuple) and isinstance(new, tuple)
         keys[path[-1]] = (*before, *new) if both else new
