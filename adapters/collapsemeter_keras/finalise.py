@@ -76,8 +76,9 @@ def report(meter: CollapseMeter, stream: Stream, name: str, phase: Phase) -> Col
 def why_nothing(meter: CollapseMeter, stream: str) -> str:
     """Return the likely cause of a stream in which nothing was counted."""
     step = "train_step" if stream == "train" else "test_step"
-    if "batch" in meter.degraded:
-        return meter.degraded["batch"]
+    for what in ("shapes", "batch"):
+        if what in meter.degraded:
+            return meter.degraded[what]
     listed = [metric for metric in meter.model.metrics if isinstance(metric, Stream)]
     if keras.backend.backend() == "jax" and not listed:
         return (
@@ -105,15 +106,24 @@ def _head(selection: Selection) -> Head | None:
     layer = selection.head_layer
     if layer is None or not layer.built:
         return None
-    weight = _host(layer.kernel).T
+    weight = _host(_kernel(layer)).T
     bias = _host(layer.bias) if layer.use_bias else None
     if len(weight) == 1:
         return Head.from_single_logit(weight[0], 0.0 if bias is None else bias)
     return Head(weight, bias)
 
 
+def _kernel(layer: keras.layers.Dense) -> Any:
+    """Return a head's weight; of one that was quantized to 8 bits what its integers stand for."""
+    if layer.quantization_mode == "int8":
+        return ops.cast(layer.kernel, "float32") / ops.cast(layer.kernel_scale, "float32")
+    return layer.kernel
+
+
 def _host(variable: Any) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = ops.convert_to_numpy(ops.cast(variable, "float32"))
+    if keras.backend.standardize_dtype(variable.dtype) != "float64":
+        variable = ops.cast(variable, "float32")  # NumPy has no bfloat16
+    array: np.ndarray[Any, Any] = ops.convert_to_numpy(variable)
     return array.astype(np.float64)
 
 

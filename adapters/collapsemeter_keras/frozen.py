@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 Step = Callable[[Any, Any], None]
 BATCH = 128
+
+
+class ShapesUnknown(ValueError):
+    """What the layers give cannot be told before a step runs."""
 
 
 def batches_of(data: Any, batch_size: int) -> Iterable[Any]:
@@ -76,7 +80,7 @@ def call(model: keras.Model, x: Any, training: bool = False) -> Any:
 
 
 def find_shapes(
-    meter: CollapseMeter, model: keras.Model, stash: Stash, streams: Iterable[Stream], x: Any
+    meter: CollapseMeter, model: keras.Model, stash: Stash, streams: Sequence[Stream], x: Any
 ) -> None:
     """Make the variables of every layer in these streams, from a forward of shapes alone.
 
@@ -87,16 +91,28 @@ def find_shapes(
     meter : CollapseMeter
     model : keras.Model
     stash : Stash
-    streams : iterable of Stream
+    streams : sequence of Stream
     x : nested KerasTensor
+
+    Raises
+    ------
+    ShapesUnknown
+        If the forward cannot be run so.
     """
 
     def rows_of(given: Any) -> dict[Any, Any]:
-        with stash.open():
+        with stash.open(streams[0]):
             y_pred = call(model, given)
             return meter._rows(stash.take(), y_pred)
 
-    for key, spec in compute_output_spec(rows_of, x).items():
+    try:
+        specs = compute_output_spec(rows_of, x)
+    except Exception as error:
+        raise ShapesUnknown(
+            "the model's forward could not be run on shapes alone, which JAX needs before it traces a "
+            f"step that writes statistics: {type(error).__name__}: {error}"
+        ) from error
+    for key, spec in specs.items():
         for stream in streams:
             stream.allocate(key, int(spec.shape[1]), dtype_of(spec))
 
@@ -105,9 +121,9 @@ def frozen_step(meter: CollapseMeter, model: keras.Model, stash: Stash, stream: 
     """Return a function that passes one batch through the model into the stream."""
 
     def step(x: Any, y: Any) -> None:
-        with stash.open(), meter._counting(stream):
+        with stash.open(stream):
             y_pred = call(model, x)
-            meter._count(stash.take(), {"x": x, "y": y, "y_pred": y_pred})
+            meter._count(stream, stash.take(), {"x": x, "y": y, "y_pred": y_pred})
 
     return {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()](
         meter, model, stash, stream, step

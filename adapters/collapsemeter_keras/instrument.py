@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -18,6 +19,7 @@ from .layers import Layer, Selection
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
+    from .statistics import Stream
 
 LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
 
@@ -29,7 +31,7 @@ class Stash(threading.local):
     """
 
     def __init__(self) -> None:
-        self.armed = False
+        self.stream: Stream | None = None  # that the step under way counts to
         self.scope: Any = None
         # A list, because torch.compile breaks its graph where a dict that was there before changes.
         self.notes: list[tuple[str, Any]] = []
@@ -37,18 +39,18 @@ class Stash(threading.local):
     def note(self, name: str, output: Any) -> None:
         """Keep what a layer gave until the labels come."""
         # A model that is not built yet runs once on shapes alone, in a symbolic scope of its own.
-        if self.armed and get_symbolic_scope() is self.scope:
+        if self.stream is not None and get_symbolic_scope() is self.scope:
             self.notes.append((name, output))
 
     @contextmanager
-    def open(self) -> Iterator[None]:
+    def open(self, stream: Stream) -> Iterator[None]:
         """Take notes within the block, and forget them at its end: tensors must not outlive a trace."""
-        outer = self.armed, self.scope, self.notes
-        self.armed, self.scope, self.notes = True, get_symbolic_scope(), []
+        outer = self.stream, self.scope, self.notes
+        self.stream, self.scope, self.notes = stream, get_symbolic_scope(), []
         try:
             yield
         finally:
-            self.armed, self.scope, self.notes = outer
+            self.stream, self.scope, self.notes = outer
 
     def take(self) -> dict[tuple[str, int], Any]:
         """Return the notes of this forward, by layer and number of the call, and begin anew."""
@@ -69,6 +71,30 @@ def _run_as_it_stands(function: Callable[..., Any]) -> Callable[..., Any]:
 
     disabled: Callable[..., Any] = torch.compiler.disable(function)
     return disabled
+
+
+@dataclass(eq=False)
+class _Put:
+    """A wrapper in an instance's dict, and what was there before."""
+
+    owner: Any
+    attribute: str
+    wrapper: Callable[..., Any]
+    before: Any
+    active: bool = True
+
+    def remove(self) -> None:
+        """Restore what was there; under a wrapper that someone put over it since, only fall silent."""
+        self.active = False
+        if self.owner.__dict__.get(self.attribute) is not self.wrapper:
+            return
+        before = self.before
+        while isinstance(below := getattr(before, "put", None), _Put) and not below.active:
+            before = below.before  # of another meter, closed before this one
+        if before is None:
+            del self.owner.__dict__[self.attribute]
+        else:
+            self.owner.__dict__[self.attribute] = before
 
 
 class _Bracketed:
@@ -95,7 +121,8 @@ class Instrument:
     def __init__(self, meter: CollapseMeter, model: keras.Model, selection: Selection) -> None:
         self.stash = Stash()
         self._meter, self._model = weakref.ref(meter), weakref.ref(model)
-        self._put: list[tuple[Any, str, Any]] = []  # object, attribute, wrapper
+        self._put: list[_Put] = []
+        self._removed = False
         for name, layer in selection.layers.items():
             self._watch_output(name, layer)
         if selection.head is not None and selection.head_layer is not None:
@@ -112,9 +139,9 @@ class Instrument:
 
     def remove(self) -> None:
         """Take every wrapper off."""
-        for owner, attribute, wrapper in reversed(self._put):
-            if owner.__dict__.get(attribute) is wrapper:  # what someone put over it since stays
-                del owner.__dict__[attribute]
+        self._removed = True
+        for put in reversed(self._put):
+            put.remove()
         self._put = []
 
     def _wrap(self, owner: Any, attribute: str, around: Callable[..., Any]) -> None:
@@ -124,9 +151,11 @@ class Instrument:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             return around(original, *args, **kwargs)
 
+        put = _Put(owner, attribute, wrapper, owner.__dict__.get(attribute))
+        wrapper.put = put  # type: ignore[attr-defined]
         # Past `Layer.__setattr__`, which would track it.
         owner.__dict__[attribute] = wrapper
-        self._put.append((owner, attribute, wrapper))
+        self._put.append(put)
 
     def _watch_output(self, name: str, layer: Layer) -> None:
         def noting(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -150,38 +179,45 @@ class Instrument:
 
         if getattr(layer, "_remat_mode", None) is not None:
             self._wrap(layer, "rematerialized_call", outside)
-        elif getattr(layer, "quantization_mode", None) is not None:
+            return
+        self._wrap(layer, "call", noting)
+        if hasattr(layer, "quantized_call"):  # which runs in place of `call` once it is quantized
             self._wrap(layer, "quantized_call", noting)
-        else:
-            self._wrap(layer, "call", noting)
 
     def _count_in_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loss = original(*args, **kwargs)
-        if self.stash.armed:
+        if self.stash.stream is not None:
             self._count(args, kwargs)
         return loss
 
     @_run_as_it_stands
     def _count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        meter = self._meter()
-        if meter is not None:
+        meter, stream = self._meter(), self.stash.stream
+        if meter is not None and stream is not None:
             names = dict(zip(LOSS_ARGUMENTS, args, strict=False)) | kwargs
-            meter._count(self.stash.take(), names)
+            meter._count(stream, self.stash.take(), names)
 
     def _bracket_function(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         made = make(*args, **kwargs)
         model = self._model()
         for stream, attribute in (("train", "train_function"), ("validation", "test_function")):
             function = getattr(model, attribute)
-            if function is not None and not isinstance(function, _Bracketed):
+            if function is not None and not self._brackets(function):
                 setattr(model, attribute, _Bracketed(self, stream, function))
         return made
 
+    def _brackets(self, function: Any) -> bool:
+        while isinstance(function, _Bracketed):
+            if function._instrument is self:
+                return True
+            function = function._function  # of another meter on the model
+        return False
+
     def _bracket(self, stream: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         meter = self._meter()
-        if meter is None:
+        if meter is None or self._removed:
             return original(*args, **kwargs)
-        with self.stash.open(), meter._step(stream):
+        with self.stash.open(meter._begin_step(stream)):
             return original(*args, **kwargs)
 
 

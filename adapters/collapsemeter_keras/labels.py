@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -13,35 +13,68 @@ from collapsemeter.settings import Settings
 from .operations import COUNT, Tensor
 
 
-def main_output(y_pred: Any, which: str | None) -> Tensor:
-    """Return the tensor of scores among a model's outputs.
+class Output(NamedTuple):
+    """The scores among a model's outputs, and the key or position under which they are."""
+
+    key: str | int | None
+    scores: Tensor
+
+
+def main_output(
+    y_pred: Any, which: str | None, num_classes: int, names: Sequence[str] | None = None
+) -> Output:
+    """Return the scores among a model's outputs: those named, or the only ones of C classes.
+
+    Parameters
+    ----------
+    y_pred : tensor, or mapping, list or tuple of tensors
+    which : str, optional
+        What ``labels=`` names.
+    num_classes : int
+    names : sequence of str, optional
+        Of the outputs, where they come as a list.
 
     Raises
     ------
     ValueError
-        If there are several and ``labels=`` names none of them.
+        If it cannot be told which they are.
     """
-    if isinstance(y_pred, Mapping):
-        found = y_pred.get(which) if which is not None else None
-        if found is None and len(y_pred) == 1:
-            found = next(iter(y_pred.values()))
-        if found is None:
-            raise ValueError(
-                f"the model gives {', '.join(map(repr, y_pred))}: name the classifier's output and "
-                "labels with labels="
-            )
-        return found
-    if isinstance(y_pred, list | tuple):
-        if len(y_pred) != 1:
-            raise ValueError(
-                f"the model gives {len(y_pred)} outputs without names: give them names, and name "
-                "the classifier's with labels="
-            )
-        return y_pred[0]
-    return y_pred
+    if not isinstance(y_pred, Mapping | list | tuple):
+        return Output(None, y_pred)
+    keyed: dict[str | int, Tensor] = (
+        dict(y_pred) if isinstance(y_pred, Mapping) else dict(enumerate(y_pred))
+    )
+    if which in keyed:
+        return Output(which, keyed[which])
+    if names is not None and which in names and not isinstance(y_pred, Mapping):
+        position = list(names).index(which)
+        return Output(position, keyed[position])
+    widths = {num_classes, 1} if num_classes == 2 else {num_classes}
+    fits = [key for key, scores in keyed.items() if len(scores.shape) and scores.shape[-1] in widths]
+    if len(fits) != 1:
+        shapes = ", ".join(f"{key!r} of shape {tuple(v.shape)}" for key, v in keyed.items())
+        raise ValueError(
+            f"the model gives {shapes}: name the classifier's output with labels="
+        )
+    return Output(fits[0], keyed[fits[0]])
 
 
-def given_labels(x: Any, y: Any, labels: Any) -> Any:
+def of_output(part: Any, key: str | int | None) -> Any:
+    """Return what belongs to an output: of several targets or weights that under its key.
+
+    Examples
+    --------
+    >>> of_output({"a": 1, "b": 2}, "b"), of_output([1, 2], 0), of_output(3, None)
+    (2, 1, 3)
+    """
+    if isinstance(part, Mapping):
+        return part.get(key)
+    if isinstance(part, list | tuple):
+        return part[key] if isinstance(key, int) and key < len(part) else None
+    return part
+
+
+def given_labels(x: Any, y: Any, labels: Any, output: str | int | None = None) -> Any:
     """Return the labels among what a step was given.
 
     Parameters
@@ -49,6 +82,8 @@ def given_labels(x: Any, y: Any, labels: Any) -> Any:
     x, y : inputs and targets of the step
     labels : None, str or callable
         Key of the labels among the targets (or the inputs), or ``labels(x, y)``.
+    output : str or int, optional
+        Where the scores are among the outputs, and the labels among as many targets.
 
     Raises
     ------
@@ -62,14 +97,15 @@ def given_labels(x: Any, y: Any, labels: Any) -> Any:
             return place[labels]
     if isinstance(y, Mapping | list | tuple) and len(y) == 1:
         return next(iter(y.values())) if isinstance(y, Mapping) else y[0]
-    if y is None or isinstance(y, Mapping | list | tuple):
+    found = of_output(y, output)
+    if found is None:
         what = "no y" if y is None else f"y as a {type(y).__name__}"
         keys = f" with {', '.join(map(repr, y))}" if isinstance(y, Mapping) else ""
         raise ValueError(
             f"the step got {what}{keys}: say where the labels are with labels=, a key or a "
             "callable (x, y) -> labels"
         )
-    return y
+    return found
 
 
 def class_labels(y: Tensor, y_pred: Tensor, settings: Settings) -> Tensor:
@@ -101,11 +137,15 @@ def class_labels(y: Tensor, y_pred: Tensor, settings: Settings) -> Tensor:
             "integer classes or one-hot rows, or say where the labels are with labels="
         )
     dtype = keras.backend.standardize_dtype(y.dtype)
-    if keras.backend.is_float_dtype(dtype):
-        whole = ops.cast(y, "int32")
-        return ops.where(ops.cast(whole, y.dtype) == y, whole, no_class)
     # Unsigned labels would not hold an ignore_index below zero, and uint8 not every class.
-    return ops.cast(y, "int32")
+    whole = ops.cast(y, "int32")
+    if dtype == "bool":
+        return whole
+    # What the cast changed is no class: a fraction, or a number beyond 32 bits, which wraps.
+    kept = ops.cast(whole, y.dtype) == y
+    if dtype.startswith("uint"):
+        kept = kept & (whole >= 0)
+    return ops.where(kept, whole, no_class)
 
 
 def without_masked(labels: Tensor, y_pred: Tensor, sample_weight: Any, ignore_index: int) -> Tensor:

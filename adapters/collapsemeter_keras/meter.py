@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,15 @@ from collapsemeter.warning import warn
 
 from . import finalise, frozen
 from .instrument import Instrument
-from .labels import class_labels, decisions, given_labels, main_output, without_masked
+from .labels import (
+    Output,
+    class_labels,
+    decisions,
+    given_labels,
+    main_output,
+    of_output,
+    without_masked,
+)
 from .layers import Layers, Selection, select
 from .operations import OPERATIONS, Tensor
 from .reduction import layout_of
@@ -157,7 +165,8 @@ class CollapseMeter(keras.callbacks.Callback):
         self._streams: dict[str, Stream] = {}
         self._bypassed: set[str] = set()
         self._instrument: Instrument | None = None
-        self._counts_to: Stream | None = None
+        self._validated: CollapseReport | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
         self._probing: tuple[Stream, frozen.Step] | None = None
         self._in_fit = False
         self._epoch = 0
@@ -168,6 +177,7 @@ class CollapseMeter(keras.callbacks.Callback):
         """Attach to a model; Keras calls this before it compiles the step."""
         if self._instrument is not None and model is not self.model:
             self.close()
+        self._in_fit = False  # a fit that an exception ended did not say so
         super().set_model(model)
         self.attach()
 
@@ -186,7 +196,11 @@ class CollapseMeter(keras.callbacks.Callback):
             }
             self._instrument = Instrument(self, model, self.selection)
             model._metrics.extend(self._streams.values())
-            _forget_steps(model)
+            _renew_steps(model)
+            # A meter that is dropped without `close` leaves nothing on the model either.
+            self._finalizer = weakref.finalize(
+                self, _detach, weakref.ref(model), self._instrument, [*self._streams.values()]
+            )
         if not self._streams["train"].layers and model.built:
             self._find_shapes(model)
 
@@ -206,24 +220,23 @@ class CollapseMeter(keras.callbacks.Callback):
     def _find_shapes(self, model: keras.Model) -> None:
         specs, instrument = frozen.input_specs(model), self._instrument
         assert instrument is not None
-        if specs is None:
-            return
         try:
-            frozen.find_shapes(self, model, instrument.stash, self._streams.values(), specs)
-        except Exception as error:  # other backends make variables when the step is traced
-            if keras.backend.backend() == "jax":
+            if specs is None:
+                raise frozen.ShapesUnknown(
+                    f"{type(model).__name__} does not say what it takes, and JAX needs the shapes "
+                    "before it traces a step that writes statistics: call the model on a batch once"
+                )
+            frozen.find_shapes(self, model, instrument.stash, [*self._streams.values()], specs)
+        except frozen.ShapesUnknown as error:
+            if keras.backend.backend() == "jax":  # others make variables when the step is traced
                 self._degrade("shapes", error)
 
     def close(self) -> None:
         """Leave the model as it was; what was reported stays."""
-        model, instrument = self.model, self._instrument
-        if model is None or instrument is None:
-            return
-        instrument.remove()
-        ours = list(self._streams.values())
-        model._metrics[:] = [m for m in model._metrics if not any(m is our for our in ours)]
-        _forget_steps(model)
-        self._instrument, self._streams, self._probing = None, {}, None
+        if self._finalizer is not None:
+            self._finalizer()
+        self._finalizer = self._instrument = self._probing = None
+        self._streams = {}
 
     def describe(self) -> str:
         """Return what is watched and, for every other layer, why it is not."""
@@ -234,38 +247,24 @@ class CollapseMeter(keras.callbacks.Callback):
 
     # In the step
 
-    @contextmanager
-    def _step(self, stream: str) -> Iterator[None]:
-        """Count what the block's loss sees into a stream, and notice a step that has no such loss."""
-        target = self._streams[stream]
+    def _begin_step(self, stream: str) -> Stream:
+        """Return what a step counts to, and suspect it of having no loss until one is seen."""
         self._bypassed.add(stream)
-        with self._counting(target):
-            yield
+        return self._streams[stream]
 
-    @contextmanager
-    def _counting(self, stream: Stream) -> Iterator[None]:
-        outer, self._counts_to = self._counts_to, stream
-        try:
-            yield
-        finally:
-            self._counts_to = outer
-
-    def _count(self, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
-        """Add one batch to the stream of the step under way; nothing of ours reaches the step."""
-        stream = self._counts_to
-        if stream is None:
-            return
+    def _count(self, stream: Stream, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
+        """Add one batch to a stream; nothing of ours reaches the step."""
         self._bypassed -= {name for name, one in self._streams.items() if one is stream}
+        if self.degraded.keys() & {"shapes", "batch"}:
+            return
         try:
-            which = self.labels if isinstance(self.labels, str) else None
-            y_pred = main_output(step.get("y_pred"), which)
-            y = given_labels(step.get("x"), step.get("y"), self.labels)
-            labels = class_labels(y, y_pred, self.settings)
-            labels = without_masked(
-                labels, y_pred, step.get("sample_weight"), self.settings.ignore_index
-            )
-            rows = self._rows(outputs, y_pred, tuple(labels.shape))
-            decided = decisions(y_pred, self.selection.head_layer)
+            output = self._main_output(step.get("y_pred"))
+            y = given_labels(step.get("x"), step.get("y"), self.labels, output.key)
+            labels = class_labels(y, output.scores, self.settings)
+            weight = of_output(step.get("sample_weight"), output.key)
+            labels = without_masked(labels, output.scores, weight, self.settings.ignore_index)
+            rows = self._rows(outputs, step.get("y_pred"), tuple(labels.shape))
+            decided = decisions(output.scores, self.selection.head_layer)
             stream.count(rows, ops.reshape(labels, (-1,)), decided)
         except Exception as error:
             self._degrade("batch", error)
@@ -274,8 +273,7 @@ class CollapseMeter(keras.callbacks.Callback):
         self, outputs: dict[Key, Any], y_pred: Any, labels: tuple[int | None, ...] | None = None
     ) -> dict[Key, Tensor]:
         """Reduce what the layers gave to one row per label; a layer that fails is left out."""
-        which = self.labels if isinstance(self.labels, str) else None
-        scores = main_output(y_pred, which)
+        scores = self._main_output(y_pred).scores
         shape = tuple(scores.shape[:-1]) if labels is None else labels
         mask = getattr(scores, "_keras_mask", None)
         rows = {}
@@ -296,6 +294,12 @@ class CollapseMeter(keras.callbacks.Callback):
                 self._degrade(name, error)
         return rows
 
+    def _main_output(self, y_pred: Any) -> Output:
+        # Not `self.model`, which on JAX writes the state of the step under way to the model.
+        names = getattr(self._model, "output_names", None)
+        which = self.labels if isinstance(self.labels, str) else None
+        return main_output(y_pred, which, self.settings.num_classes, names)
+
     def _degrade(self, layer: str, error: Exception) -> None:
         if self.strict:
             raise error
@@ -311,48 +315,57 @@ class CollapseMeter(keras.callbacks.Callback):
     # Epochs
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._in_fit = True
+        self._in_fit, self._validated = True, None
         self._streams["train"].clear()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
         self._streams["train"].clear()
-        self._validated = False
+        self._validated = None
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._streams["validation"].clear()
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._validated = True
-        if not self._in_fit:  # evaluate alone: in fit the epoch's end reports
-            self._publish("validation", logs)
+        if self._in_fit and self._epoch % self.every:
+            return
+        report = self._made("validation")
+        if self._in_fit:
+            # The epoch's end publishes it. It is made now: an `evaluate` of other data may come before.
+            self._validated = report
+        elif report is not None:
+            # Not into the logs: `loss, accuracy = model.evaluate(...)` must stay two values.
+            self._publish("validation", report, None)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if epoch % self.every:
             return
-        self._publish("train", logs)
-        if self._validated:
-            self._publish("validation", logs)
+        made = {"train": self._made("train"), "validation": self._validated}
         if self.probe is not None:
-            self._publish("probe", logs)
+            made["probe"] = self._made("probe")
+        for stream, report in made.items():
+            if report is not None:
+                self._publish(stream, report, logs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._in_fit = False
 
-    def _publish(self, stream: str, logs: dict[str, Any] | None) -> None:
-        """Report a stream to `reports`, the sinks and Keras' logs; training goes on whatever fails."""
+    def _made(self, stream: str) -> CollapseReport | None:
+        """Return the report of a stream; training goes on whatever fails."""
         try:
             if stream == "probe":
-                report = self.observe(self.model, self.probe, "frozen-train", progress=False)
-            else:
-                report = self._report(self._streams[stream], stream)
+                return self.observe(self.model, self.probe, "frozen-train", progress=False)
+            return self._report(self._streams[stream], stream)
         except Exception as error:
             if self.strict:
                 raise
             warn(
                 f"collapsemeter could not report the {stream} stream of epoch {self._epoch}: {error}"
             )
-            return
+            return None
+
+    def _publish(self, stream: str, report: CollapseReport, logs: dict[str, Any] | None) -> None:
+        """Hand a report to `reports`, the sinks and Keras' logs."""
         self.reports[stream].append(Entry(self._epoch, report))
         for sink in self._sinks[stream]:
             sink.write(self._epoch, report)
@@ -416,6 +429,7 @@ class CollapseMeter(keras.callbacks.Callback):
 
     def reset(self) -> None:
         """Forget what was counted; for loops of ``train_on_batch``, which have no epochs."""
+        _synchronise(self.model)
         for stream in self._streams.values():
             stream.clear()
 
@@ -557,10 +571,28 @@ def _classes(selection: Selection, num_classes: int | None) -> int:
     return num_classes
 
 
-def _forget_steps(model: keras.Model) -> None:
-    """Have Keras compile its steps anew: those that it has know nothing of us, or too much."""
-    model.train_function = None
-    model.test_function = None
+def _renew_steps(model: keras.Model) -> None:
+    """Have Keras compile its steps anew: those that it has know nothing of us, or too much.
+
+    Made at once and not only forgotten, because `fit` may be in the midst of calling them.
+    """
+    if model.train_function is not None:
+        model.make_train_function(force=True)
+    if model.test_function is not None:
+        model.make_test_function(force=True)
+
+
+def _detach(
+    model: weakref.ref[keras.Model], instrument: Instrument, streams: list[Stream]
+) -> None:
+    watched = model()
+    if watched is not None:
+        _synchronise(watched)  # while its list of metrics is that of the step's state
+    instrument.remove()
+    if watched is not None:
+        kept = [m for m in watched._metrics if not any(m is our for our in streams)]
+        watched._metrics[:] = kept
+        _renew_steps(watched)
 
 
 def _synchronise(model: Any) -> None:
