@@ -36,7 +36,8 @@ def report(meter: CollapseMeter, stream: Stream, name: str, phase: Phase) -> Col
         warnings.append(f"no batch of the {name} stream was counted: {why_nothing(meter, name)}")
     for watched in meter.selection.watched:
         is_head = watched == meter.selection.head
-        calls = sorted(call for layer, call in stream.layers if layer == watched) or [None]
+        made = sorted(call for layer, call in stream.layers if layer == watched)
+        calls: list[int | None] = [*made] or [None]
         for call in calls:
             shown = watched if len(calls) == 1 else f"{watched}#{call}"
             if watched in meter.degraded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -53,7 +53,7 @@ def batches_of(data: Any, batch_size: int) -> Iterable[Any]:
     def cut(start: int) -> tuple[Any, Any]:
         return tuple(
             tree.map_structure(lambda a: a[start : start + batch_size], part) for part in (x, y)
-        )  # type: ignore[return-value]
+        )
 
     return (cut(start) for start in range(0, rows, batch_size))
 
@@ -100,14 +100,25 @@ def find_shapes(
         If the forward cannot be run so.
     """
 
+    if x is None:
+        raise ShapesUnknown(
+            f"{type(model).__name__} does not say what it takes, and JAX needs the shapes before it "
+            "traces a step that writes statistics: call the model on a batch once"
+        )
+    ran = False
+
     def rows_of(given: Any) -> dict[Any, Any]:
+        nonlocal ran
         with stash.open(streams[0]):
             y_pred = call(model, given)
+            ran = True
             return meter._rows(stash.take(), y_pred)
 
     try:
         specs = compute_output_spec(rows_of, x)
     except Exception as error:
+        if ran:  # then it is the reductions or the outputs that do not fit
+            raise
         raise ShapesUnknown(
             "the model's forward could not be run on shapes alone, which JAX needs before it traces a "
             f"step that writes statistics: {type(error).__name__}: {error}"
@@ -185,8 +196,14 @@ def tensors(part: Any) -> Any:
     return tree.map_structure(convert, part)
 
 
-def input_specs(model: keras.Model) -> Any:
+def input_specs(model: keras.Model, dtype: str = "float32") -> Any:
     """Return what a built model takes, as KerasTensors; None where it does not say.
+
+    Parameters
+    ----------
+    model : keras.Model
+    dtype : str
+        Of the inputs of a subclassed model, which tells their shapes alone.
 
     Examples
     --------
@@ -203,7 +220,12 @@ def input_specs(model: keras.Model) -> Any:
     if not shapes or len(shapes) != 1:
         return None
 
-    def spec(shape: Any) -> Any:
-        return keras.KerasTensor((None, *shape[1:]), model.compute_dtype)
+    def specs(shape: Any) -> Any:
+        # Into plain containers: those that Keras keeps on a model are of classes of its own.
+        if isinstance(shape, Mapping):
+            return {name: specs(part) for name, part in shape.items()}
+        if any(isinstance(part, Mapping | list | tuple) for part in shape):
+            return [specs(part) for part in shape]
+        return keras.KerasTensor((None, *shape[1:]), dtype)
 
-    return tree.map_shape_structure(spec, next(iter(shapes.values())))
+    return specs(next(iter(shapes.values())))

@@ -46,16 +46,16 @@ def main_output(
     )
     if which in keyed:
         return Output(which, keyed[which])
-    if names is not None and which in names and not isinstance(y_pred, Mapping):
-        position = list(names).index(which)
+    if which is not None and which in (names or ()) and not isinstance(y_pred, Mapping):
+        position = list(names or ()).index(which)
         return Output(position, keyed[position])
     widths = {num_classes, 1} if num_classes == 2 else {num_classes}
-    fits = [key for key, scores in keyed.items() if len(scores.shape) and scores.shape[-1] in widths]
+    fits = [
+        key for key, scores in keyed.items() if len(scores.shape) and scores.shape[-1] in widths
+    ]
     if len(fits) != 1:
         shapes = ", ".join(f"{key!r} of shape {tuple(v.shape)}" for key, v in keyed.items())
-        raise ValueError(
-            f"the model gives {shapes}: name the classifier's output with labels="
-        )
+        raise ValueError(f"the model gives {shapes}: name the classifier's output with labels=")
     return Output(fits[0], keyed[fits[0]])
 
 

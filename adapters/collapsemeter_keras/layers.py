@@ -147,7 +147,7 @@ def select(
 
 def _hidden(named: dict[str, Layer]) -> dict[str, str]:
     """Name the layers inside loops and wrappers, whose outputs never reach the step itself."""
-    hidden = {}
+    hidden: dict[str, str] = {}
     for outer, layer in named.items():
         if isinstance(layer, keras.layers.RNN):
             why = f"is the cell of {outer!r} and runs inside its loop: watch {outer!r} instead"
@@ -223,8 +223,12 @@ def _blocks(module: Layer, head: Layer | None) -> Iterator[Layer]:
     inner = children(module)
     composite = [part for part in inner if _is_composite(part)]
     merges = [part for part in inner if isinstance(part, _MERGES)]
-    # Branches meet where a block ends, as in a residual network.
-    starts = (lambda layer: layer in merges) if merges else _holds_weights
+    tail = inner[inner.index(merges[-1]) :] if merges else inner
+
+    def starts(layer: Layer) -> bool:
+        # Branches meet where a block ends, as in a residual network; after the last, weights begin one.
+        return layer in merges or (layer in tail and _holds_weights(layer))
+
     for part in _ends(inner, starts, head):
         # What holds the head, and a backbone that is the only composite part, is opened.
         if part in composite and (_holds(part, head) or (len(composite) == 1 and not merges)):
@@ -292,7 +296,7 @@ def _feeding(layer: Layer | None) -> Layer | None:
         parents = layer._inbound_nodes[0].parent_nodes
         layer = parents[0].operation if len(parents) == 1 else None
         if layer is not None and not isinstance(layer, _PASSES_ON):
-            return layer if isinstance(layer, Layer) else None
+            return layer if isinstance(layer, keras.layers.Layer) else None
     return None
 
 

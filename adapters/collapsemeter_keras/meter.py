@@ -218,18 +218,17 @@ class CollapseMeter(keras.callbacks.Callback):
             print(self.describe())
 
     def _find_shapes(self, model: keras.Model) -> None:
-        specs, instrument = frozen.input_specs(model), self._instrument
-        assert instrument is not None
+        assert self._instrument is not None
+        stash, streams = self._instrument.stash, [*self._streams.values()]
         try:
-            if specs is None:
-                raise frozen.ShapesUnknown(
-                    f"{type(model).__name__} does not say what it takes, and JAX needs the shapes "
-                    "before it traces a step that writes statistics: call the model on a batch once"
-                )
-            frozen.find_shapes(self, model, instrument.stash, [*self._streams.values()], specs)
-        except frozen.ShapesUnknown as error:
-            if keras.backend.backend() == "jax":  # others make variables when the step is traced
-                self._degrade("shapes", error)
+            try:
+                frozen.find_shapes(self, model, stash, streams, frozen.input_specs(model))
+            except frozen.ShapesUnknown:  # such as a model that looks its inputs up in a table
+                frozen.find_shapes(self, model, stash, streams, frozen.input_specs(model, "int32"))
+        except Exception as error:  # other backends make variables when the step is traced
+            if keras.backend.backend() == "jax":
+                unknown = isinstance(error, frozen.ShapesUnknown)
+                self._degrade("shapes" if unknown else "batch", error)
 
     def close(self) -> None:
         """Leave the model as it was; what was reported stays."""
@@ -316,18 +315,18 @@ class CollapseMeter(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._in_fit, self._validated = True, None
-        self._streams["train"].clear()
+        self._clear("train")
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
-        self._streams["train"].clear()
+        self._clear("train")
         self._validated = None
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._streams["validation"].clear()
+        self._clear("validation")
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self._in_fit and self._epoch % self.every:
+        if self._instrument is None or (self._in_fit and self._epoch % self.every):
             return
         report = self._made("validation")
         if self._in_fit:
@@ -338,7 +337,7 @@ class CollapseMeter(keras.callbacks.Callback):
             self._publish("validation", report, None)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if epoch % self.every:
+        if self._instrument is None or epoch % self.every:
             return
         made = {"train": self._made("train"), "validation": self._validated}
         if self.probe is not None:
@@ -349,6 +348,12 @@ class CollapseMeter(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._in_fit = False
+
+    def _clear(self, stream: str) -> None:
+        if (
+            stream in self._streams
+        ):  # a callback that is closed in the midst of a fit is still called
+            self._streams[stream].clear()
 
     def _made(self, stream: str) -> CollapseReport | None:
         """Return the report of a stream; training goes on whatever fails."""
@@ -561,7 +566,7 @@ def _classes(selection: Selection, num_classes: int | None) -> int:
             raise ValueError(
                 "the model has no final Dense layer to count classes by: pass num_classes="
             )
-        return max(head.units, 2)
+        return max(int(head.units), 2)
     outputs = {num_classes, 1} if num_classes == 2 else {num_classes}
     if head is not None and head.units not in outputs:
         raise ValueError(
@@ -582,9 +587,7 @@ def _renew_steps(model: keras.Model) -> None:
         model.make_test_function(force=True)
 
 
-def _detach(
-    model: weakref.ref[keras.Model], instrument: Instrument, streams: list[Stream]
-) -> None:
+def _detach(model: weakref.ref[keras.Model], instrument: Instrument, streams: list[Stream]) -> None:
     watched = model()
     if watched is not None:
         _synchronise(watched)  # while its list of metrics is that of the step's state

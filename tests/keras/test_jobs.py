@@ -1,0 +1,36 @@
+"""The demo and the example on this backend, as a person runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from collapsemeter import demo
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "keras_fit.py"
+EPOCHS = 25  # the verdict holds well before the demo's sixty
+
+
+def test_the_demo_collapses(tmp_path):
+    outcome = demo.run("keras", EPOCHS, str(tmp_path / "demo"))
+    final = outcome.history[-1]
+    assert outcome.collapsed
+    assert demo.verdict(outcome).startswith(f"Neural collapse after {EPOCHS} epochs; zero training")
+    assert list(final.frozen) == ["conv1", "conv2", "conv3", "hidden", "fc"]
+    assert final.live.provenance["rows"] == final.frozen.provenance["rows"] == 1797
+    assert not final.live.warnings
+    assert not final.frozen.warnings
+    lines = (outcome.folder / "frozen" / "reports.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(EPOCHS + 1))
+
+
+def test_the_example_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "validation, nc1_pinv:" in done.stdout
+    lines = (tmp_path / "runs/keras/reports.train.jsonl").read_text().splitlines()
+    assert len(lines) == 5
