@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
 from .scope import Store
+
+Mark = tuple[nn.Module, Callable[..., Any]]  # a module, and the method put on the instance
 
 
 def anything_compiled() -> bool:
@@ -32,8 +35,8 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
-def mark(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Make graphs that were compiled for these modules without hooks invalid; return those changed.
+def mark(modules: Iterable[nn.Module]) -> list[Mark]:
+    """Make graphs that were compiled for these modules without hooks invalid; return what was put.
 
     torch.compile does not look at hooks again once a graph exists: hooks that come later would never
     fire, silently. A graph does check that a module's ``forward`` is its class's own; the same
@@ -41,17 +44,20 @@ def mark(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """
     if not anything_compiled():
         return []
-    marked = [module for module in modules if "forward" not in module.__dict__]
-    for module in marked:
-        module.__dict__["forward"] = module.forward
-    return marked
-
-
-def unmark(modules: Iterable[nn.Module]) -> None:
-    """Undo `mark`."""
+    marks = []
     for module in modules:
-        # What someone else has put there since stays.
-        if module.__dict__.get("forward") == type(module).forward.__get__(module):
+        own = type(module).forward.__get__(module)
+        # Another meter's mark gives way to ours, so that it does not go with that meter.
+        if module.__dict__.get("forward", own) == own:
+            module.__dict__["forward"] = own
+            marks.append((module, own))
+    return marks
+
+
+def unmark(marks: Iterable[Mark]) -> None:
+    """Undo `mark`; what someone else has put there since stays."""
+    for module, own in marks:
+        if module.__dict__.get("forward") is own:
             del module.__dict__["forward"]
 
 

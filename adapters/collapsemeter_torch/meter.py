@@ -139,7 +139,7 @@ class CollapseMeter:
         self._closed = False
         self._steps = [0, 0]  # the first step of what is being measured, and the next one
         self._handles: list[RemovableHandle] = []
-        self._marked: list[nn.Module] = []
+        self._marked: list[compiled.Mark] = []
         self._pending = Pending()
         self._criterion: weakref.finalize[..., Any] | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
@@ -514,7 +514,7 @@ def _classes(selection: Selection, num_classes: int | None) -> int:
     return num_classes
 
 
-def _detach(handles: list[RemovableHandle], marked: list[nn.Module]) -> None:
+def _detach(handles: list[RemovableHandle], marked: list[compiled.Mark]) -> None:
     for handle in handles:
         handle.remove()
     compiled.unmark(marked)
