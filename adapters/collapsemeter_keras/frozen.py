@@ -99,7 +99,6 @@ def find_shapes(
     ShapesUnknown
         If the forward cannot be run so.
     """
-
     if x is None:
         raise ShapesUnknown(
             f"{type(model).__name__} does not say what it takes, and JAX needs the shapes before it "

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 from keras import ops
+from keras.src.backend.common.masking import get_keras_mask  # JAX has it elsewhere than the tensor
 
 from collapsemeter.settings import Settings
 
@@ -150,7 +151,7 @@ def class_labels(y: Tensor, y_pred: Tensor, settings: Settings) -> Tensor:
 
 def without_masked(labels: Tensor, y_pred: Tensor, sample_weight: Any, ignore_index: int) -> Tensor:
     """Ignore what the loss ignores: positions that Keras masks, and rows of weight zero."""
-    mask = getattr(y_pred, "_keras_mask", None)
+    mask = get_keras_mask(y_pred)
     if mask is not None and len(mask.shape) == len(labels.shape):
         labels = ops.where(ops.cast(mask, "bool"), labels, ignore_index)
     if sample_weight is not None and ops.is_tensor(sample_weight):

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend.common.masking import get_keras_mask
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
 from collapsemeter.batches import no_batch, shown
@@ -159,7 +160,9 @@ class CollapseMeter(keras.callbacks.Callback):
         self.log_metrics = _known(log_metrics)
         self.probe, self.every, self.labels = probe, every, labels
         self.strict, self.verbose = strict, verbose
-        self._sinks = _sinks_by_stream(sinks)
+        self._destinations = sinks
+        self._close_sinks: weakref.finalize[..., Any] | None = None
+        self._open_sinks()
         self.reports: dict[str, list[Entry]] = {stream: [] for stream in STREAMS}
         self.degraded: dict[str, str] = {}
         self._streams: dict[str, Stream] = {}
@@ -176,7 +179,7 @@ class CollapseMeter(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         """Attach to a model; Keras calls this before it compiles the step."""
         if self._instrument is not None and model is not self.model:
-            self.close()
+            self._leave()
         self._in_fit = False  # a fit that an exception ended did not say so
         super().set_model(model)
         self.attach()
@@ -184,6 +187,8 @@ class CollapseMeter(keras.callbacks.Callback):
     def attach(self) -> None:
         """Put wrappers and statistics on the model; where they are there already, nothing happens."""
         model = self.model
+        if self._close_sinks is None or not self._close_sinks.alive:
+            self._open_sinks()  # a meter that was closed may be used again
         if model is None:
             raise ValueError(
                 "the meter has no model: pass it to fit(callbacks=[meter]), or set_model"
@@ -231,7 +236,17 @@ class CollapseMeter(keras.callbacks.Callback):
                 self._degrade("shapes" if unknown else "batch", error)
 
     def close(self) -> None:
-        """Leave the model as it was; what was reported stays."""
+        """Leave the model as it was, and close what the sinks opened; what was reported stays."""
+        self._leave()
+        if self._close_sinks is not None:
+            self._close_sinks()
+
+    def _open_sinks(self) -> None:
+        self._sinks = _sinks_by_stream(self._destinations, probed=self.probe is not None)
+        # Also of a meter that is dropped without `close`.
+        self._close_sinks = weakref.finalize(self, _close_all, self._sinks)
+
+    def _leave(self) -> None:
         if self._finalizer is not None:
             self._finalizer()
         self._finalizer = self._instrument = self._probing = None
@@ -274,7 +289,7 @@ class CollapseMeter(keras.callbacks.Callback):
         """Reduce what the layers gave to one row per label; a layer that fails is left out."""
         scores = self._main_output(y_pred).scores
         shape = tuple(scores.shape[:-1]) if labels is None else labels
-        mask = getattr(scores, "_keras_mask", None)
+        mask = get_keras_mask(scores)
         rows = {}
         for (name, call), output in outputs.items():
             if name in self.degraded:
@@ -490,7 +505,7 @@ class CollapseMeter(keras.callbacks.Callback):
             return self._observe(dataset, phase, batch_size, progress)
         finally:
             if not attached:
-                self.close()
+                self._leave()
 
     def _observe(
         self, dataset: Any, phase: Phase, batch_size: int, progress: bool
@@ -604,15 +619,23 @@ def _synchronise(model: Any) -> None:
         model.jax_state_sync()
 
 
-def _sinks_by_stream(sinks: Any) -> dict[str, list[Any]]:
-    from collapsemeter.sinks import Fan, Sink, to  # file formats take their time  # noqa: F401
+def _sinks_by_stream(sinks: Any, probed: bool) -> dict[str, list[Any]]:
+    """Open the destinations of every stream that will be written."""
+    from collapsemeter.sinks import Fan  # file formats take their time
 
+    streams = STREAMS if probed else STREAMS[:-1]
     if isinstance(sinks, Mapping):
         for name in sinks:
             if name not in STREAMS:
                 raise ValueError(f"sinks has a stream {name!r}: choose of {', '.join(STREAMS)}")
-        return {name: [Fan(*_several(sinks.get(name, ())))] for name in STREAMS}
-    return {name: [Fan(*_of_stream(_several(sinks), name))] for name in STREAMS}
+        return {name: [Fan(*_several(sinks.get(name, ())))] for name in streams}
+    return {name: [Fan(*_of_stream(_several(sinks), name))] for name in streams}
+
+
+def _close_all(sinks: dict[str, list[Any]]) -> None:
+    for fans in sinks.values():
+        for fan in fans:
+            fan.close()
 
 
 def _several(sinks: Any) -> Iterable[Any]:

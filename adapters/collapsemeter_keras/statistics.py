@@ -101,7 +101,9 @@ class Stream(keras.metrics.Metric):
         """Make the variables of a layer of this width; where they are there already, return them."""
         found = self.layers.get(key)
         if found is not None:
-            return found
+            # A forward of shapes alone knows nothing of torch's autocast: what runs has the last word.
+            self.layers[key] = found._replace(dtype=dtype)
+            return self.layers[key]
         settings, name = self.settings, f"{len(self.layers)}"
         sums_dtype = "float64" if dtype == "float64" else "float32"
         classes, size = settings.num_classes, settings.sample_size(width)

@@ -71,7 +71,7 @@ def test_a_train_step_without_compute_loss_is_named():
     report = meter.reports["train"][0].report
     assert {layer.flags for layer in report.values()} == {("never_fired",)}
     assert np.isnan(history.history["nc1_pinv/fc"]).all()
-    with pytest.raises(ValueError, match="no batch was counted: OwnTrainStep.train_step does not"):
+    with pytest.raises(ValueError, match=r"no batch was counted: OwnTrainStep.train_step does not"):
         meter.compute()
 
 

@@ -14,66 +14,15 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
 from collapsemeter import ClassMoments
 from collapsemeter_keras import CollapseMeter, watch
 
-from .networks import ARCHITECTURES, CLASSES, WIDTH, data, frozen, sequential
+from .networks import ARCHITECTURES, WIDTH, data, frozen, sequential
 from .test_faults import assert_counted, fit, snapshot
 from .test_faults import watch as meter_for
 
 X, Y = data(48)
-BACKEND = keras.backend.backend()
-
-
-def convolutional(training_layers: bool = True) -> keras.Model:
-    parts = [layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.3)]
-    return keras.Sequential(
-        [
-            keras.Input((6, 6, 3)),
-            layers.Conv2D(8, 3, name="conv"),
-            *(parts if training_layers else []),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(CLASSES, name="fc"),
-        ]
-    )
-
-
-@pytest.mark.parametrize("jit", [False, True] if BACKEND != "torch" else [False])
-def test_thirty_steps_end_with_the_same_bits(jit):
-    # On torch a compiled step takes half a minute to make; the matrix has it.
-    rng = np.random.default_rng(0)
-    images, labels = rng.normal(size=(160, 6, 6, 3)).astype("float32"), np.arange(160) % CLASSES
-
-    def ended(*meters):
-        keras.utils.set_random_seed(1)
-        model = convolutional()
-        model.compile(
-            keras.optimizers.Adam(1e-2),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-            jit_compile=jit,
-        )
-        history = model.fit(
-            images,
-            labels,
-            16,
-            epochs=3,
-            verbose=0,
-            validation_data=(images[:32], labels[:32]),
-            callbacks=[*meters],
-        )
-        state = [w.numpy() for w in (*model.weights, *model.optimizer.variables)]
-        return state, history.history
-
-    meter = meter_for(layers=["conv"], probe=(images[:50], labels[:50]), strict=True)
-    watched, told = ended(meter)
-    alone, history = ended()
-    for a, b in zip(watched, alone, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert {name: told[name] for name in history} == history
-    assert [len(meter.reports[stream]) for stream in ("train", "validation", "probe")] == [3, 3, 3]
 
 
 def contents(path) -> dict:
@@ -151,7 +100,7 @@ def test_checkpoints_and_backups(tmp_path):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_close_leaves_the_model_as_it_was(name):
     model = frozen(ARCHITECTURES[name](), run_eagerly=True)
-    fit(model)
+    fit(model, validation_data=(X, Y))  # after which Keras keeps what it needs for the next fit
     before = snapshot(model)
     meter = meter_for(layers="auto", strict=True)
     fit(model, meter, validation_data=(X, Y))
@@ -269,4 +218,4 @@ def test_attaching_needs_a_model():
     meter.close()
     with pytest.raises(ValueError, match=r"observe needs a model: pass observe\(model, dataset\)"):
         meter.observe(dataset=(X, Y))
-    assert WIDTH == X.shape[1]
+    assert X.shape[1] == WIDTH
