@@ -7,6 +7,8 @@ import numpy as np
 from keras import layers
 
 CLASSES, WIDTH = 4, 6
+# Where a compiled step is not the point the quicker one is run: JAX compiles every operation of an eager one.
+EAGER = keras.backend.backend() != "jax"
 
 
 def data(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

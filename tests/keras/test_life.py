@@ -18,7 +18,7 @@ import pytest
 from collapsemeter import ClassMoments
 from collapsemeter_keras import CollapseMeter, watch
 
-from .networks import ARCHITECTURES, WIDTH, data, frozen, sequential
+from .networks import ARCHITECTURES, EAGER, WIDTH, data, frozen, sequential
 from .test_faults import assert_counted, fit, snapshot
 from .test_faults import watch as meter_for
 
@@ -99,7 +99,7 @@ def test_checkpoints_and_backups(tmp_path):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_close_leaves_the_model_as_it_was(name):
-    model = frozen(ARCHITECTURES[name](), run_eagerly=True)
+    model = frozen(ARCHITECTURES[name](), run_eagerly=EAGER)
     fit(model, validation_data=(X, Y))  # after which Keras keeps what it needs for the next fit
     before = snapshot(model)
     meter = meter_for(layers="auto", strict=True)
@@ -117,7 +117,7 @@ def test_close_leaves_the_model_as_it_was(name):
 
 
 def test_a_meter_that_is_dropped_leaves_nothing():
-    model = frozen(sequential(), run_eagerly=True)
+    model = frozen(sequential(), run_eagerly=EAGER)
     fit(model, meter_for(strict=True))
     gc.collect()
     assert unwatched(model)
@@ -131,7 +131,7 @@ def test_a_meter_that_is_dropped_leaves_nothing():
 
 
 def test_a_model_that_is_dropped_is_collected():
-    model = frozen(sequential(), run_eagerly=True)
+    model = frozen(sequential(), run_eagerly=EAGER)
     fit(model, meter_for(strict=True))
     gone = weakref.ref(model)
     del model
@@ -160,7 +160,7 @@ def test_a_run_goes_on_from_a_saved_state(tmp_path):
 
 
 def test_states_of_something_else_are_refused():
-    model = frozen(sequential(), run_eagerly=True)
+    model = frozen(sequential(), run_eagerly=EAGER)
     meter = watch(model, layers=["one", "two"], verbose=False)
     model.train_on_batch(X, Y)
     state = meter.state_dict()

@@ -16,7 +16,7 @@ from collapsemeter_keras import CollapseMeter, watch
 from collapsemeter_keras.finalise import _head
 from collapsemeter_keras.layers import select
 
-from .networks import CLASSES, WIDTH, body, data, forward, frozen, parts, sequential
+from .networks import CLASSES, EAGER, WIDTH, body, data, forward, frozen, parts, sequential
 from .test_faults import assert_counted, fit
 
 X, Y = data(48)
@@ -274,7 +274,7 @@ def test_sinks_by_stream():
             "validation": lambda step, report: validation.append(report.phase),
         }
     )
-    fit(frozen(sequential(), run_eagerly=True), meter, validation_data=(X, Y))
+    fit(frozen(sequential(), run_eagerly=EAGER), meter, validation_data=(X, Y))
     assert (train, validation) == (["live"], ["frozen-eval"])
 
 
@@ -284,7 +284,7 @@ def test_a_sink_that_fails_leaves_training_alone():
 
     meter = meter_for(sinks=[full])
     with pytest.warns(RuntimeWarning, match="no space left on device"):
-        history = fit(frozen(sequential(), run_eagerly=True), meter, epochs=2)
+        history = fit(frozen(sequential(), run_eagerly=EAGER), meter, epochs=2)
     assert len(history.history["nc1_pinv/fc"]) == 2
 
 
@@ -362,6 +362,8 @@ def test_data_in_every_form(form):
             given = {"x": X, "y": Y}
         elif form == "weighted":
             given = {"x": X, "y": Y, "sample_weight": np.ones(len(Y))}
+        elif form == "generator":  # Keras cannot know where it ends
+            given = {"x": given, "steps_per_epoch": 3}
         else:
             given = {"x": given}
         model.fit(**given, verbose=0, shuffle=False, callbacks=[counted])
@@ -408,7 +410,7 @@ def test_mixed_precision(policy):
 
 def test_a_head_in_float64_keeps_its_digits():
     if BACKEND == "jax":  # which has no float64 unless its user asks for it
-        with pytest.warns(UserWarning, match="float64 is not available"):
+        with pytest.warns(UserWarning, match="float64 .*is not available"):
             ops.zeros((1,), dtype="float64")
         return
     net = keras.Sequential(
@@ -510,7 +512,7 @@ def test_a_quantized_model():
 
 
 def test_ragged_batches_are_no_reason_to_retrace_for_ever(capfd):
-    ragged = [(X[:n], Y[:n]) for n in range(1, 12)]
+    ragged = [(X[:n], Y[:n]) for n in range(1, 8)]  # TensorFlow warns of the sixth graph
     meter = meter_for()
-    assert meter.observe(sequential(), ragged, progress=False).provenance["rows"] == 66
+    assert meter.observe(sequential(), ragged, progress=False).provenance["rows"] == 28
     assert "retracing" not in capfd.readouterr().err
