@@ -104,3 +104,14 @@ sys.exit(main(["demo"]))
 def test_watch_finds_this_adapter() -> None:
     with watch(torch.nn.Sequential(torch.nn.Linear(4, 3)), verbose=False) as meter:
         assert isinstance(meter, CollapseMeter)
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "torch_loop.py"
+    done = subprocess.run(
+        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (tmp_path / "runs/loop/reports.jsonl").read_text().splitlines()
+    assert len(lines) == 5
+    assert "nc1_pinv" in done.stdout
