@@ -45,6 +45,96 @@ def listed(named: Iterable[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + more if names else "none"
 
 
+def why_skipped(
+    name: str,
+    chosen: Iterable[str],
+    head: str | None,
+    skipped: Mapping[str, str],
+    *,
+    separator: str,
+    passes_on: bool,
+    automatic: bool,
+) -> str:
+    """Return in words why a layer is not watched.
+
+    Parameters
+    ----------
+    name : str
+    chosen : iterable of str
+        Names of the layers that are.
+    head : str or None
+    skipped : mapping from name to reason
+        What is known already.
+    separator : str
+        Between the parts of a name: what is inside ``a`` is called ``a.b`` or ``a/b``.
+    passes_on : bool
+        Whether the layer gives what it is given.
+    automatic : bool
+        Whether ``layers="auto"`` chose.
+
+    Examples
+    --------
+    >>> rest = {"separator": ".", "passes_on": False, "automatic": True}
+    >>> why_skipped("block.conv", ["block"], "fc", {}, **rest)
+    'inside block, which is watched'
+    """
+    chosen = list(chosen)
+    for parent in chosen:
+        if name.startswith(parent + separator):
+            return f"inside {parent}, which is watched"
+    for parent, reason in skipped.items():
+        if name.startswith(parent + separator) and reason.startswith("its output"):
+            return f"inside {parent}: {reason}"
+    if any(layer.startswith(name + separator) for layer in chosen):
+        return "its parts are watched"
+    if head is not None and head.startswith(name + separator):
+        return "it holds the head"
+    if passes_on:
+        return "passes its input on"
+    if not automatic:
+        return "not chosen by layers="
+    return "not the end of a block; name it in layers= to watch it"
+
+
+def classes_of(
+    head: str | None, outputs: int | None, num_classes: int | None, head_kind: str
+) -> int:
+    """Return C: what was asked for, by default the head's outputs, two for a single logit.
+
+    Parameters
+    ----------
+    head : str or None
+    outputs : int or None
+        The head's; None without one.
+    num_classes : int, optional
+        What was asked for.
+    head_kind : str
+        What a head is in this framework.
+
+    Raises
+    ------
+    ValueError
+        If there is neither, or they disagree.
+
+    Examples
+    --------
+    >>> classes_of("fc", 1, None, "nn.Linear"), classes_of("fc", 10, 10, "nn.Linear")
+    (2, 10)
+    """
+    if num_classes is None:
+        if outputs is None:
+            raise ValueError(
+                f"the model has no final {head_kind} to count classes by: pass num_classes="
+            )
+        return max(outputs, 2)
+    if outputs is not None and outputs not in ({1, 2} if num_classes == 2 else {num_classes}):
+        raise ValueError(
+            f"head {head!r} has {outputs} outputs and num_classes={num_classes}: they must agree; "
+            "pass head=None to measure without a head"
+        )
+    return num_classes
+
+
 def description(
     watched: Iterable[str],
     head: str | None,

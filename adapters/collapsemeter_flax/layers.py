@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from collapsemeter.selection import listed, matching
+from collapsemeter.selection import classes_of, listed, matching, why_skipped
 
 Layers = Literal["auto"] | str | Iterable[str] | Callable[[str, type], bool]
 Path = tuple[str, ...]
@@ -106,6 +106,11 @@ class Selection:
         """Names of the layers, and last of the head."""
         return [*self.layers, *([] if self.head is None else [self.head])]
 
+    def classes(self, num_classes: int | None) -> int:
+        """Return C, by default the head's outputs, see `collapsemeter.selection.classes_of`."""
+        kind = "nnx.Linear or nn.Dense"
+        return classes_of(self.head, self.head_outputs, num_classes, kind)
+
 
 def tree(parts: Iterable[Part]) -> Part:
     """Hang parts under their parents, in the order they run, and return the root."""
@@ -114,9 +119,8 @@ def tree(parts: Iterable[Part]) -> Part:
         part = by_path[path]
         part.children.sort(key=lambda child: child.order)
         part.order = min([part.order, *(child.order for child in part.children)])
-        for length in range(
-            len(path) - 1, -1, -1
-        ):  # a module between them may not have been called
+        # A module between them may not have been called.
+        for length in range(len(path) - 1, -1, -1):
             if parent := by_path.get(path[:length]):
                 parent.children.append(part)
                 break
@@ -171,7 +175,17 @@ def select(root: Part, layers: Layers, head: str | None, num_classes: int | None
     head_name = None if its_head is None else its_head.name
     for name, part in named.items():
         if name not in chosen and name != head_name:
-            skipped.setdefault(name, _why_skipped(part, chosen, its_head, automatic))
+            never = "its __call__ never ran" if part.order == math.inf else None
+            why = never or why_skipped(
+                name,
+                chosen,
+                head_name,
+                skipped,
+                separator=".",
+                passes_on=False,
+                automatic=automatic,
+            )
+            skipped.setdefault(name, why)
     return Selection(
         tuple(chosen), head_name, None if its_head is None else its_head.outputs, skipped
     )
@@ -204,21 +218,6 @@ def _find_head(named: Mapping[str, Part], head: str | None, num_classes: int | N
         and (wanted is None or part.outputs in wanted)
     ]
     return max(linear, key=lambda part: part.order, default=None)
-
-
-def _why_skipped(part: Part, chosen: list[str], head: Part | None, automatic: bool) -> str:
-    if part.order == math.inf:
-        return "its __call__ never ran"
-    for name in chosen:
-        if part.name.startswith(f"{name}."):
-            return f"inside {name}, which is watched"
-    if any(name.startswith(f"{part.name}.") for name in chosen):
-        return "its parts are watched"
-    if part.holds(head):
-        return "it holds the head"
-    if not automatic:
-        return "not chosen by layers="
-    return "not the end of a block; name it in layers= to watch it"
 
 
 def _choose_blocks(root: Part, head: Part | None, skipped: dict[str, str]) -> list[str]:

@@ -109,7 +109,7 @@ class CollapseMeter:
     @property
     def num_classes(self) -> int:
         """C."""
-        return observing.classes_of(self.selection, self._chosen["num_classes"])
+        return self.selection.classes(self._chosen["num_classes"])
 
     @property
     def skipped(self) -> dict[str, str]:

@@ -120,7 +120,7 @@ def run(
         if selection is None:
             selection = find(frozen.model, frozen.with_weights(args), kwargs, **chosen)
         if state is None:
-            classes = classes_of(selection, chosen["num_classes"])
+            classes = selection.classes(chosen["num_classes"])
             features = frozen.features(selection, args, kwargs)
             state = first_state(features, labels, mask, classes, options)
         settings = state.spec.settings
@@ -130,29 +130,6 @@ def run(
         raise no_batch(batches)
     head = None if selection.head is None else frozen.head(selection.head)
     return report(state, head, phase=phase, skipped=selection.skipped)
-
-
-def classes_of(selection: Selection, num_classes: int | None) -> int:
-    """Return C, by default the head's outputs (two for a single logit).
-
-    Raises
-    ------
-    ValueError
-        If there is neither, or they disagree.
-    """
-    outputs = selection.head_outputs
-    if num_classes is None:
-        if outputs is None:
-            raise ValueError(
-                "the model has no final nnx.Linear or nn.Dense to count classes by: pass num_classes="
-            )
-        return max(outputs, 2)
-    if outputs is not None and outputs not in ({1, 2} if num_classes == 2 else {num_classes}):
-        raise ValueError(
-            f"head {selection.head!r} has {outputs} outputs and num_classes={num_classes}: they must "
-            "agree; pass head=None to measure without a head"
-        )
-    return num_classes
 
 
 def first_state(

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import keras
 
-from collapsemeter.selection import listed, matching
+from collapsemeter.selection import listed, matching, why_skipped
 
 Layer: TypeAlias = keras.layers.Layer
 Predicate = Callable[[str, Layer], bool]
@@ -56,6 +56,11 @@ class Selection:
     def watched(self) -> list[str]:
         """Names of the layers, and last of the head."""
         return [*self.layers, *([] if self.head is None else [self.head])]
+
+    @property
+    def head_outputs(self) -> int | None:
+        """Units of the head; None without one."""
+        return None if self.head_layer is None else int(self.head_layer.units)
 
 
 def children(layer: Layer) -> list[Layer]:
@@ -134,7 +139,15 @@ def select(
             raise ValueError(f"layer {name!r} {hidden[name]}")
     for name, layer in named.items():
         if name not in chosen.watched:
-            reason = hidden.get(name) or _why_skipped(name, layer, chosen, automatic)
+            reason = hidden.get(name) or why_skipped(
+                name,
+                chosen.layers,
+                chosen.head,
+                chosen.skipped,
+                separator="/",
+                passes_on=isinstance(layer, _PASSES_ON),
+                automatic=automatic,
+            )
             chosen.skipped.setdefault(name, reason)
     if not chosen.watched:
         raise ValueError(
@@ -184,24 +197,6 @@ def _find_head(
         if dense and (outputs is None or layer.units in outputs):
             return name, layer
     return None, None
-
-
-def _why_skipped(name: str, layer: Layer, chosen: Selection, automatic: bool) -> str:
-    for parent in chosen.layers:
-        if name.startswith(f"{parent}/"):
-            return f"inside {parent}, which is watched"
-    for parent, reason in chosen.skipped.items():
-        if name.startswith(f"{parent}/") and reason.startswith("its output"):
-            return f"inside {parent}: {reason}"
-    if any(watched.startswith(f"{name}/") for watched in chosen.layers):
-        return "its parts are watched"
-    if chosen.head is not None and chosen.head.startswith(f"{name}/"):
-        return "it holds the head"
-    if isinstance(layer, _PASSES_ON):
-        return "passes its input on"
-    if not automatic:
-        return "not chosen by layers="
-    return "not the end of a block; name it in layers= to watch it"
 
 
 def _choose_blocks(

@@ -18,7 +18,7 @@ from collapsemeter.catalogue import METRICS
 from collapsemeter.moments import Phase
 from collapsemeter.reduction import Layout, Reduction, check_reduction, feature_rows, reduction_of
 from collapsemeter.report import TABLE
-from collapsemeter.selection import description
+from collapsemeter.selection import classes_of, description
 from collapsemeter.settings import Settings
 from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 from collapsemeter.warning import warn
@@ -213,7 +213,9 @@ class CollapseMeter(keras.callbacks.Callback):
         layers, head, num_classes = self._asked
         self.selection: Selection = select(model, layers, head, num_classes)
         check_reduction(self._options["reduction"], self.selection.watched)
-        classes = _classes(self.selection, num_classes)
+        classes = classes_of(
+            self.selection.head, self.selection.head_outputs, num_classes, "Dense layer"
+        )
         self.settings = Settings(num_classes=classes, **self._options)
         self._layouts = {
             name: layout_of(layer, self.selection.before.get(name, ()))
@@ -572,23 +574,6 @@ def _known(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
                 f"log_metrics={name!r}: no metric has that name; choose of {', '.join(METRICS)}"
             )
     return chosen
-
-
-def _classes(selection: Selection, num_classes: int | None) -> int:
-    head = selection.head_layer
-    if num_classes is None:
-        if head is None:
-            raise ValueError(
-                "the model has no final Dense layer to count classes by: pass num_classes="
-            )
-        return max(int(head.units), 2)
-    outputs = {num_classes, 1} if num_classes == 2 else {num_classes}
-    if head is not None and head.units not in outputs:
-        raise ValueError(
-            f"head {selection.head!r} has {head.units} units and num_classes={num_classes}: "
-            "they must agree; pass head=None to measure without a head"
-        )
-    return num_classes
 
 
 def _renew_steps(model: keras.Model) -> None:

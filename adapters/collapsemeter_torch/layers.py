@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from collapsemeter.selection import listed, matching
+from collapsemeter.selection import listed, matching, why_skipped
 
 Predicate = Callable[[str, nn.Module], bool]
 Layers = Literal["auto"] | str | Iterable[str] | Predicate
@@ -43,6 +43,11 @@ class Selection:
     def watched(self) -> list[str]:
         """Names of the layers, and last of the head."""
         return [*self.layers, *([] if self.head is None else [self.head])]
+
+    @property
+    def head_outputs(self) -> int | None:
+        """Outputs of the head; None without one."""
+        return None if self.head_module is None else self.head_module.out_features
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -136,7 +141,16 @@ def select(
         chosen.layers.pop(chosen.head, None)
     for name, module in named.items():
         if name not in chosen.layers and name != chosen.head:
-            chosen.skipped.setdefault(name, _why_skipped(name, module, chosen))
+            why = why_skipped(
+                name,
+                chosen.layers,
+                chosen.head,
+                chosen.skipped,
+                separator=".",
+                passes_on=isinstance(module, _PASSES_ON),
+                automatic=chosen.automatic,
+            )
+            chosen.skipped.setdefault(name, why)
     if not chosen.layers and chosen.head is None:
         raise ValueError(
             f"layers={layers!r} selects nothing of {type(model).__name__}; its modules: "
@@ -172,24 +186,6 @@ def _find_head(
         if isinstance(module, nn.Linear) and (outputs is None or module.out_features in outputs):
             return name, module
     return None, None
-
-
-def _why_skipped(name: str, module: nn.Module, chosen: Selection) -> str:
-    for parent in chosen.layers:
-        if name.startswith(f"{parent}."):
-            return f"inside {parent}, which is watched"
-    for parent, reason in chosen.skipped.items():
-        if name.startswith(f"{parent}.") and reason.startswith("its output"):
-            return f"inside {parent}: {reason}"
-    if any(layer.startswith(f"{name}.") for layer in chosen.layers):
-        return "its parts are watched"
-    if chosen.head is not None and chosen.head.startswith(f"{name}."):
-        return "it holds the head"
-    if isinstance(module, _PASSES_ON):
-        return "passes its input on"
-    if not chosen.automatic:
-        return "not chosen by layers="
-    return "not the end of a block; name it in layers= to watch it"
 
 
 def _choose_blocks(model: nn.Module, chosen: Selection) -> None:

@@ -17,7 +17,7 @@ from collapsemeter import ClassMoments, CollapseReport, Convention
 from collapsemeter.batches import no_batch
 from collapsemeter.moments import Phase
 from collapsemeter.reduction import Layout, Reduction, check_reduction, reduction_of
-from collapsemeter.selection import description
+from collapsemeter.selection import classes_of, description
 from collapsemeter.settings import Settings
 from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 from collapsemeter.warning import warn
@@ -27,7 +27,7 @@ from .criterion import CriterionHook, Pending
 from .device import LayerState
 from .hooks import HeadInputHook, HeadOutputHook, LayerHook, RootHook, RootPreHook
 from .keyword_labels import KeywordLabelsHook, KeywordLabelsPreHook, close_stale
-from .layers import Layers, Selection, innermost, select
+from .layers import Layers, innermost, select
 from .observing import run
 from .reduction import layout_of
 from .scope import Scope, Store, current_scope, label_tensor, set_scope
@@ -118,7 +118,9 @@ class CollapseMeter:
         self.selection = select(model, layers, head, num_classes)
         check_reduction(reduction, self.selection.watched)
         self.settings = Settings(
-            num_classes=_classes(self.selection, num_classes),
+            num_classes=classes_of(
+                self.selection.head, self.selection.head_outputs, num_classes, "nn.Linear"
+            ),
             reduction=reduction,
             scatter=scatter,
             convention=convention,
@@ -495,23 +497,6 @@ class Batch:
                 "the model ran more than once in one `with meter.batch(labels)` block: only the first "
                 "forward was counted; give every forward a block of its own"
             )
-
-
-def _classes(selection: Selection, num_classes: int | None) -> int:
-    head = selection.head_module
-    if num_classes is None:
-        if head is None:
-            raise ValueError(
-                "the model has no final nn.Linear to count classes by: pass num_classes="
-            )
-        return max(head.out_features, 2)
-    outputs = {num_classes, 1} if num_classes == 2 else {num_classes}
-    if head is not None and head.out_features not in outputs:
-        raise ValueError(
-            f"head {selection.head!r} has {head.out_features} outputs and num_classes={num_classes}: "
-            "they must agree; pass head=None to measure without a head"
-        )
-    return num_classes
 
 
 def _detach(handles: list[RemovableHandle], marked: list[compiled.Mark]) -> None:

@@ -164,7 +164,7 @@ def test_layers_by_pattern_predicate_and_reasons():
             {"head": None},
             r"the model has no final Dense layer to count classes by: pass num_classes=",
         ),
-        ({"head": "fc", "num_classes": 7}, r"head 'fc' has 4 units and num_classes=7"),
+        ({"head": "fc", "num_classes": 7}, r"head 'fc' has 4 outputs and num_classes=7"),
         ({"reduction": {"nine": "mean"}}, r"no such layer is watched; watched are one, fc"),
     ],
 )
