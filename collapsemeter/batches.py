@@ -64,6 +64,20 @@ def split(item: Any) -> tuple[Any, Any, Any]:
     )
 
 
+def check_phase(phase: str) -> None:
+    """Raise ValueError unless a frozen pass may be called that.
+
+    Examples
+    --------
+    >>> check_phase("live")
+    Traceback (most recent call last):
+        ...
+    ValueError: phase='live': choose 'frozen-eval' or 'frozen-train'
+    """
+    if phase not in ("frozen-eval", "frozen-train"):
+        raise ValueError(f"phase={phase!r}: choose 'frozen-eval' or 'frozen-train'")
+
+
 def no_batch(batches: Any) -> ValueError:
     """Return the error for data that held no batch at all.
 

@@ -9,6 +9,7 @@ import jax
 from flax import linen, nnx
 
 from collapsemeter import CollapseReport
+from collapsemeter.batches import check_phase
 from collapsemeter.moments import Phase
 from collapsemeter.selection import description
 from collapsemeter.settings import Settings
@@ -246,8 +247,7 @@ class CollapseMeter:
         -------
         CollapseReport
         """
-        if phase not in ("frozen-eval", "frozen-train"):
-            raise ValueError(f"phase={phase!r}: choose 'frozen-eval' or 'frozen-train'")
+        check_phase(phase)
         frozen = observing.Frozen(
             self._model if model is None else model, variables, {} if call is None else call
         )

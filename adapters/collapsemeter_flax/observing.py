@@ -14,7 +14,7 @@ from flax import linen, nnx
 from jax import Array
 
 from collapsemeter import CollapseReport
-from collapsemeter.batches import no_batch, shown, split
+from collapsemeter.batches import check_phase, no_batch, shown, split
 from collapsemeter.labels import class_labels
 from collapsemeter.moments import Phase
 from collapsemeter.reduction import Reduction, check_reduction, reduction_of
@@ -93,8 +93,7 @@ def observe(
     >>> list(measured), measured.phase
     (['layers.0', 'layers.2'], 'frozen-eval')
     """
-    if phase not in ("frozen-eval", "frozen-train"):
-        raise ValueError(f"phase={phase!r}: choose 'frozen-eval' or 'frozen-train'")
+    check_phase(phase)
     chosen = {"layers": layers, "head": head, "num_classes": num_classes}
     return run(
         Frozen(model, variables, call or {}), None, batches, chosen, phase, progress, options

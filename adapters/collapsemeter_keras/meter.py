@@ -13,7 +13,7 @@ from keras import ops
 from keras.src.backend.common.masking import get_keras_mask
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
-from collapsemeter.batches import no_batch, shown
+from collapsemeter.batches import check_phase, no_batch, shown
 from collapsemeter.catalogue import METRICS
 from collapsemeter.moments import Phase
 from collapsemeter.reduction import Layout, Reduction, check_reduction, feature_rows, reduction_of
@@ -496,8 +496,7 @@ class CollapseMeter(keras.callbacks.Callback):
         ValueError
             If there is no batch, or a layer's output does not fit the labels.
         """
-        if phase not in ("frozen-eval", "frozen-train"):
-            raise ValueError(f"phase={phase!r}: choose 'frozen-eval' or 'frozen-train'")
+        check_phase(phase)
         attached = self._instrument is not None and model in (None, self.model)
         if not attached:
             if model is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
-from collapsemeter.batches import no_batch
+from collapsemeter.batches import check_phase, no_batch
 from collapsemeter.moments import Phase
 from collapsemeter.reduction import Layout, Reduction, check_reduction, reduction_of
 from collapsemeter.selection import classes_of, description
@@ -287,8 +287,7 @@ class CollapseMeter:
         >>> report.phase, report["2"].provenance["rows"], net.training
         ('frozen-eval', 60, True)
         """
-        if phase not in ("frozen-eval", "frozen-train"):
-            raise ValueError(f"phase={phase!r}: choose 'frozen-eval' or 'frozen-train'")
+        check_phase(phase)
         store = Store()
         attached = bool(self._handles)
         self.attach()
