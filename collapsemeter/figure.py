@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,10 +41,10 @@ PANELS = (
 )
 
 # Vermilion against blues: told apart with every kind of colour blindness, and in grey by width.
-_FINAL = "#D55E00"
+FINAL = "#D55E00"
 # The head runs on top of the means: where the two agree both must be seen.
-_HEAD = "#1A1A1A"
-_DASHES = (0, (4, 2))
+HEAD = "#1A1A1A"
+DASHES = (0, (4, 2))
 _ZERO_ERROR = "#555555"
 _MOST_NAMES = 9
 _LONGEST_NAME = 36
@@ -111,8 +113,8 @@ def plot(
     True
     """
     check_ending(path)
-    history = _checked(history)
-    names = _names(history, layers)
+    history = checked_history(history)
+    names = layer_names(history, layers)
     write_figure(lambda: _draw(history, names, zero_error_epoch, title), path)
 
 
@@ -135,6 +137,47 @@ def write_figure(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> No
     """
     check_ending(path)
     target = Path(path)
+    with _style():
+        figure = draw()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        vector = target.suffix.lower() == ".svg"
+        figure.savefig(target, dpi=180, metadata=_METADATA if vector else {"Software": None})
+
+
+def svg(draw: Callable[[], Figure]) -> str:
+    """Draw in the style of all figures and return SVG text, the same for the same figure.
+
+    Parameters
+    ----------
+    draw : callable
+        Returns the figure; called once the style is set.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> svg(lambda: Figure(figsize=(1, 1))).count("<svg ")
+    1
+    """
+    buffer = io.BytesIO()
+    with _style():
+        draw().savefig(buffer, format="svg", dpi=180, metadata=_METADATA)
+    return buffer.getvalue().decode()
+
+
+# Without date and version in the metadata the bytes depend on what is drawn alone.
+_METADATA: dict[str, Any] = {"Date": None, "Creator": None}
+
+
+def _style() -> AbstractContextManager[None]:
     try:
         import matplotlib
     except ImportError as error:
@@ -145,17 +188,12 @@ def write_figure(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> No
     style: Any = {
         k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")
     }
-    with matplotlib.rc_context(style | _STYLE):
-        figure = draw()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        vector = target.suffix.lower() == ".svg"
-        # Without date and version in the metadata the bytes depend on the history alone.
-        metadata: dict[str, Any] = {"Date": None, "Creator": None} if vector else {"Software": None}
-        figure.savefig(target, dpi=180, metadata=metadata)
+    context: AbstractContextManager[None] = matplotlib.rc_context(style | _STYLE)
+    return context
 
 
-def _checked(history: History) -> History:
-    """Return the history in the order of its steps."""
+def checked_history(history: History) -> History:
+    """Return the history in the order of its steps; ValueError where it is empty or mixes phases."""
     steps = [(int(step), report) for step, report in history]
     if not any(report.layers for _, report in steps):
         raise ValueError("there is nothing to draw: the history holds no layer")
@@ -168,7 +206,8 @@ def _checked(history: History) -> History:
     return sorted(steps, key=lambda entry: entry[0])
 
 
-def _names(history: History, layers: Sequence[str] | None) -> list[str]:
+def layer_names(history: History, layers: Sequence[str] | None = None) -> list[str]:
+    """Return the layers of all steps in the order of the network, or those of them that are asked for."""
     last = list(history[-1][1])
     seen = dict.fromkeys(name for _, report in history for name in report)
     found = [name for name in seen if name not in last] + last
@@ -188,23 +227,24 @@ def _draw(history: History, names: list[str], zero_error: int | None, title: str
 
     figure = Figure(figsize=(10, 6), layout="constrained")
     grid = figure.subplots(2, 3, sharex=True)
-    colours = _colours(names)
+    colours = layer_colours(names)
     headed = False
     for axes, panel in zip(grid.flat, PANELS, strict=True):
-        headed |= _panel(axes, panel, history, names, colours)
+        headed |= draw_panel(axes, panel, history, names, colours)
         if zero_error is not None:
             axes.axvline(zero_error, color=_ZERO_ERROR, linestyle=":", linewidth=1.4, zorder=1)
     for axes in grid[1]:
         axes.set_xlabel("epoch")
         axes.locator_params(axis="x", integer=True)
     if title is not None:
-        figure.suptitle(_readable(title, 90), parse_math=False)
+        figure.suptitle(readable(title, 90), parse_math=False)
     rows = _legend(figure, names, colours, zero_error, headed)
     figure.set_figheight(5.9 + 0.24 * rows)
     return figure
 
 
-def _colours(names: list[str]) -> dict[str, Any]:
+def layer_colours(names: list[str]) -> dict[str, Any]:
+    """Return a colour for every layer: blues that darken with depth, vermilion for the final one."""
     from matplotlib import colormaps
 
     shades = colormaps["Blues"]
@@ -213,10 +253,10 @@ def _colours(names: list[str]) -> dict[str, Any]:
         name: shades(0.35 + 0.6 * depth / max(earlier - 1, 1))
         for depth, name in enumerate(names[:-1])
     }
-    return spread | {names[-1]: _FINAL}
+    return spread | {names[-1]: FINAL}
 
 
-def _panel(
+def draw_panel(
     axes: Axes, panel: Panel, history: History, names: list[str], colours: dict[str, Any]
 ) -> bool:
     """Draw one panel; return whether a line of the head is in it."""
@@ -226,8 +266,8 @@ def _panel(
         style = {"color": colours[name], "linewidth": 2.6 if final else 1.3, "markersize": 4.5}
         _stroke(axes, _points(history, name, panel.metric, panel.log), style)
         if panel.of_head is not None:
-            style |= {"color": _HEAD if final else colours[name]}
-            style |= {"linewidth": 1.6, "linestyle": _DASHES}
+            style |= {"color": HEAD if final else colours[name]}
+            style |= {"linewidth": 1.6, "linestyle": DASHES}
             headed |= _stroke(axes, _points(history, name, panel.of_head, panel.log), style)
     axes.set_title(panel.title, loc="left")
     if not axes.lines:
@@ -288,7 +328,7 @@ def _legend(
     ]
     kinds = []
     if headed:
-        kinds += [(_line(_FINAL, 2.6), "class means"), (_line(_HEAD, 1.6, _DASHES), "head")]
+        kinds += [(_line(FINAL, 2.6), "class means"), (_line(HEAD, 1.6, DASHES), "head")]
     if zero_error is not None:
         dots = _line(_ZERO_ERROR, 1.4, ":")
         kinds.append((dots, f"zero training error (epoch {zero_error})"))
@@ -325,13 +365,13 @@ def _labels(names: list[str]) -> dict[str, str]:
     """Return what the legend calls the layers it names: all, or some at even distances."""
     count = min(len(names), _MOST_NAMES)
     depths = [round(i * (len(names) - 1) / max(count - 1, 1)) for i in range(count)]
-    labels = [_readable(names[depth], _LONGEST_NAME) for depth in depths]
+    labels = [readable(names[depth], _LONGEST_NAME) for depth in depths]
     if len(set(labels)) < count:  # what tells them apart was shortened away
         labels = [f"{depth + 1}: {label}" for depth, label in zip(depths, labels, strict=True)]
     return {names[depth]: label for depth, label in zip(depths, labels, strict=True)}
 
 
-def _readable(name: str, longest: int) -> str:
+def readable(name: str, longest: int) -> str:
     """Return a name as the font can draw it, on one line, shortened in the middle."""
     from matplotlib.font_manager import findfont, get_font
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from . import nc1, nc2, nc3, rank
 from .catalogue import METRICS
 from .convention import PRESETS, Convention
+from .details import finite_means, matrices, per_class, uncentred_values, vectors
 from .frames import LARGEST, centred_rows
 from .geometry import ClassGeometry, Spectrum
 from .moments import EPS, ClassMoments
@@ -21,10 +21,9 @@ from .nc2 import HeadFrame
 from .nc3 import Head
 from .nc4 import Decisions, wilson_interval
 from .report import LayerReport
-from .undefined import Undefined
+from .undefined import Undefined, require
 
 Computed = Iterator[tuple[str, Callable[[], float]]]
-GRAM_CLASSES = 200  # up to here a layer's report keeps its Gram matrices: 640 KB at most
 
 
 def measure(
@@ -107,9 +106,9 @@ def measure(
         values_by_name={name: values[name] for name in METRICS if name in values},
         reasons=reasons,
         flags=_flags(geometry, values, floor),
-        per_class=_per_class(geometry, decisions),
-        vectors=_vectors(geometry),
-        matrices=_matrices(geometry),
+        per_class=per_class(geometry, decisions),
+        vectors=vectors(geometry),
+        matrices=matrices(geometry, head),
         intervals=_intervals(decisions, values),
         provenance=_provenance(geometry, convention, center_head, decisions, floor),
     )
@@ -211,12 +210,12 @@ def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> C
     weight, bias = head.weight[geometry.present], head.bias[geometry.present]
 
     def frame() -> HeadFrame:
-        _require(head.finite, "nonfinite_head")
+        require(head.finite, "nonfinite_head")
         return HeadFrame(weight)
 
     def dual(metric: Callable[[Any, Any], float]) -> float:
         means = geometry.centred
-        _require(head.finite, "nonfinite_head")
+        require(head.finite, "nonfinite_head")
         return metric(centred_rows(weight) if center_head else weight, means)
 
     yield "nc2_equinorm_head", lambda: nc2.nc2_equinorm(frame().norms)
@@ -230,15 +229,10 @@ def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> C
 
     def bias_norm() -> float:
         _ = geometry.centred
-        _require(head.finite, "nonfinite_head")
+        require(head.finite, "nonfinite_head")
         return nc3.nc3_bias(weight, bias, geometry.sample_mean)
 
     yield "nc3_bias", bias_norm
-
-
-def _require(condition: bool, code: str) -> None:
-    if not condition:
-        raise Undefined(code)
 
 
 def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
@@ -246,8 +240,8 @@ def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
         return
 
     def share(counts: npt.NDArray[np.int64]) -> float:
-        _require(geometry.num_present != 1, "one_class")
-        _require(bool(np.isfinite(geometry.means).all()), "nonfinite_statistics")
+        require(geometry.num_present != 1, "one_class")
+        require(bool(np.isfinite(geometry.means).all()), "nonfinite_statistics")
         total = int(decisions.rows.sum())
         if total == 0:
             raise Undefined("no_decisions")
@@ -269,14 +263,14 @@ def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Co
     yield "features_effective_rank", lambda: rank.features_effective_rank(geometry)
     yield (
         "means_condition",
-        lambda: rank.means_condition(_uncentred_values(geometry), geometry.num_present),
+        lambda: rank.means_condition(uncentred_values(geometry), geometry.num_present),
     )
     if weight is None:
         return
 
     def sine() -> float:
-        means = _finite_means(geometry)
-        _require(bool((np.abs(weight) <= LARGEST).all()), "nonfinite_head")
+        means = finite_means(geometry)
+        require(bool((np.abs(weight) <= LARGEST).all()), "nonfinite_head")
         return rank.dnc3_sine(weight, means)
 
     yield "dnc3_sine", sine
@@ -292,22 +286,10 @@ def _balance(
 
     def balance() -> float:
         for matrix in (incoming, weight):
-            _require(bool((np.abs(matrix) <= LARGEST).all()), "nonfinite_head")
+            require(bool((np.abs(matrix) <= LARGEST).all()), "nonfinite_head")
         return rank.weight_balance(incoming, weight, decays)
 
     yield "weight_balance", balance
-
-
-def _finite_means(geometry: ClassGeometry) -> npt.NDArray[np.float64]:
-    _require(geometry.rows > 0, "no_rows")
-    _require(geometry.num_present > 1, "one_class")
-    _require(bool(np.isfinite(geometry.means).all()), "nonfinite_statistics")
-    _require(bool((np.abs(geometry.means) <= LARGEST).all()), "out_of_range")
-    return geometry.means
-
-
-def _uncentred_values(geometry: ClassGeometry) -> npt.NDArray[np.float64]:
-    return rank.singular_values(_finite_means(geometry))
 
 
 def _absent(
@@ -323,55 +305,6 @@ def _absent(
         return "no_head" if head is None else "no_decisions"
 
     return {name: reason(name) for name in METRICS if name not in values}
-
-
-def _vectors(geometry: ClassGeometry) -> dict[str, npt.NDArray[np.float64]]:
-    vectors = {}
-    # Left out where undefined: the scalar metrics of the same values carry the reason.
-    with suppress(Undefined):
-        vectors["means_singular_values"] = rank.singular_values(geometry.centred)
-    with suppress(Undefined):
-        vectors["means_singular_values_uncentred"] = _uncentred_values(geometry)
-    return vectors
-
-
-def _matrices(geometry: ClassGeometry) -> dict[str, npt.NDArray[np.float64]]:
-    matrices: dict[str, npt.NDArray[np.float64]] = {}
-    if geometry.num_present > GRAM_CLASSES:
-        return matrices
-    with suppress(Undefined):
-        means = _finite_means(geometry)
-        matrices["means_gram"] = means @ means.T
-    with suppress(Undefined):
-        matrices["means_gram_centred"] = geometry.centred @ geometry.centred.T
-    return matrices
-
-
-def _per_class(geometry: ClassGeometry, decisions: Decisions | None) -> dict[str, npt.NDArray[Any]]:
-    def spread(values: npt.NDArray[np.float64] | float) -> npt.NDArray[np.float64]:
-        whole = np.full(geometry.moments.num_classes, math.nan)
-        whole[geometry.present] = values
-        return whole
-
-    def unless_undefined(
-        compute: Callable[[], npt.NDArray[np.float64]],
-    ) -> npt.NDArray[np.float64]:
-        try:
-            return spread(compute())
-        except Undefined:
-            return spread(math.nan)
-
-    columns: dict[str, npt.NDArray[Any]] = {
-        "count": geometry.moments.counts,
-        "variance": spread(geometry.traces / geometry.counts),
-        "mean_norm": unless_undefined(lambda: geometry.norms),
-        "worst_cosine": unless_undefined(lambda: geometry.pairs.worst_cosine),
-    }
-    if decisions is not None:
-        rows = np.where(decisions.rows > 0, decisions.rows, 1)
-        accuracy = np.where(decisions.rows > 0, decisions.correct / rows, math.nan)
-        columns["ncc_accuracy"] = accuracy
-    return columns
 
 
 def _intervals(

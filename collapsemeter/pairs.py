@@ -7,21 +7,29 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .frames import EPS64, Floats, simplex_gram
 
 TILE = 2048  # classes a side: a tile of pairs takes 32 MB
+COSINE_BINS = 100  # of equal width over [-1, 1]
 _CANCELLED = 1e-6  # expanded squared distances below this share of the norms are done again
 
 
 class PairStatistics(NamedTuple):
-    """Statistics over the pairs of rows of a frame: cosines and log distances of unit rows."""
+    """Statistics over the pairs of rows of a frame: cosines and log distances of unit rows.
+
+    ``nearest`` (C,) is the row of the largest cosine to each, ``histogram`` (100,) counts the cosines of
+    all pairs in bins of equal width over [-1, 1].
+    """
 
     cos_std: float
     cos_deviation: float
     log_mean: float
     log_variance: float
     worst_cosine: Floats
+    nearest: npt.NDArray[np.int64]
+    histogram: npt.NDArray[np.int64]
 
 
 def pair_tiles(count: int) -> Iterator[tuple[slice, slice]]:
@@ -77,22 +85,30 @@ def pair_statistics(units: Floats, resolution: float = 16 * EPS64) -> PairStatis
     PairStatistics
         Population standard deviation of the cosines; mean :math:`|\cos + 1/(C-1)|`; mean and
         population variance of :math:`-\log|u_a - u_b|`, infinite where two rows are one direction;
-        the largest cosine of each row to another.
+        the largest cosine of each row to another, and to which (the first of several); how many
+        cosines fall into each of 100 bins of equal width over [-1, 1].
 
     Examples
     --------
     >>> from collapsemeter.frames import simplex_etf
-    >>> pair_statistics(simplex_etf(4, 3)).worst_cosine.round(12)
+    >>> statistics = pair_statistics(simplex_etf(4, 3))
+    >>> statistics.worst_cosine.round(12)
     array([-0.33333333, -0.33333333, -0.33333333, -0.33333333])
+    >>> int(statistics.histogram[33]), int(statistics.histogram.sum())  # all pairs near -1/3
+    (6, 6)
     """
     count = len(units)
     cosines, logs = _Running(), _Running()
     deviation, coincident = 0.0, False
     worst = np.full(count, -np.inf)
+    nearest = np.full(count, -1, np.int64)
+    histogram = np.zeros(COSINE_BINS, np.int64)
     for a, b in pair_tiles(count):
         cos = units[a] @ units[b].T
         upper = upper_pairs(cos, a, b)
         cosines.add(upper)
+        # Round-off may put the cosine of parallel rows just outside.
+        histogram += np.histogram(upper.clip(-1, 1), COSINE_BINS, (-1, 1))[0]
         deviation += float(np.abs(upper + 1.0 / (count - 1)).sum())
         distances = upper_pairs(squared_distances(units[a], units[b], cos), a, b)
         apart = distances > resolution**2
@@ -100,15 +116,28 @@ def pair_statistics(units: Floats, resolution: float = 16 * EPS64) -> PairStatis
         logs.add(-0.5 * np.log(distances[apart]))
         if a == b:
             np.fill_diagonal(cos, -np.inf)
-        worst[a] = np.maximum(worst[a], cos.max(axis=1))
-        worst[b] = np.maximum(worst[b], cos.max(axis=0))
+        _nearer(worst, nearest, a, b, cos)
+        _nearer(worst, nearest, b, a, cos.T)
     return PairStatistics(
         cos_std=math.sqrt(cosines.variance),
         cos_deviation=deviation / cosines.count,
         log_mean=math.inf if coincident else logs.mean,
         log_variance=math.inf if coincident else logs.variance,
         worst_cosine=worst,
+        nearest=nearest,
+        histogram=histogram,
     )
+
+
+def _nearer(
+    worst: Floats, nearest: npt.NDArray[np.int64], rows: slice, others: slice, cos: Floats
+) -> None:
+    """Update the largest cosine of some rows, and whose it is, by those to other rows."""
+    best = cos.argmax(axis=1)
+    largest = cos[np.arange(len(best)), best]
+    nearer = largest > worst[rows]
+    worst[rows] = np.where(nearer, largest, worst[rows])
+    nearest[rows] = np.where(nearer, best + others.start, nearest[rows])
 
 
 def squared_distances(a: Floats, b: Floats, products: Floats | None = None) -> Floats:

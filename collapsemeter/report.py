@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from .catalogue import METRICS
 from .undefined import REASONS
 
+FORMAT, VERSION = "collapsemeter.CollapseReport", 1
 TABLE = ("nc1_pinv", "nc2_equinorm", "nc2_etf_error", "nc3_self_duality", "nc4_mismatch")
 
 
@@ -34,12 +36,14 @@ class LayerReport(Mapping[str, float]):
         Cautions that concern the whole layer, e.g. ``at_dtype_floor``, ``etf_infeasible``.
     per_class : dict of str to (C,) array
         ``count``, ``variance`` (v_c), ``mean_norm`` (of mu_c - m), ``worst_cosine`` (largest to another
-        class), ``ncc_accuracy``; NaN for absent classes.
+        class), ``nearest_class`` (which one; -1 for none), ``ncc_accuracy``; NaN for absent classes.
     vectors : dict of str to array
-        ``means_singular_values`` and ``means_singular_values_uncentred``.
+        ``means_singular_values`` and ``means_singular_values_uncentred``; ``means_cosine_histogram``,
+        the number of pairs of classes in each of 100 equal bins of their cosine over [-1, 1].
     matrices : dict of str to (C, C) array
-        ``means_gram`` and ``means_gram_centred``: inner products of the class means, for `compare`. Of
-        present classes only, and of 200 at most; not part of `to_dict`, where they would be the bulk.
+        ``means_gram`` and ``means_gram_centred``: inner products of the class means, for `compare`;
+        ``head_means_cosine``: cosines of the head's rows to the centred class means. Of present classes
+        only, and of 200 at most; in `to_dict` on demand, as they would be the bulk.
     intervals : dict of str to (float, float)
         95 % Wilson intervals of what was measured on a sample of the rows.
     provenance : dict
@@ -56,7 +60,7 @@ class LayerReport(Mapping[str, float]):
     reasons: dict[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     per_class: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-    vectors: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    vectors: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     matrices: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -105,8 +109,8 @@ class LayerReport(Mapping[str, float]):
         order = np.argsort(-np.where(np.isnan(relative), -np.inf, relative), kind="stable")
         return [int(c) for c in order[:count] if not math.isnan(relative[c])]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain Python values, NaN as None, ready for JSON; without the matrices."""
+    def to_dict(self, matrices: bool = False) -> dict[str, Any]:
+        """Return plain Python values, NaN as None, ready for JSON; the matrices if they are asked for."""
         parts = {
             "metrics": self.values_by_name,
             "reasons": self.reasons,
@@ -116,6 +120,8 @@ class LayerReport(Mapping[str, float]):
             "per_class": self.per_class,
             "provenance": self.provenance,
         }
+        if matrices:
+            parts["matrices"] = self.matrices
         plain_parts: dict[str, Any] = plain(parts)
         return plain_parts
 
@@ -281,24 +287,37 @@ class CollapseReport(Mapping[str, LayerReport]):
             for code, of in by_code.items()
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain Python values, NaN as None, ready for JSON."""
+    def to_dict(self, matrices: bool = False) -> dict[str, Any]:
+        """Return plain Python values, NaN as None, ready for JSON and for `from_dict`.
+
+        Parameters
+        ----------
+        matrices : bool
+            Whether the C x C matrices of every layer are in it, which `compare` needs.
+        """
         from . import __version__
 
         return {
-            "format": "collapsemeter.CollapseReport",
-            "version": 1,
+            "format": FORMAT,
+            "version": VERSION,
             "collapsemeter": __version__,
             "phase": self.phase,
             "summary": self.summary(),
             "warnings": list(self.warnings),
             "skipped": dict(self.skipped),
             "provenance": plain(self.provenance),
-            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
+            "layers": {name: layer.to_dict(matrices) for name, layer in self.layers.items()},
         }
 
-    def to_json(self, indent: int | None = None) -> str:
+    def to_json(self, indent: int | None = None, matrices: bool = False) -> str:
         """Return the report as strict JSON (undefined values are null, with their reason).
+
+        Parameters
+        ----------
+        indent : int, optional
+            Spaces a level; one line if left out.
+        matrices : bool
+            See `to_dict`.
 
         Examples
         --------
@@ -306,7 +325,58 @@ class CollapseReport(Mapping[str, LayerReport]):
         >>> json.loads(report.to_json())["layers"]["fc"]["metrics"]
         {'nc1_pinv': None}
         """
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+        return json.dumps(self.to_dict(matrices), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, record: Any) -> CollapseReport:
+        """Return the report that `to_dict` wrote, null as NaN and lists as arrays.
+
+        Parameters
+        ----------
+        record : dict
+            As read from JSON.
+
+        Raises
+        ------
+        ValueError
+            If it is not a report, is damaged, or was written by a newer version; in one sentence.
+
+        Examples
+        --------
+        >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})})
+        >>> CollapseReport.from_dict(report.to_dict())["fc"]["nc1_pinv"]
+        0.25
+        """
+        from .report_file import report_from_dict
+
+        return report_from_dict(record)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CollapseReport:
+        """Return the report in a file that holds what `to_json` returned.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Raises
+        ------
+        ValueError
+            As `from_dict`, with the path; also if the file is not JSON.
+        OSError
+            If the file cannot be read.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "report.json"
+        >>> _ = path.write_text(CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}).to_json())
+        >>> CollapseReport.load(path).summary()
+        'fc (frozen-eval): within-class scatter is 0.25 of between-class (nc1_pinv)'
+        """
+        from .report_file import load_report
+
+        return load_report(path)
 
 
 _SUMMARY = (

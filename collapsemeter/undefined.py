@@ -29,6 +29,15 @@ REASONS: dict[str, str] = {
     "rows_counted_twice": "the layer saw more label rows than were given",
 }
 
+FLAGS: dict[str, str] = {
+    "etf_infeasible": "there are more classes than features + 1: no simplex ETF exists here",
+    "at_dtype_floor": "rounding of the activations' own dtype makes up half of NC1 or more",
+    "absent_classes": "classes without a row are left out of every mean over classes",
+    "single_sample_classes": "some classes have one row: their variance counts as zero",
+    "nonfinite_rows": "rows that hold NaN or Inf were left out, or propagated if that was asked for",
+}
+"""What a flag of a layer cautions about; codes of `REASONS` are flags, too."""
+
 LACKS_WEIGHT = ("no_head", "no_incoming")
 """Reasons that stay: the layer has no such weight, so the metric never comes."""
 
@@ -45,3 +54,14 @@ class Undefined(ArithmeticError):
     def __init__(self, code: str) -> None:
         super().__init__(REASONS[code])
         self.code = code
+
+
+def require(condition: bool, code: str) -> None:
+    """Raise `Undefined` with a code unless a condition holds.
+
+    Examples
+    --------
+    >>> require(2 > 1, "one_class")
+    """
+    if not condition:
+        raise Undefined(code)
