@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 from .array_file import ActivationsError, Array, ArrayFile
+
+# Ending -> module and class: a format's library is imported when a file of it is opened.
+_OPENERS = {
+    ".safetensors": ("safetensors_format", "SafetensorsFile"),
+    ".npy": ("npy_format", "NpyFile"),
+    ".npz": ("npz_format", "NpzFile"),
+    ".zarr": ("zarr_format", "ZarrFolder"),
+    ".h5": ("hdf5_format", "Hdf5File"),
+    ".hdf5": ("hdf5_format", "Hdf5File"),
+}
 
 
 def open_arrays(path: str | os.PathLike[str]) -> ArrayFile:
@@ -13,11 +24,12 @@ def open_arrays(path: str | os.PathLike[str]) -> ArrayFile:
     Parameters
     ----------
     path : str or path
+        For ``.zarr`` a folder, for all others a file.
 
     Returns
     -------
     ArrayFile
-        A context manager with ``arrays`` and ``read(name, start, stop)``.
+        A context manager with ``arrays``, ``refused`` and ``read(name, start, stop)``.
 
     Raises
     ------
@@ -25,6 +37,8 @@ def open_arrays(path: str | os.PathLike[str]) -> ArrayFile:
         If it is damaged, hostile, or of another format.
     FileNotFoundError
         If there is none.
+    ImportError
+        If the format's library is not installed; the message says how to install it.
 
     Examples
     --------
@@ -36,16 +50,13 @@ def open_arrays(path: str | os.PathLike[str]) -> ArrayFile:
     ...     print(file.arrays["fc"], file.read("fc", 0, 1))
     (3, 3) float64 [[1. 0. 0.]]
     """
-    name = os.fspath(path)
-    if name.endswith(".safetensors"):
-        from .safetensors_format import SafetensorsFile
-
-        return SafetensorsFile(path)
-    if name.endswith(".npy"):
-        from .npy_format import NpyFile
-
-        return NpyFile(path)
-    raise ActivationsError(f"{name}: only .safetensors, .npy, .npz, .zarr, .h5 and .hdf5 are read")
+    name = os.fspath(path).rstrip("/")
+    found = _OPENERS.get(os.path.splitext(name)[1].lower())
+    if found is None:
+        raise ActivationsError(f"{name}: only {', '.join(_OPENERS)} are read")
+    module, reader = found
+    opened: ArrayFile = getattr(import_module(f".{module}", __name__), reader)(name)
+    return opened
 
 
 __all__ = ["ActivationsError", "Array", "ArrayFile", "open_arrays"]

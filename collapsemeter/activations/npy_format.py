@@ -3,81 +3,84 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .array_file import ActivationsError, Array, checked_array
+from .array_file import (
+    ActivationsError,
+    Array,
+    Reader,
+    Refused,
+    check_array,
+    file_size,
+    first_line,
+    map_array,
+)
 
-MAX_HEADER = 10_000  # bytes; NumPy's own limit for untrusted files
+MAX_HEADER = 10_000  # characters; NumPy's own limit for untrusted files
+PREFIX = MAX_HEADER + 12  # bytes that hold any header, with the magic and its length
 
 
-class NpyFile:
+class NpyHeader(NamedTuple):
+    """What the header says, and where it ends."""
+
+    array: Array
+    order: Literal["C", "F"]
+    offset: int
+
+
+class NpyFile(Reader):
     """The array of a ``.npy`` file, under the file's name without its ending."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.name = self.path.name.removesuffix(".npy")
-        with open(self.path, "rb") as file:
-            array, fortran = read_header(file, path, self.name)
-            offset = file.tell()
-        found = self.path.stat().st_size - offset
-        if found != array.nbytes:
+        super().__init__(path)
+        size = file_size(path)
+        name = Path(path).name.removesuffix(".npy")
+        try:
+            with open(path, "rb") as file:
+                header = read_header(file)
+        except Refused as reason:
+            self.refused[name] = str(reason)
+            return
+        except ValueError as error:
+            raise ActivationsError(f"{self.path} is not a .npy array: {error}") from error
+        if size - header.offset != header.array.nbytes:
             raise ActivationsError(
-                f"{path}: its header asks for {array.nbytes} bytes {array}, the file holds {found}: "
-                "it is truncated or damaged"
+                f"{self.path}: its header asks for {header.array.nbytes} bytes {header.array}, the "
+                f"file holds {size - header.offset}: it is truncated or damaged"
             )
-        self.arrays = {self.name: array}
-        self._rows = _map(self.path, array, offset, "F" if fortran else "C")
+        self.arrays[name] = header.array
+        self._mapped = map_array(path, header.array, header.offset, header.order)
 
-    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return rows as a view of the file."""
-        return self._rows[start:stop]
-
-    def check(self) -> None:
-        """Do nothing: the format has no checksum."""
-
-    def close(self) -> None:
-        """Let go of the map."""
-        del self._rows
-
-    def __enter__(self) -> NpyFile:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        return self._mapped[start:stop]
 
 
-def _map(path: Path, array: Array, offset: int, order: Any) -> npt.NDArray[Any]:
-    if array.nbytes == 0:  # an empty file cannot be mapped
-        return np.empty(array.shape, array.dtype)
-    return np.memmap(path, array.dtype, "r", offset, array.shape, order)
-
-
-def read_header(file: IO[bytes], path: str | os.PathLike[str], name: str) -> tuple[Array, bool]:
-    """Read the header at the start of a stream; return the array and whether it is in Fortran order.
+def read_header(file: IO[bytes]) -> NpyHeader:
+    """Read the header at the start of a stream.
 
     Raises
     ------
-    ActivationsError
+    ValueError
+        If there is none.
+    Refused
         If it is not the header of an array of real numbers.
     """
     try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise ValueError(f"version {version} is not read")
-        shape, fortran, dtype = read(file, max_header_size=MAX_HEADER)
-    except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ActivationsError(f"{os.fspath(path)} is not a .npy array: {_first(error)}") from error
-    return checked_array(path, name, shape, dtype), fortran
-
-
-def _first(error: BaseException) -> str:
-    """Return the first line of an error, at most 200 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the syntax of a header: it is an error or fine
+            version = np.lib.format.read_magic(file)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }.get(version)
+            if read is None:
+                raise ValueError(f"version {version} is not read")
+            shape, fortran, dtype = read(file, max_header_size=MAX_HEADER)
+    except Exception as error:  # NumPy evaluates the header, and states no list of what that raises
+        raise ValueError(first_line(error)) from error
+    return NpyHeader(check_array(shape, dtype), "F" if fortran else "C", file.tell())

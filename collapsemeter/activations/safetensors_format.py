@@ -1,14 +1,31 @@
-"""Named arrays in a ``.safetensors`` file, memory-mapped by the safetensors library."""
+"""Named arrays in a ``.safetensors`` file, memory-mapped.
+
+The header is read here and not by the safetensors library, which reads a file as a whole or not at
+all: one array of a dtype that it does not know would cost all the others, two arrays of one name
+become one without a word, and what it returns is a copy.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .array_file import ActivationsError, checked_array
+from .array_file import (
+    MAX_DIRECTORY,
+    ActivationsError,
+    Array,
+    Reader,
+    Refused,
+    check_array,
+    file_size,
+    first_line,
+    map_array,
+)
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -18,60 +35,94 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class SafetensorsFile:
-    """The arrays of a ``.safetensors`` file; its header is checked by the library as it is opened."""
+class SafetensorsFile(Reader):
+    """The arrays of a ``.safetensors`` file; the places they claim must tile it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
             import ml_dtypes  # noqa: F401  # teaches NumPy the name bfloat16
-            from safetensors import SafetensorError, safe_open
         except ImportError as error:
             raise ImportError(
-                f"reading {os.fspath(path)} needs safetensors: pip install 'collapsemeter[audit]'"
+                f"reading {os.fspath(path)} needs ml_dtypes: pip install 'collapsemeter[audit]'"
             ) from error
-        self.path = os.fspath(path)
-        self._error = SafetensorError
-        if os.path.getsize(self.path) == 0:  # an empty file cannot be mapped
-            raise ActivationsError(f"{self.path} is not a safetensors file: it is empty")
+        super().__init__(path)
+        self._offsets: dict[str, int] = {}
         try:
-            self._file: Any = safe_open(self.path, framework="numpy").__enter__()
-            slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ActivationsError(f"{self.path} is not a safetensors file: {error}") from error
-        self._slices = slices
-        self.arrays = {
-            name: checked_array(self.path, name, tuple(part.get_shape()), self._dtype(name, part))
-            for name, part in slices.items()
-        }
-
-    def _dtype(self, name: str, part: Any) -> np.dtype[Any]:
-        stored = part.get_dtype()
-        if stored not in _DTYPES:
+            start, entries = _header(path)
+            _check_tiling(entries, file_size(path) - start)
+        except ValueError as error:
             raise ActivationsError(
-                f"{self.path}: array {name!r} has dtype {stored}, which is not read"
-            )
-        return np.dtype(_DTYPES[stored])
-
-    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return rows as a copy of that part of the file."""
-        try:
-            rows: npt.NDArray[Any] = self._slices[name][start:stop]
-        except self._error as error:
-            raise ActivationsError(
-                f"{self.path}: array {name!r} cannot be read: {error}"
+                f"{self.path} is not a whole safetensors file: {first_line(error)}"
             ) from error
-        return rows
+        for name, entry in entries.items():
+            begin, end = entry["data_offsets"]
+            try:
+                self.arrays[name] = _array(entry, end - begin)
+                self._offsets[name] = start + begin
+            except Refused as reason:
+                self.refused[name] = str(reason)
 
-    def check(self) -> None:
-        """Do nothing: the format has no checksum; a manifest has one."""
+    def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        return map_array(self.path, self.arrays[name], self._offsets[name])[start:stop]
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self._slices = {}
-        self._file.__exit__(None, None, None)
 
-    def __enter__(self) -> SafetensorsFile:
-        return self
+def _header(path: str | os.PathLike[str]) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return where the data begins, and the entry of each array."""
+    size = file_size(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError(f"its header asks for {length} bytes, it has {max(size - 8, 0)}")
+        if length > MAX_DIRECTORY:
+            raise ValueError(f"its header has {length} bytes, at most {MAX_DIRECTORY} are read")
+        text = file.read(length)
+    try:
+        entries = json.loads(text.decode(), object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("its header is nested too deep") from error
+    if not isinstance(entries, dict):
+        raise ValueError("its header is not a JSON object")
+    entries.pop("__metadata__", None)
+    return 8 + length, entries
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"its header has {twice!r} twice")
+    return found
+
+
+def _check_tiling(entries: dict[str, Any], size: int) -> None:
+    """Raise unless the arrays lie one behind the other and fill the data, as the format demands."""
+    spans = []
+    for name, entry in entries.items():
+        span = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not (
+            isinstance(span, list)
+            and len(span) == 2
+            and all(type(n) is int for n in span)
+            and 0 <= span[0] <= span[1]
+        ):
+            raise ValueError(f"array {name!r} has no place: data_offsets={str(span)[:100]}")
+        spans.append((*span, name))
+    end = 0
+    for begin, stop, name in sorted(spans):
+        if begin != end:
+            raise ValueError(f"array {name!r} begins at byte {begin}, where {end} is due")
+        end = stop
+    if end != size:
+        raise ValueError(f"its arrays take {end} bytes, the file has {size}")
+
+
+def _array(entry: dict[str, Any], stored: int) -> Array:
+    dtype, shape = entry.get("dtype"), entry.get("shape")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise Refused(f"has dtype {str(dtype)[:100]}, which is not read")
+    if not isinstance(shape, list):
+        raise Refused(f"has shape {str(shape)[:100]}: not a shape")
+    array = check_array(tuple(shape), np.dtype(_DTYPES[dtype]).newbyteorder("<"))
+    if array.nbytes != stored:
+        raise Refused(f"asks for {array.nbytes} bytes {array}, it is stored in {stored}")
+    return array
