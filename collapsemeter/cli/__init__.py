@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from . import demo_command, dufm_command
+from . import demo_command, dufm_command, show_command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,4 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     demo_command.add(commands)
     dufm_command.add(commands)
+    show_command.add(commands)
+    show_command.add_compare(commands)
     return parser

@@ -1,0 +1,241 @@
+"""From a history to one HTML page: what is on it, in what order."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from .. import __version__
+from ..compare import TOLERANCE
+from ..comparison import Comparison
+from ..figure import History, checked_history, layer_colours, layer_names
+from ..files import write_atomically
+from ..report import CollapseReport
+
+MOST_EMBEDDED = 500_000  # entries of all matrices that the page's JSON may hold: 10 MB
+_LISTED = 12
+
+
+def write_html(
+    path: str | os.PathLike[str],
+    history: Sequence[tuple[int, CollapseReport]],
+    *,
+    comparison: Comparison | None = None,
+    title: str | None = None,
+) -> None:
+    """Write the HTML report; the file is the old one or the new one, never half of one.
+
+    Parameters
+    ----------
+    path : str or path
+    history, comparison, title
+        See `render`.
+
+    Raises
+    ------
+    ValueError
+        See `render`.
+    ImportError
+        If Jinja or matplotlib is missing.
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> from collapsemeter import LayerReport
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "report.html"
+    >>> write_html(path, [(0, CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}))])
+    >>> path.read_text(encoding="utf-8")[:15]
+    '<!doctype html>'
+    """
+    page = render(history, comparison=comparison, title=title)
+    write_atomically(path, page.encode())
+
+
+def render(
+    history: Sequence[tuple[int, CollapseReport]],
+    *,
+    comparison: Comparison | None = None,
+    title: str | None = None,
+) -> str:
+    """Return the HTML report of a run: one page that needs no network and no other file.
+
+    Parameters
+    ----------
+    history : sequence of (int, CollapseReport)
+        Epoch and report, all of one phase; one entry for a single measurement. The last one is what the
+        page is about, the others are its past.
+    comparison : Comparison, optional
+        From `compare`: verdicts per layer, and dashed lines in the figures.
+    title : str, optional
+
+    Returns
+    -------
+    str
+        The same text for the same arguments.
+
+    Raises
+    ------
+    ValueError
+        If the history holds no layer or mixes phases.
+    ImportError
+        If Jinja or matplotlib is missing.
+
+    Examples
+    --------
+    >>> from collapsemeter import LayerReport
+    >>> page = render([(0, CollapseReport({"a<b>": LayerReport({"nc1_pinv": 0.25})}))])
+    >>> "a&lt;b&gt;" in page, "a<b>" in page.split('type="application/json"')[0]
+    (True, False)
+    """
+    environment = _environment()
+    steps = checked_history(history)
+    if not steps[-1][1].layers:
+        raise ValueError(
+            f"the last report, of epoch {steps[-1][0]}, holds no layer: leave it out of the history"
+        )
+    context = _context(steps, comparison, title)
+    text: str = environment.get_template("report.html.j2").render(context)
+    # A lone surrogate, which JSON can carry into a name, has no place in UTF-8.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _environment() -> Any:
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "the HTML report needs Jinja and matplotlib: pip install 'collapsemeter[report]'"
+        ) from error
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_packaged),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _packaged(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _context(history: History, comparison: Comparison | None, title: str | None) -> dict[str, Any]:
+    from . import class_figures, figures, formulas, provenance, tables, verdicts, words
+
+    report = history[-1][1]
+    final = report.final
+    style, script = _packaged("style.css"), _packaged("script.js")
+    data = _embedded(history)
+    return {
+        "title": title or f"Neural collapse at {list(report)[-1]}",
+        "version": __version__,
+        "policy": _policy(style, script),
+        "style": _markup(style),
+        "script": _markup(script),
+        "report": report,
+        "final_name": list(report)[-1],
+        "final": final,
+        "steps": [step for step, _ in history],
+        "tolerance": TOLERANCE,
+        "summary": report.summary(),
+        "cards": verdicts.cards(history),
+        "target_words": verdicts.target_words,
+        "cautions": _cautions(report, words.flag),
+        "panels": figures.six_panels(history),
+        "legend": _legend(history),
+        "profile": figures.profile(report, comparison),
+        "epochs": figures.over_epochs(history),
+        "spectra": figures.singular_values(report, comparison),
+        "cosines": class_figures.cosines(final),
+        "histogram": class_figures.histogram(final),
+        "pairs": tables.worst_pairs(final),
+        "classes": tables.worst_classes(final),
+        "values": tables.all_values(report),
+        "meanings": tables.meanings(),
+        "notation": formulas.NOTATION,
+        "conventions": formulas.CONVENTIONS,
+        "used": final.provenance.get("convention", {}),
+        "citations": formulas.CITATIONS,
+        "comparison": comparison,
+        "compared": None if comparison is None else tables.compared(comparison),
+        "provenance": provenance.tree(report.provenance),
+        "origins": tables.layer_origins(report),
+        "counts": tables.counts_in_words(final.per_class),
+        "rows_per_class": class_figures.rows_per_class(final),
+        "data": _markup(_in_script(data)),
+        "has_matrices": _few_matrices(report),
+    }
+
+
+def _markup(text: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _policy(style: str, script: str) -> str:
+    """Return a policy that allows the page's own style and script, and no request whatever.
+
+    The figures carry style attributes, which no hash can name.
+    """
+
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    return (
+        f"default-src 'none'; img-src data:; style-src-elem 'sha256-{digest(style)}'; "
+        f"style-src-attr 'unsafe-inline'; script-src 'sha256-{digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _cautions(report: CollapseReport, flag: Any) -> list[tuple[str, str]]:
+    """Every flag once, in words, with the layers that have it."""
+    layers: dict[str, list[str]] = {}
+    for name, layer in report.items():
+        for code in layer.flags:
+            layers.setdefault(code, []).append(name)
+    return [(flag(code), ", ".join(names)) for code, names in layers.items()]
+
+
+def _legend(history: History) -> list[tuple[str, str, bool]]:
+    """Layers with their colour, and whether it is the final one: all, or some at even distances."""
+    from matplotlib.colors import to_hex
+
+    names = layer_names(history)
+    colours = layer_colours(names)
+    count = min(len(names), _LISTED)
+    shown = sorted({round(i * (len(names) - 1) / max(count - 1, 1)) for i in range(count)})
+    return [(names[i], to_hex(colours[names[i]]), i == len(names) - 1) for i in shown]
+
+
+def _few_matrices(report: CollapseReport) -> bool:
+    sizes = [matrix.size for layer in report.values() for matrix in layer.matrices.values()]
+    return sum(sizes) <= MOST_EMBEDDED
+
+
+def _embedded(history: History) -> str:
+    """The last report, and the metrics of all of them, as one line of JSON."""
+    report = history[-1][1]
+    values = [
+        {
+            "step": step,
+            "layers": {name: past_layer.to_dict()["metrics"] for name, past_layer in past.items()},
+        }
+        for step, past in history
+    ]
+    record = report.to_dict(matrices=_few_matrices(report)) | {"history": values}
+    return json.dumps(record, allow_nan=False, separators=(",", ":"))
+
+
+def _in_script(text: str) -> str:
+    """JSON that no script element ends early on: a tag or comment cannot begin in it."""
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,0 +1,158 @@
+"""``collapsemeter show`` and ``compare``: reports from files as text, JSON and HTML."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .catalogue import METRICS
+from .compare import compare
+from .report import TABLE, CollapseReport
+from .report_file import load_report, read_history
+
+History = list[tuple[int, CollapseReport]]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to print and write of a report.
+
+    Parameters
+    ----------
+    json, quiet : bool
+        Print JSON and nothing else; print one line.
+    html : str, optional
+        Where to write the HTML report.
+    metrics : sequence of str
+        Columns of the table.
+    phase : str, optional
+        Which reports of a history to take, where it holds several phases.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    html: str | None = None
+    metrics: Sequence[str] = TABLE
+    phase: str | None = None
+
+
+def show(path: str, wish: Wish) -> None:
+    """Print the report in a file, or the last one of a history, and write it as HTML.
+
+    Parameters
+    ----------
+    path : str
+        A report as ``to_json`` returns it; a name that ends in ``.jsonl`` is a history.
+    wish : Wish
+
+    Raises
+    ------
+    ValueError
+        If the file does not read, a metric is unknown, or phases are mixed and none is chosen.
+    ImportError
+        If HTML is asked for and Jinja or matplotlib is missing.
+    OSError
+        If a file cannot be read or written.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from collapsemeter import LayerReport
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "report.json"
+    >>> _ = file.write_text(CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}).to_json())
+    >>> show(str(file), Wish(quiet=True))
+    fc (frozen-eval): within-class scatter is 0.25 of between-class (nc1_pinv)
+    """
+    unknown = [name for name in wish.metrics if name not in METRICS]
+    if unknown:
+        raise ValueError(f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}")
+    history = _history(path, wish.phase)
+    report = history[-1][1]
+    if wish.html is not None:
+        from .html import write_html
+
+        write_html(wish.html, history)
+    if wish.json:
+        print(report.to_json(indent=2))
+    elif wish.quiet:
+        print(report.summary())
+    else:
+        print(_words(history, wish))
+
+
+def _words(history: History, wish: Wish) -> str:
+    width = _width()
+    step, report = history[-1]
+    lines = textwrap.wrap(report.summary(), width, subsequent_indent="  ")
+    if len(history) > 1:
+        lines.append(f"epoch {step}, the last of {len(history)} reports")
+    lines += ["", report.table(wish.metrics, width)]
+    if wish.html is not None:
+        lines += ["", f"HTML report: {wish.html}"]
+    return "\n".join(lines)
+
+
+def _width() -> int:
+    """Columns of the terminal; 80 where there is none, and never too few for a table."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
+
+
+def _history(path: str, phase: str | None) -> History:
+    if os.fspath(path).lower().endswith(".jsonl"):
+        history = read_history(path)
+    else:
+        history = [(0, load_report(path))]
+    phases = sorted({report.phase for _, report in history})
+    if phase is not None and phase not in phases:
+        raise ValueError(f"{path} holds no report of phase {phase!r}, but of {', '.join(phases)}")
+    if phase is None and len(phases) > 1:
+        raise ValueError(
+            f"{path} holds reports of the phases {', '.join(phases)}, which are different "
+            f"quantities: choose one with --phase {phases[0]}"
+        )
+    return [entry for entry in history if phase in (None, entry[1].phase)]
+
+
+def compare_files(path: str, reference: str, wish: Wish) -> None:
+    """Print a report beside another one, and write both as HTML.
+
+    Parameters
+    ----------
+    path, reference : str
+        Reports as ``to_json(matrices=True)`` returns them, or histories, see `show`.
+    wish : Wish
+        ``metrics`` are listed by layer; the overview without any.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        As `show`; also if a report has no layer.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from collapsemeter import ClassMoments, measure
+    >>> moments = ClassMoments.from_batch([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1], 2)
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "report.json"
+    >>> _ = file.write_text(CollapseReport({"fc": measure(moments)}).to_json(matrices=True))
+    >>> compare_files(str(file), str(file), Wish(quiet=True))
+    fc (reference layer fc): collapsed to the reference, NC1 is 0.01 and the Gram matrix 0 away
+    """
+    history = _history(path, wish.phase)
+    other = _history(reference, wish.phase)[-1][1]
+    metrics = [] if tuple(wish.metrics) == TABLE else wish.metrics
+    comparison = compare(history[-1][1], other)
+    if wish.html is not None:
+        from .html import write_html
+
+        write_html(wish.html, history, comparison=comparison)
+    if wish.json:
+        print(json.dumps(comparison.to_dict(), indent=2, allow_nan=False))
+    elif wish.quiet:
+        print(comparison.summary())
+    else:
+        print(comparison.table(metrics, _width()))
