@@ -479,7 +479,7 @@ class ClassMoments:
                 nonfinite=header["nonfinite"],
                 means_low=arrays["means_low"],
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
 
 

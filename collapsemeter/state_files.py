@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,7 @@ from .files import write_atomically
 FORMAT = "collapsemeter.ClassMoments"
 VERSION = 1
 _DIGEST = 64  # characters of a SHA-256
+_HEADER = "header"
 
 
 class CorruptStateError(ValueError):
@@ -26,7 +25,10 @@ class CorruptStateError(ValueError):
 
 
 def write_state(
-    path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+    path: str | os.PathLike[str],
+    header: Mapping[str, Any],
+    arrays: Mapping[str, npt.NDArray[Any]],
+    kind: str = FORMAT,
 ) -> None:
     """Write an uncompressed ``.npz`` atomically; the checksum of all its bytes is its comment.
 
@@ -36,6 +38,9 @@ def write_state(
     header : mapping
         Plain values; format and version are added.
     arrays : mapping of str to array
+        Written one by one: no second copy of them is made.
+    kind : str
+        What the file holds.
 
     Raises
     ------
@@ -50,18 +55,109 @@ def write_state(
     >>> read_state(path)
     ({'format': 'collapsemeter.ClassMoments', 'version': 1, 'phase': 'live'}, {'counts': array([1, 2])})
     """
-    text = json.dumps({"format": FORMAT, "version": VERSION, **header})
-    members: dict[str, Any] = {"header": np.frombuffer(text.encode(), np.uint8), **arrays}
-    buffer = io.BytesIO()
-    np.savez(buffer, **members)
-    with zipfile.ZipFile(buffer, "a") as archive:
-        archive.comment = b"0" * _DIGEST
-    body = buffer.getvalue()[:-_DIGEST]
-    write_atomically(path, body + hashlib.sha256(body).hexdigest().encode())
+    text = json.dumps({"format": kind, "version": VERSION, **header})
+
+    members: dict[str, npt.NDArray[Any]] = {_HEADER: np.frombuffer(text.encode(), np.uint8)}
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in (members | dict(arrays)).items():
+                # Without the date the bytes depend on the state alone.
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                    np.lib.format.write_array(
+                        member, np.ascontiguousarray(array), allow_pickle=False
+                    )
+            archive.comment = b"0" * _DIGEST
+        end = file.seek(0, os.SEEK_END) - _DIGEST
+        digest = _digest(file, end)
+        file.seek(end)
+        file.write(digest)
+
+    write_atomically(path, write)
+
+
+def _digest(file: IO[bytes], end: int) -> bytes:
+    """Return the SHA-256 of a file's first bytes, as hexadecimal digits."""
+    file.seek(0)
+    digest, left = hashlib.sha256(), end
+    while left > 0 and (part := file.read(min(left, 2**20))):
+        digest.update(part)
+        left -= len(part)
+    return digest.hexdigest().encode()
+
+
+class StateFile:
+    """A state file whose checksum was compared; arrays are read when they are asked for.
+
+    Parameters
+    ----------
+    path : str or path
+    kind : str
+        What it should hold.
+
+    Attributes
+    ----------
+    header : dict
+    names : list of str
+        Of the arrays.
+
+    Raises
+    ------
+    CorruptStateError
+        If the file is truncated, altered, or not a state file, or was written by a newer version.
+    FileNotFoundError
+        If there is none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], kind: str = FORMAT) -> None:
+        self.path = os.fspath(path)
+        with open(path, "rb") as file:
+            # Nothing of the file is interpreted before it is known to be what was written.
+            end = max(0, file.seek(0, os.SEEK_END) - _DIGEST)
+            found = _digest(file, end)
+            file.seek(end)
+            if file.read() != found:
+                raise CorruptStateError(
+                    f"{self.path} is not a whole state file: its checksum does not match"
+                )
+        try:
+            self.header: dict[str, Any] = json.loads(self.read(_HEADER).tobytes())
+            holds, version = self.header["format"], self.header["version"]
+            with zipfile.ZipFile(path) as archive:
+                members = [name.removesuffix(".npy") for name in archive.namelist()]
+        except CorruptStateError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptStateError(f"{self.path} is not a state file: {error}") from error
+        if holds != kind:
+            raise CorruptStateError(
+                f"{self.path} is not a state file of a {kind}: it holds a {holds}"
+            )
+        if version > VERSION:
+            raise CorruptStateError(
+                f"{self.path} has state version {version}, this collapsemeter reads up to {VERSION}: "
+                "upgrade collapsemeter"
+            )
+        self.names = [name for name in members if name != _HEADER]
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Read an array.
+
+        Raises
+        ------
+        CorruptStateError
+            If there is no such array, or it cannot be read.
+        """
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as member:
+                array: npt.NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise CorruptStateError(f"{self.path} is not a state file: {error}") from error
+        return array
 
 
 def read_state(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], kind: str = FORMAT
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """Return the header and arrays of a file written by `write_state`.
 
@@ -72,24 +168,5 @@ def read_state(
     FileNotFoundError
         If there is none.
     """
-    name = os.fspath(path)
-    content = Path(path).read_bytes()
-    body, digest = content[:-_DIGEST], content[-_DIGEST:]
-    # Nothing of the file is interpreted before it is known to be what was written.
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise CorruptStateError(f"{name} is not a whole state file: its checksum does not match")
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = dict(archive)
-        header = json.loads(arrays.pop("header").tobytes())
-        found, version = header["format"], header["version"]
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise CorruptStateError(f"{name} is not a state file: {error}") from error
-    if found != FORMAT:
-        raise CorruptStateError(f"{name} is not a state file: it holds a {found}")
-    if version > VERSION:
-        raise CorruptStateError(
-            f"{name} has state version {version}, this collapsemeter reads up to {VERSION}: "
-            "upgrade collapsemeter"
-        )
-    return header, arrays
+    file = StateFile(path, kind)
+    return file.header, {name: file.read(name) for name in file.names}

@@ -65,7 +65,7 @@ def _zlib(data: Bytes, most: int, _: int) -> Bytes:
 
 def _bz2(data: Bytes, most: int, _: int) -> Bytes:
     unpacker = bz2.BZ2Decompressor()
-    found = unpacker.decompress(data, most + 1)
+    found = unpacker.decompress(data.data, most + 1)
     if len(found) > most or not unpacker.eof:
         raise Refused(f"has a chunk that does not end after {most} bytes: it is damaged")
     return np.frombuffer(found, np.uint8)
