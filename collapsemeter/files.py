@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], data: bytes | Callable[[IO[bytes]], None]
+) -> None:
     """Replace a file by ``data``; a crash at any moment leaves the old file or the new one.
 
     The bytes go to a temporary file in the same folder, are forced to disk, and take the name by one
@@ -17,7 +21,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     ----------
     path : str or path
         The file; its folder is made if it does not exist.
-    data : bytes
+    data : bytes, or callable
+        What to write; or a function that writes it to an open file, so that it need not lie in memory.
 
     Raises
     ------
@@ -37,8 +42,11 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     temporary = target.parent / f".{target.name[:200]}.{secrets.token_hex(8)}"
     # "x" refuses a file that exists, and the mode follows the umask, which mkstemp's does not.
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
+        with open(temporary, "x+b") as file:
+            if callable(data):
+                data(file)
+            else:
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -127,21 +127,56 @@ def layer_report(
             "nonfinite='skip' to leave such rows out"
         )
     moments = tally.moments(phase)
+    # A live stream was decided on by heads that are gone: the last one must not speak for them.
+    decider = None if phase == "live" or not fits(head, moments) else head
+    measured, more = moments_report(name, moments, settings, head, tally.decisions(moments, decider))
+    return measured, notes + more
+
+
+def fits(head: Head | None, moments: ClassMoments) -> bool:
+    """Whether the head takes the features that the moments are about (or there is none)."""
+    return head is None or head.weight.shape == moments.means.shape
+
+
+def moments_report(
+    name: str,
+    moments: ClassMoments,
+    settings: Settings,
+    head: Head | None,
+    decisions: Decisions | None,
+) -> tuple[LayerReport, list[str]]:
+    """Measure one layer, and say what could not be.
+
+    Parameters
+    ----------
+    name : str
+        The layer's, for what is said of it.
+    moments : ClassMoments
+    settings : Settings
+    head : Head, optional
+        What reads the layer.
+    decisions : Decisions, optional
+
+    Returns
+    -------
+    report : LayerReport
+    notes : list of str
+        What to warn of.
+    """
+    notes = []
     if moments.kind == "trace" and settings.scatter == "auto":
         notes.append(
             f"layer {name!r} is too wide for a scatter ({moments.width} features): only traces were kept, so "
             "nc1_pinv, nc1_fuzziness, nc1_vci and features_effective_rank have no value; a "
             "narrower reduction such as 'mean' gives them"
         )
-    # A live stream was decided on by heads that are gone: the last one must not speak for them.
-    decider = None if phase == "live" else head
-    fits = head is None or head.weight.shape == moments.means.shape
-    if not fits:
+    suits = fits(head, moments)
+    if not suits:
         notes.append(f"layer {name!r} is not what the head reads: NC3 is not measured")
     measured = measure(
         moments,
-        head=head if fits else None,
-        decisions=tally.decisions(moments, decider if fits else None),
+        head=head if suits else None,
+        decisions=decisions,
         convention=settings.named_convention,
     )
     return measured, notes

@@ -17,7 +17,7 @@ from .frames import EPS64, LARGEST, Floats
 from .labels import labelled_rows
 from .moments import ClassMoments
 from .nc3 import Head
-from .pairs import TILE, squared_distances
+from .pairs import TILE
 from .sums import IGNORE_INDEX
 
 Counts = npt.NDArray[np.int64]
@@ -82,6 +82,7 @@ def decide(
     predictions: npt.ArrayLike | None = None,
     sampled: bool | None = None,
     ignore_index: int = IGNORE_INDEX,
+    centres: ClassCentres | None = None,
 ) -> Decisions:
     r"""Compare the network's decisions with the nearest class centre, row by row.
 
@@ -99,6 +100,8 @@ def decide(
     sampled : bool, optional
         Whether the rows are a sample; by default, whether there are fewer than the moments counted.
     ignore_index : int
+    centres : ClassCentres, optional
+        Those of the moments, where many batches are decided on.
 
     Returns
     -------
@@ -128,9 +131,10 @@ def decide(
     rows = rows.astype(np.float64, copy=False)
     decided = _network_decision(rows, head, logits, predictions)
     usable = (bins != ignore_index) & (np.abs(rows) <= LARGEST).all(axis=1)
-    usable[usable] = np.isin(bins[usable], _centres(moments))
+    centres = ClassCentres(moments) if centres is None else centres
+    usable[usable] = centres.known[bins[usable]]
     rows, bins = rows[usable], bins[usable]
-    nearest = nearest_class(moments, rows)
+    nearest = centres.nearest(rows)
     agree = None
     if decided is not None:
         agree = _per_class(bins, decided[usable] == nearest, moments.num_classes)
@@ -187,51 +191,88 @@ def _argmax(scores: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
 
 
-def _centres(moments: ClassMoments) -> npt.NDArray[np.intp]:
-    """Return the classes that have a centre: present, and not made NaN by a propagated row."""
-    return np.flatnonzero((moments.counts > 0) & (np.abs(moments.means) <= LARGEST).all(axis=1))
+class ClassCentres:
+    """Class means made ready to say which is nearest.
 
+    Distances are taken on centred rows in float64; where two centres are too near to tell apart that
+    way, they are taken again from the differences.
 
-def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:
-    r"""Return :math:`\arg\min_c |h - \mu_c|` over the classes present, (N,); ties go to the first.
+    Parameters
+    ----------
+    moments : ClassMoments
 
-    It is -1 where no class is present. Distances are taken on centred rows in float64; where two centres are too near to tell apart
-    that way, they are taken again from the differences.
+    Attributes
+    ----------
+    known : (C,) bool array
+        Classes that have a centre: present, and not made NaN by a propagated row.
 
     Examples
     --------
     >>> m = ClassMoments.from_batch([[1e8], [1e8 + 1]], [0, 2], num_classes=3)
-    >>> nearest_class(m, [[1e8 + 0.9], [1e8 + 0.1]])
+    >>> ClassCentres(m).nearest(np.array([[1e8 + 0.9], [1e8 + 0.1]]))
     array([2, 0])
     """
-    rows = np.asarray(features).astype(np.float64, copy=False)
-    present = _centres(moments)
-    nearest = np.full(len(rows), -1)
-    if not (len(rows) and len(present)):
+
+    def __init__(self, moments: ClassMoments) -> None:
+        low = moments.means_low
+        assert low is not None
+        self.known = (moments.counts > 0) & (np.abs(moments.means) <= LARGEST).all(axis=1)
+        self._present = np.flatnonzero(self.known)
+        if not len(self._present):
+            return
+        self._origin = moments.means[self._present[0]]
+        centres = (moments.means[self._present] - self._origin) + low[self._present]
+        self._middle = centres.mean(axis=0)
+        self._centres = centres - self._middle
+        self._norms = (self._centres**2).sum(axis=1)
+
+    def nearest(self, rows: Floats) -> Counts:
+        r"""Return :math:`\arg\min_c |h - \mu_c|` over the classes present, (N,); ties go to the first.
+
+        Parameters
+        ----------
+        rows : (N, d) float64 array
+
+        Returns
+        -------
+        (N,) int64 array
+            -1 where no class is present.
+        """
+        nearest = np.full(len(rows), -1)
+        if not (len(rows) and len(self._present)):
+            return nearest
+        step = max(1, TILE * TILE // len(self._present))
+        for start in range(0, len(rows), step):
+            block = (rows[start : start + step] - self._origin) - self._middle
+            nearest[start : start + step] = self._present[
+                _nearest_row(block, self._centres, self._norms)
+            ]
         return nearest
-    low = moments.means_low
-    assert low is not None
-    origin = moments.means[present[0]]
-    centres = (moments.means[present] - origin) + low[present]
-    middle = centres.mean(axis=0)
-    centres = centres - middle
-    step = max(1, TILE * TILE // len(present))
-    for start in range(0, len(rows), step):
-        block = (rows[start : start + step] - origin) - middle
-        nearest[start : start + step] = present[_nearest_row(block, centres)]
-    return nearest
 
 
-def _nearest_row(points: Floats, centres: Floats) -> npt.NDArray[np.intp]:
-    distances = squared_distances(points, centres)
-    nearest: npt.NDArray[np.intp] = distances.argmin(axis=1)
-    best = distances[np.arange(len(points)), nearest]
-    scale = (points**2).sum(axis=1) + float((centres**2).sum(axis=1).max())
+def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:
+    r"""Return :math:`\arg\min_c |h - \mu_c|` over the classes present, (N,), see `ClassCentres`.
+
+    Examples
+    --------
+    >>> m = ClassMoments.from_batch([[0.0], [1.0]], [0, 2], num_classes=3)
+    >>> nearest_class(m, [[0.9], [0.1]])
+    array([2, 0])
+    """
+    return ClassCentres(moments).nearest(np.asarray(features).astype(np.float64, copy=False))
+
+
+def _nearest_row(points: Floats, centres: Floats, norms: Floats) -> npt.NDArray[np.intp]:
+    scores = points @ centres.T
+    scores *= -2.0
+    scores += norms  # the squared distance but for |point|^2, which is the same for all centres
+    nearest: npt.NDArray[np.intp] = scores.argmin(axis=1)
+    best = scores[np.arange(len(points)), nearest]
     # The error of the expanded form: a dot product of length d loses at most d eps of its terms.
-    error = 4 * points.shape[1] * EPS64 * scale
-    doubtful = np.flatnonzero((distances <= (best + error)[:, None]).sum(axis=1) > 1)
+    error = 4 * points.shape[1] * EPS64 * (np.vecdot(points, points) + norms.max())
+    doubtful = np.flatnonzero(np.count_nonzero(scores <= (best + error)[:, None], axis=1) > 1)
     for row in doubtful:
-        near = np.flatnonzero(distances[row] <= best[row] + error[row])
+        near = np.flatnonzero(scores[row] <= best[row] + error[row])
         exact = ((points[row] - centres[near]) ** 2).sum(axis=1)
         nearest[row] = near[exact.argmin()]
     return nearest

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -26,8 +26,8 @@ class CorruptStateError(ValueError):
 
 def write_state(
     path: str | os.PathLike[str],
-    header: Mapping[str, Any],
-    arrays: Mapping[str, npt.NDArray[Any]],
+    header: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+    arrays: Mapping[str, npt.NDArray[Any]] | Iterable[tuple[str, npt.NDArray[Any]]],
     kind: str = FORMAT,
 ) -> None:
     """Write an uncompressed ``.npz`` atomically; the checksum of all its bytes is its comment.
@@ -35,10 +35,10 @@ def write_state(
     Parameters
     ----------
     path : str or path
-    header : mapping
-        Plain values; format and version are added.
-    arrays : mapping of str to array
-        Written one by one: no second copy of them is made.
+    header : mapping, or callable
+        Plain values; format and version are added. A callable is asked when all arrays are written.
+    arrays : mapping of str to array, or iterable of pairs
+        Taken and written one by one: they need not be in memory together.
     kind : str
         What the file holds.
 
@@ -55,18 +55,14 @@ def write_state(
     >>> read_state(path)
     ({'format': 'collapsemeter.ClassMoments', 'version': 1, 'phase': 'live'}, {'counts': array([1, 2])})
     """
-    text = json.dumps({"format": kind, "version": VERSION, **header})
-
-    members: dict[str, npt.NDArray[Any]] = {_HEADER: np.frombuffer(text.encode(), np.uint8)}
 
     def write(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w") as archive:
-            for name, array in (members | dict(arrays)).items():
-                # Without the date the bytes depend on the state alone.
-                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                    np.lib.format.write_array(
-                        member, np.ascontiguousarray(array), allow_pickle=False
-                    )
+            for name, array in arrays.items() if isinstance(arrays, Mapping) else arrays:
+                _add(archive, name, array)
+            about = header() if callable(header) else header
+            text = json.dumps({"format": kind, "version": VERSION, **about})
+            _add(archive, _HEADER, np.frombuffer(text.encode(), np.uint8))
             archive.comment = b"0" * _DIGEST
         end = file.seek(0, os.SEEK_END) - _DIGEST
         digest = _digest(file, end)
@@ -74,6 +70,12 @@ def write_state(
         file.write(digest)
 
     write_atomically(path, write)
+
+
+def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
+    # Without the date the bytes depend on the state alone.
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def _digest(file: IO[bytes], end: int) -> bytes:
@@ -100,6 +102,8 @@ class StateFile:
     header : dict
     names : list of str
         Of the arrays.
+    digest : str
+        The checksum, in hexadecimal digits.
 
     Raises
     ------
@@ -120,6 +124,7 @@ class StateFile:
                 raise CorruptStateError(
                     f"{self.path} is not a whole state file: its checksum does not match"
                 )
+        self.digest = found.decode()
         try:
             self.header: dict[str, Any] = json.loads(self.read(_HEADER).tobytes())
             holds, version = self.header["format"], self.header["version"]

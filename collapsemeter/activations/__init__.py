@@ -6,6 +6,7 @@ import os
 from importlib import import_module
 
 from .array_file import ActivationsError, Array, ArrayFile
+from .writer import Writer
 
 # Ending -> module and class: a format's library is imported when a file of it is opened.
 _OPENERS = {
@@ -59,4 +60,4 @@ def open_arrays(path: str | os.PathLike[str]) -> ArrayFile:
     return opened
 
 
-__all__ = ["ActivationsError", "Array", "ArrayFile", "open_arrays"]
+__all__ = ["ActivationsError", "Array", "ArrayFile", "Writer", "open_arrays"]

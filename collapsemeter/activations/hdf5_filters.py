@@ -38,12 +38,12 @@ def unfilter(packed: Bytes, filters: list[Filter], mask: int, size: int) -> Byte
     b'abcd'
     """
     data = packed
+    # Of all filters, only checksums make data longer.
+    most = size + 4 * sum(step.code == FLETCHER32 for step in filters)
     for position in reversed(range(len(filters))):
         if mask >> position & 1:
             continue
         code, values = filters[position]
-        # Of all filters, only checksums make data longer.
-        most = size + 4 * len(filters)
         if code == FLETCHER32:
             data = _checked(data)
         elif code == SHUFFLE:

@@ -130,9 +130,10 @@ def _split(
     order = tuple(range(dimensions))
     for step in steps[:at]:
         asked = _configuration(step, "transpose").get("order")
-        if not isinstance(asked, list) or sorted(map(str, asked)) != sorted(map(str, order)):
+        # By representation, for True == 1.
+        if not isinstance(asked, list) or sorted(map(repr, asked)) != sorted(map(repr, order)):
             raise Refused(f"has a transposition to {str(asked)[:100]}")
-        order = tuple(order[int(i)] for i in asked)
+        order = tuple(order[i] for i in asked)
     big = _configuration(steps[at], "bytes").get("endian") == "big"
     rest = zip(names[at + 1 :], steps[at + 1 :], strict=True)
     packers = [_codec(name, _configuration(step, name)) for name, step in rest]
@@ -174,7 +175,7 @@ def _fill(meta: dict[str, Any], array: Array) -> Any:
         if not isinstance(value, int | float | None):
             raise TypeError
         with np.errstate(all="ignore"):
-            return np.asarray(value or 0).astype(array.dtype)[()]
+            return np.asarray(value or 0, array.dtype)[()]
     except (TypeError, ValueError, OverflowError, struct.error) as error:
         raise Refused(f"has fill value {str(value)[:100]!r}, which is no {array.dtype}") from error
 

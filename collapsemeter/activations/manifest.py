@@ -1,0 +1,166 @@
+"""The manifest of a dump: which files it has, their SHA-256, and what cannot be seen in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .array_file import ActivationsError
+
+NAME = "manifest.json"
+FORMAT = "collapsemeter.activations"
+VERSION = 1
+_MAX_BYTES = 2**26  # 64 MB: a hundred thousand files
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a dump: its path below the manifest, bytes, and SHA-256 in hexadecimal digits."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was dumped.
+
+    Parameters
+    ----------
+    files : tuple of FileRecord
+        Shards of activations, in order.
+    layers : tuple of str
+        In the order of the network.
+    num_classes : int
+    phase : str
+        ``frozen-eval``, ``frozen-train`` or ``live``.
+    ignore_index : int
+        Label of rows to leave out.
+    head : FileRecord or None
+        The file with the classifier's ``weight`` (C, d) and ``bias`` (C,).
+    head_layer : str or None
+        The layer that the head reads.
+    step : int or None
+        The epoch or step of the dump.
+
+    Examples
+    --------
+    >>> manifest = Manifest((FileRecord("a.safetensors", 3, sha256_of(b"abc")),), ("fc",), 10)
+    >>> Manifest.parse(manifest.to_json(), "manifest.json") == manifest
+    True
+    """
+
+    files: tuple[FileRecord, ...]
+    layers: tuple[str, ...]
+    num_classes: int
+    phase: str = "frozen-eval"
+    ignore_index: int = -100
+    head: FileRecord | None = None
+    head_layer: str | None = None
+    step: int | None = None
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read a manifest.
+
+        Raises
+        ------
+        ActivationsError
+            If it is none, or names a file outside its folder.
+        FileNotFoundError
+            If it does not exist.
+        """
+        if os.path.getsize(path) > _MAX_BYTES:
+            raise ActivationsError(f"{os.fspath(path)} is larger than any manifest")
+        return cls.parse(Path(path).read_bytes(), os.fspath(path))
+
+    @classmethod
+    def parse(cls, text: str | bytes, path: str) -> Manifest:
+        """Read a manifest from its text; ``path`` is for the error."""
+        try:
+            found = json.loads(text)
+            if found["format"] != FORMAT:
+                raise ValueError(f"its format is {found['format']!r}")
+            if found["version"] > VERSION:
+                raise ActivationsError(
+                    f"{path} has manifest version {found['version']}, this collapsemeter reads up to "
+                    f"{VERSION}: upgrade collapsemeter"
+                )
+            return cls(
+                files=tuple(_record(entry) for entry in found["files"]),
+                layers=tuple(map(_text, found["layers"])),
+                num_classes=_natural(found["num_classes"]),
+                phase=_text(found["phase"]),
+                ignore_index=int(found["ignore_index"]),
+                head=None if found["head"] is None else _record(found["head"]),
+                head_layer=None if found["head_layer"] is None else _text(found["head_layer"]),
+                step=None if found["step"] is None else int(found["step"]),
+            )
+        except ActivationsError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            # The errors of a parser may hold the file's own text: keep to one line.
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ActivationsError(f"{path} is not a manifest of activations: {what}") from error
+
+
+def _record(entry: Any) -> FileRecord:
+    path, digest = _text(entry["path"]), _text(entry["sha256"])
+    parts = PurePosixPath(path).parts
+    if (
+        not parts
+        or ".." in parts
+        or PurePosixPath(path).is_absolute()
+        or "\\" in path
+        or ":" in path
+    ):
+        raise ValueError(f"path {path!r} leads out of the folder")
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise ValueError(f"{digest!r} is not a SHA-256")
+    return FileRecord(path, _natural(entry["bytes"]), digest)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def _natural(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{value!r} is not a natural number")
+    return value
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the SHA-256 of bytes in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_path(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, or of a folder's file names and their SHA-256 in order.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a"
+    >>> _ = path.write_bytes(b"abc")
+    >>> sha256_of_path(path)[:8], sha256_of_path(path.parent) == sha256_of_path(path)
+    ('ba7816bf', False)
+    """
+    target = Path(path)
+    if not target.is_dir():
+        with open(target, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    members = sorted(member for member in target.rglob("*") if member.is_file())
+    lines = [f"{sha256_of_path(m)}  {m.relative_to(target).as_posix()}\n" for m in members]
+    return sha256_of("".join(lines).encode())

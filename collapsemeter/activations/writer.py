@@ -1,0 +1,232 @@
+"""Write activations that the audit reads: shards of safetensors and a manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ..files import write_atomically
+from ..labels import class_labels
+from ..moments import Phase
+from ..nc3 import Head
+from ..sums import IGNORE_INDEX
+from .array_file import KINDS
+from .manifest import NAME, FileRecord, Manifest, sha256_of
+
+SHARD_BYTES = 2**28  # 256 MB
+RESERVED = ("labels", "predictions", "logits", "attention_mask")
+
+
+class Writer:
+    """Write the activations of a data set, batch by batch.
+
+    Files are written atomically, and the manifest last: a folder without one is an unfinished dump.
+
+    Parameters
+    ----------
+    folder : str or path
+        Made if it does not exist; one that holds a dump is refused.
+    num_classes : int
+        C.
+    head : Head, optional
+        The classifier, and ``head_layer`` the layer that it reads (by default the last one).
+    phase : {"frozen-eval", "frozen-train", "live"}
+    step : int, optional
+        The epoch or step of the dump.
+    ignore_index : int
+        Label of rows to leave out.
+    shard_bytes : int
+        About how large a file becomes.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a dump already, or a choice is unknown.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with Writer(tempfile.mkdtemp(), num_classes=3) as writer:
+    ...     for _ in range(4):
+    ...         writer.write({"fc": np.eye(3, dtype=np.float32)}, [0, 1, 2], predictions=[0, 1, 2])
+    >>> [record.path for record in writer.manifest.files]
+    ['shard-00000.safetensors']
+    """
+
+    manifest: Manifest
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        num_classes: int,
+        head: Head | None = None,
+        head_layer: str | None = None,
+        phase: Phase = "frozen-eval",
+        step: int | None = None,
+        ignore_index: int = IGNORE_INDEX,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self.folder = Path(folder)
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: there must be at least one class")
+        if phase not in get_args(Phase):
+            raise ValueError(f"phase={phase!r}: choose one of {', '.join(get_args(Phase))}")
+        if (self.folder / NAME).exists():
+            raise ValueError(f"{self.folder} holds a dump already: choose another folder")
+        _library()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob("shard-*.safetensors"):  # of a dump that was cut short
+            left.unlink()
+        self._classes, self._head, self._head_layer = num_classes, head, head_layer
+        self._phase, self._step, self._ignore_index = phase, step, ignore_index
+        self._shard_bytes = shard_bytes
+        self._layers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        self._extras: set[str] | None = None
+        self._pending: dict[str, list[npt.NDArray[Any]]] = {}
+        self._bytes = 0
+        self._files: list[FileRecord] = []
+
+    def write(
+        self,
+        layers: Mapping[str, npt.ArrayLike],
+        labels: npt.ArrayLike,
+        *,
+        predictions: npt.ArrayLike | None = None,
+        logits: npt.ArrayLike | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        layers : mapping from name to (B, ...) array of float
+            The same layers, of the same width and dtype, in every batch. Float dtypes are kept as they are,
+            bfloat16 (of ml_dtypes) too.
+        labels : (B,) or (B, T) array_like of int
+        predictions : array_like of int, shaped as the labels, optional
+            The network's own decisions; or ``logits``, with the classes as one more axis.
+
+        Raises
+        ------
+        ValueError
+            If the batch does not fit itself or the batches before; it is not written then.
+        """
+        rows = class_labels(labels, self._classes, ignore_index=self._ignore_index)
+        batch = {name: np.asarray(values) for name, values in layers.items()}
+        extras = {"labels": rows}
+        if predictions is not None:
+            extras["predictions"] = np.asarray(predictions)
+        if logits is not None:
+            extras["logits"] = np.asarray(logits)
+        self._check(batch, extras)
+        for name, array in (batch | extras).items():
+            # A copy: the caller's buffer may be the next batch's.
+            self._pending.setdefault(name, []).append(np.array(array))
+            self._bytes += array.nbytes
+        if self._bytes >= self._shard_bytes:
+            self._flush()
+
+    def _check(
+        self, batch: Mapping[str, npt.NDArray[Any]], extras: Mapping[str, npt.NDArray[Any]]
+    ) -> None:
+        shape = extras["labels"].shape
+        for name in ("predictions", "logits"):
+            if name in extras and extras[name].shape[: len(shape)] != shape:
+                raise ValueError(
+                    f"{name} have shape {extras[name].shape} and labels {shape}: pass one for each label"
+                )
+        found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        for name, array in batch.items():
+            if name in RESERVED:
+                raise ValueError(f"a layer is named {name!r}, which is the name of another array")
+            if array.ndim < 2 or array.shape[0] != shape[0] or array.dtype.kind not in KINDS:
+                raise ValueError(
+                    f"layer {name!r} has shape {array.shape} and dtype {array.dtype}, labels have "
+                    f"shape {shape}: pass one row of floats for each label"
+                )
+            found[name] = array.shape[1:], array.dtype
+        if not found:
+            raise ValueError("the batch has no layer: pass at least one array of features")
+        if self._extras is None:
+            self._layers, self._extras = found, set(extras)
+        elif (found, set(extras)) != (self._layers, self._extras):
+            raise ValueError(
+                f"the batch holds {_described(found, set(extras))}, the batches before "
+                f"{_described(self._layers, self._extras)}: every batch holds the same arrays"
+            )
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        arrays = {name: np.concatenate(parts) for name, parts in self._pending.items()}
+        self._pending, self._bytes = {}, 0
+        self._files.append(self._save(f"shard-{len(self._files):05d}.safetensors", arrays))
+
+    def _save(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> FileRecord:
+        data: bytes = _library().save({key: np.ascontiguousarray(a) for key, a in arrays.items()})
+        write_atomically(self.folder / name, data)
+        return FileRecord(name, len(data), sha256_of(data))
+
+    def close(self) -> None:
+        """Write what is pending, the head and the manifest.
+
+        Raises
+        ------
+        ValueError
+            If no batch was written.
+        """
+        self._flush()
+        if not self._files:
+            raise ValueError(f"no batch was written to {self.folder}: write at least one")
+        head = None
+        head_layer = self._head_layer or list(self._layers)[-1]
+        if self._head is not None:
+            arrays = {"weight": self._head.weight, "bias": self._head.bias}
+            head = self._save("head.safetensors", arrays)
+        self.manifest = Manifest(
+            files=tuple(self._files),
+            layers=tuple(self._layers),
+            num_classes=self._classes,
+            phase=self._phase,
+            ignore_index=self._ignore_index,
+            head=head,
+            head_layer=head_layer if head is not None else None,
+            step=self._step,
+        )
+        write_atomically(self.folder / NAME, self.manifest.to_json().encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:  # a dump that failed has no manifest
+            self.close()
+
+
+def _library() -> Any:
+    try:
+        import ml_dtypes  # noqa: F401  # teaches NumPy the name bfloat16
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "writing activations needs safetensors: pip install 'collapsemeter[audit]'"
+        ) from error
+    return safetensors.numpy
+
+
+def _described(
+    layers: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], extras: set[str]
+) -> str:
+    parts = [f"{name} (N, {', '.join(map(str, s))}) {d.name}" for name, (s, d) in layers.items()]
+    return ", ".join(parts + sorted(extras))

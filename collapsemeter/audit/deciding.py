@@ -1,0 +1,181 @@
+"""The second pass: with the final means, decide on every row, or on a uniform sample of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..moments import ClassMoments
+from ..nc3 import Head
+from ..nc4 import ClassCentres, Decisions, decide
+from .mapping import Task
+from .rows import OpenPiece
+
+EXACT_PRODUCTS = (
+    5e13  # rows x classes x features of a layer: about a quarter of an hour on two cores
+)
+SAMPLE_ROWS = 65_536  # above that: a Wilson interval of at most 0.8 % at 95 %
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Which rows of a layer are decided on.
+
+    Parameters
+    ----------
+    total : int
+        Label rows there are.
+    chosen : (K,) int64 array, or None
+        Their numbers in order; all if None.
+    """
+
+    total: int
+    chosen: Ints | None
+
+    def within(self, first: int, count: int) -> Ints | None:
+        """Return those among ``count`` rows from ``first`` on, counted from there; None: all of them."""
+        if self.chosen is None:
+            return None
+        a, b = np.searchsorted(self.chosen, [first, first + count])
+        return np.asarray(self.chosen[a:b] - first)
+
+
+def choose_rows(total: int, classes: int, width: int, nc4: str | int, seed: int) -> Rows | None:
+    """Say which rows of a layer are decided on.
+
+    Parameters
+    ----------
+    total, classes, width : int
+        Label rows, C and d.
+    nc4 : "auto", "exact", "none" or int
+        ``auto`` is exact up to `EXACT_PRODUCTS`; a number is the size of a uniform sample.
+    seed : int
+
+    Returns
+    -------
+    Rows or None
+        None for ``none``.
+
+    Raises
+    ------
+    ValueError
+        If ``nc4`` is something else.
+
+    Examples
+    --------
+    >>> choose_rows(1000, 10, 64, "auto", 0).chosen is None
+    True
+    >>> len(choose_rows(1000, 10, 64, 100, 0).chosen)
+    100
+    """
+    if nc4 == "none":
+        return None
+    if nc4 == "auto":
+        nc4 = "exact" if float(total) * classes * width <= EXACT_PRODUCTS else SAMPLE_ROWS
+    if nc4 == "exact" or (isinstance(nc4, int) and 0 < total <= nc4):
+        return Rows(total, None)
+    if not isinstance(nc4, int) or nc4 < 1:
+        raise ValueError(f"nc4={nc4!r}: choose 'auto', 'exact', 'none' or a number of rows")
+    drawn = np.random.default_rng(seed).choice(total, nc4, replace=False)
+    return Rows(total, np.sort(drawn).astype(np.int64))
+
+
+class DecideTask(NamedTuple):
+    """What a worker is given: a piece, the number of its first label row, which rows, and the head."""
+
+    task: Task
+    first: int
+    rows: dict[str, Rows]
+    head: Head | None
+    head_layer: str | None
+
+
+def decide_piece(
+    given: DecideTask, moments_of: Callable[[str], ClassMoments]
+) -> dict[str, Decisions]:
+    """Decide on the rows of a piece.
+
+    Parameters
+    ----------
+    given : DecideTask
+    moments_of : callable
+        From a layer to its final moments.
+
+    Returns
+    -------
+    dict of str to Decisions
+        By layer.
+    """
+    task = given.task
+    with OpenPiece(task.piece, task.counting, task.cache) as opened:
+        predictions = _predictions(opened, given)
+        return {
+            layer: _decided(opened, layer, rows, moments_of(layer), predictions, given)
+            for layer, rows in given.rows.items()
+        }
+
+
+def _predictions(opened: OpenPiece, given: DecideTask) -> Ints | None:
+    """Return the network's own decisions for every label row, by its head where they were not saved."""
+    found = opened.decided()
+    if found is not None or given.head is None or given.head_layer is None:
+        return found
+    if not given.head.finite:
+        return None
+    decided = np.full(opened.labels.size, -1)
+    rows = given.rows.get(given.head_layer)
+    if rows is None:
+        return None
+    chosen = rows.within(given.first, opened.labels.size)
+    for chunk in opened.chunks(given.head_layer):
+        picked = _picked(chosen, chunk.first, len(chunk.rows))
+        with np.errstate(invalid="ignore", over="ignore"):  # rows that hold NaN or Inf are not used
+            scores = given.head.logits(chunk.rows[picked])
+        classes = np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
+        decided[chunk.first : chunk.first + len(chunk.rows)][picked] = classes
+    return decided
+
+
+def _decided(
+    opened: OpenPiece,
+    layer: str,
+    rows: Rows,
+    moments: ClassMoments,
+    predictions: Ints | None,
+    given: DecideTask,
+) -> Decisions:
+    centres, settings = ClassCentres(moments), given.task.counting.settings
+    zeros = np.zeros(moments.num_classes, np.int64)
+    sampled = rows.chosen is not None
+    total = Decisions(zeros, zeros, None if predictions is None else zeros, sampled)
+    chosen = rows.within(given.first, opened.labels.size)
+    for chunk in opened.chunks(layer):
+        picked = _picked(chosen, chunk.first, len(chunk.rows))
+        own = None
+        if predictions is not None:
+            own = predictions[chunk.first : chunk.first + len(chunk.rows)][picked]
+        part = decide(
+            moments,
+            chunk.rows[picked],
+            chunk.labels[picked],
+            predictions=own,
+            sampled=sampled,
+            ignore_index=settings.ignore_index,
+            centres=centres,
+        )
+        total = total.merge(part)
+    return total
+
+
+def _picked(chosen: Ints | None, first: int, count: int) -> Any:
+    """Return the rows of a chunk that are decided on: a slice of all, or their numbers."""
+    if chosen is None:
+        return slice(None)
+    a, b = np.searchsorted(chosen, [first, first + count])
+    return chosen[a:b] - first

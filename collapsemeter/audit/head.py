@@ -1,0 +1,123 @@
+"""The classifier among saved weights, and the layer that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..activations import open_arrays
+from ..activations.remote import local_path
+from ..nc3 import Head
+from .plan import described
+from .shard import Shard
+
+
+def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str | None]:
+    """Read a head.
+
+    Parameters
+    ----------
+    file : str
+        With an array ``weight`` (C, d), or ``kernel`` (d, C), and perhaps ``bias`` (C,); each may have a
+        prefix (``fc.weight``). An array alone is the weight.
+    cache : str
+        Folder for copies of remote files.
+    name : str, optional
+        The prefix, where the file holds other weights too.
+
+    Returns
+    -------
+    head : Head
+    prefix : str or None
+        What stands before ``.weight``, which may be the layer's name.
+
+    Raises
+    ------
+    ValueError
+        If there is no one weight to take; the message lists what was found.
+    """
+    with open_arrays(local_path(file, cache)) as opened:
+        arrays = opened.arrays
+        matrices = [n for n, a in arrays.items() if len(a.shape) == 2 and a.dtype.kind in "fV"]
+        prefixes = {n.rpartition(".")[0]: n for n in matrices if n.rpartition(".")[2] in _WEIGHTS}
+        if name is not None:
+            chosen = prefixes.get(name, name if name in matrices else None)
+        elif len(matrices) == 1:
+            chosen = matrices[0]
+        else:
+            chosen = next(iter(prefixes.values())) if len(prefixes) == 1 else None
+        if chosen is None:
+            asked = f"no head named {name!r}" if name is not None else "no one weight of a head"
+            raise ValueError(
+                f"{file} has {asked}; arrays found: {described(arrays)}. Pass --head-name NAME, for NAME.weight "
+                "(C, d) and NAME.bias (C,)."
+            )
+        prefix, _, last = chosen.rpartition(".")
+        weight = opened.read(chosen, 0, arrays[chosen].shape[0]).astype(np.float64)
+        beside = f"{prefix}.bias" if prefix else "bias"
+        bias = None
+        if last in _WEIGHTS and beside in arrays:
+            bias = opened.read(beside, 0, arrays[beside].shape[0]).astype(np.float64)
+    weight = weight.T if last == "kernel" else weight
+    return _head(weight, bias), prefix or None
+
+
+_WEIGHTS = ("weight", "kernel")
+
+
+def _head(weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None) -> Head:
+    if len(weight) == 1:
+        return Head.from_single_logit(weight[0], 0.0 if bias is None else bias)
+    return Head(weight, bias)
+
+
+def read_layer(
+    shards: Sequence[Shard],
+    layers: Sequence[str],
+    head: Head,
+    asked: str | None,
+    prefix: str | None,
+) -> str:
+    """Return the layer that a head reads.
+
+    Parameters
+    ----------
+    shards, layers
+        Of the plan.
+    head : Head
+    asked : str, optional
+        The layer that was named.
+    prefix : str, optional
+        The name of the head's weights.
+
+    Returns
+    -------
+    str
+        The layer asked for; else the one of the head's name; else the last of its width.
+
+    Raises
+    ------
+    ValueError
+        If none is as wide as the head, or the layer asked for is not there.
+    """
+    width = head.weight.shape[1]
+    last_axes = {name: shards[0].layers[name].array.shape[-1] for name in layers}
+    if asked is not None:
+        if asked not in layers:
+            raise ValueError(
+                f"--head-layer {asked!r}: no such layer; there are {', '.join(layers)}"
+            )
+        return asked
+    if prefix is not None and prefix in layers:
+        return prefix
+    fitting = [name for name in layers if last_axes[name] == width]
+    if not fitting:
+        found = ", ".join(f"{name} ({wide})" for name, wide in last_axes.items())
+        raise ValueError(
+            f"the head takes {width} features (weight {head.weight.shape}) and no layer has as many: {found}; "
+            "pass the right --head, or name its layer with --head-layer"
+        )
+    return fitting[-1]

@@ -1,0 +1,113 @@
+"""What people name: files, globs, URLs, folders and manifests, sorted by the step that they are from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..activations.manifest import NAME, Manifest
+from ..activations.remote import expand, local_path
+
+READ = (".safetensors", ".npy", ".npz", ".zarr", ".h5", ".hdf5")
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Files of one step.
+
+    Parameters
+    ----------
+    files : list of str
+    step : int or None
+    manifest : Manifest or None
+        The first, where several dumps (of ranks, say) make one.
+    recorded : dict of str to str
+        SHA-256 by file.
+    head : str or None
+        The file of the head that the manifest names.
+    """
+
+    files: list[str]
+    step: int | None = None
+    manifest: Manifest | None = None
+    recorded: dict[str, str] = field(default_factory=dict)
+    head: str | None = None
+
+
+def read_inputs(names: Sequence[str], cache: str) -> list[Inputs]:
+    """Find the files that names mean.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Files, globs, URLs; folders with a manifest, or manifests. Dumps of one step are measured together.
+    cache : str
+        Folder for copies of remote files.
+
+    Returns
+    -------
+    list of Inputs
+        By step; files without a manifest have no step.
+
+    Raises
+    ------
+    ValueError
+        If nothing is found, or loose files are mixed with manifests.
+    """
+    loose: list[str] = []
+    dumps: list[tuple[str, Manifest]] = []
+    for name in expand(names):
+        manifest = _manifest(name)
+        if manifest is not None:
+            dumps.append((manifest, Manifest.load(local_path(manifest, cache))))
+        elif os.path.isdir(name) and not name.rstrip("/").endswith(".zarr"):
+            loose += _inside(name)
+        else:
+            loose.append(name)
+    if loose and dumps:
+        raise ValueError(
+            f"{loose[0]} is no manifest and {dumps[0][0]} is one: pass manifests (or their folders), or files"
+        )
+    if not dumps:
+        return [Inputs(loose)]
+    steps = sorted({m.step for _, m in dumps}, key=lambda step: -1 if step is None else step)
+    return [_together([d for d in dumps if d[1].step == step]) for step in steps]
+
+
+def _manifest(name: str) -> str | None:
+    if name.endswith(".json"):
+        return name
+    inside = os.path.join(name, NAME)
+    return inside if os.path.isdir(name) and os.path.exists(inside) else None
+
+
+def _inside(folder: str) -> list[str]:
+    found = [str(path) for path in Path(folder).iterdir() if path.name.endswith(READ)]
+    if not found:
+        raise ValueError(
+            f"folder {folder} holds no manifest.json and no file that ends in {', '.join(READ)}: pass the "
+            "folder of a finished dump, or files"
+        )
+    return expand(found)
+
+
+def _together(dumps: list[tuple[str, Manifest]]) -> Inputs:
+    first = dumps[0][1]
+    for where, manifest in dumps[1:]:
+        if (manifest.layers, manifest.num_classes) != (first.layers, first.num_classes):
+            raise ValueError(
+                f"{dumps[0][0]} and {where} are of the same step and have other layers or classes: they are "
+                "not dumps of one network"
+            )
+    files, recorded, head = [], {}, None
+    for where, manifest in dumps:
+        folder = where.removesuffix(NAME) if where.endswith(NAME) else os.path.dirname(where) + "/"
+        for record in manifest.files:
+            files.append(folder + record.path)
+            recorded[folder + record.path] = record.sha256
+        if manifest.head is not None and head is None:
+            head = folder + manifest.head.path
+            recorded[head] = manifest.head.sha256
+    return Inputs(files, first.step, first, recorded, head)

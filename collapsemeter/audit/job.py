@@ -1,0 +1,52 @@
+"""Everything an audit needs to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..moments import Phase
+from ..nc3 import Head
+from .mapping import Task
+from .rows import Counting
+from .shard import Piece, Shard
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything an audit needs to run: what to count, how, and what reads it.
+
+    Parameters
+    ----------
+    shards : list of Shard
+    layers : list of str
+    counting : Counting
+    phase : str
+    cache : str
+        Folder for copies of remote files.
+    head : Head, optional
+    head_layer : str, optional
+    nc4 : "auto", "exact", "none" or int
+        See `choose_rows`.
+    progress : bool
+        Whether to show bars on standard error.
+    """
+
+    shards: list[Shard]
+    layers: list[str]
+    counting: Counting
+    phase: Phase
+    cache: str
+    head: Head | None = None
+    head_layer: str | None = None
+    nc4: str | int = "auto"
+    progress: bool = False
+
+    @cached_property
+    def pieces(self) -> list[list[Piece]]:
+        """The pieces of each shard."""
+        return [shard.pieces() for shard in self.shards]
+
+    def task(self, piece: Piece) -> Task:
+        """Return a worker's task."""
+        return Task(piece, self.counting, self.phase, self.cache)

@@ -1,0 +1,139 @@
+"""Map: from a piece of a shard to the moments of its layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+from .. import __version__
+from ..accumulate import Accumulator
+from ..activations.manifest import sha256_of_path
+from ..activations.remote import local_path
+from ..moments import HOST_CLASS_ENTRIES, ClassMoments
+from ..sums import ScatterKind, scatter_kind
+from .rows import Counting, OpenPiece
+from .shard import Piece, Shard
+from .state import AuditState, ShardRecord
+
+
+class Task(NamedTuple):
+    """What a worker is given: a piece, how to count it, a folder for copies of remote files."""
+
+    piece: Piece
+    counting: Counting
+    phase: Any
+    cache: str
+
+
+def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditState:
+    """Count a piece.
+
+    Parameters
+    ----------
+    task : Task
+    digests : mapping from file to SHA-256, optional
+        Taken beside the counting if left out.
+
+    Returns
+    -------
+    AuditState
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged or does not match its manifest, or labels and features do not fit.
+    """
+    piece = task.piece
+    with ThreadPoolExecutor(1) as beside:
+        hashing = beside.submit(digests_of, piece.shard, task.cache)
+        with OpenPiece(piece, task.counting, task.cache) as opened:
+            opened.check()
+            counted = {layer: _counted(opened, layer, task) for layer in piece.shard.layers}
+            rows = opened.labels.size
+        found = hashing.result() if digests is None else digests
+    record = ShardRecord(
+        shard_id(piece, found), piece.shard.name, dict(found), piece.stop - piece.start, rows
+    )
+    layers = {name: _of_shard(moments, record) for name, moments in counted.items()}
+    return AuditState(layers, (record,), key_of(task.counting, task.phase))
+
+
+def _of_shard(moments: ClassMoments, record: ShardRecord) -> ClassMoments:
+    return replace(moments, shards=frozenset([record.id]) if moments.rows else frozenset())
+
+
+def _counted(opened: OpenPiece, layer: str, task: Task) -> ClassMoments:
+    settings = task.counting.settings
+    accumulator, dtype = None, task.piece.shard.layers[layer].array.dtype.name
+    for chunk in opened.chunks(layer):
+        if accumulator is None:
+            width = chunk.rows.shape[1]
+            accumulator = Accumulator(
+                settings.num_classes,
+                width,
+                host_scatter(task.counting, width),
+                ignore_index=settings.ignore_index,
+                propagate=settings.propagate,
+            )
+        accumulator.add(chunk.rows, chunk.labels)
+    if accumulator is None:
+        shape = task.piece.shard.layers[layer].array.shape
+        width = shape[-1] if len(shape) == 2 else 0
+        accumulator = Accumulator(settings.num_classes, width, host_scatter(task.counting, width))
+    if accumulator.sums.nonfinite and settings.nonfinite == "raise":
+        raise ValueError(
+            f"layer {layer!r} has {int(accumulator.sums.nonfinite)} rows that hold NaN or Inf in "
+            f"{task.piece.shard.name}: pass --nonfinite skip to leave such rows out"
+        )
+    return accumulator.moments(dtype, task.phase)
+
+
+def host_scatter(counting: Counting, width: int) -> ScatterKind:
+    """Return the scatter kept of a layer: the host affords more than a training step."""
+    settings = counting.settings
+    if settings.scatter != "auto":
+        return settings.scatter
+    return scatter_kind(settings.num_classes, width, HOST_CLASS_ENTRIES)
+
+
+def digests_of(shard: Shard, cache: str) -> dict[str, str]:
+    """Return the SHA-256 of every file of a shard.
+
+    Raises
+    ------
+    ValueError
+        If one is not what the manifest says.
+    """
+    digests = {
+        file: sha256_of_path(local_path(file, cache)) for file in [*shard.files, *shard.extra_files]
+    }
+    for file, recorded in shard.recorded.items():
+        if digests[file] != recorded:
+            raise ValueError(
+                f"{file} has SHA-256 {digests[file][:12]}..., the manifest says {recorded[:12]}...: it was "
+                "changed or damaged after it was written; write the activations again"
+            )
+    return digests
+
+
+def shard_id(piece: Piece, digests: Mapping[str, str]) -> str:
+    """Return what identifies the rows of a piece, wherever its files lie and whatever they are called."""
+    parts = [[digests[at.file], at.name] for at in piece.shard.layers.values()]
+    text = json.dumps([parts, piece.start, piece.stop])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def key_of(counting: Counting, phase: str) -> dict[str, Any]:
+    """Return everything but the data that a state depends on."""
+    settings = asdict(counting.settings)
+    kept = ("num_classes", "scatter", "ignore_index", "nonfinite")
+    return {
+        "collapsemeter": __version__,
+        "phase": phase,
+        "reductions": [list(pair) for pair in counting.reductions],
+        **{name: settings[name] for name in kept},
+    }

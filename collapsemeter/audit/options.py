@@ -1,0 +1,106 @@
+"""What is asked of an audit: how activations are found and counted, and how it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..convention import Convention
+from ..moments import Phase
+from ..reduction import Reduction, check_reduction
+from ..sums import Nonfinite, ScatterKind
+
+
+@dataclass(frozen=True)
+class Options:
+    """How activations are found and counted; what a manifest says is the default.
+
+    Parameters
+    ----------
+    labels, predictions, logits, mask : str, optional
+        The name of an array in the files, or a file or glob of their own. ``labels`` by default.
+    layers : sequence of str
+        Names or patterns, in the order wanted; all if empty.
+    reduction : str, or mapping from pattern to one
+        How saved maps and sequences become one row per label, see `reduction.feature_rows`.
+    head : str, optional
+        File with the classifier's ``weight`` (C, d) and ``bias`` (C,).
+    head_name, head_layer : str, optional
+        The prefix of its weights, and the layer that it reads; found by name and width.
+    num_classes : int, optional
+        C; by default the head's rows, or the largest label and one.
+    scatter : {"auto", "class", "pooled", "trace"}
+        What is kept of the within-class scatter; ``auto``: the finest that is affordable.
+    convention : str or Convention
+    ignore_index : int, optional
+        Label of rows to leave out; -100.
+    nonfinite : {"skip", "raise", "propagate"}
+        What to do with rows that hold NaN or Inf.
+    phase : str, optional
+        ``frozen-eval``.
+    nc4 : "auto", "exact", "none" or int
+        Rows of the second pass, see `deciding.choose_rows`.
+    seed : int
+        Of a sample of rows.
+
+    Raises
+    ------
+    ValueError
+        If a choice is unknown.
+    """
+
+    labels: str | None = None
+    predictions: str | None = None
+    logits: str | None = None
+    mask: str | None = None
+    layers: Sequence[str] = ()
+    reduction: Reduction | Mapping[str, Reduction] = "auto"
+    head: str | None = None
+    head_name: str | None = None
+    head_layer: str | None = None
+    num_classes: int | None = None
+    scatter: ScatterKind | Literal["auto"] = "auto"
+    convention: Convention | str = "papyan2020"
+    ignore_index: int | None = None
+    nonfinite: Nonfinite = "skip"
+    phase: Phase | None = None
+    nc4: str | int = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for how in self.reductions:
+            check_reduction(how[1])
+
+    @property
+    def reductions(self) -> tuple[tuple[str, Reduction], ...]:
+        """Patterns of layers and their reductions."""
+        if isinstance(self.reduction, Mapping):
+            return tuple(self.reduction.items())
+        return (("*", self.reduction),)
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where and how an audit runs.
+
+    Parameters
+    ----------
+    jobs : int
+        Processes.
+    dask : str, optional
+        Address of a Dask scheduler instead.
+    state : str or path, optional
+        Folder for states; a temporary one if left out.
+    resume : bool
+        Use the states that lie there.
+    progress : bool
+        Show bars on standard error.
+    """
+
+    jobs: int = 1
+    dask: str | None = None
+    state: str | os.PathLike[str] | None = None
+    resume: bool = False
+    progress: bool = False

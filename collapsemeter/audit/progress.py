@@ -1,0 +1,38 @@
+"""Progress bars on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def bar(words: str, total: int, shown: bool) -> Iterator[Advance]:
+    """Show a progress bar; yield a function that is told how much more is done.
+
+    Parameters
+    ----------
+    words : str
+        What is done.
+    total : int
+        In whatever unit.
+    shown : bool
+        Whether to show it at all.
+
+    Examples
+    --------
+    >>> with bar("counting", 10, shown=False) as advance:
+    ...     advance(10)
+    """
+    if not shown:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # It goes when it is done: what remains on the screen is the report.
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(words, total=total)
+        yield lambda count: progress.advance(task, count)
