@@ -90,22 +90,24 @@ def local_path(url: str | os.PathLike[str], cache_folder: str | os.PathLike[str]
         return Path(name.removeprefix("file://"))
     if not _URL.match(name):
         return Path(name)
-    # The last name keeps the ending, by which the format is known, and tells people what it is.
+    # The last name is kept: its ending tells the format, and its stem may be the array's name.
     last = re.sub(r"[^A-Za-z0-9._-]", "_", re.split(r"[?#]|::", name)[0].rsplit("/", 1)[-1])
-    target = Path(cache_folder) / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}-{last[-100:]}"
+    place = hashlib.sha256(name.encode()).hexdigest()[:32]
+    target = Path(cache_folder) / place / (last[-100:].lstrip(".") or "file")
     if not target.exists():
-        _copy(name, target)
+        _copy(name, target, Path(cache_folder))
     return target
 
 
-def _copy(url: str, target: Path) -> None:
+def _copy(url: str, target: Path, folder: Path) -> None:
     """Copy through a temporary file, so that a copy is whole or not there."""
     fsspec = _fsspec(url)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{secrets.token_hex(8)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{secrets.token_hex(8)}"
     try:
         with fsspec.open(url, "rb") as source, open(temporary, "xb") as copy:
             shutil.copyfileobj(source, copy, _CHUNK)
+        target.parent.mkdir(exist_ok=True)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -301,7 +301,7 @@ def test_of_many_arrays_twenty_are_named(tmp_path):
     np.savez(tmp_path / "acts.npz", **{f"a{i}": np.zeros(1) for i in range(25)})
     with (
         open_arrays(tmp_path / "acts.npz") as file,
-        pytest.raises(ActivationsError, match="and 5 more$"),
+        pytest.raises(ActivationsError, match=r"and 5 more$"),
     ):
         file.read("labels", 0, 1)
 

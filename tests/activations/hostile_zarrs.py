@@ -1,0 +1,241 @@
+"""Zarr folders that lie, made by code."""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import zarr
+
+ROWS = np.arange(60, dtype="<f4").reshape(20, 3)
+CASES: dict[str, tuple[Callable[[Path], Path], str]] = {}
+
+V2 = {
+    "zarr_format": 2, "shape": [20, 3], "chunks": [20, 3], "dtype": "<f4", "compressor": None,
+    "filters": None, "fill_value": 0, "order": "C",
+}  # fmt: skip
+V3 = {
+    "zarr_format": 3, "node_type": "array", "shape": [20, 3], "data_type": "float32",
+    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [20, 3]}},
+    "chunk_key_encoding": {"name": "default"}, "fill_value": 0, "codecs": [{"name": "bytes"}],
+}  # fmt: skip
+
+
+def write_valid(path: Path) -> None:
+    """Write a folder of two arrays, whose every chunk is checked by its length or checksum."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        group = zarr.open_group(path, mode="w", zarr_format=3)
+        group.create_array("a", data=ROWS, chunks=(20, 3), compressors=zarr.codecs.GzipCodec())
+        group.create_array("b", data=ROWS, chunks=(10, 3), shards=(20, 3))
+
+
+def folder(name: str, text: str, meta: object, chunks: dict[str, bytes] | None = None) -> None:
+    """Register a folder with one array of these metadata and files."""
+
+    def write(parent: Path) -> Path:
+        path = parent / "acts.zarr"
+        path.mkdir()
+        new = isinstance(meta, dict) and meta.get("zarr_format") == 3
+        content = meta if isinstance(meta, str) else json.dumps(meta)
+        (path / ("zarr.json" if new else ".zarray")).write_text(content)
+        for key, data in (chunks or {}).items():
+            (path / key).parent.mkdir(parents=True, exist_ok=True)
+            (path / key).write_bytes(data)
+        return path
+
+    CASES[f"zarr: {name}"] = write, text
+
+
+def v2(name: str, text: str, chunk: bytes | None = None, **changes) -> None:
+    """Register an array of version 2 with something changed."""
+    folder(name, text, V2 | changes, None if chunk is None else {"0.0": chunk})
+
+
+def v3(name: str, text: str, chunk: bytes | None = None, **changes) -> None:
+    """Register an array of version 3 with something changed."""
+    folder(name, text, V3 | changes, None if chunk is None else {"c/0/0": chunk})
+
+
+folder("not JSON", r"has damaged metadata, \.zarray: ", "{")
+folder("nested", r"has damaged metadata, \.zarray: ", "[" * 100_000)
+folder("a list", r"has damaged metadata: \.zarray is not a JSON object", "[1]")
+folder("long metadata", "has metadata of .* bytes: at most 524288 is read", " " * 2**20)
+folder("version 1", "has Zarr version 1: 2 and 3 are read", V2 | {"zarr_format": 1})
+
+v2("pickle filter", "has codec 'pickle': only gzip, .* are read", filters=[{"id": "pickle"}])
+v2("pickle compressor", "has codec 'pickle': only", compressor={"id": "pickle"})
+v2("object", "has dtype object: .* pickle never", dtype="|O", filters=[{"id": "json2"}])
+v2("records", "has dtype .*: only real numbers", dtype=[["a", "<f4"]])
+v2("unknown dtype", "has dtype 'nothing', which is not read", dtype="nothing")
+v2("text", "has dtype <U4: only real numbers", dtype="<U4")
+v2("no codec", "has damaged metadata: .* has no id", compressor={"level": 1})
+v2("scalar", "is a scalar", shape=[], chunks=[])
+v2("negative length", "not a shape", shape=[-20, 3])
+v2("length of another type", "not a shape", shape=[20.0, 3])
+v2("no shape", "has damaged metadata: its shape are 7", shape=7)
+v2("chunks of nothing", r"has chunks \(0, 3\) in shape \(20, 3\)", chunks=[0, 3])
+v2("other dimensions", r"has chunks \(20,\) in shape", chunks=[20])
+v2("order", "has order 'X': it is 'C' or 'F'", order="X")
+v2("separator", r"has separator '\.\./': it is '\.' or '/'", dimension_separator="../")
+v2(
+    "shuffle",
+    "has a shuffle of elements of -1 bytes",
+    filters=[{"id": "shuffle", "elementsize": -1}],
+)
+v2("fill value", "has fill value 'x', which is no float32", fill_value="x")
+v2("fill value of a list", r"has fill value '\[1\]', which is no float32", fill_value=[1])
+v2("fill value too large", "has fill value '300', which is no uint8", fill_value=300, dtype="|u1")
+v2("shape bomb", "expands .* times, from .* to 4398046511104", shape=[2**40], chunks=[2**10])
+v2("chunk bomb", "has chunks of 536870912 bytes", shape=[10], chunks=[2**27])
+v2("short chunk", "has a chunk that unpacks to 5 bytes, not 240: it is damaged", b"12345")
+v2("empty chunk", "has a chunk that unpacks to 0 bytes, not 240", b"")
+v2("long chunk", "has a chunk that unpacks to 300 bytes, not 240", b"1" * 300)
+
+BOMB = b"\0" * 20_000_000
+LONG = "has a chunk that does not end after 240 bytes"
+v2("gzip bomb", LONG, numcodecs.GZip().encode(BOMB), compressor={"id": "gzip"})
+v2("zlib bomb", LONG, zlib.compress(BOMB), compressor={"id": "zlib"})
+v2("bz2 bomb", LONG, numcodecs.BZ2().encode(BOMB), compressor={"id": "bz2"})
+CLAIM = "has a chunk that claims 2147483647 bytes, where at most 240 are due"
+v2(
+    "blosc bomb", CLAIM, struct.pack("<4B3i", 2, 1, 33, 1, 2**31 - 1, 2**31 - 1, 16),
+    compressor={"id": "blosc"},
+)  # fmt: skip
+v2(
+    "blosc without a header",
+    "another length than its blosc header",
+    b"12",
+    compressor={"id": "blosc"},
+)
+v2("lz4 bomb", CLAIM, struct.pack("<i", 2**31 - 1) + b"garbage", compressor={"id": "lz4"})
+v2(
+    "zstd bomb", CLAIM, b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", 2**31 - 1) + b"x" * 9,
+    compressor={"id": "zstd"},
+)  # fmt: skip
+v2(
+    "zstd without a size", "zstd that does not say its size",
+    b"\x28\xb5\x2f\xfd\x00\x58" + b"x" * 9, compressor={"id": "zstd"},
+)  # fmt: skip
+v2("no zstd", "has a chunk that is no zstd frame", b"garbage", compressor={"id": "zstd"})
+for codec in ("gzip", "zlib", "bz2", "lz4"):
+    garbage = b"\xf0\0\0\0" + b"\xff" * 20
+    v2(f"damaged {codec}", f"has a damaged chunk: {codec}|has a damaged chunk", garbage,
+       compressor={"id": codec})  # fmt: skip
+v2(
+    "damaged zstd", "has a damaged chunk: zstd: ", b"\x28\xb5\x2f\xfd\x20\xf0" + b"\xff" * 9,
+    compressor={"id": "zstd"},
+)  # fmt: skip
+v2(
+    "damaged blosc", "has a damaged chunk: blosc: ",
+    struct.pack("<4B3i", 2, 1, 33, 1, 240, 240, 30) + b"\xff" * 14, compressor={"id": "blosc"},
+)  # fmt: skip
+
+BYTES, CRC = {"name": "bytes"}, {"name": "crc32c"}
+v3("text", "has data type string: only real numbers", data_type="string")
+v3(
+    "an unknown codec",
+    "has codec 'numcodecs.pickle': only",
+    codecs=[BYTES, {"name": "numcodecs.pickle"}],
+)
+v3("no codec of bytes", "exactly one of them must be 'bytes'", codecs=[CRC])
+v3("codecs that are no list", "has damaged metadata: its codecs are", codecs={"name": "bytes"})
+v3("a codec without a name", "has no name", codecs=[{}, BYTES])
+v3("a configuration of text", "the configuration of 'bytes' is abc",
+   codecs=[{"name": "bytes", "configuration": "abc"}])  # fmt: skip
+v3("another codec before bytes", "has 'crc32c' where 'transpose' is due", codecs=[CRC, BYTES])
+v3("a transposition out of range", r"has a transposition to \[0, 7\]",
+   codecs=[{"name": "transpose", "configuration": {"order": [0, 7]}}, BYTES])  # fmt: skip
+v3("a transposition by text", r"has a transposition to \['0', '1'\]",
+   codecs=[{"name": "transpose", "configuration": {"order": ["0", "1"]}}, BYTES])  # fmt: skip
+v3("storage transformers", "has storage transformers", storage_transformers=[{"name": "x"}])
+v3("another grid", "has 'oblong' where 'regular' is due", chunk_grid={"name": "oblong"})
+v3("another key", "has chunk keys encoded as 'hash'", chunk_key_encoding={"name": "hash"})
+v3("separator", "has separator '/../': it is", chunk_key_encoding={
+    "name": "default", "configuration": {"separator": "/../"}})  # fmt: skip
+v3("big-endian bfloat16", "has big-endian bfloat16, which is not read", data_type="bfloat16",
+   codecs=[{"name": "bytes", "configuration": {"endian": "big"}}])  # fmt: skip
+v3("other checksum", "has a chunk with another checksum", b"x" * 244, codecs=[BYTES, CRC])
+v3("no checksum", "has a chunk with another checksum", b"x", codecs=[BYTES, CRC])
+v3("bits of a fill value", "has fill value '0x123456789', which is no", fill_value="0x123456789")
+
+
+def sharded(name: str, text: str, file: bytes | None = None, **changes) -> None:
+    """Register an array of one shard with two chunks."""
+    config = {"chunk_shape": [10, 3], "codecs": [BYTES], "index_codecs": [BYTES, CRC]} | changes
+    shards = {"name": "sharding_indexed", "configuration": config}
+    v3(name, text, file, codecs=[shards])
+
+
+def index(*numbers: int) -> bytes:
+    """Return the index of a shard with its checksum."""
+    body = struct.pack(f"<{len(numbers)}Q", *numbers)
+    return body + struct.pack("<I", google_crc32c.value(body))
+
+
+sharded("shard too short", "has a shard of 3 bytes, its index alone has 36", b"abc")
+sharded("shard with another checksum", "has a chunk with another checksum", b"x" * 300)
+sharded("chunk outside of its shard", "has a chunk of 120 bytes at 999 in a shard of 156",
+        b"x" * 120 + index(0, 120, 999, 120))  # fmt: skip
+sharded("place that overflows", f"has a chunk of 120 bytes at {2**64 - 5} in",
+        b"x" * 120 + index(0, 120, 2**64 - 5, 120))  # fmt: skip
+sharded("chunks that do not fill shards", r"has shards of \(20, 3\), which chunks of \(7, 3\)",
+        chunk_shape=[7, 3])  # fmt: skip
+sharded("index in gzip", "has an index of shards in other codecs",
+        index_codecs=[BYTES, {"name": "gzip"}])  # fmt: skip
+sharded("shards in shards", "exactly one of them must be 'bytes'",
+        codecs=[{"name": "sharding_indexed"}])  # fmt: skip
+v3("shards and more", "has other codecs beside sharding_indexed",
+   codecs=[{"name": "sharding_indexed"}, CRC])  # fmt: skip
+
+
+def link(name: str, text: str):
+    """Register a folder in which something is a symbolic link."""
+
+    def register(change: Callable[[Path, Path], None]) -> None:
+        def write(parent: Path) -> Path:
+            path, other = parent / "acts.zarr", parent / "other"
+            zarr.open_group(path, mode="w", zarr_format=2)
+            for place in (path / "a", other):
+                zarr.create_array(place, data=ROWS, chunks=(20, 3), zarr_format=2, compressors=None)
+            change(path, other)
+            return path
+
+        CASES[f"zarr: {name}"] = write, text
+
+    return register
+
+
+@link("chunk elsewhere", r"'a' has a symbolic link, 0\.0: links are not followed")
+def _(path, other):
+    (path / "a" / "0.0").unlink()
+    (path / "a" / "0.0").symlink_to(other / "0.0")
+
+
+@link("array elsewhere", "'b' is a symbolic link: links are not followed")
+def _(path, other):
+    (path / "b").symlink_to(other)
+
+
+@link("metadata elsewhere", r"'a' has a symbolic link, \.zarray: links are not followed")
+def _(path, other):
+    (path / "a" / ".zarray").unlink()
+    (path / "a" / ".zarray").symlink_to(other / ".zarray")
+
+
+@link("chunk is a folder", r"'a' has a chunk 0\.0 that cannot be read: ")
+def _(path, other):
+    (path / "a" / "0.0").unlink()
+    (path / "a" / "0.0").mkdir()
+
+
+@link("folder without metadata", "is not a Zarr folder: it has no zarr.json or .zgroup")
+def _(path, other):
+    (path / ".zgroup").unlink()
