@@ -48,6 +48,7 @@ DASHES = (0, (4, 2))
 _ZERO_ERROR = "#555555"
 _MOST_NAMES = 9
 _LONGEST_NAME = 36
+_ROUND_OFF = 1e-9
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11.0,
@@ -278,10 +279,16 @@ def draw_panel(
         axes.set_yscale("log")
     else:
         # From zero, with room for a line that lies on it.
-        top = axes.dataLim.y1 or 1.0
+        top = top_of(axes)
         axes.set_ylim(-0.025 * top, 1.06 * top)
         axes.locator_params(axis="y", nbins=5)
     return headed
+
+
+def top_of(axes: Axes) -> float:
+    """Return the largest value drawn, 1 where all are zero to round-off, which would fill the panel."""
+    top = float(axes.dataLim.y1)
+    return top if top > _ROUND_OFF else 1.0
 
 
 def _points(history: History, name: str, metric: str, log: bool) -> list[tuple[int, float]]:

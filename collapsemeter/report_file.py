@@ -18,6 +18,7 @@ from .report import FORMAT, VERSION, CollapseReport, LayerReport
 from .undefined import REASONS
 
 _WRITE = "pass a file that report.to_json() or `collapsemeter audit --json` wrote"
+DEEPEST = 32
 _GAPS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # as a history tells them apart
 
 
@@ -88,7 +89,7 @@ def report_from_dict(record: Any) -> CollapseReport:
         phase=_string(record.get("phase"), "phase"),
         skipped=_strings_by_name(record, "skipped"),
         warnings=_strings(record, "warnings"),
-        provenance=_mapping(record, "provenance", {}),
+        provenance=_provenance(record),
     )
 
 
@@ -194,6 +195,24 @@ def _check_format(record: Any) -> None:
         )
 
 
+def _provenance(record: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return the provenance, any plain values, as long as recursion over them is safe."""
+    found = _mapping(record, "provenance", {}, where)
+    inside: list[Any] = [found]
+    for _ in range(DEEPEST):
+        inside = [item for value in inside for item in _items(value)]
+    if inside:
+        at = f"{where}.provenance".lstrip(".")
+        raise ValueError(f"{at} is nested more than {DEEPEST} levels deep: not what a report holds")
+    return found
+
+
+def _items(value: Any) -> list[Any]:
+    """The containers in a container."""
+    items = value.values() if isinstance(value, dict) else value
+    return [item for item in items if isinstance(item, (dict, list))]
+
+
 def _layer(record: Any, where: str) -> LayerReport:
     if not isinstance(record, dict):
         _wrong(where, record, "an object")
@@ -214,10 +233,10 @@ def _layer(record: Any, where: str) -> LayerReport:
         vectors=_arrays(record, "vectors", where),
         matrices=_arrays(record, "matrices", where, square=True),
         intervals=_intervals(record, where),
-        provenance=_mapping(record, "provenance", {}, where),
+        provenance=_provenance(record, where),
     )
     _check_sizes(layer, where)
-    _check_convention(layer.provenance, where)
+    _check_provenance(layer.provenance, f"{where}.provenance")
     return layer
 
 
@@ -301,20 +320,18 @@ def _check_sizes(layer: LayerReport, where: str) -> None:
             )
 
 
-def _check_convention(provenance: Mapping[str, Any], where: str) -> None:
-    """Refuse what `compare` would stumble over."""
-    width = provenance.get("width")
-    if width is not None:
-        _integer(width, f"{where}.provenance.width")
-    switches = provenance.get("convention")
-    if switches is None:
-        return
-    if not isinstance(switches, dict):
-        _wrong(f"{where}.provenance.convention", switches, "an object")
+def _check_provenance(provenance: Mapping[str, Any], where: str) -> None:
+    """Refuse what `compare` and the HTML report would stumble over."""
+    if provenance.get("width") is not None:
+        _integer(provenance["width"], f"{where}.width")
+    floors = _mapping(provenance, "dtype_floor", {}, where)
+    for name, floor in floors.items():
+        _number(floor, f"{where}.dtype_floor.{name}")
+    switches = _mapping(provenance, "convention", {}, where)
     try:
         Convention(**{k: v for k, v in switches.items() if k not in ("name", "center_head")})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}.provenance.convention does not read: {error}") from None
+        raise ValueError(f"{where}.convention does not read: {error}") from None
 
 
 def _mapping(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MANY = 200  # classes up to which each is drawn by itself
+_FEWEST_PAIRS = 3
 _WRITTEN = 12  # classes up to which a matrix has its values written in
 
 
@@ -71,15 +72,15 @@ def _draw_matrix(matrix: Floats, classes: Floats, across: str, down: str) -> Fig
 
 
 def histogram(layer: LayerReport) -> Picture | None:
-    """Return how many pairs of class means have which cosine; None where it was not counted."""
+    """Return how many pairs of class means have which cosine; None where it was not counted, or is one pair."""
     counts = layer.vectors.get("means_cosine_histogram")
-    if counts is None or counts.size != COSINE_BINS or not counts.sum() > 0:
+    if counts is None or counts.size != COSINE_BINS or counts.sum() < _FEWEST_PAIRS:
         return None
     due = -1 / (present(layer).size - 1)
     return picture(
         "histogram",
         "Cosines of all pairs of centred class means",
-        f"{counts.sum():.0f} pairs; at a simplex ETF all are −1/(C−1) = {due:.3g} (dotted line).",
+        f"{counts.sum():,.0f} pairs; at a simplex ETF all are −1/(C−1) = {due:.3g} (dotted line).",
         lambda: _draw_histogram(counts, due),
     )
 
@@ -98,20 +99,20 @@ def _draw_histogram(counts: Floats, due: float) -> Figure:
 
 
 def rows_per_class(layer: LayerReport) -> Picture | None:
-    """Return the rows of every class as bars; None beyond 200 classes, or where all are alike."""
+    """Return the rows of every class as bars; None beyond 200 classes, or where they are not known."""
     counts = layer.per_class.get("count")
     if counts is None or not 1 < counts.size <= _MANY:
         return None
     return picture(
         "rows",
         "Rows per class",
-        f"From {counts.min()} to {counts.max()}.",
+        f"{counts.min():,} to {counts.max():,} of {counts.size} classes.",
         lambda: _draw_rows(counts),
     )
 
 
 def _draw_rows(counts: Floats) -> Figure:
-    figure, axes = canvas(5.4, 2.6)
+    figure, axes = canvas(5.4, 3.3)
     axes.bar(np.arange(counts.size), counts, width=0.8, color=EARLIER)
     axes.set(xlabel="class", ylabel="rows")
     axes.locator_params(axis="x", integer=True)

@@ -22,6 +22,7 @@ from ..figure import (
     layer_names,
     readable,
     svg,
+    top_of,
 )
 from ..frames import Floats
 from ..report import CollapseReport, LayerReport
@@ -103,7 +104,7 @@ def _against_depth(axes: Axes, panel: Panel, report: CollapseReport) -> None:
         if panel.log:
             axes.set_yscale("log")
         else:
-            top = axes.dataLim.y1 or 1.0
+            top = top_of(axes)
             axes.set_ylim(-0.04 * top, 1.08 * top)
     else:
         axes.text(0.5, 0.5, _no_value(report.final, panel.metric), ha="center", va="center",
@@ -237,8 +238,7 @@ def _draw_epochs(logs: Floats, names: list[str], steps: list[int]) -> Figure:
     from matplotlib import colormaps
 
     figure, axes = canvas(8.4, min(1.6 + 0.32 * len(names), 7))
-    map_ = colormaps["cividis"].copy()
-    map_.set_bad(_NO_VALUE)
+    map_ = colormaps["cividis"].with_extremes(bad=_NO_VALUE)
     image = axes.imshow(
         np.ma.masked_invalid(logs), aspect="auto", cmap=map_, interpolation="nearest"
     )
@@ -265,13 +265,15 @@ def singular_values(report: CollapseReport, comparison: Comparison | None) -> li
     centred = layer.vectors.get("means_singular_values")
     if centred is not None and centred.size:
         rank = present(layer).size - 1
+        feasible = rank <= centred.size
+        where = "left of the dotted line" if feasible else f"this layer has room for {centred.size}"
         found.append(
             picture(
                 "centred",
                 "Singular values of the centred class means",
-                f"A simplex ETF has C − 1 = {rank} equal ones (left of the dotted line) and no others; "
+                f"A simplex ETF has C − 1 = {rank} equal ones ({where}) and no others; "
                 f"effective rank {number(layer.get('means_effective_rank', math.nan))}.",
-                lambda: _draw_spectrum(centred, None, rank),
+                lambda: _draw_spectrum(centred, None, rank if feasible else None),
             )
         )
     pair = _spectra(report, comparison)

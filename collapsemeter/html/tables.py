@@ -129,6 +129,8 @@ def worst_pairs(layer: LayerReport) -> Table | None:
     pairs: dict[tuple[int, int], float] = {}
     for c in np.flatnonzero((nearest >= 0) & np.isfinite(cosine)).tolist():
         pairs[min(c, int(nearest[c])), max(c, int(nearest[c]))] = float(cosine[c])
+    if len(cosine) < 3:  # of two classes the one pair says nothing
+        return None
     worst = sorted(pairs.items(), key=lambda entry: (-entry[1], entry[0]))[:MOST_PAIRS]
     rows = [
         [Cell(f"{a} and {b}"), Cell(f"{value:.3f}", repr(value)),
@@ -276,5 +278,7 @@ def counts_in_words(per_class: Mapping[str, Any]) -> str:
         return ""
     there = counts[counts > 0]
     words = f"rows per class: {there.min():,} to {there.max():,}, median {np.median(there):,g}"
+    if there.min() == there.max():
+        words = f"{there.min():,} rows per class"
     absent = int((counts == 0).sum())
     return words + (f"; {absent} of {counts.size} classes without rows" if absent else "")

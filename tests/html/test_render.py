@@ -1,0 +1,390 @@
+"""The HTML report: what is on it, that it is one safe file, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import collapsemeter as cm
+from collapsemeter import METRICS, CollapseReport, LayerReport
+from collapsemeter.dufm import DUFM
+from collapsemeter.figure import PANELS
+from collapsemeter.html import page, render, write_html
+from collapsemeter.html.formulas import FORMULAS
+from collapsemeter.measure import undefined_report
+from collapsemeter.report_file import read_history
+from collapsemeter.sinks import JsonlSink
+
+from .pages import HOSTILE, Page, history, layer, report
+
+
+@pytest.fixture(scope="module")
+def run() -> str:
+    return render(history(), title="LeNet")
+
+
+@pytest.fixture(scope="module")
+def single() -> str:
+    return render([(0, report())])
+
+
+def embedded(text: str) -> dict:
+    (data,) = re.findall(
+        r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL
+    )
+    return json.loads(data)
+
+
+def test_the_page_is_well_formed_and_has_one_of_each_id(run: str, single: str) -> None:
+    for text in (run, single):
+        found = Page(text)
+        assert text.startswith('<!doctype html>\n<html lang="en">')
+        assert found.open == []
+        assert found.comments == []
+        ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        targets = [
+            a["href"][1:] for _, a in found.elements if (a.get("href") or "").startswith("#")
+        ]
+        assert targets
+        assert set(targets) <= set(ids)
+        assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(ids)
+
+
+def test_nothing_is_fetched(run: str) -> None:
+    found = Page(run)
+    for tag, attributes in found.elements:
+        for name in ("src", "srcset", "action", "data", "background", "poster"):
+            assert name not in attributes, (tag, attributes)
+        href = attributes.get("href") or "#"
+        if tag == "a":
+            assert href.startswith(("#", "https://"))
+        else:
+            assert href.startswith(("#", "data:image/png;base64,")), (tag, href)
+    assert not found.all("link") + found.all("iframe") + found.all("base")
+    assert "@import" not in run
+    assert not re.findall(r"url\((?!#)", run)
+
+
+def test_the_policy_allows_what_is_in_the_page_and_nothing_else(run: str) -> None:
+    metas = Page(run).all("meta")
+    (policy,) = (m["content"] for m in metas if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; ")
+    for tag, directive in (("style", "style-src-elem"), ("script", "script-src")):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", run, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{digest}'" in policy
+    assert "unsafe-inline" not in policy.replace("style-src-attr 'unsafe-inline'", "")
+    assert not [a for _, a in Page(run).elements for name in a if name.startswith("on")]
+
+
+def test_the_same_input_gives_the_same_bytes(run: str) -> None:
+    assert render(history(), title="LeNet") == run
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None, "image.cmap": "jet"}):
+        assert render(history()[::-1], title="LeNet") == run
+
+
+def test_hostile_names_are_text() -> None:
+    made = report(
+        HOSTILE,
+        warnings=HOSTILE,
+        skipped={HOSTILE[0]: HOSTILE[1]},
+        provenance={HOSTILE[0]: [HOSTILE[3]]},
+    )
+    comparison = cm.compare(made, made)
+    text = render([(0, made), (1, made)], comparison=comparison, title=HOSTILE[3])
+    found = Page(text)
+    assert found.open == []
+    assert [a.get("type") for a in found.all("script")] == ["application/json", None]
+    assert found.all("img") == []
+    assert found.comments == []
+    assert not [a for _, a in found.elements for name in a if name.startswith("on")]
+    for name in HOSTILE[:3]:
+        assert " ".join(name.split()) in found.text
+    assert "\\ud800xxx" in found.text
+    assert found.within("title") == [HOSTILE[3]]
+    assert list(embedded(text)["layers"]) == list(HOSTILE)
+    text.encode()
+
+
+def test_the_strip_says_value_target_trend_floor_and_interval(run: str) -> None:
+    last, first = history()[-1][1].final, history()[0][1].final
+    text = Page(run).text
+    for metric in ("nc1_pinv", "nc2_etf_error", "nc3_self_duality"):
+        assert f"{last[metric]:.3g} 0 at collapse" in text
+    fell = first["nc1_pinv"] / last["nc1_pinv"]
+    assert f"▼ fell {fell:.1f} times since epoch 0, from {first['nc1_pinv']:.3g}" in text
+    assert (
+        f"rounding of float32 alone gives {last.provenance['dtype_floor']['nc1_pinv']:.3g}" in text
+    )
+    assert "within 0.05 of collapse" in text
+    assert history()[-1][1].summary() in text
+    assert "Epochs 0 to 15, 4 reports." in text
+
+
+def test_a_sampled_value_has_its_interval() -> None:
+    moments = cm.ClassMoments.from_batch(np.eye(4).repeat(3, 0), np.arange(4).repeat(3), 4)
+    decisions = cm.Decisions(np.full(4, 20), np.full(4, 19), np.full(4, 18), True)
+    made = CollapseReport({"fc": cm.measure(moments, head=cm.Head(np.eye(4)), decisions=decisions)})
+    low, high = made.final.intervals["nc4_mismatch"]
+    due = f"95 % Wilson interval {low:.2%} to {high:.2%}: sampled on 80 rows".replace("%", " %")
+    assert due.replace("95  %", "95 %") in Page(render([(0, made)])).text
+
+
+def test_what_has_no_value_says_why_in_words() -> None:
+    moments = cm.ClassMoments.from_batch(np.eye(2), [0, 0], 3)
+    made = CollapseReport({"fc": cm.measure(moments)}, warnings=("the layer saw too little",))
+    text = Page(render([(0, made)])).text
+    assert (
+        "NC1 within-class variability – 0 at collapse – no value only one class is present" in text
+    )
+    assert "NC3 head and class means alike – 0 at collapse – no value no classifier head" in text
+    assert "⚠ the layer saw too little" in text
+    assert "⚠ classes without a row are left out of every mean over classes (fc)" in text
+    titles = {a.get("title") for a in Page(render([(0, made)])).all("td")}
+    assert {"only one class is present"} <= titles
+
+
+def test_six_panels_against_epochs_or_depth(run: str, single: str) -> None:
+    for text, words in ((run, "Six panels over epochs"), (single, "Six panels over depth")):
+        found = Page(text)
+        assert words in found.text
+        assert [t for t in found.within("strong") if "·" in t] == [panel.title for panel in PANELS]
+        assert "r = " in found.text
+    assert "NC1 over epochs" in Page(run).text
+    assert "NC1 over epochs" not in Page(single).text
+
+
+def test_every_figure_has_a_caption_and_a_text_for_those_who_cannot_see_it(run: str) -> None:
+    found = Page(run)
+    plots = [a for a in found.all("svg") if a.get("class") == "plot"]
+    assert len(plots) == len(found.all("figure")) == len(found.all("figcaption")) == 14
+    assert all(a["role"] == "img" and len(a["aria-label"] or "") > 20 for a in plots)
+    assert all(a.get("scope") in ("col", "row") for a in found.all("th"))
+    levels = [int(tag[1]) for tag, _ in found.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+
+
+@pytest.mark.parametrize(("classes", "drawn"), [(5, True), (201, False)])
+def test_matrices_are_drawn_up_to_200_classes_and_a_histogram_always(
+    classes: int, drawn: bool
+) -> None:
+    made = CollapseReport({"fc": layer(classes, 12, 0.1, head=True, rows=2)})
+    text = Page(render([(0, made)])).text
+    assert (
+        "Cosines of the centred class means At a simplex ETF: 1 on the diagonal" in text
+    ) == drawn
+    assert ("Cosines of the head's rows with" in text) == drawn
+    assert ("Rows per class 2 to 2" in text) == drawn
+    assert f"{classes * (classes - 1) // 2:,} pairs; at a simplex ETF all are" in text
+    assert f"−1/(C−1) = {-1 / (classes - 1):.3g}" in text
+
+
+def rows_of(text: str, caption: str) -> list[list[str]]:
+    (table,) = re.findall(rf"<caption>{caption}</caption>(.*?)</table>", text, re.DOTALL)
+    lines = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line, re.DOTALL) for line in lines]
+
+
+def test_classes_are_listed_worst_first(single: str) -> None:
+    columns = report().final.per_class
+    head, *rows = rows_of(single, "Classes by relative spread, the largest first")
+    assert len(head) == 8
+    relative = columns["variance"] / columns["mean_norm"] ** 2
+    assert [int(row[0]) for row in rows] == np.argsort(-relative).tolist()
+    for row in rows:
+        c = int(row[0])
+        assert row[1:7] == [
+            "6", f"{columns['variance'][c]:.3g}", f"{columns['mean_norm'][c]:.3g}",
+            f"{relative[c]:.3g}", f"{columns['worst_cosine'][c]:.3g}",
+            str(columns["nearest_class"][c]),
+        ]  # fmt: skip
+
+
+def test_at_most_fifty_classes_are_listed() -> None:
+    made = CollapseReport({"fc": layer(53, 6, 0.3, rows=2)})
+    text = render([(0, made)])
+    assert len(rows_of(text, "Classes by relative spread, the largest first")) == 51
+    assert "3 more classes, less spread than these, are left out." in text
+
+
+def test_pairs_are_listed_once_with_the_largest_cosine_first() -> None:
+    made = CollapseReport({"fc": layer(30, 6, 0.3)})
+    _, *rows = rows_of(render([(0, made)]), "Pairs of centred class means with the largest cosines")
+    gram = made.final.matrices["means_gram_centred"]
+    norms = np.sqrt(np.diag(gram))
+    cos = gram / np.outer(norms, norms)
+    due = sorted(((cos[a, b], a, b) for a in range(30) for b in range(a)), reverse=True)
+    assert rows[0][0] == f"{due[0][2]} and {due[0][1]}"
+    shown = [float(row[1]) for row in rows]
+    assert len(shown) == 10
+    assert shown == sorted(shown, reverse=True)
+    assert math.isclose(shown[0], due[0][0], abs_tol=5e-4)
+    assert len({row[0] for row in rows}) == 10
+
+
+def test_all_metrics_of_all_layers_are_there(single: str) -> None:
+    head, *rows = rows_of(single, "A dash has its reason below")
+    made = report()
+    assert head == ["metric", *made]
+    assert [row[0] for row in rows] == [f"<code>{name}</code>" for name in made.final]
+    for row, (name, value) in zip(rows, made.final.items(), strict=True):
+        assert row[-1].replace(" %", "") == (
+            f"{value * 100:.2f}" if name.startswith(("nc4", "ncc")) else f"{value:.3g}"
+        )
+    assert "no classifier head belongs to this layer" in Page(single).within("li")
+    meanings = rows_of(single, "Every metric: one name, one formula")
+    assert [row[0] for row in meanings[1:]] == list(METRICS)
+    assert FORMULAS.keys() == METRICS.keys()
+
+
+def test_the_reference_is_beside_the_network() -> None:
+    made = report(classes=4)
+    optimum = DUFM(4, 6, 2, feature_decay=1e-3, weight_decay=1e-3).optimum()
+    comparison = cm.compare(made, optimum)
+    text = render([(0, made)], comparison=comparison)
+    rows = rows_of(text, "Layers beside the reference")[1:]
+    assert [row[0] for row in rows] == list(comparison)
+    for row, compared in zip(rows, comparison.values(), strict=True):
+        assert row[2].endswith(compared.status)
+        assert row[3] == compared.verdict
+    words = Page(text).text
+    assert comparison.mapping in words
+    assert "Dashed: the reference, at the measured norm." in words
+    assert "Beside the reference" not in Page(render([(0, made)])).text
+
+
+def test_provenance_of_any_shape_is_shown() -> None:
+    files = [
+        {"path": f"acts/{i:04d}.npy", "bytes": 10**9 + i, "sha256": "ab" * 32} for i in range(30)
+    ]
+    origin = {
+        "files": files, "rows": 50_000, "labels": None, "exact": True, "deep": {"a": {"b": [1, 2]}},
+        "seeds": list(range(40)), "empty": [], "none": {}, "mixed": [1, {"x": [2]}], "ratio": 0.125,
+        "deepest": {"a": {"b": {"c": {"d": {"e": {"f": {"g": 1}}}}}}},
+    }  # fmt: skip
+    text = render([(0, report(provenance=origin))])
+    words = Page(text).text
+    assert "<summary>30 entries</summary>" in text
+    assert "<summary>40 entries</summary>" in text
+    for due in ("acts/0029.npy", "1,000,000,029", "rows 50,000", "exact yes", "0.125", "deepest"):
+        assert due in words
+    assert "layer rows ignored rows nonfinite rows classes present width" in words
+
+
+def test_the_report_is_in_the_page_and_reads_back() -> None:
+    steps = history()
+    found = embedded(render(steps))
+    back = CollapseReport.from_dict(found)
+    assert back.to_json(matrices=True) == steps[-1][1].to_json(matrices=True)
+    assert [entry["step"] for entry in found["history"]] == [0, 5, 10, 15]
+    for entry, (_, past) in zip(found["history"], steps, strict=True):
+        assert entry["layers"]["fc"] == past.final.to_dict()["metrics"]
+
+
+def test_matrices_that_would_swell_the_page_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MOST_EMBEDDED", 3 * 25 + 1)
+    text = render([(0, report())])
+    assert "matrices" not in embedded(text)["layers"]["fc"]
+    assert "The Gram matrices are too many for this page" in text
+
+
+def test_a_history_from_json_lines_is_a_page_without_classes(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "run.jsonl")
+    for step, made in history():
+        sink.write(step, made)
+    text = Page(render(read_history(tmp_path / "run.jsonl"))).text
+    assert "This report holds no values per class" in text
+    assert "Six panels over epochs" in text
+
+
+ODD = {
+    "two classes": lambda: report(classes=2),
+    "no head": lambda: report(head=False),
+    "one layer": lambda: report(("fc",)),
+    "thirty layers": lambda: report(tuple(f"encoder.{i}.{'x' * 40}" for i in range(30)), rows=2),
+    "no metric": lambda: CollapseReport({"fc": LayerReport({})}),
+    "all NaN": lambda: CollapseReport({"fc": LayerReport(dict.fromkeys(METRICS, math.nan))}),
+    "all zero": lambda: CollapseReport({"fc": LayerReport(dict.fromkeys(METRICS, 0.0))}),
+    "infinite": lambda: CollapseReport({"fc": LayerReport(dict.fromkeys(METRICS, math.inf))}),
+    "huge": lambda: CollapseReport({"a": LayerReport({"nc1_pinv": 1e308}), "b": LayerReport({"nc1_pinv": 1e-308})}),
+    "never fired": lambda: CollapseReport({"fc": undefined_report("never_fired", True)}),
+    "absent classes": lambda: CollapseReport({"fc": cm.measure(cm.ClassMoments.from_batch(np.eye(3), [0, 4, 7], 9))}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_odd_reports_are_pages(name: str, epochs: int) -> None:
+    if name == "thirty layers":
+        made = CollapseReport(
+            {f"encoder.{i}.{'x' * 40}": layer(3, 4, 0.5, i, rows=2) for i in range(30)}
+        )
+    else:
+        made = ODD[name]()
+    found = Page(render([(epoch, made) for epoch in range(epochs)]))
+    assert found.open == []
+    assert "nan" not in found.text.replace("covenant", "").split()
+
+
+def test_a_past_report_without_the_final_layer_is_no_obstacle() -> None:
+    steps = [
+        (0, report(("conv1",))),
+        (1, report()),
+        (2, CollapseReport({}, phase="frozen-train")),
+        (3, report()),
+    ]
+    text = Page(render(steps)).text
+    assert "since epoch 1" in text
+
+
+def test_the_file_is_written_whole(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "report.html"
+    write_html(target, [(0, report())])
+    assert target.read_bytes() == render([(0, report())]).encode()
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_empty_history_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is nothing to draw: the history holds no layer"):
+        render([])
+    with pytest.raises(
+        ValueError, match="the last report, of epoch 7, holds no layer: leave it out"
+    ):
+        render([(0, report()), (7, CollapseReport({}, phase="frozen-train"))])
+
+
+def test_mixed_phases_are_refused() -> None:
+    mixed = [(0, report()), (1, CollapseReport(report().layers, phase="live"))]
+    with pytest.raises(ValueError, match="the history mixes the phases frozen-train, live"):
+        render(mixed)
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_what_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError) as caught:
+        render([(0, report())])
+    due = "the HTML report needs Jinja and matplotlib: pip install 'collapsemeter[report]'"
+    assert str(caught.value) == due
+
+
+def test_the_helper_notices_what_is_not_well_formed() -> None:
+    with pytest.raises(AssertionError, match="</b> closes another element"):
+        Page("<b><i></b></i>")
+    with pytest.raises(AssertionError, match="</p> closes nothing"):
+        Page("</p>")
+    assert Page("<b>").open == ["b"]
