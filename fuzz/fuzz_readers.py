@@ -102,7 +102,7 @@ def main() -> None:
     folder.mkdir()
     for i, data in enumerate(seeds.SEEDS[kind]()):
         (corpus / f"seed{i}").write_bytes(data)
-    limits = [f"-max_len={LARGEST}", "-timeout=30", "-rss_limit_mb=2048", "-len_control=0"]
+    limits = [f"-max_len={LARGEST}", "-timeout=30", "-rss_limit_mb=512", "-len_control=0"]
     atheris.Setup([sys.argv[0], *limits, *options, str(corpus)], target(kind, folder))
     atheris.Fuzz()
 
