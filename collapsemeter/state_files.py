@@ -114,6 +114,9 @@ class StateFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: str = FORMAT) -> None:
+        # Imported late: activations are written by what imports moments, which imports this.
+        from .activations.zip_directory import read_members
+
         self.path = os.fspath(path)
         with open(path, "rb") as file:
             # Nothing of the file is interpreted before it is known to be what was written.
@@ -126,13 +129,15 @@ class StateFile:
                 )
         self.digest = found.decode()
         try:
+            # Read strictly: a checksum is no signature, and what comes next may be crafted.
+            with open(path, "rb") as file:
+                members = read_members(file, end + _DIGEST)
+            self._members = {member.name.removesuffix(".npy"): member for member in members}
             self.header: dict[str, Any] = json.loads(self.read(_HEADER).tobytes())
-            holds, version = self.header["format"], self.header["version"]
-            with zipfile.ZipFile(path) as archive:
-                members = [name.removesuffix(".npy") for name in archive.namelist()]
+            holds, version = self.header["format"], int(self.header["version"])
         except CorruptStateError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CorruptStateError(f"{self.path} is not a state file: {error}") from error
         if holds != kind:
             raise CorruptStateError(
@@ -143,7 +148,7 @@ class StateFile:
                 f"{self.path} has state version {version}, this collapsemeter reads up to {VERSION}: "
                 "upgrade collapsemeter"
             )
-        self.names = [name for name in members if name != _HEADER]
+        self.names = [name for name in self._members if name != _HEADER]
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """Read an array.
@@ -153,12 +158,20 @@ class StateFile:
         CorruptStateError
             If there is no such array, or it cannot be read.
         """
+        from .activations.array_file import Refused
+        from .activations.npz_format import read_member
+
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as member:
-                array: npt.NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise CorruptStateError(f"{self.path} is not a state file: {error}") from error
-        return array
+            with open(self.path, "rb") as file:
+                return read_member(file, self._members[name])
+        except KeyError as error:
+            raise CorruptStateError(
+                f"{self.path} is not a state file: it has no array {name!r}"
+            ) from error
+        except Refused as reason:
+            raise CorruptStateError(
+                f"{self.path} is not a state file: array {name!r} {reason}"
+            ) from reason
 
 
 def read_state(

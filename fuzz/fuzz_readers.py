@@ -11,13 +11,12 @@ import shutil
 import sys
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["collapsemeter", "numpy.lib", "zipfile", "json", "ast"]):
+with atheris.instrument_imports(include=["collapsemeter", "numpy.lib", "json", "ast"]):
     import seeds
 
     from collapsemeter import ClassMoments, CorruptStateError
@@ -88,7 +87,7 @@ def target(kind: str, folder: Path) -> Callable[[bytes], None]:
             check_message(error, path)
 
     if kind == "state":  # nor behind the checksums of zip members
-        zipfile.ZipExtFile._update_crc = lambda self, data: None
+        npz_format.Stream._check_end = lambda self: None
     return {"zarr": one_folder, "state": one_state}.get(kind, one_file)
 
 

@@ -132,6 +132,48 @@ def test_what_has_a_right_checksum_but_is_no_state(tmp_path, members, text):
         ClassMoments.load(path)
 
 
+def test_members_that_could_unpack_to_anything(tmp_path):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, header=header(), **ARRAYS)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = b"0" * 64
+    body = buffer.getvalue()[:-64]
+    path = tmp_path / "crafted"
+    path.write_bytes(body + hashlib.sha256(body).hexdigest().encode())
+    with pytest.raises(CorruptStateError, match="array 'header' is compressed or in Fortran order"):
+        ClassMoments.load(path)
+
+
+@pytest.mark.parametrize("text", [b'{"format": "x", "version": 1e999}', b"[" * 5000])
+def test_a_header_that_is_hard_to_read(tmp_path, text):
+    path = tmp_path / "crafted"
+    path.write_bytes(sealed({"header": np.frombuffer(text, np.uint8), **ARRAYS}))
+    with pytest.raises(CorruptStateError, match="crafted is not a state file"):
+        ClassMoments.load(path)
+
+
+def test_directories_that_a_fuzzer_made(tmp_path):
+    path = tmp_path / "crafted"
+    body = sealed({"header": header(), **ARRAYS})[:-64]
+    entry = body.index(b"PK\1\2")
+    version = body[: entry + 6] + b"\xd2" + body[entry + 7 :]  # zipfile: NotImplementedError
+    path.write_bytes(version + hashlib.sha256(version).hexdigest().encode())
+    assert ClassMoments.load(path).rows == 2
+    place = body[: entry + 42] + b"\xff\xff\xff\x7f" + body[entry + 46 :]  # zipfile: OSError
+    path.write_bytes(place + hashlib.sha256(place).hexdigest().encode())
+    with pytest.raises(
+        CorruptStateError, match="crafted is not a state file: member .* is outside"
+    ):
+        ClassMoments.load(path)
+
+
+def test_shards_that_are_no_list(tmp_path):
+    path = tmp_path / "crafted"
+    path.write_bytes(sealed({"header": header(shards=3), **ARRAYS}))
+    with pytest.raises(CorruptStateError, match="crafted is not a state file"):
+        ClassMoments.load(path)
+
+
 def test_a_sealed_file_that_is_no_archive(tmp_path):
     path = tmp_path / "crafted"
     for body in (b"", b"hello", b"PK\x03\x04", b"\x93NUMPY\x01\x00"):

@@ -163,6 +163,27 @@ class Stream:
         return found
 
 
+def read_member(file: IO[bytes], member: Member) -> npt.NDArray[Any]:
+    """Read a whole array that is stored without compression, and compare it with its CRC.
+
+    Raises
+    ------
+    Refused
+        If it is something else, or damaged.
+
+    Examples
+    --------
+    >>> file = io.BytesIO()
+    >>> np.savez(file, a=np.arange(3))
+    >>> read_member(file, read_members(file, len(file.getvalue()))[0])
+    array([0, 1, 2])
+    """
+    header = _describe(file, member)
+    if member.method != STORED or header.order == "F":
+        raise Refused("is compressed or in Fortran order, as no state is written")
+    return _read_rows(Stream(file, member), header, 0, header.array.shape[0])
+
+
 def _describe(file: IO[bytes], member: Member) -> NpyHeader:
     """Return what the member says it is, if that can be."""
     if member.encrypted:
