@@ -81,10 +81,11 @@ def show(path: str, wish: Wish) -> None:
     elif wish.quiet:
         print(report.summary())
     else:
-        print(_words(history, wish))
+        print(words(history, wish))
 
 
-def _words(history: History, wish: Wish) -> str:
+def words(history: History, wish: Wish) -> str:
+    """Return the last report of a history as text: a summary and a table."""
     width = _width()
     step, report = history[-1]
     lines = textwrap.wrap(report.summary(), width, subsequent_indent="  ")

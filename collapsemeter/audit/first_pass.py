@@ -49,8 +49,8 @@ def map_shards(job: Job, folder: Path, workers: Workers, resume: bool) -> list[P
     with bar("counting", total, job.progress) as advance:
         advance(total - sum(pieces[i][1].nbytes for i in left))
         tasks = [(job.task(pieces[i][1]), str(folder), digests.get(pieces[i][0])) for i in left]
-        for k, path in workers.each(_map_to_folder, tasks):
-            paths[left[k]] = Path(path)
+        for k, written in workers.each(_map_to_folder, tasks):
+            paths[left[k]] = Path(written)
             advance(pieces[left[k]][1].nbytes)
     by_shard: list[list[Path]] = [[] for _ in job.shards]
     for (s, _), path in zip(pieces, paths, strict=True):
@@ -125,17 +125,15 @@ def _whole(shard: Shard, paths: list[Path], folder: Path) -> Path:
 
     def layers() -> Iterator[tuple[str, ClassMoments]]:
         for name in states[0].layers:
-            merged = tree(states, functools.partial(_moments, layer=name), ClassMoments.merge)
+            merged = tree(
+                states, functools.partial(SavedState.moments, layer=name), ClassMoments.merge
+            )
             yield name, replace(merged, shards=frozenset([record.id]))
 
     save_layers(target, layers(), [record], states[0].key)
     for path in paths:
         path.unlink()
     return target
-
-
-def _moments(state: SavedState, layer: str) -> ClassMoments:
-    return state.moments(layer)
 
 
 def merge_states(paths: Sequence[Path], target: Path, progress: bool = False) -> SavedState:

@@ -120,7 +120,8 @@ def plan_shards(
         parts = found.extras.get(role, [])
         if not isinstance(wanted, str):
             parts = [_only_array(file, role, cache) for file in wanted]
-        if not parts and (role == LABELS or getattr(wish, attribute) is not None):
+        asked = role == LABELS or getattr(wish, attribute) is not None
+        if not parts and asked and isinstance(wanted, str):
             raise ValueError(_missing(role, wanted, files, cache))
         if parts:
             shards = _attached(shards, role, attribute, parts)
@@ -273,7 +274,12 @@ def _attached(
             f"{' + '.join(map(str, samples[:6]))}{' + ...' if len(samples) > 6 else ''} (first, {one} "
             f"{one.array}): pass one for each row, in files that pair with the shards or in one array"
         )
-    return [replace(shard, **{attribute: at}) for shard, at in pairs]
+    return [_with(shard, attribute, at) for shard, at in pairs]
+
+
+def _with(shard: Shard, attribute: str, at: ArrayAt) -> Shard:
+    changed: dict[str, Any] = {attribute: at}
+    return replace(shard, **changed)
 
 
 def _missing(role: str, wanted: str, files: Sequence[str], cache: str) -> str:

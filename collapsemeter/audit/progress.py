@@ -1,7 +1,8 @@
-"""Progress bars on standard error."""
+"""Progress bars on standard error, where that is a terminal."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,7 +27,7 @@ def bar(words: str, total: int, shown: bool) -> Iterator[Advance]:
     >>> with bar("counting", 10, shown=False) as advance:
     ...     advance(10)
     """
-    if not shown:
+    if not (shown and sys.stderr.isatty()):  # a log wants no bars
         yield lambda count: None
         return
     from rich.console import Console

@@ -179,7 +179,7 @@ class NumpyOperations:
         return np.moveaxis(x, 1, -1)
 
     def mean(self, x: Array, axes: tuple[int, ...]) -> Array:
-        return _wide(x).mean(axis=axes)
+        return np.asarray(_wide(x).mean(axis=axes))
 
     def masked_mean(self, x: Array, mask: Array) -> Array:
         kept = (mask != 0)[..., None]
@@ -188,7 +188,8 @@ class NumpyOperations:
 
     def last(self, x: Array, mask: Array) -> Array:
         positions = np.where(mask != 0, np.arange(mask.shape[1]), -1).max(axis=1)
-        return x[np.arange(len(x)), np.maximum(positions, 0)]
+        found: Array = x[np.arange(len(x)), np.maximum(positions, 0)]
+        return found
 
 
 OPERATIONS = NumpyOperations()

@@ -211,8 +211,8 @@ def _cache() -> Iterator[str]:
 def _states(running: Running, step: int | None) -> Iterator[Path]:
     """Yield the folder for the states of a step."""
     if running.state is None:
-        with tempfile.TemporaryDirectory(prefix="collapsemeter-state-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="collapsemeter-state-") as temporary:
+            yield Path(temporary)
         return
     folder = _of_step(Path(running.state), step)
     if not running.resume and folder.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -271,10 +272,8 @@ def merge_saved(
 
     def layers() -> Iterator[tuple[str, ClassMoments]]:
         for name in states[0].layers:
-            yield (
-                name,
-                tree(states, lambda state, name=name: state.moments(name), ClassMoments.merge),
-            )
+            load = functools.partial(SavedState.moments, layer=name)
+            yield name, tree(states, load, ClassMoments.merge)
             advance(1)
 
     shards = [record for state in states for record in state.shards]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from . import demo_command, dufm_command, show_command
+from . import audit_command, demo_command, dufm_command, show_command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["demo", "--epochs", "0"])
     2
     """
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["audit"] and given[1:2] in (["map"], ["merge"]):  # commands of two words
+        given[:2] = [" ".join(given[:2])]
+    options = _parser().parse_args(given)
     try:
         status: int = options.run(options) or 0
         sys.stdout.flush()
@@ -53,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     demo_command.add(commands)
     dufm_command.add(commands)
+    audit_command.add(commands)
     show_command.add(commands)
     show_command.add_compare(commands)
     return parser

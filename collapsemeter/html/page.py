@@ -94,19 +94,26 @@ def render(
     >>> "a&lt;b&gt;" in page, "a<b>" in page.split('type="application/json"')[0]
     (True, False)
     """
-    environment = _environment()
+    templates = environment()
     steps = checked_history(history)
     if not steps[-1][1].layers:
         raise ValueError(
             f"the last report, of epoch {steps[-1][0]}, holds no layer: leave it out of the history"
         )
     context = _context(steps, comparison, title)
-    text: str = environment.get_template("report.html.j2").render(context)
+    text: str = templates.get_template("report.html.j2").render(context)
     # A lone surrogate, which JSON can carry into a name, has no place in UTF-8.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _environment() -> Any:
+def environment() -> Any:
+    """Return the templates' environment.
+
+    Raises
+    ------
+    ImportError
+        If Jinja or matplotlib is missing.
+    """
     try:
         import jinja2
         import matplotlib  # noqa: F401

@@ -1,0 +1,103 @@
+"""Thresholds for continuous integration: ``fc:nc1_pinv>0.1`` fails the audit."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..catalogue import METRICS
+from ..report import CollapseReport, printable
+from ..undefined import REASONS
+
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_FORM = re.compile(r"(?:(?P<layer>.+):)?(?P<metric>\w+)\s*(?P<sign>[<>]=?)\s*(?P<limit>\S+)")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A condition under which an audit fails.
+
+    Parameters
+    ----------
+    text : str
+        As it was given.
+    layer : str or None
+        Name or shell pattern; the final layer if None.
+    metric, sign : str
+    limit : float
+
+    Examples
+    --------
+    >>> Threshold.parse("fc:nc1_pinv > 0.1").limit
+    0.1
+    """
+
+    text: str
+    layer: str | None
+    metric: str
+    sign: str
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str) -> Threshold:
+        """Read a condition ``LAYER:METRIC>NUMBER``; without a layer the final one is meant.
+
+        Raises
+        ------
+        ValueError
+            If it has another form, or the metric is unknown.
+        """
+        found = _FORM.fullmatch(text.strip())
+        try:
+            limit = math.nan if found is None else float(found["limit"])
+        except ValueError:
+            limit = math.nan
+        if found is None or math.isnan(limit):
+            raise ValueError(
+                f"--fail-if {text!r}: write LAYER:METRIC>NUMBER, such as 'fc:nc1_pinv>0.1'"
+            )
+        if found["metric"] not in METRICS:
+            raise ValueError(
+                f"--fail-if {text!r}: no metric is named {found['metric']!r}; there are {', '.join(METRICS)}"
+            )
+        return cls(text, found["layer"], found["metric"], found["sign"], limit)
+
+    def failures(self, report: CollapseReport) -> list[str]:
+        """Return one sentence for every layer that fails; one without a value does.
+
+        Raises
+        ------
+        ValueError
+            If no layer has the name.
+        """
+        if self.layer is None:
+            names = list(report)[-1:]
+        else:
+            names = [name for name in report if name == self.layer or fnmatchcase(name, self.layer)]
+        if not names:
+            raise ValueError(
+                f"--fail-if {self.text!r}: no layer is named {self.layer!r}; measured: {', '.join(report)}"
+            )
+        return [words for name in names if (words := self._failure(report, name))]
+
+    def _failure(self, report: CollapseReport, name: str) -> str | None:
+        layer = report[name]
+        value, shown = layer.get(self.metric, math.nan), printable(name)
+        if math.isnan(value):
+            code = layer.reason(self.metric)
+            why = REASONS.get(code, code) if code is not None else "it was not measured"
+            return (
+                f"layer {shown!r} has no {self.metric} to compare ({why}): --fail-if {self.text!r}"
+            )
+        if _COMPARISONS[self.sign](value, self.limit):
+            return f"layer {shown!r} has {self.metric} = {value:.6g}: --fail-if {self.text!r}"
+        return None
