@@ -39,6 +39,7 @@ _NO_VALUE = "#D9D9D9"
 _SMALL = (4.6, 3.1)
 _LONGEST = 24
 _TICKS = 14
+_LARGEST_LOG = 700.0  # of float64
 
 
 def picture(prefix: str, title: str, caption: str, draw: Callable[[], Figure]) -> Picture:
@@ -199,7 +200,8 @@ def _draw_profile(report: CollapseReport, metric: str, predicted: Floats) -> Fig
     if metric == "nc1_fuzziness" and math.isfinite(slope):
         seen = np.isfinite(drawn)
         height = np.log(drawn[seen]).mean() - slope * depth[seen].mean()
-        axes.plot(depth, np.exp(height + slope * depth), color="#1A1A1A", linewidth=1.4)
+        line = np.exp(np.clip(height + slope * depth, -_LARGEST_LOG, _LARGEST_LOG))
+        axes.plot(depth, line, color="#1A1A1A", linewidth=1.4)
     else:
         axes.plot(depth, drawn, color=EARLIER, linewidth=1.3)
     above = np.where(predicted > 0, predicted, math.nan)
