@@ -141,7 +141,7 @@ class StateFile:
             raise CorruptStateError(f"{self.path} is not a state file: {error}") from error
         if holds != kind:
             raise CorruptStateError(
-                f"{self.path} is not a state file of a {kind}: it holds a {holds}"
+                f"{self.path} is not a state file of a {kind}: it holds {str(holds)[:100]!r}"
             )
         if version > VERSION:
             raise CorruptStateError(

@@ -114,7 +114,8 @@ ARRAYS = {
     ("members", "text"),
     [
         ({"header": header(version=2), **ARRAYS}, "has state version 2, this collapsemeter reads up to 1: upgrade"),
-        ({"header": header(format="other.State"), **ARRAYS}, "it holds a other.State"),
+        ({"header": header(format="other.State"), **ARRAYS}, "it holds 'other.State'"),
+        ({"header": header(format="a\x1eb"), **ARRAYS}, r"it holds 'a\\x1eb'"),
         ({"header": header()}, "counts"),
         ({"header": header(), **ARRAYS, "traces": np.zeros(3)}, r"traces \(3,\)"),
         ({"header": header(phase="dreaming"), **ARRAYS}, "phase='dreaming'"),
@@ -162,7 +163,7 @@ def test_directories_that_a_fuzzer_made(tmp_path):
     place = body[: entry + 42] + b"\xff\xff\xff\x7f" + body[entry + 46 :]  # zipfile: OSError
     path.write_bytes(place + hashlib.sha256(place).hexdigest().encode())
     with pytest.raises(
-        CorruptStateError, match="crafted is not a state file: member .* is outside"
+        CorruptStateError, match=r"crafted is not a state file: member .* is outside"
     ):
         ClassMoments.load(path)
 

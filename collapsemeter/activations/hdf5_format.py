@@ -158,10 +158,11 @@ class Hdf5File(Reader):
         shape = dataset.chunks
         places: dict[Index, tuple[int, int, int]] = {}
 
+        def note(info: Any) -> None:
+            at = tuple(o // c for o, c in zip(info.chunk_offset, shape, strict=True))
+            places[at] = info.byte_offset, info.size, info.filter_mask
+
         def decode(at: Index) -> npt.NDArray[Any] | None:
-            if not places:  # looked up at the first read: a directory of chunks may be long
-                places.update(self._places(dataset))
-                places.setdefault((), (0, 0, 0))
             if at not in places:
                 return None
             offset, size, mask = places[at]
@@ -172,20 +173,8 @@ class Hdf5File(Reader):
 
         grid = ChunkGrid(array, shape, dataset.fillvalue, decode)
         check_chunk(grid.nbytes, self._size)
+        dataset.id.chunk_iter(note)
         return grid
-
-    def _places(self, dataset: Any) -> dict[Index, tuple[int, int, int]]:
-        found: dict[Index, tuple[int, int, int]] = {}
-
-        def note(info: Any) -> None:
-            at = tuple(o // c for o, c in zip(info.chunk_offset, dataset.chunks, strict=True))
-            found[at] = info.byte_offset, info.size, info.filter_mask
-
-        try:
-            dataset.id.chunk_iter(note)
-        except Exception as error:
-            raise Refused(f"has a damaged directory of chunks: {first_line(error)}") from error
-        return found
 
     def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         rows = self._rows_of[name]

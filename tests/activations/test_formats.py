@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 import warnings
+import zipfile
 from itertools import pairwise
 
 import h5py
@@ -331,3 +333,47 @@ def test_a_library_that_is_not_installed(tmp_path, monkeypatch, ending, module, 
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=text):
         open_arrays(tmp_path / f"a.{ending}")
+
+
+def test_archives_with_long_numbers(tmp_path):
+    arrays = {"a": example("f4"), "b": example("f8")}
+    np.savez(tmp_path / "plain.npz", **arrays)
+    data = (tmp_path / "plain.npz").read_bytes()
+    count, _, start = struct.unpack("<HLL", data[-12:-2])
+    body, entries, at = data[:start], b"", start
+    while data[at : at + 4] == b"PK\1\2":  # all sizes and places move to the extra field
+        stored, size, names, extras = struct.unpack("<LLHH", data[at + 20 : at + 32])
+        place = struct.unpack("<L", data[at + 42 : at + 46])[0]
+        assert extras == 0
+        entries += data[at : at + 20] + struct.pack("<LLHH", 2**32 - 1, 2**32 - 1, names, 34)
+        entries += data[at + 32 : at + 42] + struct.pack("<L", 2**32 - 1)
+        entries += data[at + 46 : at + 46 + names] + struct.pack("<2HH", 9, 2, 7)
+        entries += struct.pack("<2H3Q", 1, 24, size, stored, place)
+        at += 46 + names
+    end = len(body) + len(entries)
+    entries += struct.pack(
+        "<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(entries), start
+    )
+    entries += struct.pack("<4sLQL", b"PK\6\7", 0, end, 1)
+    entries += struct.pack(
+        "<4s4H2LH", b"PK\5\6", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0
+    )
+    (tmp_path / "long.npz").write_bytes(body + entries)
+    with np.load(tmp_path / "long.npz") as expected:
+        assert set(expected) == set(arrays)
+    assert_same(tmp_path / "long.npz", arrays)
+
+
+def test_an_archive_with_a_comment_that_looks_like_its_end(tmp_path):
+    np.savez(tmp_path / "a.npz", a=example("f4"))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.comment = b"PK\5\6" + b"x" * 30 + b"PK\5\6"
+    assert_same(tmp_path / "a.npz", {"a": example("f4")})
+
+
+def test_zarr_shards_that_are_not_stored(tmp_path):
+    array = np.zeros((9, 3), np.float32)
+    array[1] = 1
+    zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(2, 3), shards=(4, 3))
+    assert len(list((tmp_path / "a.zarr" / "c").iterdir())) == 1
+    assert_same(tmp_path / "a.zarr", {"a": array})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import re
 import subprocess
@@ -222,3 +223,65 @@ def test_more_objects_than_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5_format, "MAX_OBJECTS", 4)
     with pytest.raises(ActivationsError, match=r"a\.h5 has more than 4 objects"):
         open_arrays(tmp_path / "a.h5")
+
+
+def test_hdf5_places_beyond_the_file(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["whole"] = ROWS
+        file.create_dataset("chunked", data=ROWS, chunks=(20, 3))
+    # The library compares these with its own idea of where the file ends.
+    monkeypatch.setattr(hdf5_format, "file_size", lambda path: 1000)
+    with open_arrays(tmp_path / "a.h5") as file:
+        with pytest.raises(
+            ActivationsError, match=r"'whole' asks for 240 bytes at \d+, the file has"
+        ):
+            file.read("whole", 0, 1)
+        with pytest.raises(
+            ActivationsError, match=r"'chunked' has a chunk of 240 bytes at \d+, the"
+        ):
+            file.read("chunked", 0, 1)
+
+
+def test_a_damaged_directory_of_chunks(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_dataset("a", data=ROWS, chunks=(7, 2))
+    content = path.read_bytes()
+    at = content.rindex(b"FADB")
+    path.write_bytes(content[:at] + b"LEAF" + content[at + 4 :])
+    with (
+        open_arrays(path) as file,
+        pytest.raises(ActivationsError, match="'a' is damaged: "),
+    ):
+        file.read("a", 0, 1)
+
+
+def test_an_object_that_is_damaged_costs_no_other(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file["a"] = ROWS
+        file["b"] = ROWS
+        place = h5py.h5o.get_info(file["b"].id).addr
+    content = path.read_bytes()
+    assert content[place : place + 4] == b"OHDR"
+    path.write_bytes(content[: place + 9] + b"\xff" + content[place + 10 :])
+    with open_arrays(path) as file:
+        np.testing.assert_array_equal(file.read("a", 0, 99), ROWS)
+        with pytest.raises(ActivationsError, match=r"a\.h5: array 'b' is damaged: "):
+            file.read("b", 0, 1)
+
+
+def test_a_pipe_in_a_zarr_folder(tmp_path):
+    path = tmp_path / "acts.zarr"
+    write_valid(path)
+    os.mkfifo(path / "a" / "c" / "0" / "1")
+    with open_arrays(path) as file:
+        with pytest.raises(ActivationsError, match="'a' has 1, which is not a regular file"):
+            file.read("a", 0, 1)
+        np.testing.assert_array_equal(file.read("b", 0, 99), ROWS)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npy")
+    with pytest.raises(ActivationsError, match=r"a\.npy is not a regular file"):
+        open_arrays(tmp_path / "a.npy")
