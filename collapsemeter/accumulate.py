@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .moments import ClassMoments, Phase
-from .sums import IGNORE_INDEX, ScatterKind, Sums, init
+from .sums import IGNORE_INDEX, ScatterKind, init
 
 BLOCK_ENTRIES = 2**19  # 4 MB of residuals at a time: what follows finds them in a cache
 MIN_BLOCK = 256  # rows; below, a matrix product is not worth its name
@@ -72,8 +72,9 @@ class Accumulator:
             part = slice(start, start + len(self._buffer))
             block = rows[part]
             # bfloat16 and the like, which NumPy does not subtract by itself, are widened exactly.
-            known = block if block.dtype.kind in "fiub" else block.astype(np.float32)
-            self._add_block(known, labels[part])
+            known = block if block.dtype.isbuiltin == 1 else block.astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf
+                self._add_block(known, labels[part])
 
     def _add_block(self, rows: npt.NDArray[Any], labels: Ints) -> None:
         used = labels != self.ignore_index
@@ -129,8 +130,8 @@ class Accumulator:
         self, feature_dtype: str, phase: Phase, shards: tuple[str, ...] = ()
     ) -> ClassMoments:
         """Finalise; rows may still be added afterwards."""
-        state: Sums = self.sums
-        return ClassMoments.from_sums(state, feature_dtype, phase, shards)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return ClassMoments.from_sums(self.sums, feature_dtype, phase, shards)
 
 
 class _Classes:
