@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .frames import LARGEST, Floats, unit_rows
-from .pairs import gram_distance
+from .pairs import TILE, gram_distance
 from .undefined import Undefined
 
 
@@ -75,6 +76,36 @@ class Head:
         """Return W h + b for every row, (N, C)."""
         logits: Floats = np.asarray(features, np.float64) @ self.weight.T + self.bias
         return logits
+
+    def decide(self, features: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        r"""Return :math:`\arg\max_c (W h + b)_c` for every row, (N,), in bounded memory.
+
+        It is -1, no class, where a score is NaN.
+
+        Examples
+        --------
+        >>> Head(np.eye(2)).decide([[1.0, 2.0], [np.nan, 0.0]])
+        array([ 1, -1])
+        """
+        rows = np.asarray(features)
+        decided = np.empty(len(rows), np.int64)
+        step = max(1, TILE * TILE // len(self.weight))
+        with np.errstate(invalid="ignore", over="ignore"):
+            for start in range(0, len(rows), step):
+                part = slice(start, start + step)
+                decided[part] = argmax_or_none(self.logits(rows[part]))
+        return decided
+
+
+def argmax_or_none(scores: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the column of the largest score of every row; -1 where a score is NaN.
+
+    Examples
+    --------
+    >>> argmax_or_none(np.array([[0.0, 1.0], [np.nan, 1.0]]))
+    array([ 1, -1])
+    """
+    return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
 
 
 def nc3_self_duality(weight: Floats, means: Floats) -> float:

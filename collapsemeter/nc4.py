@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .frames import EPS64, LARGEST, Floats
 from .labels import labelled_rows
 from .moments import ClassMoments
-from .nc3 import Head
+from .nc3 import Head, argmax_or_none
 from .pairs import TILE
 from .sums import IGNORE_INDEX
 
@@ -165,7 +165,7 @@ def _network_decision(
                 f"logits have shape {scores.shape}: pass one column per class, (N, C); "
                 "of a single logit pass predictions=logit > 0"
             )
-        decided = _argmax(scores)
+        decided = argmax_or_none(scores)
     elif head is not None:
         if head.weight.shape[1] != rows.shape[1]:
             raise ValueError(
@@ -174,8 +174,7 @@ def _network_decision(
             )
         if not head.finite:
             return None
-        with np.errstate(invalid="ignore", over="ignore"):  # rows that hold NaN or Inf are not used
-            decided = _argmax(head.logits(rows))
+        decided = head.decide(rows)
     else:
         return None
     if decided.shape != rows.shape[:1]:
@@ -184,11 +183,6 @@ def _network_decision(
             f"{rows.shape}: pass one decision per row"
         )
     return decided
-
-
-def _argmax(scores: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Return the class decided on in every row; -1, which is none, where a score is NaN."""
-    return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
 
 
 class ClassCentres:

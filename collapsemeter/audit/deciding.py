@@ -135,10 +135,8 @@ def _predictions(opened: OpenPiece, given: DecideTask) -> Ints | None:
     chosen = rows.within(given.first, opened.labels.size)
     for chunk in opened.chunks(given.head_layer):
         picked = _picked(chosen, chunk.first, len(chunk.rows))
-        with np.errstate(invalid="ignore", over="ignore"):  # rows that hold NaN or Inf are not used
-            scores = given.head.logits(chunk.rows[picked])
-        classes = np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
-        decided[chunk.first : chunk.first + len(chunk.rows)][picked] = classes
+        numbers = decided[chunk.first : chunk.first + len(chunk.rows)]
+        numbers[picked] = given.head.decide(chunk.rows[picked])
     return decided
 
 

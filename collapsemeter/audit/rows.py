@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..activations import ArrayFile, open_arrays
 from ..activations.remote import local_path
 from ..labels import class_labels
+from ..nc3 import argmax_or_none
 from ..reduction import Reduction, feature_rows
 from ..settings import Settings
 from .shard import ArrayAt, Piece
@@ -155,9 +156,7 @@ class OpenPiece:
                 f"logits {piece.shard.logits} have shape {found.shape}, labels {self.labels.shape}: pass "
                 "one row of C scores for each label"
             )
-        scores = found.reshape(-1, classes)
-        # A row with NaN decides for no class.
-        return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
+        return argmax_or_none(found.reshape(-1, classes))
 
 
 class NumpyOperations:
