@@ -185,6 +185,9 @@ NPZ = {
     "directory too long": (
         lambda: raw_zip(*((f"{i:0200d}", b"") for i in range(3000))), "at most 524288 are read"
     ),
+    "the longest directory": (
+        lambda: raw_zip(*((f"{i:x}", b"") for i in range(10_000)), A, A), "two members 'a.npy'"
+    ),
     "long numbers missing": (
         lambda: raw_zip(A)[:-6] + b"\xff" * 4 + b"\0\0", "no end of a zip directory with long numbers"
     ),
@@ -244,6 +247,12 @@ TENSORS = {
     "short": (lambda: b"abc", "its header asks for"),
     "huge header": (lambda: tensors({}, length=2**63), "asks for 9223372036854775808 bytes, it has"),
     "long header": (lambda: tensors('{"a": 1' + " " * 2**20 + "}"), "at most 524288 are read"),
+    "the longest header": (
+        lambda: tensors("{" + ",".join(f'"{i}":{{}}' for i in range(48_000)) + "}"), "has no place"
+    ),
+    "the longest list": (
+        lambda: tensors("[" + ",".join(["[]"] * 170_000) + "]"), "is not a JSON object"
+    ),
     "not JSON": (lambda: tensors("{a: 1}"), "is not a whole safetensors file"),
     "not text": (lambda: struct.pack("<Q", 4) + b"\xff" * 4, "is not a whole safetensors file"),
     "nested": (lambda: tensors("[" * 100_000), "its header is nested too deep"),
