@@ -38,7 +38,8 @@ EARLIER = "#2171B5"
 _NO_VALUE = "#D9D9D9"
 _SMALL = (4.6, 3.1)
 _LONGEST = 24
-_TICKS = 14
+_ROOM = 34  # characters under an axis
+_SLANTED = 6  # names under an axis where they must be slanted
 _LARGEST_LOG = 700.0  # of float64
 
 
@@ -88,7 +89,8 @@ def _panel_caption(panel: Panel, report: CollapseReport) -> str:
     said = []
     for metric in filter(None, (panel.metric, panel.of_head)):
         value = layer.get(metric, math.nan)
-        said.append(f"{metric} {number(value) if math.isfinite(value) else reason(layer, metric)}")
+        known = math.isfinite(value)
+        said.append(f"{metric} {number(value)}" if known else f"{metric}: {reason(layer, metric)}")
     return f"At the final layer: {'; '.join(said)}."
 
 
@@ -123,17 +125,31 @@ def _values(report: CollapseReport, metric: str) -> Floats:
 
 
 def name_layers(axes: Axes, names: Sequence[str]) -> None:
-    """Put layer names under the axis: all, or some at even distances."""
-    count = min(len(names), _TICKS)
-    ticks = sorted({round(i * (len(names) - 1) / max(count - 1, 1)) for i in range(count)})
-    labels = [readable(names[tick], _LONGEST) for tick in ticks]
-    slanted = sum(map(len, labels)) > 34
+    """Put layer names under the axis: as many, at even distances, as there is room for."""
+    labels = [readable(name, _LONGEST) for name in names]
+    slanted = sum(map(len, labels)) > _ROOM
+    ticks = evenly(len(names), _SLANTED if slanted else len(names))
     axes.set_xticks(
-        ticks, labels, rotation=35 if slanted else 0, ha="right" if slanted else "center"
+        ticks,
+        [labels[tick] for tick in ticks],
+        rotation=35 if slanted else 0,
+        ha="right" if slanted else "center",
     )
     for text in axes.get_xticklabels():
         text.set_parse_math(False)
     axes.set_xlim(-0.4, len(names) - 0.6)
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Return at most so many places of a list, the first and the last among them.
+
+    Examples
+    --------
+    >>> evenly(10, 4), evenly(3, 4), evenly(1, 4)
+    ([0, 3, 6, 9], [0, 1, 2], [0])
+    """
+    kept = min(count, most)
+    return sorted({round(i * (count - 1) / max(kept - 1, 1)) for i in range(kept)})
 
 
 def profile(report: CollapseReport, comparison: Comparison | None) -> list[Picture]:
@@ -181,7 +197,9 @@ def _reference_words(predicted: Floats) -> str:
         return ""
     if (known > 0).all():
         return " Dashed: the reference."
-    return " Dashed: the reference where it is positive; it is zero in the others, below the axis."
+    if (known > 0).any():
+        return " Dashed: the reference where it is positive; elsewhere it is zero, below the axis."
+    return " The reference is zero, below the axis."
 
 
 def _draw_profile(report: CollapseReport, metric: str, predicted: Floats) -> Figure:
@@ -245,15 +263,11 @@ def _draw_epochs(logs: Floats, names: list[str], steps: list[int]) -> Figure:
         np.ma.masked_invalid(logs), aspect="auto", cmap=map_, interpolation="nearest"
     )
     axes.grid(visible=False)
-    rows = sorted(
-        {round(i * (len(names) - 1) / max(min(len(names), 20) - 1, 1)) for i in range(20)}
-    )
-    rows = [row for row in rows if row < len(names)]
+    rows = evenly(len(names), 20)
     axes.set_yticks(rows, [readable(names[row], _LONGEST) for row in rows])
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
-    count = min(len(steps), 12)
-    columns = sorted({round(i * (len(steps) - 1) / max(count - 1, 1)) for i in range(count)})
+    columns = evenly(len(steps), 12)
     axes.set_xticks(columns, [str(steps[column]) for column in columns])
     axes.set_xlabel("epoch")
     if np.isfinite(logs).any():
@@ -320,7 +334,7 @@ def _draw_spectrum(measured: Floats, predicted: Floats | None, rank: int | None)
     if rank is not None:
         axes.axvline(rank + 0.5, color=REFERENCE, linestyle=":", linewidth=1.5)
     axes.set(xlabel="index", ylabel="singular value")
-    axes.set_ylim(0, 1.08 * max(float(measured.max()), 1e-300))
+    axes.set_ylim(0, 1.08 * top_of(axes))
     axes.locator_params(axis="x", integer=True)
     return figure
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -121,13 +122,22 @@ def environment() -> Any:
         raise ImportError(
             "the HTML report needs Jinja and matplotlib: pip install 'collapsemeter[report]'"
         ) from error
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_packaged),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _breakable(name: str) -> Any:
+    """A name that may go on in the next line after a dot, a slash or an underscore."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([./_])", r"\1<wbr>", str(escape(name))))
 
 
 def _packaged(name: str) -> str:
@@ -217,11 +227,14 @@ def _legend(history: History) -> list[tuple[str, str, bool]]:
     """Layers with their colour, and whether it is the final one: all, or some at even distances."""
     from matplotlib.colors import to_hex
 
+    from .figures import evenly
+
     names = layer_names(history)
     colours = layer_colours(names)
-    count = min(len(names), _LISTED)
-    shown = sorted({round(i * (len(names) - 1) / max(count - 1, 1)) for i in range(count)})
-    return [(names[i], to_hex(colours[names[i]]), i == len(names) - 1) for i in shown]
+    return [
+        (names[i], to_hex(colours[names[i]]), i == len(names) - 1)
+        for i in evenly(len(names), _LISTED)
+    ]
 
 
 def _few_matrices(report: CollapseReport) -> bool:

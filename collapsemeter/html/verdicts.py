@@ -13,9 +13,9 @@ from .words import metric_value, number, reason, target, times
 
 STRIP = (
     ("NC1", "within-class variability", "nc1_pinv"),
-    ("NC2", "class means to a simplex ETF", "nc2_etf_error"),
-    ("NC3", "head and class means alike", "nc3_self_duality"),
-    ("NC4", "decided as nearest class centre", "nc4_mismatch"),
+    ("NC2", "distance to a simplex ETF", "nc2_etf_error"),
+    ("NC3", "distance of head and means", "nc3_self_duality"),
+    ("NC4", "nearest-centre mismatch", "nc4_mismatch"),
 )
 
 

@@ -52,7 +52,20 @@ def history(epochs: int = 4, **options: Any) -> list[tuple[int, CollapseReport]]
     return [(5 * epoch, report(noise=0.6**epoch, **options)) for epoch in range(epochs)]
 
 
-VOID = {"meta", "line", "circle", "path", "use", "image", "rect", "br", "link", "input", "img"}
+VOID = {
+    "wbr",
+    "meta",
+    "line",
+    "circle",
+    "path",
+    "use",
+    "image",
+    "rect",
+    "br",
+    "link",
+    "input",
+    "img",
+}
 
 
 class Page(HTMLParser):

@@ -150,7 +150,7 @@ def test_what_has_no_value_says_why_in_words() -> None:
     assert (
         "NC1 within-class variability – 0 at collapse – no value only one class is present" in text
     )
-    assert "NC3 head and class means alike – 0 at collapse – no value no classifier head" in text
+    assert "NC3 distance of head and means – 0 at collapse – no value no classifier head" in text
     assert "⚠ the layer saw too little" in text
     assert "⚠ classes without a row are left out of every mean over classes (fc)" in text
     titles = {a.get("title") for a in Page(render([(0, made)])).all("td")}
