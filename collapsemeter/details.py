@@ -58,7 +58,7 @@ def vectors(geometry: ClassGeometry) -> dict[str, npt.NDArray[Any]]:
     """
     found: dict[str, npt.NDArray[Any]] = {}
     with suppress(Undefined):
-        found["means_singular_values"] = rank.singular_values(geometry.centred)
+        found["means_singular_values"] = geometry.centred_values
     with suppress(Undefined):
         found["means_singular_values_uncentred"] = uncentred_values(geometry)
     with suppress(Undefined):

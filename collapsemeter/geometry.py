@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .convention import Center, Weighting
-from .frames import EPS64, LARGEST, Floats, row_norms, unit_rows
+from .frames import EPS64, LARGEST, Floats, compressed, row_norms, unit_rows
 from .moments import ClassMoments
 from .pairs import PairStatistics, pair_statistics
 from .undefined import Undefined
@@ -124,13 +124,18 @@ class ClassGeometry:
         if between in self._spectra:
             return self._spectra[between]
         factor = np.sqrt(self.weights(between))[:, None] * self.centred
-        _, values, directions = np.linalg.svd(factor, full_matrices=False)
+        _, values, directions = np.linalg.svd(compressed(factor), full_matrices=False)
         cut = math.sqrt(max(factor.shape) * EPS64)
         rank = min(int((values > cut * values[0]).sum()), self.num_present - 1)
         kept = values[:rank]
         spectrum = Spectrum(directions[:rank], kept, cut, float(kept[-1] / kept[0]))
         self._spectra[between] = spectrum
         return spectrum
+
+    @cached_property
+    def centred_values(self) -> Floats:
+        """Singular values of M, largest first."""
+        return np.linalg.svd(compressed(self.centred), compute_uv=False)
 
     def within_traces(self) -> Floats:
         """v_c of each present class, (C,)."""

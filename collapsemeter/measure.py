@@ -255,11 +255,8 @@ def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
 
 
 def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Computed:
-    def centred_values() -> npt.NDArray[np.float64]:
-        return rank.singular_values(geometry.centred)
-
-    yield "means_effective_rank", lambda: rank.effective_rank(centred_values())
-    yield "means_stable_rank", lambda: rank.stable_rank(centred_values())
+    yield "means_effective_rank", lambda: rank.effective_rank(geometry.centred_values)
+    yield "means_stable_rank", lambda: rank.stable_rank(geometry.centred_values)
     yield "features_effective_rank", lambda: rank.features_effective_rank(geometry)
     yield (
         "means_condition",

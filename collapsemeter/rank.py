@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .frames import EPS64, Floats
+from .frames import EPS64, Floats, compressed
 from .geometry import ClassGeometry
+from .pairs import TILE
 from .undefined import Undefined
 
 
@@ -21,7 +22,7 @@ def singular_values(frame: Floats) -> Floats:
     >>> singular_values(np.diag([1.0, 3.0]))
     array([3., 1.])
     """
-    return np.asarray(np.linalg.svd(frame, compute_uv=False), np.float64)
+    return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
 
 
 def effective_rank(values: Floats) -> float:
@@ -180,7 +181,9 @@ def dnc3_sine(weight: Floats, means: Floats) -> float:
         raise Undefined("zero_head")
     rows = weight[row_norms > 0] / row_norms[row_norms > 0, None]
     units = means / mean_norms[:, None]
-    closest = units[(rows @ units.T).argmax(axis=1)]
+    step = max(1, TILE * TILE // len(units))
+    nearest = [(rows[i : i + step] @ units.T).argmax(axis=1) for i in range(0, len(rows), step)]
+    closest = units[np.concatenate(nearest)]
     cosine = (rows * closest).sum(axis=1)
     # From the difference vector: sqrt(1 - cos^2) has no digits left near collapse.
     sine = np.linalg.norm(rows - cosine[:, None] * closest, axis=1)
