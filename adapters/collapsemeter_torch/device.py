@@ -108,18 +108,35 @@ def products_are_reduced(device_type: str) -> bool:
     return chosen in ("tf32", "bf16")
 
 
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64.
+
+    Examples
+    --------
+    >>> has_float64(torch.device("cpu"))
+    True
+    """
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).sum()
+    except (TypeError, RuntimeError):  # Apple's devices, and some of Intel's
+        return False
+    return True
+
+
 class LayerState:
     """Class-shifted sums and a sample of rows of one layer, on one device.
 
     Parameters
     ----------
     rows : (B, d) tensor
-        The first features seen: they fix width, device and precision (float64 stays float64, all
-        else is kept in float32).
+        The first features seen: they fix width, device and precision (float64 stays float64, of all
+        else sums and sampled rows are kept in float32).
     num_classes : int
     kind : {"class", "pooled", "trace"}
     sample_size : int
         Rows kept for NC4; one more slot takes the rows that are not kept.
+    wide : bool
+        Keep the sums in float64 in any case: rows are widened before any arithmetic.
 
     Examples
     --------
@@ -130,9 +147,18 @@ class LayerState:
     tensor([1, 1])
     """
 
-    def __init__(self, rows: Tensor, num_classes: int, kind: ScatterKind, sample_size: int) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        num_classes: int,
+        kind: ScatterKind,
+        sample_size: int,
+        *,
+        wide: bool = False,
+    ) -> None:
         width, device = rows.shape[1], rows.device
-        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        exact = torch.float64 if rows.dtype == torch.float64 else torch.float32  # holds any row
+        dtype = torch.float64 if wide else exact
         shape = scatter_shape(kind, num_classes, width)
         self.width = width
         self.kind = kind
@@ -152,7 +178,7 @@ class LayerState:
             nonfinite=torch.zeros((), dtype=torch.int64, device=device),
             invalid=torch.zeros((), dtype=torch.int64, device=device),
         )
-        self.sample_rows = zeros(sample_size + 1, width)
+        self.sample_rows = zeros(sample_size + 1, width, dtype=exact)
         self.sample_labels = zeros(sample_size + 1, dtype=torch.int64)
         self.sample_ids = zeros(sample_size + 1, dtype=torch.int64) - 1
 
@@ -176,7 +202,7 @@ class LayerState:
             ignore_index=ignore_index,
             propagate=propagate,
         )
-        self.sample_rows.index_copy_(0, slots, rows.to(self.dtype))
+        self.sample_rows.index_copy_(0, slots, rows.to(self.sample_rows.dtype))
         self.sample_labels.index_copy_(0, slots, labels)
         self.sample_ids.index_copy_(0, slots, ids)
 

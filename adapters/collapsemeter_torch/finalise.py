@@ -17,9 +17,8 @@ from collapsemeter.moments import Phase
 
 from . import compiled
 from .device import LayerState, PredictionState
-from .hooks import HEAD_OUTPUT
 from .layers import Selection
-from .scope import Store
+from .scope import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
@@ -31,7 +30,7 @@ def report(
     meter: CollapseMeter, store: Store, phase: Phase, steps: dict[str, int]
 ) -> CollapseReport:
     """Measure every watched layer and say what went wrong with any."""
-    head = _head(meter.selection)
+    head = head_of(meter.selection)
     layers: dict[str, LayerReport] = {}
     warnings = [
         f"{name} failed and was left out: {error}"
@@ -142,7 +141,8 @@ def _cause(meter: CollapseMeter, code: str) -> str:
     return cause
 
 
-def _head(selection: Selection) -> Head | None:
+def head_of(selection: Selection) -> Head | None:
+    """Return the head's weights on the host; of one logit, as a head of two classes."""
     module = selection.head_module
     if module is None:
         return None

@@ -11,16 +11,11 @@ from torch import Tensor, nn
 
 from collapsemeter.reduction import BatchError, Layout, Reduction
 
-from .device import PredictionState
 from .reduction import feature_rows
-from .scope import Scope, current_scope
+from .scope import HEAD_OUTPUT, Scope, current_scope
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
-
-
-HEAD_OUTPUT = "<head output>"  # the key of its decisions; no module has such a name
-_WIDTH = "the layer had another width before; watch modules of one width, or pass a reduction"
 
 
 def _inert(*args: Any, **kwargs: Any) -> None:
@@ -81,7 +76,7 @@ class CountingHook(Hook):
         except BatchError as error:
             scope.problems[self.name] = error
         except Exception as error:
-            meter._degrade(scope.store, self.name, error)
+            scope.store.degrade(meter, self.name, error)
 
     def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
         """Add an output to the statistics of this batch."""
@@ -115,7 +110,7 @@ class LayerHook(CountingHook):
             meter._stash(self, output)
 
     def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
-        """Reduce to rows and add them to the layer's sums."""
+        """Reduce to rows and hand them to the store."""
         with (
             torch.no_grad(),
             torch.inference_mode(False),
@@ -130,28 +125,7 @@ class LayerHook(CountingHook):
                 reduction=self.reduction,
             )
             # Tensors made in inference mode cannot be saved or updated outside it: a copy can.
-            rows = rows.detach()
-            call = scope.calls.get(self.name, 0)
-            state = scope.store.layers.get((self.name, call))
-            if state is None:
-                state = meter._new_state(rows)
-                scope.store.layers[self.name, call] = state
-            if state.width != rows.shape[1]:
-                raise BatchError(self.name, rows.shape, scope.labels.shape, _WIDTH)
-            # Before the update: one that is cut short leaves rows missing, and so is noticed.
-            scope.calls[self.name] = call + 1
-            size = state.sample_rows.shape[0] - 1
-            state.update(
-                rows,
-                scope.flat_labels,
-                scope.slots[size],
-                scope.ids,
-                ignore_index=meter.settings.ignore_index,
-                propagate=meter.settings.propagate,
-                widen=scope.widen,
-            )
-            if meter.exact:
-                meter._keep(scope, (self.name, call), rows)
+            scope.store.add_rows(meter, scope, self.name, rows.detach())
 
 
 class HeadInputHook(LayerHook):
@@ -165,7 +139,7 @@ class HeadInputHook(LayerHook):
 
 
 class HeadOutputHook(CountingHook):
-    """Keeps the network's own decisions on the sampled rows."""
+    """Hands the network's own decisions to the store."""
 
     __slots__ = ()
     name = HEAD_OUTPUT
@@ -176,23 +150,14 @@ class HeadOutputHook(CountingHook):
             self.guarded(meter, scope, output)
 
     def count(self, meter: CollapseMeter, scope: Scope, output: Tensor) -> None:
-        """Keep the decisions that logits (..., C), one row per label, make."""
+        """Take the decisions that logits (..., C), one row per label, make."""
         with torch.no_grad(), torch.inference_mode(False):
             rows = output.detach().flatten(0, -2)
             if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
                 return  # not one decision per label: NC4 is absent, with its reason
             # One logit decides between two classes by its sign.
             decided = rows.argmax(1) if rows.shape[1] > 1 else (rows[:, 0] > 0).to(torch.int64)
-            call = scope.calls.get(HEAD_OUTPUT, 0)
-            scope.calls[HEAD_OUTPUT] = call + 1
-            for size, slots in scope.slots.items():
-                state = scope.store.predictions.get((call, size))
-                if state is None:
-                    state = PredictionState(decided.device, size)
-                    scope.store.predictions[call, size] = state
-                state.update(decided, slots, scope.ids)
-            if meter.exact:
-                meter._keep(scope, (HEAD_OUTPUT, call), decided)
+            scope.store.add_decisions(meter, scope, decided)
 
 
 class RootHook(Hook):

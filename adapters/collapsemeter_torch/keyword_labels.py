@@ -34,7 +34,7 @@ class KeywordLabelsPreHook(Hook):
             batch = meter.batch(next_token(meter, labels), mask=kwargs.get("attention_mask"))
             batch.__enter__()
         except Exception as error:  # the loop was not edited for us: it must not notice us either
-            meter._degrade(meter._live, "labels=", error)
+            meter._live.degrade(meter, "labels=", error)
             return
         meter._local.batch = batch
 
@@ -55,7 +55,7 @@ class KeywordLabelsHook(Hook):
         try:
             batch.finish(failed=output is None)  # a forward that raised has no output
         except Exception as error:
-            meter._degrade(meter._live, "labels=", error)
+            meter._live.degrade(meter, "labels=", error)
 
 
 def close_stale(meter: CollapseMeter) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
-from types import TracebackType
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
+from collapsemeter.activations import Writer
+from collapsemeter.activations.manifest import NAME as MANIFEST
+from collapsemeter.activations.writer import SHARD_BYTES
 from collapsemeter.batches import check_phase, no_batch
 from collapsemeter.moments import Phase
 from collapsemeter.reduction import Layout, Reduction, check_reduction, reduction_of
@@ -23,14 +27,15 @@ from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 from collapsemeter.warning import warn
 
 from . import compiled, finalise
+from .batch import Batch
 from .criterion import CriterionHook, Pending
-from .device import LayerState
+from .dumping import Dump
 from .hooks import HeadInputHook, HeadOutputHook, LayerHook, RootHook, RootPreHook
-from .keyword_labels import KeywordLabelsHook, KeywordLabelsPreHook, close_stale
+from .keyword_labels import KeywordLabelsHook, KeywordLabelsPreHook
 from .layers import Layers, innermost, select
 from .observing import run
 from .reduction import layout_of
-from .scope import Scope, Store, current_scope, label_tensor, set_scope
+from .scope import Store
 
 _NUMBERS = itertools.count()
 
@@ -288,7 +293,75 @@ class CollapseMeter:
         ('frozen-eval', 60, True)
         """
         check_phase(phase)
-        store = Store()
+        store = Store(wide=True)
+        self._frozen_pass(store, batches, progress)
+        return self._report(store, phase, {})
+
+    def dump(
+        self,
+        batches: Iterable[Any],
+        path: str | os.PathLike[str],
+        *,
+        phase: Phase = "frozen-eval",
+        step: int | None = None,
+        shard_bytes: int = SHARD_BYTES,
+        progress: bool = True,
+    ) -> Path:
+        """Write every layer's rows in one pass as `observe` makes it, for the audit.
+
+        Rows are those that `observe` measures, in their own dtype, with labels, the network's own
+        decisions and the head, see `collapsemeter.activations.Writer`. A pass that fails leaves a folder
+        without a manifest, which is none to the audit.
+
+        Parameters
+        ----------
+        batches : iterable of (inputs, labels), or of dicts with "labels"
+            As of `observe`.
+        path : str or path
+            Folder; one that holds a dump is refused.
+        phase : {"frozen-eval", "frozen-train"}
+        step : int, optional
+            The epoch or step.
+        shard_bytes : int
+            About how large a file becomes; as much is held in memory.
+        progress : bool
+
+        Returns
+        -------
+        Path
+            Of the manifest.
+
+        Raises
+        ------
+        ValueError
+            As `observe`, and if a layer is not called in every batch, as often as in the others.
+        ImportError
+            If the libraries that write are missing.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> meter = CollapseMeter(net, verbose=False)
+        >>> images, labels = torch.randn(60, 4), torch.arange(60) % 3
+        >>> meter.dump([(images, labels)], tempfile.mkdtemp(), progress=False).name
+        'manifest.json'
+        """
+        check_phase(phase)
+        with Writer(
+            path,
+            num_classes=self.num_classes,
+            head=finalise.head_of(self.selection),
+            head_layer=self.selection.head,
+            phase=phase,
+            step=step,
+            ignore_index=self.settings.ignore_index,
+            shard_bytes=shard_bytes,
+        ) as writer:
+            self._frozen_pass(Dump(self, writer), batches, progress)
+        return writer.folder / MANIFEST
+
+    def _frozen_pass(self, store: Store, batches: Iterable[Any], progress: bool) -> None:
         attached = bool(self._handles)
         self.attach()
         try:
@@ -301,7 +374,6 @@ class CollapseMeter:
                 self.detach()
         if not store.batches:
             raise no_batch(batches)
-        return self._report(store, phase, {})
 
     def compute(self) -> CollapseReport:
         """Return the report of what was counted live since the last `reset`.
@@ -371,29 +443,6 @@ class CollapseMeter:
 
     # What the hooks call
 
-    def _new_state(self, rows: Tensor) -> LayerState:
-        width = rows.shape[1]
-        settings = self.settings
-        return LayerState(rows, self.num_classes, settings.kind(width), settings.sample_size(width))
-
-    def _keep(self, scope: Scope, key: tuple[str, int], rows: Tensor) -> None:
-        if torch.compiler.is_compiling():
-            return
-        scope.store.kept.setdefault(key, []).append(
-            (rows.cpu().clone(), scope.flat_labels.cpu(), scope.ids.cpu())
-        )
-
-    def _degrade(self, store: Store, layer: str, error: Exception) -> None:
-        if self.strict:
-            raise error
-        if layer in store.degraded:
-            return
-        store.degraded[layer] = f"{type(error).__name__}: {error}"
-        warn(
-            f"collapsemeter could not measure layer {layer!r} and leaves it out from here on; "
-            f"training goes on ({type(error).__name__}: {error})"
-        )
-
     @property
     def _stashing(self) -> bool:
         return self._criterion is not None
@@ -417,85 +466,6 @@ class CollapseMeter:
             )
         handle = criterion.register_forward_pre_hook(CriterionHook(self), with_kwargs=True)
         self._criterion = weakref.finalize(self, handle.remove)
-
-
-class Batch:
-    """The block in which a forward is counted."""
-
-    def __init__(
-        self,
-        meter: CollapseMeter,
-        store: Store,
-        labels: Any,
-        mask: Tensor | None,
-        *,
-        anyway: bool,
-    ) -> None:
-        self._meter, self._store, self._anyway = meter, store, anyway
-        device = next((p.device for p in meter._root.parameters()), torch.device("cpu"))
-        self._labels = label_tensor(labels, meter.num_classes, meter.settings.ignore_index, device)
-        self._mask = None if mask is None else torch.as_tensor(mask, device=device)
-        self._scope: Scope | None = None
-
-    def __enter__(self) -> None:
-        meter = self._meter
-        close_stale(meter)
-        outer = current_scope(meter._slot)
-        if outer is not None:
-            raise ValueError(
-                f"labels of shape {tuple(self._labels.shape)} arrive while labels of shape "
-                f"{tuple(outer.labels.shape)} wait for their forward: close the first block"
-            )
-        meter.attach()
-        with torch.inference_mode(False), meter._lock:
-            self._scope = Scope(
-                self._store,
-                self._labels,
-                self._mask,
-                meter.settings,
-                anyway=self._anyway,
-            )
-            compiled.repair(self._store)
-        if not self._anyway and not (meter._root.training and torch.is_grad_enabled()):
-            # The model may still be set to train inside the block: its own forward decides.
-            self._scope.counted = False
-        set_scope(meter._slot, self._scope)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.finish(failed=kind is not None)
-        if kind is not None:
-            self._meter.detach()
-
-    def finish(self, failed: bool) -> None:
-        """Expect every layer to have counted this batch, or forget it where it failed."""
-        meter, scope = self._meter, self._scope
-        set_scope(meter._slot, None)
-        self._scope = None
-        if scope is None:
-            return
-        problem = next(iter(scope.problems.values()), None)
-        counted = scope.counted and problem is None and not failed
-        with meter._lock:
-            if not counted:
-                scope.abort()
-            else:
-                scope.commit()
-                if self._store is meter._live:
-                    meter._steps[1] += 1
-        if failed:
-            return
-        if problem is not None:
-            raise ValueError(str(problem)) from None
-        if scope.again:
-            warn(
-                "the model ran more than once in one `with meter.batch(labels)` block: only the first "
-                "forward was counted; give every forward a block of its own"
-            )
 
 
 def _detach(handles: list[RemovableHandle], marked: list[compiled.Mark]) -> None:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from collapsemeter.batches import shown, split
 
+from .batch import Batch
 from .keyword_labels import next_token
 from .scope import Store
 
@@ -23,8 +24,6 @@ def run(
     meter: CollapseMeter, model: nn.Module, store: Store, batches: Iterable[Any], progress: bool
 ) -> None:
     """Pass every batch through the model into the store; leave the model's modes as they were."""
-    from .meter import Batch
-
     modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,8 +13,15 @@ from collapsemeter.labels import class_labels
 from collapsemeter.reduction import BatchError
 from collapsemeter.sampling import reservoir_slots
 from collapsemeter.settings import Settings
+from collapsemeter.warning import warn
 
-from .device import LayerState, PredictionState, products_are_reduced
+from .device import LayerState, PredictionState, has_float64, products_are_reduced
+
+if TYPE_CHECKING:
+    from .meter import CollapseMeter
+
+HEAD_OUTPUT = "<head output>"  # the key of its decisions; no module has such a name
+_WIDTH = "the layer had another width before; watch modules of one width, or pass a reduction"
 
 # The scope of each meter in each thread, by the meter's slot. A global: tensors that torch.compile
 # reaches through a module are constant in shape to it, and every batch size would be a graph of its own.
@@ -37,9 +44,16 @@ def set_scope(slot: str, scope: Scope | None) -> None:
 
 
 class Store:
-    """The statistics of one measurement: states by (layer, call), decisions, and what to expect."""
+    """The statistics of one measurement: states by (layer, call), decisions, and what to expect.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    wide : bool
+        Keep sums in float64 where the device has it: no step of a training waits for them.
+    """
+
+    def __init__(self, *, wide: bool = False) -> None:
+        self.wide = wide
         self.layers: dict[tuple[str, int], LayerState] = {}
         self.predictions: dict[tuple[int, int], PredictionState] = {}
         self.expected = 0  # label rows given
@@ -59,6 +73,81 @@ class Store:
         self.partial.clear()
         self.degraded.clear()
         self.kept.clear()
+
+    # What the hooks call
+
+    def add_rows(self, meter: CollapseMeter, scope: Scope, layer: str, rows: Tensor) -> None:
+        """Add the rows of a layer's next call in this batch to its sums."""
+        call = scope.calls.get(layer, 0)
+        state = self.layers.get((layer, call))
+        if state is None:
+            state = self._new_state(meter, rows)
+            self.layers[layer, call] = state
+        if state.width != rows.shape[1]:
+            raise BatchError(layer, rows.shape, scope.labels.shape, _WIDTH)
+        # Before the update: one that is cut short leaves rows missing, and so is noticed.
+        scope.calls[layer] = call + 1
+        size = state.sample_rows.shape[0] - 1
+        state.update(
+            rows,
+            scope.flat_labels,
+            scope.slots[size],
+            scope.ids,
+            ignore_index=meter.settings.ignore_index,
+            propagate=meter.settings.propagate,
+            widen=scope.widen,
+        )
+        if meter.exact:
+            self._keep(scope, (layer, call), rows)
+
+    def _new_state(self, meter: CollapseMeter, rows: Tensor) -> LayerState:
+        width, settings = rows.shape[1], meter.settings
+        return LayerState(
+            rows,
+            settings.num_classes,
+            settings.kind(width),
+            settings.sample_size(width),
+            wide=self.wide and has_float64(rows.device),
+        )
+
+    def add_decisions(self, meter: CollapseMeter, scope: Scope, decided: Tensor) -> None:
+        """Keep the network's own decisions on the sampled rows."""
+        call = scope.calls.get(HEAD_OUTPUT, 0)
+        scope.calls[HEAD_OUTPUT] = call + 1
+        for size, slots in scope.slots.items():
+            state = self.predictions.get((call, size))
+            if state is None:
+                state = PredictionState(decided.device, size)
+                self.predictions[call, size] = state
+            state.update(decided, slots, scope.ids)
+        if meter.exact:
+            self._keep(scope, (HEAD_OUTPUT, call), decided)
+
+    def _keep(self, scope: Scope, key: tuple[str, int], rows: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self.kept.setdefault(key, []).append(
+            (rows.cpu().clone(), scope.flat_labels.cpu(), scope.ids.cpu())
+        )
+
+    def degrade(self, meter: CollapseMeter, layer: str, error: Exception) -> None:
+        """Leave a layer out from here on, and warn: the user's step goes on."""
+        if meter.strict:
+            raise error
+        if layer in self.degraded:
+            return
+        self.degraded[layer] = f"{type(error).__name__}: {error}"
+        warn(
+            f"collapsemeter could not measure layer {layer!r} and leaves it out from here on; "
+            f"training goes on ({type(error).__name__}: {error})"
+        )
+
+    # What a batch calls at its end
+
+    def commit(self, scope: Scope) -> None:
+        """Expect every layer to have seen these labels."""
+        self.expected += scope.flat_labels.numel()
+        self.batches += 1
 
 
 class Scope:
@@ -101,11 +190,6 @@ class Scope:
             slots = reservoir_slots(numbers, size, settings.seed)
             self.slots[size] = torch.from_numpy(slots).to(labels.device)
         store.next_row = self.end_row = self.first_row + int(usable.sum())
-
-    def commit(self) -> None:
-        """Expect every layer to have seen these labels."""
-        self.store.expected += self.flat_labels.numel()
-        self.store.batches += 1
 
     def abort(self) -> None:
         """Remember which layers counted a batch that the others did not see to its end, if any."""

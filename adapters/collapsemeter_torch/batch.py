@@ -1,0 +1,97 @@
+"""The block in which a forward is counted."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from collapsemeter.warning import warn
+
+from . import compiled
+from .keyword_labels import close_stale
+from .scope import Scope, Store, current_scope, label_tensor, set_scope
+
+if TYPE_CHECKING:
+    from .meter import CollapseMeter
+
+
+class Batch:
+    """The block in which a forward is counted."""
+
+    def __init__(
+        self,
+        meter: CollapseMeter,
+        store: Store,
+        labels: Any,
+        mask: Tensor | None,
+        *,
+        anyway: bool,
+    ) -> None:
+        self._meter, self._store, self._anyway = meter, store, anyway
+        device = next((p.device for p in meter._root.parameters()), torch.device("cpu"))
+        self._labels = label_tensor(labels, meter.num_classes, meter.settings.ignore_index, device)
+        self._mask = None if mask is None else torch.as_tensor(mask, device=device)
+        self._scope: Scope | None = None
+
+    def __enter__(self) -> None:
+        meter = self._meter
+        close_stale(meter)
+        outer = current_scope(meter._slot)
+        if outer is not None:
+            raise ValueError(
+                f"labels of shape {tuple(self._labels.shape)} arrive while labels of shape "
+                f"{tuple(outer.labels.shape)} wait for their forward: close the first block"
+            )
+        meter.attach()
+        with torch.inference_mode(False), meter._lock:
+            self._scope = Scope(
+                self._store,
+                self._labels,
+                self._mask,
+                meter.settings,
+                anyway=self._anyway,
+            )
+            compiled.repair(self._store)
+        if not self._anyway and not (meter._root.training and torch.is_grad_enabled()):
+            # The model may still be set to train inside the block: its own forward decides.
+            self._scope.counted = False
+        set_scope(meter._slot, self._scope)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.finish(failed=kind is not None)
+        if kind is not None:
+            self._meter.detach()
+
+    def finish(self, failed: bool) -> None:
+        """Expect every layer to have counted this batch, or forget it where it failed."""
+        meter, scope = self._meter, self._scope
+        set_scope(meter._slot, None)
+        self._scope = None
+        if scope is None:
+            return
+        problem = next(iter(scope.problems.values()), None)
+        counted = scope.counted and problem is None and not failed
+        with meter._lock:
+            if not counted:
+                scope.abort()
+            else:
+                self._store.commit(scope)
+                if self._store is meter._live:
+                    meter._steps[1] += 1
+        if failed:
+            return
+        if problem is not None:
+            raise ValueError(str(problem)) from None
+        if scope.again:
+            warn(
+                "the model ran more than once in one `with meter.batch(labels)` block: only the first "
+                "forward was counted; give every forward a block of its own"
+            )

@@ -1,0 +1,119 @@
+"""A frozen pass that writes every layer's rows, for the audit, instead of adding them up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from collapsemeter.activations import Writer
+
+from .scope import HEAD_OUTPUT, Scope, Store
+
+if TYPE_CHECKING:
+    from .meter import CollapseMeter
+
+# NumPy reads these through integers of their size; the name is ml_dtypes'.
+_SEEN_AS = {
+    torch.bfloat16: torch.int16,
+    torch.float8_e4m3fn: torch.int8,
+    torch.float8_e5m2: torch.int8,
+}
+
+
+class Dump(Store):
+    """A store that keeps the rows of one batch and writes them at its end.
+
+    Parameters
+    ----------
+    meter : CollapseMeter
+    writer : Writer
+    """
+
+    def __init__(self, meter: CollapseMeter, writer: Writer) -> None:
+        super().__init__()
+        self._watched = meter.selection.watched
+        self._head = meter.selection.head
+        self._writer = writer
+        self._batch: dict[tuple[str, int], npt.NDArray[Any]] = {}
+        self._calls: dict[str, int] = {}  # of each layer in every batch, as in the first
+
+    def add_rows(self, meter: CollapseMeter, scope: Scope, layer: str, rows: Tensor) -> None:
+        """Copy the rows of a layer's next call in this batch to the host."""
+        call = scope.calls.get(layer, 0)
+        scope.calls[layer] = call + 1
+        self._batch[layer, call] = host_array(rows)
+
+    def add_decisions(self, meter: CollapseMeter, scope: Scope, decided: Tensor) -> None:
+        """Copy the network's own decisions; those of its first call speak for it, as in reports."""
+        scope.calls[HEAD_OUTPUT] = 1
+        self._batch.setdefault((HEAD_OUTPUT, 0), host_array(decided))
+
+    def degrade(self, meter: CollapseMeter, layer: str, error: Exception) -> None:
+        """Refuse: what is asked for by name is written whole or not at all."""
+        raise ValueError(
+            f"layer {layer!r} cannot be written: {type(error).__name__}: {error}"
+        ) from error
+
+    def commit(self, scope: Scope) -> None:
+        """Write the batch, if every layer gave what it gave in those before.
+
+        Raises
+        ------
+        ValueError
+            If a layer was not called, or another number of times.
+        """
+        calls = {name: scope.calls.get(name, 0) for name in self._watched}
+        self._check(calls)
+        batch, self._batch = self._batch, {}
+        layers = {
+            name if count == 1 else f"{name}#{call}": batch[name, call]
+            for name, count in calls.items()
+            for call in range(count)
+        }
+        labels = scope.flat_labels.cpu().numpy()
+        self._writer.write(layers, labels, predictions=batch.get((HEAD_OUTPUT, 0)))
+        super().commit(scope)
+
+    def _check(self, calls: dict[str, int]) -> None:
+        number = self.batches + 1
+        for name, count in calls.items():
+            if count == 0:
+                raise ValueError(
+                    f"layer {name!r} was not called in batch {number}, so nothing can be written of it: "
+                    "leave it out with layers="
+                )
+            if count != self._calls.get(name, count):
+                raise ValueError(
+                    f"layer {name!r} was called {count} times in batch {number} and {self._calls[name]} "
+                    "times in those before: every batch must have the same calls"
+                )
+        if self._head is not None and calls[self._head] > 1:
+            raise ValueError(
+                f"head {self._head!r} was called {calls[self._head]} times in batch {number}: only one "
+                "decision for each label can be written; pass head=None"
+            )
+        self._calls = calls
+
+
+def host_array(tensor: Tensor) -> npt.NDArray[Any]:
+    """Copy a tensor to NumPy, bit for bit; half precision of any kind, too.
+
+    Examples
+    --------
+    >>> host_array(torch.tensor([1.5], dtype=torch.bfloat16))
+    array([1.5], dtype=bfloat16)
+    """
+    import ml_dtypes
+
+    # A copy: the network may write into its activations later in the forward.
+    copied = tensor.detach().to("cpu", copy=True).contiguous()
+    seen_as = _SEEN_AS.get(copied.dtype)
+    if seen_as is None:
+        array: npt.NDArray[Any] = copied.numpy()
+        return array
+    name = str(copied.dtype).removeprefix("torch.")
+    return copied.view(seen_as).numpy().view(np.dtype(getattr(ml_dtypes, name)))
