@@ -72,7 +72,9 @@ class Accumulator:
             part = slice(start, start + len(self._buffer))
             block = rows[part]
             # bfloat16 and the like, which NumPy does not subtract by itself, are widened exactly.
-            known = block if block.dtype.isbuiltin == 1 else block.astype(np.float32)
+            # (A float64 whose byte order is spelled out, as a file's is, is not "built in" to NumPy.)
+            numpys = issubclass(block.dtype.type, np.floating)
+            known = block if numpys else block.astype(np.float32)
             with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf
                 self._add_block(known, labels[part])
 
