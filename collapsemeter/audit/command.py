@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,8 +17,10 @@ from ..comparison import Comparison
 from ..files import write_atomically
 from ..report import CollapseReport
 from ..report_file import read_history
+from .first_pass import states_in
+from .mapping import hash_of
 from .options import Options, Running
-from .run import audit_steps, map_files, merge_files
+from .run import audit, map_files, measure_steps, merge_files
 from .thresholds import Threshold
 
 History = list[tuple[int, CollapseReport]]
@@ -75,25 +77,71 @@ def run_audit(
     ValueError, OSError, ImportError
         In one sentence.
     """
-    _check_writable(wish)
-    kept = running.state is not None
-    folder = Path(running.state or default_state(files, epochs, options))
-    history: History = []
-    for step, names in [(None, files)] * bool(files) + list(epochs):
-        own = folder if step is None else folder / f"step-{step}"
-        measured = audit_steps(names, options, replace(running, state=own))
-        history += measured if step is None else [(step, measured[0][1])]
-    if not kept:  # what was counted is in the report now
-        shutil.rmtree(folder, ignore_errors=True)
-    return _give(_with_past(history, wish), wish)
+    _check(wish)
+
+    def audited(running: Running) -> int:
+        return _give(_with_past(_measured(files, epochs, options, running), wish), wish)
+
+    if running.state is not None:
+        return audited(running)
+    folder = default_state(files, epochs, options)
+    earlier = _left_behind(folder) if running.resume else []
+    try:
+        status = audited(replace(running, state=folder, earlier=earlier))
+    except (ValueError, OSError, ImportError, KeyboardInterrupt) as error:
+        done = isinstance(error, BrokenPipeError)  # who reads the output has seen enough
+        if done or not any(path.is_file() for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        what = str(error) or "interrupted"
+        raise ValueError(f"{what} (what was counted is kept in {folder}: use --resume)") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    for other in earlier:
+        if not _holds_states(other):  # they were moved here
+            shutil.rmtree(other, ignore_errors=True)
+    return status
+
+
+def _left_behind(folder: Path) -> list[Path]:
+    """Return the state folders of audits with the same options, but of other files."""
+    alike = Path().glob(f"{folder.name[:-14]}*.state")
+    return sorted(other for other in alike if other != folder and _holds_states(other))
+
+
+def _holds_states(folder: Path) -> bool:
+    return any(states_in(inside) for inside in (folder, *folder.glob("step-*")))
+
+
+def _measured(
+    files: Sequence[str],
+    epochs: Sequence[tuple[int, Sequence[str]]],
+    options: Options,
+    running: Running,
+) -> list[tuple[int | None, CollapseReport]]:
+    history = measure_steps(files, options, running) if files else []
+    twice = [step for step, _ in epochs if [s for s, _ in epochs].count(step) > 1]
+    if twice:
+        raise ValueError(f"--epoch {twice[0]} is given twice: name all its files at once")
+    for step, names in epochs:
+        own = replace(
+            running,
+            state=Path(str(running.state)) / f"step-{step}",
+            earlier=[Path(other) / f"step-{step}" for other in running.earlier],
+        )
+        history.append((step, audit(names, options, own)))
+    return history
 
 
 def default_state(
     files: Sequence[str], epochs: Sequence[tuple[int, Sequence[str]]], options: Options
-) -> str:
-    """Return where states go if no folder is named: the same folder for the same question."""
-    asked = json.dumps([list(files), [list(e) for e in epochs], repr(options)])
-    return f"collapsemeter-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.state"
+) -> Path:
+    """Return where states go if no folder is named: the same folder for the same question.
+
+    The names of audits with the same options begin alike: if a file is left out, `--resume` finds what was
+    counted of the others.
+    """
+    asked, named = hash_of(repr(options)), hash_of([list(files), [list(e) for e in epochs]])
+    return Path(f"collapsemeter-{asked[:8]}-{named[:8]}.state")
 
 
 def run_map(files: Sequence[str], options: Options, running: Running, quiet: bool) -> int:
@@ -108,26 +156,28 @@ def run_merge(
     files: Sequence[str], target: str, options: Options, wish: Wish, progress: bool
 ) -> int:
     """Merge states, and print what can be measured of them."""
-    _check_writable(wish)
+    _check(wish)
     report = merge_files(files, target, options, progress)
-    return _give(_with_past([(0, report)], wish), wish)
+    return _give(_with_past([(None, report)], wish), wish)
 
 
-def _with_past(history: History, wish: Wish) -> History:
+def _with_past(measured: list[tuple[int | None, CollapseReport]], wish: Wish) -> History:
     """Put the epochs that training recorded before those that were audited."""
+    if wish.step is not None:
+        if len(measured) > 1:
+            raise ValueError(f"--step {wish.step}: there are {len(measured)} steps; use --epoch")
+        measured = [(wish.step, measured[0][1])]
     past: History = []
     if wish.history is not None:
-        phase = history[-1][1].phase
+        phase = measured[-1][1].phase
         past = [entry for entry in read_history(wish.history) if entry[1].phase == phase]
         if not past:
             raise ValueError(
                 f"--history {wish.history} holds no report of phase {phase!r}, which was audited: pass "
                 "--phase, or another history"
             )
-    if wish.step is not None and len(history) == 1:
-        history = [(wish.step, history[0][1])]
-    elif past and history[0][0] <= past[-1][0] and len(history) == 1:
-        history = [(past[-1][0] + 1, history[0][1])]
+    following = past[-1][0] + 1 if past else 0  # of files that do not say their step
+    history = [(following if step is None else step, report) for step, report in measured]
     audited = {step for step, _ in history}
     return sorted([e for e in past if e[0] not in audited] + history, key=lambda entry: entry[0])
 
@@ -172,14 +222,29 @@ def _reference(report: CollapseReport, problem: dict[str, str]) -> Comparison:
     """Compare with the optimum of a problem whose classes are those that were measured."""
     from ..dufm import DUFM  # SciPy takes its time
 
-    final = report.final
-    counts = sorted(int(count) for count in final.per_class["count"] if count)
+    counts = sorted(int(count) for count in report.final.per_class["count"] if count)
+    if not counts:
+        raise ValueError("--dufm: no class was measured, so there is nothing to compare")
     numbers: dict[str, Any] = {
         "num_classes": len(counts),
         "per_class": counts[len(counts) // 2],
         "depth": 1,
+        **_problem(problem),
     }
-    for name, text in problem.items():
+    numbers.setdefault("feature_decay", numbers["weight_decay"])
+    return compare(report, DUFM(**numbers).optimum())
+
+
+def _problem(texts: dict[str, str]) -> dict[str, Any]:
+    """Read the numbers of a problem.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, a value is no number, or there is no weight decay.
+    """
+    numbers = {}
+    for name, text in texts.items():
         if name not in _PROBLEM:
             raise ValueError(f"--dufm {name}={text}: choose among {', '.join(_PROBLEM)}")
         try:
@@ -188,8 +253,7 @@ def _reference(report: CollapseReport, problem: dict[str, str]) -> Comparison:
             raise ValueError(f"--dufm {name}={text}: {text!r} is not a number") from error
     if "weight_decay" not in numbers:
         raise ValueError("--dufm needs weight_decay=NUMBER, and perhaps depth= and feature_decay=")
-    numbers.setdefault("feature_decay", numbers["weight_decay"])
-    return compare(report, DUFM(**numbers).optimum())
+    return numbers
 
 
 _PROBLEM: dict[str, Any] = {
@@ -203,11 +267,20 @@ _PROBLEM: dict[str, Any] = {
 }
 
 
-def _check_writable(wish: Wish) -> None:
-    """Find out before an hour of work, not after, that its report cannot be written."""
+def _check(wish: Wish) -> None:
+    """Find out before an hour of work, not after, that its report cannot be given."""
     for path in (wish.html, wish.out):
-        if path is not None and Path(path).is_dir():
+        if path is None:
+            continue
+        if Path(path).is_dir():
             raise ValueError(f"{path} is a folder: name a file to write")
+        folder = next(p for p in Path(path).absolute().parents if p.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise ValueError(f"{path} cannot be written: {folder} is not a folder to write to")
+    if wish.dufm is not None:
+        _problem(wish.dufm)
+    if wish.history is not None:
+        read_history(wish.history)
     if wish.html is not None:
         from ..html.page import environment
 

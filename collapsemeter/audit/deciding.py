@@ -13,7 +13,7 @@ from ..moments import ClassMoments
 from ..nc3 import Head
 from ..nc4 import ClassCentres, Decisions, decide
 from .mapping import Task
-from .rows import OpenPiece
+from .rows import Chunk, OpenPiece
 
 EXACT_PRODUCTS = (
     5e13  # rows x classes x features of a layer: about a quarter of an hour on two cores
@@ -62,11 +62,6 @@ def choose_rows(total: int, classes: int, width: int, nc4: str | int, seed: int)
     Rows or None
         None for ``none``.
 
-    Raises
-    ------
-    ValueError
-        If ``nc4`` is something else.
-
     Examples
     --------
     >>> choose_rows(1000, 10, 64, "auto", 0).chosen is None
@@ -78,26 +73,29 @@ def choose_rows(total: int, classes: int, width: int, nc4: str | int, seed: int)
         return None
     if nc4 == "auto":
         nc4 = "exact" if float(total) * classes * width <= EXACT_PRODUCTS else SAMPLE_ROWS
-    if nc4 == "exact" or (isinstance(nc4, int) and 0 < total <= nc4):
+    if nc4 == "exact" or total <= int(nc4):
         return Rows(total, None)
-    if not isinstance(nc4, int) or nc4 < 1:
-        raise ValueError(f"nc4={nc4!r}: choose 'auto', 'exact', 'none' or a number of rows")
-    drawn = np.random.default_rng(seed).choice(total, nc4, replace=False)
+    drawn = np.random.default_rng(seed).choice(total, int(nc4), replace=False)
     return Rows(total, np.sort(drawn).astype(np.int64))
 
 
 class DecideTask(NamedTuple):
-    """What a worker is given: a piece, the number of its first label row, which rows, and the head."""
+    """What a worker is given: a piece, its layers, and which of its label rows; None: all of them."""
 
     task: Task
-    first: int
-    rows: dict[str, Rows]
-    head: Head | None
-    head_layer: str | None
+    layers: tuple[str, ...]
+    chosen: Ints | None
+
+
+class Reader(NamedTuple):
+    """The head, and the layer that it reads."""
+
+    head: Head
+    layer: str
 
 
 def decide_piece(
-    given: DecideTask, moments_of: Callable[[str], ClassMoments]
+    given: DecideTask, moments_of: Callable[[str], ClassMoments], reader: Reader | None
 ) -> dict[str, Decisions]:
     """Decide on the rows of a piece.
 
@@ -106,6 +104,8 @@ def decide_piece(
     given : DecideTask
     moments_of : callable
         From a layer to its final moments.
+    reader : Reader, optional
+        Decides for the network where its own decisions were not saved.
 
     Returns
     -------
@@ -114,47 +114,37 @@ def decide_piece(
     """
     task = given.task
     with OpenPiece(task.piece, task.counting, task.cache) as opened:
-        predictions = _predictions(opened, given)
+        predictions = opened.decided()
+        if predictions is None and reader is not None and reader.head.finite:
+            predictions = _predictions(opened, given, reader)
         return {
-            layer: _decided(opened, layer, rows, moments_of(layer), predictions, given)
-            for layer, rows in given.rows.items()
+            layer: _decided(opened, layer, moments_of(layer), predictions, given)
+            for layer in given.layers
         }
 
 
-def _predictions(opened: OpenPiece, given: DecideTask) -> Ints | None:
-    """Return the network's own decisions for every label row, by its head where they were not saved."""
-    found = opened.decided()
-    if found is not None or given.head is None or given.head_layer is None:
-        return found
-    if not given.head.finite:
-        return None
+def _predictions(opened: OpenPiece, given: DecideTask, reader: Reader) -> Ints:
+    """Return the head's decision for every label row that is chosen."""
     decided = np.full(opened.labels.size, -1)
-    rows = given.rows.get(given.head_layer)
-    if rows is None:
-        return None
-    chosen = rows.within(given.first, opened.labels.size)
-    for chunk in opened.chunks(given.head_layer):
-        picked = _picked(chosen, chunk.first, len(chunk.rows))
+    for chunk in opened.chunks(reader.layer):
+        picked = _picked(given.chosen, chunk)
         numbers = decided[chunk.first : chunk.first + len(chunk.rows)]
-        numbers[picked] = given.head.decide(chunk.rows[picked])
+        numbers[picked] = reader.head.decide(chunk.rows[picked])
     return decided
 
 
 def _decided(
     opened: OpenPiece,
     layer: str,
-    rows: Rows,
     moments: ClassMoments,
     predictions: Ints | None,
     given: DecideTask,
 ) -> Decisions:
     centres, settings = ClassCentres(moments), given.task.counting.settings
-    zeros = np.zeros(moments.num_classes, np.int64)
-    sampled = rows.chosen is not None
+    zeros, sampled = np.zeros(moments.num_classes, np.int64), given.chosen is not None
     total = Decisions(zeros, zeros, None if predictions is None else zeros, sampled)
-    chosen = rows.within(given.first, opened.labels.size)
     for chunk in opened.chunks(layer):
-        picked = _picked(chosen, chunk.first, len(chunk.rows))
+        picked = _picked(given.chosen, chunk)
         own = None
         if predictions is not None:
             own = predictions[chunk.first : chunk.first + len(chunk.rows)][picked]
@@ -171,9 +161,9 @@ def _decided(
     return total
 
 
-def _picked(chosen: Ints | None, first: int, count: int) -> Any:
+def _picked(chosen: Ints | None, chunk: Chunk) -> Any:
     """Return the rows of a chunk that are decided on: a slice of all, or their numbers."""
     if chosen is None:
         return slice(None)
-    a, b = np.searchsorted(chosen, [first, first + count])
-    return chosen[a:b] - first
+    a, b = np.searchsorted(chosen, [chunk.first, chunk.first + len(chunk.rows)])
+    return chosen[a:b] - chunk.first

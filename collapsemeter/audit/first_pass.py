@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,16 +15,28 @@ from typing import Any
 from ..moments import ClassMoments
 from ..state_files import CorruptStateError
 from .job import Job
-from .mapping import Task, digests_of, key_of, map_piece, shard_id
+from .mapping import (
+    Task,
+    digests_of,
+    hash_of,
+    key_of,
+    labels_id,
+    map_piece,
+    of_shard,
+    shard_id,
+)
+from .merging import merge_saved, merge_two, tree
 from .progress import bar
 from .shard import Piece, Shard
-from .state import AuditState, SavedState, ShardRecord, merge_saved, save_layers, tree
+from .state import AuditState, SavedState, ShardRecord, save_layers
 from .workers import Dask, Workers
 
-MERGED = "merged.state"
+MERGED = ".merged"
 
 
-def map_shards(job: Job, folder: Path, workers: Workers, resume: bool) -> list[Path]:
+def map_shards(
+    job: Job, folder: Path, workers: Workers, resume: bool, earlier: Sequence[Path] = ()
+) -> list[Path]:
     """Write one state file for each shard.
 
     Parameters
@@ -33,17 +47,19 @@ def map_shards(job: Job, folder: Path, workers: Workers, resume: bool) -> list[P
     workers : Workers
     resume : bool
         Whether states that lie there already, of the same rows counted in the same way, are used.
+    earlier : sequence of Path
+        Folders from which such states are moved here.
 
     Returns
     -------
     list of Path
         In the order of the shards.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     digests = _digests(job, workers, of_all=resume)
-    known = _states_in(folder, key_of(job.counting, job.phase)) if resume else {}
+    known = _Known(job, [folder, *earlier]) if resume else None
     pieces = [(s, p) for s, of_shard in enumerate(job.pieces) for p in of_shard]
-    paths = [_found(piece, digests.get(s), known) for s, piece in pieces]
+    paths = [known.state_of(p, digests[s]) if known is not None else None for s, p in pieces]
+    paths = [_moved(path, folder) for path in paths]
     left = [i for i, path in enumerate(paths) if path is None]
     total = sum(piece.nbytes for _, piece in pieces)
     with bar("counting", total, job.progress) as advance:
@@ -71,14 +87,44 @@ def _digests(job: Job, workers: Workers, of_all: bool) -> dict[int, dict[str, st
     return digests
 
 
-def _found(
-    piece: Piece, digests: Mapping[str, str] | None, known: Mapping[str, Path]
-) -> Path | None:
-    """Return the state that holds a piece, or the whole shard, if there is one."""
-    if digests is None:
+class _Known:
+    """States that lie in folders, by the rows, labels and layers that are in them."""
+
+    def __init__(self, job: Job, folders: Sequence[Path]) -> None:
+        self._paths: dict[tuple[str, str, tuple[str, ...]], Path] = {}
+        key = json.loads(json.dumps(key_of(job.counting, job.phase)))
+        for path in [p for folder in folders for p in states_in(folder)]:
+            try:
+                state = SavedState(path)
+            except (CorruptStateError, FileNotFoundError):  # the second: of another process
+                continue  # it is counted again
+            if state.key == key and len(state.shards) == 1:
+                record = state.shards[0]
+                self._paths.setdefault((record.id, record.labels, tuple(state.layers)), path)
+
+    def state_of(self, piece: Piece, digests: Mapping[str, str]) -> Path | None:
+        """Return the state of the whole shard, or of the piece, if there is one."""
+        shard = piece.shard
+        labels, layers = labels_id(shard, digests), tuple(shard.layers)
+        for part in (Piece(shard, 0, shard.samples), piece):
+            found = self._paths.get((shard_id(part, digests), labels, layers))
+            if found is not None:
+                return found
         return None
-    whole = Piece(piece.shard, 0, piece.shard.samples)
-    return known.get(shard_id(whole, digests)) or known.get(shard_id(piece, digests))
+
+
+def states_in(folder: Path) -> list[Path]:
+    """Return the states of shards and of pieces of them, in order."""
+    return sorted([*folder.glob("*.state"), *folder.glob("*.piece")])
+
+
+def _moved(path: Path | None, folder: Path) -> Path | None:
+    """Move a state here that an earlier run left elsewhere."""
+    if path is None or path.parent == folder:
+        return path
+    if path.exists():  # else it was moved for an earlier piece of the same shard
+        os.replace(path, folder / path.name)
+    return folder / path.name
 
 
 def _map_to_folder(given: tuple[Task, str, dict[str, str] | None]) -> str:
@@ -94,50 +140,37 @@ def _file_name(record: ShardRecord) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', record.name)[:80]}-{record.id[:16]}"
 
 
-def _states_in(folder: Path, key: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the states in a folder that were counted in this way, by the rows that are in them."""
-    known = {}
-    for path in sorted([*folder.glob("*.state"), *folder.glob("*.piece")]):
-        if path.name == MERGED:
-            continue
-        try:
-            state = SavedState(path)
-        except CorruptStateError:  # it is counted again
-            continue
-        if state.key == json.loads(json.dumps(dict(key))) and len(state.shards) == 1:
-            known[state.shards[0].id] = path
-    return known
-
-
 def _whole(shard: Shard, paths: list[Path], folder: Path) -> Path:
     """Merge the pieces of a shard into its state."""
     if len(set(paths)) == 1:
         return paths[0]
     states = [SavedState(path) for path in paths]
-    files = states[0].shards[0].files
-    record = replace(
-        states[0].shards[0],
-        id=shard_id(Piece(shard, 0, shard.samples), files),
-        samples=shard.samples,
-        rows=sum(state.shards[0].rows for state in states),
-    )
+    record = _whole_record(shard, [state.shards[0] for state in states])
     target = folder / f"{_file_name(record)}.state"
 
     def layers() -> Iterator[tuple[str, ClassMoments]]:
         for name in states[0].layers:
-            merged = tree(
-                states, functools.partial(SavedState.moments, layer=name), ClassMoments.merge
-            )
-            yield name, replace(merged, shards=frozenset([record.id]))
+            load = functools.partial(SavedState.moments, layer=name)
+            merged = tree(states, load, ClassMoments.merge)
+            yield name, of_shard(merged, record)
 
     save_layers(target, layers(), [record], states[0].key)
-    for path in paths:
-        path.unlink()
+    for path in set(paths):
+        path.unlink(missing_ok=True)
     return target
 
 
-def merge_states(paths: Sequence[Path], target: Path, progress: bool = False) -> SavedState:
-    """Merge state files into one.
+def _whole_record(shard: Shard, pieces: Sequence[ShardRecord]) -> ShardRecord:
+    return replace(
+        pieces[0],
+        id=shard_id(Piece(shard, 0, shard.samples), pieces[0].files),
+        samples=shard.samples,
+        rows=sum(record.rows for record in pieces),
+    )
+
+
+def merge_states(states: Sequence[SavedState], target: Path, progress: bool = False) -> SavedState:
+    """Merge states into one file.
 
     Raises
     ------
@@ -146,26 +179,43 @@ def merge_states(paths: Sequence[Path], target: Path, progress: bool = False) ->
     CorruptStateError
         If one is damaged.
     """
-    states = [SavedState(path) for path in paths]
     layers = len(states[0].layers) if states else 0
     with bar("merging", layers, progress) as advance:
         merge_saved(states, target, advance)
     return SavedState(target)
 
 
+def merged_path(folder: Path, states: Sequence[SavedState | AuditState]) -> Path:
+    """Return where the state of all goes: its name tells what is in it, so no other audit writes it."""
+    shards = [[record.id, record.labels] for state in states for record in state.shards]
+    return folder / f"{hash_of([shards, list(states[0].layers), states[0].key])[:16]}{MERGED}"
+
+
 def map_on_cluster(job: Job, folder: Path, workers: Dask) -> SavedState:
     """Map and merge on a Dask cluster; only the merged state comes back."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pieces = [piece for of_shard in job.pieces for piece in of_shard]
-    futures = [workers.submit(map_piece, job.task(piece)) for piece in pieces]
-    with bar("counting", sum(p.nbytes for p in pieces), job.progress) as advance:
-        sizes = {future.key: piece.nbytes for future, piece in zip(futures, pieces, strict=True)}
+    tasks = [[workers.submit(map_piece, job.task(p)) for p in pieces] for pieces in job.pieces]
+    futures = list(itertools.chain.from_iterable(tasks))
+    sizes = dict(zip(futures, (p.nbytes for pieces in job.pieces for p in pieces), strict=True))
+    with bar("counting", sum(sizes.values()), job.progress) as advance:
         for future in workers.completed(futures):
-            advance(sizes[future.key])
-    # The same tree as that of the files: the pieces of a shard first.
-    merged = tree(
-        futures, lambda future: future, lambda a, b: workers.submit(AuditState.merge, a, b)
-    )
-    state: AuditState = merged.result()
-    state.save(folder / MERGED)
-    return SavedState(folder / MERGED)
+            advance(sizes[future])
+
+    def merged(states: Sequence[Any]) -> Any:
+        return tree(states, lambda state: state, functools.partial(workers.submit, merge_two))
+
+    # The tree of the files: the pieces of a shard first.
+    whole = [
+        of[0] if len(of) == 1 else workers.submit(_as_whole, shard, merged(of))
+        for shard, of in zip(job.shards, tasks, strict=True)
+    ]
+    state: AuditState = workers.result(merged(whole))
+    path = merged_path(folder, [state])
+    state.save(path)
+    return SavedState(path)
+
+
+def _as_whole(shard: Shard, state: AuditState) -> AuditState:
+    """Return what was merged of all pieces as the state of their shard."""
+    record = _whole_record(shard, state.shards)
+    layers = {name: of_shard(moments, record) for name, moments in state.layers.items()}
+    return AuditState(layers, (record,), state.key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy.typing as npt
 from ..activations import open_arrays
 from ..activations.remote import local_path
 from ..nc3 import Head
-from .plan import described
-from .shard import Shard
+from .arrays import described
+from .deciding import Reader
 
 
 def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str | None]:
@@ -74,19 +74,13 @@ def _head(weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None) -> Head:
     return Head(weight, bias)
 
 
-def read_layer(
-    shards: Sequence[Shard],
-    layers: Sequence[str],
-    head: Head,
-    asked: str | None,
-    prefix: str | None,
-) -> str:
+def read_layer(widths: Mapping[str, int], head: Head, asked: str | None, prefix: str | None) -> str:
     """Return the layer that a head reads.
 
     Parameters
     ----------
-    shards, layers
-        Of the plan.
+    widths : mapping of str to int
+        Layers in order, and the length of the last axis of each.
     head : Head
     asked : str, optional
         The layer that was named.
@@ -102,22 +96,35 @@ def read_layer(
     ------
     ValueError
         If none is as wide as the head, or the layer asked for is not there.
+
+    Examples
+    --------
+    >>> read_layer({"conv": 4, "fc": 2}, Head([[1.0, 0.0], [0.0, 1.0]]), None, None)
+    'fc'
     """
-    width = head.weight.shape[1]
-    last_axes = {name: shards[0].layers[name].array.shape[-1] for name in layers}
     if asked is not None:
-        if asked not in layers:
+        if asked not in widths:
             raise ValueError(
-                f"--head-layer {asked!r}: no such layer; there are {', '.join(layers)}"
+                f"--head-layer {asked!r}: no such layer; there are {', '.join(widths)}"
             )
         return asked
-    if prefix is not None and prefix in layers:
+    if prefix is not None and prefix in widths:
         return prefix
-    fitting = [name for name in layers if last_axes[name] == width]
+    fitting = [name for name, width in widths.items() if width == head.weight.shape[1]]
     if not fitting:
-        found = ", ".join(f"{name} ({wide})" for name, wide in last_axes.items())
-        raise ValueError(
-            f"the head takes {width} features (weight {head.weight.shape}) and no layer has as many: {found}; "
-            "pass the right --head, or name its layer with --head-layer"
-        )
+        raise ValueError(_unfit(widths, head))
     return fitting[-1]
+
+
+def check_width(widths: Mapping[str, int], reader: Reader | None) -> None:
+    """Raise ValueError unless the head takes the features of the layer that it reads."""
+    if reader is not None and widths[reader.layer] != reader.head.weight.shape[1]:
+        raise ValueError(_unfit({reader.layer: widths[reader.layer]}, reader.head))
+
+
+def _unfit(widths: Mapping[str, int], head: Head) -> str:
+    found = ", ".join(f"{name} ({width})" for name, width in widths.items())
+    return (
+        f"the head takes {head.weight.shape[1]} features (weight {head.weight.shape}) and there is no layer of "
+        f"as many: {found}; pass the right --head, or name its layer with --head-layer"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ..activations.manifest import NAME, Manifest
 from ..activations.remote import expand, local_path
@@ -94,20 +94,30 @@ def _inside(folder: str) -> list[str]:
 
 
 def _together(dumps: list[tuple[str, Manifest]]) -> Inputs:
+    """Take the dumps of one step, of several ranks, as one."""
     first = dumps[0][1]
     for where, manifest in dumps[1:]:
-        if (manifest.layers, manifest.num_classes) != (first.layers, first.num_classes):
-            raise ValueError(
-                f"{dumps[0][0]} and {where} are of the same step and have other layers or classes: they are "
-                "not dumps of one network"
-            )
-    files, recorded, head = [], {}, None
+        for name in ("layers", "num_classes", "phase", "ignore_index", "head_layer"):
+            a, b = getattr(first, name), getattr(manifest, name)
+            if a != b and None not in (a, b):
+                raise ValueError(
+                    f"{dumps[0][0]} and {where} are of the same step and differ in {name}, {a!r} and {b!r}: "
+                    "they are not dumps of one network; audit them one by one, or give them steps"
+                )
+    files, recorded = [], {}
+    heads: dict[str, str] = {}
     for where, manifest in dumps:
-        folder = where.removesuffix(NAME) if where.endswith(NAME) else os.path.dirname(where) + "/"
+        folder = where.removesuffix(PurePath(where).name)
         for record in manifest.files:
             files.append(folder + record.path)
             recorded[folder + record.path] = record.sha256
-        if manifest.head is not None and head is None:
-            head = folder + manifest.head.path
-            recorded[head] = manifest.head.sha256
-    return Inputs(files, first.step, first, recorded, head)
+        if manifest.head is not None:
+            heads.setdefault(manifest.head.sha256, folder + manifest.head.path)
+            recorded[folder + manifest.head.path] = manifest.head.sha256
+    if len(heads) > 1:
+        raise ValueError(
+            f"the manifests name different heads, {' and '.join(list(heads.values())[:2])}: they are not dumps "
+            "of one network; audit them one by one, or pass --head"
+        )
+    with_head = next((m for _, m in dumps if m.head is not None), first)
+    return Inputs(files, first.step, with_head, recorded, next(iter(heads.values()), None))

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from ..moments import Phase
 from ..nc3 import Head
+from .deciding import Reader
 from .mapping import Task
 from .rows import Counting
 from .shard import Piece, Shard
@@ -46,6 +47,13 @@ class Job:
     def pieces(self) -> list[list[Piece]]:
         """The pieces of each shard."""
         return [shard.pieces() for shard in self.shards]
+
+    @property
+    def reader(self) -> Reader | None:
+        """The head and the layer that it reads, if there is one."""
+        if self.head is None or self.head_layer is None:
+            return None
+        return Reader(self.head, self.head_layer)
 
     def task(self, piece: Piece) -> Task:
         """Return a worker's task."""

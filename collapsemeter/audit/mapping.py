@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from ..activations.remote import local_path
 from ..moments import HOST_CLASS_ENTRIES, ClassMoments
 from ..sums import ScatterKind, scatter_kind
 from .rows import Counting, OpenPiece
-from .shard import Piece, Shard
+from .shard import ArrayAt, Piece, Shard
 from .state import AuditState, ShardRecord
 
 
@@ -56,13 +57,19 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
             rows = opened.labels.size
         found = hashing.result() if digests is None else digests
     record = ShardRecord(
-        shard_id(piece, found), piece.shard.name, dict(found), piece.stop - piece.start, rows
+        id=shard_id(piece, found),
+        name=piece.shard.name,
+        files=dict(found),
+        samples=piece.stop - piece.start,
+        rows=rows,
+        labels=labels_id(piece.shard, found),
     )
-    layers = {name: _of_shard(moments, record) for name, moments in counted.items()}
+    layers = {name: of_shard(moments, record) for name, moments in counted.items()}
     return AuditState(layers, (record,), key_of(task.counting, task.phase))
 
 
-def _of_shard(moments: ClassMoments, record: ShardRecord) -> ClassMoments:
+def of_shard(moments: ClassMoments, record: ShardRecord) -> ClassMoments:
+    """Return the moments with the shard that they are of; of no rows nothing can be counted twice."""
     return replace(moments, shards=frozenset([record.id]) if moments.rows else frozenset())
 
 
@@ -80,15 +87,12 @@ def _counted(opened: OpenPiece, layer: str, task: Task) -> ClassMoments:
                 propagate=settings.propagate,
             )
         accumulator.add(chunk.rows, chunk.labels)
-    if accumulator is None:
-        shape = task.piece.shard.layers[layer].array.shape
-        width = shape[-1] if len(shape) == 2 else 0
-        accumulator = Accumulator(settings.num_classes, width, host_scatter(task.counting, width))
-    if accumulator.sums.nonfinite and settings.nonfinite == "raise":
-        raise ValueError(
-            f"layer {layer!r} has {int(accumulator.sums.nonfinite)} rows that hold NaN or Inf in "
-            f"{task.piece.shard.name}: pass --nonfinite skip to leave such rows out"
-        )
+        if accumulator.sums.nonfinite and settings.nonfinite == "raise":
+            raise ValueError(
+                f"layer {layer!r} has {int(accumulator.sums.nonfinite)} rows that hold NaN or Inf in "
+                f"{task.piece.shard.name}: pass --nonfinite skip to leave such rows out"
+            )
+    assert accumulator is not None  # there is one chunk at least
     return accumulator.moments(dtype, task.phase)
 
 
@@ -108,9 +112,7 @@ def digests_of(shard: Shard, cache: str) -> dict[str, str]:
     ValueError
         If one is not what the manifest says.
     """
-    digests = {
-        file: sha256_of_path(local_path(file, cache)) for file in [*shard.files, *shard.extra_files]
-    }
+    digests = {file: digest_of(file, cache) for file in [*shard.files, *shard.extra_files]}
     for file, recorded in shard.recorded.items():
         if digests[file] != recorded:
             raise ValueError(
@@ -122,9 +124,42 @@ def digests_of(shard: Shard, cache: str) -> dict[str, str]:
 
 def shard_id(piece: Piece, digests: Mapping[str, str]) -> str:
     """Return what identifies the rows of a piece, wherever its files lie and whatever they are called."""
-    parts = [[digests[at.file], at.name] for at in piece.shard.layers.values()]
-    text = json.dumps([parts, piece.start, piece.stop])
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = [_source(at, digests) for at in piece.shard.layers.values()]
+    return hash_of([parts, piece.start, piece.stop])
+
+
+def labels_id(shard: Shard, digests: Mapping[str, str]) -> str:
+    """Return what identifies the labels and the mask of a shard."""
+    return hash_of([_source(at, digests) for at in (shard.labels, shard.mask) if at is not None])
+
+
+def _source(at: ArrayAt, digests: Mapping[str, str]) -> list[Any]:
+    return [digests[at.file], at.inside, at.offset]
+
+
+def hash_of(plain: Any) -> str:
+    """Return the SHA-256 of plain values.
+
+    Examples
+    --------
+    >>> hash_of([1, "a"])[:8]
+    '4a72386a'
+    """
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+def digest_of(file: str, cache: str) -> str:
+    """Return the SHA-256 of a file; of one that many shards share, such as that of all labels, once."""
+    path = local_path(file, cache)
+    about = path.stat()
+    if not path.is_file():  # a folder does not tell whether what is in it was changed
+        return sha256_of_path(path)
+    return _digest_once(str(path), about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_once(path: str, *version: int) -> str:
+    return sha256_of_path(path)
 
 
 def key_of(counting: Counting, phase: str) -> dict[str, Any]:
@@ -134,6 +169,7 @@ def key_of(counting: Counting, phase: str) -> dict[str, Any]:
     return {
         "collapsemeter": __version__,
         "phase": phase,
+        "labels": counting.labels,
         "reductions": [list(pair) for pair in counting.reductions],
         **{name: settings[name] for name in kept},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ..convention import Convention
 from ..moments import Phase
@@ -72,6 +72,23 @@ class Options:
     def __post_init__(self) -> None:
         for how in self.reductions:
             check_reduction(how[1])
+        Convention.named(self.convention)
+        sizes = ("auto", "exact", "none")
+        if self.nc4 not in sizes and not (isinstance(self.nc4, int) and self.nc4 > 0):
+            raise ValueError(f"nc4={self.nc4!r}: choose {', '.join(sizes)} or a number of rows")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes={self.num_classes}: there must be at least one class")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: pass 0 or more")
+        for name, value, known in (
+            ("scatter", self.scatter, ("auto", *get_args(ScatterKind))),
+            ("nonfinite", self.nonfinite, get_args(Nonfinite)),
+            ("phase", self.phase, (None, *get_args(Phase))),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"{name}={value!r}: choose one of {', '.join(filter(None, known))}"
+                )
 
     @property
     def reductions(self) -> tuple[tuple[str, Reduction], ...]:
@@ -97,6 +114,8 @@ class Running:
         Use the states that lie there.
     progress : bool
         Show bars on standard error.
+    earlier : sequence of path
+        State folders from which states are taken over, where ``resume`` asks for it.
     """
 
     jobs: int = 1
@@ -104,3 +123,4 @@ class Running:
     state: str | os.PathLike[str] | None = None
     resume: bool = False
     progress: bool = False
+    earlier: Sequence[str | os.PathLike[str]] = ()

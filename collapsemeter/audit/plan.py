@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from ..activations import Array, open_arrays
 from ..activations.manifest import Manifest
-from ..activations.remote import local_path
 from ..selection import listed, matching
+from .arrays import LABELS, LOGITS, MASK, PREDICTIONS, Found, arrays_of, described, find_arrays
 from .shard import ArrayAt, Shard
-
-LABELS, PREDICTIONS, LOGITS, MASK = "labels", "predictions", "logits", "attention_mask"
-_UNNAMED = ("", "activations", "arr_0", "data", "embeddings", "features", "hidden_states", "x")
-_OF_SHARDS = re.compile(r"[-_.](\d+-of-\d+|(shard|part|rank)[-_.]?\d+)$")
-_ENDINGS = (".safetensors", ".npy", ".npz", ".zarr", ".hdf5", ".h5")
 
 
 @dataclass(frozen=True)
@@ -60,15 +53,6 @@ class Plan:
     folder: str = ""
 
 
-@dataclass
-class _Found:
-    """What lies in the files, by role."""
-
-    layers: dict[str, list[ArrayAt]] = field(default_factory=dict)
-    extras: dict[str, list[ArrayAt]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-
 def plan_shards(
     files: Sequence[str],
     wish: Wish,
@@ -107,7 +91,7 @@ def plan_shards(
         LOGITS: wish.logits or LOGITS,
         MASK: wish.mask or MASK,
     }
-    found = _sorted_arrays(files, named, cache)
+    found = find_arrays(files, {r: n for r, n in named.items() if isinstance(n, str)}, cache)
     if not found.layers:
         raise ValueError(
             f"{listed(files, 4)}: no array of floats with two axes or more was found, which a layer is"
@@ -131,52 +115,7 @@ def plan_shards(
 _OPTIONAL = {PREDICTIONS: "predictions", LOGITS: "logits", MASK: "mask"}
 
 
-def is_file_name(text: str) -> bool:
-    """Whether a text is rather a file or pattern than the name of an array.
-
-    Examples
-    --------
-    >>> is_file_name("labels.npy"), is_file_name("y")
-    (True, False)
-    """
-    return text.rstrip("/").endswith(_ENDINGS)
-
-
-def _sorted_arrays(files: Iterable[str], named: Mapping[str, Any], cache: str) -> _Found:
-    found = _Found()
-    roles = {name: role for role, name in named.items() if isinstance(name, str)}
-    for file in files:
-        with open_arrays(local_path(file, cache)) as opened:
-            arrays = dict(opened.arrays)
-            for name, why in opened.refused.items():
-                found.skipped[name] = why
-        layers = {}
-        for name, array in arrays.items():
-            if name in roles:
-                found.extras.setdefault(roles[name], []).append(ArrayAt(file, name, array))
-            elif len(array.shape) >= 2 and array.dtype.kind in "fV":
-                layers[name] = array
-            else:
-                found.skipped[name] = (
-                    f"{array}: a layer is an array of floats with two axes or more"
-                )
-        for name, array in layers.items():
-            title = _title(file, name, alone=len(layers) == 1)
-            found.layers.setdefault(title, []).append(ArrayAt(file, name, array))
-    return found
-
-
-def _title(file: str, name: str, alone: bool) -> str:
-    """Return the name of a layer: the array's own, or the file's where the array has none."""
-    stem = PurePath(file.rstrip("/")).name
-    for ending in _ENDINGS:
-        stem = stem.removesuffix(ending)
-    if alone and (name in _UNNAMED or name == stem):
-        return _OF_SHARDS.sub("", stem)
-    return name
-
-
-def _chosen(found: _Found, wish: Wish, manifest: Manifest | None) -> list[str]:
+def _chosen(found: Found, wish: Wish, manifest: Manifest | None) -> list[str]:
     names = list(found.layers)
     if manifest is not None:
         names = [n for n in manifest.layers if n in names] + [
@@ -185,10 +124,8 @@ def _chosen(found: _Found, wish: Wish, manifest: Manifest | None) -> list[str]:
     if not wish.layers:
         return names
     ordered: dict[str, None] = {}
-    for (
-        pattern
-    ) in wish.layers:  # in the order of the patterns: files may not tell that of the network
-        ordered |= dict.fromkeys(matching(names, [pattern]))
+    for pattern in wish.layers:  # in their order: files may not tell that of the network
+        ordered |= dict.fromkeys([pattern] if pattern in names else matching(names, [pattern]))
     found.skipped.update({n: "not chosen by layers=" for n in names if n not in ordered})
     return list(ordered)
 
@@ -238,8 +175,7 @@ def _same_length(parts: Mapping[str, ArrayAt]) -> None:
 
 
 def _only_array(file: str, role: str, cache: str) -> ArrayAt:
-    with open_arrays(local_path(file, cache)) as opened:
-        arrays = dict(opened.arrays)
+    arrays = arrays_of(file, cache)
     name = role if role in arrays else next(iter(arrays)) if len(arrays) == 1 else None
     if name is None:
         raise ValueError(
@@ -283,24 +219,12 @@ def _with(shard: Shard, attribute: str, at: ArrayAt) -> Shard:
 
 
 def _missing(role: str, wanted: str, files: Sequence[str], cache: str) -> str:
-    with open_arrays(local_path(files[0], cache)) as opened:
-        arrays = dict(opened.arrays)
+    found = described(arrays_of(files[0], cache))
+    option = role.removeprefix("attention_")
     return (
-        f'{PurePath(files[0]).name} has no array "{wanted}"; arrays found: {described(arrays)}. '
-        f"Pass --{role.removeprefix('attention_')} NAME (of an array) or FILE."
+        f'{PurePath(files[0]).name} has no array "{wanted}"; arrays found: {found}. Pass --{option} NAME, '
+        f"or --{option} FILE."
     )
-
-
-def described(arrays: Mapping[str, Array]) -> str:
-    """Return arrays in words.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> described({"y": Array((5,), np.dtype("int64"))})
-    'y (5,) int64'
-    """
-    return listed((f"{name} {array}" for name, array in arrays.items()), 12)
 
 
 def _reasons(skipped: Mapping[str, str]) -> str:

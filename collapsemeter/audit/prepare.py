@@ -5,26 +5,64 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
-from ..activations.manifest import sha256_of_path
-from ..activations.remote import expand, local_path
+from ..activations.manifest import Manifest
+from ..activations.remote import expand
+from ..labels import is_one_hot
+from ..nc3 import Head
 from ..settings import Settings
 from ..sums import IGNORE_INDEX
+from .arrays import LABELS, is_file_name
 from .head import load_head, read_layer
 from .inputs import Inputs
 from .job import Job
+from .mapping import digest_of
 from .options import Options
-from .plan import Plan, Wish, is_file_name, plan_shards
+from .plan import Plan, Wish, plan_shards
 from .rows import Counting, OpenPiece
 from .shard import Piece, Shard
+
+_MANY_CLASSES = 2**16  # more, of few rows, is rather something else than labels
 
 
 def prepared(
     inputs: Inputs, options: Options, cache: str, progress: bool, mapping: bool = False
 ) -> tuple[Plan, Job]:
+    """Find everything that an audit needs; ``mapping``: of one shard among others, perhaps."""
     manifest = inputs.manifest
     head_file = only_file(options.head) if options.head is not None else inputs.head
-    files = [file for file in inputs.files if file != head_file]
+    plan = _plan(inputs, options, head_file, cache)
+    _check_reductions(options, plan.layers)
+    head, layer = None, None
+    if head_file is not None:
+        _check_digest(head_file, inputs.recorded.get(head_file), cache)
+        head, prefix = load_head(head_file, cache, options.head_name)
+        asked = options.head_layer or (manifest.head_layer if manifest is not None else None)
+        first = plan.shards[0].layers
+        layer = read_layer({n: first[n].array.shape[-1] for n in plan.layers}, head, asked, prefix)
+        if manifest is None and not options.layers:  # files do not tell the order of the network
+            plan = replace(plan, layers=[n for n in plan.layers if n != layer] + [layer])
+    elif options.head_layer is not None or options.head_name is not None:
+        raise ValueError(
+            "--head-layer and --head-name say something of a head: pass --head FILE, too"
+        )
+    ignore_index = options.ignore_index
+    if ignore_index is None:
+        ignore_index = IGNORE_INDEX if manifest is None else manifest.ignore_index
+    classes = _classes(plan, options, manifest, head, ignore_index, cache, mapping)
+    labels = _array_or_files(options.labels)
+    counting = Counting(
+        settings_of(options, max(classes, 2), ignore_index),
+        options.reductions,
+        (labels or LABELS) if not isinstance(labels, tuple) else None,
+    )
+    phase = options.phase or (manifest.phase if manifest is not None else "frozen-eval")
+    job = Job(plan.shards, plan.layers, counting, phase, cache, head, layer, options.nc4, progress)  # type: ignore[arg-type]  # a manifest's phase is checked where it is read
+    return plan, job
+
+
+def _plan(inputs: Inputs, options: Options, head_file: str | None, cache: str) -> Plan:
     wish = Wish(
         labels=_array_or_files(options.labels),
         predictions=_array_or_files(options.predictions),
@@ -32,36 +70,50 @@ def prepared(
         mask=_array_or_files(options.mask),
         layers=tuple(options.layers),
     )
-    beside = [f for asked in (wish.labels, wish.predictions, wish.logits, wish.mask)
-              if isinstance(asked, tuple) for f in asked]  # fmt: skip
-    plan = plan_shards(
-        [f for f in files if f not in beside], wish, cache, manifest, inputs.recorded
-    )
-    ignore_index = options.ignore_index
-    if ignore_index is None:
-        ignore_index = IGNORE_INDEX if manifest is None else manifest.ignore_index
-    head, prefix = None, None
-    if head_file is not None:
-        head, prefix = load_head(head_file, cache, options.head_name)
-        _check_digest(head_file, inputs.recorded.get(head_file), cache)
-    asked = options.head_layer or (manifest.head_layer if manifest is not None else None)
-    layer = None if head is None else read_layer(plan.shards, plan.layers, head, asked, prefix)
-    if layer is not None and manifest is None and not options.layers:
-        plan = replace(plan, layers=[n for n in plan.layers if n != layer] + [layer])
-    classes = options.num_classes or (manifest.num_classes if manifest is not None else None)
-    if classes is None and head is not None:
-        classes = len(head.weight)
-    if classes is None:
-        if mapping and len(plan.shards) == 1:
+    apart = {os.path.realpath(head_file)} if head_file is not None else set()
+    for asked in (wish.labels, wish.predictions, wish.logits, wish.mask):
+        if isinstance(asked, tuple):
+            apart.update(map(os.path.realpath, asked))
+    files = [file for file in inputs.files if os.path.realpath(file) not in apart]
+    if not files:
+        raise ValueError("no file of activations is left beside those of labels and head")
+    return plan_shards(files, wish, cache, inputs.manifest, inputs.recorded)
+
+
+def _check_reductions(options: Options, layers: Sequence[str]) -> None:
+    for pattern, _ in options.reductions:
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
             raise ValueError(
-                "one shard does not tell how many classes there are in all: pass --num-classes or --head"
+                f"--reduction {pattern}=...: no layer is named so; there are {', '.join(layers)}"
             )
-        classes = _largest_label(plan.shards, cache, ignore_index) + 1
-    settings = settings_of(options, max(classes, 2), ignore_index)
-    counting = Counting(settings, options.reductions)
-    phase = options.phase or (manifest.phase if manifest is not None else "frozen-eval")
-    job = Job(plan.shards, plan.layers, counting, phase, cache, head, layer, options.nc4, progress)  # type: ignore[arg-type]  # a manifest's phase is checked where moments are made
-    return plan, job
+
+
+def _classes(
+    plan: Plan,
+    options: Options,
+    manifest: Manifest | None,
+    head: Head | None,
+    ignore_index: int,
+    cache: str,
+    mapping: bool,
+) -> int:
+    """Return C: what was asked for, or the manifest says, or the head's rows, or the labels'."""
+    classes = options.num_classes or (manifest.num_classes if manifest is not None else None)
+    if head is not None:
+        rows = len(head.weight)
+        if classes is not None and rows != max(classes, 2):
+            raise ValueError(
+                f"the head has {rows} classes (weight {head.weight.shape}) and num_classes={classes}: they "
+                "must agree"
+            )
+        return rows
+    if classes is not None:
+        return classes
+    if mapping and len(plan.shards) == 1:
+        raise ValueError(
+            "one shard does not tell how many classes there are in all: pass --num-classes or --head"
+        )
+    return _largest_label(plan.shards, cache, ignore_index) + 1
 
 
 def settings_of(options: Options, classes: int, ignore_index: int) -> Settings:
@@ -76,9 +128,12 @@ def settings_of(options: Options, classes: int, ignore_index: int) -> Settings:
 
 
 def _array_or_files(asked: str | None) -> str | tuple[str, ...] | None:
-    if asked is None or not (is_file_name(asked) or os.path.exists(asked)):
-        return asked
-    return tuple(expand([asked]))
+    """Return files if a file is meant; the name of an array may be that of a folder here, too."""
+    if asked is None:
+        return None
+    if is_file_name(asked) or (os.path.isfile(asked) and os.path.splitext(asked)[1]):
+        return tuple(expand([asked]))
+    return asked
 
 
 def only_file(asked: str) -> str:
@@ -89,7 +144,7 @@ def only_file(asked: str) -> str:
 
 
 def _check_digest(file: str, recorded: str | None, cache: str) -> None:
-    if recorded is not None and sha256_of_path(local_path(file, cache)) != recorded:
+    if recorded is not None and digest_of(file, cache) != recorded:
         raise ValueError(
             f"{file} is not what the manifest says (its SHA-256 differs): it was changed or damaged after it "
             "was written; write the activations again"
@@ -99,15 +154,26 @@ def _check_digest(file: str, recorded: str | None, cache: str) -> None:
 def _largest_label(shards: Sequence[Shard], cache: str, ignore_index: int) -> int:
     largest = -1
     for shard in shards:
-        at = shard.labels
+        at, features = shard.labels, next(iter(shard.layers.values())).array
         with OpenPiece(Piece(shard, 0, shard.samples), Counting(Settings(2)), cache) as opened:
             labels = opened.raw(at)
+        if labels.ndim == len(features.shape) == 2 < labels.shape[1] and is_one_hot(
+            labels, labels.shape[1]
+        ):
+            largest = max(largest, labels.shape[1] - 1)
+            continue
         if labels.dtype.kind not in "iu":
             raise ValueError(
                 f"labels {at} have dtype {labels.dtype}: pass integers, or --num-classes for one-hot rows"
             )
         used = labels[labels != ignore_index]
-        largest = max(largest, int(used.max(initial=-1)))
+        largest = max(largest, int(used.max()) if used.size else -1)
     if largest < 0:
         raise ValueError("there is no labelled row: every label is ignored, or there is none")
+    rows = sum(shard.samples for shard in shards)
+    if largest >= max(_MANY_CLASSES, 10 * rows):
+        raise ValueError(
+            f"the largest label is {largest} and there are {rows} rows: if there are so many classes, pass "
+            "--num-classes"
+        )
     return largest

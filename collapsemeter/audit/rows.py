@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,15 +34,16 @@ class Counting:
     settings : Settings
     reductions : tuple of (pattern, reduction)
         The first pattern that a layer's name matches decides.
+    labels : str or None
+        The array in the files that labels are; None where they have files of their own.
     """
 
     settings: Settings
     reductions: tuple[tuple[str, Reduction], ...] = ()
+    labels: str | None = None
 
     def reduction(self, layer: str) -> Reduction:
         """Return the reduction of a layer."""
-        from fnmatch import fnmatchcase
-
         return next(
             (how for pattern, how in self.reductions if fnmatchcase(layer, pattern)), "auto"
         )
@@ -106,7 +109,9 @@ class OpenPiece:
                     found, settings.num_classes, ignore_index=settings.ignore_index
                 )
             except ValueError as error:
-                raise ValueError(f"labels {piece.shard.labels}: {error}") from error
+                first = piece.start + piece.shard.labels.offset
+                counted = f" (rows are counted from {first} on)" if first else ""
+                raise ValueError(f"labels {piece.shard.labels}: {error}{counted}") from error
             self._labels = labels[:, 0] if labels.shape == (len(labels), 1) else labels
         return self._labels
 
@@ -116,13 +121,12 @@ class OpenPiece:
             self._file(name).check()
 
     def chunks(self, layer: str) -> Iterator[Chunk]:
-        """Yield the rows of a layer in chunks of bounded memory."""
+        """Yield the rows of a layer in chunks of bounded memory; of no rows one empty chunk."""
         piece, at = self._piece, self._piece.shard.layers[layer]
         labels, mask = self.labels, piece.shard.mask
-        sample_bytes = at.array.nbytes // max(at.array.shape[0], 1)
-        step = max(1, CHUNK_BYTES // max(sample_bytes, 1))
+        step = max(1, CHUNK_BYTES // max(at.array.row_nbytes, 1))
         per_sample = labels[:1].size
-        for start in range(piece.start, piece.stop, step):
+        for start in range(piece.start, max(piece.stop, piece.start + 1), step):
             stop = min(start + step, piece.stop)
             part = labels[start - piece.start : stop - piece.start]
             rows = feature_rows(
@@ -138,25 +142,38 @@ class OpenPiece:
 
     def decided(self) -> npt.NDArray[np.int64] | None:
         """Return the network's own decisions, one for each label; None if the files have none."""
-        piece = self._piece
-        if piece.shard.predictions is not None:
-            found = self.raw(piece.shard.predictions)
-            if found.dtype.kind not in "iu" or found.size != self.labels.size:
-                raise ValueError(
-                    f"predictions {piece.shard.predictions} have dtype {found.dtype} and shape "
-                    f"{found.shape}, labels {self.labels.shape}: pass one class for each label"
-                )
-            return found.reshape(-1).astype(np.int64)
-        if piece.shard.logits is None:
-            return None
-        found = self.raw(piece.shard.logits)
-        classes = found.shape[-1]
-        if classes < 2 or found.size != self.labels.size * classes:
+        for name in self._piece.shard.decision_files:
+            self._file(name).check()
+        if self._piece.shard.predictions is not None:
+            return self._predicted(self._piece.shard.predictions)
+        if self._piece.shard.logits is not None:
+            return self._of_logits(self._piece.shard.logits)
+        return None
+
+    def _predicted(self, at: ArrayAt) -> npt.NDArray[np.int64]:
+        found = self.raw(at)
+        if found.dtype.kind not in "iub" or found.size != self.labels.size:
             raise ValueError(
-                f"logits {piece.shard.logits} have shape {found.shape}, labels {self.labels.shape}: pass "
-                "one row of C scores for each label"
+                f"predictions {at} have dtype {found.dtype} and shape {found.shape}, labels "
+                f"{self.labels.shape}: pass one class for each label"
             )
-        return argmax_or_none(found.reshape(-1, classes))
+        return found.reshape(-1).astype(np.int64)
+
+    def _of_logits(self, at: ArrayAt) -> npt.NDArray[np.int64]:
+        piece, shape = self._piece, self.labels.shape
+        found = (piece.stop - piece.start, *at.array.shape[1:])
+        if found not in {shape, (*shape, found[-1])} or at.array.dtype.kind not in "fV":
+            raise ValueError(
+                f"logits {at} have shape {found} and dtype {at.array.dtype}, labels {shape}: pass one row of "
+                "C scores, or a single logit, for each label"
+            )
+        columns = 1 if found == shape else found[-1]
+        step = max(1, CHUNK_BYTES // max(at.array.row_nbytes, 1))
+        decided = [
+            _classes(self._read(at, start, min(start + step, piece.stop)).reshape(-1, columns))
+            for start in range(piece.start, piece.stop, step)
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *decided])
 
 
 class NumpyOperations:
@@ -169,10 +186,10 @@ class NumpyOperations:
         return x.dtype.kind in "fV"
 
     def flat(self, x: Array) -> Array:
-        return x.reshape(len(x), -1)
+        return x.reshape(len(x), math.prod(x.shape[1:]))  # -1 would not do for no rows
 
     def rows(self, x: Array) -> Array:
-        return x.reshape(-1, x.shape[-1])
+        return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
     def channels_to_end(self, x: Array) -> Array:
         return np.moveaxis(x, 1, -1)
@@ -198,6 +215,9 @@ def _wide(x: Array) -> Array:
     return x.astype(np.float64)
 
 
-def feature_dtypes(shard_layers: Mapping[str, ArrayAt]) -> dict[str, str]:
-    """Return the dtype that each layer was computed in: that of the file, not of a mean."""
-    return {name: at.array.dtype.name for name, at in shard_layers.items()}
+def _classes(scores: Array) -> npt.NDArray[np.int64]:
+    """Return the class that each row of scores, or a single logit, decides on; -1 where one is NaN."""
+    scores = scores if scores.dtype.isbuiltin == 1 else scores.astype(np.float32)
+    if scores.shape[1] == 1:
+        scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
+    return argmax_or_none(scores).astype(np.int64)

@@ -17,8 +17,8 @@ from ..activations.remote import expand
 from ..finalise import moments_report
 from ..nc4 import Decisions
 from ..report import CollapseReport, LayerReport
-from .first_pass import MERGED, map_on_cluster, map_shards, merge_states
-from .head import load_head
+from .first_pass import map_on_cluster, map_shards, merge_states, merged_path
+from .head import check_width, load_head, read_layer
 from .inputs import read_inputs
 from .job import Job
 from .options import Options, Running
@@ -28,7 +28,7 @@ from .progress import bar
 from .rows import Counting
 from .second_pass import decide_all
 from .state import SavedState
-from .workers import Dask, workers
+from .workers import Dask, Workers, workers
 
 
 def audit(
@@ -87,22 +87,37 @@ def audit_steps(
     list of (int, CollapseReport)
         By step; files without a manifest are step 0.
     """
-    options, running = options or Options(), running or Running()
     names = [files] if isinstance(files, str) else list(files)
+    measured = measure_steps(names, options or Options(), running or Running())
+    return [(step or 0, report) for step, report in measured]
+
+
+def measure_steps(
+    names: Sequence[str], options: Options, running: Running
+) -> list[tuple[int | None, CollapseReport]]:
+    """Measure every step that files are of; files without a manifest do not say one."""
     history = []
     with _cache() as cache, workers(running.jobs, running.dask) as crew:
         for inputs in read_inputs(names, cache):
             plan, job = prepared(inputs, options, cache, running.progress)
             with _states(running, inputs.step) as folder:
-                if isinstance(crew, Dask):
-                    merged = map_on_cluster(job, folder, crew)
-                else:
-                    paths = map_shards(job, folder, crew, running.resume)
-                    merged = merge_states(paths, folder / MERGED, running.progress)
+                merged = _merged(job, folder, crew, running, inputs.step)
+                check_width(merged.widths, job.reader)
                 decisions = decide_all(job, merged, folder, crew, running.resume)
-                report = _report(plan, job, merged, decisions, cache)
-            history.append((inputs.step or 0, report))
+                history.append((inputs.step, _report(plan, job, merged, decisions)))
     return history
+
+
+def _merged(
+    job: Job, folder: Path, crew: Workers, running: Running, step: int | None
+) -> SavedState:
+    """Run the first pass, and merge."""
+    if isinstance(crew, Dask):
+        return map_on_cluster(job, folder, crew)
+    earlier = [_of_step(Path(other), step) for other in running.earlier]
+    paths = map_shards(job, folder, crew, running.resume, earlier)
+    states = [SavedState(path) for path in paths]
+    return merge_states(states, merged_path(folder, states), running.progress)
 
 
 def map_files(files: Sequence[str], options: Options, running: Running) -> list[Path]:
@@ -118,8 +133,7 @@ def map_files(files: Sequence[str], options: Options, running: Running) -> list[
     with _cache() as cache, workers(running.jobs) as crew:
         for inputs in read_inputs(files, cache):
             _, job = prepared(inputs, options, cache, running.progress, mapping=True)
-            folder = _of_step(Path(running.state), inputs.step)
-            # Other states are let be: each task of an array job writes one of them.
+            folder = _made(_of_step(Path(running.state), inputs.step))
             written += map_shards(job, folder, crew, running.resume)
     return written
 
@@ -150,7 +164,8 @@ def merge_files(
         If a shard is in two of them.
     """
     with _cache() as cache:
-        merged = merge_states([Path(path) for path in expand(files)], Path(target), progress)
+        states = [SavedState(path) for path in expand(files)]
+        merged = merge_states(states, Path(target), progress)
         settings = settings_of(
             options, int(merged.key["num_classes"]), int(merged.key["ignore_index"])
         )
@@ -158,13 +173,14 @@ def merge_files(
         job = Job([], merged.layers, counting, merged.key["phase"], cache, progress=progress)
         if options.head is not None:
             head, prefix = load_head(only_file(options.head), cache, options.head_name)
-            layer = options.head_layer or (prefix if prefix in merged.layers else merged.layers[-1])
+            layer = read_layer(merged.widths, head, options.head_layer, prefix)
             job = replace(job, head=head, head_layer=layer)
-        return _report(Plan([], merged.layers, {}), job, merged, {}, cache)
+            check_width(merged.widths, job.reader)
+        return _report(Plan([], merged.layers, {}), job, merged, {})
 
 
 def _report(
-    plan: Plan, job: Job, merged: SavedState, decisions: Mapping[str, Decisions], cache: str
+    plan: Plan, job: Job, merged: SavedState, decisions: Mapping[str, Decisions]
 ) -> CollapseReport:
     reports: dict[str, LayerReport] = {}
     warnings: list[str] = []
@@ -209,17 +225,23 @@ def _cache() -> Iterator[str]:
 
 @contextmanager
 def _states(running: Running, step: int | None) -> Iterator[Path]:
-    """Yield the folder for the states of a step."""
+    """Yield the folder for the states of a step; what lies there already is let be."""
     if running.state is None:
         with tempfile.TemporaryDirectory(prefix="collapsemeter-state-") as temporary:
             yield Path(temporary)
-        return
-    folder = _of_step(Path(running.state), step)
-    if not running.resume and folder.exists():
-        for path in folder.iterdir():  # what is not resumed is not mixed with the new
-            if path.suffix in (".state", ".piece", ".decisions"):
-                path.unlink()
-    yield folder
+    else:
+        yield _made(_of_step(Path(running.state), step))
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # find out now, and not after the first shard
+            return folder
+    except OSError as error:
+        raise ValueError(
+            f"states cannot be written to {folder} ({error.strerror}): pass --state FOLDER"
+        ) from error
 
 
 def _of_step(folder: Path, step: int | None) -> Path:

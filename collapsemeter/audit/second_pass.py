@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from ..nc4 import Decisions
 from ..state_files import CorruptStateError, read_state, write_state
-from .deciding import DecideTask, Rows, choose_rows, decide_piece
+from .deciding import DecideTask, Reader, Rows, choose_rows, decide_piece
 from .job import Job
+from .mapping import digest_of, hash_of
 from .progress import bar
 from .shard import Piece
 from .state import AuditState, SavedState
@@ -24,19 +23,22 @@ def decide_all(
     job: Job, merged: SavedState, folder: Path, workers: Workers, resume: bool
 ) -> dict[str, Decisions]:
     """Run the second pass; what a piece gave is kept in the folder, so that it can be resumed."""
-    rows, firsts, pieces = _which_rows(job, merged)
-    if not rows:
+    rows = _which_rows(job, merged)
+    if rows is None:
         return {}
-    tasks, paths = [], []
-    for piece, first in zip(pieces, firsts, strict=True):
-        given = DecideTask(job.task(piece), first, rows, job.head, job.head_layer)
-        tasks.append(given)
-        paths.append(folder / f"{_decision_name(given, merged)}.decisions")
-    done = {i: kept for i, path in enumerate(paths) if resume and (kept := _kept(path, rows))}
+    pieces = [piece for of_shard in job.pieces for piece in of_shard]
+    layers = tuple(job.layers)
+    tasks = [
+        DecideTask(job.task(piece), layers, rows.within(first, count))
+        for piece, (first, count) in zip(pieces, _label_rows(pieces, merged), strict=True)
+    ]
+    asked = _asked(job, merged, rows)
+    paths = [folder / _decisions_name(asked, i, given, job.cache) for i, given in enumerate(tasks)]
+    done = {i: kept for i, path in enumerate(paths) if resume and (kept := _kept(path, layers))}
     left = [i for i in range(len(tasks)) if i not in done]
     with bar("deciding", sum(p.nbytes for p in pieces), job.progress) as advance:
         advance(sum(pieces[i].nbytes for i in done))
-        for k, found in workers.each(_decider(merged, workers), [tasks[i] for i in left]):
+        for k, found in _decided(workers, merged, job.reader, [tasks[i] for i in left]):
             i = left[k]
             _keep(paths[i], found)
             done[i] = found
@@ -44,36 +46,52 @@ def decide_all(
     results = [done[i] for i in range(len(tasks))]
     return {
         layer: functools.reduce(Decisions.merge, (found[layer] for found in results))
-        for layer in rows
+        for layer in layers
     }
 
 
-def _which_rows(job: Job, merged: SavedState) -> tuple[dict[str, Rows], list[int], list[Piece]]:
-    """Choose the rows of every layer; number the first label row of every piece."""
-    pieces = [piece for of_shard in job.pieces for piece in of_shard]
+def _which_rows(job: Job, merged: SavedState) -> Rows | None:
+    """Choose rows, the same of all layers: decisions of the network are about the same rows."""
+    rows, settings = sum(shard.rows for shard in merged.shards), job.counting.settings
+    widest = max(merged.widths.values())
+    return choose_rows(rows, settings.num_classes, widest, job.nc4, settings.seed)
+
+
+def _label_rows(pieces: Sequence[Piece], merged: SavedState) -> Iterator[tuple[int, int]]:
+    """Yield the number of the first label row of every piece, and how many it has."""
     rows, samples = (sum(getattr(s, of) for s in merged.shards) for of in ("rows", "samples"))
-    firsts = np.cumsum([0, *(piece.stop - piece.start for piece in pieces)]) * rows
-    settings = job.counting.settings
-    width = max(entry["width"] for entry in merged.header["layers"])
-    # One choice for all layers, by the widest: decisions of the network are about the same rows.
-    chosen = choose_rows(rows, settings.num_classes, width, job.nc4, settings.seed)
-    numbers = [int(first) // max(samples, 1) for first in firsts[:-1]]
-    return ({} if chosen is None else dict.fromkeys(job.layers, chosen)), numbers, pieces
+    each, first = rows // max(samples, 1), 0  # a sample has as many labels as every other one
+    for piece in pieces:
+        count = (piece.stop - piece.start) * each
+        yield first, count
+        first += count
 
 
-def _decider(merged: SavedState, workers: Workers) -> Callable[[DecideTask], dict[str, Decisions]]:
+def _decided(
+    workers: Workers, merged: SavedState, reader: Reader | None, tasks: Sequence[DecideTask]
+) -> Iterator[tuple[int, dict[str, Decisions]]]:
     if isinstance(workers, Dask):
-        state = merged.state()
-        return functools.partial(_decide_with, state=state)
-    return functools.partial(_decide_saved, path=merged.path, digest=merged.digest)
+        shared = workers.everywhere((merged.state(scatter=False), reader))
+        yield from workers.each(_decide_with, tasks, shared)
+    else:
+        decide = functools.partial(
+            _decide_saved, path=merged.path, digest=merged.digest, reader=reader
+        )
+        yield from workers.each(decide, tasks)
 
 
-def _decide_with(given: DecideTask, state: AuditState) -> dict[str, Decisions]:
-    return decide_piece(given, state.layers.__getitem__)
+def _decide_with(
+    given: DecideTask, shared: tuple[AuditState, Reader | None]
+) -> dict[str, Decisions]:
+    means, reader = shared
+    return decide_piece(given, means.layers.__getitem__, reader)
 
 
-def _decide_saved(given: DecideTask, path: str, digest: str) -> dict[str, Decisions]:
-    return decide_piece(given, _merged(path, digest).moments)
+def _decide_saved(
+    given: DecideTask, path: str, digest: str, reader: Reader | None
+) -> dict[str, Decisions]:
+    means = functools.partial(_merged(path, digest).moments, scatter=False)
+    return decide_piece(given, means, reader)
 
 
 @functools.lru_cache(maxsize=1)
@@ -82,15 +100,23 @@ def _merged(path: str, digest: str) -> SavedState:
     return SavedState(path)
 
 
-def _decision_name(given: DecideTask, merged: SavedState) -> str:
-    head = None if given.head is None else [given.head.weight.tobytes(), given.head.bias.tobytes()]
-    digest = hashlib.sha256(merged.digest.encode())
-    for part in head or []:
-        digest.update(part)
-    chosen = {n: None if r.chosen is None else len(r.chosen) for n, r in given.rows.items()}
-    seed = given.task.counting.settings.seed
-    digest.update(json.dumps([given.first, given.head_layer, chosen, seed]).encode())
-    return digest.hexdigest()[:32]
+def _asked(job: Job, merged: SavedState, rows: Rows) -> list[Any]:
+    """Return in plain values all that every piece's decisions depend on."""
+    head = hashlib.sha256()
+    for part in () if job.head is None else (job.head.weight, job.head.bias):
+        head.update(repr(part.shape).encode() + part.tobytes())
+    chosen = None if rows.chosen is None else [len(rows.chosen), job.counting.settings.seed]
+    return [merged.digest, head.hexdigest(), job.head_layer, job.layers, chosen]
+
+
+def _decisions_name(asked: Sequence[Any], number: int, given: DecideTask, cache: str) -> str:
+    piece = given.task.piece
+    sources = [
+        [role, digest_of(at.file, cache), at.inside, at.offset]
+        for role, at in (("predictions", piece.shard.predictions), ("logits", piece.shard.logits))
+        if at is not None
+    ]
+    return f"{hash_of([*asked, number, piece.start, piece.stop, sources])[:32]}.decisions"
 
 
 _KIND = "collapsemeter.Decisions"
@@ -105,14 +131,15 @@ def _keep(path: Path, found: Mapping[str, Decisions]) -> None:
     write_state(path, {"sampled": [d.sampled for d in found.values()]}, arrays, _KIND)
 
 
-def _kept(path: Path, rows: Mapping[str, Rows]) -> dict[str, Decisions] | None:
+def _kept(path: Path, layers: Sequence[str]) -> dict[str, Decisions] | None:
     try:
         header, arrays = read_state(path, _KIND)
-    except (FileNotFoundError, CorruptStateError):
-        return None
-    return {
-        layer: Decisions(
-            arrays[f"{i}.rows"], arrays[f"{i}.correct"], arrays.get(f"{i}.agree"), sampled
-        )
-        for i, (layer, sampled) in enumerate(zip(rows, header["sampled"], strict=True))
-    }
+        sampled = header["sampled"]
+        return {
+            layer: Decisions(
+                arrays[f"{i}.rows"], arrays[f"{i}.correct"], arrays.get(f"{i}.agree"), sampled[i]
+            )
+            for i, layer in enumerate(layers)
+        }
+    except (FileNotFoundError, CorruptStateError, KeyError, IndexError, TypeError):
+        return None  # it is decided on again

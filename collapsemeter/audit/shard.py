@@ -23,6 +23,11 @@ class ArrayAt:
     def __str__(self) -> str:
         return f"{self.name!r} of {self.file}"
 
+    @property
+    def inside(self) -> str:
+        """The name that the file's bytes have for it: a ``.npy`` has none, whatever the file is called."""
+        return "" if self.file.lower().endswith(".npy") else self.name
+
 
 @dataclass(frozen=True, eq=False)
 class Shard:
@@ -59,8 +64,15 @@ class Shard:
 
     @property
     def extra_files(self) -> list[str]:
-        """Other files: of labels and decisions."""
-        extras = [self.labels, self.predictions, self.logits, self.mask]
+        """Other files that the moments depend on: of labels and masks."""
+        return self._beside(self.labels, self.mask)
+
+    @property
+    def decision_files(self) -> list[str]:
+        """Other files, which the second pass alone reads: of predictions and logits."""
+        return self._beside(self.predictions, self.logits)
+
+    def _beside(self, *extras: ArrayAt | None) -> list[str]:
         others = dict.fromkeys(at.file for at in extras if at is not None)
         return [file for file in others if file not in self.files]
 

@@ -1,21 +1,20 @@
-"""What map writes and merge combines: the moments of every layer, and which shards are in them."""
+"""What map writes: the moments of every layer, and which shards are in them."""
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ..moments import ClassMoments
+from ..moments import ClassMoments, Phase
 from ..state_files import CorruptStateError, StateFile, write_state
+from ..sums import Nonfinite
 
 FORMAT = "collapsemeter.AuditState"
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class ShardRecord:
         SHA-256 by file.
     samples, rows : int
         Along the first axis, and labels: tokens are more than samples.
+    labels : str
+        What identifies the labels and the mask that were read with them.
     """
 
     id: str
@@ -38,6 +39,7 @@ class ShardRecord:
     files: dict[str, str]
     samples: int
     rows: int
+    labels: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +57,6 @@ class AuditState:
     layers: dict[str, ClassMoments]
     shards: tuple[ShardRecord, ...]
     key: dict[str, Any]
-
-    def merge(self, other: AuditState) -> AuditState:
-        """Return the state of both.
-
-        Raises
-        ------
-        ValueError
-            If a shard is in both, the layers differ, or rows were counted in different ways.
-        """
-        check_mergeable(self.header(), other.header())
-        layers = {name: moments.merge(other.layers[name]) for name, moments in self.layers.items()}
-        return AuditState(layers, self.shards + other.shards, self.key)
 
     def header(self) -> dict[str, Any]:
         """Return what is written beside the arrays."""
@@ -152,41 +142,58 @@ class SavedState:
         self.digest = self._file.digest
         self.header = self._file.header
         try:
+            _check_header(self.header)
             self.shards = tuple(ShardRecord(**record) for record in self.header["shards"])
-            self.layers = [str(entry["name"]) for entry in self.header["layers"]]
-            self.key = dict(self.header["key"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptStateError(f"{self.path} is not the state of an audit: {error}") from error
+        self.layers: list[str] = [entry["name"] for entry in self.header["layers"]]
+        self.key: dict[str, Any] = self.header["key"]
+        self.widths: dict[str, int] = {e["name"]: e["width"] for e in self.header["layers"]}
 
-    def moments(self, layer: str) -> ClassMoments:
-        """Read the moments of a layer."""
+    def moments(self, layer: str, scatter: bool = True) -> ClassMoments:
+        """Read the moments of a layer; without a scatter where means are enough.
+
+        Raises
+        ------
+        CorruptStateError
+            If they do not read.
+        """
         i = self.layers.index(layer)
-        entry = self.header["layers"][i]
         try:
-            counts = self._file.read(f"{i}.counts")
-            present = np.flatnonzero(counts)
-            scatter = self._file.read(f"{i}.scatter") if entry["kind"] != "trace" else None
-            if entry["kind"] == "class":
-                assert scatter is not None
-                scatter = _spread(scatter, present, len(counts))
-            return ClassMoments(
-                counts=counts,
-                means=_spread(self._file.read(f"{i}.means"), present, len(counts)),
-                scatter=scatter,
-                traces=_spread(self._file.read(f"{i}.traces"), present, len(counts)),
-                feature_dtype=entry["feature_dtype"],
-                phase=entry["phase"],
-                shards=frozenset(entry["shards"]),
-                ignored=entry["ignored"],
-                nonfinite=entry["nonfinite"],
-                means_low=_spread(self._file.read(f"{i}.means_low"), present, len(counts)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return self._moments(i, self.header["layers"][i], scatter)
+        except CorruptStateError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CorruptStateError(f"{self.path} is not the state of an audit: {error}") from error
 
-    def state(self) -> AuditState:
-        """Read the whole state."""
-        return AuditState({name: self.moments(name) for name in self.layers}, self.shards, self.key)
+    def _moments(self, i: int, entry: Mapping[str, Any], whole: bool) -> ClassMoments:
+        counts = self._file.read(f"{i}.counts")
+        present = np.flatnonzero(counts)
+        scatter = None
+        if whole and entry["kind"] != "trace":
+            scatter = self._file.read(f"{i}.scatter")
+            if entry["kind"] == "class":
+                scatter = _spread(scatter, present, len(counts))
+        found = ClassMoments(
+            counts=counts,
+            means=_spread(self._file.read(f"{i}.means"), present, len(counts)),
+            scatter=scatter,
+            traces=_spread(self._file.read(f"{i}.traces"), present, len(counts)),
+            feature_dtype=entry["feature_dtype"],
+            phase=entry["phase"],
+            shards=frozenset(entry["shards"]),
+            ignored=entry["ignored"],
+            nonfinite=entry["nonfinite"],
+            means_low=_spread(self._file.read(f"{i}.means_low"), present, len(counts)),
+        )
+        if found.means.shape != (entry["num_classes"], entry["width"]):
+            raise ValueError(f"layer {entry['name']!r} has moments of shape {found.means.shape}")
+        return found
+
+    def state(self, scatter: bool = True) -> AuditState:
+        """Read the whole state; without a scatter where means are enough."""
+        layers = {name: self.moments(name, scatter) for name in self.layers}
+        return AuditState(layers, self.shards, self.key)
 
 
 def _spread(
@@ -197,84 +204,25 @@ def _spread(
     return whole
 
 
-def check_mergeable(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """Raise ValueError where two states, by their headers, are not of the same audit or share a shard."""
-    mine = {shard["id"]: shard["name"] for shard in a["shards"] if shard["samples"]}
-    for shard in b["shards"]:
-        if shard["id"] in mine and shard["samples"]:
-            raise ValueError(
-                f"shard {shard['name']} holds the rows of {mine[shard['id']]}, which were counted already "
-                f"(SHA-256 {shard['id'][:12]}...): a shard is counted once; leave one of them out"
-            )
-    if a["key"] != b["key"]:
-        other = next(name for name in a["key"] if a["key"][name] != b["key"].get(name))
-        raise ValueError(
-            f"one state was counted with {other}={a['key'][other]!r}, the other with "
-            f"{b['key'].get(other)!r}: map all shards with the same options"
-        )
-    shapes = [{e["name"]: (e["num_classes"], e["width"]) for e in h["layers"]} for h in (a, b)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"one state has layers {_words(shapes[0])}, the other {_words(shapes[1])}: they are not of the "
-            "same network"
-        )
-
-
-def _words(shapes: dict[str, tuple[int, int]]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-
-
-def tree(items: Sequence[Any], load: Callable[[Any], _T], merge: Callable[[_T, _T], _T]) -> _T:
-    """Merge neighbours, then neighbours of those: the same pairs however the items were made.
-
-    Few results are at hand at a time: as many as the tree is deep.
-
-    Examples
-    --------
-    >>> tree("abc", str.upper, lambda a, b: f"({a}{b})")
-    '((AB)C)'
-    """
-    if len(items) == 1:
-        return load(items[0])
-    half = 1 << (len(items) - 1).bit_length() - 1  # the largest power of two below
-    return merge(tree(items[:half], load, merge), tree(items[half:], load, merge))
-
-
-def merge_saved(
-    states: Sequence[SavedState],
-    path: str | os.PathLike[str],
-    advance: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Merge saved states into one file, a layer at a time.
-
-    Parameters
-    ----------
-    states : sequence of SavedState
-    path : str or path
-        Where the merged state goes.
-    advance : callable
-        Told that a layer is done.
-
-    Raises
-    ------
-    ValueError
-        If there is none, a shard is in two of them, or they are not of one audit.
-    """
-    if not states:
-        raise ValueError("there is no state to merge: pass the files that `audit map` wrote")
-    seen: dict[str, Any] = {**states[0].header, "shards": []}
-    for state in states:
-        try:
-            check_mergeable(seen, state.header)
-        except ValueError as error:
-            raise ValueError(f"{state.path} cannot be merged: {error}") from error
-        seen["shards"] = seen["shards"] + state.header["shards"]
-
-    def layers() -> Iterator[tuple[str, ClassMoments]]:
-        for name in states[0].layers:
-            load = functools.partial(SavedState.moments, layer=name)
-            yield name, tree(states, load, ClassMoments.merge)
-            advance(1)
-
-    shards = [record for state in states for record in state.shards]
-    save_layers(path, layers(), shards, states[0].key)
+def _check_header(header: Mapping[str, Any]) -> None:
+    """Raise unless what the rest relies on is there: a checksum is no signature."""
+    due = {"name": str, "kind": str, "width": int, "num_classes": int, "ignored": int}
+    for entry in header["layers"]:
+        for name, kind in due.items():
+            if not isinstance(entry[name], kind):
+                raise TypeError(f"{name} of a layer is {entry[name]!r}")
+    names = [entry["name"] for entry in header["layers"]]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"its layers are {names}")
+    for record in header["shards"]:
+        numbers = record["samples"], record["rows"]
+        texts = record["id"], record["name"], *record["files"], *record["files"].values()
+        if not all(isinstance(n, int) and n >= 0 for n in numbers) or not all(
+            isinstance(text, str) for text in texts
+        ):
+            raise TypeError("a record of a shard has no right types")
+    key = header["key"]
+    if not isinstance(key["num_classes"], int) or not isinstance(key["ignore_index"], int):
+        raise TypeError("its classes are no number")
+    if key["phase"] not in get_args(Phase) or key["nonfinite"] not in get_args(Nonfinite):
+        raise ValueError(f"it was counted with {key}")

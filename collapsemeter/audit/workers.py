@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, Protocol, TypeVar
 
+from ..activations.array_file import first_line
+
 T = TypeVar("T")
 R = TypeVar("R")
+DASK_PATIENCE = "10s"  # until a scheduler answers
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -45,14 +48,15 @@ class Processes:
         ValueError
             If a process dies.
         """
-        futures = {self._pool.submit(function, task): i for i, task in enumerate(tasks)}
+        futures: dict[Future[R], int] = {}
         try:
+            futures |= {self._pool.submit(function, task): i for i, task in enumerate(tasks)}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise ValueError(
-                "a worker process died, perhaps for want of memory: run again with --resume and fewer "
-                "--jobs; what was counted is kept"
+                "a worker process died, perhaps for want of memory (fewer --jobs need less; a script that "
+                "calls audit with jobs needs `if __name__ == '__main__':`)"
             ) from error
         finally:
             for future in futures:
@@ -65,21 +69,52 @@ class Dask:
     def __init__(self, client: Any) -> None:
         self.client = client
 
-    def each(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
-        """Yield results as they come."""
-        futures = {self.submit(function, task): i for i, task in enumerate(tasks)}
+    def each(
+        self, function: Callable[..., R], tasks: Sequence[Any], *more: Any
+    ) -> Iterator[tuple[int, R]]:
+        """Yield results as they come; ``more`` are further arguments of every call.
+
+        Raises
+        ------
+        ValueError
+            If workers die again and again.
+        """
+        futures = {self.submit(function, task, *more): i for i, task in enumerate(tasks)}
         for future in self.completed(list(futures)):
-            yield futures[future], future.result()
+            yield futures[future], self.result(future)
 
     def completed(self, futures: Sequence[Any]) -> Iterator[Any]:
-        """Yield futures as they are done."""
+        """Yield futures as they are done; raise the error of one that failed."""
         from distributed import as_completed as completed
 
-        yield from completed(futures, loop=self.client.loop)
+        try:
+            for future in completed(futures, loop=self.client.loop):
+                if future.status != "finished":
+                    self.result(future)
+                yield future
+        finally:
+            if any(not future.done() for future in futures):
+                self.client.cancel(list(futures))
+
+    def result(self, future: Any) -> Any:
+        """Return what a future gave."""
+        from distributed import KilledWorker
+
+        try:
+            return future.result()
+        except KilledWorker as error:
+            raise ValueError(
+                "workers of the Dask cluster died over the same task again and again, perhaps for want of "
+                f"memory: {first_line(error)}"
+            ) from error
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return a future of the call; futures among the arguments stand for their results."""
         return self.client.submit(function, *arguments, pure=False)
+
+    def everywhere(self, value: Any) -> Any:
+        """Send a value to the workers once; return what stands for it in a call."""
+        return self.client.scatter(value, broadcast=True, hash=False)
 
 
 @contextmanager
@@ -138,11 +173,11 @@ def _client(address: str) -> Iterator[Any]:
             f"an audit on {address} needs Dask: pip install 'collapsemeter[dask]'"
         ) from error
     try:
-        client = Client(address, timeout="10s", set_as_default=False)
+        client = Client(address, timeout=DASK_PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and pass its address "
-            f"({error})"
+            f"({first_line(error)})"
         ) from error
     with client:
         yield client

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable
 from typing import Any, get_args
 
 from ..audit.command import Wish, run_audit, run_map, run_merge
 from ..audit.options import Options, Running
 from ..audit.thresholds import Threshold
 from ..convention import PRESETS
+from ..report import printable
 from ..sums import Nonfinite, ScatterKind
 
 _EXAMPLES = """\
@@ -50,7 +53,7 @@ examples:
 
 def add(commands: Any) -> None:
     command = _parser(commands, "audit", "measure saved activations", _EXAMPLES)
-    command.set_defaults(run=_audit)
+    command.set_defaults(run=_one_line(_audit))
     command.add_argument("files", nargs="*", metavar="FILE",
         help="activations (.safetensors .npy .npz .zarr .h5), globs, URLs, a manifest or its folder")  # fmt: skip
     command.add_argument("--epoch", nargs="+", action="append", default=[], metavar="STEP FILE",
@@ -69,7 +72,7 @@ def add(commands: Any) -> None:
     _add_output(command)
 
     command = _parser(commands, "audit map", "write one state file per shard", _MAP)
-    command.set_defaults(run=_map)
+    command.set_defaults(run=_one_line(_map))
     command.add_argument("files", nargs="+", metavar="SHARD", help="as for audit")
     command.add_argument("-o", "--out", required=True, metavar="FOLDER", help="where states go")
     _add_data(command)
@@ -79,7 +82,7 @@ def add(commands: Any) -> None:
     add("--quiet", action="store_true", help="print nothing")
 
     command = _parser(commands, "audit merge", "merge state files and measure them", _MERGE)
-    command.set_defaults(run=_merge)
+    command.set_defaults(run=_one_line(_merge))
     command.add_argument("files", nargs="+", metavar="STATE", help="files that audit map wrote")
     command.add_argument("-o", "--merged", required=True, metavar="FILE", help="the merged state")
     add = command.add_argument_group("data").add_argument
@@ -151,6 +154,26 @@ def _add_output(command: Any) -> None:
     add("--quiet", action="store_true", help="print one line, and no progress")
 
 
+def _one_line(
+    run: Callable[[argparse.Namespace], int],
+) -> Callable[[argparse.Namespace], int]:
+    """Let what goes wrong be one line: names of files and arrays may hold anything."""
+
+    def run_or_say(options: argparse.Namespace) -> int:
+        try:
+            return run(options)
+        except (BrokenPipeError, ImportError):
+            raise
+        except KeyboardInterrupt:
+            raise ValueError("interrupted") from None
+        except MemoryError as error:
+            raise ValueError(f"there is not enough memory: {printable(str(error))}") from error
+        except (ValueError, OSError) as error:
+            raise ValueError(printable(str(error))) from error
+
+    return run_or_say
+
+
 def _audit(options: argparse.Namespace) -> int:
     epochs = [_epoch(entry) for entry in options.epoch]
     if not (options.files or epochs):
@@ -177,9 +200,12 @@ def _merge(options: argparse.Namespace) -> int:
 
 def _epoch(entry: list[str]) -> tuple[int, list[str]]:
     step, *files = entry
-    if not files or not step.lstrip("-").isdigit():
+    if not files or not _INTEGER.fullmatch(step):
         raise ValueError(f"--epoch {' '.join(entry)}: write a step and its files")
     return int(step), files
+
+
+_INTEGER = re.compile("-?[0-9]+")
 
 
 def _options(options: argparse.Namespace) -> Options:
@@ -201,7 +227,7 @@ def _options(options: argparse.Namespace) -> Options:
         ignore_index=options.ignore_index,
         nonfinite=options.nonfinite,
         phase=options.phase,
-        nc4=int(nc4) if nc4.isdigit() else nc4,
+        nc4=int(nc4) if _INTEGER.fullmatch(nc4) else nc4,
         seed=given.get("seed", 0),
     )
 

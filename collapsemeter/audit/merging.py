@@ -1,0 +1,140 @@
+"""Merge: states of shards to one state, however many there are, if they are of one audit."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ..moments import ClassMoments
+from .state import AuditState, SavedState, save_layers
+
+_T = TypeVar("_T")
+
+
+class Together:
+    """States, by their headers, that may be merged: of one audit, and no shard in two of them."""
+
+    def __init__(self) -> None:
+        self._first: Mapping[str, Any] | None = None
+        self._names: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
+
+    def add(self, header: Mapping[str, Any]) -> None:
+        """Take one more.
+
+        Raises
+        ------
+        ValueError
+            If it shares a shard with those before, or was counted otherwise, or of other layers.
+        """
+        for shard in header["shards"]:
+            self._add_shard(shard)
+        first = self._first = self._first or header
+        for name in sorted({*first["key"], *header["key"]}):
+            a, b = first["key"].get(name), header["key"].get(name)
+            if a != b:
+                raise ValueError(
+                    f"one state was counted with {name}={a!r}, the other with {b!r}: map all shards with "
+                    "the same options"
+                )
+        shapes = [
+            {e["name"]: (e["num_classes"], e["width"]) for e in h["layers"]}
+            for h in (first, header)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"one state has layers {_words(shapes[0])}, the other {_words(shapes[1])}: they are not of "
+                "the same network"
+            )
+
+    def _add_shard(self, shard: Mapping[str, Any]) -> None:
+        if shard["id"] in self._names and shard["samples"]:
+            raise ValueError(
+                f"shard {shard['name']} holds the rows of {self._names[shard['id']]}, which were counted "
+                f"already (SHA-256 {shard['id'][:12]}...): a shard is counted once; leave one of them out"
+            )
+        if shard["samples"]:
+            self._names[shard["id"]] = shard["name"]
+        for file, digest in shard["files"].items():
+            if self._digests.setdefault(file, digest) != digest:
+                raise ValueError(
+                    f"{file} was changed between the states, which have SHA-256 "
+                    f"{self._digests[file][:12]}... and {digest[:12]}...: map it again, and delete the "
+                    "states of what it was"
+                )
+
+
+def _words(shapes: dict[str, tuple[int, int]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+
+def merge_two(a: AuditState, b: AuditState) -> AuditState:
+    """Return the state of both.
+
+    Raises
+    ------
+    ValueError
+        If a shard is in both, the layers differ, or rows were counted in different ways.
+    """
+    together = Together()
+    together.add(a.header())
+    together.add(b.header())
+    layers = {name: moments.merge(b.layers[name]) for name, moments in a.layers.items()}
+    return AuditState(layers, a.shards + b.shards, a.key)
+
+
+def tree(items: Sequence[Any], load: Callable[[Any], _T], merge: Callable[[_T, _T], _T]) -> _T:
+    """Merge neighbours, then neighbours of those: the same pairs however the items were made.
+
+    Few results are at hand at a time: as many as the tree is deep.
+
+    Examples
+    --------
+    >>> tree("abc", str.upper, lambda a, b: f"({a}{b})")
+    '((AB)C)'
+    """
+    if len(items) == 1:
+        return load(items[0])
+    half = 1 << (len(items) - 1).bit_length() - 1  # the largest power of two below
+    return merge(tree(items[:half], load, merge), tree(items[half:], load, merge))
+
+
+def merge_saved(
+    states: Sequence[SavedState],
+    path: str | os.PathLike[str],
+    advance: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Merge saved states into one file, a layer at a time.
+
+    Parameters
+    ----------
+    states : sequence of SavedState
+    path : str or path
+        Where the merged state goes.
+    advance : callable
+        Told that a layer is done.
+
+    Raises
+    ------
+    ValueError
+        If there is none, a shard is in two of them, or they are not of one audit.
+    """
+    if not states:
+        raise ValueError("there is no state to merge: pass the files that `audit map` wrote")
+    together = Together()
+    for state in states:
+        try:
+            together.add(state.header)
+        except ValueError as error:
+            raise ValueError(f"{state.path} cannot be merged: {error}") from error
+
+    def layers() -> Iterator[tuple[str, ClassMoments]]:
+        for name in states[0].layers:
+            load = functools.partial(SavedState.moments, layer=name)
+            yield name, tree(states, load, ClassMoments.merge)
+            advance(1)
+
+    shards = [record for state in states for record in state.shards]
+    save_layers(path, layers(), shards, states[0].key)
