@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import textwrap
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .drawing import check_ending, readable, write_figure
 from .report import CollapseReport
 from .undefined import REASONS
 
@@ -49,19 +47,6 @@ _ZERO_ERROR = "#555555"
 _MOST_NAMES = 9
 _LONGEST_NAME = 36
 _ROUND_OFF = 1e-9
-_STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 11.0,
-    "axes.titlesize": 12.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "collapsemeter",
-}
 
 
 def plot(
@@ -108,7 +93,8 @@ def plot(
     >>> import tempfile
     >>> from collapsemeter import LayerReport
     >>> history = [(e, CollapseReport({"fc": LayerReport({"nc1_pinv": 0.5**e})})) for e in range(5)]
-    >>> target = Path(tempfile.mkdtemp()) / "collapse.svg"
+    >>> import pathlib
+    >>> target = pathlib.Path(tempfile.mkdtemp()) / "collapse.svg"
     >>> plot(history, target, zero_error_epoch=2)
     >>> target.stat().st_size > 0
     True
@@ -117,80 +103,6 @@ def plot(
     history = checked_history(history)
     names = layer_names(history, layers)
     write_figure(lambda: _draw(history, names, zero_error_epoch, title), path)
-
-
-def check_ending(path: str | os.PathLike[str]) -> None:
-    """Refuse a file that is neither .svg nor .png."""
-    target = Path(path)
-    if target.suffix.lower() not in (".svg", ".png"):
-        raise ValueError(f"the figure is written as .svg or .png, got {target.name!r}")
-
-
-def write_figure(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> None:
-    """Draw in the style of all figures and write the file, the same bytes for the same figure.
-
-    Parameters
-    ----------
-    draw : callable
-        Returns the figure; called once the style is set.
-    path : str or path
-        Ends in ``.svg`` or ``.png``.
-    """
-    check_ending(path)
-    target = Path(path)
-    with _style():
-        figure = draw()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        vector = target.suffix.lower() == ".svg"
-        figure.savefig(target, dpi=180, metadata=_METADATA if vector else {"Software": None})
-
-
-def svg(draw: Callable[[], Figure]) -> str:
-    """Draw in the style of all figures and return SVG text, the same for the same figure.
-
-    Parameters
-    ----------
-    draw : callable
-        Returns the figure; called once the style is set.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-
-    Examples
-    --------
-    >>> from matplotlib.figure import Figure
-    >>> svg(lambda: Figure(figsize=(1, 1))).count("<svg ")
-    1
-    """
-    buffer = io.BytesIO()
-    with _style():
-        draw().savefig(buffer, format="svg", dpi=180, metadata=_METADATA)
-    return buffer.getvalue().decode()
-
-
-# Without date and version in the metadata the bytes depend on what is drawn alone.
-_METADATA: dict[str, Any] = {"Date": None, "Creator": None}
-
-
-def _style() -> AbstractContextManager[None]:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            "drawing the figure needs matplotlib: pip install 'collapsemeter[report]'"
-        ) from error
-    # The caller's own style would make the same history look different from run to run.
-    style: Any = {
-        k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")
-    }
-    context: AbstractContextManager[None] = matplotlib.rc_context(style | _STYLE)
-    return context
 
 
 def checked_history(history: History) -> History:
@@ -297,9 +209,23 @@ def _points(history: History, name: str, metric: str, log: bool) -> list[tuple[i
     for step, report in history:
         value = report[name].get(metric) if name in report else None
         if value is not None:
-            drawn = math.isfinite(value) and (value > 0 or not log)
-            points.append((step, value if drawn else math.nan))
+            points.append((step, drawable(value, log)))
     return points
+
+
+def drawable(value: float, log: bool) -> float:
+    """Return the value as it can be drawn, NaN where it cannot.
+
+    A logarithmic axis has no zero, and the margin of an axis would leave float64 at its ends.
+
+    Examples
+    --------
+    >>> drawable(0.0, log=True), drawable(0.0, log=False), drawable(1e-308, log=True)
+    (nan, 0.0, 1e-250)
+    """
+    if not math.isfinite(value) or (log and value <= 0):
+        return math.nan
+    return min(max(value, 1e-250 if log else -1e250), 1e250)
 
 
 def _stroke(axes: Axes, points: list[tuple[int, float]], style: dict[str, Any]) -> bool:
@@ -376,17 +302,3 @@ def _labels(names: list[str]) -> dict[str, str]:
     if len(set(labels)) < count:  # what tells them apart was shortened away
         labels = [f"{depth + 1}: {label}" for depth, label in zip(depths, labels, strict=True)]
     return {names[depth]: label for depth, label in zip(depths, labels, strict=True)}
-
-
-def readable(name: str, longest: int) -> str:
-    """Return a name as the font can draw it, on one line, shortened in the middle."""
-    from matplotlib.font_manager import findfont, get_font
-
-    font = get_font(findfont("DejaVu Sans"))
-    text = "".join(
-        c if c.isprintable() and font.get_char_index(ord(c)) else ascii(c)[1:-1] for c in name
-    )
-    if len(text) > longest:
-        half = (longest - 1) // 2
-        text = f"{text[: longest - 1 - half]}…{text[-half:]}"
-    return text or "(no name)"

@@ -76,8 +76,8 @@ def run(problem: DUFM, wish: Wish) -> None:
     >>> run(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01), Wish(quiet=True))
     best known: dnc, loss 0.07048705429; theorem: global optimum for two classes
     """
+    from collapsemeter.drawing import check_ending
     from collapsemeter.dufm.figure import plot_problem, plot_sweep
-    from collapsemeter.figure import check_ending
 
     if wish.plot is not None:
         check_ending(wish.plot)

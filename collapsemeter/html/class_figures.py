@@ -59,7 +59,10 @@ def _draw_matrix(matrix: Floats, classes: Floats, across: str, down: str) -> Fig
         for (i, j), value in np.ndenumerate(matrix):
             colour = "white" if abs(value) > 0.62 else "black"
             size = 9 if count <= 8 else 7
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=size)
+            text = axes.text(
+                j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=size
+            )
+            text.set_in_layout(False)  # inside its cell, whatever the layout
     step = max(1, -(-count // 20))
     ticks = range(0, count, step)
     axes.set_xticks(

@@ -11,19 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..comparison import Comparison
-from ..figure import (
-    FINAL,
-    HEAD,
-    PANELS,
-    History,
-    Panel,
-    draw_panel,
-    layer_colours,
-    layer_names,
-    readable,
-    svg,
-    top_of,
-)
+from ..drawing import readable, svg
+from ..figure import FINAL, HEAD, History, drawable, layer_names, top_of
 from ..frames import Floats
 from ..report import CollapseReport, LayerReport
 from .inline import Picture, inline
@@ -36,7 +25,6 @@ if TYPE_CHECKING:
 REFERENCE = "#555555"
 EARLIER = "#2171B5"
 _NO_VALUE = "#D9D9D9"
-_SMALL = (4.6, 3.1)
 _LONGEST = 24
 _ROOM = 34  # characters under an axis
 _SLANTED = 6  # names under an axis where they must be slanted
@@ -56,72 +44,14 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def six_panels(history: History) -> list[Picture]:
-    """Return the six panels of Papyan, Han & Donoho 2020: against epochs, or of one epoch against depth."""
-    names = layer_names(history)
-    colours = layer_colours(names)
-    several = len(history) > 1
-
-    def draw(panel: Panel) -> Figure:
-        figure, axes = canvas(*_SMALL)
-        if several:
-            draw_panel(axes, panel, history, names, colours)
-            axes.set_xlabel("epoch")
-            axes.locator_params(axis="x", integer=True)
-        else:
-            _against_depth(axes, panel, history[-1][1])
-        axes.set_title("", loc="left")  # the caption has it
-        return figure
-
-    return [
-        picture(
-            f"panel{i}",
-            panel.title,
-            _panel_caption(panel, history[-1][1]),
-            partial(draw, panel),
-        )
-        for i, panel in enumerate(PANELS)
-    ]
-
-
-def _panel_caption(panel: Panel, report: CollapseReport) -> str:
-    layer = report.final
-    said = []
-    for metric in filter(None, (panel.metric, panel.of_head)):
-        value = layer.get(metric, math.nan)
-        known = math.isfinite(value)
-        said.append(f"{metric} {number(value)}" if known else f"{metric}: {reason(layer, metric)}")
-    return f"At the final layer: {'; '.join(said)}."
-
-
-def _against_depth(axes: Axes, panel: Panel, report: CollapseReport) -> None:
-    values = _values(report, panel.metric)
-    drawable = np.where(values > 0, values, math.nan) if panel.log else values
-    depth = np.arange(len(report))
-    if np.isfinite(drawable).any():
-        axes.plot(depth, drawable, color=EARLIER, linewidth=1.3, zorder=2)
-        colours = [EARLIER] * (len(depth) - 1) + [FINAL]
-        axes.scatter(depth, drawable, c=colours, s=34, zorder=3)
-        heads = _values(report, panel.of_head) if panel.of_head else np.full(len(depth), math.nan)
-        axes.scatter(depth, heads, marker="x", c=HEAD, s=46, linewidths=1.8, zorder=4)
-        if panel.log:
-            axes.set_yscale("log")
-        else:
-            top = top_of(axes)
-            axes.set_ylim(-0.04 * top, 1.08 * top)
-    else:
-        axes.text(0.5, 0.5, _no_value(report.final, panel.metric), ha="center", va="center",
-                  transform=axes.transAxes, wrap=True)  # fmt: skip
-        axes.set_yticks([])
-    name_layers(axes, list(report))
-
-
-def _no_value(layer: LayerReport, metric: str) -> str:
+def no_value(layer: LayerReport, metric: str) -> str:
     return "no value:\n" + "\n".join(textwrap.wrap(reason(layer, metric), 30))
 
 
-def _values(report: CollapseReport, metric: str) -> Floats:
-    return np.array([layer.get(metric, math.nan) for layer in report.values()], float)
+def values_of(report: CollapseReport, metric: str, log: bool) -> Floats:
+    """Return a metric of every layer as it can be drawn, NaN where it cannot."""
+    values = [drawable(layer.get(metric, math.nan), log) for layer in report.values()]
+    return np.array(values, float)
 
 
 def name_layers(axes: Axes, names: Sequence[str]) -> None:
@@ -204,11 +134,10 @@ def _reference_words(predicted: Floats) -> str:
 
 def _draw_profile(report: CollapseReport, metric: str, predicted: Floats) -> Figure:
     figure, axes = canvas(5.4, 3.5)
-    values = _values(report, metric)
-    drawn = np.where(values > 0, values, math.nan)
+    drawn = values_of(report, metric, log=True)
     depth = np.arange(len(report))
     if not np.isfinite(drawn).any():
-        axes.text(0.5, 0.5, _no_value(report.final, metric), ha="center", va="center",
+        axes.text(0.5, 0.5, no_value(report.final, metric), ha="center", va="center",
                   transform=axes.transAxes)  # fmt: skip
         axes.set_yticks([])
         name_layers(axes, list(report))

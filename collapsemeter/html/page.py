@@ -145,7 +145,7 @@ def _packaged(name: str) -> str:
 
 
 def _context(history: History, comparison: Comparison | None, title: str | None) -> dict[str, Any]:
-    from . import class_figures, figures, formulas, provenance, tables, verdicts, words
+    from . import class_figures, figures, formulas, panels, provenance, tables, verdicts, words
 
     report = history[-1][1]
     final = report.final
@@ -166,7 +166,7 @@ def _context(history: History, comparison: Comparison | None, title: str | None)
         "cards": verdicts.cards(history),
         "target_words": verdicts.target_words,
         "cautions": _cautions(report, words.flag),
-        "panels": figures.six_panels(history),
+        "panels": panels.six_panels(history),
         "legend": _legend(history),
         "profile": figures.profile(report, comparison),
         "epochs": figures.over_epochs(history),

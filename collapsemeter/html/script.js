@@ -25,6 +25,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// What explains the figures is printed, too, also where it is folded.
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details.explains")) folded.open = true;
+});
 // The report that the page was made from, as a file.
 const link = document.createElement("a");
 link.textContent = "Download the report as JSON";

@@ -16,6 +16,7 @@ from .words import metric_value, number, reason, target
 
 MOST_CLASSES = 50
 MOST_PAIRS = 10
+_ABREAST = 8  # layers beside each other in a table
 STATUS_MARKS = {"collapsed": "●", "below DNC rank": "◐", "not collapsed": "○", "free": "◇",
                 "infeasible": "✕", "unmeasured": "–"}  # fmt: skip
 
@@ -141,10 +142,9 @@ def worst_pairs(layer: LayerReport) -> Table | None:
 
 
 class Values(NamedTuple):
-    """All metrics (rows) of all layers (columns), and the footnotes."""
+    """All metrics (rows) of all layers (columns), in tables that fit a printed page, and the footnotes."""
 
-    layers: tuple[str, ...]
-    rows: list[tuple[str, list[Cell]]]
+    tables: list[Table]
     notes: list[str]
 
 
@@ -154,22 +154,28 @@ def all_values(report: CollapseReport) -> Values:
     Examples
     --------
     >>> report = CollapseReport({"a": LayerReport({"nc1_pinv": 0.5}, {"nc3_cosine": "no_head"})})
-    >>> values = all_values(report)
-    >>> values.rows[0], values.notes
-    (('nc1_pinv', [Cell(text='0.5', order='0.5', note=0, why='')]), [])
+    >>> (table,), notes = all_values(report)
+    >>> table.columns, [cell.text for cell in table.rows[0]], notes
+    (('metric', 'a'), ['nc1_pinv', '0.5'], [])
     """
     notes: dict[str, int] = {}
 
     def cell(layer: LayerReport, metric: str) -> Cell:
         value = layer.get(metric, math.nan)
         if math.isfinite(value):
-            return Cell(metric_value(metric, value), repr(value))
+            return Cell(metric_value(metric, value))
         why = reason(layer, metric)
         return Cell("–", "", notes.setdefault(why, len(notes) + 1), why)
 
     measured = [name for name in METRICS if any(name in layer for layer in report.values())]
-    rows = [(name, [cell(layer, name) for layer in report.values()]) for name in measured]
-    return Values(tuple(report), rows, list(notes))
+    names, tables = list(report), []
+    for first in range(0, len(names), _ABREAST):
+        part = names[first : first + _ABREAST]
+        rows = [[Cell(m), *(cell(report[name], m) for name in part)] for m in measured]
+        last = first + len(part)
+        remark = f"Layers {first + 1} to {last} of {len(names)}" if len(names) > _ABREAST else ""
+        tables.append(Table(("metric", *part), rows, remark))
+    return Values(tables, list(notes))
 
 
 def meanings() -> Table:

@@ -237,10 +237,10 @@ def test_pairs_are_listed_once_with_the_largest_cosine_first() -> None:
 
 
 def test_all_metrics_of_all_layers_are_there(single: str) -> None:
-    head, *rows = rows_of(single, "A dash has its reason below")
+    head, *rows = rows_of(single, "Every layer")
     made = report()
     assert head == ["metric", *made]
-    assert [row[0] for row in rows] == [f"<code>{name}</code>" for name in made.final]
+    assert [row[0] for row in rows] == list(made.final)
     for row, (name, value) in zip(rows, made.final.items(), strict=True):
         assert row[-1].replace(" %", "") == (
             f"{value * 100:.2f}" if name.startswith(("nc4", "ncc")) else f"{value:.3g}"
@@ -249,6 +249,14 @@ def test_all_metrics_of_all_layers_are_there(single: str) -> None:
     meanings = rows_of(single, "Every metric: one name, one formula")
     assert [row[0] for row in meanings[1:]] == list(METRICS)
     assert FORMULAS.keys() == METRICS.keys()
+
+
+def test_many_layers_are_several_tables_that_a_page_holds() -> None:
+    names = [f"block.{i}" for i in range(19)]
+    made = CollapseReport({name: LayerReport({"nc1_pinv": 0.5}) for name in names})
+    text = render([(0, made)])
+    heads = [rows_of(text, f"Layers {a} to {b} of 19")[0] for a, b in ((1, 8), (9, 16), (17, 19))]
+    assert [name for head in heads for name in head[1:]] == [f"block.<wbr>{i}" for i in range(19)]
 
 
 def test_the_reference_is_beside_the_network() -> None:
@@ -315,7 +323,9 @@ ODD = {
     "two classes": lambda: report(classes=2),
     "no head": lambda: report(head=False),
     "one layer": lambda: report(("fc",)),
-    "thirty layers": lambda: report(tuple(f"encoder.{i}.{'x' * 40}" for i in range(30)), rows=2),
+    "thirty layers": lambda: CollapseReport(
+        {f"encoder.{i}.{'x' * 40}": layer(3, 4, 0.5, i, rows=2) for i in range(30)}
+    ),
     "no metric": lambda: CollapseReport({"fc": LayerReport({})}),
     "all NaN": lambda: CollapseReport({"fc": LayerReport(dict.fromkeys(METRICS, math.nan))}),
     "all zero": lambda: CollapseReport({"fc": LayerReport(dict.fromkeys(METRICS, 0.0))}),
@@ -326,15 +336,13 @@ ODD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ODD)
-@pytest.mark.parametrize("epochs", [1, 3])
+SINGLE = [(name, 1) for name in ODD]
+SEVERAL = [(name, 3) for name in ("two classes", "no metric", "all NaN", "huge")]
+
+
+@pytest.mark.parametrize(("name", "epochs"), SINGLE + SEVERAL)
 def test_odd_reports_are_pages(name: str, epochs: int) -> None:
-    if name == "thirty layers":
-        made = CollapseReport(
-            {f"encoder.{i}.{'x' * 40}": layer(3, 4, 0.5, i, rows=2) for i in range(30)}
-        )
-    else:
-        made = ODD[name]()
+    made = ODD[name]()
     found = Page(render([(epoch, made) for epoch in range(epochs)]))
     assert found.open == []
     assert "nan" not in found.text.split()
