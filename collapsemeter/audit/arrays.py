@@ -34,11 +34,14 @@ class Found:
         By role: ``labels``, ``predictions``, ``logits``, ``attention_mask``.
     skipped : dict of str to str
         Other arrays, and why they are not measured.
+    refused : dict of (file, array) to str
+        Those that could not be read, and why.
     """
 
     layers: dict[str, list[ArrayAt]] = field(default_factory=dict)
     extras: dict[str, list[ArrayAt]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    refused: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,10 @@ def find_arrays(files: Sequence[str], named: Mapping[str, str], cache: str) -> F
 
 
 def _contents(file: str, named: Mapping[str, str], cache: str, found: Found) -> _Contents:
-    arrays = arrays_of(file, cache, found.skipped)
+    refused: dict[str, str] = {}
+    arrays = arrays_of(file, cache, refused)
+    found.skipped |= refused
+    found.refused |= {(file, name): why for name, why in refused.items()}
     roles = {name: role for role, name in named.items()}
     layers = {}
     for name, array in arrays.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,7 +91,7 @@ class _Known:
 
     def __init__(self, job: Job, folders: Sequence[Path]) -> None:
         self._paths: dict[tuple[str, str, tuple[str, ...]], Path] = {}
-        key = json.loads(json.dumps(key_of(job.counting, job.phase)))
+        key = key_of(job.counting, job.phase, job.shards[0].layers)
         for path in [p for folder in folders for p in states_in(folder)]:
             try:
                 state = SavedState(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
         labels=labels_id(piece.shard, found),
     )
     layers = {name: of_shard(moments, record) for name, moments in counted.items()}
-    return AuditState(layers, (record,), key_of(task.counting, task.phase))
+    return AuditState(layers, (record,), key_of(task.counting, task.phase, layers))
 
 
 def of_shard(moments: ClassMoments, record: ShardRecord) -> ClassMoments:
@@ -162,7 +162,7 @@ def _digest_once(path: str, *version: int) -> str:
     return sha256_of_path(path)
 
 
-def key_of(counting: Counting, phase: str) -> dict[str, Any]:
+def key_of(counting: Counting, phase: str, layers: Iterable[str]) -> dict[str, Any]:
     """Return everything but the data that a state depends on."""
     settings = asdict(counting.settings)
     kept = ("num_classes", "scatter", "ignore_index", "nonfinite")
@@ -170,6 +170,6 @@ def key_of(counting: Counting, phase: str) -> dict[str, Any]:
         "collapsemeter": __version__,
         "phase": phase,
         "labels": counting.labels,
-        "reductions": [list(pair) for pair in counting.reductions],
+        "reductions": {layer: counting.reduction(layer) for layer in layers},
         **{name: settings[name] for name in kept},
     }

@@ -70,8 +70,13 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for how in self.reductions:
-            check_reduction(how[1])
+        for _, how in self.reductions:
+            check_reduction(how)
+            if callable(how):
+                raise ValueError(
+                    f"reduction={how!r}: an audit takes names alone, so that states can tell how they were "
+                    "counted; reduce before saving"
+                )
         Convention.named(self.convention)
         sizes = ("auto", "exact", "none")
         if self.nc4 not in sizes and not (isinstance(self.nc4, int) and self.nc4 > 0):

@@ -98,7 +98,7 @@ def plan_shards(
             + _reasons(found.skipped)
         )
     chosen = _chosen(found, wish, manifest)
-    shards = _shards({name: found.layers[name] for name in chosen}, recorded or {})
+    shards = _shards(found, {name: found.layers[name] for name in chosen}, recorded or {})
     for role, attribute in ((LABELS, "labels"), *_OPTIONAL.items()):
         wanted = named[role]
         parts = found.extras.get(role, [])
@@ -130,12 +130,19 @@ def _chosen(found: Found, wish: Wish, manifest: Manifest | None) -> list[str]:
     return list(ordered)
 
 
-def _shards(layers: Mapping[str, list[ArrayAt]], recorded: Mapping[str, str]) -> list[Shard]:
+def _shards(
+    found: Found, layers: Mapping[str, list[ArrayAt]], recorded: Mapping[str, str]
+) -> list[Shard]:
     counts = {name: len(parts) for name, parts in layers.items()}
     if len(set(counts.values())) > 1:
         many, few = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+        with_few = {at.file for at in layers[few]}
+        lacking = [at.file for at in layers[many] if at.file not in with_few]
+        whys = [f"{file}: array {few!r} {found.refused[file, few]}" for file in lacking
+                if (file, few) in found.refused]  # fmt: skip
+        at = f" ({whys[0]})" if whys else f" (not in {lacking[0]})" if lacking else ""
         raise ValueError(
-            f"layer {many!r} is in {counts[many]} files and layer {few!r} in {counts[few]}: every layer "
+            f"layer {many!r} is in {counts[many]} files and layer {few!r} in {counts[few]}{at}: every layer "
             "needs a part in every shard; choose with --layers, or pass the missing files"
         )
     shards = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -65,7 +66,7 @@ class Data:
         folder.mkdir(exist_ok=True)
         bounds = np.linspace(0, self.rows, count + 1).astype(int)
         paths = []
-        for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for i, (a, b) in enumerate(itertools.pairwise(bounds)):
             paths.append(str(folder / f"shard-{i}.{ending}"))
             arrays = {**self.layers, "labels": self.labels, **more}
             save(Path(paths[-1]), {name: array[a:b] for name, array in arrays.items()})
@@ -119,7 +120,9 @@ def data() -> Data:
     conv = (3 + means[labels] @ rng.normal(size=(8, 12)) + rng.normal(size=(400, 12))).astype(
         np.float32
     )
-    return Data(conv, fc, labels, cm.Head(means + 0.2 * rng.normal(size=(6, 8)), rng.normal(size=6)))
+    return Data(
+        conv, fc, labels, cm.Head(means + 0.2 * rng.normal(size=(6, 8)), rng.normal(size=6))
+    )
 
 
 @pytest.fixture
