@@ -50,7 +50,9 @@ def write(folder: Path, rows: int, classes: int, width: int, seed: int = 0) -> i
 
 def main() -> None:
     """Write, audit, print a table, and JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--classes", type=int, default=50_257)
     parser.add_argument("--width", type=int, default=768)
@@ -68,7 +70,9 @@ def main() -> None:
         )
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        states = sum(path.stat().st_size for path in (folder / "state").rglob("*") if path.is_file())
+        states = sum(
+            path.stat().st_size for path in (folder / "state").rglob("*") if path.is_file()
+        )
     layer = json.loads(done.stdout)["layers"]["final"]
     figures = {
         "rows": options.rows,

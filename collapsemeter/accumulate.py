@@ -17,6 +17,9 @@ from .moments import ClassMoments, Phase
 from .sums import IGNORE_INDEX, ScatterKind, init
 
 BLOCK_ENTRIES = 2**19  # 4 MB of residuals at a time: what follows finds them in a cache
+CLASS_BLOCK_ENTRIES = (
+    2**22
+)  # 32 MB: each class has a product of its own, which few rows are not worth
 MIN_BLOCK = 256  # rows; below, a matrix product is not worth its name
 
 Floats = npt.NDArray[np.float64]
@@ -57,7 +60,8 @@ class Accumulator:
         self.sums = init(num_classes, width, kind)
         self.ignore_index = ignore_index
         self.propagate = propagate
-        self._buffer = np.empty((max(MIN_BLOCK, BLOCK_ENTRIES // max(width, 1)), width))
+        entries = CLASS_BLOCK_ENTRIES if kind == "class" else BLOCK_ENTRIES
+        self._buffer = np.empty((max(MIN_BLOCK, entries // max(width, 1)), width))
 
     def add(self, rows: npt.NDArray[Any], labels: Ints) -> None:
         """Add rows of any float dtype.

@@ -1,0 +1,128 @@
+"""An audit's throughput beside reading the file and multiplying X^T X with NumPy, in turn, in one process.
+
+    python benchmarks/audit.py --rows 400000 --width 512 --classes 10 1000
+
+The bare loop does what no audit can do without: it reads every chunk of the file, makes it float64 and adds
+its X^T X, which NumPy computes as a symmetric product. The audit also checks the file's SHA-256, rows and
+labels, keeps the sums of each class, and writes its state. Medians of the ratios of neighbouring runs. The
+second pass (NC4) is timed apart: it reads the file again. For information the last column multiplies in the
+file's own float32, which the audit never does: near collapse its digits are not enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from collapsemeter.activations import Writer, open_arrays
+from collapsemeter.audit import Options, Running, audit
+
+CHUNK = 16_384
+
+
+def write(folder: Path, rows: int, width: int, classes: int) -> Path:
+    """Write one file of float32 activations."""
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((classes, width), np.float32)
+    with Writer(folder, num_classes=classes, shard_bytes=2**40) as writer:
+        for start in range(0, rows, CHUNK):
+            labels = rng.integers(0, classes, min(CHUNK, rows - start))
+            noise = rng.standard_normal((len(labels), width), np.float32)
+            writer.write({"layer": means[labels] + 0.3 * noise}, labels)
+    return folder / "shard-00000.safetensors"
+
+
+def bare(path: Path, dtype: type[np.floating]) -> float:
+    """Read the file and add X^T X, nothing else."""
+    with open_arrays(path) as file:
+        rows, width = file.arrays["layer"].shape
+        total = np.zeros((width, width), dtype)
+        for start in range(0, rows, CHUNK):
+            x = file.read("layer", start, min(start + CHUNK, rows)).astype(dtype, copy=False)
+            total += x.T @ x
+    return float(total[0, 0])
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Return the seconds that a call took."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def compare(rows: int, width: int, classes: int, repeats: int) -> dict[str, float]:
+    """Time the audit's first pass, both passes and the bare loops in turn."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "acts"
+        path = write(folder, rows, width, classes)
+
+        def run(nc4: str, jobs: int = 1) -> Callable[[], object]:
+            return lambda: audit(str(folder), Options(nc4=nc4), Running(jobs=jobs))
+
+        bare(path, np.float64)  # the file is in memory from here on, for all alike
+        seconds = [
+            (
+                timed(lambda: bare(path, np.float64)),
+                timed(run("none")),
+                timed(run("exact")),
+                timed(lambda: bare(path, np.float32)),
+            )
+            for _ in range(repeats)
+        ]
+    medians = [statistics.median(of) for of in zip(*seconds, strict=True)]
+    return {
+        "rows": rows,
+        "width": width,
+        "classes": classes,
+        "file_gb": rows * width * 4 / 1e9,
+        "bare_s": medians[0],
+        "audit_s": medians[1],
+        "audit_nc4_s": medians[2],
+        "bare_float32_s": medians[3],
+        "throughput": statistics.median(b / a for b, a, *_ in seconds),
+        "throughput_float32": statistics.median(b / a for _, a, _, b in seconds),
+    }
+
+
+def main() -> None:
+    """Print a table, and JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=400_000)
+    parser.add_argument("--width", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 1000])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", help="file for the figures")
+    options = parser.parse_args()
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    print(
+        f"numpy {np.__version__}, {len(os.sched_getaffinity(0))} cores, OMP_NUM_THREADS={threads}"
+    )
+    print("  width classes     GB   bare s  audit s  throughput   with NC4 s   of float32")
+    found = []
+    for width in options.width:
+        for classes in options.classes:
+            rows = options.rows * min(options.width) // width  # files of one size
+            figures = compare(rows, width, classes, options.repeats)
+            found.append(figures)
+            print(
+                f"{width:7d} {classes:7d} {figures['file_gb']:6.2f} {figures['bare_s']:8.2f} "
+                f"{figures['audit_s']:8.2f} {figures['throughput']:11.0%} "
+                f"{figures['audit_nc4_s']:12.2f} {figures['throughput_float32']:12.0%}",
+                flush=True,
+            )
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
