@@ -216,16 +216,16 @@ def _points(history: History, name: str, metric: str, log: bool) -> list[tuple[i
 def drawable(value: float, log: bool) -> float:
     """Return the value as it can be drawn, NaN where it cannot.
 
-    A logarithmic axis has no zero, and the margin of an axis would leave float64 at its ends.
+    A logarithmic axis has no zero, and ticks beyond the ends of float64 do not exist.
 
     Examples
     --------
     >>> drawable(0.0, log=True), drawable(0.0, log=False), drawable(1e-308, log=True)
-    (nan, 0.0, 1e-250)
+    (nan, 0.0, 1e-150)
     """
     if not math.isfinite(value) or (log and value <= 0):
         return math.nan
-    return min(max(value, 1e-250 if log else -1e250), 1e250)
+    return min(max(value, 1e-150 if log else -1e150), 1e150)
 
 
 def _stroke(axes: Axes, points: list[tuple[int, float]], style: dict[str, Any]) -> bool:
