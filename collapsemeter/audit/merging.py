@@ -19,7 +19,6 @@ class Together:
     def __init__(self) -> None:
         self._first: Mapping[str, Any] | None = None
         self._names: dict[str, str] = {}
-        self._digests: dict[str, str] = {}
 
     def add(self, header: Mapping[str, Any]) -> None:
         """Take one more.
@@ -57,17 +56,22 @@ class Together:
             )
         if shard["samples"]:
             self._names[shard["id"]] = shard["name"]
-        for file, digest in shard["files"].items():
-            if self._digests.setdefault(file, digest) != digest:
-                raise ValueError(
-                    f"{file} was changed between the states, which have SHA-256 "
-                    f"{self._digests[file][:12]}... and {digest[:12]}...: map it again, and delete the "
-                    "states of what it was"
-                )
 
 
 def _words(shapes: dict[str, tuple[int, int]]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+
+def check_unchanged(states: Sequence[SavedState]) -> None:
+    """Raise ValueError if a file is in two states as what it is and as what it was."""
+    digests: dict[str, str] = {}
+    for file, digest in [item for s in states for r in s.shards for item in r.files.items()]:
+        known = digests.setdefault(file, digest)
+        if known != digest:
+            raise ValueError(
+                f"{file} was changed between the states, which have SHA-256 {known[:12]}... and "
+                f"{digest[:12]}...: map it again, and delete the states of what it was"
+            )
 
 
 def merge_two(a: AuditState, b: AuditState) -> AuditState:

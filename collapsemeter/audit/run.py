@@ -21,6 +21,8 @@ from .first_pass import map_on_cluster, map_shards, merge_states, merged_path
 from .head import check_width, load_head, read_layer
 from .inputs import read_inputs
 from .job import Job
+from .mapping import digest_of
+from .merging import check_unchanged
 from .options import Options, Running
 from .plan import Plan
 from .prepare import only_file, prepared, settings_of
@@ -165,6 +167,7 @@ def merge_files(
     """
     with _cache() as cache:
         states = [SavedState(path) for path in expand(files)]
+        check_unchanged(states)
         merged = merge_states(states, Path(target), progress)
         settings = settings_of(
             options, int(merged.key["num_classes"]), int(merged.key["ignore_index"])
@@ -202,7 +205,13 @@ def _report(
 
 
 def _provenance(job: Job, merged: SavedState) -> dict[str, Any]:
-    files = {file: digest for shard in merged.shards for file, digest in shard.files.items()}
+    files: dict[str, str] = {}
+    if job.shards:  # a state may be of files that were called otherwise
+        for shard, record in zip(job.shards, merged.shards, strict=True):
+            for file in [*shard.files, *shard.extra_files]:
+                files[file] = record.files.get(file) or digest_of(file, job.cache)
+    else:
+        files = {file: digest for record in merged.shards for file, digest in record.files.items()}
     settings = job.counting.settings
     return {
         "framework": "saved activations",
