@@ -14,7 +14,8 @@ from ..nc3 import Head
 from ..settings import Settings
 from ..sums import IGNORE_INDEX
 from .arrays import LABELS, is_file_name
-from .head import load_head, read_layer
+from .deciding import Reader
+from .head import check_width, load_head, read_layer
 from .inputs import Inputs
 from .job import Job
 from .mapping import digest_of
@@ -41,6 +42,8 @@ def prepared(
         asked = options.head_layer or (manifest.head_layer if manifest is not None else None)
         first = plan.shards[0].layers
         layer = read_layer({n: first[n].array.shape[-1] for n in plan.layers}, head, asked, prefix)
+        if len(first[layer].array.shape) == 2:  # the width of a map is known when it is reduced
+            check_width({layer: first[layer].array.shape[1]}, Reader(head, layer))
         if manifest is None and not options.layers:  # files do not tell the order of the network
             plan = replace(plan, layers=[n for n in plan.layers if n != layer] + [layer])
     elif options.head_layer is not None or options.head_name is not None:

@@ -116,9 +116,30 @@ class OpenPiece:
         return self._labels
 
     def check(self) -> None:
-        """Compare the files with the checksums that their formats have."""
+        """Compare the files with the checksums that their formats have, and what is decided with labels."""
         for name in [*self._piece.shard.files, *self._piece.shard.extra_files]:
             self._file(name).check()
+        self._check_decided()
+
+    def _check_decided(self) -> None:
+        """Raise unless predictions or logits have one entry for each label: headers tell."""
+        shard, shape = self._piece.shard, self.labels.shape
+        at = shard.predictions
+        if at is not None:
+            found = (len(self.labels), *at.array.shape[1:])
+            if at.array.dtype.kind not in "iub" or math.prod(found) != self.labels.size:
+                raise ValueError(
+                    f"predictions {at} have dtype {at.array.dtype} and shape {found}, labels {shape}: pass "
+                    "one class for each label"
+                )
+        at = shard.logits
+        if at is not None:
+            found = (len(self.labels), *at.array.shape[1:])
+            if found not in {shape, (*shape, found[-1])} or at.array.dtype.kind not in "fV":
+                raise ValueError(
+                    f"logits {at} have dtype {at.array.dtype} and shape {found}, labels {shape}: pass one row "
+                    "of C scores, or a single logit, for each label"
+                )
 
     def chunks(self, layer: str) -> Iterator[Chunk]:
         """Yield the rows of a layer in chunks of bounded memory; of no rows one empty chunk."""
@@ -142,32 +163,17 @@ class OpenPiece:
 
     def decided(self) -> npt.NDArray[np.int64] | None:
         """Return the network's own decisions, one for each label; None if the files have none."""
-        for name in self._piece.shard.decision_files:
+        shard = self._piece.shard
+        for name in shard.decision_files:
             self._file(name).check()
-        if self._piece.shard.predictions is not None:
-            return self._predicted(self._piece.shard.predictions)
-        if self._piece.shard.logits is not None:
-            return self._of_logits(self._piece.shard.logits)
-        return None
-
-    def _predicted(self, at: ArrayAt) -> npt.NDArray[np.int64]:
-        found = self.raw(at)
-        if found.dtype.kind not in "iub" or found.size != self.labels.size:
-            raise ValueError(
-                f"predictions {at} have dtype {found.dtype} and shape {found.shape}, labels "
-                f"{self.labels.shape}: pass one class for each label"
-            )
-        return found.reshape(-1).astype(np.int64)
+        self._check_decided()
+        if shard.predictions is not None:
+            return self.raw(shard.predictions).reshape(-1).astype(np.int64)
+        return None if shard.logits is None else self._of_logits(shard.logits)
 
     def _of_logits(self, at: ArrayAt) -> npt.NDArray[np.int64]:
-        piece, shape = self._piece, self.labels.shape
-        found = (piece.stop - piece.start, *at.array.shape[1:])
-        if found not in {shape, (*shape, found[-1])} or at.array.dtype.kind not in "fV":
-            raise ValueError(
-                f"logits {at} have shape {found} and dtype {at.array.dtype}, labels {shape}: pass one row of "
-                "C scores, or a single logit, for each label"
-            )
-        columns = 1 if found == shape else found[-1]
+        piece, axes = self._piece, len(at.array.shape)
+        columns = 1 if axes == self.labels.ndim else at.array.shape[-1]
         step = max(1, CHUNK_BYTES // max(at.array.row_nbytes, 1))
         decided = [
             _classes(self._read(at, start, min(start + step, piece.stop)).reshape(-1, columns))

@@ -19,7 +19,9 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_FORM = re.compile(r"(?:(?P<layer>.+):)?(?P<metric>\w+)\s*(?P<sign>[<>]=?)\s*(?P<limit>\S+)")
+_FORM = re.compile(
+    r"(?:(?P<layer>.+):)?(?P<metric>\w+)\s*(?P<sign>[<>]=?)\s*(?P<limit>\S+)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
