@@ -109,7 +109,7 @@ def rows_per_class(layer: LayerReport) -> Picture | None:
     return picture(
         "rows",
         "Rows per class",
-        f"{counts.min():,} to {counts.max():,} of {counts.size} classes.",
+        f"{counts.min():,} to {counts.max():,} rows in each of {counts.size} classes.",
         lambda: _draw_rows(counts),
     )
 
