@@ -9,11 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..moments import Phase
 from .array_file import ActivationsError
 
 NAME = "manifest.json"
 FORMAT = "collapsemeter.activations"
 VERSION = 1
+PHASES: tuple[Phase, ...] = (
+    "live",
+    "frozen-train",
+    "frozen-eval",
+)  # rows were seen in one of these
 _MAX_BYTES = 2**26  # 64 MB: a hundred thousand files
 
 
@@ -58,7 +64,7 @@ class Manifest:
     files: tuple[FileRecord, ...]
     layers: tuple[str, ...]
     num_classes: int
-    phase: str = "frozen-eval"
+    phase: Phase = "frozen-eval"
     ignore_index: int = -100
     head: FileRecord | None = None
     head_layer: str | None = None
@@ -90,20 +96,20 @@ class Manifest:
             found = json.loads(text)
             if found["format"] != FORMAT:
                 raise ValueError(f"its format is {found['format']!r}")
-            if found["version"] > VERSION:
+            if _natural(found["version"]) > VERSION:
                 raise ActivationsError(
                     f"{path} has manifest version {found['version']}, this collapsemeter reads up to "
                     f"{VERSION}: upgrade collapsemeter"
                 )
             return cls(
-                files=tuple(_record(entry) for entry in found["files"]),
-                layers=tuple(map(_text, found["layers"])),
-                num_classes=_natural(found["num_classes"]),
-                phase=_text(found["phase"]),
-                ignore_index=int(found["ignore_index"]),
+                files=_records(found["files"]),
+                layers=tuple(map(_text, _list(found["layers"]))),
+                num_classes=_natural(found["num_classes"], least=1),
+                phase=_phase(found["phase"]),
+                ignore_index=_whole(found["ignore_index"]),
                 head=None if found["head"] is None else _record(found["head"]),
                 head_layer=None if found["head_layer"] is None else _text(found["head_layer"]),
-                step=None if found["step"] is None else int(found["step"]),
+                step=None if found["step"] is None else _whole(found["step"]),
             )
         except ActivationsError:
             raise
@@ -111,6 +117,19 @@ class Manifest:
             # The errors of a parser may hold the file's own text: keep to one line.
             what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ActivationsError(f"{path} is not a manifest of activations: {what}") from error
+
+
+def _records(entries: Any) -> tuple[FileRecord, ...]:
+    records = tuple(_record(entry) for entry in _list(entries))
+    if not records:
+        raise ValueError("it names no file")
+    paths = [record.path for record in records]
+    twice = (
+        [path for path in paths if paths.count(path) > 1] if len(set(paths)) < len(paths) else []
+    )
+    if twice:
+        raise ValueError(f"{twice[0]!r} is named twice")
+    return records
 
 
 def _record(entry: Any) -> FileRecord:
@@ -122,8 +141,9 @@ def _record(entry: Any) -> FileRecord:
         or PurePosixPath(path).is_absolute()
         or "\\" in path
         or ":" in path
+        or not path.isprintable()
     ):
-        raise ValueError(f"path {path!r} leads out of the folder")
+        raise ValueError(f"path {path!r} leads out of the folder, or is no path")
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise ValueError(f"{digest!r} is not a SHA-256")
     return FileRecord(path, _natural(entry["bytes"]), digest)
@@ -135,10 +155,29 @@ def _text(value: Any) -> str:
     return value
 
 
-def _natural(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _natural(value: Any, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise TypeError(f"{value!r} is not a natural number")
     return value
+
+
+def _phase(value: Any) -> Phase:
+    if value not in PHASES:
+        raise ValueError(f"phase {value!r} is none of {', '.join(PHASES)}")
+    found: Phase = value
+    return found
 
 
 def sha256_of(data: bytes) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,7 @@ from ..labels import class_labels
 from ..moments import Phase
 from ..nc3 import Head
 from ..sums import IGNORE_INDEX
-from .array_file import KINDS
-from .manifest import NAME, FileRecord, Manifest, sha256_of
+from .manifest import NAME, PHASES, FileRecord, Manifest, sha256_of
 
 SHARD_BYTES = 2**28  # 256 MB
 RESERVED = ("labels", "predictions", "logits", "attention_mask")
@@ -76,8 +75,18 @@ class Writer:
         self.folder = Path(folder)
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: there must be at least one class")
-        if phase not in get_args(Phase):
-            raise ValueError(f"phase={phase!r}: choose one of {', '.join(get_args(Phase))}")
+        if phase not in PHASES:
+            raise ValueError(f"phase={phase!r}: choose one of {', '.join(PHASES)}")
+        if shard_bytes < 1:
+            raise ValueError(f"shard_bytes={shard_bytes}: pass about how large a file becomes")
+        if head is None and head_layer is not None:
+            raise ValueError(
+                f"head_layer={head_layer!r} says which layer a head reads: pass head, too"
+            )
+        if head is not None and len(head.weight) != max(num_classes, 2):
+            raise ValueError(
+                f"head weight has shape {head.weight.shape} and num_classes={num_classes}: they must agree"
+            )
         if (self.folder / NAME).exists():
             raise ValueError(f"{self.folder} holds a dump already: choose another folder")
         _library()
@@ -92,6 +101,7 @@ class Writer:
         self._pending: dict[str, list[npt.NDArray[Any]]] = {}
         self._bytes = 0
         self._files: list[FileRecord] = []
+        self._closed = False
 
     def write(
         self,
@@ -117,6 +127,8 @@ class Writer:
         ValueError
             If the batch does not fit itself or the batches before; it is not written then.
         """
+        if self._closed:
+            raise ValueError(f"the dump in {self.folder} is closed: write before close")
         rows = class_labels(labels, self._classes, ignore_index=self._ignore_index)
         batch = {name: np.asarray(values) for name, values in layers.items()}
         extras = {"labels": rows}
@@ -136,21 +148,32 @@ class Writer:
         self, batch: Mapping[str, npt.NDArray[Any]], extras: Mapping[str, npt.NDArray[Any]]
     ) -> None:
         shape = extras["labels"].shape
-        for name in ("predictions", "logits"):
-            if name in extras and extras[name].shape[: len(shape)] != shape:
+        for name, axes, kinds in (("predictions", 0, "iu"), ("logits", 1, "fV")):
+            array = extras.get(name)
+            if array is None:
+                continue
+            if array.shape[: len(shape)] != shape or array.ndim != len(shape) + axes:
                 raise ValueError(
-                    f"{name} have shape {extras[name].shape} and labels {shape}: pass one for each label"
+                    f"{name} have shape {array.shape} and labels {shape}: pass one for each label"
+                )
+            if array.dtype.kind not in kinds:
+                raise ValueError(
+                    f"{name} have dtype {array.dtype}: pass classes, or scores of them"
                 )
         found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         for name, array in batch.items():
             if name in RESERVED:
                 raise ValueError(f"a layer is named {name!r}, which is the name of another array")
-            if array.ndim < 2 or array.shape[0] != shape[0] or array.dtype.kind not in KINDS:
+            if array.ndim < 2 or array.shape[0] != shape[0] or array.dtype.kind not in "fV":
                 raise ValueError(
                     f"layer {name!r} has shape {array.shape} and dtype {array.dtype}, labels have "
                     f"shape {shape}: pass one row of floats for each label"
                 )
             found[name] = array.shape[1:], array.dtype
+        if self._head_layer is not None and self._head_layer not in found:
+            raise ValueError(
+                f"head_layer={self._head_layer!r} is not among the layers: {', '.join(found)}"
+            )
         if not found:
             raise ValueError("the batch has no layer: pass at least one array of features")
         if self._extras is None:
@@ -181,6 +204,8 @@ class Writer:
         ValueError
             If no batch was written.
         """
+        if self._closed:
+            return
         self._flush()
         if not self._files:
             raise ValueError(f"no batch was written to {self.folder}: write at least one")
@@ -200,6 +225,7 @@ class Writer:
             step=self._step,
         )
         write_atomically(self.folder / NAME, self.manifest.to_json().encode())
+        self._closed = True
 
     def __enter__(self) -> Self:
         return self

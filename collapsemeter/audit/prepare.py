@@ -61,7 +61,7 @@ def prepared(
         (labels or LABELS) if not isinstance(labels, tuple) else None,
     )
     phase = options.phase or (manifest.phase if manifest is not None else "frozen-eval")
-    job = Job(plan.shards, plan.layers, counting, phase, cache, head, layer, options.nc4, progress)  # type: ignore[arg-type]  # a manifest's phase is checked where it is read
+    job = Job(plan.shards, plan.layers, counting, phase, cache, head, layer, options.nc4, progress)
     return plan, job
 
 
