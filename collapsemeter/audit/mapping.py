@@ -114,12 +114,17 @@ def digests_of(shard: Shard, cache: str) -> dict[str, str]:
     """
     digests = {file: digest_of(file, cache) for file in [*shard.files, *shard.extra_files]}
     for file, recorded in shard.recorded.items():
-        if digests[file] != recorded:
-            raise ValueError(
-                f"{file} has SHA-256 {digests[file][:12]}..., the manifest says {recorded[:12]}...: it was "
-                "changed or damaged after it was written; write the activations again"
-            )
+        check_recorded(file, digests[file], recorded)
     return digests
+
+
+def check_recorded(file: str, digest: str, recorded: str) -> None:
+    """Raise ValueError unless a file is what the manifest says."""
+    if digest != recorded:
+        raise ValueError(
+            f"{file} has SHA-256 {digest[:12]}..., the manifest says {recorded[:12]}...: it was changed or "
+            "damaged after it was written; write the activations again"
+        )
 
 
 def shard_id(piece: Piece, digests: Mapping[str, str]) -> str:

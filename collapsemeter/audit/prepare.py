@@ -18,7 +18,7 @@ from .deciding import Reader
 from .head import check_width, load_head, read_layer
 from .inputs import Inputs
 from .job import Job
-from .mapping import digest_of
+from .mapping import check_recorded, digest_of
 from .options import Options
 from .plan import Plan, Wish, plan_shards
 from .rows import Counting, OpenPiece
@@ -37,7 +37,8 @@ def prepared(
     _check_reductions(options, plan.layers)
     head, layer = None, None
     if head_file is not None:
-        _check_digest(head_file, inputs.recorded.get(head_file), cache)
+        if head_file in inputs.recorded:
+            check_recorded(head_file, digest_of(head_file, cache), inputs.recorded[head_file])
         head, prefix = load_head(head_file, cache, options.head_name)
         asked = options.head_layer or (manifest.head_layer if manifest is not None else None)
         first = plan.shards[0].layers
@@ -144,14 +145,6 @@ def only_file(asked: str) -> str:
     if len(found) > 1:
         raise ValueError(f"--head {asked!r} means {len(found)} files: pass one")
     return found[0]
-
-
-def _check_digest(file: str, recorded: str | None, cache: str) -> None:
-    if recorded is not None and digest_of(file, cache) != recorded:
-        raise ValueError(
-            f"{file} is not what the manifest says (its SHA-256 differs): it was changed or damaged after it "
-            "was written; write the activations again"
-        )
 
 
 def _largest_label(shards: Sequence[Shard], cache: str, ignore_index: int) -> int:

@@ -34,7 +34,7 @@ def test_paths_that_lead_out_of_the_folder(path, where):
     record = replace(RECORD, path=path)
     changed = replace(PLAIN, files=(record,)) if where == "files" else replace(PLAIN, head=record)
     with pytest.raises(
-        ActivationsError, match="m.json is not a manifest of activations: "
+        ActivationsError, match=r"m\.json is not a manifest of activations: "
     ) as caught:
         Manifest.parse(changed.to_json(), "m.json")
     assert "leads out of the folder" in str(caught.value)

@@ -103,7 +103,7 @@ def test_a_batch_that_does_not_fit_is_not_written(tmp_path, what):
     layers, labels, extras, text = BAD[what]
     with Writer(tmp_path / "d", num_classes=3) as writer:
         writer.write(GOOD, [0, 1])
-        with pytest.raises(ValueError, match=".+") as caught:
+        with pytest.raises(ValueError, match=r".+") as caught:
             writer.write(layers, labels, **extras)
         assert text in str(caught.value)
         writer.write(GOOD, [1, 2])
@@ -140,7 +140,7 @@ def test_a_head_layer_that_is_not_written(tmp_path):
 
 def test_nothing_was_written(tmp_path):
     writer = Writer(tmp_path / "d", num_classes=3)
-    with pytest.raises(ValueError, match="no batch was written to .*d: write at least one"):
+    with pytest.raises(ValueError, match=r"no batch was written to .*d: write at least one"):
         writer.close()
 
 
