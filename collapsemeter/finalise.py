@@ -129,7 +129,9 @@ def layer_report(
     moments = tally.moments(phase)
     # A live stream was decided on by heads that are gone: the last one must not speak for them.
     decider = None if phase == "live" or not fits(head, moments) else head
-    measured, more = moments_report(name, moments, settings, head, tally.decisions(moments, decider))
+    measured, more = moments_report(
+        name, moments, settings, head, tally.decisions(moments, decider)
+    )
     return measured, notes + more
 
 

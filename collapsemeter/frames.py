@@ -34,7 +34,10 @@ def compressed(frame: Floats) -> Floats:
     >>> compressed(np.ones((5, 1))).round(12) ** 2
     array([[5.]])
     """
-    return np.linalg.qr(frame, mode="r") if len(frame) > 2 * frame.shape[1] else frame
+    if len(frame) <= 2 * frame.shape[1]:
+        return frame
+    triangle: Floats = np.linalg.qr(frame, mode="r")
+    return triangle
 
 
 def simplex_etf(num_classes: int, width: int) -> Floats:

@@ -135,7 +135,7 @@ class ClassGeometry:
     @cached_property
     def centred_values(self) -> Floats:
         """Singular values of M, largest first."""
-        return np.linalg.svd(compressed(self.centred), compute_uv=False)
+        return np.asarray(np.linalg.svd(compressed(self.centred), compute_uv=False))
 
     def within_traces(self) -> Floats:
         """v_c of each present class, (C,)."""
