@@ -106,28 +106,6 @@ def test_small_scatter_under_large_offsets_against_long_double(seed, exponent, o
             assert (np.abs(found.scatter - total) <= bound).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
-def test_narrow_floats_are_widened_exactly(kind, dtype):
-    narrow = getattr(pytest.importorskip("ml_dtypes"), dtype)
-    rng = np.random.default_rng(0)
-    rows, labels = rng.normal(size=(50, 4)).astype(narrow), rng.integers(0, 3, 50)
-    found = counted(rows, labels, 3, kind, [7, 20])
-    oracle = ClassMoments.from_batch(rows.astype(np.float64), labels, 3, scatter=kind)
-    assert_like_the_oracle(found, oracle)
-    assert found.feature_dtype == dtype
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_float64_keeps_its_digits_in_any_byte_order(order):
-    rng = np.random.default_rng(0)
-    rows, labels = 1 + 1e-9 * rng.normal(size=(50, 4)), rng.integers(0, 3, 50)
-    found = counted(rows.astype(rows.dtype.newbyteorder(order)), labels, 3, "class")
-    expected = counted(rows, labels, 3, "class")
-    assert np.array_equal(found.means_low, expected.means_low)
-    assert np.array_equal(found.scatter, expected.scatter)
-
-
 @pytest.mark.parametrize("ignored", [-100, 0, 2, 255])
 def test_any_label_can_be_the_one_to_ignore(ignored):
     rng = np.random.default_rng(1)

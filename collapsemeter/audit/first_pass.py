@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -191,23 +190,27 @@ def merged_path(folder: Path, states: Sequence[SavedState | AuditState]) -> Path
 
 
 def map_on_cluster(job: Job, folder: Path, workers: Dask) -> SavedState:
-    """Map and merge on a Dask cluster; only the merged state comes back."""
-    tasks = [[workers.submit(map_piece, job.task(p)) for p in pieces] for pieces in job.pieces]
-    futures = list(itertools.chain.from_iterable(tasks))
-    sizes = dict(zip(futures, (p.nbytes for pieces in job.pieces for p in pieces), strict=True))
-    with bar("counting", sum(sizes.values()), job.progress) as advance:
-        for future in workers.completed(futures):
-            advance(sizes[future])
+    """Map and merge on a Dask cluster, which merges as shards are done; only the merged state comes back."""
+    counted: list[Any] = []
+    sizes: dict[str, int] = {}
 
-    def merged(states: Sequence[Any]) -> Any:
-        return tree(states, lambda state: state, functools.partial(workers.submit, merge_two))
+    def count(piece: Piece) -> Any:
+        counted.append(workers.submit(map_piece, job.task(piece)))
+        sizes[counted[-1].key] = piece.nbytes
+        return counted[-1]
 
+    def counted_whole(i: int) -> Any:
+        whole = tree(job.pieces[i], count, merge)
+        return workers.submit(_as_whole, job.shards[i], whole) if len(job.pieces[i]) > 1 else whole
+
+    merge = functools.partial(workers.submit, merge_two)
     # The tree of the files: the pieces of a shard first.
-    whole = [
-        of[0] if len(of) == 1 else workers.submit(_as_whole, shard, merged(of))
-        for shard, of in zip(job.shards, tasks, strict=True)
-    ]
-    state: AuditState = workers.result(merged(whole))
+    merged = tree(range(len(job.shards)), counted_whole, merge)
+    with bar("counting", sum(sizes.values()), job.progress) as advance:
+        for future in workers.completed(counted):
+            advance(sizes[future.key])
+            del future  # merged, it is needed no more
+    state: AuditState = workers.result(merged)
     path = merged_path(folder, [state])
     state.save(path)
     return SavedState(path)

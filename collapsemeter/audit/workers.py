@@ -79,22 +79,28 @@ class Dask:
         ValueError
             If workers die again and again.
         """
-        futures = {self.submit(function, task, *more): i for i, task in enumerate(tasks)}
-        for future in self.completed(list(futures)):
-            yield futures[future], self.result(future)
+        numbers: dict[str, int] = {}
+        futures = []
+        for i, task in enumerate(tasks):
+            futures.append(self.submit(function, task, *more))
+            numbers[futures[-1].key] = i
+        for future in self.completed(futures):
+            yield numbers[future.key], self.result(future)
 
-    def completed(self, futures: Sequence[Any]) -> Iterator[Any]:
-        """Yield futures as they are done; raise the error of one that failed."""
+    def completed(self, futures: list[Any]) -> Iterator[Any]:
+        """Yield futures as they are done; raise the error of one that failed.
+
+        The list is emptied: the cluster forgets a result that nobody holds or needs any more.
+        """
         from distributed import as_completed as completed
 
-        try:
-            for future in completed(futures, loop=self.client.loop):
-                if future.status != "finished":
-                    self.result(future)
-                yield future
-        finally:
-            if any(not future.done() for future in futures):
-                self.client.cancel(list(futures))
+        waiting = completed(futures, loop=self.client.loop)
+        futures.clear()
+        for future in waiting:
+            if future.status != "finished":
+                self.result(future)
+            yield future
+            del future
 
     def result(self, future: Any) -> Any:
         """Return what a future gave."""

@@ -132,7 +132,8 @@ def _add_data(command: Any) -> None:
 
 def _add_measure(command: Any, second_pass: bool = True) -> None:
     add = command.add_argument_group("measuring").add_argument
-    add("--convention", default="papyan2020", choices=PRESETS, help="default: papyan2020")
+    add("--convention", default="papyan2020", choices=PRESETS, metavar="NAME",
+        help=f"of NC1 and the centre: {', '.join(PRESETS)} (default: papyan2020)")  # fmt: skip
     if second_pass:
         add("--nc4", default="auto", metavar="ROWS",
             help="rows of the second pass: auto, exact, none or a number (default: auto)")  # fmt: skip

@@ -1,0 +1,49 @@
+"""Narrow floats: widened exactly, and their dtype stays in the report."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import collapsemeter as cm
+from collapsemeter.accumulate import Accumulator
+from collapsemeter.activations import Writer
+from collapsemeter.audit import audit
+
+NARROW = [np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
+
+
+@pytest.mark.parametrize("kind", ["class", "pooled", "trace"])
+@pytest.mark.parametrize("dtype", NARROW)
+def test_sums_of_narrow_floats(kind, dtype):
+    rng = np.random.default_rng(0)
+    rows, labels = rng.normal(size=(50, 4)).astype(dtype), rng.integers(0, 3, 50)
+    accumulator = Accumulator(3, 4, kind)
+    for part in np.array_split(np.arange(50), 3):
+        accumulator.add(rows[part], labels[part])
+    found = accumulator.moments(rows.dtype.name, "frozen-eval")
+    oracle = cm.ClassMoments.from_batch(rows.astype(np.float64), labels, 3, scatter=kind)
+    np.testing.assert_array_equal(found.counts, oracle.counts)
+    np.testing.assert_allclose(found.means, oracle.means, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found.traces, oracle.traces, rtol=1e-12)
+    if kind != "trace":
+        np.testing.assert_allclose(found.scatter, oracle.scatter, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", NARROW[:2])
+def test_an_audit_of_narrow_floats(data, tmp_path, dtype):
+    rows = data.fc.astype(dtype)
+    logits = data.head.logits(data.fc).astype(dtype)
+    with Writer(tmp_path / "acts", num_classes=6, head=data.head, shard_bytes=1000) as writer:
+        for part in np.array_split(np.arange(400), 5):
+            writer.write({"fc": rows[part]}, data.labels[part], logits=logits[part])
+    report = audit(str(tmp_path / "acts"))["fc"]
+    m = cm.ClassMoments.from_batch(rows, data.labels, 6)
+    decisions = cm.decide(m, rows, data.labels, logits=logits.astype(np.float32))
+    due = cm.measure(m, head=data.head, decisions=decisions)
+    for name, value in due.items():
+        np.testing.assert_allclose(report[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+    for name, floor in due.provenance["dtype_floor"].items():
+        np.testing.assert_allclose(report.provenance["dtype_floor"][name], floor, rtol=1e-9)
+    assert report.flags == due.flags
