@@ -51,7 +51,7 @@ def test_what_is_printed_for_people(acts, cli, tmp_path):
 
 
 def test_a_reference(acts, cli, refused):
-    status, out, _ = cli("acts", "--dufm", "weight_decay=1e-3", "depth=2", "--html", "page.html")
+    status, out, _ = cli("acts", "--dufm", "weight_decay=1e-3", "depth=2")
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
     assert "fc: not collapsed: within-class scatter is" in out
@@ -96,6 +96,12 @@ def test_thresholds(acts, cli, text):
         assert all(line.startswith("collapsemeter: layer ") for line in err.splitlines())
         assert out.count("\n") == 1
     assert words.split(" (")[0] in err
+
+
+def test_a_reference_where_nothing_was_measured(data, tmp_path, refused):
+    np.savez(tmp_path / "a.npz", fc=data.fc * np.nan, labels=data.labels)
+    err = refused("a.npz", "--dufm", "weight_decay=1e-3")
+    assert "--dufm: no class was measured, so there is nothing to compare" in err
 
 
 def test_several_thresholds_and_patterns(acts, cli):
@@ -166,9 +172,7 @@ def test_every_example_of_the_help_runs(data, tmp_path, cli):
     report = json.loads(out)
     assert report["layers"]["fc"]["metrics"]["nc3_self_duality"] is not None
     assert cli(*merge)[0] == 0
-    status, out, _ = cli(
-        "acts/shard-*", "--num-classes", 6, "--state", "state", "--resume", "--html", "r.html"
-    )
+    status, out, _ = cli("acts/shard-*", "--num-classes", 6, "--state", "state", "--resume")
     assert status == 0
     # What an audit leaves there is no obstacle.
     assert cli(*merge, "--quiet", "--fail-if", "nc1_pinv>0")[0] == 3

@@ -106,3 +106,10 @@ def test_workers_that_die_over_the_same_task(data, tmp_path, cluster, refused, m
     files = data.shards(tmp_path / "acts", 1)
     err = refused(*files, "--dask", cluster.scheduler_address)
     assert "workers of the Dask cluster died over the same task again and again" in err
+
+
+def test_without_dask(data, tmp_path, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    files = data.shards(tmp_path / "acts", 1)
+    err = refused(*files, "--dask", "tcp://x")
+    assert "an audit on tcp://x needs Dask: pip install 'collapsemeter[dask]'" in err

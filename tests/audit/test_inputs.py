@@ -18,7 +18,7 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter.activations import Writer
-from collapsemeter.audit import Options, Running, audit, audit_steps
+from collapsemeter.audit import Options, Running, audit, audit_steps, prepare
 
 
 def test_a_dump_may_be_moved_and_its_paths_are_its_own(data, tmp_path, assert_report, monkeypatch):
@@ -157,6 +157,29 @@ INPUTS = {
     "a name of two lines": (["two\nlines.npz"], "two?lines.npz"),
     "a folder as a file": (["folder.npz"], "folder.npz"),
 }  # fmt: skip
+
+
+def test_files_that_are_all_asked_for_as_something_else(data, tmp_path, refused):
+    np.save(tmp_path / "y.npy", data.labels)
+    err = refused("y.npy", "--labels", "y.npy")
+    assert "no file of activations is left beside those of labels and head" in err
+
+
+def test_a_file_that_shrank_after_it_was_looked_at(data, tmp_path, monkeypatch):
+    (path,) = data.shards(tmp_path / "acts", 1)
+    real = prepare.plan_shards
+
+    def then_shrink(*arguments):
+        plan = real(*arguments)
+        data.shards(tmp_path / "less", 2)
+        shutil.copy(tmp_path / "less" / "shard-0.safetensors", path)
+        return plan
+
+    monkeypatch.setattr(prepare, "plan_shards", then_shrink)
+    with pytest.raises(
+        ValueError, match=r"'labels' of .*shard-0.safetensors ends at row 200 of 400"
+    ):
+        audit(path)
 
 
 @pytest.mark.parametrize("what", INPUTS)
