@@ -106,6 +106,16 @@ def test_small_scatter_under_large_offsets_against_long_double(seed, exponent, o
             assert (np.abs(found.scatter - total) <= bound).all()
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_float64_keeps_its_digits_in_any_byte_order(order):
+    rng = np.random.default_rng(0)
+    rows, labels = 1 + 1e-9 * rng.normal(size=(50, 4)), rng.integers(0, 3, 50)
+    found = counted(rows.astype(rows.dtype.newbyteorder(order)), labels, 3, "class")
+    expected = counted(rows, labels, 3, "class")
+    assert np.array_equal(found.means_low, expected.means_low)
+    assert np.array_equal(found.scatter, expected.scatter)
+
+
 @pytest.mark.parametrize("ignored", [-100, 0, 2, 255])
 def test_any_label_can_be_the_one_to_ignore(ignored):
     rng = np.random.default_rng(1)
