@@ -277,4 +277,3 @@ def test_memory_is_bounded(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 200
-    print(done.stdout)
