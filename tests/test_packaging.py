@@ -50,4 +50,5 @@ def test_the_command_and_the_adapters_are_entry_points() -> None:
 
 def test_every_extra_is_declared() -> None:
     extras = set(distribution("collapsemeter").metadata.get_all("Provides-Extra") or [])
-    assert extras == {"torch", "keras", "flax", "tensorboard", "report", "demo", "all"}
+    frameworks, files = {"torch", "keras", "flax"}, {"audit", "zarr", "hdf5", "dask"}
+    assert extras == frameworks | files | {"tensorboard", "report", "demo", "all"}
