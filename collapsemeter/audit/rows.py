@@ -223,7 +223,8 @@ def _wide(x: Array) -> Array:
 
 def _classes(scores: Array) -> npt.NDArray[np.int64]:
     """Return the class that each row of scores, or a single logit, decides on; -1 where one is NaN."""
-    scores = scores if scores.dtype.isbuiltin == 1 else scores.astype(np.float32)
+    if scores.dtype.isbuiltin == 2:  # of ml_dtypes; 0 is another byte order
+        scores = scores.astype(np.float32)
     if scores.shape[1] == 1:
         scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
     return argmax_or_none(scores).astype(np.int64)

@@ -247,12 +247,15 @@ def test_a_url_that_is_not_there(server, refused):
 def test_memory_is_bounded(tmp_path):
     """400 MB of rows: the peak stays below 200 MB above that of the imports."""
     script = textwrap.dedent("""
-        import resource, sys
-        import numpy as np
+        import re, sys
+        from pathlib import Path
         from collapsemeter.audit import Options, audit
         import collapsemeter.activations.safetensors_format, safetensors.numpy, scipy.sparse
-        def peak():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+        def peak():  # of this program: what getrusage says begins with the parent's
+            status = Path("/proc/self/status").read_text()
+            return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 1024
+
         before = peak()
         report = audit(sys.argv[1], Options(nc4=20_000))
         assert report.provenance["rows"] == 400_000
@@ -276,4 +279,4 @@ def test_memory_is_bounded(tmp_path):
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 200
+    assert 1 < float(done.stdout) < 200

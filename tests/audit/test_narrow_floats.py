@@ -47,3 +47,13 @@ def test_an_audit_of_narrow_floats(data, tmp_path, dtype):
     for name, floor in due.provenance["dtype_floor"].items():
         np.testing.assert_allclose(report.provenance["dtype_floor"][name], floor, rtol=1e-9)
     assert report.flags == due.flags
+
+
+def test_logits_of_another_byte_order_keep_their_digits(data, tmp_path):
+    close = np.tile(1.0 + np.array([0.0, 2e-16, 4e-16, 0.0, 0.0, 0.0]), (400, 1))
+    for order in ("<", ">"):
+        logits = close.astype(f"{order}f8")
+        np.savez(tmp_path / f"{order}.npz", fc=data.fc, labels=data.labels, logits=logits)
+    little, big = (audit(str(tmp_path / f"{order}.npz"))["fc"] for order in "<>")
+    nearest = cm.nc4.nearest_class(cm.ClassMoments.from_batch(data.fc, data.labels, 6), data.fc)
+    assert big["nc4_agreement"] == little["nc4_agreement"] == (nearest == 2).mean()
