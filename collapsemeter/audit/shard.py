@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, field
 
 from ..activations import Array
@@ -83,7 +82,7 @@ class Shard:
 
     def pieces(self) -> list[Piece]:
         """Cut into pieces of about a GB, the same ones whenever it is asked for."""
-        count = max(1, min(self.samples, math.ceil(self.nbytes / PIECE_BYTES)))
+        count = max(1, min(self.samples, round(self.nbytes / PIECE_BYTES)))
         bounds = [self.samples * i // count for i in range(count + 1)]
         return [Piece(self, a, b) for a, b in itertools.pairwise(bounds)]
 
