@@ -37,11 +37,15 @@ class Epoch(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How the run ended: the history, the epoch of zero training error, and where things are."""
+    """How the run ended: the history, the epoch of zero training error, and where things are.
+
+    ``audited`` holds the last epoch once more, measured from the activations that were written.
+    """
 
     history: list[Epoch]
     zero_error_epoch: int | None
     folder: Path
+    audited: CollapseReport | None = None
 
     @property
     def fall(self) -> float:
@@ -58,7 +62,7 @@ class Outcome(NamedTuple):
 def run(
     framework: str = "torch", epochs: int = EPOCHS, folder: str = "runs/demo", seed: int = 0
 ) -> Outcome:
-    """Train, print a table row an epoch, and write events, JSON lines and the figure.
+    """Train, print a table row an epoch, and write events, JSON lines, figure, activations and report.
 
     Parameters
     ----------
@@ -83,6 +87,7 @@ def run(
     from rich.console import Console
     from rich.progress import Progress
 
+    from .demo_report import agreement, audited_report, write_report
     from .figure import plot
     from .sinks import Fan
 
@@ -103,7 +108,7 @@ def run(
         Progress(console=console) as progress,
     ):
         task = progress.add_task("training", total=epochs)
-        for epoch in train(images, labels, epochs, seed):
+        for epoch in train(images, labels, epochs, seed, target / "activations"):
             if not history:
                 progress.console.print(_header(epoch.frozen))
             history.append(epoch)
@@ -117,8 +122,11 @@ def run(
     reports = [(epoch.number, epoch.frozen) for epoch in history]
     for name in ("collapse.svg", "collapse.png"):
         plot(reports, target / name, zero_error_epoch=zero, title=_TITLE)
-    outcome = Outcome(history, zero, target)
-    console.print(f"\n{verdict(outcome)}")
+    audited = audited_report(target)
+    outcome = Outcome(history, zero, target, audited)
+    console.print(f"\n{verdict(outcome)}\n{agreement(history[-1].frozen, audited)}")
+    page = write_report(target, [*reports[:-1], (history[-1].number, audited)], _TITLE)
+    console.print(f"Report: {page}")
     return outcome
 
 

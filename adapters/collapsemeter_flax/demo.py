@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,14 +15,20 @@ import optax
 from flax import nnx
 from jax import Array
 
+from collapsemeter.activations import Writer
 from collapsemeter.demo import Epoch
+from collapsemeter.reduction import Reduction
 
+from .finalise import head_of
 from .meter import CollapseMeter
+from .reduction import feature_rows
 from .state import State, reset
 
 BATCH = 32
 LEARNING_RATE = 0.02
 WEIGHT_DECAY = 1e-2
+# conv3 is flattened, as the network does before its hidden block; earlier maps are averaged.
+REDUCTION: dict[str, Reduction] = {"conv3": "flatten"}
 
 
 class ConvBlock(nnx.Module):
@@ -74,7 +81,11 @@ class DigitsNet(nnx.Module):
 
 
 def train(
-    images: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], epochs: int, seed: int
+    images: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    epochs: int,
+    seed: int,
+    dump: Path | None = None,
 ) -> Iterator[Epoch]:
     """Train and yield every epoch's measurements, the untrained network's first.
 
@@ -86,6 +97,8 @@ def train(
     images : (N, 8, 8) float32
     labels : (N,) int64
     epochs, seed : int
+    dump : Path, optional
+        Folder for the activations of the trained network, with its head.
 
     Yields
     ------
@@ -98,13 +111,12 @@ def train(
     model = DigitsNet(nnx.Rngs(seed))
     steps = epochs * -(-len(x) // BATCH)
     optimizer = nnx.Optimizer(model, _descent(steps), wrt=nnx.Param)
-    # conv3 is flattened, as the network does before its hidden block; earlier maps are averaged. What
-    # `features` gives is the input of `fc`, which is watched under that name.
+    # What `features` gives is the input of `fc`, which is watched under that name.
     meter = CollapseMeter(
         model,
         layers=["conv1", "conv2", "conv3", "hidden"],
         num_classes=10,
-        reduction={"conv3": "flatten"},
+        reduction=REDUCTION,
     )
     state = meter.init(x[:1])
 
@@ -141,6 +153,26 @@ def train(
         live = meter.report(state)
         state = reset(state)
         yield Epoch(number, loss / len(x), wrong / len(x), live, observe())
+    if dump is not None:
+        _dump(meter, model, frozen, dump, epochs)
+
+
+def _dump(
+    meter: CollapseMeter, model: DigitsNet, batches: list[Any], folder: Path, step: int
+) -> None:
+    """Write what is watched, as it is measured: one row for each image."""
+    head = head_of(model.fc)
+    model = nnx.view(model, use_running_average=True)
+    with Writer(folder, num_classes=10, head=head, phase="frozen-train", step=step) as writer:
+        for images, labels in batches:
+            logits, features = meter.capture(model, images)
+            layers = {
+                name: feature_rows(
+                    given, labels.shape, None, layer=name, reduction=REDUCTION.get(name, "auto")
+                )[0]
+                for name, given in features.items()
+            }
+            writer.write(layers, labels, predictions=logits.argmax(1))
 
 
 def _descent(steps: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers, ops
 
+from collapsemeter import Head
+from collapsemeter.activations import Writer
 from collapsemeter.demo import Epoch
 
 from .meter import CollapseMeter
@@ -69,7 +72,11 @@ def squared_error(targets: Any, scores: Any) -> Any:
 
 
 def train(
-    images: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], epochs: int, seed: int
+    images: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    epochs: int,
+    seed: int,
+    dump: Path | None = None,
 ) -> Iterator[Epoch]:
     """Train and yield every epoch's measurements, the untrained network's first.
 
@@ -81,6 +88,8 @@ def train(
     images : (N, 8, 8) float32
     labels : (N,) int64
     epochs, seed : int
+    dump : Path, optional
+        Folder for the activations of the trained network, with its head.
 
     Yields
     ------
@@ -125,3 +134,29 @@ def train(
             observe(),
         )
     meter.close()
+    if dump is not None:
+        _dump(model, x, labels, dump, epochs)
+
+
+def _dump(
+    model: keras.Model,
+    x: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    folder: Path,
+    step: int,
+) -> None:
+    """Write what is watched, as it is measured: averaged maps, flat rows, and the head's input."""
+    kernel, bias = model.get_layer("fc").get_weights()
+    with Writer(
+        folder, num_classes=10, head=Head(kernel.T, bias), phase="frozen-train", step=step
+    ) as writer:
+        for start in range(0, len(x), 600):
+            part = slice(start, start + 600)
+            given, layers = ops.convert_to_tensor(x[part]), {}
+            for layer in model.layers:
+                given = layer(given, training=False)
+                rows = ops.mean(given, axis=(1, 2)) if len(given.shape) == 4 else given
+                layers[layer.name] = ops.convert_to_numpy(rows)
+            scores = layers.pop("fc")
+            layers["fc"] = layers.pop("features")  # the head's input has the head's name
+            writer.write(layers, labels[part], predictions=scores.argmax(axis=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,11 @@ def _dense(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def train(
-    images: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], epochs: int, seed: int
+    images: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    epochs: int,
+    seed: int,
+    dump: Path | None = None,
 ) -> Iterator[Epoch]:
     """Train and yield every epoch's measurements, the untrained network's first.
 
@@ -69,6 +74,8 @@ def train(
     images : (N, 8, 8) float32
     labels : (N,) int64
     epochs, seed : int
+    dump : Path, optional
+        Folder for the activations of the trained network, with its head.
 
     Yields
     ------
@@ -112,6 +119,8 @@ def train(
         live = meter.compute()
         meter.reset()
         yield Epoch(number, loss / len(x), wrong / len(x), live, observe())
+    if dump is not None:
+        meter.dump(frozen, dump, phase="frozen-train", step=epochs, progress=False)
     meter.close()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from collapsemeter import demo, watch
+from collapsemeter import CollapseReport, LayerReport, demo, watch
+from collapsemeter.activations.manifest import Manifest
+from collapsemeter.demo_report import agreement
 from collapsemeter_torch import CollapseMeter
 
 
@@ -69,6 +72,50 @@ def test_the_lines_and_the_events_hold_the_reports(outcome: demo.Outcome) -> Non
 def test_the_figure_is_drawn(outcome: demo.Outcome) -> None:
     assert (outcome.folder / "collapse.png").read_bytes().startswith(b"\x89PNG")
     assert (outcome.folder / "collapse.svg").read_text().startswith("<?xml")
+
+
+def test_the_activations_are_audited_and_reported(outcome: demo.Outcome) -> None:
+    observed, audited = outcome.history[-1].frozen, outcome.audited
+    assert audited is not None
+    assert list(audited) == list(observed)
+    for name, layer in observed.items():
+        for metric, value in layer.items():
+            assert audited[name][metric] == pytest.approx(value, rel=1e-6, abs=0, nan_ok=True)
+    manifest = Manifest.load(outcome.folder / "activations" / "manifest.json")
+    assert (manifest.phase, manifest.step) == ("frozen-train", demo.EPOCHS)
+    saved = json.loads((outcome.folder / "report.json").read_text())
+    assert saved == json.loads(audited.to_json(matrices=True))
+    page = (outcome.folder / "report.html").read_text()
+    assert page.lower().startswith("<!doctype html>")
+    assert "Neural collapse on scikit-learn" in page
+
+
+def test_the_last_line_says_where_the_report_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo.run(epochs=1, folder=str(tmp_path / "demo"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"Report: {tmp_path / 'demo' / 'report.html'}"
+    assert lines[-2].startswith(
+        "The audit of the files agrees with what was observed: metrics of 'fc' within "
+    )
+    assert lines[-2].endswith(", NC4 equal")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"nc1_pinv": 2.0, "nc4_mismatch": 0.5}, "agrees with what was observed: metrics of 'fc'"),
+        ({"nc1_pinv": 2.0, "nc4_mismatch": 0.4}, "does not agree with .* 0.0e[+]00, NC4 not equal"),
+        ({"nc1_pinv": 3.0, "nc4_mismatch": 0.5}, "does not agree with .* 3.3e-01, NC4 equal"),
+        ({"nc1_pinv": math.nan, "nc4_mismatch": 0.5}, "does not agree with .* inf, NC4 equal"),
+    ],
+)
+def test_a_disagreement_is_not_called_agreement(metrics: dict[str, float], said: str) -> None:
+    observed = CollapseReport({"fc": LayerReport({"nc1_pinv": 2.0, "nc4_mismatch": 0.5})})
+    reasons = {name: "unknown" for name, value in metrics.items() if math.isnan(value)}
+    found = agreement(observed, CollapseReport({"fc": LayerReport(metrics, reasons)}))
+    assert re.search(said, found), found
 
 
 def test_a_second_run_does_not_touch_the_first(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from flax import nnx
 
 import collapsemeter_flax as cf
 from collapsemeter import demo
+from collapsemeter.demo_report import agreement, audited_report
 from collapsemeter_flax import demo as flax_demo
 
 STEPS, BATCH = 50, 16
@@ -154,9 +155,10 @@ def test_the_example_runs(name, tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.Outcome:
     images, labels = demo.digits()
-    history = list(flax_demo.train(images, labels, demo.EPOCHS, seed=0))
+    folder = tmp_path_factory.mktemp("demo")
+    history = list(flax_demo.train(images, labels, demo.EPOCHS, 0, folder / "activations"))
     zero = next((epoch.number for epoch in history[1:] if epoch.error == 0), None)
-    return demo.Outcome(history, zero, tmp_path_factory.mktemp("demo"))
+    return demo.Outcome(history, zero, folder, audited_report(folder))
 
 
 def test_the_demos_final_layer_collapses(outcome: demo.Outcome) -> None:
@@ -167,6 +169,18 @@ def test_the_demos_final_layer_collapses(outcome: demo.Outcome) -> None:
     assert demo.verdict(outcome).startswith(
         "Neural collapse after 60 epochs; zero training error from"
     )
+
+
+def test_the_audit_of_the_demo_is_what_was_observed(outcome: demo.Outcome) -> None:
+    observed, audited = outcome.history[-1].frozen, outcome.audited
+    assert audited is not None
+    assert list(audited) == list(observed)
+    assert audited.phase == "frozen-train"
+    for name, layer in observed.items():
+        for metric, value in layer.items():  # as near as float32 sums are
+            found = audited[name][metric]
+            assert found == pytest.approx(value, rel=1e-4, nan_ok=True), (name, metric)
+    assert "agrees with what was observed" in agreement(observed, audited)
 
 
 def test_every_block_of_the_demo_is_watched(outcome: demo.Outcome) -> None:

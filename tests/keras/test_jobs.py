@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from collapsemeter import demo
+from collapsemeter.demo_report import agreement
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "keras_fit.py"
 EPOCHS = 25  # the verdict holds well before the demo's sixty
@@ -22,8 +25,23 @@ def test_the_demo_collapses(tmp_path):
     assert final.live.provenance["rows"] == final.frozen.provenance["rows"] == 1797
     assert not final.live.warnings
     assert not final.frozen.warnings
+    assert_audited(outcome)
     lines = (outcome.folder / "frozen" / "reports.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(EPOCHS + 1))
+
+
+def assert_audited(outcome: demo.Outcome) -> None:
+    """The audit of what was written is what was observed, as near as float32 sums are."""
+    observed = outcome.history[-1].frozen
+    assert list(outcome.audited) == list(observed)
+    assert outcome.audited.phase == "frozen-train"
+    for name, layer in observed.items():
+        for metric, value in layer.items():
+            found = outcome.audited[name][metric]
+            assert found == pytest.approx(value, rel=1e-4, nan_ok=True), (name, metric)
+    assert outcome.audited.final["nc4_mismatch"] == observed.final["nc4_mismatch"]
+    assert "agrees" in agreement(observed, outcome.audited)
+    assert (outcome.folder / "report.html").stat().st_size > 10_000
 
 
 def test_the_example_runs(tmp_path):
