@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from collapsemeter import CollapseReport
 from collapsemeter_torch import CollapseMeter
+from collapsemeter_torch.device import has_float64
 
 X, Y = torch.randn(24, 4, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
 
@@ -173,3 +175,36 @@ def test_a_causal_model_is_observed_with_the_labels_of_the_next_token():
     report = meter.observe([{"input_ids": tokens, "labels": tokens}], progress=False)
     assert report["lm_head"].provenance["rows"] == 6 * 6
     assert report["lm_head"]["nc1_cdnv"] > 1e-3  # with its own input as label it would be nothing
+
+
+def test_a_frozen_pass_sums_in_float64_and_a_training_in_float32(monkeypatch):
+    stores = []
+    monkeypatch.setattr(
+        "collapsemeter_torch.finalise.report",
+        lambda meter, store, *rest: stores.append(store) or CollapseReport({}),
+    )
+    net = Net()
+    meter = CollapseMeter(net, verbose=False)
+    with meter.batch(Y):
+        net(X)
+    meter.compute()
+    meter.observe([(X, Y)], progress=False)
+    live, frozen = (store.layers["fc", 0] for store in stores)
+    assert live.sums.sums.dtype == live.sample_rows.dtype == torch.float32
+    assert (frozen.sums.sums.dtype, frozen.sample_rows.dtype) == (torch.float64, torch.float32)
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError])
+def test_a_device_without_float64_sums_in_float32(error, monkeypatch):
+    meter = CollapseMeter(Net(), verbose=False)
+    expected = meter.observe([(X, Y)], progress=False)
+
+    def refused(*shape, **options):
+        raise error("no float64 on this device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("collapsemeter_torch.device.torch.ones", refused)
+        assert not has_float64(torch.device("cpu"))
+        found = meter.observe([(X, Y)], progress=False)
+    assert found["fc"]["nc1_pinv"] == pytest.approx(expected["fc"]["nc1_pinv"], rel=1e-4)
+    assert found["fc"]["nc1_pinv"] != expected["fc"]["nc1_pinv"]
