@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +37,8 @@ def compressed(frame: Floats) -> Floats:
     """
     if len(frame) <= 2 * frame.shape[1]:
         return frame
-    triangle: Floats = np.linalg.qr(frame, mode="r")
-    return triangle
+    triangle: Any = np.linalg.qr(frame, mode="r")
+    return np.asarray(triangle)
 
 
 def simplex_etf(num_classes: int, width: int) -> Floats:

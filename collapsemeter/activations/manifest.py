@@ -23,6 +23,26 @@ PHASES: tuple[Phase, ...] = (
 _MAX_BYTES = 2**26  # 64 MB: a hundred thousand files
 
 
+RESERVED = ("labels", "predictions", "logits", "attention_mask")  # what is not a layer in a file
+
+
+def stored_name(layer: str) -> str:
+    """Return the name of a layer's array: the layer's own, unless something else is called so.
+
+    Examples
+    --------
+    >>> stored_name("fc"), stored_name("logits"), layer_of(stored_name("logits"))
+    ('fc', 'layer logits', 'logits')
+    """
+    return f"layer {layer}" if layer in RESERVED else layer
+
+
+def layer_of(array: str) -> str:
+    """Return the layer whose array is called so, the inverse of `stored_name`."""
+    name = array.removeprefix("layer ")
+    return name if name in RESERVED else array
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """One file of a dump: its path below the manifest, bytes, and SHA-256 in hexadecimal digits."""

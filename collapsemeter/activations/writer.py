@@ -16,10 +16,9 @@ from ..labels import class_labels
 from ..moments import Phase
 from ..nc3 import Head
 from ..sums import IGNORE_INDEX
-from .manifest import NAME, PHASES, FileRecord, Manifest, sha256_of
+from .manifest import NAME, PHASES, FileRecord, Manifest, sha256_of, stored_name
 
 SHARD_BYTES = 2**28  # 256 MB
-RESERVED = ("labels", "predictions", "logits", "attention_mask")
 
 
 class Writer:
@@ -137,7 +136,8 @@ class Writer:
         if logits is not None:
             extras["logits"] = np.asarray(logits)
         self._check(batch, extras)
-        for name, array in (batch | extras).items():
+        named = {stored_name(name): array for name, array in batch.items()}
+        for name, array in (named | extras).items():
             # A copy: the caller's buffer may be the next batch's.
             self._pending.setdefault(name, []).append(np.array(array))
             self._bytes += array.nbytes
@@ -162,8 +162,6 @@ class Writer:
                 )
         found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         for name, array in batch.items():
-            if name in RESERVED:
-                raise ValueError(f"a layer is named {name!r}, which is the name of another array")
             if array.ndim < 2 or array.shape[0] != shape[0] or array.dtype.kind not in "fV":
                 raise ValueError(
                     f"layer {name!r} has shape {array.shape} and dtype {array.dtype}, labels have "

@@ -10,11 +10,12 @@ from pathlib import PurePath
 import numpy as np
 
 from ..activations import Array, open_arrays
+from ..activations.manifest import RESERVED, layer_of
 from ..activations.remote import local_path
 from ..selection import listed
 from .shard import ArrayAt
 
-LABELS, PREDICTIONS, LOGITS, MASK = "labels", "predictions", "logits", "attention_mask"
+LABELS, PREDICTIONS, LOGITS, MASK = RESERVED
 ENDINGS = (".safetensors", ".npy", ".npz", ".zarr", ".hdf5", ".h5")
 _UNNAMED = ("", "activations", "arr_0", "data", "embeddings", "features", "hidden_states", "x")
 _NUMBER = r"(\d+-of-\d+|(shard|part|rank)[-_.]?\d+)"
@@ -83,7 +84,7 @@ def find_arrays(files: Sequence[str], named: Mapping[str, str], cache: str) -> F
     by_file = _are_layers([c for c in contents if c.unnamed], cache)
     for content in contents:
         for name, array in content.layers.items():
-            title = name
+            title = layer_of(name)
             if content.unnamed and (by_file or name == content.stem):
                 title = _OF_SHARDS.sub("", content.stem) or "features"
             found.layers.setdefault(title, []).append(ArrayAt(content.file, name, array))
@@ -100,7 +101,7 @@ def _contents(file: str, named: Mapping[str, str], cache: str, found: Found) -> 
     for name, array in arrays.items():
         if name in roles:
             found.extras.setdefault(roles[name], []).append(ArrayAt(file, name, array))
-        elif name in (LABELS, PREDICTIONS, LOGITS, MASK):
+        elif name in RESERVED:
             found.skipped[name] = "not asked for: others were named"
         elif len(array.shape) < 2 or array.dtype.kind not in "fV":
             found.skipped[name] = f"{array}: a layer is an array of floats with two axes or more"

@@ -13,7 +13,8 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter.activations import Writer, open_arrays
-from collapsemeter.activations.manifest import Manifest, sha256_of_path
+from collapsemeter.activations.manifest import RESERVED, Manifest, sha256_of_path
+from collapsemeter.audit import audit
 
 
 def read_back(folder) -> dict[str, np.ndarray]:
@@ -87,7 +88,6 @@ BAD = {
     "one axis": ({"fc": np.zeros(2)}, [0, 1], {}, "pass one row of floats for each label"),
     "integers": ({"fc": np.zeros((2, 3), int)}, [0, 1], {}, "dtype int64"),
     "texts": ({"fc": np.array([["a"], ["b"]])}, [0, 1], {}, "dtype <U1"),
-    "a name": ({"labels": np.zeros((2, 3))}, [0, 1], {}, "a layer is named 'labels', which is the name of another"),
     "no layer": ({}, [0, 1], {}, "the batch has no layer"),
     "a label": (GOOD, [0, 3], {}, "label 3 at row 1 is outside 0..2"),
     "short predictions": (GOOD, [0, 1], {"predictions": [0]}, "predictions have shape (1,) and labels (2,)"),
@@ -203,3 +203,16 @@ def test_without_safetensors(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"writing activations needs safetensors: pip install"):
         Writer(tmp_path / "d", num_classes=3)
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_layer_may_be_called_like_another_array(tmp_path, name):
+    rows, labels = np.eye(3, 5).repeat(4, axis=0), np.arange(3).repeat(4)
+    with Writer(tmp_path, num_classes=3, head=cm.Head(np.eye(3, 5))) as writer:
+        writer.write({"conv": rows, name: 2 * rows}, labels, predictions=labels)
+    report = audit(str(tmp_path))
+    assert list(report) == ["conv", name]
+    assert report[name].per_class["mean_norm"] == pytest.approx(
+        2 * report["conv"].per_class["mean_norm"]
+    )
+    assert report[name]["nc4_mismatch"] == 0
