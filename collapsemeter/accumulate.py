@@ -8,19 +8,17 @@ costs little more than its one matrix product, with 50,000 classes too.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .moments import ClassMoments, Phase
-from .sums import IGNORE_INDEX, ScatterKind, init
+from .sums import IGNORE_INDEX, ScatterKind, Sums, init
 
-BLOCK_ENTRIES = 2**19  # 4 MB of residuals at a time: what follows finds them in a cache
-CLASS_BLOCK_ENTRIES = (
-    2**22
-)  # 32 MB: each class has a product of its own, which few rows are not worth
-MIN_BLOCK = 256  # rows; below, a matrix product is not worth its name
+BLOCK_ENTRIES = 2**20  # 8 MB of residuals at a time
+MIN_BLOCK = 64  # rows
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -60,8 +58,9 @@ class Accumulator:
         self.sums = init(num_classes, width, kind)
         self.ignore_index = ignore_index
         self.propagate = propagate
-        entries = CLASS_BLOCK_ENTRIES if kind == "class" else BLOCK_ENTRIES
-        self._buffer = np.empty((max(MIN_BLOCK, entries // max(width, 1)), width))
+        # A product of d x d entries is added up for every block: more rows than features are worth it.
+        least = MIN_BLOCK if kind == "trace" else width
+        self._buffer = np.empty((max(least, BLOCK_ENTRIES // max(width, 1)), width))
 
     def add(self, rows: npt.NDArray[Any], labels: Ints) -> None:
         """Add rows of any float dtype.
@@ -127,17 +126,32 @@ class Accumulator:
         sums.squares[present] += classes.indicator() @ norms
         if sums.scatter is not None and sums.scatter.ndim == 3:
             for label, members in zip(present, classes.members(), strict=True):
-                own = residuals[members]
-                sums.scatter[label] += own.T @ own
+                _add_product(sums.scatter[label], residuals[members])
         elif sums.scatter is not None:
-            sums.scatter += residuals.T @ residuals
+            _add_product(sums.scatter, residuals)
 
     def moments(
         self, feature_dtype: str, phase: Phase, shards: tuple[str, ...] = ()
     ) -> ClassMoments:
         """Finalise; rows may still be added afterwards."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return ClassMoments.from_sums(self.sums, feature_dtype, phase, shards)
+            return ClassMoments.from_sums(self._mirrored(), feature_dtype, phase, shards)
+
+    def _mirrored(self) -> Sums:
+        """Return the sums with both triangles of the scatter."""
+        scatter = self.sums.scatter
+        if scatter is None:
+            return self.sums
+        below = np.tril(scatter, -1)
+        return replace(self.sums, scatter=np.tril(scatter) + np.swapaxes(below, -2, -1))
+
+
+def _add_product(total: Floats, rows: Floats) -> None:
+    """Add ``rows.T @ rows`` to the lower triangle of ``total``, in place: half the work, and no copy."""
+    from scipy.linalg.blas import dsyrk  # a tenth of a second to import
+
+    # To BLAS, which counts by columns, a transposed array of C order is one as it wants it.
+    dsyrk(1.0, rows.T, beta=1.0, c=total.T, overwrite_c=True)
 
 
 class _Classes:
