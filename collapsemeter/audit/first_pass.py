@@ -191,26 +191,18 @@ def merged_path(folder: Path, states: Sequence[SavedState | AuditState]) -> Path
 
 def map_on_cluster(job: Job, folder: Path, workers: Dask) -> SavedState:
     """Map and merge on a Dask cluster, which merges as shards are done; only the merged state comes back."""
-    counted: list[Any] = []
-    sizes: dict[str, int] = {}
 
     def count(piece: Piece) -> Any:
-        counted.append(workers.submit(map_piece, job.task(piece)))
-        sizes[counted[-1].key] = piece.nbytes
-        return counted[-1]
+        return workers.submit(map_piece, job.task(piece))
 
     def counted_whole(i: int) -> Any:
         whole = tree(job.pieces[i], count, merge)
         return workers.submit(_as_whole, job.shards[i], whole) if len(job.pieces[i]) > 1 else whole
 
     merge = functools.partial(workers.submit, merge_two)
-    # The tree of the files: the pieces of a shard first.
-    merged = tree(range(len(job.shards)), counted_whole, merge)
-    with bar("counting", sum(sizes.values()), job.progress) as advance:
-        for future in workers.completed(counted):
-            advance(sizes[future.key])
-            del future  # merged, it is needed no more
-    state: AuditState = workers.result(merged)
+    # The tree of the files: the pieces of a shard first. Nothing but its root is held here, so that the
+    # cluster forgets what was merged; its own dashboard shows how far it is.
+    state: AuditState = workers.result(tree(range(len(job.shards)), counted_whole, merge))
     path = merged_path(folder, [state])
     state.save(path)
     return SavedState(path)
