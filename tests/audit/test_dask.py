@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 
-import cloudpickle
 import pytest
 from distributed import LocalCluster
 
@@ -52,10 +51,15 @@ def test_a_worker_that_is_killed(data, tmp_path, cluster, monkeypatch):
     files = str(tmp_path / "acts/*")
     due = audit(files, options).to_json(matrices=True)
     killed = []
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this
+
+    def slowly(
+        function, *arguments
+    ):  # a local function travels by value: workers cannot import this file
+        time.sleep(0.04)
+        return function(*arguments)
 
     def submit(self, function, *arguments):
-        return self.client.submit(_slowly, function, *arguments, pure=False)
+        return self.client.submit(slowly, function, *arguments, pure=False)
 
     monkeypatch.setattr(workers.Dask, "submit", submit)
 
@@ -71,11 +75,6 @@ def test_a_worker_that_is_killed(data, tmp_path, cluster, monkeypatch):
     thread.join()
     assert killed
     assert report.to_json(matrices=True) == due
-
-
-def _slowly(function, *arguments):
-    time.sleep(0.04)
-    return function(*arguments)
 
 
 def test_an_error_on_the_cluster_is_the_same_sentence(data, tmp_path, cluster, save_arrays):
