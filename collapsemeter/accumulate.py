@@ -122,8 +122,9 @@ class Accumulator:
     def _count(self, classes: _Classes, residuals: Floats, norms: Floats) -> None:
         sums, present = self.sums, classes.present
         sums.counts[present] += classes.counts
-        sums.sums[present] += classes.indicator() @ residuals
-        sums.squares[present] += classes.indicator() @ norms
+        indicator = classes.indicator()
+        sums.sums[present] += indicator @ residuals
+        sums.squares[present] += indicator @ norms
         if sums.scatter is not None and sums.scatter.ndim == 3:
             for label, members in zip(present, classes.members(), strict=True):
                 _add_product(sums.scatter[label], residuals[members])

@@ -50,12 +50,14 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
     """
     piece = task.piece
     with ThreadPoolExecutor(1) as beside:
-        hashing = beside.submit(digests_of, piece.shard, task.cache)
+        hashing = beside.submit(digests_of, piece.shard, task.cache) if digests is None else None
         with OpenPiece(piece, task.counting, task.cache) as opened:
-            opened.check()
+            if piece.start == 0:  # of the whole file, so once is enough
+                opened.check()
             counted = {layer: _counted(opened, layer, task) for layer in piece.shard.layers}
             rows = opened.labels.size
-        found = hashing.result() if digests is None else digests
+        found = digests if hashing is None else hashing.result()
+    assert found is not None
     record = ShardRecord(
         id=shard_id(piece, found),
         name=piece.shard.name,
