@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from ..audit.command import Wish, run_audit, run_map, run_merge
-from ..audit.options import Options, Running
-from ..audit.thresholds import Threshold
 from ..convention import PRESETS
 from ..report import printable
 from ..sums import Nonfinite, ScatterKind
+
+if TYPE_CHECKING:  # imported by what runs: other commands need nothing of an audit
+    from ..audit.command import Wish
+    from ..audit.options import Options
 
 _EXAMPLES = """\
 examples:
@@ -176,6 +177,9 @@ def _one_line(
 
 
 def _audit(options: argparse.Namespace) -> int:
+    from ..audit.command import run_audit
+    from ..audit.options import Running
+
     epochs = [_epoch(entry) for entry in options.epoch]
     if not (options.files or epochs):
         raise ValueError("name the files to audit, or --epoch STEP FILE ... (see --help)")
@@ -184,11 +188,17 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _map(options: argparse.Namespace) -> int:
+    from ..audit.command import run_map
+    from ..audit.options import Running
+
     running = Running(options.jobs, None, options.out, options.resume, not options.quiet)
     return run_map(options.files, _options(options), running, options.quiet)
 
 
 def _merge(options: argparse.Namespace) -> int:
+    from ..audit.command import run_merge
+    from ..audit.options import Options
+
     chosen = Options(
         head=options.head,
         head_name=options.head_name,
@@ -210,6 +220,8 @@ _INTEGER = re.compile("-?[0-9]+")
 
 
 def _options(options: argparse.Namespace) -> Options:
+    from ..audit.options import Options
+
     given = vars(options)
     nc4 = given.get("nc4", "auto")
     return Options(
@@ -239,6 +251,9 @@ def _reduction(entry: str) -> tuple[str, Any]:
 
 
 def _wish(options: argparse.Namespace) -> Wish:
+    from ..audit.command import Wish
+    from ..audit.thresholds import Threshold
+
     return Wish(
         json=options.json,
         quiet=options.quiet,
