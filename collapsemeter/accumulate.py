@@ -7,7 +7,7 @@ costs little more than its one matrix product, with 50,000 classes too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -58,8 +58,9 @@ class Accumulator:
         self.sums = init(num_classes, width, kind)
         self.ignore_index = ignore_index
         self.propagate = propagate
+        self._by_class = kind == "class"
         # A product of d x d entries is added up for every block: more rows than features are worth it.
-        least = MIN_BLOCK if kind == "trace" else width
+        least = {"trace": MIN_BLOCK, "pooled": width, "class": width * num_classes}[kind]
         self._buffer = np.empty((max(least, BLOCK_ENTRIES // max(width, 1)), width))
 
     def add(self, rows: npt.NDArray[Any], labels: Ints) -> None:
@@ -86,6 +87,9 @@ class Accumulator:
         if not used.all():
             self.sums.ignored += np.int64(len(labels) - int(used.sum()))
             rows, labels = rows[used], labels[used]
+        if self._by_class:  # so that the rows of each class lie side by side
+            order = np.argsort(labels, kind="stable")
+            rows, labels = rows[order], labels[order]
         classes = _Classes(labels)
         if self.sums.counts[classes.present].all():
             residuals, norms = self._residuals(rows, labels)
@@ -107,8 +111,9 @@ class Accumulator:
 
     def _set_shifts(self, rows: npt.NDArray[Any], classes: _Classes) -> None:
         """Give every new class its mean in this block, taken as differences from its first row."""
-        new = self.sums.counts[classes.present] == 0
-        for label, members in zip(classes.present[new], classes.members(new), strict=True):
+        for label, members in zip(classes.present, classes.members(), strict=True):
+            if self.sums.counts[label]:
+                continue
             first = rows[members[0]].astype(np.float64)
             self.sums.shift[label] = first + (rows[members] - first).mean(axis=0)
 
@@ -125,9 +130,9 @@ class Accumulator:
         indicator = classes.indicator()
         sums.sums[present] += indicator @ residuals
         sums.squares[present] += indicator @ norms
-        if sums.scatter is not None and sums.scatter.ndim == 3:
-            for label, members in zip(present, classes.members(), strict=True):
-                _add_product(sums.scatter[label], residuals[members])
+        if sums.scatter is not None and self._by_class:
+            for label, part in zip(present, classes.parts(), strict=True):
+                _add_product(sums.scatter[label], residuals[part])
         elif sums.scatter is not None:
             _add_product(sums.scatter, residuals)
 
@@ -166,10 +171,13 @@ class _Classes:
         self.present = ordered[starts]
         self.counts = np.diff(self._bounds)
 
-    def members(self, of: npt.NDArray[np.bool_] | slice = slice(None)) -> Iterator[Ints]:
-        """Row numbers of each class, of those chosen."""
-        for start, stop in zip(self._bounds[:-1][of], self._bounds[1:][of], strict=True):
-            yield self._order[start:stop]
+    def parts(self) -> list[slice]:
+        """Where the rows of each class are once they are sorted."""
+        return [slice(a, b) for a, b in itertools.pairwise(self._bounds)]
+
+    def members(self) -> list[Ints]:
+        """Row numbers of each class."""
+        return [self._order[part] for part in self.parts()]
 
     def indicator(self) -> Any:
         """(P, B) sparse: 1 where a row is of a class; its product is the sum over each class."""

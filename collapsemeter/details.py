@@ -10,28 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import rank
-from .frames import LARGEST, Floats, unit_rows
+from .frames import Floats, unit_rows
 from .geometry import ClassGeometry
 from .nc3 import Head
 from .nc4 import Decisions
-from .undefined import Undefined, require
+from .undefined import Undefined
 
 GRAM_CLASSES = 200  # up to here a layer's report keeps its C x C matrices: 1 MB at most
-
-
-def finite_means(geometry: ClassGeometry) -> Floats:
-    """Return the uncentred class means (C, d); Undefined with fewer than two or beyond float64."""
-    require(geometry.rows > 0, "no_rows")
-    require(geometry.num_present > 1, "one_class")
-    require(bool(np.isfinite(geometry.means).all()), "nonfinite_statistics")
-    require(bool((np.abs(geometry.means) <= LARGEST).all()), "out_of_range")
-    return geometry.means
-
-
-def uncentred_values(geometry: ClassGeometry) -> Floats:
-    """Return the singular values of the uncentred class means, descending."""
-    return rank.singular_values(finite_means(geometry))
 
 
 def vectors(geometry: ClassGeometry) -> dict[str, npt.NDArray[Any]]:
@@ -60,7 +45,7 @@ def vectors(geometry: ClassGeometry) -> dict[str, npt.NDArray[Any]]:
     with suppress(Undefined):
         found["means_singular_values"] = geometry.centred_values
     with suppress(Undefined):
-        found["means_singular_values_uncentred"] = uncentred_values(geometry)
+        found["means_singular_values_uncentred"] = geometry.uncentred_values
     with suppress(Undefined):
         found["means_cosine_histogram"] = geometry.pairs.histogram
     return found
@@ -91,7 +76,7 @@ def matrices(geometry: ClassGeometry, head: Head | None = None) -> dict[str, Flo
     if geometry.num_present > GRAM_CLASSES:
         return found
     with suppress(Undefined):
-        means = finite_means(geometry)
+        means = geometry.finite_means
         found["means_gram"] = means @ means.T
     with suppress(Undefined):
         found["means_gram_centred"] = geometry.centred @ geometry.centred.T

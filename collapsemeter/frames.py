@@ -41,6 +41,21 @@ def compressed(frame: Floats) -> Floats:
     return np.asarray(triangle)
 
 
+def singular_values(frame: Floats) -> Floats:
+    """Return the singular values of a frame, largest first, (min(C, d),).
+
+    References
+    ----------
+    Sukenik, Lampert & Mondelli 2024 (low-rank bias).
+
+    Examples
+    --------
+    >>> singular_values(np.diag([1.0, 3.0]))
+    array([3., 1.])
+    """
+    return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
+
+
 def simplex_etf(num_classes: int, width: int) -> Floats:
     r"""Return a simplex equiangular tight frame: unit rows with pairwise cosine :math:`-1/(C-1)`.
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .convention import Center, Weighting
-from .frames import EPS64, LARGEST, Floats, compressed, row_norms, unit_rows
+from .frames import EPS64, LARGEST, Floats, compressed, row_norms, singular_values, unit_rows
 from .moments import ClassMoments
 from .pairs import PairStatistics, pair_statistics
-from .undefined import Undefined
+from .undefined import Undefined, require
 
 
 class Spectrum(NamedTuple):
@@ -61,8 +61,15 @@ class ClassGeometry:
         self.width = moments.width
         self.means = moments.means[self.present]
         self.traces = moments.traces[self.present]
+        self.balanced = bool((self.counts == self.counts[:1]).all())
         self._center = center
         self._spectra: dict[Weighting, Spectrum] = {}
+
+    def about(self, center: Center) -> ClassGeometry:
+        """Return the geometry about that centre: this one where both centres are the same point."""
+        if center == self._center or self.balanced:
+            return self
+        return ClassGeometry(self.moments, center)
 
     def weights(self, kind: Weighting) -> Floats:
         """Weight of each present class: 1/C, or n_c/N."""
@@ -123,9 +130,12 @@ class ClassGeometry:
         r"""SVD of :math:`\operatorname{diag}(w)^{1/2} M`, whose squares are the eigenvalues of S_B."""
         if between in self._spectra:
             return self._spectra[between]
-        factor = np.sqrt(self.weights(between))[:, None] * self.centred
-        _, values, directions = np.linalg.svd(compressed(factor), full_matrices=False)
-        cut = math.sqrt(max(factor.shape) * EPS64)
+        if between == "class" or self.balanced:
+            values, directions = self._svd
+            values = values / math.sqrt(self.num_present)
+        else:
+            values, directions = _svd(np.sqrt(self.weights(between))[:, None] * self.centred)
+        cut = math.sqrt(max(self.centred.shape) * EPS64)
         rank = min(int((values > cut * values[0]).sum()), self.num_present - 1)
         kept = values[:rank]
         spectrum = Spectrum(directions[:rank], kept, cut, float(kept[-1] / kept[0]))
@@ -133,9 +143,27 @@ class ClassGeometry:
         return spectrum
 
     @cached_property
+    def _svd(self) -> tuple[Floats, Floats]:
+        return _svd(self.centred)
+
+    @property
     def centred_values(self) -> Floats:
         """Singular values of M, largest first."""
-        return np.asarray(np.linalg.svd(compressed(self.centred), compute_uv=False))
+        return self._svd[0]
+
+    @cached_property
+    def finite_means(self) -> Floats:
+        """Uncentred class means (C, d); Undefined with fewer than two or beyond float64."""
+        require(self.rows > 0, "no_rows")
+        require(self.num_present > 1, "one_class")
+        require(bool(np.isfinite(self.means).all()), "nonfinite_statistics")
+        require(bool((np.abs(self.means) <= LARGEST).all()), "out_of_range")
+        return self.means
+
+    @cached_property
+    def uncentred_values(self) -> Floats:
+        """Singular values of the uncentred class means, largest first."""
+        return singular_values(self.finite_means)
 
     def within_traces(self) -> Floats:
         """v_c of each present class, (C,)."""
@@ -152,8 +180,7 @@ class ClassGeometry:
             raise Undefined("no_scatter")
         if not np.isfinite(self.traces).all():
             raise Undefined("nonfinite_statistics")
-        balanced = bool((self.counts == self.counts[0]).all())
-        if kind == "sample" or balanced:
+        if kind == "sample" or self.balanced:
             pooled = scatter if scatter.ndim == 2 else scatter.sum(axis=0)
             within = pooled / self.rows
         elif scatter.ndim == 2:
@@ -169,3 +196,9 @@ class ClassGeometry:
         r""":math:`\operatorname{tr} S_W`, from the traces alone."""
         weights = self.weights(kind)
         return float(weights @ self.within_traces())
+
+
+def _svd(frame: Floats) -> tuple[Floats, Floats]:
+    """Return singular values, largest first, and right singular vectors in rows."""
+    _, values, directions = np.linalg.svd(compressed(frame), full_matrices=False)
+    return values, directions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from . import nc1, nc2, nc3, rank
 from .catalogue import METRICS
 from .convention import PRESETS, Convention
-from .details import finite_means, matrices, per_class, uncentred_values, vectors
+from .details import matrices, per_class, vectors
 from .frames import LARGEST, centred_rows
 from .geometry import ClassGeometry, Spectrum
 from .moments import EPS, ClassMoments
@@ -183,7 +184,7 @@ def _nc1(geometry: ClassGeometry, convention: Convention) -> Computed:
     yield "nc1_pinv", lambda: nc1.nc1_pinv(geometry, convention)
     yield "nc1_trace_ratio", lambda: nc1.nc1_trace_ratio(geometry, convention)
     yield "nc1_cdnv", lambda: nc1.nc1_cdnv(geometry)
-    by_sample = ClassGeometry(geometry.moments, PRESETS["he_su2023"].center)
+    by_sample = geometry.about(PRESETS["he_su2023"].center)
     yield "nc1_fuzziness", lambda: nc1.nc1_fuzziness(by_sample)
     yield "nc1_vci", lambda: nc1.nc1_vci(geometry, convention)
 
@@ -209,6 +210,7 @@ def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> C
         return
     weight, bias = head.weight[geometry.present], head.bias[geometry.present]
 
+    @cache
     def frame() -> HeadFrame:
         require(head.finite, "nonfinite_head")
         return HeadFrame(weight)
@@ -219,8 +221,8 @@ def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> C
         return metric(centred_rows(weight) if center_head else weight, means)
 
     yield "nc2_equinorm_head", lambda: nc2.nc2_equinorm(frame().norms)
-    yield "nc2_equiangular_head", lambda: nc2.nc2_equiangular(frame().pairs())
-    yield "nc2_max_angle_head", lambda: nc2.nc2_max_angle(frame().pairs())
+    yield "nc2_equiangular_head", lambda: nc2.nc2_equiangular(frame().pairs)
+    yield "nc2_max_angle_head", lambda: nc2.nc2_max_angle(frame().pairs)
     yield "nc2_etf_error_head", lambda: nc2.nc2_etf_error(frame().rows)
     yield "nc3_self_duality", lambda: dual(nc3.nc3_self_duality)
     yield "nc3_etf_error", lambda: dual(nc3.nc3_etf_error)
@@ -260,13 +262,13 @@ def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Co
     yield "features_effective_rank", lambda: rank.features_effective_rank(geometry)
     yield (
         "means_condition",
-        lambda: rank.means_condition(uncentred_values(geometry), geometry.num_present),
+        lambda: rank.means_condition(geometry.uncentred_values, geometry.num_present),
     )
     if weight is None:
         return
 
     def sine() -> float:
-        means = finite_means(geometry)
+        means = geometry.finite_means
         require(bool((np.abs(weight) <= LARGEST).all()), "nonfinite_head")
         return rank.dnc3_sine(weight, means)
 

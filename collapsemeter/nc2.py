@@ -7,6 +7,7 @@ of W centred over classes, suffix ``_head``) alike.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 
@@ -165,6 +166,7 @@ class HeadFrame:
             raise Undefined("zero_head")
         self.norms = row_norms(self.rows)
 
+    @cached_property
     def pairs(self) -> PairStatistics:
         """Statistics over pairs of centred rows."""
         return pair_statistics(unit_rows(self.rows, "head_row_without_direction"))

@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .frames import EPS64, Floats, compressed
+from .frames import EPS64, Floats
 from .geometry import ClassGeometry
 from .pairs import TILE
 from .undefined import Undefined
-
-
-def singular_values(frame: Floats) -> Floats:
-    """Return the singular values of a frame, largest first, (min(C, d),).
-
-    References
-    ----------
-    Sukenik, Lampert & Mondelli 2024 (low-rank bias).
-
-    Examples
-    --------
-    >>> singular_values(np.diag([1.0, 3.0]))
-    array([3., 1.])
-    """
-    return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
 
 
 def effective_rank(values: Floats) -> float:

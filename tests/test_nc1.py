@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import collapsemeter as cm
-from collapsemeter import pairs
+from collapsemeter import nc1, pairs
 from collapsemeter.frames import simplex_etf
 
 EPS = np.finfo(np.float64).eps
@@ -311,3 +311,23 @@ def test_traces_alone_give_what_needs_traces(make_case):
         assert report.reason(name) == "no_scatter"
     for name in ("nc1_trace_ratio", "nc1_cdnv"):
         np.testing.assert_allclose(report[name], case.measure()[name], rtol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [0, 6, 11])
+def test_the_collapse_index_is_that_of_the_axes_whichever_way_it_is_whitened(exponent):
+    rng = np.random.default_rng(exponent)
+    factor, spread = rng.normal(size=(3, 8)), np.logspace(0, -exponent, 8)
+    axes = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    within = (axes * spread) @ axes.T
+    by_cholesky = nc1._whitened_by_cholesky(factor, within)
+    by_axes = nc1._whitened(factor, within, 1e-8)
+    assert by_cholesky is not None
+    found, expected = (np.linalg.svd(w, compute_uv=False) for w in (by_cholesky, by_axes))
+    np.testing.assert_allclose(found, expected, rtol=8 * 2.3e-16 * 10**exponent)
+
+
+@pytest.mark.parametrize("smallest", [0.0, 1e-17, 1e-15])
+def test_a_within_class_covariance_without_digits_left_is_not_factored(smallest):
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
+    within = (axes * np.append(np.ones(7), smallest)) @ axes.T
+    assert nc1._whitened_by_cholesky(np.eye(3, 8), within) is None

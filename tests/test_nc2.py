@@ -188,7 +188,7 @@ def test_a_head_of_equal_rows_has_no_frame(weight, make_case):
 def test_a_head_row_at_the_mean_of_the_rows_has_no_angles():
     frame = HeadFrame(np.array([[-1.0, 0], [0, 0], [1, 0]]))
     with pytest.raises(ArithmeticError, match="a row of the head's weight is zero"):
-        frame.pairs()
+        _ = frame.pairs
     with pytest.raises(ArithmeticError, match="only one class is present"):
         HeadFrame(np.eye(1))
 
