@@ -74,13 +74,8 @@ class Accumulator:
         """
         for start in range(0, len(rows), len(self._buffer)):
             part = slice(start, start + len(self._buffer))
-            block = rows[part]
-            # bfloat16 and the like, which NumPy does not subtract by itself, are widened exactly.
-            # (A float64 whose byte order is spelled out, as a file's is, is not "built in" to NumPy.)
-            numpys = issubclass(block.dtype.type, np.floating)
-            known = block if numpys else block.astype(np.float32)
             with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf
-                self._add_block(known, labels[part])
+                self._add_block(widened(rows[part]), labels[part])
 
     def _add_block(self, rows: npt.NDArray[Any], labels: Ints) -> None:
         used = labels != self.ignore_index
@@ -150,6 +145,19 @@ class Accumulator:
             return self.sums
         below = np.tril(scatter, -1)
         return replace(self.sums, scatter=np.tril(scatter) + np.swapaxes(below, -2, -1))
+
+
+def widened(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return bfloat16 and the like, which NumPy does not compute with by itself, as float32: exactly.
+
+    Examples
+    --------
+    >>> widened(np.ones(1, np.float16)).dtype
+    dtype('float16')
+    """
+    # By type: a float64 whose byte order is spelled out, as a file's is, is not "built in" to NumPy.
+    numpys = issubclass(values.dtype.type, np.floating)
+    return values if numpys else values.astype(np.float32)
 
 
 def _add_product(total: Floats, rows: Floats) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..accumulate import widened
 from ..activations import ArrayFile, open_arrays
 from ..activations.remote import local_path
 from ..labels import class_labels
@@ -223,8 +224,7 @@ def _wide(x: Array) -> Array:
 
 def _classes(scores: Array) -> npt.NDArray[np.int64]:
     """Return the class that each row of scores, or a single logit, decides on; -1 where one is NaN."""
-    if scores.dtype.isbuiltin == 2:  # of ml_dtypes; 0 is another byte order
-        scores = scores.astype(np.float32)
+    scores = widened(scores)
     if scores.shape[1] == 1:
         scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
     return argmax_or_none(scores).astype(np.int64)

@@ -39,7 +39,7 @@ def _fresh_keras():
 
     keras.utils.set_random_seed(0)
     yield
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)  # collecting garbage takes as long as a test
 
 
 @pytest.fixture(scope="session")
