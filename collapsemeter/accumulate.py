@@ -72,8 +72,9 @@ class Accumulator:
         labels : (N,) int64 array
             0..C-1, or ``ignore_index``.
         """
-        for start in range(0, len(rows), len(self._buffer)):
-            part = slice(start, start + len(self._buffer))
+        blocks = -(-len(rows) // len(self._buffer))
+        for i in range(blocks):  # of one size: few rows are multiplied slowly
+            part = slice(len(rows) * i // blocks, len(rows) * (i + 1) // blocks)
             with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf
                 self._add_block(widened(rows[part]), labels[part])
 
