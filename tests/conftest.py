@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,12 @@ import collapsemeter as cm
 # The same examples in every run, and no deadline: these machines are shared.
 settings.register_profile("tests", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later search for garbage: a third of the time of tracing."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)
