@@ -33,12 +33,13 @@ def in_turn(
     rounds: int,
     *,
     steps: int = 1,
+    warm: bool = True,
     clock: Callable[[], float] = time.perf_counter,
     wait: Callable[[], object] = lambda: None,
 ) -> Seconds:
-    """Time every call in every round, after one call of each to warm up; `wait` is for the device."""
+    """Time every call in every round, `warm` after one call of each; `wait` is for the device."""
     names = list(calls)
-    for call in calls.values():
+    for call in calls.values() if warm else ():
         call()
     wait()
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -109,12 +109,13 @@ def three_passes(batches: Batches, forward: Forward, C: int) -> dict[str, Layer]
 
 
 def metrics(
-    layer: Layer, W: np.ndarray | None = None, b: np.ndarray | None = None, inverse: Inverse = "svds"
+    layer: Layer,
+    W: np.ndarray | None = None,
+    b: np.ndarray | None = None,
+    inverse: Inverse = "svds",
 ) -> dict[str, float]:
     """Return every metric of a layer, and those of the head (W, b) if it reads the layer."""
-    n, mu, S_W, v = (
-        t.double().cpu().numpy() for t in (layer.n, layer.mu, layer.S_W, layer.v)
-    )
+    n, mu, S_W, v = (t.double().cpu().numpy() for t in (layer.n, layer.mu, layer.S_W, layer.v))
     mu_G = mu.mean(0)  # the sample mean, too: classes are of one size
     M = mu - mu_G
     found = _variability(M, S_W, v, inverse) | _frame(M, mu) | _ranks(M, mu, S_W)
@@ -126,7 +127,9 @@ def metrics(
     return found
 
 
-def _variability(M: np.ndarray, S_W: np.ndarray, v: np.ndarray, inverse: Inverse) -> dict[str, float]:
+def _variability(
+    M: np.ndarray, S_W: np.ndarray, v: np.ndarray, inverse: Inverse
+) -> dict[str, float]:
     C = len(M)
     S_B = M.T @ M / C
     if inverse == "svds":

@@ -6,12 +6,13 @@
 The product is of the same rows, in the same framework, dtype and threads, into memory that is there
 already: the least that any scatter costs. The update is what a hook calls: class-shifted sums, and with
 `row sample` what it keeps for NC4. NumPy is the accumulator of the audit, which sums in float64 and computes
-one triangle: it is timed beside NumPy's product, which fills both, and beside BLAS's of one. With 20,000 classes and more the update is timed beside the generic form, in which every class operation is a
-product with one-hot labels, and beside the least one-hot form: one such product, and X^T X.
+one triangle: it is timed beside NumPy's product, which fills both, and beside BLAS's of one. With 20,000
+classes and more PyTorch's update is timed beside the generic form, in which every class operation is a product
+with one-hot labels, and beside the least one-hot form: one such product, and X^T X.
 
 `passes 1 and 2` of the textbook make the same statistics as the updates of all batches: class means,
 then covariances and variances about them, in float32 as well. The two agree, which is checked: in counts
-exactly, in means and scatter to 1e-4 of the largest entry. Rows are in memory, so that no forward is timed.
+exactly, in means and scatter to 1e-4 of the largest entry. They need every class in the batches. Rows are in memory, so that no forward is timed.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def in_torch(sheet: Sheet, classes: int, width: int, given: Any) -> None:
     sheet.add(ratio(f"{shape}: update / X^T X", seconds, "update", "X^T X", target))
     sheet.add(ratio(f"{shape}: with row sample / X^T X", seconds, "sampled", "X^T X"))
     if classes >= MANY:
-        sheet.add(ratio(f"{shape}: generic one-hot / update", seconds, "one-hot", "update", ">= 30"))
+        sheet.add(
+            ratio(f"{shape}: generic one-hot / update", seconds, "one-hot", "update", ">= 30")
+        )
         sheet.add(ratio(f"{shape}: least one-hot / update", seconds, "least one-hot", "update"))
 
 
@@ -234,7 +237,9 @@ def main() -> None:
     for classes, width in shapes(chosen.shapes):
         given = data(classes, width, chosen.batch, chosen.batches)
         for name in chosen.frameworks:
-            if name != "textbook" or classes <= chosen.batch * chosen.batches:  # which needs all classes
+            if (
+                name != "textbook" or classes <= chosen.batch * chosen.batches
+            ):  # which needs all classes
                 known[name](sheet, classes, width, given)
     sheet.save()
 
