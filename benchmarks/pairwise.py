@@ -155,10 +155,9 @@ def device_name() -> str:
 
 
 def wait_for_device() -> None:
-    """Wait until the GPU has done what it was given; on a processor nothing is left to wait for."""
-    import torch
-
-    if torch.cuda.is_available():
+    """Wait until the GPU has done what PyTorch gave it; on a processor nothing is left to wait for."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
 
 

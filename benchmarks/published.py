@@ -35,8 +35,8 @@ def passes(batches: Rows, num_classes: int, width: int, device: Any) -> tuple[An
 
 def measures(mu: Any, mu_g: Any, variances: Any, covariance: Any, weight: Any) -> list[Callable]:
     """Return its measures of those, without NC4, as calls."""
-    from neural_collapse.kernels import kernel_stats, log_kernel
     from neural_collapse import measure
+    from neural_collapse.kernels import kernel_stats, log_kernel
 
     return [
         lambda: measure.covariance_ratio(covariance, mu, mu_g),
