@@ -1,12 +1,11 @@
 """What sums in float64 cost a frozen pass: `observe` with float32 and float64 sums, in turn, in one process.
 
-``python benchmarks/frozen_pass.py`` prints medians of processor time of one thread, and quartiles of the
+``python benchmarks/frozen_pass.py`` prints medians of the processor time of one thread, and quartiles of the
 ratios of neighbouring passes, for the demo's network and a ResNet-18 for images of 32 x 32.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,14 +32,16 @@ def compare(sheet: Sheet, what: str, meter: CollapseMeter, batches: Any, rounds:
         return observe
 
     calls = {"float32": observing(False), "float64": observing(True)}
-    seconds = in_turn(calls, rounds, clock=time.process_time)
+    seconds = in_turn(calls, rounds, clock=sheet.clock)
     collapsemeter_torch.meter.Store = Store  # type: ignore[attr-defined]
     sheet.add(ratio(what, seconds, "float64", "float32"))
 
 
 def main() -> None:
     """Compare both networks."""
-    chosen = options(__doc__, rounds=9).parse_args()
+    parser = options(__doc__, rounds=9)
+    parser.set_defaults(clock="processor")
+    chosen = parser.parse_args()
     torch.set_num_threads(1)
     sheet = Sheet("Processor time of a pass with float64 sums over float32", chosen)
     images, labels = digits()

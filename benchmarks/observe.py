@@ -65,7 +65,7 @@ def compare(sheet: Sheet, name: str, watched: str, chosen: Any) -> None:
         "forward": bare,
         "formulas": lambda: formulas(found, theirs),
     }
-    seconds = in_turn(calls, sheet.rounds, warm=False, wait=wait_for_device)
+    seconds = in_turn(calls, sheet.rounds, warm=False, clock=sheet.clock, wait=wait_for_device)
     seconds["three forwards"] = 3 * seconds["forward"]
     what = f"{name}, {rows} rows, {len(layers) + 1} layer{'s' if layers else ''}"
     target = TARGETS.get(name, "")

@@ -180,7 +180,9 @@ def main() -> None:
     plain(), watched()  # compiles; JAX compiles a second time for what a first step gives back
     sheet = Sheet(f"What the meter adds to a training step, batch {BATCH}", chosen)
     calls = {"plain": plain, "watched": watched}
-    seconds = in_turn(calls, chosen.rounds, steps=chosen.steps, wait=wait_for_device)
+    seconds = in_turn(
+        calls, chosen.rounds, steps=chosen.steps, clock=sheet.clock, wait=wait_for_device
+    )
     layers = "10 layers" if chosen.network == "resnet18" else "the head's input"
     low, middle, high = np.percentile(
         100 * (seconds["watched"] / seconds["plain"] - 1), [25, 50, 75]

@@ -25,6 +25,7 @@ import numpy as np
 
 Seconds = dict[str, np.ndarray]  # by name, one entry a round
 GIB = 2**30
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 _NAMED = ("collapsemeter", "flax", "jax", "keras", "numpy", "scipy", "tensorflow", "torch")
 
 
@@ -104,7 +105,8 @@ class Sheet:
     def __init__(self, title: str, chosen: argparse.Namespace) -> None:
         self.title, self.json_path = title, chosen.json
         self.rounds: int = chosen.rounds
-        self.machine = machine()
+        self.clock = CLOCKS[chosen.clock]
+        self.machine = machine() | {"clock": chosen.clock}
         self.figures: list[Figure] = []
         print(f"{title}\n  {', '.join(f'{key} {value}' for key, value in self.machine.items())}")
         print(f"{'':58} {'median':>9} {'':4} {'quartiles':16} {'target':8} {'':7} medians")
@@ -167,6 +169,12 @@ def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=rounds, help="how often each call is timed")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="processor: time of all threads together, on a busy machine with one thread",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     return parser
 

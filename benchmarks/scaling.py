@@ -53,7 +53,7 @@ def slope(
 ) -> None:
     """Time the sizes of one axis and fit the slope: of the medians, and of every round alone."""
     named = {str(size): call for size, call in calls.items()}
-    seconds = in_turn(named, rounds, steps=steps, wait=wait_for_device)
+    seconds = in_turn(named, rounds, steps=steps, clock=sheet.clock, wait=wait_for_device)
     sizes = np.log([float(size) for size in named])
     slopes = np.polyfit(sizes, np.log(np.stack(list(seconds.values()))), 1)[0]
     medians = {size: 1e3 * float(np.median(times)) for size, times in seconds.items()}

@@ -74,7 +74,7 @@ def in_torch(sheet: Sheet, classes: int, width: int, given: Any) -> None:
     """Time PyTorch's update."""
     rows = [(torch.tensor(x).to(device()), torch.tensor(y).to(device())) for x, y in given]
     calls, _ = torch_calls(rows, classes, width)
-    seconds = in_turn(calls, sheet.rounds, steps=len(rows), wait=wait_for_device)
+    seconds = in_turn(calls, sheet.rounds, steps=len(rows), clock=sheet.clock, wait=wait_for_device)
     shape = f"torch, C = {classes}, d = {width}"
     target = "<= 1.6" if classes >= MANY else "<= 1.3"
     sheet.add(ratio(f"{shape}: update / X^T X", seconds, "update", "X^T X", target))
@@ -144,7 +144,7 @@ def in_numpy(sheet: Sheet, classes: int, width: int, given: Any) -> None:
         "triangle": triangle,
         "update": lambda: accumulator.add(*next(batches)),
     }
-    seconds = in_turn(calls, sheet.rounds, steps=len(given))
+    seconds = in_turn(calls, sheet.rounds, steps=len(given), clock=sheet.clock)
     shape = f"numpy float64, C = {classes}, d = {width}"
     target = "<= 1.6" if classes >= MANY else "<= 1.3"
     sheet.add(ratio(f"{shape}: update / X^T X", seconds, "update", "X^T X", target))
@@ -171,7 +171,7 @@ def in_jax(sheet: Sheet, classes: int, width: int, given: Any) -> None:
         held[0] = jax.block_until_ready(step(held[0], *next(batches)))
 
     calls = {"X^T X": lambda: jax.block_until_ready(bare(next(batches)[0])), "update": updated}
-    seconds = in_turn(calls, sheet.rounds, steps=len(given))
+    seconds = in_turn(calls, sheet.rounds, steps=len(given), clock=sheet.clock)
     shape = f"jax, C = {classes}, d = {width}"
     target = "<= 1.6" if classes >= MANY else "<= 1.3"
     sheet.add(ratio(f"{shape}: update / X^T X", seconds, "update", "X^T X", target))
@@ -200,7 +200,9 @@ def beside_textbook(sheet: Sheet, classes: int, width: int, given: Any) -> None:
     theirs = "published tool's passes"
     if published.is_there():
         calls[theirs] = lambda: published.passes(rows, classes, width, device())
-    seconds: Seconds = in_turn(calls, max(3, sheet.rounds // 3), wait=wait_for_device)
+    seconds: Seconds = in_turn(
+        calls, max(3, sheet.rounds // 3), clock=sheet.clock, wait=wait_for_device
+    )
     sheet.add(ratio(f"{shape}: passes 1 and 2 / updates", seconds, "passes 1 and 2", "updates"))
     if theirs in calls:
         sheet.add(ratio(f"{shape}: {theirs} / updates", seconds, theirs, "updates"))
