@@ -1,47 +1,60 @@
 """What watching costs a training step: watched and unwatched steps in turn, in one process.
 
-A convolutional network on 32 x 32 images, whose features of width 512 are watched under the head's name.
-``python benchmarks/overhead.py torch|keras|flax`` prints the median of the ratios of neighbouring blocks
-of steps; Keras runs on the backend that ``KERAS_BACKEND`` names.
+    python benchmarks/overhead.py torch|keras|flax
+    python benchmarks/overhead.py torch --network resnet18
+
+Two copies of a network take the same steps, loss, gradients and descent, one of them watched; a round is a
+few steps of each. `convnet` is a small convolutional network on images of 32 x 32, `mlp` has four hidden
+layers of 512 on 784 inputs: both are watched at the head's input alone, which is 512 wide. `resnet18`, in
+PyTorch, is watched at its stem, all eight blocks and the head's input. Keras runs on the backend that
+``KERAS_BACKEND`` names.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
+import itertools
 from collections.abc import Callable
 
 import numpy as np
+from pairwise import Figure, Sheet, in_turn, options, wait_for_device
 
 WIDTH, CLASSES, BATCH = 512, 10, 64
+MLP = (784, WIDTH, WIDTH, WIDTH, WIDTH)  # inputs and hidden layers
 Steps = tuple[str, Callable[[], object], Callable[[], object]]  # name, unwatched, watched
 
 
-def data() -> tuple[np.ndarray, np.ndarray]:
+def data(network: str) -> tuple[np.ndarray, np.ndarray]:
     """One batch of noise: what a step costs does not depend on it."""
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(BATCH, 32, 32, 3)).astype("float32"), np.arange(BATCH) % CLASSES
+    shape = (MLP[0],) if network == "mlp" else (32, 32, 3)
+    images = np.random.default_rng(0).normal(size=(BATCH, *shape))
+    return images.astype("float32"), np.arange(BATCH) % CLASSES
 
 
-def in_torch() -> Steps:
+def in_torch(network: str) -> Steps:
+    import networks
     import torch
+    from pairwise import device
     from torch import nn
 
     from collapsemeter_torch import CollapseMeter
 
     def net() -> nn.Module:
         torch.manual_seed(0)
+        if network != "convnet":
+            return networks.subject(network).model.to(device())
         return nn.Sequential(
             *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4)),
             *(nn.Flatten(), nn.Linear(512, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)),
-        )
+        ).to(device())
 
-    images, labels = data()
-    x, y = torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(labels)
+    images, labels = data(network)
+    x, y = torch.tensor(np.moveaxis(images, -1, 1).copy()).to(device()), torch.tensor(labels)
+    y = y.to(device())
     plain, watched = net(), net()
-    meter = CollapseMeter(watched, layers=lambda *_: False, verbose=False)
+    blocks = networks.subject(network).layers if network == "resnet18" else lambda *_: False
+    meter = CollapseMeter(watched, layers=blocks, verbose=False)
 
     def step(model: nn.Module) -> None:
         nn.functional.cross_entropy(model(x), y).backward()
@@ -54,10 +67,10 @@ def in_torch() -> Steps:
         with meter.batch(y):
             step(watched)
 
-    return f"torch {torch.__version__}", lambda: step(plain), counted
+    return "torch", lambda: step(plain), counted
 
 
-def in_keras() -> Steps:
+def in_keras(network: str) -> Steps:
     import keras
     from keras import layers
 
@@ -65,19 +78,20 @@ def in_keras() -> Steps:
 
     def net() -> keras.Model:
         keras.utils.set_random_seed(0)
-        model = keras.Sequential([keras.Input((32, 32, 3))])
-        for filters, pool in ((32, 2), (64, 2), (128, 4)):
+        model = keras.Sequential([keras.Input(x.shape[1:])])
+        for filters, pool in ((32, 2), (64, 2), (128, 4)) if network == "convnet" else ():
             model.add(layers.Conv2D(filters, 3, padding="same", activation="relu"))
             model.add(layers.MaxPooling2D(pool))
         model.add(layers.Flatten())
-        model.add(layers.Dense(WIDTH, "relu"))
+        for width in (WIDTH,) if network == "convnet" else MLP[1:]:
+            model.add(layers.Dense(width, "relu"))
         model.add(layers.Dense(CLASSES, name="fc"))
         model.compile(
             keras.optimizers.SGD(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         )
         return model
 
-    x, y = data()
+    x, y = data(network)
     plain, watched = net(), net()
     meter = CollapseMeter(layers=lambda *_: False, verbose=False)
     meter.set_model(watched)
@@ -86,11 +100,11 @@ def in_keras() -> Steps:
         watched.train_on_batch(x, y)
         assert meter  # the model holds its meter weakly
 
-    name = f"keras {keras.__version__} on {keras.backend.backend()}"
+    name = f"keras on {keras.backend.backend()}"
     return name, lambda: plain.train_on_batch(x, y), counted
 
 
-def in_flax() -> Steps:
+def in_flax(network: str) -> Steps:
     import jax
     import optax
     from flax import nnx
@@ -99,17 +113,21 @@ def in_flax() -> Steps:
 
     class Net(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
-            sizes = ((3, 32), (32, 64), (64, 128))
+            sizes = ((3, 32), (32, 64), (64, 128)) if network == "convnet" else ()
             self.convs = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in sizes])
-            self.hidden = nnx.Linear(512, WIDTH, rngs=rngs)
+            widths = itertools.pairwise((512, WIDTH) if network == "convnet" else MLP)
+            self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in widths])
             self.fc = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
 
         def __call__(self, x: jax.Array) -> jax.Array:
-            for conv, pool in zip(self.convs, (2, 2, 4), strict=True):
+            for conv, pool in zip(self.convs, (2, 2, 4), strict=False):
                 x = nnx.max_pool(nnx.relu(conv(x)), (pool, pool), (pool, pool))
-            return self.fc(nnx.relu(self.hidden(x.reshape(len(x), -1))))
+            x = x.reshape(len(x), -1)
+            for hidden in self.hidden:
+                x = nnx.relu(hidden(x))
+            return self.fc(x)
 
-    x, y = map(jax.numpy.asarray, data())
+    x, y = map(jax.numpy.asarray, data(network))
     graph, weights = nnx.split(Net(nnx.Rngs(0)))
 
     def loss(weights: nnx.State, watch: bool) -> tuple[jax.Array, object]:
@@ -145,41 +163,35 @@ def in_flax() -> Steps:
     def run_watched() -> None:
         kept["watched"] = jax.block_until_ready(watched(*kept["watched"]))
 
-    return f"jax {jax.__version__}", run_plain, run_watched
+    return "flax", run_plain, run_watched
 
 
 def main() -> None:
-    """Print the cost of a step without and with the meter, and the median of their ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("framework", choices=("torch", "keras", "flax"))
-    parser.add_argument("--blocks", type=int, default=30, help="pairs of blocks")
-    parser.add_argument("--steps", type=int, default=5, help="steps a block")
-    options = parser.parse_args()
-    name, plain, watched = {"torch": in_torch, "keras": in_keras, "flax": in_flax}[
-        options.framework
-    ]()
-
-    def seconds(step: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        for _ in range(options.steps):
-            step()
-        return (time.perf_counter() - start) / options.steps
-
-    for step in (plain, watched, plain, watched):  # compile and warm up
-        seconds(step)
-    pairs = []
-    for block in range(options.blocks):
-        order = (plain, watched) if block % 2 == 0 else (watched, plain)
-        pair = {step: seconds(step) for step in order}
-        pairs.append((pair[plain], pair[watched]))
-    times = np.array(pairs)
-    ratios = times[:, 1] / times[:, 0]
-    low, middle, high = np.percentile(ratios, [25, 50, 75])
-    before, after = 1000 * np.median(times, axis=0)
-    print(
-        f"{name}: one watched layer, d = {WIDTH}, batch {BATCH}: {before:.1f} -> {after:.1f} ms a step, "
-        f"{middle - 1:+.1%} (quartiles {low - 1:+.1%} to {high - 1:+.1%})"
+    """Print what the meter adds to a step: the median of the rounds, in percent."""
+    frameworks = {"torch": in_torch, "keras": in_keras, "flax": in_flax}
+    parser = options(__doc__, rounds=30)
+    parser.add_argument("framework", choices=frameworks)
+    parser.add_argument("--network", choices=("convnet", "mlp", "resnet18"), default="convnet")
+    parser.add_argument("--steps", type=int, default=5, help="steps a round")
+    chosen = parser.parse_args()
+    if chosen.network == "resnet18" and chosen.framework != "torch":
+        parser.error("resnet18 is a network of PyTorch's here")
+    name, plain, watched = frameworks[chosen.framework](chosen.network)
+    plain(), watched()  # compiles; JAX compiles a second time for what a first step gives back
+    sheet = Sheet(f"What the meter adds to a training step, batch {BATCH}", chosen)
+    calls = {"plain": plain, "watched": watched}
+    seconds = in_turn(
+        calls, chosen.rounds, steps=chosen.steps, clock=sheet.clock, wait=wait_for_device
     )
+    layers = "10 layers" if chosen.network == "resnet18" else "the head's input"
+    low, middle, high = np.percentile(
+        100 * (seconds["watched"] / seconds["plain"] - 1), [25, 50, 75]
+    )
+    medians = {kind: 1e3 * float(np.median(times)) for kind, times in seconds.items()}
+    what = f"{name}, {chosen.network}, {layers}"
+    target = "<= 5" if chosen.network != "convnet" else ""
+    sheet.add(Figure(what, middle, "%", (low, high), target, medians))
+    sheet.save()
 
 
 if __name__ == "__main__":
