@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .undefined import Undefined
+from .undefined import require
 
 Floats = npt.NDArray[np.float64]
 
@@ -137,6 +137,53 @@ def simplex_gram(num_classes: int) -> Floats:
     return centring(num_classes) / math.sqrt(num_classes - 1)
 
 
+def gram_distance(a: Floats, b: Floats, target: str) -> float:
+    r"""Distance of the normalised product of two frames from that of a target frame.
+
+    :math:`\big| AB^\top / |AB^\top| - T \big|` with T the simplex Gram matrix P, or
+    :math:`I/\sqrt{C}`. Where C > d + 1 no C x C matrix is built:
+    :math:`|AB^\top|^2 = \langle A^\top A, B^\top B\rangle`.
+
+    Parameters
+    ----------
+    a, b : (C, d) float64
+    target : {"simplex", "orthogonal"}
+
+    Returns
+    -------
+    float
+        Between 0 and 2; NaN if the product is zero.
+
+    Examples
+    --------
+    >>> frame = simplex_etf(5, 8)
+    >>> gram_distance(frame, frame, "simplex") < 1e-14
+    True
+    """
+    count, width = a.shape
+    # At a scale of 1 the products of small frames do not underflow; a frame times itself is symmetric.
+    same = a is b
+    a = a / (np.abs(a).max() or 1.0)
+    b = a if same else b / (np.abs(b).max() or 1.0)
+    if count <= width + 1:
+        product = a @ b.T
+        norm = float(np.linalg.norm(product))
+        goal = simplex_gram(count) if target == "simplex" else np.eye(count) / math.sqrt(count)
+        if not norm > 0:
+            return math.nan
+        product /= norm
+        product -= goal
+        return float(np.linalg.norm(product))
+    square = a.T @ a
+    norm = math.sqrt(max(float(np.vdot(square, square if same else b.T @ b)), 0.0))
+    inner = float(np.vdot(a, b))
+    if target == "simplex":
+        inner = (inner - float(a.sum(axis=0) @ b.sum(axis=0)) / count) / math.sqrt(count - 1)
+    else:
+        inner /= math.sqrt(count)
+    return math.sqrt(max(2.0 - 2.0 * inner / norm, 0.0)) if norm > 0 else math.nan
+
+
 def unit_rows(frame: Floats, code: str) -> Floats:
     """Return the rows at unit length; Undefined(code) where one has none.
 
@@ -146,9 +193,13 @@ def unit_rows(frame: Floats, code: str) -> Floats:
     array([[0.6, 0.8]])
     """
     norms = row_norms(frame)
-    if not (norms > 16 * EPS64 * norms.max()).all():
-        raise Undefined(code)
+    require(have_directions(norms), code)
     return frame / norms[:, None]
+
+
+def have_directions(norms: Floats) -> bool:
+    """Return whether no row of these norms is round-off beside the longest."""
+    return bool((norms > 16 * EPS64 * norms.max()).all())
 
 
 def centred_rows(frame: Floats) -> Floats:

@@ -12,9 +12,18 @@ from typing import NamedTuple
 import numpy as np
 
 from .convention import Center, Weighting
-from .frames import EPS64, LARGEST, Floats, compressed, row_norms, singular_values, unit_rows
+from .frames import (
+    EPS64,
+    LARGEST,
+    Floats,
+    compressed,
+    have_directions,
+    row_norms,
+    singular_values,
+    unit_rows,
+)
 from .moments import ClassMoments
-from .pairs import PairStatistics, pair_statistics
+from .pairs import PairStatistics, VarianceRatio, observe, pair_statistics
 from .undefined import Undefined, require
 
 
@@ -121,10 +130,36 @@ class ClassGeometry:
         """g, (d,)."""
         return self.weights("sample") @ self.means
 
-    @cached_property
+    @property
     def pairs(self) -> PairStatistics:
         """Statistics over pairs of class means."""
-        return pair_statistics(self.units, self.resolution / float(self.norms.min()))
+        require(self._angles_known, "class_mean_at_centre")
+        statistics, _ = self._pairs
+        assert statistics is not None
+        return statistics
+
+    @property
+    def variance_ratio(self) -> float:
+        r"""Mean over pairs of :math:`(v_a+v_b)/(2|\mu_a-\mu_b|^2)`."""
+        _ = self.centred, self.within_traces()
+        _, ratio = self._pairs
+        if not math.isfinite(ratio.mean):
+            raise Undefined("coincident_class_means")
+        return ratio.mean
+
+    @property
+    def _angles_known(self) -> bool:
+        return have_directions(self.norms)
+
+    @cached_property
+    def _pairs(self) -> tuple[PairStatistics | None, VarianceRatio]:
+        """One pass over the pairs for all that is asked of them."""
+        ratio = VarianceRatio(self.centred, self.traces / self.counts, self.resolution)
+        if not self._angles_known:
+            observe(ratio.directions(), [ratio])
+            return None, ratio
+        resolution = self.resolution / float(self.norms.min())
+        return pair_statistics(ratio.directions(), resolution, [ratio]), ratio
 
     def spectrum(self, between: Weighting) -> Spectrum:
         r"""SVD of :math:`\operatorname{diag}(w)^{1/2} M`, whose squares are the eigenvalues of S_B."""

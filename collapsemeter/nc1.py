@@ -12,8 +12,6 @@ import numpy as np
 from .convention import PRESETS, Convention
 from .frames import EPS64, Floats
 from .geometry import ClassGeometry
-from .pairs import pair_tiles, squared_distances, upper_pairs
-from .undefined import Undefined
 
 
 def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
@@ -90,15 +88,7 @@ def nc1_cdnv(geometry: ClassGeometry) -> float:
     >>> nc1_cdnv(ClassGeometry(m))
     0.0625
     """
-    means, spread = geometry.centred, geometry.within_traces()
-    total = 0.0
-    for a, b in pair_tiles(geometry.num_present):
-        distances = upper_pairs(squared_distances(means[a], means[b]), a, b)
-        if not (distances > geometry.resolution**2).all():
-            raise Undefined("coincident_class_means")
-        total += float((upper_pairs(spread[a][:, None] + spread[b], a, b) / distances).sum())
-    pairs = geometry.num_present * (geometry.num_present - 1) / 2
-    return total / (2 * pairs)
+    return geometry.variance_ratio
 
 
 def nc1_fuzziness(geometry: ClassGeometry) -> float:

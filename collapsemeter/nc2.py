@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-from .frames import Floats, centred_rows, row_norms, unit_rows
-from .pairs import PairStatistics, gram_distance, pair_statistics
+from .frames import Floats, centred_rows, gram_distance, row_norms, unit_rows
+from .pairs import CosineSpread, PairStatistics, cosine_spread, pair_statistics
 from .undefined import Undefined
 
 
@@ -41,7 +41,7 @@ def nc2_equinorm(norms: Floats) -> float:
     return float(norms.std(ddof=1) / norms.mean())
 
 
-def nc2_equiangular(pairs: PairStatistics) -> float:
+def nc2_equiangular(pairs: PairStatistics | CosineSpread) -> float:
     r"""Population standard deviation over pairs of :math:`\cos(\mu_a - m, \mu_b - m)`.
 
     References
@@ -56,7 +56,7 @@ def nc2_equiangular(pairs: PairStatistics) -> float:
     return pairs.cos_std
 
 
-def nc2_max_angle(pairs: PairStatistics) -> float:
+def nc2_max_angle(pairs: PairStatistics | CosineSpread) -> float:
     r"""Mean over pairs of :math:`|\cos(\mu_a - m, \mu_b - m) + 1/(C-1)|`.
 
     References
@@ -167,6 +167,6 @@ class HeadFrame:
         self.norms = row_norms(self.rows)
 
     @cached_property
-    def pairs(self) -> PairStatistics:
-        """Statistics over pairs of centred rows."""
-        return pair_statistics(unit_rows(self.rows, "head_row_without_direction"))
+    def pairs(self) -> CosineSpread:
+        """Spread of the cosines over pairs of centred rows."""
+        return cosine_spread(unit_rows(self.rows, "head_row_without_direction"))
