@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,46 +13,6 @@ Floats = npt.NDArray[np.float64]
 
 EPS64 = float(np.finfo(np.float64).eps)
 LARGEST = 1e75  # fourth powers stay in float64; float32 ends at 3e38
-
-
-def compressed(frame: Floats) -> Floats:
-    """Return at most d rows with the same singular values and right singular vectors as a frame's.
-
-    Where C is large they are found much faster from those.
-
-    Parameters
-    ----------
-    frame : (C, d) float64
-
-    Returns
-    -------
-    (min(C, d), d) float64
-        The frame itself where C <= 2 d, else the triangle of its QR factors.
-
-    Examples
-    --------
-    >>> compressed(np.ones((5, 1))).round(12) ** 2
-    array([[5.]])
-    """
-    if len(frame) <= 2 * frame.shape[1]:
-        return frame
-    triangle: Any = np.linalg.qr(frame, mode="r")
-    return np.asarray(triangle)
-
-
-def singular_values(frame: Floats) -> Floats:
-    """Return the singular values of a frame, largest first, (min(C, d),).
-
-    References
-    ----------
-    Sukenik, Lampert & Mondelli 2024 (low-rank bias).
-
-    Examples
-    --------
-    >>> singular_values(np.diag([1.0, 3.0]))
-    array([3., 1.])
-    """
-    return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
 
 
 def simplex_etf(num_classes: int, width: int) -> Floats:

@@ -16,14 +16,13 @@ from .frames import (
     EPS64,
     LARGEST,
     Floats,
-    compressed,
     have_directions,
     row_norms,
-    singular_values,
     unit_rows,
 )
 from .moments import ClassMoments
 from .pairs import PairStatistics, VarianceRatio, observe, pair_statistics
+from .spectra import singular_values, thin_svd
 from .undefined import Undefined, require
 
 
@@ -73,6 +72,8 @@ class ClassGeometry:
         self.balanced = bool((self.counts == self.counts[:1]).all())
         self._center = center
         self._spectra: dict[Weighting, Spectrum] = {}
+        self._within: dict[Weighting, Floats] = {}
+        self._along: dict[tuple[Weighting, Weighting], Floats] = {}
 
     def about(self, center: Center) -> ClassGeometry:
         """Return the geometry about that centre: this one where both centres are the same point."""
@@ -169,7 +170,9 @@ class ClassGeometry:
             values, directions = self._svd
             values = values / math.sqrt(self.num_present)
         else:
-            values, directions = _svd(np.sqrt(self.weights(between))[:, None] * self.centred)
+            roots = np.sqrt(self.weights(between))
+            null = self.weights(self._center) / roots
+            values, directions = thin_svd(roots[:, None] * self.centred, null)
         cut = math.sqrt(max(self.centred.shape) * EPS64)
         rank = min(int((values > cut * values[0]).sum()), self.num_present - 1)
         kept = values[:rank]
@@ -179,7 +182,7 @@ class ClassGeometry:
 
     @cached_property
     def _svd(self) -> tuple[Floats, Floats]:
-        return _svd(self.centred)
+        return thin_svd(self.centred, self.weights(self._center))
 
     @property
     def centred_values(self) -> Floats:
@@ -208,6 +211,12 @@ class ClassGeometry:
 
     def within(self, kind: Weighting) -> Floats:
         r"""S_W (d, d): :math:`\frac1N \sum_c S_c`, or :math:`\frac1C \sum_c S_c / n_c`."""
+        kind = "sample" if self.balanced else kind
+        if kind not in self._within:
+            self._within[kind] = self._pooled(kind)
+        return self._within[kind]
+
+    def _pooled(self, kind: Weighting) -> Floats:
         scatter = self.moments.scatter
         if self.rows == 0:
             raise Undefined("no_rows")
@@ -215,9 +224,8 @@ class ClassGeometry:
             raise Undefined("no_scatter")
         if not np.isfinite(self.traces).all():
             raise Undefined("nonfinite_statistics")
-        if kind == "sample" or self.balanced:
-            pooled = scatter if scatter.ndim == 2 else scatter.sum(axis=0)
-            within = pooled / self.rows
+        if kind == "sample":
+            within = (scatter if scatter.ndim == 2 else scatter.sum(axis=0)) / self.rows
         elif scatter.ndim == 2:
             raise Undefined("needs_class_scatter")
         else:
@@ -227,13 +235,18 @@ class ClassGeometry:
             raise Undefined("nonfinite_statistics")
         return within
 
+    def variances_along(self, between: Weighting, within: Weighting) -> Floats:
+        r""":math:`u_j^\top S_W u_j` along the directions of a spectrum, (r,)."""
+        if self.balanced:  # every weighting is the same
+            between = within = "class"
+        if (between, within) not in self._along:
+            directions = self.spectrum(between).directions
+            along = np.einsum("rd,rd->r", directions @ self.within(within), directions)
+            # Variances: rounding may leave them a hair below zero.
+            self._along[between, within] = np.maximum(along, 0.0)
+        return self._along[between, within]
+
     def within_trace(self, kind: Weighting) -> float:
         r""":math:`\operatorname{tr} S_W`, from the traces alone."""
         weights = self.weights(kind)
         return float(weights @ self.within_traces())
-
-
-def _svd(frame: Floats) -> tuple[Floats, Floats]:
-    """Return singular values, largest first, and right singular vectors in rows."""
-    _, values, directions = np.linalg.svd(compressed(frame), full_matrices=False)
-    return values, directions

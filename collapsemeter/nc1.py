@@ -13,6 +13,9 @@ from .convention import PRESETS, Convention
 from .frames import EPS64, Floats
 from .geometry import ClassGeometry
 
+_FEW = 64  # the singular values of so many rows take no time
+_WELL_CONDITIONED = 1e-6  # an inverse keeps ten digits
+
 
 def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     r""":math:`\operatorname{tr}(S_W S_B^+)/C` (the division as the convention says).
@@ -49,9 +52,7 @@ def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     0.0
     """
     spectrum = geometry.spectrum(convention.between)
-    within = geometry.within(convention.within)
-    along = ((spectrum.directions @ within) * spectrum.directions).sum(axis=1)
-    along = np.maximum(along, 0.0)  # variances: rounding may leave them a hair below zero
+    along = geometry.variances_along(convention.between, convention.within)
     total = float((along / spectrum.values**2).sum())
     return total / geometry.num_present if convention.divide_by_classes else total
 
@@ -135,10 +136,25 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
     whitened = _whitened_by_cholesky(factor, within)
     if whitened is None:
         whitened = _whitened(factor, within, spectrum.cut * spectrum.values[0])
+    return _trace_of_inverse(whitened) / len(spectrum.values)
+
+
+def _trace_of_inverse(whitened: Floats) -> float:
+    r"""Return :math:`\operatorname{tr}(I + W W^\top)^{-1}`, (k, d) W."""
+    from scipy.linalg import lapack
+
+    if _FEW < len(whitened) <= whitened.shape[1]:
+        shifted = whitened @ whitened.T
+        shifted[np.diag_indices_from(shifted)] += 1.0
+        triangle, failed = lapack.dpotrf(shifted, lower=True, clean=True)
+        norm = np.abs(shifted).sum(axis=0).max()
+        if not failed and lapack.dpocon(triangle, norm, uplo="L")[0] > _WELL_CONDITIONED:
+            inverse, _ = lapack.dtrtri(triangle, lower=True)
+            return float(np.vdot(inverse, inverse))
     ratios = np.linalg.svd(whitened, compute_uv=False)
     # A row count above the number of kept axes has ratio 0 and contributes 1 each.
     free = len(whitened) - len(ratios)
-    return float((1.0 / (1.0 + ratios**2)).sum() + free) / len(spectrum.values)
+    return float((1.0 / (1.0 + ratios**2)).sum() + free)
 
 
 def _negligible(width: int) -> float:

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from .frames import Floats, centred_rows, gram_distance, row_norms, unit_rows
-from .pairs import CosineSpread, PairStatistics, cosine_spread, pair_statistics
+from .pairs import CosineSpread, PairStatistics, cosine_spread
 from .undefined import Undefined
 
 
@@ -50,7 +50,7 @@ def nc2_equiangular(pairs: PairStatistics | CosineSpread) -> float:
 
     Examples
     --------
-    >>> nc2_equiangular(pair_statistics(np.eye(3)))
+    >>> nc2_equiangular(cosine_spread(np.eye(3)))
     0.0
     """
     return pairs.cos_std
@@ -65,7 +65,7 @@ def nc2_max_angle(pairs: PairStatistics | CosineSpread) -> float:
 
     Examples
     --------
-    >>> nc2_max_angle(pair_statistics(np.eye(3)))  # orthogonal, not at the maximal angle
+    >>> nc2_max_angle(cosine_spread(np.eye(3)))  # orthogonal, not at the maximal angle
     0.5
     """
     return pairs.cos_deviation
@@ -116,6 +116,7 @@ def gnc2_log_mean(pairs: PairStatistics) -> float:
 
     Examples
     --------
+    >>> from collapsemeter.pairs import pair_statistics
     >>> round(gnc2_log_mean(pair_statistics(np.array([[1.0, 0.0], [-1.0, 0.0]]))), 6)  # -log 2
     -0.693147
     """
@@ -131,6 +132,7 @@ def gnc2_log_var(pairs: PairStatistics) -> float:
 
     Examples
     --------
+    >>> from collapsemeter.pairs import pair_statistics
     >>> gnc2_log_var(pair_statistics(np.eye(3))) < 1e-30
     True
     """

@@ -18,7 +18,7 @@ from .frames import EPS64, Floats, row_norms
 
 TILE = 2048  # classes a side: a tile of pairs takes 32 MB
 COSINE_BINS = 100  # of equal width over [-1, 1]
-_STRIP = 2**16  # entries that are worked on at a time: 512 kB
+_STRIP = 2**15  # entries that are worked on at a time: 256 kB
 _CANCELLED = 1e-6  # where 1 - cos is below, the distance is taken from the difference of the rows
 _AT_CENTRE = 1e-30  # norms below this share of the largest are nothing beside it
 

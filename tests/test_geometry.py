@@ -141,9 +141,7 @@ def test_pair_statistics_by_brute_force(count, width, tile, strip, monkeypatch):
     alone = np.array(cosines) - 3 * np.eye(count)
     np.testing.assert_allclose(found.worst_cosine, alone.max(axis=1), rtol=0, atol=error)
     np.testing.assert_array_equal(found.nearest, alone.argmax(axis=1))
-    np.testing.assert_array_equal(
-        found.histogram, np.histogram(upper.clip(-1, 1), 100, (-1, 1))[0]
-    )
+    np.testing.assert_array_equal(found.histogram, np.histogram(upper.clip(-1, 1), 100, (-1, 1))[0])
 
 
 def test_cosines_of_a_simplex_deviate_by_round_off():
