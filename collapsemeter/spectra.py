@@ -50,7 +50,7 @@ def singular_values(frame: Floats) -> Floats:
     array([3., 1.])
     """
     if min(frame.shape) > _SMALL:
-        squares: Floats = np.linalg.eigvalsh(_gram(frame))[::-1]
+        squares = np.asarray(np.linalg.eigvalsh(_gram(frame)), np.float64)[::-1]
         if _graded(squares):
             return np.asarray(np.sqrt(squares))
     return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
