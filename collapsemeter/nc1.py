@@ -13,7 +13,7 @@ from .convention import PRESETS, Convention
 from .frames import EPS64, Floats
 from .geometry import ClassGeometry
 
-_FEW = 64  # the singular values of so many rows take no time
+_FEW = 64  # decompositions of so many rows take less time than importing SciPy
 _WELL_CONDITIONED = 1e-6  # an inverse keeps ten digits
 
 
@@ -133,7 +133,7 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
     spectrum = geometry.spectrum(convention.between)
     factor = spectrum.values[:, None] * spectrum.directions
     within = geometry.within(convention.within)
-    whitened = _whitened_by_cholesky(factor, within)
+    whitened = _whitened_by_cholesky(factor, within) if len(within) > _FEW else None
     if whitened is None:
         whitened = _whitened(factor, within, spectrum.cut * spectrum.values[0])
     return _trace_of_inverse(whitened) / len(spectrum.values)
@@ -141,9 +141,9 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
 
 def _trace_of_inverse(whitened: Floats) -> float:
     r"""Return :math:`\operatorname{tr}(I + W W^\top)^{-1}`, (k, d) W."""
-    from scipy.linalg import lapack
-
     if _FEW < len(whitened) <= whitened.shape[1]:
+        from scipy.linalg import lapack
+
         shifted = whitened @ whitened.T
         shifted[np.diag_indices_from(shifted)] += 1.0
         triangle, failed = lapack.dpotrf(shifted, lower=True, clean=True)
