@@ -84,24 +84,22 @@ def test_pairs_near_coincidence(seed, gap, tile):
 
 
 @pytest.mark.parametrize("tile", [1, 2, 2048])
-@pytest.mark.parametrize("gap", [0.0, 1e-7])
-def test_points_up_to_the_resolution_apart_coincide(tile, gap, monkeypatch):
+@pytest.mark.parametrize(
+    ("gap", "resolution", "coincide"),
+    [(0.0, 0.0, True), (1e-7, 1.001e-7, True), (1e-7, 0.999e-7, False)],
+)
+def test_points_up_to_the_resolution_apart_coincide(tile, gap, resolution, coincide, monkeypatch):
     monkeypatch.setattr(pairs, "TILE", tile)
-    means = np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, -2.0], [gap, 2.0]])
-    for resolution, mean in ((gap, math.inf), (gap / 2, 5e13 * (1 + 2e-13))):
-        ratio = pairs.VarianceRatio(means, np.full(4, 3.0), resolution * (1 + 1e-9))
-        pairs.observe(ratio.directions(), [ratio])
-        if gap or resolution:
-            np.testing.assert_allclose(ratio.mean, mean, rtol=1e-9)
-        else:
-            assert ratio.mean == math.inf
-    units = means / np.linalg.norm(means, axis=1, keepdims=True)
-    coincident = pairs.pair_statistics(units, gap / 2 + 1e-12)
-    assert coincident.log_mean == (math.inf if gap == 0 else coincident.log_mean)
-    assert math.isinf(pairs.pair_statistics(units, gap + 1e-12).log_variance)
+    means = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0], [gap, 1.0]])
+    ratio = pairs.VarianceRatio(means, np.full(4, 3.0), resolution)
+    pairs.observe(ratio.directions(), [ratio])
+    # The near pair is all of the mean, but for 1e-14 of it: (3 + 3) / (2 gap^2) of six pairs.
+    np.testing.assert_allclose(ratio.mean, math.inf if coincide else 1 / 2 / gap**2, rtol=1e-12)
+    statistics = pairs.pair_statistics(ratio.directions(), resolution)
+    assert math.isinf(statistics.log_mean) == math.isinf(statistics.log_variance) == coincide
 
 
-def test_far_points_beside_a_coarse_resolution(monkeypatch):
+def test_far_points_beside_a_coarse_resolution():
     """The angle alone cannot tell that a short and a long mean are apart; their distance does."""
     means = np.array([[1e-3, 0.0], [1.0, 0.0], [-1.0, 1e-3], [0.0, -1e-3]])
     for resolution, apart in ((1e-3, True), (1e-2, False)):
