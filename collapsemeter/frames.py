@@ -3,57 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .undefined import Undefined
+from .undefined import require
 
 Floats = npt.NDArray[np.float64]
 
 EPS64 = float(np.finfo(np.float64).eps)
 LARGEST = 1e75  # fourth powers stay in float64; float32 ends at 3e38
-
-
-def compressed(frame: Floats) -> Floats:
-    """Return at most d rows with the same singular values and right singular vectors as a frame's.
-
-    Where C is large they are found much faster from those.
-
-    Parameters
-    ----------
-    frame : (C, d) float64
-
-    Returns
-    -------
-    (min(C, d), d) float64
-        The frame itself where C <= 2 d, else the triangle of its QR factors.
-
-    Examples
-    --------
-    >>> compressed(np.ones((5, 1))).round(12) ** 2
-    array([[5.]])
-    """
-    if len(frame) <= 2 * frame.shape[1]:
-        return frame
-    triangle: Any = np.linalg.qr(frame, mode="r")
-    return np.asarray(triangle)
-
-
-def singular_values(frame: Floats) -> Floats:
-    """Return the singular values of a frame, largest first, (min(C, d),).
-
-    References
-    ----------
-    Sukenik, Lampert & Mondelli 2024 (low-rank bias).
-
-    Examples
-    --------
-    >>> singular_values(np.diag([1.0, 3.0]))
-    array([3., 1.])
-    """
-    return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
 
 
 def simplex_etf(num_classes: int, width: int) -> Floats:
@@ -137,6 +96,53 @@ def simplex_gram(num_classes: int) -> Floats:
     return centring(num_classes) / math.sqrt(num_classes - 1)
 
 
+def gram_distance(a: Floats, b: Floats, target: str) -> float:
+    r"""Distance of the normalised product of two frames from that of a target frame.
+
+    :math:`\big| AB^\top / |AB^\top| - T \big|` with T the simplex Gram matrix P, or
+    :math:`I/\sqrt{C}`. Where C > d + 1 no C x C matrix is built:
+    :math:`|AB^\top|^2 = \langle A^\top A, B^\top B\rangle`.
+
+    Parameters
+    ----------
+    a, b : (C, d) float64
+    target : {"simplex", "orthogonal"}
+
+    Returns
+    -------
+    float
+        Between 0 and 2; NaN if the product is zero.
+
+    Examples
+    --------
+    >>> frame = simplex_etf(5, 8)
+    >>> gram_distance(frame, frame, "simplex") < 1e-14
+    True
+    """
+    count, width = a.shape
+    # At a scale of 1 the products of small frames do not underflow; a frame times itself is symmetric.
+    same = a is b
+    a = a / (np.abs(a).max() or 1.0)
+    b = a if same else b / (np.abs(b).max() or 1.0)
+    if count <= width + 1:
+        product = a @ b.T
+        norm = float(np.linalg.norm(product))
+        goal = simplex_gram(count) if target == "simplex" else np.eye(count) / math.sqrt(count)
+        if not norm > 0:
+            return math.nan
+        product /= norm
+        product -= goal
+        return float(np.linalg.norm(product))
+    square = a.T @ a
+    norm = math.sqrt(max(float(np.vdot(square, square if same else b.T @ b)), 0.0))
+    inner = float(np.vdot(a, b))
+    if target == "simplex":
+        inner = (inner - float(a.sum(axis=0) @ b.sum(axis=0)) / count) / math.sqrt(count - 1)
+    else:
+        inner /= math.sqrt(count)
+    return math.sqrt(max(2.0 - 2.0 * inner / norm, 0.0)) if norm > 0 else math.nan
+
+
 def unit_rows(frame: Floats, code: str) -> Floats:
     """Return the rows at unit length; Undefined(code) where one has none.
 
@@ -146,9 +152,13 @@ def unit_rows(frame: Floats, code: str) -> Floats:
     array([[0.6, 0.8]])
     """
     norms = row_norms(frame)
-    if not (norms > 16 * EPS64 * norms.max()).all():
-        raise Undefined(code)
+    require(have_directions(norms), code)
     return frame / norms[:, None]
+
+
+def have_directions(norms: Floats) -> bool:
+    """Return whether no row of these norms is round-off beside the longest."""
+    return bool((norms > 16 * EPS64 * norms.max()).all())
 
 
 def centred_rows(frame: Floats) -> Floats:

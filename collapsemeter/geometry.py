@@ -12,9 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 from .convention import Center, Weighting
-from .frames import EPS64, LARGEST, Floats, compressed, row_norms, singular_values, unit_rows
+from .frames import (
+    EPS64,
+    LARGEST,
+    Floats,
+    have_directions,
+    row_norms,
+    unit_rows,
+)
 from .moments import ClassMoments
-from .pairs import PairStatistics, pair_statistics
+from .pairs import PairStatistics, VarianceRatio, observe, pair_statistics
+from .spectra import singular_values, thin_svd
 from .undefined import Undefined, require
 
 
@@ -64,6 +72,8 @@ class ClassGeometry:
         self.balanced = bool((self.counts == self.counts[:1]).all())
         self._center = center
         self._spectra: dict[Weighting, Spectrum] = {}
+        self._within: dict[Weighting, Floats] = {}
+        self._along: dict[tuple[Weighting, Weighting], Floats] = {}
 
     def about(self, center: Center) -> ClassGeometry:
         """Return the geometry about that centre: this one where both centres are the same point."""
@@ -121,10 +131,36 @@ class ClassGeometry:
         """g, (d,)."""
         return self.weights("sample") @ self.means
 
-    @cached_property
+    @property
     def pairs(self) -> PairStatistics:
         """Statistics over pairs of class means."""
-        return pair_statistics(self.units, self.resolution / float(self.norms.min()))
+        require(self._angles_known, "class_mean_at_centre")
+        statistics, _ = self._pairs
+        assert statistics is not None
+        return statistics
+
+    @property
+    def variance_ratio(self) -> float:
+        r"""Mean over pairs of :math:`(v_a+v_b)/(2|\mu_a-\mu_b|^2)`."""
+        _ = self.centred, self.within_traces()
+        _, ratio = self._pairs
+        if not math.isfinite(ratio.mean):
+            raise Undefined("coincident_class_means")
+        return ratio.mean
+
+    @property
+    def _angles_known(self) -> bool:
+        return have_directions(self.norms)
+
+    @cached_property
+    def _pairs(self) -> tuple[PairStatistics | None, VarianceRatio]:
+        """One pass over the pairs for all that is asked of them."""
+        ratio = VarianceRatio(self.centred, self.traces / self.counts, self.resolution)
+        if not self._angles_known:
+            observe(ratio.directions(), [ratio])
+            return None, ratio
+        resolution = self.resolution / float(self.norms.min())
+        return pair_statistics(ratio.directions(), resolution, [ratio]), ratio
 
     def spectrum(self, between: Weighting) -> Spectrum:
         r"""SVD of :math:`\operatorname{diag}(w)^{1/2} M`, whose squares are the eigenvalues of S_B."""
@@ -134,7 +170,9 @@ class ClassGeometry:
             values, directions = self._svd
             values = values / math.sqrt(self.num_present)
         else:
-            values, directions = _svd(np.sqrt(self.weights(between))[:, None] * self.centred)
+            roots = np.sqrt(self.weights(between))
+            null = self.weights(self._center) / roots
+            values, directions = thin_svd(roots[:, None] * self.centred, null)
         cut = math.sqrt(max(self.centred.shape) * EPS64)
         rank = min(int((values > cut * values[0]).sum()), self.num_present - 1)
         kept = values[:rank]
@@ -144,7 +182,7 @@ class ClassGeometry:
 
     @cached_property
     def _svd(self) -> tuple[Floats, Floats]:
-        return _svd(self.centred)
+        return thin_svd(self.centred, self.weights(self._center))
 
     @property
     def centred_values(self) -> Floats:
@@ -173,6 +211,12 @@ class ClassGeometry:
 
     def within(self, kind: Weighting) -> Floats:
         r"""S_W (d, d): :math:`\frac1N \sum_c S_c`, or :math:`\frac1C \sum_c S_c / n_c`."""
+        kind = "sample" if self.balanced else kind
+        if kind not in self._within:
+            self._within[kind] = self._pooled(kind)
+        return self._within[kind]
+
+    def _pooled(self, kind: Weighting) -> Floats:
         scatter = self.moments.scatter
         if self.rows == 0:
             raise Undefined("no_rows")
@@ -180,9 +224,8 @@ class ClassGeometry:
             raise Undefined("no_scatter")
         if not np.isfinite(self.traces).all():
             raise Undefined("nonfinite_statistics")
-        if kind == "sample" or self.balanced:
-            pooled = scatter if scatter.ndim == 2 else scatter.sum(axis=0)
-            within = pooled / self.rows
+        if kind == "sample":
+            within = (scatter if scatter.ndim == 2 else scatter.sum(axis=0)) / self.rows
         elif scatter.ndim == 2:
             raise Undefined("needs_class_scatter")
         else:
@@ -192,13 +235,18 @@ class ClassGeometry:
             raise Undefined("nonfinite_statistics")
         return within
 
+    def variances_along(self, between: Weighting, within: Weighting) -> Floats:
+        r""":math:`u_j^\top S_W u_j` along the directions of a spectrum, (r,)."""
+        if self.balanced:  # every weighting is the same
+            between = within = "class"
+        if (between, within) not in self._along:
+            directions = self.spectrum(between).directions
+            along = np.einsum("rd,rd->r", directions @ self.within(within), directions)
+            # Variances: rounding may leave them a hair below zero.
+            self._along[between, within] = np.maximum(along, 0.0)
+        return self._along[between, within]
+
     def within_trace(self, kind: Weighting) -> float:
         r""":math:`\operatorname{tr} S_W`, from the traces alone."""
         weights = self.weights(kind)
         return float(weights @ self.within_traces())
-
-
-def _svd(frame: Floats) -> tuple[Floats, Floats]:
-    """Return singular values, largest first, and right singular vectors in rows."""
-    _, values, directions = np.linalg.svd(compressed(frame), full_matrices=False)
-    return values, directions

@@ -12,8 +12,9 @@ import numpy as np
 from .convention import PRESETS, Convention
 from .frames import EPS64, Floats
 from .geometry import ClassGeometry
-from .pairs import pair_tiles, squared_distances, upper_pairs
-from .undefined import Undefined
+
+_FEW = 64  # decompositions of so many rows take less time than importing SciPy
+_WELL_CONDITIONED = 1e-6  # an inverse keeps ten digits
 
 
 def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
@@ -51,9 +52,7 @@ def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     0.0
     """
     spectrum = geometry.spectrum(convention.between)
-    within = geometry.within(convention.within)
-    along = ((spectrum.directions @ within) * spectrum.directions).sum(axis=1)
-    along = np.maximum(along, 0.0)  # variances: rounding may leave them a hair below zero
+    along = geometry.variances_along(convention.between, convention.within)
     total = float((along / spectrum.values**2).sum())
     return total / geometry.num_present if convention.divide_by_classes else total
 
@@ -90,15 +89,7 @@ def nc1_cdnv(geometry: ClassGeometry) -> float:
     >>> nc1_cdnv(ClassGeometry(m))
     0.0625
     """
-    means, spread = geometry.centred, geometry.within_traces()
-    total = 0.0
-    for a, b in pair_tiles(geometry.num_present):
-        distances = upper_pairs(squared_distances(means[a], means[b]), a, b)
-        if not (distances > geometry.resolution**2).all():
-            raise Undefined("coincident_class_means")
-        total += float((upper_pairs(spread[a][:, None] + spread[b], a, b) / distances).sum())
-    pairs = geometry.num_present * (geometry.num_present - 1) / 2
-    return total / (2 * pairs)
+    return geometry.variance_ratio
 
 
 def nc1_fuzziness(geometry: ClassGeometry) -> float:
@@ -142,13 +133,28 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
     spectrum = geometry.spectrum(convention.between)
     factor = spectrum.values[:, None] * spectrum.directions
     within = geometry.within(convention.within)
-    whitened = _whitened_by_cholesky(factor, within)
+    whitened = _whitened_by_cholesky(factor, within) if len(within) > _FEW else None
     if whitened is None:
         whitened = _whitened(factor, within, spectrum.cut * spectrum.values[0])
+    return _trace_of_inverse(whitened) / len(spectrum.values)
+
+
+def _trace_of_inverse(whitened: Floats) -> float:
+    r"""Return :math:`\operatorname{tr}(I + W W^\top)^{-1}`, (k, d) W."""
+    if _FEW < len(whitened) <= whitened.shape[1]:
+        from scipy.linalg import lapack
+
+        shifted = whitened @ whitened.T
+        shifted[np.diag_indices_from(shifted)] += 1.0
+        triangle, failed = lapack.dpotrf(shifted, lower=True, clean=True)
+        norm = np.abs(shifted).sum(axis=0).max()
+        if not failed and lapack.dpocon(triangle, norm, uplo="L")[0] > _WELL_CONDITIONED:
+            inverse, _ = lapack.dtrtri(triangle, lower=True)
+            return float(np.vdot(inverse, inverse))
     ratios = np.linalg.svd(whitened, compute_uv=False)
     # A row count above the number of kept axes has ratio 0 and contributes 1 each.
     free = len(whitened) - len(ratios)
-    return float((1.0 / (1.0 + ratios**2)).sum() + free) / len(spectrum.values)
+    return float((1.0 / (1.0 + ratios**2)).sum() + free)
 
 
 def _negligible(width: int) -> float:

@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-from .frames import Floats, centred_rows, row_norms, unit_rows
-from .pairs import PairStatistics, gram_distance, pair_statistics
+from .frames import Floats, centred_rows, gram_distance, row_norms, unit_rows
+from .pairs import CosineSpread, PairStatistics, cosine_spread
 from .undefined import Undefined
 
 
@@ -41,7 +41,7 @@ def nc2_equinorm(norms: Floats) -> float:
     return float(norms.std(ddof=1) / norms.mean())
 
 
-def nc2_equiangular(pairs: PairStatistics) -> float:
+def nc2_equiangular(pairs: PairStatistics | CosineSpread) -> float:
     r"""Population standard deviation over pairs of :math:`\cos(\mu_a - m, \mu_b - m)`.
 
     References
@@ -50,13 +50,13 @@ def nc2_equiangular(pairs: PairStatistics) -> float:
 
     Examples
     --------
-    >>> nc2_equiangular(pair_statistics(np.eye(3)))
+    >>> nc2_equiangular(cosine_spread(np.eye(3)))
     0.0
     """
     return pairs.cos_std
 
 
-def nc2_max_angle(pairs: PairStatistics) -> float:
+def nc2_max_angle(pairs: PairStatistics | CosineSpread) -> float:
     r"""Mean over pairs of :math:`|\cos(\mu_a - m, \mu_b - m) + 1/(C-1)|`.
 
     References
@@ -65,7 +65,7 @@ def nc2_max_angle(pairs: PairStatistics) -> float:
 
     Examples
     --------
-    >>> nc2_max_angle(pair_statistics(np.eye(3)))  # orthogonal, not at the maximal angle
+    >>> nc2_max_angle(cosine_spread(np.eye(3)))  # orthogonal, not at the maximal angle
     0.5
     """
     return pairs.cos_deviation
@@ -116,6 +116,7 @@ def gnc2_log_mean(pairs: PairStatistics) -> float:
 
     Examples
     --------
+    >>> from collapsemeter.pairs import pair_statistics
     >>> round(gnc2_log_mean(pair_statistics(np.array([[1.0, 0.0], [-1.0, 0.0]]))), 6)  # -log 2
     -0.693147
     """
@@ -131,6 +132,7 @@ def gnc2_log_var(pairs: PairStatistics) -> float:
 
     Examples
     --------
+    >>> from collapsemeter.pairs import pair_statistics
     >>> gnc2_log_var(pair_statistics(np.eye(3))) < 1e-30
     True
     """
@@ -167,6 +169,6 @@ class HeadFrame:
         self.norms = row_norms(self.rows)
 
     @cached_property
-    def pairs(self) -> PairStatistics:
-        """Statistics over pairs of centred rows."""
-        return pair_statistics(unit_rows(self.rows, "head_row_without_direction"))
+    def pairs(self) -> CosineSpread:
+        """Spread of the cosines over pairs of centred rows."""
+        return cosine_spread(unit_rows(self.rows, "head_row_without_direction"))

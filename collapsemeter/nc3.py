@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .frames import LARGEST, Floats, unit_rows
-from .pairs import TILE, gram_distance
+from .frames import LARGEST, Floats, gram_distance, unit_rows
+from .pairs import TILE
 from .undefined import Undefined
 
 

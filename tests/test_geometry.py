@@ -51,36 +51,115 @@ def test_unit_and_centred_rows():
     np.testing.assert_allclose(centred_rows(np.array([[1.0], [3.0]])), [[-1], [1]])
 
 
-@given(seed=st.integers(0, 10**6), gap=st.integers(-12, 0))
-def test_squared_distances_near_cancellation(seed, gap):
+def exact(values):
+    """As a matrix of numbers with eleven bits more, so that differences keep their digits."""
+    return np.asarray(values).astype(np.longdouble)
+
+
+@given(seed=st.integers(0, 10**6), gap=st.integers(-9, 0), tile=st.sampled_from([3, 2048]))
+def test_pairs_near_coincidence(seed, gap, tile):
+    """Distances of rows that nearly coincide keep their digits, in every tile and whatever the norms."""
     rng = np.random.default_rng(seed)
-    a = rng.normal(size=(6, 5))
-    b = a[rng.integers(0, 6, 9)] + 10.0**gap * rng.normal(size=(9, 5))
-    wide = a.astype(np.longdouble)[:, None] - b.astype(np.longdouble)
-    expected = (wide**2).sum(axis=2).astype(float)
-    # The expanded form is kept where the distance is 1e-6 of the norms or more: d eps / 1e-6.
-    np.testing.assert_allclose(pairs.squared_distances(a, b), expected, rtol=8 * 5 * EPS / 1e-6)
+    means = rng.normal(size=(3, 5))[rng.integers(0, 3, 8)] + 10.0**gap * rng.normal(size=(8, 5))
+    means[0] = 0.0
+    variances = rng.uniform(size=8)
+    a, b = np.triu_indices(8, 1)
+    squares = ((exact(means)[a] - exact(means)[b]) ** 2).sum(axis=1)
+    ratio = ((variances[a] + variances[b]) / (2 * squares)).mean()
+    units = means[1:] / np.linalg.norm(means[1:], axis=1, keepdims=True)
+    c, e = np.triu_indices(7, 1)
+    logs = -0.5 * np.log(((exact(units)[c] - exact(units)[e]) ** 2).sum(axis=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "TILE", tile)
+        found = pairs.VarianceRatio(means, variances, 0.0)
+        pairs.observe(found.directions(), [found])
+        statistics = pairs.pair_statistics(units)
+    # Cosines are kept where 1 - cos is 1e-6 or more: d eps / 1e-6 of the squared distance.
+    error = 8 * 5 * EPS / 1e-6
+    np.testing.assert_allclose(found.mean, float(ratio), rtol=error)
+    np.testing.assert_allclose(statistics.log_mean, float(logs.mean()), rtol=error, atol=error)
     np.testing.assert_allclose(
-        pairs.squared_distances(a, b, a @ b.T), expected, rtol=8 * 5 * EPS / 1e-6
+        statistics.log_variance, float(logs.var()), rtol=error, atol=error * float(logs.std())
     )
 
 
-def test_distances_of_a_point_to_itself_are_zero():
-    a = np.random.default_rng(0).normal(size=(30, 8))
-    np.testing.assert_array_equal(np.diag(pairs.squared_distances(a, a)), 0)
+@pytest.mark.parametrize("tile", [1, 2, 2048])
+@pytest.mark.parametrize(
+    ("gap", "resolution", "coincide"),
+    [(0.0, 0.0, True), (1e-7, 1.001e-7, True), (1e-7, 0.999e-7, False)],
+)
+def test_points_up_to_the_resolution_apart_coincide(tile, gap, resolution, coincide, monkeypatch):
+    monkeypatch.setattr(pairs, "TILE", tile)
+    means = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0], [gap, 1.0]])
+    ratio = pairs.VarianceRatio(means, np.full(4, 3.0), resolution)
+    pairs.observe(ratio.directions(), [ratio])
+    # The near pair is all of the mean, but for 1e-14 of it: (3 + 3) / (2 gap^2) of six pairs.
+    np.testing.assert_allclose(ratio.mean, math.inf if coincide else 1 / 2 / gap**2, rtol=1e-12)
+    statistics = pairs.pair_statistics(ratio.directions(), resolution)
+    assert math.isinf(statistics.log_mean) == math.isinf(statistics.log_variance) == coincide
+
+
+def test_far_points_beside_a_coarse_resolution():
+    """The angle alone cannot tell that a short and a long mean are apart; their distance does."""
+    means = np.array([[1e-3, 0.0], [1.0, 0.0], [-1.0, 1e-3], [0.0, -1e-3]])
+    for resolution, apart in ((1e-3, True), (1e-2, False)):
+        ratio = pairs.VarianceRatio(means, np.ones(4), resolution)
+        pairs.observe(ratio.directions(), [ratio])
+        assert math.isfinite(ratio.mean) == apart
+
+
+def test_means_at_the_centre_are_at_a_distance():
+    means = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, -4.0]])
+    ratio = pairs.VarianceRatio(means, np.array([1.0, 2.0, 3.0]), 1e-9)
+    pairs.observe(ratio.directions(), [ratio])
+    np.testing.assert_allclose(ratio.mean, (3 / 18 + 4 / 32 + 5 / 50) / 3, rtol=4 * EPS)
+
+
+@pytest.mark.parametrize(("count", "width"), [(2, 1), (5, 9), (40, 3), (130, 7)])
+@pytest.mark.parametrize(("tile", "strip"), [(1, 1), (16, 40), (33, 2**16), (2048, 256)])
+def test_pair_statistics_by_brute_force(count, width, tile, strip, monkeypatch):
+    monkeypatch.setattr(pairs, "TILE", tile)
+    monkeypatch.setattr(pairs, "_STRIP", strip)
+    units = np.random.default_rng(count).normal(size=(count, width))
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    if width == 1:
+        units = np.array([[1.0], [-1.0]])
+    found, spread = pairs.pair_statistics(units), pairs.cosine_spread(units)
+    cosines = [[float(u @ v) for v in units] for u in units]
+    upper = np.array([cosines[a][b] for a in range(count) for b in range(a + 1, count)])
+    error = 8 * max(width, 8) * EPS
+    assert (spread.cos_std, spread.cos_deviation) == (found.cos_std, found.cos_deviation)
+    np.testing.assert_allclose(found.cos_std, upper.std(), rtol=0, atol=error)
+    excess = np.abs(upper + 1 / (count - 1))
+    np.testing.assert_allclose(found.cos_deviation, excess.mean(), rtol=0, atol=error)
+    logs = -np.log([np.linalg.norm(units[a] - v) for a in range(count) for v in units[a + 1 :]])
+    # The nearest two are 1e-3 apart or more: 1 - cos keeps 1e-6 of its digits.
+    np.testing.assert_allclose(found.log_mean, logs.mean(), rtol=0, atol=error / 1e-6)
+    np.testing.assert_allclose(found.log_variance, logs.var(), rtol=0, atol=error / 1e-6)
+    alone = np.array(cosines) - 3 * np.eye(count)
+    np.testing.assert_allclose(found.worst_cosine, alone.max(axis=1), rtol=0, atol=error)
+    np.testing.assert_array_equal(found.nearest, alone.argmax(axis=1))
+    np.testing.assert_array_equal(found.histogram, np.histogram(upper.clip(-1, 1), 100, (-1, 1))[0])
+
+
+def test_cosines_of_a_simplex_deviate_by_round_off():
+    """Near collapse no digits cancel: the spread is that of the rounding of single cosines."""
+    spread = pairs.cosine_spread(simplex_etf(300, 299))
+    assert max(spread.cos_std, spread.cos_deviation) < 4 * EPS
 
 
 @pytest.mark.parametrize("tile", [1, 2, 5, 12, 13, 100])
-def test_tiles_cover_every_pair_once(tile, monkeypatch):
+@pytest.mark.parametrize("strip", [1, 20, 2**16])
+def test_strips_cover_every_pair_once(tile, strip, monkeypatch):
     monkeypatch.setattr(pairs, "TILE", tile)
+    monkeypatch.setattr(pairs, "_STRIP", strip)
     index = np.arange(13)
     seen = []
-    for a, b in pairs.pair_tiles(13):
-        first = np.broadcast_to(index[a][:, None], (len(index[a]), len(index[b])))
-        second = np.broadcast_to(index[b], first.shape)
-        seen += list(
-            zip(pairs.upper_pairs(first, a, b), pairs.upper_pairs(second, a, b), strict=True)
-        )
+    units = np.eye(13)
+    for part in pairs.strips(units):
+        first = np.repeat(index[part.rows][:, None], len(index[part.columns]), axis=1)
+        second = np.repeat(index[part.columns][None], len(first), axis=0)
+        seen += list(zip(part.pairs(first), part.pairs(second), strict=True))
     assert sorted(seen) == [(a, b) for a in range(13) for b in range(a + 1, 13)]
     units = np.random.default_rng(0).normal(size=(13, 4))
     units /= np.linalg.norm(units, axis=1, keepdims=True)

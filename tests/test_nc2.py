@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import collapsemeter as cm
 from collapsemeter import pairs
-from collapsemeter.frames import simplex_etf
+from collapsemeter.frames import gram_distance, simplex_etf
 from collapsemeter.nc2 import HeadFrame, nc2_etf_error, nc2_of_error
 
 NC2 = (
@@ -111,8 +111,8 @@ def test_closed_forms_for_many_classes_equal_the_gram_matrix(C):
             direct = np.linalg.norm(G / np.linalg.norm(G) - T)
             # 2 - 2 <G, T> / |G| subtracts: eps times 2 / direct^2, for sums of C d terms.
             tolerance = 8 * math.sqrt(C * d) * np.finfo(float).eps / direct**2
-            np.testing.assert_allclose(pairs.gram_distance(a, b, target), direct, rtol=tolerance)
-    np.testing.assert_allclose(nc2_etf_error(A), pairs.gram_distance(A, A, "simplex"), rtol=0)
+            np.testing.assert_allclose(gram_distance(a, b, target), direct, rtol=tolerance)
+    np.testing.assert_allclose(nc2_etf_error(A), gram_distance(A, A, "simplex"), rtol=0)
 
 
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))

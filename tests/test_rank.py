@@ -101,6 +101,27 @@ def test_dnc3_without_directions():
     assert cm.measure(m, weight=[[np.nan, 1.0]]).reason("dnc3_sine") == "nonfinite_head"
 
 
+@pytest.mark.parametrize("tile", [3, 7, 2048])
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("gap", [1.0, 1e-4, 1e-6])
+def test_the_closest_mean_is_found_where_float32_cannot_tell(tile, offset, gap, monkeypatch):
+    """Means in pairs an angle apart whose cosine float64 tells from 1, and rows along one of each."""
+    monkeypatch.setattr(rank, "TILE", tile)
+    rng = np.random.default_rng(3)
+    means = np.repeat(rng.normal(size=(20, 6)), 2, axis=0) + offset
+    means[1::2] += gap * (1 + offset) * rng.normal(size=(20, 6))
+    weight = means[rng.permutation(40)] * rng.uniform(0.5, 2, size=(40, 1))
+    # A sine of rounding only: d eps of the norms.
+    assert rank.dnc3_sine(weight, means) < 64 * np.finfo(float).eps
+    units = means / np.linalg.norm(means, axis=1, keepdims=True)
+    rows = rng.normal(size=(50, 6))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    found = rank._ClosestUnits(units).closest(rows)
+    products = rows @ units.T
+    lost = products.max(axis=1) - products[np.arange(50), found]
+    assert lost.max() <= 8 * np.finfo(float).eps
+
+
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
 def test_ranks_are_invariant_to_rotation_and_scale(seed, scale):
     rng = np.random.default_rng(seed)

@@ -1,0 +1,118 @@
+"""Singular values of frames, by the eigenproblem of the smaller side where that keeps its digits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .frames import Floats
+
+_SMALL = 64  # a side up to here takes no time at all
+_GRADED = 1e-6  # eigenvalues down to this share of the largest keep ten digits
+
+
+def compressed(frame: Floats) -> Floats:
+    """Return at most d rows with the same singular values and right singular vectors as a frame's.
+
+    Where C is large they are found much faster from those.
+
+    Parameters
+    ----------
+    frame : (C, d) float64
+
+    Returns
+    -------
+    (min(C, d), d) float64
+        The frame itself where C <= 2 d, else the triangle of its QR factors.
+
+    Examples
+    --------
+    >>> compressed(np.ones((5, 1))).round(12) ** 2
+    array([[5.]])
+    """
+    if len(frame) <= 2 * frame.shape[1]:
+        return frame
+    triangle: Any = np.linalg.qr(frame, mode="r")
+    return np.asarray(triangle)
+
+
+def singular_values(frame: Floats) -> Floats:
+    """Return the singular values of a frame, largest first, (min(C, d),).
+
+    References
+    ----------
+    Sukenik, Lampert & Mondelli 2024 (low-rank bias).
+
+    Examples
+    --------
+    >>> singular_values(np.diag([1.0, 3.0]))
+    array([3., 1.])
+    """
+    if min(frame.shape) > _SMALL:
+        squares = np.asarray(np.linalg.eigvalsh(_gram(frame)), np.float64)[::-1]
+        if _graded(squares):
+            return np.asarray(np.sqrt(squares))
+    return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
+
+
+def thin_svd(frame: Floats, null: Floats) -> tuple[Floats, Floats]:
+    r"""Singular values, largest first, and right singular vectors in rows.
+
+    Parameters
+    ----------
+    frame : (C, d) float64
+    null : (C,) float64
+        Combination of the rows that is zero, not normalised: centred rows have one.
+
+    Returns
+    -------
+    values : (min(C, d),) float64
+    directions : (r, d) float64
+        Of the r largest values, at least of all but the one that ``null`` makes zero.
+
+    Examples
+    --------
+    >>> values, directions = thin_svd(np.array([[3.0, 0.0], [-3.0, 0.0]]), np.ones(2))
+    >>> values.round(6), np.abs(directions[0])
+    (array([4.242641, 0.      ]), array([1., 0.]))
+    """
+    if min(frame.shape) > _SMALL:
+        wide = frame.shape[0] <= frame.shape[1]
+        rows = without_null(frame, null) if wide else frame
+        squares, vectors = np.linalg.eigh(_gram(rows))
+        squares, vectors = squares[::-1], vectors[:, ::-1]
+        if _graded(squares):
+            values = np.sqrt(squares)
+            if not wide:
+                return values, vectors.T
+            return np.append(values, 0.0), (vectors.T @ rows) / values[:, None]
+    _, values, directions = np.linalg.svd(compressed(frame), full_matrices=False)
+    return values, directions
+
+
+def without_null(frame: Floats, null: Floats) -> Floats:
+    """Return one row fewer, with the same other singular values and right singular vectors.
+
+    A Householder reflection takes the combination ``null`` of the rows, which is zero, to the first.
+
+    Examples
+    --------
+    >>> without_null(np.array([[3.0], [-3.0]]), np.ones(2)).round(12) ** 2
+    array([[18.]])
+    """
+    normal = null / np.linalg.norm(null)
+    normal[0] += np.copysign(1.0, normal[0])
+    reflected: Floats = frame[1:] - np.outer(
+        normal[1:], (normal @ frame) * (2.0 / (normal @ normal))
+    )
+    return reflected
+
+
+def _gram(frame: Floats) -> Floats:
+    """Inner products of the rows or of the columns, whichever are fewer."""
+    return frame @ frame.T if frame.shape[0] <= frame.shape[1] else frame.T @ frame
+
+
+def _graded(squares: Floats) -> bool:
+    return bool(squares[-1] > _GRADED * squares[0])
