@@ -192,4 +192,4 @@ class Clock:
             why = "a step lasts until the next batch begins, and none has"
             return {"overhead": None, "overhead_note": f"unknown: {why}"}
         note = "of the host's time: the device works on after the meter has handed over its work"
-        return {"overhead": share} | ({"overhead_note": note} if asynchronous else {})
+        return {"overhead": round(share, 4)} | ({"overhead_note": note} if asynchronous else {})
