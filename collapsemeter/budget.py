@@ -110,16 +110,19 @@ class Clock:
     r"""The share of training time that is the meter's own, on the host.
 
     A step lasts from the begin of a counted or left-out batch to the begin of the next one. With
-    :math:`\bar m` the mean time that the meter took in a step and :math:`\tilde t` the median of the
-    rest of the step, the share is :math:`\bar m / (\bar m + \tilde t)`. The median, because it does not
-    see pauses between some steps, such as an evaluation or a saved checkpoint, which would make the
-    share look smaller; the mean, because with ``every=10`` nine steps in ten have next to nothing.
+    :math:`f` the fraction of batches that were counted, :math:`\tilde m_1, \tilde m_0` the median times
+    that the meter took in a step with a counted and a left-out batch, and :math:`\tilde t` the median of
+    the rest of a step, the share is :math:`m / (m + \tilde t)` with
+    :math:`m = f \tilde m_1 + (1 - f) \tilde m_0`. Medians, because they do not see pauses between some
+    steps, such as an evaluation or a saved checkpoint, which would make the share look smaller, nor
+    what happens once, such as memory that is made for the first batch, nor other work on the machine.
 
     Examples
     --------
     >>> clock = Clock()
     >>> for start in (0.0, 1.0, 2.0, 103.0, 104.0):  # the third is followed by a long pause
     ...     clock.begin(start)
+    ...     clock.taken = True
     ...     clock.spend(0.25)
     >>> clock.share()
     0.25
@@ -131,19 +134,20 @@ class Clock:
     def clear(self) -> None:
         """Forget every step."""
         self.unseen = False  # something was counted where the host's clock cannot look
+        self.taken = False  # the batch of the step under way is counted, and not left out
         self._began: float | None = None
         self._spent = 0.0  # in the step under way
-        self._total = 0.0
-        self._steps = 0
-        self._rest: deque[float] = deque(maxlen=RECENT)
+        self._steps = {True: 0, False: 0}  # by whether the batch was counted
+        self._own = {taken: deque[float](maxlen=RECENT) for taken in self._steps}
+        self._rest = deque[float](maxlen=RECENT)
 
     def begin(self, now: float) -> None:
         """Begin a step at ``now`` (seconds of `time.perf_counter`), and so end the one before."""
         if self._began is not None:
-            self._steps += 1
-            self._total += self._spent
+            self._steps[self.taken] += 1
+            self._own[self.taken].append(self._spent)
             self._rest.append(now - self._began - self._spent)
-        self._began, self._spent = now, 0.0
+        self._began, self._spent, self.taken = now, 0.0, False
 
     def spend(self, seconds: float) -> None:
         """Add time of the meter's own to the step under way."""
@@ -164,9 +168,12 @@ class Clock:
 
     def share(self) -> float | None:
         """Return the share, between 0 and 1; None before a first whole step."""
-        if not self._steps:
+        steps = sum(self._steps.values())
+        if not steps:
             return None
-        own = self._total / self._steps
+        own = sum(
+            self._steps[taken] / steps * median(ours) for taken, ours in self._own.items() if ours
+        )
         whole = own + max(median(self._rest), 0.0)
         return own / whole if whole > 0 else None
 

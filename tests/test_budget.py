@@ -49,6 +49,7 @@ def run(clock: Clock, steps: list[tuple[float, float]]) -> None:
     now = 0.0
     for own, rest in steps:
         clock.begin(now)
+        clock.taken = own > 0
         clock.spend(own)
         now += own + rest
     clock.begin(now)
@@ -60,6 +61,9 @@ def test_the_share_is_that_of_equal_steps_whatever_pauses_are_between():
     assert clock.share() == 0.25
     clock.clear()
     run(clock, [(1.0, 3.0)] * 6 + [(1.0, 500.0)] * 4)
+    assert clock.share() == 0.25
+    clock.clear()
+    run(clock, [(500.0, 3.0)] + [(1.0, 3.0)] * 9)  # what the first batch takes besides
     assert clock.share() == 0.25
 
 

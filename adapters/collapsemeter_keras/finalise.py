@@ -84,7 +84,7 @@ def _cost(meter: CollapseMeter, stream: Stream) -> dict[str, Any]:
     left_out, rows = stream.batches_left_out(), stream.rows_due()
     on_device = backend == "torch" and stream.given.value.device.type != "cpu"
     return {
-        **stream.budget.provenance(left_out, rows),
+        **meter.budget.provenance(left_out, rows),
         **clock.provenance(
             f"counting is part of the step that {backend} compiles, into which no clock looks",
             asynchronous=on_device,

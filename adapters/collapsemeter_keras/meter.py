@@ -297,6 +297,7 @@ class CollapseMeter(keras.callbacks.Callback):
             self._clock.spend_since(started)
 
     def _add(self, stream: Stream, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
+        self._clock.taken = True
         output = self._main_output(step.get("y_pred"))
         y = given_labels(step.get("x"), step.get("y"), self.labels, output.key)
         labels = class_labels(y, output.scores, self.settings)

@@ -68,9 +68,7 @@ class Stream(keras.metrics.Metric):
     def __init__(self, name: str, settings: Settings, budget: Budget | None = None) -> None:
         super().__init__(name=name)
         self.settings = settings
-        self.budget = Budget() if budget is None else budget
-        if COUNT == "uint32" and self.budget.max_rows is not None:
-            self.budget = replace(self.budget, max_rows=min(self.budget.max_rows, FULL))
+        self.budget = _as_counted(Budget() if budget is None else budget)
         self.layers: dict[Key, LayerVariables] = {}
         self.samples: dict[int, SampleVariables] = {}
         self.expected = self._variable((), COUNT, "expected")
@@ -281,6 +279,14 @@ class Stream(keras.metrics.Metric):
             ids=ids[kept] - 1,
             decided=(ids[known] - 1, decided[known] - 1) if known.any() else None,
         )
+
+
+def _as_counted(budget: Budget) -> Budget:
+    """Return a budget in the integers of JAX, which takes plain ones for 32 bits with a sign."""
+    if COUNT != "uint32":
+        return budget
+    limit = None if budget.max_rows is None else np.uint32(min(budget.max_rows, FULL))
+    return replace(budget, every=np.uint32(min(budget.every, FULL)), max_rows=limit)
 
 
 def dtype_of(x: Tensor) -> str:

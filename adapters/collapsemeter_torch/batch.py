@@ -60,6 +60,7 @@ class Batch:
         if self._labels is None:
             self._scope = LeftOut(anyway=self._anyway)
         else:
+            clock.taken = True
             with torch.inference_mode(False), meter._lock:
                 self._scope = Scope(
                     self._store,

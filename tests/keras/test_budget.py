@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from .networks import EAGER, WIDTH, Subclassed, data, frozen, sequential, subclassed_built
+from .networks import EAGER, WIDTH, Subclassed, data, frozen, sequential
 from .test_faults import BACKEND, assert_counted, fit
 from .test_faults import watch as meter_for
 
@@ -28,8 +28,14 @@ def same(found: dict, due: dict) -> None:
         np.testing.assert_array_equal(found[name], due[name], err_msg=name)
 
 
-@pytest.mark.parametrize("make", [sequential, subclassed_built if BACKEND == "jax" else Subclassed])
-@pytest.mark.parametrize("jit", [False, True] if BACKEND == "tensorflow" else ["auto"])
+CASES = {
+    "tensorflow": [(sequential, True), (Subclassed, False)],
+    "jax": [(sequential, "auto")],
+    "torch": [(sequential, "auto"), (Subclassed, False)],
+}
+
+
+@pytest.mark.parametrize(("make", "jit"), CASES[BACKEND])
 def test_every_kth_batch_is_counted_and_no_other(make, jit):
     x, y = chosen(slice(0, None, 4))
     options = {"strict": True, "sample_rows": 20}
