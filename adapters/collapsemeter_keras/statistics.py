@@ -285,8 +285,10 @@ def _as_counted(budget: Budget) -> Budget:
     """Return a budget in the integers of JAX, which takes plain ones for 32 bits with a sign."""
     if COUNT != "uint32":
         return budget
-    limit = None if budget.max_rows is None else np.uint32(min(budget.max_rows, FULL))
-    return replace(budget, every=np.uint32(min(budget.every, FULL)), max_rows=limit)
+    limits: dict[str, Any] = {"every": np.uint32(min(budget.every, FULL))}
+    if budget.max_rows is not None:
+        limits["max_rows"] = np.uint32(min(budget.max_rows, FULL))
+    return replace(budget, **limits)
 
 
 def dtype_of(x: Tensor) -> str:
