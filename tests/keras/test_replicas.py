@@ -79,8 +79,7 @@ model = net()
 meter = CollapseMeter(verbose=False, strict=True)
 model.fit(x, y, batch_size=16, epochs=2, verbose=0, validation_data=(x, y), callbacks=[Wait(), meter])
 check(model, meter)
-meter.close()
-meter = CollapseMeter(verbose=False, strict=True, every_batch=2)
+model, meter = net(), CollapseMeter(verbose=False, strict=True, every_batch=2)
 model.fit(x, y, batch_size=16, epochs=1, verbose=0, callbacks=[Wait(), meter])
 assert meter.reports["train"][-1].report["fc"].provenance["rows"] == 32
 assert not meter.reports["train"][-1].report.warnings
