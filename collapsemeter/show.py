@@ -92,6 +92,9 @@ def words(history: History, wish: Wish) -> str:
     if len(history) > 1:
         lines.append(f"epoch {step}, the last of {len(history)} reports")
     lines += ["", report.table(wish.metrics, width)]
+    overhead = report.provenance.get("overhead")
+    if isinstance(overhead, float):
+        lines += ["", f"measuring took {overhead:.1%} of the training's time"]
     if wish.html is not None:
         lines += ["", f"HTML report: {wish.html}"]
     return "\n".join(lines)

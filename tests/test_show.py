@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_a_report_is_shown_in_80_columns(saved: Path, capsys) -> None:
     assert "! mind the step" in out
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out
+
+
+def test_what_measuring_took_is_shown_where_it_is_known(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "live.json"
+    for overhead, line in ((0.0312, "measuring took 3.1% of the training's time"), (None, None)):
+        path.write_text(replace(measured(0, 0.3), provenance={"overhead": overhead}).to_json())
+        assert main(["show", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert (line in out.splitlines()) if line else ("measuring took" not in out)
 
 
 def test_a_wide_terminal_is_used_and_a_narrow_one_respected(

@@ -189,9 +189,12 @@ class CollapseMeter:
         logits: Any = None,
         mask: Any = None,
         axis_name: AxisName = None,
+        when: Any = True,
     ) -> State:
         """Return the state with one batch more, see `collapsemeter_flax.update`."""
-        return update(state, features, labels, logits=logits, mask=mask, axis_name=axis_name)
+        return update(
+            state, features, labels, logits=logits, mask=mask, axis_name=axis_name, when=when
+        )
 
     def report(self, state: State, weights: Any = None, *, phase: Phase = "live") -> CollapseReport:
         """Measure every layer of a state.

@@ -29,6 +29,7 @@ def update(
     logits: Any = None,
     mask: Any = None,
     axis_name: AxisName = None,
+    when: Any = True,
 ) -> State:
     r"""Return the state with one batch more.
 
@@ -54,6 +55,11 @@ def update(
         Mapped axis (``pmap``, ``shard_map``, ``vmap``) over which the batch is split: sums are taken
         over it, and every device holds the same state, that of the whole batch. Without it each device
         counts for itself; `merge`, `to_moments` and `report` put such states together.
+    when : bool, or boolean scalar array
+        Count this batch; where it is false the state comes back as it was, and nothing of the features
+        is reduced (`jax.lax.cond`; under ``vmap`` both are computed). ``when=step % 10 == 0`` counts
+        every tenth batch, ``when=state.next_row < 50_000`` stops once there are rows enough. Over
+        ``axis_name`` it must be the same on every device.
 
     Returns
     -------
@@ -62,7 +68,8 @@ def update(
     Raises
     ------
     ValueError
-        If layers, widths or shapes do not fit, or labels that can be read are invalid.
+        If layers, widths or shapes do not fit, labels that can be read are invalid, or ``when`` is not
+        one boolean.
 
     Examples
     --------
@@ -72,10 +79,20 @@ def update(
     >>> state.layers[0].sums.counts
     Array([1, 2], dtype=uint32)
     """
+    due = _due(when)
+    if due is False:
+        return state
     _check_names(features, state.spec)
     shape, flat = _labels(labels, features, state.spec)
-    added: State = _added(state, dict(features), flat, logits, mask, shape, axis_name)
-    return added
+
+    def add(state: State) -> State:
+        added: State = _added(state, dict(features), flat, logits, mask, shape, axis_name)
+        return added
+
+    if due is True:
+        return add(state)
+    chosen: State = jax.lax.cond(due, add, lambda state: state, state)
+    return chosen
 
 
 # Compiled as one where it is called outside of a jitted step; inside one it is part of that.
@@ -132,6 +149,14 @@ def _added(
         batches=counted(state.batches, jnp.uint32(1)),
         spec=spec,
     )
+
+
+def _due(when: Any) -> Any:
+    """Return True or False where it is known, and the scalar where a step is traced."""
+    array = isinstance(when, Array | np.ndarray) and when.shape == () and when.dtype == np.bool_
+    if not array and not isinstance(when, bool | np.bool_):
+        raise ValueError(f"when={when!r}: pass one boolean, such as step % 10 == 0")
+    return when if isinstance(when, jax.core.Tracer) else bool(when)
 
 
 def _check_names(features: Any, spec: Spec) -> None:

@@ -70,8 +70,26 @@ def report(meter: CollapseMeter, stream: Stream, name: str, phase: Phase) -> Col
             "stream": name,
             "epoch": meter._epoch,
             "convention": meter.settings.named_convention.name,
+            **(_cost(meter, stream) if name == "train" else {}),
         },
     )
+
+
+def _cost(meter: CollapseMeter, stream: Stream) -> dict[str, Any]:
+    """What a live report says of the budget, and of the time that counting took."""
+    backend = keras.backend.backend()
+    clock = meter._clock
+    # Elsewhere Python sees a step once, when it is compiled.
+    clock.unseen = not (backend == "torch" or meter.model.run_eagerly)
+    left_out, rows = stream.batches_left_out(), stream.rows_due()
+    on_device = backend == "torch" and stream.given.value.device.type != "cpu"
+    return {
+        **meter.budget.provenance(left_out, rows),
+        **clock.provenance(
+            f"counting is part of the step that {backend} compiles, into which no clock looks",
+            asynchronous=on_device,
+        ),
+    }
 
 
 def why_nothing(meter: CollapseMeter, stream: str) -> str:
@@ -168,3 +186,4 @@ def load_state_dict(meter: CollapseMeter, state: Mapping[str, np.ndarray[Any, An
         for variable in stream.variables:
             if f"{name}/{variable.name}" in state:
                 variable.assign(state[f"{name}/{variable.name}"])
+        stream.resume()

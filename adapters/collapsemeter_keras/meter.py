@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -14,6 +15,7 @@ from keras.src.backend.common.masking import get_keras_mask
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
 from collapsemeter.batches import check_phase, no_batch, shown
+from collapsemeter.budget import Budget, Clock
 from collapsemeter.catalogue import METRICS
 from collapsemeter.moments import Phase
 from collapsemeter.reduction import Layout, Reduction, check_reduction, feature_rows, reduction_of
@@ -74,6 +76,13 @@ class CollapseMeter(keras.callbacks.Callback):
         Data for a pass with frozen weights at the end of every ``every`` epochs.
     every : int
         Report (and probe) at the end of epochs 0, every, 2 every, ...
+    every_batch : int
+        Within an epoch, count every k-th training batch only, from its first on; of the others no
+        activation is reduced. Validation and probe count all. Of several replicas each counts its parts
+        as batches.
+    max_rows : int, optional
+        Within an epoch, count no more training batches once so many label rows were counted; batches are
+        counted whole.
     sinks : sequence, or mapping from "train", "validation", "probe" to sequences
         Where reports go: whatever `collapsemeter.sinks.to` takes. Of a sequence a path gets a part for
         each stream (``runs/events/train``, ``reports.train.jsonl``); a callable ``(step, report)`` or a
@@ -128,6 +137,8 @@ class CollapseMeter(keras.callbacks.Callback):
         num_classes: int | None = None,
         probe: Any = None,
         every: int = 1,
+        every_batch: int = 1,
+        max_rows: int | None = None,
         sinks: Sequence[Any] | Mapping[str, Sequence[Any]] = (),
         labels: Any = None,
         log_metrics: Sequence[str] | Literal["all"] = TABLE,
@@ -157,6 +168,8 @@ class CollapseMeter(keras.callbacks.Callback):
             raise ValueError(f"every={every}: report every epoch, or every second, third, ...")
         if labels is not None and not (callable(labels) or isinstance(labels, str)):
             raise ValueError(f"labels={labels!r}: pass a key or a callable (x, y) -> labels")
+        self.budget = Budget(every_batch, max_rows, name="every_batch")
+        self._clock = Clock()
         self.log_metrics = _known(log_metrics)
         self.probe, self.every, self.labels = probe, every, labels
         self.strict, self.verbose = strict, verbose
@@ -196,8 +209,8 @@ class CollapseMeter(keras.callbacks.Callback):
         if self._instrument is None:
             self._choose(model)
             self._streams = {
-                name: Stream(f"collapsemeter_{name}", self.settings)
-                for name in ("train", "validation")
+                name: Stream(f"collapsemeter_{name}", self.settings, budget)
+                for name, budget in (("train", self.budget), ("validation", None))
             }
             self._instrument = Instrument(self, model, self.selection)
             model._metrics.extend(self._streams.values())
@@ -266,6 +279,8 @@ class CollapseMeter(keras.callbacks.Callback):
     def _begin_step(self, stream: str) -> Stream:
         """Return what a step counts to, and suspect it of having no loss until one is seen."""
         self._bypassed.add(stream)
+        if stream == "train":
+            self._clock.begin(perf_counter())
         return self._streams[stream]
 
     def _count(self, stream: Stream, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
@@ -273,17 +288,24 @@ class CollapseMeter(keras.callbacks.Callback):
         self._bypassed -= {name for name, one in self._streams.items() if one is stream}
         if self.degraded.keys() & {"shapes", "batch"}:
             return
+        started = perf_counter()
         try:
-            output = self._main_output(step.get("y_pred"))
-            y = given_labels(step.get("x"), step.get("y"), self.labels, output.key)
-            labels = class_labels(y, output.scores, self.settings)
-            weight = of_output(step.get("sample_weight"), output.key)
-            labels = without_masked(labels, output.scores, weight, self.settings.ignore_index)
-            rows = self._rows(outputs, step.get("y_pred"), tuple(labels.shape))
-            decided = decisions(output.scores, self.selection.head_layer)
-            stream.count(rows, ops.reshape(labels, (-1,)), decided)
+            stream.within_budget(lambda: self._add(stream, outputs, step))
         except Exception as error:
             self._degrade("batch", error)
+        if stream is self._streams.get("train"):
+            self._clock.spend_since(started)
+
+    def _add(self, stream: Stream, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
+        self._clock.taken = True
+        output = self._main_output(step.get("y_pred"))
+        y = given_labels(step.get("x"), step.get("y"), self.labels, output.key)
+        labels = class_labels(y, output.scores, self.settings)
+        weight = of_output(step.get("sample_weight"), output.key)
+        labels = without_masked(labels, output.scores, weight, self.settings.ignore_index)
+        rows = self._rows(outputs, step.get("y_pred"), tuple(labels.shape))
+        decided = decisions(output.scores, self.selection.head_layer)
+        stream.count(rows, ops.reshape(labels, (-1,)), decided)
 
     def _rows(
         self, outputs: dict[Key, Any], y_pred: Any, labels: tuple[int | None, ...] | None = None
@@ -371,6 +393,8 @@ class CollapseMeter(keras.callbacks.Callback):
             stream in self._streams
         ):  # a callback that is closed in the midst of a fit is still called
             self._streams[stream].clear()
+            if stream == "train":
+                self._clock.clear()
 
     def _made(self, stream: str) -> CollapseReport | None:
         """Return the report of a stream; training goes on whatever fails."""
@@ -450,10 +474,11 @@ class CollapseMeter(keras.callbacks.Callback):
         return self._streams[stream]
 
     def reset(self) -> None:
-        """Forget what was counted; for loops of ``train_on_batch``, which have no epochs."""
+        """Forget what was counted, and count the next batch; for loops of ``train_on_batch``, which have no epochs."""
         _synchronise(self.model)
         for stream in self._streams.values():
             stream.clear()
+        self._clock.clear()
 
     def _report(self, stream: Stream, name: str, phase: Phase | None = None) -> CollapseReport:
         if phase is None:
@@ -545,6 +570,7 @@ class CollapseMeter(keras.callbacks.Callback):
             If it is of other layers or classes.
         """
         finalise.load_state_dict(self, state)
+        self._clock.clear()
 
 
 def watch(model: keras.Model, **options: Any) -> CollapseMeter:

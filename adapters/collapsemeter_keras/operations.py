@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from collapsemeter.sampling import Wrap, drawn_slots, low_32_bits, uint32
 
@@ -31,6 +33,39 @@ def full_product(a: Tensor, b: Tensor) -> Tensor:
         wide = ops.matmul(ops.cast(a, "float64"), ops.cast(b, "float64"))
         return ops.cast(wide, a.dtype)
     return ops.matmul(a, b)
+
+
+def run_if(due: Tensor, change: Callable[[], None], variables: Sequence[keras.Variable]) -> None:
+    """Run a function that changes these variables where a scalar is true, inside a compiled step too.
+
+    Parameters
+    ----------
+    due : boolean scalar
+    change : callable without arguments
+    variables : sequence of Variable
+    """
+    if not _JAX:
+
+        def run() -> Tensor:
+            change()
+            return ops.convert_to_tensor(0)
+
+        ops.cond(due, run, lambda: ops.convert_to_tensor(0))
+        return
+    # A branch of JAX has no side effects: values go in and come out.
+    outer = get_stateless_scope()
+
+    def changed(values: list[Tensor]) -> list[Tensor]:
+        with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)) as scope:
+            if outer is not None:
+                scope.state_mapping = outer.state_mapping | scope.state_mapping
+            change()
+        return [scope.get_current_value(variable) for variable in variables]
+
+    before = [variable.value for variable in variables]
+    after = ops.cond(due, lambda: changed(before), lambda: before)
+    for variable, value in zip(variables, after, strict=True):
+        variable.assign(value)
 
 
 def _products_are_reduced(a: Tensor) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
 from keras import ops
 
+from collapsemeter.budget import Budget
 from collapsemeter.finalise import Tally
 from collapsemeter.settings import Settings
 from collapsemeter.sums import Sums, scatter_shape, update
@@ -20,6 +22,7 @@ from .operations import (
     KerasNamespace,
     Tensor,
     counted,
+    run_if,
     sample_slots,
     saturated,
 )
@@ -27,6 +30,7 @@ from .operations import (
 Key = tuple[str, int]  # a layer, and which of its calls in one forward
 _SUMS = ("counts", "shift", "sums", "squares", "scatter", "ignored", "nonfinite", "invalid")
 _T = TypeVar("_T")
+_ON_HOST = keras.backend.backend() == "torch"  # a look at a variable would wait for the device
 
 
 class LayerVariables(NamedTuple):
@@ -57,16 +61,21 @@ class Stream(keras.metrics.Metric):
     ----------
     name : str
     settings : Settings
+    budget : Budget, optional
+        Which batches are counted; by default all.
     """
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, budget: Budget | None = None) -> None:
         super().__init__(name=name)
         self.settings = settings
+        self.budget = _as_counted(Budget() if budget is None else budget)
         self.layers: dict[Key, LayerVariables] = {}
         self.samples: dict[int, SampleVariables] = {}
         self.expected = self._variable((), COUNT, "expected")
         self.batches = self._variable((), COUNT, "batches")
         self.next_row = self._variable((), COUNT, "next_row")
+        self.given = self._variable((), COUNT, "given")  # batches, counted or left out
+        self._given_here = self._rows_here = 0  # the same on the host, where steps run in Python
 
     # Metric's own surface
 
@@ -138,8 +147,26 @@ class Stream(keras.metrics.Metric):
         """Start again from nothing, in the same memory."""
         for variable in self.variables:
             variable.assign(ops.zeros(variable.shape, dtype=variable.dtype))
+        self._given_here = self._rows_here = 0
+
+    def resume(self) -> None:
+        """Go on from variables that were loaded."""
+        self._given_here, self._rows_here = self._read(self.given), self.rows_due()
 
     # In the step
+
+    def within_budget(self, count: Callable[[], None]) -> None:
+        """Run what counts a batch if the budget takes the batch; what it does else is never run."""
+        if not self.budget.limited:
+            count()
+        elif _ON_HOST:
+            if self.budget.takes(self._given_here, self._rows_here):
+                count()
+        else:
+            due = self.budget.takes(self.given.value, self.expected.value)
+            run_if(due, count, self.variables)
+        self._given_here += 1
+        self.given.assign(saturated(self.given.value, ops.cast(1, COUNT)))
 
     def count(
         self, features: Mapping[Key, Tensor], labels: Tensor, predictions: Tensor | None
@@ -170,6 +197,8 @@ class Stream(keras.metrics.Metric):
                 if layer.sample_size == size:
                     self._count_layer(layer, features[key], labels, slots)
         rows_given = counted(ops.ones_like(labels))
+        if _ON_HOST:
+            self._rows_here += len(labels)
         self.expected.assign(saturated(self.expected.value, rows_given))
         self.batches.assign(saturated(self.batches.value, ops.cast(1, COUNT)))
         self.next_row.assign(saturated(start, counted(usable)))
@@ -217,6 +246,10 @@ class Stream(keras.metrics.Metric):
         """Batches counted."""
         return self._read(self.batches)
 
+    def batches_left_out(self) -> int:
+        """Batches that the budget did not take."""
+        return self._read(self.given) - self.batches_seen()
+
     def _read(self, variable: keras.Variable) -> int:
         value = int(ops.convert_to_numpy(variable.value))
         if COUNT == "uint32" and value == FULL:
@@ -246,6 +279,16 @@ class Stream(keras.metrics.Metric):
             ids=ids[kept] - 1,
             decided=(ids[known] - 1, decided[known] - 1) if known.any() else None,
         )
+
+
+def _as_counted(budget: Budget) -> Budget:
+    """Return a budget in the integers of JAX, which takes plain ones for 32 bits with a sign."""
+    if COUNT != "uint32":
+        return budget
+    limits: dict[str, Any] = {"every": np.uint32(min(budget.every, FULL))}
+    if budget.max_rows is not None:
+        limits["max_rows"] = np.uint32(min(budget.max_rows, FULL))
+    return replace(budget, **limits)
 
 
 def dtype_of(x: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from collapsemeter.warning import warn
 
 from . import compiled
 from .keyword_labels import close_stale
-from .scope import Scope, Store, current_scope, label_tensor, set_scope
+from .scope import LeftOut, Scope, Store, current_scope, label_tensor, set_scope
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
@@ -29,36 +30,51 @@ class Batch:
         mask: Tensor | None,
         *,
         anyway: bool,
+        due: bool = True,
     ) -> None:
+        started = perf_counter()
         self._meter, self._store, self._anyway = meter, store, anyway
-        device = next((p.device for p in meter._root.parameters()), torch.device("cpu"))
-        self._labels = label_tensor(labels, meter.num_classes, meter.settings.ignore_index, device)
-        self._mask = None if mask is None else torch.as_tensor(mask, device=device)
-        self._scope: Scope | None = None
+        self._labels = self._mask = None
+        if due:  # by the budget; of a batch that is not, nothing is looked at
+            device = next((p.device for p in meter._root.parameters()), torch.device("cpu"))
+            self._labels = label_tensor(
+                labels, meter.num_classes, meter.settings.ignore_index, device
+            )
+            self._mask = None if mask is None else torch.as_tensor(mask, device=device)
+        self._scope: Scope | LeftOut | None = None
+        self._preparing = perf_counter() - started
 
     def __enter__(self) -> None:
-        meter = self._meter
+        started = perf_counter() - self._preparing
+        meter, clock = self._meter, self._store.clock
         close_stale(meter)
         outer = current_scope(meter._slot)
         if outer is not None:
             raise ValueError(
-                f"labels of shape {tuple(self._labels.shape)} arrive while labels of shape "
-                f"{tuple(outer.labels.shape)} wait for their forward: close the first block"
+                f"labels {_shape(self._labels)} arrive while labels "
+                f"{_shape(getattr(outer, 'labels', None))} wait for their forward: close the first "
+                "block"
             )
+        clock.begin(started)
         meter.attach()
-        with torch.inference_mode(False), meter._lock:
-            self._scope = Scope(
-                self._store,
-                self._labels,
-                self._mask,
-                meter.settings,
-                anyway=self._anyway,
-            )
-            compiled.repair(self._store)
+        if self._labels is None:
+            self._scope = LeftOut(anyway=self._anyway)
+        else:
+            clock.taken = True
+            with torch.inference_mode(False), meter._lock:
+                self._scope = Scope(
+                    self._store,
+                    self._labels,
+                    self._mask,
+                    meter.settings,
+                    anyway=self._anyway,
+                )
+                compiled.repair(self._store)
         if not self._anyway and not (meter._root.training and torch.is_grad_enabled()):
             # The model may still be set to train inside the block: its own forward decides.
             self._scope.counted = False
         set_scope(meter._slot, self._scope)
+        clock.spend_since(started)
 
     def __exit__(
         self,
@@ -72,7 +88,8 @@ class Batch:
 
     def finish(self, failed: bool) -> None:
         """Expect every layer to have counted this batch, or forget it where it failed."""
-        meter, scope = self._meter, self._scope
+        started = perf_counter()
+        meter, scope, clock = self._meter, self._scope, self._store.clock
         set_scope(meter._slot, None)
         self._scope = None
         if scope is None:
@@ -80,12 +97,16 @@ class Batch:
         problem = next(iter(scope.problems.values()), None)
         counted = scope.counted and problem is None and not failed
         with meter._lock:
-            if not counted:
-                scope.abort()
-            else:
-                self._store.commit(scope)
-                if self._store is meter._live:
-                    meter._steps[1] += 1
+            if isinstance(scope, Scope):
+                if counted:
+                    self._store.commit(scope)
+                else:
+                    scope.abort()
+            if counted and self._store is meter._live:
+                meter._steps[1] += 1
+        clock.spend_since(started)
+        if not counted:
+            clock.leave()
         if failed:
             return
         if problem is not None:
@@ -95,3 +116,7 @@ class Batch:
                 "the model ran more than once in one `with meter.batch(labels)` block: only the first "
                 "forward was counted; give every forward a block of its own"
             )
+
+
+def _shape(labels: Tensor | None) -> str:
+    return "left out by the budget" if labels is None else f"of shape {tuple(labels.shape)}"

@@ -10,6 +10,8 @@ from torch import nn
 
 from .scope import Store
 
+# Why the time that counting takes is not known.
+UNSEEN = "the hooks ran inside graphs of torch.compile, into which no clock looks"
 Mark = tuple[nn.Module, Callable[..., Any]]  # a module, and the method put on the instance
 
 

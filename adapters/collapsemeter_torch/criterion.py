@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from .batch import Batch
 from .hooks import HeadOutputHook, Hook, LayerHook
-from .scope import current_scope
+from .scope import Scope, current_scope
 
 
 class Pending:
@@ -22,6 +23,7 @@ class Pending:
     def __init__(self) -> None:
         self.outputs: list[tuple[LayerHook, Any]] = []
         self.refused = False
+        self.left_out = False  # the budget left this forward out: nothing was kept of it
 
     def add(self, hook: LayerHook, output: Any) -> None:
         """Keep a copy of a layer's output."""
@@ -30,13 +32,13 @@ class Pending:
 
     def take(self) -> list[tuple[LayerHook, Any]]:
         """Return what waits, and wait for nothing more."""
-        outputs, self.outputs = self.outputs, []
+        outputs, self.outputs, self.left_out = self.outputs, [], False
         return outputs
 
     def clear(self) -> None:
         """Drop what waits."""
         self.outputs = []
-        self.refused = False
+        self.refused = self.left_out = False
 
 
 class CriterionHook(Hook):
@@ -54,6 +56,10 @@ class CriterionHook(Hook):
                 "criterion= does not work under torch.compile, where activations are gone when the "
                 "labels come: use `with meter.batch(labels):` around the forward"
             )
+        if meter._pending.left_out and current_scope(meter._slot) is None:
+            meter._pending.clear()
+            with Batch(meter, meter._live, None, None, anyway=meter.count_eval, due=False):
+                return
         waiting = meter._pending.take()
         if not waiting:
             return
@@ -65,7 +71,8 @@ class CriterionHook(Hook):
             )
         with meter.batch(labels):
             scope = current_scope(meter._slot)
-            assert scope is not None
+            if not isinstance(scope, Scope):
+                return
             for hook, output in waiting:
                 hook.guarded(meter, scope, output)
             logits = args[0] if args else kwargs.get("input")

@@ -27,7 +27,7 @@ STATE_VERSION = 1
 
 
 def report(
-    meter: CollapseMeter, store: Store, phase: Phase, steps: dict[str, int]
+    meter: CollapseMeter, store: Store, phase: Phase, more: dict[str, Any]
 ) -> CollapseReport:
     """Measure every watched layer and say what went wrong with any."""
     head = head_of(meter.selection)
@@ -73,7 +73,7 @@ def report(
             "rows": store.expected,
             "batches": store.batches,
             "convention": meter.settings.named_convention.name,
-            **steps,
+            **more,
         },
     )
 

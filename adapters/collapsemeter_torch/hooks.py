@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +47,7 @@ class Hook:
         if meter is None:
             return None
         scope = current_scope(meter._slot)
-        if scope is None or scope.done or not scope.counted:
+        if not isinstance(scope, Scope) or scope.done or not scope.counted:
             return None
         # A graph task is running: this is activation checkpointing's second forward.
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
@@ -70,6 +71,8 @@ class CountingHook(Hook):
             return
         if self.name in scope.store.degraded:
             return
+        started = perf_counter()
+        scope.timed.add(self.name)
         try:
             with meter._lock:
                 self.count(meter, scope, output)
@@ -77,6 +80,8 @@ class CountingHook(Hook):
             scope.problems[self.name] = error
         except Exception as error:
             scope.store.degrade(meter, self.name, error)
+        finally:
+            scope.store.clock.spend_since(started)
 
     def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
         """Add an output to the statistics of this batch."""

@@ -31,7 +31,8 @@ class KeywordLabelsPreHook(Hook):
         if not meter.count_eval and not (module.training and torch.is_grad_enabled()):
             return
         try:
-            batch = meter.batch(next_token(meter, labels), mask=kwargs.get("attention_mask"))
+            labels = next_token(meter, labels) if meter._due() else labels
+            batch = meter.batch(labels, mask=kwargs.get("attention_mask"))
             batch.__enter__()
         except Exception as error:  # the loop was not edited for us: it must not notice us either
             meter._live.degrade(meter, "labels=", error)

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal, Self
 
 import torch
@@ -19,6 +20,7 @@ from collapsemeter.activations import Writer
 from collapsemeter.activations.manifest import NAME as MANIFEST
 from collapsemeter.activations.writer import SHARD_BYTES
 from collapsemeter.batches import check_phase, no_batch
+from collapsemeter.budget import Budget
 from collapsemeter.moments import Phase
 from collapsemeter.reduction import Layout, Reduction, check_reduction, reduction_of
 from collapsemeter.selection import classes_of, description
@@ -76,6 +78,12 @@ class CollapseMeter:
         Keep all rows for NC4, on the host.
     count_eval : bool
         Count batches of a model in eval mode or without gradients, too.
+    every : int
+        Count every k-th training batch only, from the first after a `reset` on. Of the others nothing
+        is looked at, neither activations nor labels. `observe` and `dump` take every batch.
+    max_rows : int, optional
+        Count no more batches once so many label rows were counted since the last `reset`; batches are
+        counted whole.
     strict : bool
         Re-raise a failure of the meter itself instead of marking the layer ``degraded``.
     seed : int
@@ -116,10 +124,13 @@ class CollapseMeter:
         sample_rows: int = 4096,
         exact: bool = False,
         count_eval: bool = False,
+        every: int = 1,
+        max_rows: int | None = None,
         strict: bool = False,
         seed: int = 0,
         verbose: bool = True,
     ) -> None:
+        self.budget = Budget(every, max_rows)
         self.selection = select(model, layers, head, num_classes)
         check_reduction(reduction, self.selection.watched)
         self.settings = Settings(
@@ -254,7 +265,13 @@ class CollapseMeter:
         """
         if self._closed:
             raise ValueError("this meter is closed: make a new CollapseMeter to count more batches")
-        return Batch(self, self._live, labels, mask, anyway=self.count_eval)
+        due = self._due()
+        return Batch(self, self._live, labels, mask, anyway=self.count_eval, due=due)
+
+    def _due(self) -> bool:
+        """Whether the budget takes the next training batch."""
+        taken: bool = self.budget.takes(self._steps[1] - self._steps[0], self._live.expected)
+        return taken
 
     def observe(
         self,
@@ -362,7 +379,7 @@ class CollapseMeter:
         return writer.folder / MANIFEST
 
     def _frozen_pass(self, store: Store, batches: Iterable[Any], progress: bool) -> None:
-        attached = bool(self._handles)
+        attached, started = bool(self._handles), perf_counter()
         self.attach()
         try:
             run(self, self._model, store, batches, progress)
@@ -372,26 +389,41 @@ class CollapseMeter:
                 self.attach()
             else:
                 self.detach()
+            self._live.clock.skip_since(started)
         if not store.batches:
             raise no_batch(batches)
 
     def compute(self) -> CollapseReport:
         """Return the report of what was counted live since the last `reset`.
 
+        Its provenance holds ``first_step`` and ``last_step``, numbers of labelled training batches
+        whether they were counted or not, and ``overhead``, the share of the training's time that the
+        hooks took, see `collapsemeter.budget.Clock`.
+
         Raises
         ------
         ValueError
             If no labelled batch was counted, or a row is not finite under ``nonfinite="raise"``.
         """
+        started, live = perf_counter(), self._live
         self._pending.clear()
-        if self._live.batches == 0:
+        if live.batches == 0:
             raise ValueError(
                 "no labelled batch was counted: wrap the forward in `with meter.batch(labels):` while "
                 "the model is in training mode (or pass count_eval=True), pass labels= to the model, "
                 "or name the loss module with criterion=" + compiled.hint(self._root)
             )
-        steps = {"first_step": self._steps[0], "last_step": self._steps[1] - 1}
-        return self._report(self._live, "live", steps)
+        first, after = self._steps
+        device = next((p.device.type for p in self._root.parameters()), "cpu")
+        more = {
+            "first_step": first,
+            "last_step": after - 1,
+            **self.budget.provenance(after - first - live.batches, live.expected),
+            **live.clock.provenance(compiled.UNSEEN, asynchronous=device != "cpu"),
+        }
+        report = self._report(live, "live", more)
+        live.clock.skip_since(started)
+        return report
 
     def moments(self, layer: str, call: int = 0) -> ClassMoments:
         """Return what a layer counted live as moments, for merging over processes or saving.
@@ -415,14 +447,14 @@ class CollapseMeter:
             )
         return ClassMoments.from_sums(state.host_sums(), state.feature_dtype, "live")
 
-    def _report(self, store: Store, phase: Phase, steps: dict[str, int]) -> CollapseReport:
-        report = finalise.report(self, store, phase, steps)
+    def _report(self, store: Store, phase: Phase, more: dict[str, Any]) -> CollapseReport:
+        report = finalise.report(self, store, phase, more)
         for message in report.warnings:
             warn(message)
         return report
 
     def reset(self) -> None:
-        """Forget what was counted; hooks and memory stay."""
+        """Forget what was counted; hooks and memory stay, and the next batch is counted."""
         self._live.clear()
         self._pending.clear()
         self._steps[0] = self._steps[1]
@@ -432,7 +464,7 @@ class CollapseMeter:
         return finalise.state_dict(self._live, self._steps, self.num_classes)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+        """Continue from a `state_dict`, also in the phase of ``every``; `overhead` begins anew.
 
         Raises
         ------
@@ -451,7 +483,12 @@ class CollapseMeter:
         if torch.compiler.is_compiling():
             self._pending.refused = True
         elif self._root.training and torch.is_grad_enabled():
-            self._pending.add(hook, output)
+            started = perf_counter()
+            if self._due():
+                self._pending.add(hook, output)
+            else:
+                self._pending.left_out = True
+            self._live.clock.spend_since(started)
 
     def _watch_criterion(self, criterion: nn.Module) -> None:
         if not isinstance(criterion, nn.Module):

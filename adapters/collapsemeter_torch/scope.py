@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from collapsemeter.budget import Clock
 from collapsemeter.labels import class_labels
 from collapsemeter.reduction import BatchError
 from collapsemeter.sampling import reservoir_slots
@@ -29,13 +30,13 @@ _WIDTH = "the layer had another width before; watch modules of one width, or pas
 _SCOPES = threading.local()
 
 
-def current_scope(slot: str) -> Scope | None:
+def current_scope(slot: str) -> Scope | LeftOut | None:
     """The batch that is open in this thread."""
-    scope: Scope | None = getattr(_SCOPES, slot, None)
+    scope: Scope | LeftOut | None = getattr(_SCOPES, slot, None)
     return scope
 
 
-def set_scope(slot: str, scope: Scope | None) -> None:
+def set_scope(slot: str, scope: Scope | LeftOut | None) -> None:
     """Open a batch in this thread, or close it."""
     if scope is not None:
         setattr(_SCOPES, slot, scope)
@@ -54,6 +55,7 @@ class Store:
 
     def __init__(self, *, wide: bool = False) -> None:
         self.wide = wide
+        self.clock = Clock()
         self.layers: dict[tuple[str, int], LayerState] = {}
         self.predictions: dict[tuple[int, int], PredictionState] = {}
         self.expected = 0  # label rows given
@@ -73,6 +75,7 @@ class Store:
         self.partial.clear()
         self.degraded.clear()
         self.kept.clear()
+        self.clock.clear()
 
     # What the hooks call
 
@@ -148,6 +151,19 @@ class Store:
         """Expect every layer to have seen these labels."""
         self.expected += scope.flat_labels.numel()
         self.batches += 1
+        if not scope.timed.issuperset(scope.calls):
+            self.clock.unseen = True
+
+
+class LeftOut:
+    """In place of a `Scope`, for a batch that the budget leaves out: its labels are not looked at."""
+
+    def __init__(self, *, anyway: bool) -> None:
+        self.anyway = anyway  # a batch whatever mode the model is in
+        self.counted = True  # the model is in a mode that counts
+        self.done = False
+        self.again = False
+        self.problems: dict[str, BatchError] = {}
 
 
 class Scope:
@@ -175,6 +191,7 @@ class Scope:
         self.done = False  # the forward that the labels belong to is over
         self.again = False  # the model ran a second time on the same labels
         self.calls: dict[str, int] = {}
+        self.timed: set[str] = set()  # layers counted outside of compiled graphs
         self.problems: dict[str, BatchError] = {}
         self.widen = products_are_reduced(labels.device.type)
         usable = np.ones(self.flat_labels.numel(), bool)

@@ -288,3 +288,57 @@ def test_one_trace_for_one_shape(data):
     cf.report(state)
     state = step(cf.reset(state), x, y)
     assert len(traces) == 1
+
+
+# Batches that are left out
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_every_second_batch_until_there_are_rows_enough(data, compiled):
+    update = jax.jit(cf.update) if compiled else cf.update
+    state, only = empty(), empty()
+    for step, (x, y) in enumerate(zip(*batches(data), strict=True)):
+        # 96 rows each: 150 are reached with the second batch that is counted.
+        when = (jnp.int32(step) % 2 == 0) & (state.next_row < 150)
+        state = update(state, {"fc": x}, y, logits=x[:, :CLASSES], when=when)
+        if step in (0, 2):
+            only = update(only, {"fc": x}, y, logits=x[:, :CLASSES], when=True)
+    same(state, only)
+    report = cf.report(state)
+    assert (report.provenance["rows"], report.provenance["batches"]) == (192, 2)
+    assert not report.warnings
+
+
+def test_scan_counts_the_batches_that_are_due(data):
+    def body(state, batch):
+        step, x, y = batch
+        return cf.update(state, {"fc": x}, y, when=step % 2 == 0), None
+
+    steps = (jnp.arange(BATCHES), *batches(data))
+    state, _ = jax.jit(lambda state, *xs: jax.lax.scan(body, state, xs))(empty(), *steps)
+    only = empty()
+    for x, y in list(zip(*batches(data), strict=True))[::2]:
+        only = cf.update(only, {"fc": x}, y)
+    same(state, only)
+
+
+def test_a_batch_left_out_by_every_device(data, mesh):
+    rows, labels = data
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("d"), P("d"), P()), out_specs=P())
+    def step(state, x, y, when):
+        return cf.update(state, {"fc": x}, y, axis_name="d", when=when)
+
+    y = labels.astype(np.int32)
+    state = jax.block_until_ready(step(empty(), rows, y, jnp.array(False)))
+    same(state, empty())
+    state = jax.block_until_ready(step(state, rows, y, jnp.array(True)))
+    assert cf.report(state).provenance["rows"] == ROWS
+
+
+@pytest.mark.parametrize("when", [1, 0.5, np.array([True, False]), None])
+def test_what_is_no_boolean(data, when):
+    rows, labels = data
+    with pytest.raises(ValueError, match=r"when=.*: pass one boolean, such as step % 10 == 0"):
+        cf.update(empty(), {"fc": rows}, labels, when=when)

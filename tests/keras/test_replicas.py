@@ -51,6 +51,14 @@ for inside in (False, True):
     else:
         fit()
     check(model, meter)
+# Eight rows of each batch for either replica; with every second one of these only one of them counts.
+meter.close()
+meter = CollapseMeter(verbose=False, strict=True, every_batch=2, max_rows=24)
+fit()
+report = meter.reports["train"][-1].report
+assert not report.warnings
+assert {layer.provenance["rows"] for layer in report.values()} == {24}
+assert report.provenance["budget"]["batches_left_out"] == 5
 print("same")
 """
 )
@@ -71,6 +79,10 @@ model = net()
 meter = CollapseMeter(verbose=False, strict=True)
 model.fit(x, y, batch_size=16, epochs=2, verbose=0, validation_data=(x, y), callbacks=[Wait(), meter])
 check(model, meter)
+model, meter = net(), CollapseMeter(verbose=False, strict=True, every_batch=2)
+model.fit(x, y, batch_size=16, epochs=1, verbose=0, callbacks=[Wait(), meter])
+assert meter.reports["train"][-1].report["fc"].provenance["rows"] == 32
+assert not meter.reports["train"][-1].report.warnings
 print("same")
 """
 )

@@ -1,0 +1,202 @@
+"""The budget of live mode: which training batches are counted, and what share of the time that takes."""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+RECENT = 100  # steps whose median is taken: memory stays flat however long a run is
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Which of the training batches are counted: every k-th, and none once there are rows enough.
+
+    Parameters
+    ----------
+    every : int
+        Count batches 0, every, 2 every, ... since the last reset.
+    max_rows : int, optional
+        Count no further batch once so many label rows were counted since the last reset. Batches are
+        counted whole, so the last one may go beyond.
+    name : str
+        What the adapter calls ``every``.
+
+    Raises
+    ------
+    ValueError
+        If either is not a whole number from 1 up.
+
+    Examples
+    --------
+    >>> budget = Budget(every=3, max_rows=64)
+    >>> [budget.takes(batch, rows=0) for batch in range(4)], budget.takes(6, rows=64)
+    ([True, False, False, True], False)
+    >>> Budget(every=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: every=0: pass a whole number from 1 up; 1 counts every batch, 10 every tenth
+    """
+
+    every: int = 1
+    max_rows: int | None = None
+    name: str = "every"
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.every, "1 counts every batch, 10 every tenth")
+        if self.max_rows is not None:
+            _check("max_rows", self.max_rows, "or None for no limit")
+
+    @property
+    def limited(self) -> bool:
+        """Whether any batch may be left out."""
+        return self.every > 1 or self.max_rows is not None
+
+    def takes(self, batch: Any, rows: Any) -> Any:
+        """Whether to count a batch.
+
+        Parameters
+        ----------
+        batch : int, or integer scalar of a framework
+            Number of the batch since the last reset, from 0.
+        rows : the same
+            Label rows counted since the last reset.
+
+        Returns
+        -------
+        bool, or boolean scalar of the framework
+        """
+        due = batch % self.every == 0
+        return due if self.max_rows is None else due & (rows < self.max_rows)
+
+    def provenance(self, left_out: int, rows: int) -> dict[str, Any]:
+        """Return what a report says of a budget; nothing where there is none.
+
+        Parameters
+        ----------
+        left_out : int
+            Batches that were not counted.
+        rows : int
+            Label rows that were.
+
+        Examples
+        --------
+        >>> Budget(every=2, max_rows=64).provenance(left_out=3, rows=64)
+        {'budget': {'every': 2, 'max_rows': 64, 'batches_left_out': 3, 'max_rows_reached': True}}
+        """
+        if not self.limited:
+            return {}
+        said: dict[str, Any] = {self.name: self.every, "max_rows": self.max_rows}
+        said["batches_left_out"] = left_out
+        if self.max_rows is not None:
+            said["max_rows_reached"] = rows >= self.max_rows
+        return {"budget": said}
+
+
+def _check(name: str, value: Any, meaning: str) -> None:
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = 0
+    if whole < 1 or isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: pass a whole number from 1 up; {meaning}")
+
+
+class Clock:
+    r"""The share of training time that is the meter's own, on the host.
+
+    A step lasts from the begin of a counted or left-out batch to the begin of the next one. With
+    :math:`f` the fraction of batches that were counted, :math:`\tilde m_1, \tilde m_0` the median times
+    that the meter took in a step with a counted and a left-out batch, and :math:`\tilde t` the median of
+    the rest of a step, the share is :math:`m / (m + \tilde t)` with
+    :math:`m = f \tilde m_1 + (1 - f) \tilde m_0`. Medians, because they do not see pauses between some
+    steps, such as an evaluation or a saved checkpoint, which would make the share look smaller, nor
+    what happens once, such as memory that is made for the first batch, nor other work on the machine.
+
+    Examples
+    --------
+    >>> clock = Clock()
+    >>> for start in (0.0, 1.0, 2.0, 103.0, 104.0):  # the third is followed by a long pause
+    ...     clock.begin(start)
+    ...     clock.taken = True
+    ...     clock.spend(0.25)
+    >>> clock.share()
+    0.25
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every step."""
+        self.unseen = False  # something was counted where the host's clock cannot look
+        self.taken = False  # the batch of the step under way is counted, and not left out
+        self._began: float | None = None
+        self._spent = 0.0  # in the step under way
+        self._steps = {True: 0, False: 0}  # by whether the batch was counted
+        self._own = {taken: deque[float](maxlen=RECENT) for taken in self._steps}
+        self._rest = deque[float](maxlen=RECENT)
+
+    def begin(self, now: float) -> None:
+        """Begin a step at ``now`` (seconds of `time.perf_counter`), and so end the one before."""
+        if self._began is not None:
+            self._steps[self.taken] += 1
+            self._own[self.taken].append(self._spent)
+            self._rest.append(now - self._began - self._spent)
+        self._began, self._spent, self.taken = now, 0.0, False
+
+    def spend(self, seconds: float) -> None:
+        """Add time of the meter's own to the step under way."""
+        self._spent += seconds
+
+    def spend_since(self, started: float) -> None:
+        """Add the time since ``started`` to the step under way."""
+        self._spent += perf_counter() - started
+
+    def leave(self) -> None:
+        """Take the batch that began last for none of a training step."""
+        self._began = None
+
+    def skip_since(self, started: float) -> None:
+        """Leave the time since ``started`` out of the step under way: a report was made meanwhile."""
+        if self._began is not None:
+            self._began += perf_counter() - started
+
+    def share(self) -> float | None:
+        """Return the share, between 0 and 1; None before a first whole step."""
+        steps = sum(self._steps.values())
+        if not steps:
+            return None
+        own = sum(
+            self._steps[taken] / steps * median(ours) for taken, ours in self._own.items() if ours
+        )
+        whole = own + max(median(self._rest), 0.0)
+        return own / whole if whole > 0 else None
+
+    def provenance(self, unseen: str, *, asynchronous: bool = False) -> dict[str, Any]:
+        """Return what a report says: ``overhead``, and where it needs saying ``overhead_note``.
+
+        Parameters
+        ----------
+        unseen : str
+            Why no clock sees the counting, where `unseen` is set.
+        asynchronous : bool
+            Whether a device works on after the host has gone on.
+
+        Examples
+        --------
+        >>> Clock().provenance(unseen="")["overhead_note"]
+        'unknown: a step lasts until the next batch begins, and none has'
+        """
+        share = None if self.unseen else self.share()
+        if self.unseen:
+            return {"overhead": None, "overhead_note": f"unknown: {unseen}"}
+        if share is None:
+            why = "a step lasts until the next batch begins, and none has"
+            return {"overhead": None, "overhead_note": f"unknown: {why}"}
+        note = "of the host's time: the device works on after the meter has handed over its work"
+        return {"overhead": round(share, 4)} | ({"overhead_note": note} if asynchronous else {})
