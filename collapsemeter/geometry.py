@@ -174,12 +174,9 @@ class ClassGeometry:
     def within(self, kind: Weighting) -> Floats:
         r"""S_W (d, d): :math:`\frac1N \sum_c S_c`, or :math:`\frac1C \sum_c S_c / n_c`."""
         scatter = self.moments.scatter
-        if self.rows == 0:
-            raise Undefined("no_rows")
+        self._require_spread()
         if scatter is None:
-            raise Undefined("no_scatter")
-        if not np.isfinite(self.traces).all():
-            raise Undefined("nonfinite_statistics")
+            raise Undefined("only_a_sketch")
         if kind == "sample" or self.balanced:
             pooled = scatter if scatter.ndim == 2 else scatter.sum(axis=0)
             within = pooled / self.rows
@@ -191,6 +188,32 @@ class ClassGeometry:
         if not np.isfinite(within).all():
             raise Undefined("nonfinite_statistics")
         return within
+
+    def within_along(self, directions: Floats, kind: Weighting) -> Floats:
+        r""":math:`u^\top S_W u` of each row u (r, d), of the scatter or estimated from its sketch."""
+        if self.moments.sketch is None:
+            along = ((directions @ self.within(kind)) * directions).sum(axis=1)
+            return np.maximum(along, 0.0)  # variances: rounding may leave them a hair below zero
+        squares: Floats = (self.sketched(directions, kind) ** 2).sum(axis=0)
+        return squares
+
+    def sketched(self, directions: Floats, kind: Weighting) -> Floats:
+        r""":math:`K u / \sqrt N` (k, r) of each row u: its squares add up to :math:`u^\top S_W u`."""
+        self._require_spread()
+        sketch = self.moments.sketch
+        if sketch is None:
+            raise Undefined("no_scatter")
+        if kind != "sample" and not self.balanced:
+            raise Undefined("needs_class_scatter")
+        projected: Floats = sketch @ directions.T / math.sqrt(self.rows)
+        if not np.isfinite(projected).all():
+            raise Undefined("nonfinite_statistics")
+        return projected
+
+    def _require_spread(self) -> None:
+        require(self.rows > 0, "no_rows")
+        require(self.moments.kind != "trace", "no_scatter")
+        require(bool(np.isfinite(self.traces).all()), "nonfinite_statistics")
 
     def within_trace(self, kind: Weighting) -> float:
         r""":math:`\operatorname{tr} S_W`, from the traces alone."""

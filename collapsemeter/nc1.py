@@ -13,6 +13,7 @@ from .convention import PRESETS, Convention
 from .frames import EPS64, Floats
 from .geometry import ClassGeometry
 from .pairs import pair_tiles, squared_distances, upper_pairs
+from .sketch import standard_error
 from .undefined import Undefined
 
 
@@ -20,7 +21,8 @@ def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     r""":math:`\operatorname{tr}(S_W S_B^+)/C` (the division as the convention says).
 
     By a thin SVD of the weighted means, so no d x d pseudo-inverse is formed:
-    :math:`\sum_j u_j^\top S_W u_j / s_j^2` over the singular values kept.
+    :math:`\sum_j u_j^\top S_W u_j / s_j^2` over the singular values kept. Of a wide layer, whose scatter
+    is a sketch, it is an unbiased estimate; `nc1_pinv_error` is its standard error.
 
     Parameters
     ----------
@@ -51,11 +53,31 @@ def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     0.0
     """
     spectrum = geometry.spectrum(convention.between)
-    within = geometry.within(convention.within)
-    along = ((spectrum.directions @ within) * spectrum.directions).sum(axis=1)
-    along = np.maximum(along, 0.0)  # variances: rounding may leave them a hair below zero
+    along = geometry.within_along(spectrum.directions, convention.within)
     total = float((along / spectrum.values**2).sum())
     return total / geometry.num_present if convention.divide_by_classes else total
+
+
+def nc1_pinv_error(geometry: ClassGeometry, convention: Convention) -> float:
+    r"""Standard error of `nc1_pinv` where it is estimated from a sketch, over the sketch's hashes.
+
+    Raises
+    ------
+    Undefined
+        As `nc1_pinv`, and of a layer that keeps its scatter.
+
+    Examples
+    --------
+    >>> from collapsemeter import ClassMoments
+    >>> rows, labels = np.array([[1.0], [3.0], [-1.0], [-3.0]]), [0, 0, 1, 1]
+    >>> m = ClassMoments.from_batch(rows, labels, num_classes=2, scatter="sketch", sketch_rows=32)
+    >>> nc1_pinv_error(ClassGeometry(m), Convention())  # a quarter of nc1_pinv = 1/8, as k = 32
+    0.03125
+    """
+    spectrum = geometry.spectrum(convention.between)
+    projected = geometry.sketched(spectrum.directions, convention.within) / spectrum.values
+    error = standard_error(projected)
+    return error / geometry.num_present if convention.divide_by_classes else error
 
 
 def nc1_trace_ratio(geometry: ClassGeometry, convention: Convention) -> float:
