@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .moments import ClassMoments, Phase
-from .sampling import MASK
+from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, row_hashes
 from .sums import IGNORE_INDEX, ScatterKind, Sums, init
 
@@ -148,11 +148,10 @@ class Accumulator:
         """Add rows of these numbers to the sketch, where there is one: only to the buckets they meet."""
         if self.sums.sketch is None:
             return
-        buckets, negative = row_hashes(
-            (numbers & MASK).astype(np.uint32), len(self.sums.sketch), self.seed
-        )
+        size = len(self.sums.sketch)
+        buckets, negative = row_hashes(numbers, size, self.seed, low_32_bits)
         signs = np.where(negative, -1.0, 1.0)
-        met = _Classes(buckets.astype(np.int64))
+        met = _Classes(buckets)
         self.sums.sketch[met.present] += met.indicator(signs) @ residuals
         np.add.at(self.sums.signs, (buckets, labels), signs)
 

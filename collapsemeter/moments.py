@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from . import sums as _sums
 from .labels import labelled_rows
-from .sampling import MASK
+from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
 from .state_files import CorruptStateError, read_state, write_state
 from .sums import IGNORE_INDEX, NUMPY, Nonfinite, ScatterKind, Sums
@@ -245,7 +245,7 @@ class ClassMoments:
         hashes = None
         if kind == "sketch":
             numbers = first_row - 1 + np.cumsum(bins != ignore_index)
-            hashes = row_hashes((numbers & MASK).astype(np.uint32), sketch_rows, seed)
+            hashes = row_hashes(numbers, sketch_rows, seed, low_32_bits)
         with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf or NaN
             state = _sums.update(
                 _sums.init(num_classes, width, kind, sketch_rows=sketch_rows),

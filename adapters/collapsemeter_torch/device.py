@@ -8,7 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from collapsemeter.sums import ScatterKind, Sums, scatter_shape, update
+from collapsemeter.sampling import low_32_bits
+from collapsemeter.sketch import SKETCH_ROWS, row_hashes
+from collapsemeter.sums import ScatterKind, Sums, scatter_shape, sketch_shapes, update
 
 NATIVE_CLASSES = 100  # from about here `index_add_` beats a product with one-hot labels
 
@@ -71,6 +73,12 @@ class TorchNamespace:
     def add(self, total: Tensor, part: Tensor) -> Tensor:
         return total.add_(part)
 
+    def add_class_sum(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        return total.index_add_(0, labels, rows)
+
+    def add_entries(self, total: Tensor, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return total.index_put_((rows, columns), values, accumulate=True)
+
     def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
         if self.widen:
             return total.add_(self.product(rows.t(), rows))
@@ -132,11 +140,13 @@ class LayerState:
         The first features seen: they fix width, device and precision (float64 stays float64, of all
         else sums and sampled rows are kept in float32).
     num_classes : int
-    kind : {"class", "pooled", "trace"}
+    kind : {"class", "pooled", "sketch", "trace"}
     sample_size : int
         Rows kept for NC4; one more slot takes the rows that are not kept.
     wide : bool
         Keep the sums in float64 in any case: rows are widened before any arithmetic.
+    sketch_rows, seed : int
+        Of a sketch: k, and what it is hashed with.
 
     Examples
     --------
@@ -155,6 +165,8 @@ class LayerState:
         sample_size: int,
         *,
         wide: bool = False,
+        sketch_rows: int = SKETCH_ROWS,
+        seed: int = 0,
     ) -> None:
         width, device = rows.shape[1], rows.device
         exact = torch.float64 if rows.dtype == torch.float64 else torch.float32  # holds any row
@@ -162,6 +174,8 @@ class LayerState:
         shape = scatter_shape(kind, num_classes, width)
         self.width = width
         self.kind = kind
+        self.sketch_rows = sketch_rows
+        self.seed = seed
         self.feature_dtype = str(rows.dtype).removeprefix("torch.")
         self.dtype = dtype
 
@@ -177,6 +191,10 @@ class LayerState:
             ignored=torch.zeros((), dtype=torch.int64, device=device),
             nonfinite=torch.zeros((), dtype=torch.int64, device=device),
             invalid=torch.zeros((), dtype=torch.int64, device=device),
+            **{
+                name: zeros(*size)
+                for name, size in sketch_shapes(kind, num_classes, width, sketch_rows).items()
+            },
         )
         self.sample_rows = zeros(sample_size + 1, width, dtype=exact)
         self.sample_labels = zeros(sample_size + 1, dtype=torch.int64)
@@ -194,6 +212,7 @@ class LayerState:
         widen: bool = False,
     ) -> None:
         """Add a batch: one row, label, sample slot and row number for each."""
+        sketched = self.kind == "sketch"
         update(
             self.sums,
             rows,
@@ -201,6 +220,7 @@ class LayerState:
             TorchNamespace(self.dtype, widen),
             ignore_index=ignore_index,
             propagate=propagate,
+            hashes=row_hashes(ids, self.sketch_rows, self.seed, low_32_bits) if sketched else None,
         )
         self.sample_rows.index_copy_(0, slots, rows.to(self.sample_rows.dtype))
         self.sample_labels.index_copy_(0, slots, labels)

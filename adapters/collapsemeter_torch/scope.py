@@ -108,6 +108,8 @@ class Store:
             settings.kind(width),
             settings.sample_size(width),
             wide=self.wide and has_float64(rows.device),
+            sketch_rows=settings.sketch_rows,
+            seed=settings.seed,
         )
 
     def add_decisions(self, meter: CollapseMeter, scope: Scope, decided: Tensor) -> None:
