@@ -8,8 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from collapsemeter.sampling import low_32_bits
-from collapsemeter.sketch import SKETCH_ROWS, row_hashes
+from collapsemeter.sketch import SKETCH_ROWS
 from collapsemeter.sums import ScatterKind, Sums, scatter_shape, sketch_shapes, update
 
 NATIVE_CLASSES = 100  # from about here `index_add_` beats a product with one-hot labels
@@ -146,7 +145,7 @@ class LayerState:
     wide : bool
         Keep the sums in float64 in any case: rows are widened before any arithmetic.
     sketch_rows, seed : int
-        Of a sketch: k, and what it is hashed with.
+        Of a sketch: k, and what its hashes are of.
 
     Examples
     --------
@@ -174,7 +173,6 @@ class LayerState:
         shape = scatter_shape(kind, num_classes, width)
         self.width = width
         self.kind = kind
-        self.sketch_rows = sketch_rows
         self.seed = seed
         self.feature_dtype = str(rows.dtype).removeprefix("torch.")
         self.dtype = dtype
@@ -210,9 +208,9 @@ class LayerState:
         ignore_index: int,
         propagate: bool = False,
         widen: bool = False,
+        hashes: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Add a batch: one row, label, sample slot and row number for each."""
-        sketched = self.kind == "sketch"
+        """Add a batch: one row, label, sample slot and row number for each; hashes for a sketch."""
         update(
             self.sums,
             rows,
@@ -220,7 +218,7 @@ class LayerState:
             TorchNamespace(self.dtype, widen),
             ignore_index=ignore_index,
             propagate=propagate,
-            hashes=row_hashes(ids, self.sketch_rows, self.seed, low_32_bits) if sketched else None,
+            hashes=hashes,
         )
         self.sample_rows.index_copy_(0, slots, rows.to(self.sample_rows.dtype))
         self.sample_labels.index_copy_(0, slots, labels)
