@@ -146,23 +146,22 @@ class Accumulator:
 
     def _sketch(self, residuals: Floats, labels: Ints, numbers: Ints) -> None:
         """Add rows of these numbers to the sketch, where there is one: only to the buckets they meet."""
-        if self.sums.sketch is None:
+        sketch, totals = self.sums.sketch, self.sums.signs
+        if sketch is None or totals is None:
             return
-        size = len(self.sums.sketch)
+        size = len(sketch)
         buckets, negative = row_hashes(numbers, size, self.seed, low_32_bits)
         signs = np.where(negative, -1.0, 1.0)
         met = _Classes(buckets)
-        self.sums.sketch[met.present] += met.indicator(signs) @ residuals
-        np.add.at(self.sums.signs, (buckets, labels), signs)
+        sketch[met.present] += met.indicator(signs) @ residuals
+        np.add.at(totals, (buckets, labels), signs)
 
     def moments(
         self, feature_dtype: str, phase: Phase, shards: tuple[str, ...] = ()
     ) -> ClassMoments:
         """Finalise; rows may still be added afterwards."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return ClassMoments.from_sums(
-                self._mirrored(), feature_dtype, phase, shards, self.seed
-            )
+            return ClassMoments.from_sums(self._mirrored(), feature_dtype, phase, shards, self.seed)
 
     def _mirrored(self) -> Sums:
         """Return the sums with both triangles of the scatter."""

@@ -192,8 +192,9 @@ class ClassGeometry:
     def within_along(self, directions: Floats, kind: Weighting) -> Floats:
         r""":math:`u^\top S_W u` of each row u (r, d), of the scatter or estimated from its sketch."""
         if self.moments.sketch is None:
-            along = ((directions @ self.within(kind)) * directions).sum(axis=1)
-            return np.maximum(along, 0.0)  # variances: rounding may leave them a hair below zero
+            along: Floats = ((directions @ self.within(kind)) * directions).sum(axis=1)
+            # Variances: rounding may leave them a hair below zero.
+            return np.asarray(np.maximum(along, 0.0))
         squares: Floats = (self.sketched(directions, kind) ** 2).sum(axis=0)
         return squares
 

@@ -400,7 +400,8 @@ class ClassMoments:
                 scatter += step.T @ step
         sketch = signs = None
         if a.sketch is not None and b.sketch is not None:
-            assert a.signs is not None and b.signs is not None
+            assert a.signs is not None
+            assert b.signs is not None
             sketch = recentred(a.sketch, a.signs, delta * share[:, None])
             sketch += recentred(b.sketch, b.signs, delta * (share - 1)[:, None])
             signs = a.signs + b.signs

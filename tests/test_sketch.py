@@ -148,7 +148,9 @@ def test_merge_is_associative_commutative_and_recentres(seed, cuts):
 def test_what_must_not_merge_says_why():
     rows, labels = rows_and_labels()
     a, b = sketch_of(rows, labels), sketch_of(rows + 1, labels)
-    with pytest.raises(ValueError, match=r"hashed with seed=0, .* \(seed=rank\), or merge other\.re"):
+    with pytest.raises(
+        ValueError, match=r"hashed with seed=0, .* \(seed=rank\), or merge other\.re"
+    ):
         a.merge(b)
     assert a.merge(b.reseeded(1)).seeds == {0, 1}
     assert a.merge(sketch_of(rows, labels, seed=1)).seeds == {0, 1}

@@ -480,6 +480,8 @@ class SketchesEveryBatchAlike(ToyMeter):
             return super().hashes()
         finally:
             self.numbers = self.numbers + self.next_row
+
+
 sabotage("every_convention")(without("convention"))
 sabotage("nonfinite_rows_raise", "nonfinite_rows_propagated")(without("nonfinite"))
 sabotage("same_sample")(without("seed"))

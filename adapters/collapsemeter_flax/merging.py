@@ -145,16 +145,8 @@ def merged_sums(a: Sums, b: Sums, turn: tuple[Array, Array]) -> Sums:
         (jnp.where(both[:, None], -b.sums, 0.0), offset_b),
     )
     shift = jnp.where(both[:, None], mean, jnp.where(alone, b.shift, a.shift))
-    sketch = signs = None
-    if a.sketch is not None and b.sketch is not None and a.signs is not None:
-        order, sign = turn
-        sign = sign.astype(dtype)[:, None]
-        moved = [
-            part.sketch - product(part.signs, jnp.where(both[:, None], shift - part.shift, 0.0))
-            for part in (a, b)
-        ]
-        sketch = moved[0] + (moved[1] * sign)[order]
-        signs = a.signs + (b.signs * sign)[order]
+    moves = [jnp.where(both[:, None], shift - part.shift, 0.0) for part in (a, b)]
+    sketch, signs = _sketch(a, b, moves, turn)
     return Sums(
         counts=counted(a.counts, b.counts),
         shift=shift,
@@ -167,6 +159,19 @@ def merged_sums(a: Sums, b: Sums, turn: tuple[Array, Array]) -> Sums:
         sketch=sketch,
         signs=signs,
     )
+
+
+def _sketch(
+    a: Sums, b: Sums, moves: Sequence[Array], turn: tuple[Array, Array]
+) -> tuple[Array | None, Array | None]:
+    """Add the sketch of b, turned, to that of a, both about the new shifts; and the sums of signs."""
+    if a.sketch is None or b.sketch is None or a.signs is None or b.signs is None:
+        return None, None
+    order, sign = turn
+    sign = sign.astype(a.sketch.dtype)[:, None]
+    from_a = a.sketch - product(a.signs, moves[0])
+    from_b = b.sketch - product(b.signs, moves[1])
+    return from_a + (from_b * sign)[order], a.signs + (b.signs * sign)[order]
 
 
 def _scatter(

@@ -82,9 +82,7 @@ def of_shard(moments: ClassMoments, record: ShardRecord) -> ClassMoments:
     return replace(moments, shards=frozenset([record.id]) if moments.rows else frozenset())
 
 
-def _counted(
-    opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int]
-) -> ClassMoments:
+def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int]) -> ClassMoments:
     """Count a layer; a sketch takes a seed from what identifies the rows, which waits for their SHA-256."""
     settings = task.counting.settings
     accumulator, dtype = None, task.piece.shard.layers[layer].array.dtype.name

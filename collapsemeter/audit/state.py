@@ -173,7 +173,8 @@ class SavedState:
     def _moments(self, i: int, entry: Mapping[str, Any], whole: bool) -> ClassMoments:
         counts = self._file.read(f"{i}.counts")
         present = np.flatnonzero(counts)
-        scatter, sketch = None, {}
+        sketch: dict[str, Any] = {}
+        scatter = None
         if whole and entry["kind"] == "sketch":
             signs = _spread(self._file.read(f"{i}.signs").T, present, len(counts)).T
             sketch = {"sketch": self._file.read(f"{i}.sketch"), "signs": signs}

@@ -62,7 +62,12 @@ def _card(history: History, property: str, title: str, metric: str) -> Card:
         (step, report[name].get(metric, math.nan)) for step, report in history if name in report
     ]
     mark, kind, verdict = _distance(layer, metric, value)
-    notes = [*trend(metric, points), *_interval(layer, metric), *_error(layer, metric), *_floor(layer, metric)]
+    notes = [
+        *trend(metric, points),
+        *_interval(layer, metric),
+        *_error(layer, metric),
+        *_floor(layer, metric),
+    ]
     return Card(
         property, title, metric, metric_value(metric, value), mark, kind, verdict, tuple(notes)
     )
@@ -93,7 +98,9 @@ def _error(layer: LayerReport, metric: str) -> list[str]:
         return []
     rows = layer.provenance.get("sketch_rows")
     of = f" of {rows} rows" if rows else ""
-    return [f"standard error ± {number(layer.standard_errors[metric])}: estimated from a sketch{of}"]
+    return [
+        f"standard error ± {number(layer.standard_errors[metric])}: estimated from a sketch{of}"
+    ]
 
 
 def _floor(layer: LayerReport, metric: str) -> list[str]:

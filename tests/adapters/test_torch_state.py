@@ -139,7 +139,12 @@ def batches(count: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"sample_rows": 16}, {"exact": True, "sample_rows": 8}, {"scatter": "trace"}, {"scatter": "sketch", "seed": 3}],
+    [
+        {"sample_rows": 16},
+        {"exact": True, "sample_rows": 8},
+        {"scatter": "trace"},
+        {"scatter": "sketch", "seed": 3},
+    ],
 )
 def test_a_saved_meter_continues_bit_for_bit(options):
     net = mlp()
@@ -167,7 +172,9 @@ def test_rows_to_come_are_sketched_as_those_before():
         net(torch.randn(12, 4))
     for option, value in (("seed", 1), ("sketch_rows", 64)):
         other = CollapseMeter(net, scatter="sketch", verbose=False, **{option: value})
-        with pytest.raises(ValueError, match=f"keeps sketches of {option}=.*, this meter of {value}"):
+        with pytest.raises(
+            ValueError, match=f"keeps sketches of {option}=.*, this meter of {value}"
+        ):
             other.load_state_dict(meter.state_dict())
 
 

@@ -522,7 +522,9 @@ def test_merge_adds_sketches_about_the_joint_means_in_another_order_and_sign(fea
     assert sorted(order) == list(range(32))
     assert list(order) != sorted(order)
     assert set(sign) == {-1, 1}
-    for found, (one, other) in zip((joint.sketch, joint.signs), zip(*parts, strict=True), strict=True):
+    for found, (one, other) in zip(
+        (joint.sketch, joint.signs), zip(*parts, strict=True), strict=True
+    ):
         due = one + (other * sign[:, None])[order]
         np.testing.assert_allclose(found, due, rtol=0, atol=SUM_TOLERANCE * np.abs(due).max())
     # Counting goes on, with row numbers that neither has used.
