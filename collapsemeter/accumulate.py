@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .moments import ClassMoments, Phase
+from .sampling import low_32_bits
+from .sketch import SKETCH_ROWS, row_hashes
 from .sums import IGNORE_INDEX, ScatterKind, Sums, init
 
 BLOCK_ENTRIES = 2**20  # 8 MB of residuals at a time
@@ -31,12 +33,14 @@ class Accumulator:
     ----------
     num_classes, width : int
         C and d.
-    kind : {"class", "pooled", "trace"}
+    kind : {"class", "pooled", "sketch", "trace"}
         Which scatter is kept.
     ignore_index : int
         Label of rows to leave out; they are counted.
     propagate : bool
         Count a row that holds NaN or Inf and let its class become NaN, instead of leaving it out.
+    sketch_rows, seed : int
+        Where a sketch is kept: k, and what it is hashed with.
 
     Examples
     --------
@@ -54,13 +58,17 @@ class Accumulator:
         *,
         ignore_index: int = IGNORE_INDEX,
         propagate: bool = False,
+        sketch_rows: int = SKETCH_ROWS,
+        seed: int = 0,
     ) -> None:
-        self.sums = init(num_classes, width, kind)
+        self.sums = init(num_classes, width, kind, sketch_rows=sketch_rows)
+        self.seed = seed
+        self._next_row = 0
         self.ignore_index = ignore_index
         self.propagate = propagate
         self._by_class = kind == "class"
         # A product of d x d entries is added up for every block: more rows than features are worth it.
-        least = {"trace": MIN_BLOCK, "pooled": width, "class": width * num_classes}[kind]
+        least = {"pooled": width, "class": width * num_classes}.get(kind, MIN_BLOCK)
         self._buffer = np.empty((max(least, BLOCK_ENTRIES // max(width, 1)), width))
 
     def add(self, rows: npt.NDArray[Any], labels: Ints) -> None:
@@ -83,6 +91,7 @@ class Accumulator:
         if not used.all():
             self.sums.ignored += np.int64(len(labels) - int(used.sum()))
             rows, labels = rows[used], labels[used]
+        first, self._next_row = self._next_row, self._next_row + len(labels)
         if self._by_class:  # so that the rows of each class lie side by side
             order = np.argsort(labels, kind="stable")
             rows, labels = rows[order], labels[order]
@@ -91,6 +100,7 @@ class Accumulator:
             residuals, norms = self._residuals(rows, labels)
             if np.isfinite(norms).all():
                 self._count(classes, residuals, norms)
+                self._sketch(residuals, labels, first + np.arange(len(labels)))
                 return
         # A class is new, or a value is not finite (or its square): look closer.
         finite = np.isfinite(rows).all(axis=1)
@@ -99,7 +109,9 @@ class Accumulator:
         rows, labels = rows[finite], labels[finite]
         classes = _Classes(labels)
         self._set_shifts(rows, classes)
-        self._count(classes, *self._residuals(rows, labels))
+        residuals, norms = self._residuals(rows, labels)
+        self._count(classes, residuals, norms)
+        self._sketch(residuals, labels, first + np.flatnonzero(finite))
         if self.propagate:
             self.sums.counts += np.bincount(stray, minlength=len(self.sums.counts))
             self.sums.sums[stray] = np.nan
@@ -132,12 +144,24 @@ class Accumulator:
         elif sums.scatter is not None:
             _add_product(sums.scatter, residuals)
 
+    def _sketch(self, residuals: Floats, labels: Ints, numbers: Ints) -> None:
+        """Add rows of these numbers to the sketch, where there is one: only to the buckets they meet."""
+        sketch, totals = self.sums.sketch, self.sums.signs
+        if sketch is None or totals is None:
+            return
+        size = len(sketch)
+        buckets, negative = row_hashes(numbers, size, self.seed, low_32_bits)
+        signs = np.where(negative, -1.0, 1.0)
+        met = _Classes(buckets)
+        sketch[met.present] += met.indicator(signs) @ residuals
+        np.add.at(totals, (buckets, labels), signs)
+
     def moments(
         self, feature_dtype: str, phase: Phase, shards: tuple[str, ...] = ()
     ) -> ClassMoments:
         """Finalise; rows may still be added afterwards."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return ClassMoments.from_sums(self._mirrored(), feature_dtype, phase, shards)
+            return ClassMoments.from_sums(self._mirrored(), feature_dtype, phase, shards, self.seed)
 
     def _mirrored(self) -> Sums:
         """Return the sums with both triangles of the scatter."""
@@ -188,9 +212,11 @@ class _Classes:
         """Row numbers of each class."""
         return [self._order[part] for part in self.parts()]
 
-    def indicator(self) -> Any:
-        """(P, B) sparse: 1 where a row is of a class; its product is the sum over each class."""
+    def indicator(self, weights: Floats | None = None) -> Any:
+        """(P, B) sparse: 1, or its weight, where a row is of a class; its product sums over each class."""
         from scipy.sparse import csr_array  # a tenth of a second to import
 
-        shape = (len(self.present), len(self._order))
-        return csr_array((np.ones(len(self._order)), self._order, self._bounds), shape)
+        entries = np.ones(len(self._order)) if weights is None else weights[self._order]
+        return csr_array(
+            (entries, self._order, self._bounds), (len(self.present), len(self._order))
+        )

@@ -34,6 +34,8 @@ class Tally:
         Rows kept for NC4, their labels and row numbers.
     decided : pair of (J,) arrays, or None
         Row numbers, and the classes that the network decided on for them.
+    seed : int
+        What the sketch was hashed with, where there is one.
     """
 
     sums: Sums
@@ -42,6 +44,7 @@ class Tally:
     labels: Array
     ids: Array
     decided: tuple[Array, Array] | None = None
+    seed: int = 0
 
     def seen(self, propagate: bool) -> int:
         """Label rows that came by; a propagated row that is not finite is among the counts."""
@@ -51,7 +54,7 @@ class Tally:
 
     def moments(self, phase: Phase) -> ClassMoments:
         """Finalise in float64."""
-        return ClassMoments.from_sums(self.sums, self.feature_dtype, phase)
+        return ClassMoments.from_sums(self.sums, self.feature_dtype, phase, seed=self.seed)
 
     def decisions(self, moments: ClassMoments, head: Head | None = None) -> Decisions:
         """Decide on the rows kept; the network's own decisions, where there are any, come before the head's."""
@@ -166,11 +169,11 @@ def moments_report(
         What to warn of.
     """
     notes = []
-    if moments.kind == "trace" and settings.scatter == "auto":
+    if moments.kind == "sketch" and settings.scatter == "auto":
         notes.append(
-            f"layer {name!r} is too wide for a scatter ({moments.width} features): only traces were kept, so "
-            "nc1_pinv, nc1_fuzziness, nc1_vci and features_effective_rank have no value; a "
-            "narrower reduction such as 'mean' gives them"
+            f"layer {name!r} is too wide for a scatter ({moments.width} features): a sketch of it was kept, so "
+            "nc1_pinv and nc1_fuzziness are estimates with a standard error, and nc1_vci and "
+            "features_effective_rank have no value; a narrower reduction such as 'mean' gives all four"
         )
     suits = fits(head, moments)
     if not suits:

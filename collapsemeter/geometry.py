@@ -218,12 +218,9 @@ class ClassGeometry:
 
     def _pooled(self, kind: Weighting) -> Floats:
         scatter = self.moments.scatter
-        if self.rows == 0:
-            raise Undefined("no_rows")
+        self._require_spread()
         if scatter is None:
-            raise Undefined("no_scatter")
-        if not np.isfinite(self.traces).all():
-            raise Undefined("nonfinite_statistics")
+            raise Undefined("only_a_sketch")
         if kind == "sample":
             within = (scatter if scatter.ndim == 2 else scatter.sum(axis=0)) / self.rows
         elif scatter.ndim == 2:
@@ -236,15 +233,36 @@ class ClassGeometry:
         return within
 
     def variances_along(self, between: Weighting, within: Weighting) -> Floats:
-        r""":math:`u_j^\top S_W u_j` along the directions of a spectrum, (r,)."""
+        r""":math:`u_j^\top S_W u_j` along the directions of a spectrum, (r,); estimated from a sketch."""
         if self.balanced:  # every weighting is the same
             between = within = "class"
         if (between, within) not in self._along:
             directions = self.spectrum(between).directions
-            along = np.einsum("rd,rd->r", directions @ self.within(within), directions)
+            if self.moments.sketch is None:
+                along = np.einsum("rd,rd->r", directions @ self.within(within), directions)
+            else:
+                along = (self.sketched(directions, within) ** 2).sum(axis=0)
             # Variances: rounding may leave them a hair below zero.
             self._along[between, within] = np.maximum(along, 0.0)
         return self._along[between, within]
+
+    def sketched(self, directions: Floats, kind: Weighting) -> Floats:
+        r""":math:`K u / \sqrt N` (k, r) of each row u: its squares add up to :math:`u^\top S_W u`."""
+        self._require_spread()
+        sketch = self.moments.sketch
+        if sketch is None:
+            raise Undefined("no_scatter")
+        if kind != "sample" and not self.balanced:
+            raise Undefined("needs_class_scatter")
+        projected: Floats = sketch @ directions.T / math.sqrt(self.rows)
+        if not np.isfinite(projected).all():
+            raise Undefined("nonfinite_statistics")
+        return projected
+
+    def _require_spread(self) -> None:
+        require(self.rows > 0, "no_rows")
+        require(self.moments.kind != "trace", "no_scatter")
+        require(bool(np.isfinite(self.traces).all()), "nonfinite_statistics")
 
     def within_trace(self, kind: Weighting) -> float:
         r""":math:`\operatorname{tr} S_W`, from the traces alone."""

@@ -111,6 +111,7 @@ def measure(
         vectors=vectors(geometry),
         matrices=matrices(geometry, head),
         intervals=_intervals(decisions, values),
+        standard_errors=_standard_errors(geometry, convention, values),
         provenance=_provenance(geometry, convention, center_head, decisions, floor),
     )
 
@@ -319,6 +320,19 @@ def _intervals(
     }
 
 
+def _standard_errors(
+    geometry: ClassGeometry, convention: Convention, values: dict[str, float]
+) -> dict[str, float]:
+    if geometry.moments.sketch is None:
+        return {}
+    conventions = {"nc1_pinv": convention, "nc1_fuzziness": PRESETS["he_su2023"]}
+    return {
+        name: nc1.nc1_pinv_error(geometry.about(chosen.center), chosen)
+        for name, chosen in conventions.items()
+        if math.isfinite(values[name])
+    }
+
+
 def _dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, float]:
     r"""NC1 of features that are collapsed but for the rounding of their dtype.
 
@@ -380,6 +394,7 @@ def _provenance(
         "nonfinite_rows": moments.nonfinite,
         "width": moments.width,
         "scatter": moments.kind,
+        "sketch_rows": None if moments.sketch is None else len(moments.sketch),
         "phase": moments.phase,
         "shards": sorted(moments.shards),
         "feature_dtype": moments.feature_dtype,

@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from . import sums as _sums
 from .labels import labelled_rows
+from .sampling import low_32_bits
+from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
 from .state_files import CorruptStateError, read_state, write_state
 from .sums import IGNORE_INDEX, NUMPY, Nonfinite, ScatterKind, Sums
 
@@ -33,7 +35,7 @@ EPS: dict[str, float] = {
     "float8_e5m2": 2.0**-2,
 }
 HOST_CLASS_ENTRIES = 2**24  # 128 MB: the host affords more than a training step
-_KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "trace")  # from fine to coarse
+_KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "sketch", "trace")  # from fine to coarse
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,13 @@ class ClassMoments:
         Rows left out: label ``ignore_index``; NaN or Inf.
     means_low : (C, d) float64, optional
         What rounding took from ``means``: under a large offset it carries the digits that differ.
+    sketch : (k, d) float64, optional
+        Sketch K of the rows about their class means, in the place of a scatter: for every u,
+        :math:`|Ku|^2` is an unbiased estimate of :math:`u^\top \sum_c S_c u`, see `collapsemeter.sketch`.
+    signs : (k, C) float64, optional
+        Sum of the signs of each class in each row of the sketch, which merging needs.
+    seeds : frozenset of int
+        What the buckets and signs in the sketch were hashed with; empty without one.
 
     Raises
     ------
@@ -87,6 +96,9 @@ class ClassMoments:
     ignored: int = 0
     nonfinite: int = 0
     means_low: Floats | None = None
+    sketch: Floats | None = None
+    signs: Floats | None = None
+    seeds: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.phase not in get_args(Phase):
@@ -95,8 +107,9 @@ class ClassMoments:
         object.__setattr__(self, "counts", _frozen(self.counts, np.int64))
         for name, array in (("means", self.means), ("traces", self.traces), ("means_low", low)):
             object.__setattr__(self, name, _frozen(array, np.float64))
-        if self.scatter is not None:
-            object.__setattr__(self, "scatter", _frozen(self.scatter, np.float64))
+        for name in ("scatter", "sketch", "signs"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _frozen(getattr(self, name), np.float64))
         if self.means.ndim != 2 or not (
             self.counts.shape == self.traces.shape == self.means.shape[:1]
             and low.shape == self.means.shape
@@ -106,6 +119,14 @@ class ClassMoments:
             raise ValueError(
                 f"counts {self.counts.shape}, means {self.means.shape}, scatter {found}, traces "
                 f"{self.traces.shape}: expected (C,), (C, d), (d, d) or (C, d, d) or None, and (C,)"
+            )
+        shapes = [None if part is None else part.shape for part in (self.sketch, self.signs)]
+        size = 0 if self.sketch is None else len(self.sketch)
+        due = [None, None] if not size else [(size, self.width), (size, self.num_classes)]
+        if shapes != due or (size and self.scatter is not None):
+            raise ValueError(
+                f"sketch {shapes[0]}, signs {shapes[1]}, means {self.means.shape}: expected (k, d), (k, C) "
+                "and (C, d), and no scatter besides"
             )
 
     def _scatter_shape(self) -> tuple[int, ...] | None:
@@ -128,9 +149,9 @@ class ClassMoments:
 
     @property
     def kind(self) -> ScatterKind:
-        """Which scatter is kept: ``class``, ``pooled`` or ``trace``."""
+        """Which scatter is kept: ``class``, ``pooled``, ``sketch`` or ``trace``."""
         if self.scatter is None:
-            return "trace"
+            return "trace" if self.sketch is None else "sketch"
         return "class" if self.scatter.ndim == 3 else "pooled"
 
     @classmethod
@@ -142,6 +163,7 @@ class ClassMoments:
         scatter: ScatterKind | Literal["auto"] = "auto",
         feature_dtype: str = "float64",
         phase: Phase = "frozen-eval",
+        sketch_rows: int = SKETCH_ROWS,
     ) -> Self:
         """Return the identity of `merge`.
 
@@ -151,7 +173,8 @@ class ClassMoments:
         0
         """
         kind = _kind(scatter, num_classes, width)
-        return cls.from_sums(_sums.init(num_classes, width, kind), feature_dtype, phase)
+        state = _sums.init(num_classes, width, kind, sketch_rows=sketch_rows)
+        return cls.from_sums(state, feature_dtype, phase)
 
     @classmethod
     def from_batch(
@@ -165,6 +188,9 @@ class ClassMoments:
         shard: str | None = None,
         ignore_index: int = IGNORE_INDEX,
         nonfinite: Nonfinite = "skip",
+        sketch_rows: int = SKETCH_ROWS,
+        seed: int = 0,
+        first_row: int = 0,
     ) -> Self:
         """Measure the moments of one batch in float64.
 
@@ -174,7 +200,7 @@ class ClassMoments:
         labels : (N,) array_like of int, or (N, C) one-hot
         num_classes : int
             C.
-        scatter : {"auto", "class", "pooled", "trace"}
+        scatter : {"auto", "class", "pooled", "sketch", "trace"}
             What is kept of the within-class scatter; ``auto``: the finest that is affordable,
             see `sums.scatter_kind`.
         phase : str
@@ -186,6 +212,11 @@ class ClassMoments:
         nonfinite : {"skip", "raise", "propagate"}
             What to do with a row that holds NaN or Inf: leave it out and count it; refuse;
             or let its class become NaN.
+        sketch_rows : int
+            k, where a sketch is kept.
+        seed, first_row : int
+            Where a sketch is kept: what it is hashed with, and the number of the first row that has a
+            class. Two batches need another seed, or other row numbers: then use `update`.
 
         Returns
         -------
@@ -211,20 +242,31 @@ class ClassMoments:
             _refuse_nonfinite(rows, bins, ignore_index)
         width = rows.shape[1]
         kind = _kind(scatter, num_classes, width)
+        hashes = None
+        if kind == "sketch":
+            numbers = first_row - 1 + np.cumsum(bins != ignore_index)
+            hashes = row_hashes(numbers, sketch_rows, seed, low_32_bits)
         with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf or NaN
             state = _sums.update(
-                _sums.init(num_classes, width, kind),
+                _sums.init(num_classes, width, kind, sketch_rows=sketch_rows),
                 rows,
                 bins,
                 NUMPY,
                 ignore_index=ignore_index,
                 propagate=nonfinite == "propagate",
+                hashes=hashes,
             )
-            return cls.from_sums(state, rows.dtype.name, phase, () if shard is None else (shard,))
+            shards = () if shard is None else (shard,)
+            return cls.from_sums(state, rows.dtype.name, phase, shards, seed)
 
     @classmethod
     def from_sums(
-        cls, state: Sums, feature_dtype: str, phase: Phase, shards: Iterable[str] = ()
+        cls,
+        state: Sums,
+        feature_dtype: str,
+        phase: Phase,
+        shards: Iterable[str] = (),
+        seed: int = 0,
     ) -> Self:
         r"""Finalise class-shifted sums: :math:`\mu_c = k_c + s_c / n_c`, :math:`S = G - \sum_c s_c s_c^\top / n_c`.
 
@@ -234,6 +276,8 @@ class ClassMoments:
             NumPy arrays of any float dtype, copied to the host.
         feature_dtype, phase, shards
             See `ClassMoments`.
+        seed : int
+            What the sketch was hashed with, where there is one.
 
         Examples
         --------
@@ -250,6 +294,10 @@ class ClassMoments:
             scatter = scatter - total[:, :, None] * offset[:, None, :]
         elif scatter is not None:
             scatter = scatter - total.T @ offset
+        sketch = signs = None
+        if state.sketch is not None:
+            signs = np.array(state.signs, np.float64)
+            sketch = recentred(np.asarray(state.sketch, np.float64), signs, offset)
         return cls(
             counts=counts,
             means=means,
@@ -262,10 +310,15 @@ class ClassMoments:
             ignored=int(state.ignored),
             nonfinite=int(state.nonfinite),
             means_low=low,
+            sketch=sketch,
+            signs=signs,
+            seeds=frozenset([seed]) if signs is not None and counts.any() else frozenset(),
         )
 
     def update(self, features: npt.ArrayLike, labels: npt.ArrayLike, **options: Any) -> Self:
         """Return the moments of these rows and the given ones (options as in `from_batch`).
+
+        Where a sketch is kept, row numbers go on, so that the sketch is that of all rows in one batch.
 
         Examples
         --------
@@ -273,13 +326,24 @@ class ClassMoments:
         array([1, 2])
         """
         options = {"scatter": self.kind, "phase": self.phase} | options
-        return self.merge(type(self).from_batch(features, labels, self.num_classes, **options))
+        if self.sketch is not None:
+            options = {"sketch_rows": len(self.sketch)} | options
+        if "seed" in options:
+            return self.merge(type(self).from_batch(features, labels, self.num_classes, **options))
+        # No row of these seeds has a number as high as the count of all rows.
+        options |= {"seed": min(self.seeds, default=0), "first_row": self.rows + self.nonfinite}
+        batch = type(self).from_batch(features, labels, self.num_classes, **options)
+        self._check_mergeable(batch)
+        return self._merged(batch)
 
     def merge(self, other: Self) -> Self:
         r"""Return the moments of both sets of rows.
 
         :math:`S = S_a + S_b + \sum_c \frac{n_a n_b}{n_a + n_b} (\mu_b - \mu_a)(\mu_b - \mu_a)^\top`.
-        Where one keeps a coarser scatter, so does the result.
+        Where one keeps a coarser scatter, so does the result; of a sketch and a scatter only traces are
+        left, since neither is made of the other. Sketches add up about the joint means,
+        :math:`K = \sum_i K_i - Z_i (\mu - \mu_i)`, if no row of one shares bucket and sign with
+        a row of the other by rule: their seeds must differ.
 
         Parameters
         ----------
@@ -289,7 +353,8 @@ class ClassMoments:
         Raises
         ------
         ValueError
-            If the layers differ, the phases differ, or a shard is in both.
+            If the layers differ, the phases differ, a shard is in both, or sketches have a seed in common
+            or differ in size.
 
         References
         ----------
@@ -302,11 +367,17 @@ class ClassMoments:
         array([[1.]])
         """
         self._check_mergeable(other)
+        self._check_seeds(other)
+        return self._merged(other)
+
+    def _merged(self, other: Self) -> Self:
         if not (self.rows and other.rows):  # an empty state has no phase or dtype of its own
             described = other if other.rows else self
         else:
             described = max(self, other, key=lambda moments: EPS.get(moments.feature_dtype, 0.0))
         kind = max(self.kind, other.kind, key=_KINDS.index)
+        if kind == "sketch" and self.kind != other.kind:
+            kind = "trace"
         a, b = self.coarsen(kind), other.coarsen(kind)
 
         counts = a.counts + b.counts
@@ -327,6 +398,13 @@ class ClassMoments:
                 scatter[both] += step[:, :, None] * step[:, None, :]
             else:
                 scatter += step.T @ step
+        sketch = signs = None
+        if a.sketch is not None and b.sketch is not None:
+            assert a.signs is not None
+            assert b.signs is not None
+            sketch = recentred(a.sketch, a.signs, delta * share[:, None])
+            sketch += recentred(b.sketch, b.signs, delta * (share - 1)[:, None])
+            signs = a.signs + b.signs
         traces = a.traces + b.traces
         traces[both] += (step**2).sum(axis=1)
         return replace(
@@ -341,6 +419,9 @@ class ClassMoments:
             ignored=self.ignored + other.ignored,
             nonfinite=self.nonfinite + other.nonfinite,
             means_low=low,
+            sketch=sketch,
+            signs=signs,
+            seeds=a.seeds | b.seeds,
         )
 
     @property
@@ -363,6 +444,48 @@ class ClassMoments:
         if twice:
             raise ValueError(f"shard {twice[0]!r} is in both states: it would be counted twice")
 
+        if self.sketch is not None and other.sketch is not None:
+            sizes = len(self.sketch), len(other.sketch)
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"one sketch has {sizes[0]} rows and the other {sizes[1]}: count both with the same "
+                    "sketch_rows"
+                )
+
+    def _check_seeds(self, other: Self) -> None:
+        shared = sorted(self.seeds & other.seeds)
+        if shared and self.kind == other.kind:
+            raise ValueError(
+                f"both sketches were hashed with seed={shared[0]}, so that their sum would be biased: count "
+                "every stream with a seed of its own (seed=rank), or merge other.reseeded(rank)"
+            )
+
+    def reseeded(self, seed: int) -> Self:
+        """Return the moments with the sketch as another seed might have made it; the estimates are the same.
+
+        Its rows change places and signs by random, which makes of a stream that was counted with the
+        seed of another one whose sketch may be added to that.
+
+        Parameters
+        ----------
+        seed : int
+            Of its own for every state to be merged.
+
+        Examples
+        --------
+        >>> a, b = (ClassMoments.from_batch(np.eye(3), [0, 1, 1], 2, scatter="sketch") for _ in "ab")
+        >>> a.merge(b.reseeded(1)).rows
+        6
+        """
+        if self.sketch is None or self.signs is None or not self.seeds:
+            return self
+        return replace(
+            self,
+            sketch=turned(self.sketch, seed),
+            signs=turned(self.signs, seed),
+            seeds=frozenset([seed]),
+        )
+
     @classmethod
     def merge_all(cls, states: Iterable[Self]) -> Self:
         """Merge any number of states.
@@ -383,12 +506,12 @@ class ClassMoments:
         return functools.reduce(lambda a, b: a.merge(b), states)
 
     def coarsen(self, kind: ScatterKind) -> Self:
-        """Return the moments with a coarser scatter: ``class`` to ``pooled`` to ``trace``.
+        """Return the moments with a coarser scatter: ``class`` to ``pooled``, any to ``trace``.
 
         Raises
         ------
         ValueError
-            If the scatter kept is coarser than ``kind``.
+            If the scatter kept is coarser than ``kind``, or ``kind`` is a sketch and it is none.
 
         Examples
         --------
@@ -397,10 +520,10 @@ class ClassMoments:
         """
         if kind == self.kind:
             return self
-        if _KINDS.index(kind) < _KINDS.index(self.kind):
+        if kind == "sketch" or _KINDS.index(kind) < _KINDS.index(self.kind):
             raise ValueError(f"a {self.kind!r} scatter was kept: {kind!r} cannot be made of it")
         if kind == "trace":
-            return replace(self, scatter=None)
+            return replace(self, scatter=None, sketch=None, signs=None, seeds=frozenset())
         assert self.scatter is not None
         return replace(self, scatter=self.scatter.sum(axis=0))
 
@@ -433,6 +556,7 @@ class ClassMoments:
             "shards": sorted(self.shards),
             "ignored": self.ignored,
             "nonfinite": self.nonfinite,
+            "seeds": sorted(self.seeds),
         }
         arrays: dict[str, npt.NDArray[Any]] = {
             "counts": self.counts,
@@ -440,8 +564,9 @@ class ClassMoments:
             "means_low": self._low,
             "traces": self.traces,
         }
-        if self.scatter is not None:
-            arrays["scatter"] = self.scatter
+        for name in ("scatter", "sketch", "signs"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
         write_state(path, header, arrays)
 
     @classmethod
@@ -478,6 +603,9 @@ class ClassMoments:
                 ignored=header["ignored"],
                 nonfinite=header["nonfinite"],
                 means_low=arrays["means_low"],
+                sketch=arrays.get("sketch"),
+                signs=arrays.get("signs"),
+                seeds=frozenset(header.get("seeds", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error

@@ -12,6 +12,7 @@ import numpy as np
 from .convention import PRESETS, Convention
 from .frames import EPS64, Floats
 from .geometry import ClassGeometry
+from .sketch import standard_error
 
 _FEW = 64  # decompositions of so many rows take less time than importing SciPy
 _WELL_CONDITIONED = 1e-6  # an inverse keeps ten digits
@@ -21,7 +22,8 @@ def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     r""":math:`\operatorname{tr}(S_W S_B^+)/C` (the division as the convention says).
 
     By a thin SVD of the weighted means, so no d x d pseudo-inverse is formed:
-    :math:`\sum_j u_j^\top S_W u_j / s_j^2` over the singular values kept.
+    :math:`\sum_j u_j^\top S_W u_j / s_j^2` over the singular values kept. Of a wide layer, whose scatter
+    is a sketch, it is an unbiased estimate; `nc1_pinv_error` is its standard error.
 
     Parameters
     ----------
@@ -55,6 +57,28 @@ def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     along = geometry.variances_along(convention.between, convention.within)
     total = float((along / spectrum.values**2).sum())
     return total / geometry.num_present if convention.divide_by_classes else total
+
+
+def nc1_pinv_error(geometry: ClassGeometry, convention: Convention) -> float:
+    r"""Standard error of `nc1_pinv` where it is estimated from a sketch, over the sketch's hashes.
+
+    Raises
+    ------
+    Undefined
+        As `nc1_pinv`, and of a layer that keeps its scatter.
+
+    Examples
+    --------
+    >>> from collapsemeter import ClassMoments
+    >>> rows, labels = np.array([[1.0], [3.0], [-1.0], [-3.0]]), [0, 0, 1, 1]
+    >>> m = ClassMoments.from_batch(rows, labels, num_classes=2, scatter="sketch", sketch_rows=32)
+    >>> nc1_pinv_error(ClassGeometry(m), Convention())  # a quarter of nc1_pinv = 1/8, as k = 32
+    0.03125
+    """
+    spectrum = geometry.spectrum(convention.between)
+    projected = geometry.sketched(spectrum.directions, convention.within) / spectrum.values
+    error = standard_error(projected)
+    return error / geometry.num_present if convention.divide_by_classes else error
 
 
 def nc1_trace_ratio(geometry: ClassGeometry, convention: Convention) -> float:

@@ -48,6 +48,8 @@ class LayerReport(Mapping[str, float]):
         95 % Wilson intervals of what was measured on a sample of the rows.
     provenance : dict
         Counts, convention, dtype and its floor, numerical cut: how the numbers came about.
+    standard_errors : dict of str to float
+        Of what was estimated from the sketch of a wide layer's scatter.
 
     Examples
     --------
@@ -64,6 +66,7 @@ class LayerReport(Mapping[str, float]):
     matrices: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    standard_errors: dict[str, float] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
         try:
@@ -116,6 +119,7 @@ class LayerReport(Mapping[str, float]):
             "reasons": self.reasons,
             "flags": self.flags,
             "intervals": self.intervals,
+            "standard_errors": self.standard_errors,
             "vectors": self.vectors,
             "per_class": self.per_class,
             "provenance": self.provenance,
@@ -270,6 +274,13 @@ class CollapseReport(Mapping[str, LayerReport]):
                 lines += [first.ljust(names) + "".join(cells), *rest]
         notes = [
             f"nan: {labels[name]}: {note}" for name in labels for note in self._notes(name, metrics)
+        ]
+        notes += [
+            f"±: {labels[name]}: {metric} {layer[metric]:.3g} ± {layer.standard_errors[metric]:.2g} "
+            "(standard error of a sketch)"
+            for name, layer in self.layers.items()
+            for metric in metrics
+            if metric in layer.standard_errors and metric in layer
         ]
         for note in [*notes, *(f"! {printable(warning)}" for warning in self.warnings)]:
             lines += textwrap.wrap(note, width, subsequent_indent="  ")

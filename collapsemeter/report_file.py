@@ -233,6 +233,10 @@ def _layer(record: Any, where: str) -> LayerReport:
         vectors=_arrays(record, "vectors", where),
         matrices=_arrays(record, "matrices", where, square=True),
         intervals=_intervals(record, where),
+        standard_errors={
+            name: _number(error, f"{where}.standard_errors[{name!r}]")
+            for name, error in _mapping(record, "standard_errors", {}, where).items()
+        },
         provenance=_provenance(record, where),
     )
     _check_sizes(layer, where)

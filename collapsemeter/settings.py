@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from .convention import Convention
 from .reduction import Reduction, check_reduction
+from .sketch import SKETCH_ROWS
 from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, scatter_kind
 
 WIDE = 4096  # layers wider than this keep a sixteenth of the sampled rows
@@ -23,7 +24,7 @@ class Settings:
         C, at least two.
     reduction : str, callable, or mapping from layer name to one
         How an output becomes one row per label, see `reduction.feature_rows`.
-    scatter : {"auto", "class", "pooled", "trace"}
+    scatter : {"auto", "class", "pooled", "sketch", "trace"}
         What is kept of the within-class scatter, see `sums.scatter_kind`.
     convention : str or Convention
     ignore_index : int
@@ -33,7 +34,11 @@ class Settings:
     sample_rows : int
         Rows of each layer kept for NC4 (a uniform sample; a sixteenth of it where d > 4096).
     seed : int
-        Of the row sample.
+        Of the row sample, and of the sketch of a wide layer: streams whose moments are to be merged,
+        such as those of several processes, need one each (``seed=rank``).
+    sketch_rows : int
+        k, the rows of the sketch that a wide layer keeps; the relative standard error is about
+        sqrt(2/k) of one direction, and less over many.
 
     Raises
     ------
@@ -55,18 +60,21 @@ class Settings:
     nonfinite: Nonfinite = "skip"
     sample_rows: int = 4096
     seed: int = 0
+    sketch_rows: int = SKETCH_ROWS
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise ValueError(f"num_classes={self.num_classes}: there must be at least two classes")
         if self.scatter not in ("auto", *get_args(ScatterKind)):
             raise ValueError(
-                f"scatter={self.scatter!r}: choose 'auto', 'class', 'pooled' or 'trace'"
+                f"scatter={self.scatter!r}: choose 'auto', 'class', 'pooled', 'sketch' or 'trace'"
             )
         if self.nonfinite not in get_args(Nonfinite):
             raise ValueError(f"nonfinite={self.nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
         if self.sample_rows < 1:
             raise ValueError(f"sample_rows={self.sample_rows}: keep at least one row")
+        if self.sketch_rows < 2:
+            raise ValueError(f"sketch_rows={self.sketch_rows}: a sketch has at least two rows")
         if not isinstance(self.reduction, Mapping):  # layers are known when there is a model
             check_reduction(self.reduction)
         object.__setattr__(self, "convention", Convention.named(self.convention))

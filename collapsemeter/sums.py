@@ -18,13 +18,15 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from .sketch import SKETCH_ROWS
+
 Array = Any  # an array of the framework that the namespace speaks for
-ScatterKind = Literal["class", "pooled", "trace"]
+ScatterKind = Literal["class", "pooled", "sketch", "trace"]
 Nonfinite = Literal["skip", "raise", "propagate"]
 
 IGNORE_INDEX = -100
 CLASS_SCATTER_ENTRIES = 2**20  # up to 8 MB in float64: every class keeps its own scatter
-POOLED_SCATTER_WIDTH = 4096  # 128 MB in float64: wider layers keep traces only
+POOLED_SCATTER_WIDTH = 4096  # 128 MB in float64: of wider layers a sketch is kept
 
 
 class Namespace(Protocol):
@@ -57,6 +59,12 @@ class Namespace(Protocol):
 
     def assign(self, old: Array, new: Array) -> Array: ...
     def add(self, total: Array, part: Array) -> Array: ...
+    def add_class_sum(self, total: Array, rows: Array, labels: Array) -> Array:
+        """(n, d) ``total`` plus the sums of the rows with each label; labels in 0..n-1."""
+
+    def add_entries(self, total: Array, values: Array, rows: Array, columns: Array) -> Array:
+        """(n, m) ``total`` plus each of (B,) values in its row and column."""
+
     def add_product(self, total: Array, rows: Array) -> Array:
         """``total + rows.T @ rows`` in full precision."""
 
@@ -80,6 +88,10 @@ class Sums:
         :math:`R^T R` of each class, of all rows, or not kept.
     ignored, nonfinite, invalid : scalar integers
         Rows left out: label ``ignore_index``; NaN or Inf in the row; any other label outside 0..C-1.
+    sketch : (k, d) float, or None
+        Sketch of the residuals, see `collapsemeter.sketch`.
+    signs : (k, C) float, or None
+        Sum of the signs of each class in each bucket.
     """
 
     counts: Array
@@ -90,12 +102,14 @@ class Sums:
     ignored: Array
     nonfinite: Array
     invalid: Array
+    sketch: Array | None = None
+    signs: Array | None = None
 
 
 def scatter_kind(num_classes: int, width: int, entries: int = CLASS_SCATTER_ENTRIES) -> ScatterKind:
     """Say which scatter a layer of this shape can afford.
 
-    One scatter per class while that stays small, else one pooled scatter, else only the traces.
+    One scatter per class while that stays small, else one pooled scatter, else a sketch of it.
 
     Parameters
     ----------
@@ -106,20 +120,20 @@ def scatter_kind(num_classes: int, width: int, entries: int = CLASS_SCATTER_ENTR
 
     Returns
     -------
-    {"class", "pooled", "trace"}
+    {"class", "pooled", "sketch"}
 
     Examples
     --------
     >>> scatter_kind(10, 64), scatter_kind(1000, 2048), scatter_kind(10, 65536)
-    ('class', 'pooled', 'trace')
+    ('class', 'pooled', 'sketch')
     """
     if num_classes * width**2 <= entries:
         return "class"
-    return "pooled" if width <= POOLED_SCATTER_WIDTH else "trace"
+    return "pooled" if width <= POOLED_SCATTER_WIDTH else "sketch"
 
 
 def scatter_shape(kind: ScatterKind, num_classes: int, width: int) -> tuple[int, ...] | None:
-    """Return the shape of a scatter of that kind.
+    """Return the shape of a scatter of that kind; None where there is none.
 
     Examples
     --------
@@ -129,11 +143,27 @@ def scatter_shape(kind: ScatterKind, num_classes: int, width: int) -> tuple[int,
     shapes: dict[str, tuple[int, ...] | None] = {
         "class": (num_classes, width, width),
         "pooled": (width, width),
+        "sketch": None,
         "trace": None,
     }
     if kind not in shapes:
-        raise ValueError(f"scatter={kind!r}: choose 'class', 'pooled' or 'trace'")
+        raise ValueError(f"scatter={kind!r}: choose 'class', 'pooled', 'sketch' or 'trace'")
     return shapes[kind]
+
+
+def sketch_shapes(
+    kind: ScatterKind, num_classes: int, width: int, sketch_rows: int
+) -> dict[str, tuple[int, int]]:
+    """Return the shapes of `Sums.sketch` and `Sums.signs` by name; none where there is no sketch.
+
+    Examples
+    --------
+    >>> sketch_shapes("sketch", 10, 65536, 512)
+    {'sketch': (512, 65536), 'signs': (512, 10)}
+    """
+    if kind != "sketch":
+        return {}
+    return {"sketch": (sketch_rows, width), "signs": (sketch_rows, num_classes)}
 
 
 def update(
@@ -144,6 +174,7 @@ def update(
     *,
     ignore_index: int = IGNORE_INDEX,
     propagate: bool = False,
+    hashes: tuple[Array, Array] | None = None,
 ) -> Sums:
     """Add a batch to the sums, without leaving the device.
 
@@ -160,10 +191,18 @@ def update(
         The operations of the arrays' framework.
     propagate : bool
         Count a non-finite row and let it make its own class NaN, instead of leaving it out.
+    hashes : pair of (B,) arrays
+        Where a sketch is kept: the bucket of each row, and whether its sign is negative, of
+        `collapsemeter.sketch.row_hashes`; of rows that are left out any.
 
     Returns
     -------
     Sums
+
+    Raises
+    ------
+    ValueError
+        If a sketch is kept and no hashes are given.
 
     Examples
     --------
@@ -209,6 +248,14 @@ def update(
         scatter = xp.add_class_products(scatter, residuals, bins)
     elif scatter is not None:
         scatter = xp.add_product(scatter, residuals)
+    sketch, signs = sums.sketch, sums.signs
+    if sketch is not None:
+        if hashes is None:
+            raise ValueError("these sums keep a sketch: pass hashes=row_hashes(numbers, k, seed)")
+        buckets, negative = hashes
+        sign = xp.where(used, 1.0 - 2.0 * xp.to_float(negative), 0.0)
+        sketch = xp.add_class_sum(sketch, residuals * sign[:, None], buckets)
+        signs = xp.add_entries(signs, sign, buckets, xp.where(used, labels, 0))
     return Sums(
         counts=xp.add(sums.counts, count),
         shift=shift,
@@ -218,6 +265,8 @@ def update(
         ignored=xp.add(sums.ignored, xp.count(ignored)),
         nonfinite=xp.add(sums.nonfinite, xp.count(known & ~finite)),
         invalid=xp.add(sums.invalid, xp.count(~known & ~ignored)),
+        sketch=sketch,
+        signs=signs,
     )
 
 
@@ -267,6 +316,13 @@ class OneHotNumpy:
     def add(self, total: Array, part: Array) -> Array:
         return total + part
 
+    def add_class_sum(self, total: Array, rows: Array, labels: Array) -> Array:
+        return total + self.class_sum(rows, labels, total.shape[0])
+
+    def add_entries(self, total: Array, values: Array, rows: Array, columns: Array) -> Array:
+        spread = self.one_hot(columns, total.shape[1]) * values[:, None]
+        return total + self.one_hot(rows, total.shape[0]).T @ spread
+
     def add_product(self, total: Array, rows: Array) -> Array:
         return total + rows.T @ rows
 
@@ -294,6 +350,11 @@ class Numpy(OneHotNumpy):
     def rows_of(self, table: Array, labels: Array) -> Array:
         return table[np.minimum(labels, table.shape[0] - 1)]
 
+    def add_entries(self, total: Array, values: Array, rows: Array, columns: Array) -> Array:
+        total = total.copy()
+        np.add.at(total, (rows, columns), values)
+        return total
+
     def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
         total = total.copy()
         for label in np.unique(labels[labels < total.shape[0]]):
@@ -310,6 +371,7 @@ def init(
     width: int,
     kind: ScatterKind,
     dtype: type[np.floating[Any]] = np.float64,
+    sketch_rows: int = SKETCH_ROWS,
 ) -> Sums:
     """Return empty sums in NumPy.
 
@@ -317,10 +379,12 @@ def init(
     ----------
     num_classes, width : int
         C and d.
-    kind : {"class", "pooled", "trace"}
+    kind : {"class", "pooled", "sketch", "trace"}
         Which scatter is kept.
     dtype : type
         What the sums are kept in: that of the namespace which updates them.
+    sketch_rows : int
+        k, where a sketch is kept.
 
     Examples
     --------
@@ -338,4 +402,8 @@ def init(
         ignored=zero,
         nonfinite=zero,
         invalid=zero,
+        **{
+            name: np.zeros(shape, dtype)
+            for name, shape in sketch_shapes(kind, num_classes, width, sketch_rows).items()
+        },
     )

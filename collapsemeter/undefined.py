@@ -10,7 +10,9 @@ REASONS: dict[str, str] = {
     "zero_class_mean": "a class mean is the zero vector: it has no direction",
     "rank_deficient_means": "the class means are linearly dependent: the smallest singular value is zero",
     "no_scatter": "only traces were kept for this layer: ask for scatter='pooled' to have a d x d scatter",
-    "needs_class_scatter": "classes differ in size and only the pooled scatter was kept: "
+    "only_a_sketch": "the layer is too wide for a scatter, and its sketch gives quadratic forms only: ask "
+    "for scatter='pooled' to have a d x d scatter, or for a narrower reduction",
+    "needs_class_scatter": "classes differ in size and only the scatter of all rows (or its sketch) was kept: "
     "ask for scatter='class' to weight each class alike",
     "no_head": "no classifier head belongs to this layer",
     "no_logits": "the network's own decisions were not seen for these rows",

@@ -11,8 +11,10 @@ import collapsemeter.accumulate as module
 from collapsemeter import sums
 from collapsemeter.accumulate import Accumulator
 from collapsemeter.moments import ClassMoments
+from collapsemeter.sampling import low_32_bits
+from collapsemeter.sketch import row_hashes
 
-KINDS = ("class", "pooled", "trace")
+KINDS = ("class", "pooled", "sketch", "trace")
 
 
 def counted(rows, labels, classes, kind, splits=(), **options) -> ClassMoments:
@@ -39,7 +41,7 @@ def two_pass(rows, labels, classes):
 def assert_like_the_oracle(found: ClassMoments, oracle: ClassMoments, rtol=1e-10, atol=0.0):
     np.testing.assert_array_equal(found.counts, oracle.counts)
     assert (found.ignored, found.nonfinite) == (oracle.ignored, oracle.nonfinite)
-    for name in ("means", "traces", "scatter"):
+    for name in ("means", "traces", "scatter", "sketch", "signs"):
         a, b = getattr(found, name), getattr(oracle, name)
         if b is None:
             assert a is None
@@ -197,7 +199,8 @@ def test_the_sums_themselves_are_those_of_the_update(kind):
     rows, labels = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
     accumulator = Accumulator(3, 4, kind)
     accumulator.add(rows, labels)
-    oracle = sums.update(sums.init(3, 4, kind), rows, labels, sums.NUMPY)
+    hashes = row_hashes(np.arange(30), 512, 0, low_32_bits)
+    oracle = sums.update(sums.init(3, 4, kind), rows, labels, sums.NUMPY, hashes=hashes)
     for name in ("counts", "shift", "squares"):
         np.testing.assert_allclose(
             getattr(accumulator.sums, name), getattr(oracle, name), rtol=1e-12

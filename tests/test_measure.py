@@ -116,7 +116,7 @@ def test_coincident_means():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", ["class", "pooled", "trace"])
+@pytest.mark.parametrize("kind", ["class", "pooled", "sketch", "trace"])
 def test_a_propagated_row_makes_metrics_nan_and_leaves_other_classes(value, kind):
     rng = np.random.default_rng(0)
     labels = np.arange(30) % 3
@@ -147,7 +147,7 @@ def test_a_propagated_row_makes_metrics_nan_and_leaves_other_classes(value, kind
     C=st.integers(1, 6),
     d=st.integers(1, 4),
     N=st.integers(0, 8),
-    kind=st.sampled_from(["class", "pooled", "trace"]),
+    kind=st.sampled_from(["class", "pooled", "sketch", "trace"]),
     policy=st.sampled_from(["skip", "propagate"]),
 )
 def test_small_integers_with_anything_missing_never_raise_or_warn(seed, C, d, N, kind, policy):

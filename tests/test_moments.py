@@ -315,4 +315,4 @@ def test_the_host_keeps_a_scatter_per_class_for_layers_of_usual_size():
         (100, 512, "pooled"),
     ):
         assert ClassMoments.empty(C, d).kind == kind
-    assert ClassMoments.empty(2, 5000).kind == "trace"
+    assert ClassMoments.empty(2, 5000).kind == "sketch"

@@ -56,6 +56,7 @@ def layers(draw: Any) -> LayerReport:
             st.dictionaries(st.sampled_from(list(METRICS)), st.tuples(NUMBERS, NUMBERS), max_size=2)
         ),
         draw(st.dictionaries(NAMES, PLAIN, max_size=3)),
+        draw(st.dictionaries(st.sampled_from(list(METRICS)), NUMBERS, max_size=2)),
     )
 
 
@@ -78,6 +79,7 @@ def assert_same(found: CollapseReport, due: CollapseReport) -> None:
         np.testing.assert_equal(dict(back), dict(layer))  # NaN equals NaN here
         assert (back.reasons, back.flags) == (layer.reasons, layer.flags)
         np.testing.assert_equal(back.intervals, layer.intervals)
+        np.testing.assert_equal(back.standard_errors, layer.standard_errors)
         assert back.provenance == layer.provenance
         for part in ("per_class", "vectors", "matrices"):
             arrays = getattr(layer, part)

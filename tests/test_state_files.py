@@ -14,7 +14,7 @@ import collapsemeter as cm
 from collapsemeter import ClassMoments, CorruptStateError
 from collapsemeter.state_files import read_state, write_state
 
-KINDS = ("class", "pooled", "trace")
+KINDS = ("class", "pooled", "sketch", "trace")
 
 
 def small(kind="pooled") -> ClassMoments:
@@ -31,18 +31,18 @@ def test_round_trip_bit_for_bit(tmp_path, kind, poisoned):
     m = small(kind)
     if poisoned:
         m = m.merge(ClassMoments.from_batch(
-            [[np.nan, 1.0]], [1], 3, scatter=kind, phase="live", nonfinite="propagate"
+            [[np.nan, 1.0]], [1], 3, scatter=kind, phase="live", nonfinite="propagate", seed=1
         ))  # fmt: skip
     m.save(tmp_path / "a.npz")
     back = ClassMoments.load(tmp_path / "a.npz")
-    for name in ("counts", "means", "means_low", "traces", "scatter"):
+    for name in ("counts", "means", "means_low", "traces", "scatter", "sketch", "signs"):
         a, b = getattr(m, name), getattr(back, name)
         if a is None:
             assert b is None
         else:
             assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
             assert not b.flags.writeable
-    for name in ("feature_dtype", "phase", "shards", "ignored", "nonfinite"):
+    for name in ("feature_dtype", "phase", "shards", "ignored", "nonfinite", "seeds"):
         assert getattr(m, name) == getattr(back, name)
     m.save(tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()

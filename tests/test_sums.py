@@ -203,7 +203,7 @@ def test_counts_stay_exact_beyond_float32_and_int32():
 def test_scatter_kinds_by_size_and_an_unknown_one():
     assert scatter_kind(10, 64) == "class"
     assert scatter_kind(1000, 2048) == "pooled"
-    assert scatter_kind(2, 4097) == "trace"
+    assert scatter_kind(2, 4097) == "sketch"
     assert scatter_shape("class", 3, 2) == (3, 2, 2)
-    with pytest.raises(ValueError, match="scatter='full': choose 'class', 'pooled' or 'trace'"):
+    with pytest.raises(ValueError, match="scatter='full': choose 'class', 'pooled', 'sketch' or"):
         scatter_shape("full", 3, 2)

@@ -22,6 +22,7 @@ from collapsemeter.labels import class_labels
 from collapsemeter.moments import ClassMoments
 from collapsemeter.reduction import Layout, feature_rows, reduction_of
 from collapsemeter.settings import Settings
+from collapsemeter.sketch import row_hashes
 from collapsemeter.sums import Numpy, Sums, init, update
 from collapsemeter.testing import streams
 from collapsemeter.testing.oracle import Oracle, reduced
@@ -87,7 +88,13 @@ class ToyLayer:
 
     def __init__(self, width, settings):
         size = settings.sample_size(width)
-        self.sums = init(settings.num_classes, width, settings.kind(width), np.float32)
+        self.sums = init(
+            settings.num_classes,
+            width,
+            settings.kind(width),
+            np.float32,
+            settings.sketch_rows,
+        )
         self.rows = np.zeros((size + 1, width), np.float32)
         self.labels, self.ids, self.decided = (np.full(size + 1, -1) for _ in range(3))
 
@@ -145,9 +152,15 @@ class ToyMeter:
             self.xp,
             ignore_index=self.settings.ignore_index,
             propagate=self.settings.propagate,
+            hashes=self.hashes(),
         )
         slots = self.slots(len(state.ids) - 1)
         state.rows[slots], state.labels[slots], state.ids[slots] = rows, self.flat, self.numbers
+
+    def hashes(self):
+        """Where the rows go in the sketch of a wide layer, and with which sign."""
+        chosen = self.settings
+        return row_hashes(self.numbers, chosen.sketch_rows, chosen.seed, sampling.low_32_bits)
 
     def slots(self, size):
         return sampling.reservoir_slots(self.numbers, size, self.settings.seed)
@@ -170,6 +183,7 @@ class ToyMeter:
             state.labels[kept],
             ids,
             (ids, state.decided[kept]),
+            self.settings.seed,
         )
 
     def head(self):
@@ -454,6 +468,20 @@ def without(*options):
 
 
 sabotage("every_scatter")(without("scatter"))
+
+
+@sabotage("every_scatter")
+class SketchesEveryBatchAlike(ToyMeter):
+    """Row numbers that begin again with every batch: equal signs, so that the sum is biased."""
+
+    def hashes(self):
+        self.numbers = self.numbers - self.next_row
+        try:
+            return super().hashes()
+        finally:
+            self.numbers = self.numbers + self.next_row
+
+
 sabotage("every_convention")(without("convention"))
 sabotage("nonfinite_rows_raise", "nonfinite_rows_propagated")(without("nonfinite"))
 sabotage("same_sample")(without("seed"))
@@ -593,6 +621,11 @@ class CountsWhatItRefuses(ToyDriver):
 
 @sabotage("same_sample", "reset", "save_and_load")
 class KeepsTheFirstRows(ToyMeter):
+    def hashes(self):
+        """Where the rows go in the sketch of a wide layer, and with which sign."""
+        chosen = self.settings
+        return row_hashes(self.numbers, chosen.sketch_rows, chosen.seed, sampling.low_32_bits)
+
     def slots(self, size):
         fits = (self.numbers >= 0) & (self.numbers < size)
         return np.where(fits, self.numbers, size)
@@ -600,12 +633,22 @@ class KeepsTheFirstRows(ToyMeter):
 
 @sabotage("same_sample")
 class DrawsAnother(ToyMeter):
+    def hashes(self):
+        """Where the rows go in the sketch of a wide layer, and with which sign."""
+        chosen = self.settings
+        return row_hashes(self.numbers, chosen.sketch_rows, chosen.seed, sampling.low_32_bits)
+
     def slots(self, size):
         return sampling.reservoir_slots(self.numbers, size, self.settings.seed + 1)
 
 
 @sabotage("sample_spans_a_batch")
 class TheEarlierRowStays(ToyMeter):
+    def hashes(self):
+        """Where the rows go in the sketch of a wide layer, and with which sign."""
+        chosen = self.settings
+        return row_hashes(self.numbers, chosen.sketch_rows, chosen.seed, sampling.low_32_bits)
+
     def slots(self, size):
         drawn = sampling.drawn_slots(np.maximum(self.numbers, 0).astype(np.uint32), 0)
         slots = np.where(self.numbers < size, self.numbers, drawn.astype(np.int64))

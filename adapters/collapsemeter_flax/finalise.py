@@ -16,6 +16,7 @@ from flax import linen, nnx
 from collapsemeter import ClassMoments, CollapseReport, Head, LayerReport
 from collapsemeter.finalise import Tally, layer_report
 from collapsemeter.moments import Phase
+from collapsemeter.sketch import derived_seed
 from collapsemeter.sums import Sums
 from collapsemeter.warning import warn
 
@@ -33,8 +34,11 @@ class MergedTally(Tally):
     parts: tuple[Tally, ...] = ()
 
     def moments(self, phase: Phase) -> ClassMoments:
-        """Merge by Chan, Golub & LeVeque in float64."""
-        return ClassMoments.merge_all(part.moments(phase) for part in self.parts)
+        """Merge by Chan, Golub & LeVeque in float64; states of one seed get another each for their sketches."""
+        return ClassMoments.merge_all(
+            part.moments(phase).reseeded(derived_seed(part.seed, i)) if i else part.moments(phase)
+            for i, part in enumerate(self.parts)
+        )
 
 
 def to_moments(state: State, phase: Phase = "live") -> dict[str, ClassMoments]:
@@ -190,7 +194,14 @@ def _tally(parts: list[State], number: int) -> Tally:
     )
     dtypes = [int(part.layers[number].feature_dtype) for part in parts]
     return MergedTally(
-        sums, DTYPES[max(dtypes)], joint.rows, joint.labels, joint.ids, joint.decided, tallies
+        sums,
+        DTYPES[max(dtypes)],
+        joint.rows,
+        joint.labels,
+        joint.ids,
+        joint.decided,
+        joint.seed,
+        tallies,
     )
 
 
@@ -213,6 +224,7 @@ def _one_tally(part: State, number: int, checked: bool = True) -> Tally:
         labels,
         np.arange(len(labels)),
         decided,
+        part.spec.settings.seed,
     )
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from collapsemeter.sampling import mixed
+from collapsemeter.sketch import turning_keys
 from collapsemeter.sums import Sums
 
 from .namespace import counted, product
@@ -28,6 +30,11 @@ def merge(a: State, b: State) -> State:
     (Chan, Golub & LeVeque 1983) loses no digits to the distance between the shifts; of a class that
     only one holds, the sums are taken as they are. The row samples become one uniform sample of all
     rows. A pure function, which works under ``jit``; the empty state is its identity, bit for bit.
+
+    States of one `init` have one seed, so that rows of equal numbers share bucket and sign in the sketch
+    of a wide layer. The sketch of b is therefore added with its rows in another order and with other signs,
+    drawn from the seed and the rows that each has counted, and the sum is unbiased. Another order of merging
+    gives another, equally good sketch.
 
     Parameters
     ----------
@@ -67,13 +74,15 @@ def _merged(a: State, b: State) -> State:
         slots, from_b = chosen[left.shape[0]]
         return jnp.where(from_b.reshape(-1, *(1,) * (left.ndim - 1)), right[slots], left[slots])
 
+    settings = a.spec.settings
+    turn = _turn(settings.sketch_rows, settings.seed, a.next_row, b.next_row)
     low = a.expected[1] + b.expected[1]
     carry = (low < a.expected[1]).astype(jnp.uint32)
     return replace(
         a,
         layers=tuple(
             LayerState(
-                merged_sums(left.sums, right.sums),
+                merged_sums(left.sums, right.sums, turn),
                 joint(left.rows, right.rows),
                 jnp.maximum(left.feature_dtype, right.feature_dtype),
             )
@@ -101,7 +110,17 @@ def _check(a: State, b: State) -> None:
             )
 
 
-def merged_sums(a: Sums, b: Sums) -> Sums:
+def _turn(size: int, seed: int, rows_a: Array, rows_b: Array) -> tuple[Array, Array]:
+    """Return an order (k,) and signs (k,) for the sketch of b; where a or b is empty, what changes nothing."""
+    places = jnp.arange(size, dtype=jnp.uint32)
+    salt = mixed(mixed(mixed(rows_a) + rows_b) + jnp.uint32(seed & 0x7FFFFFFF))
+    keys = turning_keys(places, salt)
+    alone = (rows_a == 0) | (rows_b == 0)
+    order = jnp.argsort(jnp.where(alone, places, keys))
+    return order, jnp.where(alone | (keys % 2 == 0), 1.0, -1.0)
+
+
+def merged_sums(a: Sums, b: Sums, turn: tuple[Array, Array]) -> Sums:
     """Merge the sums of one layer, see `merge`."""
     dtype = a.shift.dtype
     n_a, n_b = a.counts.astype(dtype), b.counts.astype(dtype)
@@ -125,16 +144,34 @@ def merged_sums(a: Sums, b: Sums) -> Sums:
         (jnp.where(both[:, None], -a.sums, 0.0), offset_a),
         (jnp.where(both[:, None], -b.sums, 0.0), offset_b),
     )
+    shift = jnp.where(both[:, None], mean, jnp.where(alone, b.shift, a.shift))
+    moves = [jnp.where(both[:, None], shift - part.shift, 0.0) for part in (a, b)]
+    sketch, signs = _sketch(a, b, moves, turn)
     return Sums(
         counts=counted(a.counts, b.counts),
-        shift=jnp.where(both[:, None], mean, jnp.where(alone, b.shift, a.shift)),
+        shift=shift,
         sums=jnp.where(both[:, None], rest, jnp.where(alone, b.sums, a.sums)),
         squares=a.squares + b.squares + sum((u * v).sum(axis=1) for u, v in products),
         scatter=_scatter(a.scatter, b.scatter, products),
         ignored=counted(a.ignored, b.ignored),
         nonfinite=counted(a.nonfinite, b.nonfinite),
         invalid=counted(a.invalid, b.invalid),
+        sketch=sketch,
+        signs=signs,
     )
+
+
+def _sketch(
+    a: Sums, b: Sums, moves: Sequence[Array], turn: tuple[Array, Array]
+) -> tuple[Array | None, Array | None]:
+    """Add the sketch of b, turned, to that of a, both about the new shifts; and the sums of signs."""
+    if a.sketch is None or b.sketch is None or a.signs is None or b.signs is None:
+        return None, None
+    order, sign = turn
+    sign = sign.astype(a.sketch.dtype)[:, None]
+    from_a = a.sketch - product(a.signs, moves[0])
+    from_b = b.sketch - product(b.signs, moves[1])
+    return from_a + (from_b * sign)[order], a.signs + (b.signs * sign)[order]
 
 
 def _scatter(

@@ -38,7 +38,7 @@ class CollapseMeter:
         Print what is watched, and why the rest is not, as soon as an input shows the layers.
     **options
         Those of `init`: ``reduction``, ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``,
-        ``sample_rows``, ``seed``, ``dtype``.
+        ``sample_rows``, ``seed``, ``sketch_rows``, ``dtype``.
 
     Raises
     ------

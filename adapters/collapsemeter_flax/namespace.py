@@ -76,6 +76,14 @@ class JaxNamespace:
         blocks = blocks.at[lax.axis_index(self.axis_name)].set(rows)
         return self.across(blocks).reshape(-1, *rows.shape[1:])
 
+    def own(self, rows: Array) -> Array:
+        """(devices B, ...) as `gathered` returns them -> (B, ...) of this device."""
+        if self.axis_name is None:
+            return rows
+        devices: int = lax.psum(1, self.axis_name)
+        size = rows.shape[0] // devices
+        return lax.dynamic_slice_in_dim(rows, lax.axis_index(self.axis_name) * size, size)
+
     def to_float(self, rows: Array) -> Array:
         return rows.astype(self.dtype)
 
@@ -121,6 +129,14 @@ class JaxNamespace:
         if jnp.issubdtype(total.dtype, jnp.integer):
             return counted(total, part.astype(total.dtype))
         return total + part
+
+    def add_class_sum(self, total: Array, rows: Array, labels: Array) -> Array:
+        if self.axis_name is None:
+            return total.at[labels].add(rows)
+        return total + self.across(jax.ops.segment_sum(rows, labels, total.shape[0]))
+
+    def add_entries(self, total: Array, values: Array, rows: Array, columns: Array) -> Array:
+        return total + self.across(jnp.zeros_like(total).at[rows, columns].add(values))
 
     def add_product(self, total: Array, rows: Array) -> Array:
         return total + self.across(product(rows.T, rows))

@@ -74,7 +74,7 @@ def observe(
         where the model takes them.
     **options
         Those of `init`: ``reduction``, ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``,
-        ``sample_rows``, ``seed``, ``dtype``.
+        ``sample_rows``, ``seed``, ``sketch_rows``, ``dtype``.
 
     Returns
     -------

@@ -16,7 +16,7 @@ from collapsemeter.moments import EPS
 from collapsemeter.reduction import Reduction, check_reduction, reduction_of
 from collapsemeter.settings import Settings
 from collapsemeter.state_files import CorruptStateError, read_state, write_state
-from collapsemeter.sums import ScatterKind, Sums, scatter_shape
+from collapsemeter.sums import ScatterKind, Sums, scatter_shape, sketch_shapes
 
 from .sample import EMPTY
 
@@ -146,8 +146,8 @@ def init(
     reduction : str, callable, or mapping from layer name to one
         How what a layer gives becomes one row per label, see `collapsemeter.reduction.feature_rows`.
     **options
-        ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``, ``sample_rows`` and ``seed`` of
-        `collapsemeter.settings.Settings`.
+        ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``, ``sample_rows``, ``seed`` and
+        ``sketch_rows`` of `collapsemeter.settings.Settings`.
 
     Returns
     -------
@@ -195,7 +195,9 @@ def _empty(spec: Spec) -> State:
     classes, dtype = spec.settings.num_classes, jnp.dtype(spec.dtype)
     layers = []
     for number, width in enumerate(spec.widths):
-        shape = scatter_shape(spec.kind(number), classes, width)
+        kind = spec.kind(number)
+        shape = scatter_shape(kind, classes, width)
+        sketch = sketch_shapes(kind, classes, width, spec.settings.sketch_rows)
         sums = Sums(
             counts=jnp.zeros(classes, jnp.uint32),
             shift=jnp.zeros((classes, width), dtype),
@@ -206,6 +208,7 @@ def _empty(spec: Spec) -> State:
             ignored=jnp.zeros((), jnp.uint32),
             nonfinite=jnp.zeros((), jnp.uint32),
             invalid=jnp.zeros((), jnp.uint32),
+            **{name: jnp.zeros(size, dtype) for name, size in sketch.items()},
         )
         rows = jnp.zeros((spec.settings.sample_size(width), width), dtype)
         layers.append(LayerState(sums, rows, jnp.zeros((), jnp.int32)))
@@ -317,6 +320,6 @@ def _described(spec: Spec) -> str:
     settings = spec.settings
     return (
         f"{settings.num_classes} classes in {layers}; {spec.dtype}, sample_rows="
-        f"{settings.sample_rows}, seed={settings.seed}, ignore_index={settings.ignore_index}, "
+        f"{settings.sample_rows}, seed={settings.seed}, sketch_rows={settings.sketch_rows}, ignore_index={settings.ignore_index}, "
         f"nonfinite={settings.nonfinite}"
     )

@@ -14,6 +14,7 @@ from jax import Array
 from collapsemeter import sums
 from collapsemeter.labels import class_labels
 from collapsemeter.moments import EPS
+from collapsemeter.sketch import row_hashes
 
 from .namespace import FULL, AxisName, JaxNamespace, counted
 from .reduction import feature_rows
@@ -117,6 +118,7 @@ def _added(
     usable = (every_label >= 0) & (every_label < settings.num_classes)
     usable &= every_label != settings.ignore_index
     numbers, kept = numbered(usable, state.next_row)
+    hashes = row_hashes(xp.own(numbers), settings.sketch_rows, settings.seed)
     every_decision = xp.gathered(decided)
     slots = {size: slots_of(numbers, kept, size, settings.seed) for size in spec.sample_sizes}
     samples = tuple(
@@ -135,6 +137,7 @@ def _added(
                 xp,
                 ignore_index=settings.ignore_index,
                 propagate=settings.propagate,
+                hashes=hashes,
             ),
             rows=put(layer.rows, slots[len(layer.rows)], xp.gathered(xp.to_float(x))),
             feature_dtype=jnp.maximum(layer.feature_dtype, _dtype_code(dtype)),

@@ -151,6 +151,8 @@ def state_dict(meter: CollapseMeter) -> dict[str, np.ndarray[Any, Any]]:
     state: dict[str, np.ndarray[Any, Any]] = {
         "num_classes": np.asarray(meter.settings.num_classes),
         "sample_rows": np.asarray(meter.settings.sample_rows),
+        "sketch_rows": np.asarray(meter.settings.sketch_rows),
+        "seed": np.asarray(meter.settings.seed),
     }
     for name, stream in meter._streams.items():
         for number, (layer, call) in enumerate(stream.layers):
@@ -164,7 +166,7 @@ def state_dict(meter: CollapseMeter) -> dict[str, np.ndarray[Any, Any]]:
 
 def load_state_dict(meter: CollapseMeter, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Fill the live streams from `state_dict`."""
-    for option in ("num_classes", "sample_rows"):
+    for option in ("num_classes", "sample_rows", "sketch_rows", "seed"):
         found, due = int(state[option]), getattr(meter.settings, option)
         if found != due:
             raise ValueError(f"the state has {option}={found}, this meter {due}: make them agree")

@@ -22,6 +22,7 @@ from collapsemeter.reduction import Layout, Reduction, check_reduction, feature_
 from collapsemeter.report import TABLE
 from collapsemeter.selection import classes_of, description
 from collapsemeter.settings import Settings
+from collapsemeter.sketch import SKETCH_ROWS
 from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 from collapsemeter.warning import warn
 
@@ -92,7 +93,7 @@ class CollapseMeter(keras.callbacks.Callback):
     log_metrics : sequence of str, or "all"
         Which metrics go into Keras' ``logs``, and so into History, CSVLogger and the progress bar:
         ``nc1_pinv/fc``, ``val_nc1_pinv/fc``, ``probe_nc1_pinv/fc``.
-    reduction, scatter, convention, ignore_index, nonfinite, sample_rows, seed
+    reduction, scatter, convention, ignore_index, nonfinite, sample_rows, seed, sketch_rows
         See `collapsemeter.settings.Settings`.
     strict : bool
         Re-raise a failure of the meter itself instead of marking the layer ``degraded``.
@@ -149,6 +150,7 @@ class CollapseMeter(keras.callbacks.Callback):
         nonfinite: Nonfinite = "skip",
         sample_rows: int = 4096,
         seed: int = 0,
+        sketch_rows: int = SKETCH_ROWS,
         strict: bool = False,
         verbose: bool = True,
     ) -> None:
@@ -162,6 +164,7 @@ class CollapseMeter(keras.callbacks.Callback):
             "nonfinite": nonfinite,
             "sample_rows": sample_rows,
             "seed": seed,
+            "sketch_rows": sketch_rows,
         }
         Settings(num_classes=2 if num_classes is None else num_classes, **self._options)
         if every < 1:

@@ -10,6 +10,7 @@ from keras import ops
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from collapsemeter.sampling import Wrap, drawn_slots, low_32_bits, uint32
+from collapsemeter.sketch import row_hashes
 
 Tensor = Any  # of the backend
 NATIVE_CLASSES = 100  # from about here a segment sum beats a product with one-hot labels
@@ -135,6 +136,14 @@ class KerasNamespace:
     def add(self, total: Tensor, part: Tensor) -> Tensor:
         return saturated(total, part) if keras.backend.is_int_dtype(total.dtype) else total + part
 
+    def add_class_sum(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        return total + ops.segment_sum(rows, labels, num_segments=int(total.shape[0]))
+
+    def add_entries(self, total: Tensor, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        height, width = (int(size) for size in total.shape)
+        entries = ops.segment_sum(values, rows * width + columns, num_segments=height * width)
+        return total + ops.reshape(entries, (height, width))
+
     def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
         return total + full_product(ops.transpose(rows), rows)
 
@@ -203,6 +212,24 @@ def _wide(x: Tensor) -> Tensor:
     """Half-precision activations are widened before any arithmetic."""
     dtype = keras.backend.standardize_dtype(x.dtype)
     return x if dtype == "float64" else ops.cast(x, "float32")
+
+
+def hashed(numbers: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return bucket and sign of each row in a sketch, see `collapsemeter.sketch.row_hashes`.
+
+    Parameters
+    ----------
+    numbers : (B,) of `COUNT`
+        Row numbers.
+    size, seed : int
+
+    Returns
+    -------
+    buckets : (B,) int32
+    negative : (B,) bool
+    """
+    buckets, negative = row_hashes(numbers, size, seed, _WRAP)
+    return ops.cast(buckets, "int32"), negative
 
 
 def sample_slots(numbers: Tensor, usable: Tensor, size: int, seed: int) -> Tensor:

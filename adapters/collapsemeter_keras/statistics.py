@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 import keras
@@ -14,7 +14,7 @@ from keras import ops
 from collapsemeter.budget import Budget
 from collapsemeter.finalise import Tally
 from collapsemeter.settings import Settings
-from collapsemeter.sums import Sums, scatter_shape, update
+from collapsemeter.sums import Sums, scatter_shape, sketch_shapes, update
 
 from .operations import (
     COUNT,
@@ -22,13 +22,14 @@ from .operations import (
     KerasNamespace,
     Tensor,
     counted,
+    hashed,
     run_if,
     sample_slots,
     saturated,
 )
 
 Key = tuple[str, int]  # a layer, and which of its calls in one forward
-_SUMS = ("counts", "shift", "sums", "squares", "scatter", "ignored", "nonfinite", "invalid")
+_SUMS = tuple(part.name for part in fields(Sums))
 _T = TypeVar("_T")
 _ON_HOST = keras.backend.backend() == "torch"  # a look at a variable would wait for the device
 
@@ -116,15 +117,17 @@ class Stream(keras.metrics.Metric):
         settings, name = self.settings, f"{len(self.layers)}"
         sums_dtype = "float64" if dtype == "float64" else "float32"
         classes, size = settings.num_classes, settings.sample_size(width)
+        kind = settings.kind(width)
         shapes: dict[str, tuple[int, ...] | None] = {
             "counts": (classes,),
             "shift": (classes, width),
             "sums": (classes, width),
             "squares": (classes,),
-            "scatter": scatter_shape(settings.kind(width), classes, width),
+            "scatter": scatter_shape(kind, classes, width),
             "ignored": (),
             "nonfinite": (),
             "invalid": (),
+            **sketch_shapes(kind, classes, width, settings.sketch_rows),
         }
         integers = ("counts", "ignored", "nonfinite", "invalid")
         sums = {
@@ -190,12 +193,15 @@ class Stream(keras.metrics.Metric):
             key: self.allocate(key, int(rows.shape[1]), dtype_of(rows))
             for key, rows in features.items()
         }
+        hashes = None
+        if any("sketch" in layer.sums for layer in layers.values()):
+            hashes = hashed(numbers, settings.sketch_rows, settings.seed)
         for size in {layer.sample_size for layer in layers.values()}:
             slots = sample_slots(numbers, usable, size, settings.seed)
             self._sample(self.samples[size], slots, numbers + 1, labels, predictions)
             for key, layer in layers.items():
                 if layer.sample_size == size:
-                    self._count_layer(layer, features[key], labels, slots)
+                    self._count_layer(layer, features[key], labels, slots, hashes)
         rows_given = counted(ops.ones_like(labels))
         if _ON_HOST:
             self._rows_here += len(labels)
@@ -218,7 +224,12 @@ class Stream(keras.metrics.Metric):
             _put(sample.predictions, slots, predictions + 1)
 
     def _count_layer(
-        self, layer: LayerVariables, rows: Tensor, labels: Tensor, slots: Tensor
+        self,
+        layer: LayerVariables,
+        rows: Tensor,
+        labels: Tensor,
+        slots: Tensor,
+        hashes: tuple[Tensor, Tensor] | None,
     ) -> None:
         rows = ops.stop_gradient(rows)
         before = Sums(
@@ -231,6 +242,7 @@ class Stream(keras.metrics.Metric):
             KerasNamespace(keras.backend.standardize_dtype(layer.rows.dtype)),
             ignore_index=self.settings.ignore_index,
             propagate=self.settings.propagate,
+            hashes=hashes,
         )
         for part, variable in layer.sums.items():
             variable.assign(getattr(after, part))
@@ -278,6 +290,7 @@ class Stream(keras.metrics.Metric):
             labels=labels[kept],
             ids=ids[kept] - 1,
             decided=(ids[known] - 1, decided[known] - 1) if known.any() else None,
+            seed=self.settings.seed,
         )
 
 

@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from collapsemeter.sums import ScatterKind, Sums, scatter_shape, update
+from collapsemeter.sketch import SKETCH_ROWS
+from collapsemeter.sums import ScatterKind, Sums, scatter_shape, sketch_shapes, update
 
 NATIVE_CLASSES = 100  # from about here `index_add_` beats a product with one-hot labels
 
@@ -71,6 +72,12 @@ class TorchNamespace:
     def add(self, total: Tensor, part: Tensor) -> Tensor:
         return total.add_(part)
 
+    def add_class_sum(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        return total.index_add_(0, labels, rows)
+
+    def add_entries(self, total: Tensor, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return total.index_put_((rows, columns), values, accumulate=True)
+
     def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
         if self.widen:
             return total.add_(self.product(rows.t(), rows))
@@ -132,11 +139,13 @@ class LayerState:
         The first features seen: they fix width, device and precision (float64 stays float64, of all
         else sums and sampled rows are kept in float32).
     num_classes : int
-    kind : {"class", "pooled", "trace"}
+    kind : {"class", "pooled", "sketch", "trace"}
     sample_size : int
         Rows kept for NC4; one more slot takes the rows that are not kept.
     wide : bool
         Keep the sums in float64 in any case: rows are widened before any arithmetic.
+    sketch_rows, seed : int
+        Of a sketch: k, and what its hashes are of.
 
     Examples
     --------
@@ -155,6 +164,8 @@ class LayerState:
         sample_size: int,
         *,
         wide: bool = False,
+        sketch_rows: int = SKETCH_ROWS,
+        seed: int = 0,
     ) -> None:
         width, device = rows.shape[1], rows.device
         exact = torch.float64 if rows.dtype == torch.float64 else torch.float32  # holds any row
@@ -162,6 +173,7 @@ class LayerState:
         shape = scatter_shape(kind, num_classes, width)
         self.width = width
         self.kind = kind
+        self.seed = seed
         self.feature_dtype = str(rows.dtype).removeprefix("torch.")
         self.dtype = dtype
 
@@ -177,6 +189,10 @@ class LayerState:
             ignored=torch.zeros((), dtype=torch.int64, device=device),
             nonfinite=torch.zeros((), dtype=torch.int64, device=device),
             invalid=torch.zeros((), dtype=torch.int64, device=device),
+            **{
+                name: zeros(*size)
+                for name, size in sketch_shapes(kind, num_classes, width, sketch_rows).items()
+            },
         )
         self.sample_rows = zeros(sample_size + 1, width, dtype=exact)
         self.sample_labels = zeros(sample_size + 1, dtype=torch.int64)
@@ -192,8 +208,9 @@ class LayerState:
         ignore_index: int,
         propagate: bool = False,
         widen: bool = False,
+        hashes: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Add a batch: one row, label, sample slot and row number for each."""
+        """Add a batch: one row, label, sample slot and row number for each; hashes for a sketch."""
         update(
             self.sums,
             rows,
@@ -201,6 +218,7 @@ class LayerState:
             TorchNamespace(self.dtype, widen),
             ignore_index=ignore_index,
             propagate=propagate,
+            hashes=hashes,
         )
         self.sample_rows.index_copy_(0, slots, rows.to(self.sample_rows.dtype))
         self.sample_labels.index_copy_(0, slots, labels)

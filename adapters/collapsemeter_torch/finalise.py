@@ -103,6 +103,7 @@ def _tally(store: Store, name: str, call: int, state: LayerState) -> Tally:
         labels,
         ids,
         _kept_predictions(store, call, state),
+        state.seed,
     )
 
 
@@ -203,6 +204,7 @@ def state_dict(store: Store, steps: list[int], num_classes: int) -> dict[str, An
                 "layer": layer,
                 "call": call,
                 "kind": state.kind,
+                "seed": state.seed,
                 "feature_dtype": state.feature_dtype,
                 "tensors": {name: t.detach().cpu().clone() for name, t in state.tensors().items()},
             }
@@ -245,6 +247,7 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
             f"the state keeps samples of {sorted(sizes)} rows, this meter of {sorted(due)}: "
             "pass the same sample_rows="
         )
+    _check_sketches(meter, state["layers"])
     store.clear()
     device = _device(meter._root)
     for saved in state["layers"]:
@@ -253,7 +256,14 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
             0, tensors["shift"].shape[1], dtype=tensors["shift"].dtype, device=device
         )
         size = tensors["sample_rows"].shape[0] - 1
-        layer = LayerState(rows, meter.num_classes, saved["kind"], size)
+        layer = LayerState(
+            rows,
+            meter.num_classes,
+            saved["kind"],
+            size,
+            sketch_rows=meter.settings.sketch_rows,
+            seed=meter.settings.seed,
+        )
         layer.feature_dtype = saved["feature_dtype"]
         for name, tensor in layer.tensors().items():
             tensor.copy_(tensors[name])
@@ -269,6 +279,20 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
     store.next_row, store.degraded = state["next_row"], dict(state["degraded"])
     store.partial = {(layer, call): rows for layer, call, rows in state["partial"]}
     return list(state["steps"])
+
+
+def _check_sketches(meter: CollapseMeter, layers: list[dict[str, Any]]) -> None:
+    """Raise unless the rows to come are sketched as those before."""
+    for saved in layers:
+        if saved["kind"] != "sketch":
+            continue
+        found = {"sketch_rows": len(saved["tensors"]["sketch"]), "seed": saved["seed"]}
+        for option, value in found.items():
+            due = getattr(meter.settings, option)
+            if value != due:
+                raise ValueError(
+                    f"the state keeps sketches of {option}={value}, this meter of {due}: pass {option}={value}"
+                )
 
 
 def _device(model: nn.Module) -> torch.device:

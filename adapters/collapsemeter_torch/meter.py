@@ -25,6 +25,7 @@ from collapsemeter.moments import Phase
 from collapsemeter.reduction import Layout, Reduction, check_reduction, reduction_of
 from collapsemeter.selection import classes_of, description
 from collapsemeter.settings import Settings
+from collapsemeter.sketch import SKETCH_ROWS
 from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 from collapsemeter.warning import warn
 
@@ -62,7 +63,7 @@ class CollapseMeter:
         C; by default the head's outputs.
     reduction : str, callable, or mapping from layer name to one
         How an output becomes one row per label, see `reduction.feature_rows`.
-    scatter : {"auto", "class", "pooled", "trace"}
+    scatter : {"auto", "class", "pooled", "sketch", "trace"}
         What is kept of the within-class scatter, see `collapsemeter.sums.scatter_kind`.
     criterion : nn.Module, optional
         A loss module called as ``criterion(output, labels)``: its labels are used, and the loop needs
@@ -87,7 +88,10 @@ class CollapseMeter:
     strict : bool
         Re-raise a failure of the meter itself instead of marking the layer ``degraded``.
     seed : int
-        Of the row sample.
+        Of the row sample, and of the sketch of wide layers: where the moments of several processes
+        are to be merged, one each (``seed=rank``).
+    sketch_rows : int
+        Rows of the sketch that a wide layer keeps, see `collapsemeter.settings.Settings`.
     verbose : bool
         Print what is watched, and why the rest is not.
 
@@ -128,6 +132,7 @@ class CollapseMeter:
         max_rows: int | None = None,
         strict: bool = False,
         seed: int = 0,
+        sketch_rows: int = SKETCH_ROWS,
         verbose: bool = True,
     ) -> None:
         self.budget = Budget(every, max_rows)
@@ -144,6 +149,7 @@ class CollapseMeter:
             nonfinite=nonfinite,
             sample_rows=sample_rows,
             seed=seed,
+            sketch_rows=sketch_rows,
         )
         self.exact = exact
         self.count_eval = count_eval
@@ -445,7 +451,8 @@ class CollapseMeter:
                 f"layer {layer!r} has counted nothing (call {call}); watched are "
                 f"{', '.join(self.selection.watched)}"
             )
-        return ClassMoments.from_sums(state.host_sums(), state.feature_dtype, "live")
+        sums = state.host_sums()
+        return ClassMoments.from_sums(sums, state.feature_dtype, "live", seed=state.seed)
 
     def _report(self, store: Store, phase: Phase, more: dict[str, Any]) -> CollapseReport:
         report = finalise.report(self, store, phase, more)

@@ -12,8 +12,9 @@ from torch import Tensor
 from collapsemeter.budget import Clock
 from collapsemeter.labels import class_labels
 from collapsemeter.reduction import BatchError
-from collapsemeter.sampling import reservoir_slots
+from collapsemeter.sampling import low_32_bits, reservoir_slots
 from collapsemeter.settings import Settings
+from collapsemeter.sketch import row_hashes
 from collapsemeter.warning import warn
 
 from .device import LayerState, PredictionState, has_float64, products_are_reduced
@@ -99,9 +100,22 @@ class Store:
             ignore_index=meter.settings.ignore_index,
             propagate=meter.settings.propagate,
             widen=scope.widen,
+            hashes=self._hashes(meter, scope) if state.kind == "sketch" else None,
         )
         if meter.exact:
             self._keep(scope, (layer, call), rows)
+
+    def _hashes(self, meter: CollapseMeter, scope: Scope) -> tuple[Tensor, Tensor]:
+        if scope.hashes is None:  # of a layer that ran for the first time, and after others
+            settings = meter.settings
+            return row_hashes(scope.ids, settings.sketch_rows, settings.seed, low_32_bits)
+        return scope.hashes
+
+    def may_sketch(self, settings: Settings) -> bool:
+        """Whether a layer keeps a sketch, as far as can be told before they run."""
+        if settings.scatter != "auto":
+            return settings.scatter == "sketch"
+        return not self.layers or any(state.kind == "sketch" for state in self.layers.values())
 
     def _new_state(self, meter: CollapseMeter, rows: Tensor) -> LayerState:
         width, settings = rows.shape[1], meter.settings
@@ -111,6 +125,8 @@ class Store:
             settings.kind(width),
             settings.sample_size(width),
             wide=self.wide and has_float64(rows.device),
+            sketch_rows=settings.sketch_rows,
+            seed=settings.seed,
         )
 
     def add_decisions(self, meter: CollapseMeter, scope: Scope, decided: Tensor) -> None:
@@ -206,6 +222,11 @@ class Scope:
         for size in set(settings.sample_sizes):
             slots = reservoir_slots(numbers, size, settings.seed)
             self.slots[size] = torch.from_numpy(slots).to(labels.device)
+        self.hashes: tuple[Tensor, Tensor] | None = None
+        if store.may_sketch(settings):  # here: a compiled graph takes minutes to fuse all this
+            hashes = row_hashes(numbers, settings.sketch_rows, settings.seed, low_32_bits)
+            buckets, negative = (torch.from_numpy(part).to(labels.device) for part in hashes)
+            self.hashes = buckets, negative
         store.next_row = self.end_row = self.first_row + int(usable.sum())
 
     def abort(self) -> None:

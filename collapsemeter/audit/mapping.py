@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from ..accumulate import Accumulator
 from ..activations.manifest import sha256_of_path
 from ..activations.remote import local_path
 from ..moments import HOST_CLASS_ENTRIES, ClassMoments
+from ..sketch import derived_seed
 from ..sums import ScatterKind, scatter_kind
 from .rows import Counting, OpenPiece
 from .shard import ArrayAt, Piece, Shard
@@ -51,20 +52,26 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
     piece = task.piece
     with ThreadPoolExecutor(1) as beside:
         hashing = beside.submit(digests_of, piece.shard, task.cache) if digests is None else None
+
+        def found() -> Mapping[str, str]:
+            return hashing.result() if hashing is not None else digests or {}
+
+        def seed() -> int:
+            return derived_seed(shard_id(piece, found()))
+
         with OpenPiece(piece, task.counting, task.cache) as opened:
             if piece.start == 0:  # of the whole file, so once is enough
                 opened.check()
-            counted = {layer: _counted(opened, layer, task) for layer in piece.shard.layers}
+            counted = {layer: _counted(opened, layer, task, seed) for layer in piece.shard.layers}
             rows = opened.labels.size
-        found = digests if hashing is None else hashing.result()
-    assert found is not None
+        files = dict(found())
     record = ShardRecord(
-        id=shard_id(piece, found),
+        id=shard_id(piece, files),
         name=piece.shard.name,
-        files=dict(found),
+        files=files,
         samples=piece.stop - piece.start,
         rows=rows,
-        labels=labels_id(piece.shard, found),
+        labels=labels_id(piece.shard, files),
     )
     layers = {name: of_shard(moments, record) for name, moments in counted.items()}
     return AuditState(layers, (record,), key_of(task.counting, task.phase, layers))
@@ -75,18 +82,22 @@ def of_shard(moments: ClassMoments, record: ShardRecord) -> ClassMoments:
     return replace(moments, shards=frozenset([record.id]) if moments.rows else frozenset())
 
 
-def _counted(opened: OpenPiece, layer: str, task: Task) -> ClassMoments:
+def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int]) -> ClassMoments:
+    """Count a layer; a sketch takes a seed from what identifies the rows, which waits for their SHA-256."""
     settings = task.counting.settings
     accumulator, dtype = None, task.piece.shard.layers[layer].array.dtype.name
     for chunk in opened.chunks(layer):
         if accumulator is None:
             width = chunk.rows.shape[1]
+            kind = host_scatter(task.counting, width)
             accumulator = Accumulator(
                 settings.num_classes,
                 width,
-                host_scatter(task.counting, width),
+                kind,
                 ignore_index=settings.ignore_index,
                 propagate=settings.propagate,
+                sketch_rows=settings.sketch_rows,
+                seed=seed() if kind == "sketch" else 0,
             )
         accumulator.add(chunk.rows, chunk.labels)
         if accumulator.sums.nonfinite and settings.nonfinite == "raise":
@@ -172,7 +183,7 @@ def _digest_once(path: str, *version: int) -> str:
 def key_of(counting: Counting, phase: str, layers: Iterable[str]) -> dict[str, Any]:
     """Return everything but the data that a state depends on."""
     settings = asdict(counting.settings)
-    kept = ("num_classes", "scatter", "ignore_index", "nonfinite")
+    kept = ("num_classes", "scatter", "sketch_rows", "ignore_index", "nonfinite")
     return {
         "collapsemeter": __version__,
         "phase": phase,

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from ..convention import Convention
 from ..moments import Phase
 from ..reduction import Reduction, check_reduction
+from ..sketch import SKETCH_ROWS
 from ..sums import Nonfinite, ScatterKind
 
 
@@ -31,7 +32,7 @@ class Options:
         The prefix of its weights, and the layer that it reads; found by name and width.
     num_classes : int, optional
         C; by default the head's rows, or the largest label and one.
-    scatter : {"auto", "class", "pooled", "trace"}
+    scatter : {"auto", "class", "pooled", "sketch", "trace"}
         What is kept of the within-class scatter; ``auto``: the finest that is affordable.
     convention : str or Convention
     ignore_index : int, optional
@@ -44,6 +45,8 @@ class Options:
         Rows of the second pass, see `deciding.choose_rows`.
     seed : int
         Of a sample of rows.
+    sketch_rows : int
+        k, the rows of the sketch that a layer keeps which is too wide for a scatter.
 
     Raises
     ------
@@ -68,6 +71,7 @@ class Options:
     phase: Phase | None = None
     nc4: str | int = "auto"
     seed: int = 0
+    sketch_rows: int = SKETCH_ROWS
 
     def __post_init__(self) -> None:
         for _, how in self.reductions:
@@ -85,6 +89,8 @@ class Options:
             raise ValueError(f"num_classes={self.num_classes}: there must be at least one class")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: pass 0 or more")
+        if self.sketch_rows < 2:
+            raise ValueError(f"sketch_rows={self.sketch_rows}: a sketch has at least two rows")
         for name, value, known in (
             ("scatter", self.scatter, ("auto", *get_args(ScatterKind))),
             ("nonfinite", self.nonfinite, get_args(Nonfinite)),

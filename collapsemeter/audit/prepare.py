@@ -128,6 +128,7 @@ def settings_of(options: Options, classes: int, ignore_index: int) -> Settings:
         ignore_index=ignore_index,
         nonfinite=options.nonfinite,
         seed=options.seed,
+        sketch_rows=options.sketch_rows,
     )
 
 

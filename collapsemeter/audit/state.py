@@ -97,6 +97,9 @@ def save_layers(
             if moments.scatter is not None:
                 whole = moments.scatter.ndim == 2
                 yield f"{i}.scatter", moments.scatter if whole else moments.scatter[present]
+            if moments.sketch is not None and moments.signs is not None:
+                yield f"{i}.sketch", moments.sketch
+                yield f"{i}.signs", moments.signs[:, present]
 
     write_state(path, lambda: _header(entries, shards, key), arrays(), FORMAT)
 
@@ -112,6 +115,7 @@ def _entry(name: str, moments: ClassMoments) -> dict[str, Any]:
         "shards": sorted(moments.shards),
         "ignored": moments.ignored,
         "nonfinite": moments.nonfinite,
+        "seeds": sorted(moments.seeds),
     }
 
 
@@ -169,8 +173,13 @@ class SavedState:
     def _moments(self, i: int, entry: Mapping[str, Any], whole: bool) -> ClassMoments:
         counts = self._file.read(f"{i}.counts")
         present = np.flatnonzero(counts)
+        sketch: dict[str, Any] = {}
         scatter = None
-        if whole and entry["kind"] != "trace":
+        if whole and entry["kind"] == "sketch":
+            signs = _spread(self._file.read(f"{i}.signs").T, present, len(counts)).T
+            sketch = {"sketch": self._file.read(f"{i}.sketch"), "signs": signs}
+            sketch["seeds"] = frozenset(entry["seeds"])
+        elif whole and entry["kind"] != "trace":
             scatter = self._file.read(f"{i}.scatter")
             if entry["kind"] == "class":
                 scatter = _spread(scatter, present, len(counts))
@@ -185,6 +194,7 @@ class SavedState:
             ignored=entry["ignored"],
             nonfinite=entry["nonfinite"],
             means_low=_spread(self._file.read(f"{i}.means_low"), present, len(counts)),
+            **sketch,
         )
         if found.means.shape != (entry["num_classes"], entry["width"]):
             raise ValueError(f"layer {entry['name']!r} has moments of shape {found.means.shape}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..convention import PRESETS
 from ..report import printable
+from ..sketch import SKETCH_ROWS
 from ..sums import Nonfinite, ScatterKind
 
 if TYPE_CHECKING:  # imported by what runs: other commands need nothing of an audit
@@ -124,6 +125,8 @@ def _add_data(command: Any) -> None:
         help="of maps and sequences: flatten, mean, mean_last, tokens, first or last")  # fmt: skip
     add("--scatter", default="auto", choices=("auto", *get_args(ScatterKind)),
         help="within-class scatter that is kept (default: auto)")  # fmt: skip
+    add("--sketch-rows", type=int, default=SKETCH_ROWS, metavar="ROWS",
+        help=f"of the sketch of a layer too wide for a scatter (default: {SKETCH_ROWS})")  # fmt: skip
     add("--ignore-index", type=int, metavar="LABEL", help="of rows to leave out (default: -100)")
     add("--nonfinite", default="skip", choices=get_args(Nonfinite),
         help="rows with NaN or Inf (default: skip, and count)")  # fmt: skip
@@ -236,6 +239,7 @@ def _options(options: argparse.Namespace) -> Options:
         head_layer=options.head_layer,
         num_classes=options.num_classes,
         scatter=options.scatter,
+        sketch_rows=options.sketch_rows,
         convention=given.get("convention", "papyan2020"),
         ignore_index=options.ignore_index,
         nonfinite=options.nonfinite,

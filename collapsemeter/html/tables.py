@@ -163,7 +163,9 @@ def all_values(report: CollapseReport) -> Values:
     def cell(layer: LayerReport, metric: str) -> Cell:
         value = layer.get(metric, math.nan)
         if math.isfinite(value):
-            return Cell(metric_value(metric, value))
+            error = layer.standard_errors.get(metric)
+            spread = "" if error is None else f" ± {number(error)}"
+            return Cell(metric_value(metric, value) + spread)
         why = reason(layer, metric)
         return Cell("–", "", notes.setdefault(why, len(notes) + 1), why)
 

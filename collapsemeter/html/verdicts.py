@@ -62,7 +62,12 @@ def _card(history: History, property: str, title: str, metric: str) -> Card:
         (step, report[name].get(metric, math.nan)) for step, report in history if name in report
     ]
     mark, kind, verdict = _distance(layer, metric, value)
-    notes = [*trend(metric, points), *_interval(layer, metric), *_floor(layer, metric)]
+    notes = [
+        *trend(metric, points),
+        *_interval(layer, metric),
+        *_error(layer, metric),
+        *_floor(layer, metric),
+    ]
     return Card(
         property, title, metric, metric_value(metric, value), mark, kind, verdict, tuple(notes)
     )
@@ -86,6 +91,16 @@ def _interval(layer: LayerReport, metric: str) -> list[str]:
     rows = layer.provenance.get("nc4_rows")
     on = f" on {rows} rows" if rows else ""
     return [f"95 % Wilson interval {low} to {high}: sampled{on}"]
+
+
+def _error(layer: LayerReport, metric: str) -> list[str]:
+    if metric not in layer.standard_errors:
+        return []
+    rows = layer.provenance.get("sketch_rows")
+    of = f" of {rows} rows" if rows else ""
+    return [
+        f"standard error ± {number(layer.standard_errors[metric])}: estimated from a sketch{of}"
+    ]
 
 
 def _floor(layer: LayerReport, metric: str) -> list[str]:

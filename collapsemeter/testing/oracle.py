@@ -20,7 +20,7 @@ from .driver import Batch, Driver, Features, Labels, Spec
 Rows = npt.NDArray[np.float64]
 LOOSEST = 1e-4
 _COUNTED = ("rows", "ignored_rows", "nonfinite_rows", "classes_present")
-_DESCRIBED = ("scatter", "feature_dtype", "phase")
+_DESCRIBED = ("scatter", "sketch_rows", "feature_dtype", "phase")
 
 
 def tolerance(rows: int) -> float:
@@ -70,6 +70,8 @@ class Oracle:
             phase=spec.phase,
             ignore_index=settings.ignore_index,
             nonfinite="propagate" if settings.propagate else "skip",
+            sketch_rows=settings.sketch_rows,
+            seed=settings.seed,
         )
         self.moments = replace(moments, feature_dtype=spec.dtype)
         self.rtol = tolerance(len(rows))
@@ -131,6 +133,15 @@ class Oracle:
         if found.scatter is not None and due.scatter is not None:
             size = float(np.nanmax(np.abs(due.scatter), initial=0.0))
             _close("within-class scatter", found.scatter, due.scatter, atol=rtol * size)
+        if found.sketch is not None and due.sketch is not None:
+            require(
+                found.seeds == due.seeds,
+                f"the sketch was hashed with the seeds {sorted(found.seeds)}, it should be {sorted(due.seeds)}",
+            )
+            signs, expected = np.asarray(found.signs), np.asarray(due.signs)
+            _close("sums of signs in the sketch", signs, expected)
+            size = float(np.nanmax(np.abs(due.sketch), initial=0.0))
+            _close("sketch of the residuals", found.sketch, due.sketch, atol=rtol * size)
 
 
 def sampled_rows(spec: Spec, batches: Iterable[npt.NDArray[np.int64]]) -> list[int]:
@@ -178,6 +189,13 @@ def _check_layer(
                 not final and metric.startswith(("nc4", "ncc")),
                 f"layer {name!r} lacks {metric} (reason: {layer.reason(metric)}).{said}",
             )
+    require(
+        layer.standard_errors.keys() == due.standard_errors.keys(),
+        f"layer {name!r} has standard errors of {list(layer.standard_errors)}, due: "
+        f"{list(due.standard_errors)}",
+    )
+    for metric, error in due.standard_errors.items():
+        _close(f"standard error of {metric}", layer.standard_errors[metric], error, rtol)
     of_variance = f"variance per class of layer {name!r}"
     _close(of_variance, layer.per_class["variance"], due.per_class["variance"], rtol)
     if final:

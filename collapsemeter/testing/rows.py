@@ -58,13 +58,18 @@ def near_collapse_under_an_offset(make: Make) -> None:
 
 @case(CASES)
 def every_scatter(make: Make) -> None:
-    """The option scatter= as 'class', 'pooled' and 'trace'.
+    """The option scatter= as 'class', 'pooled', 'sketch' and 'trace'.
 
-    What is not kept must be NaN with its reason.
+    What is not kept must be NaN with its reason. Buckets and signs of a sketch are those of
+    collapsemeter.sketch, for every seed, by the row numbers of the sample: over all batches, of rows that
+    have a class.
     """
     for kind in ("class", "pooled", "trace"):
         spec = spec_of(scatter=kind)
         agrees(make, spec, stream_of(spec))
+    for seed in range(2):
+        spec = spec_of(scatter="sketch", sketch_rows=16, seed=seed)
+        agrees(make, spec, stream_of(spec).with_labels(slice(0, 96, 9), -100))
 
 
 @case(CASES)

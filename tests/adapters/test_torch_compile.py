@@ -223,7 +223,7 @@ def test_no_graph_break():
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("scatter", ["class", "pooled", "trace"])
+@pytest.mark.parametrize("scatter", ["class", "pooled", "sketch", "trace"])
 def test_compiled_sums_are_the_eager_sums(scatter, backend):
     net = Net()
     meter = CollapseMeter(net, layers=["act", "mid"], scatter=scatter, verbose=False)
@@ -242,17 +242,19 @@ def test_compiled_sums_are_the_eager_sums(scatter, backend):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
-def test_inductor_reduces_inside_its_graph():
+@pytest.mark.parametrize("scatter", ["auto", "sketch"])
+def test_inductor_reduces_inside_its_graph(scatter):
     net = Net()
     x = torch.randn(12, 4)
     run = torch.compile(net, fullgraph=True)
     run(x).sum().backward()  # yesterday's loop, without our line
-    meter = CollapseMeter(net, layers=["act"], verbose=False)
+    meter = CollapseMeter(net, layers=["act"], scatter=scatter, verbose=False)
     for _ in range(3):
         with meter.batch(Y):
             loss = run(x).sum()
         loss.backward()
-    truth = measure(ClassMoments.from_batch(net.act(net.body(x)).detach().numpy(), Y.numpy(), 3))
+    rows = net.act(net.body(torch.cat([x] * 3))).detach().numpy()
+    truth = measure(ClassMoments.from_batch(rows, Y.repeat(3).numpy(), 3, scatter=scatter))
     report = meter.compute()
     assert report["act"]["nc1_pinv"] == pytest.approx(truth["nc1_pinv"], rel=1e-5)
     assert report.provenance["rows"] == 36

@@ -51,17 +51,21 @@ def moments_of(meter: CollapseMeter, layer: str) -> ClassMoments:
 
 @pytest.mark.parametrize("split", [[], [1, 2, 3], [100, 101, 350], list(range(50, ROWS, 50))])
 @pytest.mark.parametrize(("classes", "width"), [(10, 16), (120, 8)])
-@pytest.mark.parametrize("scatter", ["class", "pooled", "trace"])
+@pytest.mark.parametrize("scatter", ["class", "pooled", "sketch", "trace"])
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_any_batch_split_gives_the_moments_of_numpy(split, classes, width, scatter, offset):
     rows, labels = features(classes, width, spread=1e-3, offset=offset)
-    meter = streamed(rows, labels, split, scatter=scatter)
-    truth = ClassMoments.from_batch(rows, labels, classes, scatter=scatter)
+    meter = streamed(rows, labels, split, scatter=scatter, sketch_rows=32, seed=2)
+    truth = ClassMoments.from_batch(rows, labels, classes, scatter=scatter, sketch_rows=32, seed=2)
     found = moments_of(meter, "0")
     np.testing.assert_array_equal(found.counts, truth.counts)
     np.testing.assert_allclose(found.traces, truth.traces, rtol=SUM_TOLERANCE)
     np.testing.assert_allclose(found.means, truth.means, rtol=8 * EPS32, atol=8 * EPS32)
-    if scatter != "trace":
+    if scatter == "sketch":
+        np.testing.assert_array_equal(found.signs, truth.signs)
+        size = np.abs(truth.sketch).max()
+        np.testing.assert_allclose(found.sketch, truth.sketch, rtol=0, atol=SUM_TOLERANCE * size)
+    elif scatter != "trace":
         size = np.abs(truth.scatter).max()
         np.testing.assert_allclose(found.scatter, truth.scatter, rtol=0, atol=SUM_TOLERANCE * size)
 
@@ -310,23 +314,70 @@ def test_a_layer_the_head_does_not_read_has_no_nc3_and_says_so():
     assert "nc3_cosine" not in report["2"]
 
 
-def test_wide_layers_keep_traces_and_say_so():
+def test_wide_layers_keep_a_sketch_and_say_so():
     net = nn.Sequential(nn.Linear(4, 4100), nn.ReLU(), nn.Linear(4100, 3))
     meter = CollapseMeter(net, verbose=False)
     with meter.batch(torch.arange(6) % 3):
         net(torch.randn(6, 4))
     with pytest.warns(
-        RuntimeWarning, match=r"too wide for a scatter \(4100 features\): only traces"
+        RuntimeWarning, match=r"too wide for a scatter \(4100 features\): a sketch of it"
     ):
         report = meter.compute()
-    assert report["2"].reason("nc1_pinv") == "no_scatter"
+    assert report["2"]["nc1_pinv"] > report["2"].standard_errors["nc1_pinv"] > 0
+    assert report["2"].reason("nc1_vci") == "only_a_sketch"
     assert report["2"]["nc1_cdnv"] > 0
+    state = meter._live.layers["2", 0].sums
+    floats = state.shift, state.sums, state.squares, state.sketch, state.signs
+    assert sum(part.numel() for part in floats) == (2 * 3 + 512) * 4100 + 512 * 3 + 3
     assert meter._live.layers["2", 0].sample_rows.shape[0] == 4096 // 16 + 1
+
+
+class Late(nn.Module):
+    """A wide block that runs from the second batch on."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow, self.head = nn.Linear(4, 4100), nn.Linear(4, 5), nn.Linear(5, 3)
+        self.runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        if self.runs > 1:
+            self.wide(x)
+        return self.head(self.narrow(x))
+
+
+def test_a_wide_layer_that_runs_later_than_others_is_sketched_by_the_same_row_numbers():
+    net, xs, y = Late(), torch.randn(3, 6, 4), torch.arange(6) % 3
+    meter = CollapseMeter(net, layers=["wide", "narrow"], verbose=False)
+    for x in xs:
+        with meter.batch(y):
+            net(x)
+    rows = net.wide(xs[1:].reshape(-1, 4)).detach().numpy()
+    truth = ClassMoments.from_batch(rows, y.repeat(2).numpy(), 3, first_row=6)
+    found = meter.moments("wide")
+    np.testing.assert_array_equal(found.signs, truth.signs)
+    size = np.abs(truth.sketch).max()
+    np.testing.assert_allclose(found.sketch, truth.sketch, rtol=0, atol=1e-5 * size)
+
+
+def test_moments_of_two_processes_need_a_seed_each():
+    net, y = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.arange(6) % 3
+    found = []
+    for seed in (0, 0, 1):
+        meter = CollapseMeter(net, scatter="sketch", seed=seed, verbose=False)
+        with meter.batch(y):
+            net(torch.randn(6, 4))
+        found.append(meter.moments("2"))
+        meter.close()
+    with pytest.raises(ValueError, match=r"both sketches were hashed with seed=0"):
+        found[0].merge(found[1])
+    assert found[0].merge(found[2]).seeds == {0, 1}
 
 
 def test_an_explicit_scatter_is_honoured():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    for kind in ("class", "pooled", "trace"):
+    for kind in ("class", "pooled", "sketch", "trace"):
         meter = CollapseMeter(net, scatter=kind, verbose=False)
         with meter.batch(torch.arange(6) % 3):
             net(torch.randn(6, 4))
@@ -337,7 +388,7 @@ def test_an_explicit_scatter_is_honoured():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scatter": "full"}, "scatter='full': choose 'auto', 'class', 'pooled' or 'trace'"),
+        ({"scatter": "full"}, "scatter='full': choose 'auto', 'class', 'pooled', 'sketch' or"),
         ({"nonfinite": "drop"}, "nonfinite='drop': choose 'skip', 'raise' or 'propagate'"),
         ({"sample_rows": 0}, "sample_rows=0: keep at least one row"),
         ({"num_classes": 1}, "num_classes=1: there must be at least two classes"),

@@ -145,7 +145,13 @@ def batches(count: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "options", [{"sample_rows": 16}, {"exact": True, "sample_rows": 8}, {"scatter": "trace"}]
+    "options",
+    [
+        {"sample_rows": 16},
+        {"exact": True, "sample_rows": 8},
+        {"scatter": "trace"},
+        {"scatter": "sketch", "seed": 3},
+    ],
 )
 def test_a_saved_meter_continues_bit_for_bit(options):
     net = mlp()
@@ -164,6 +170,19 @@ def test_a_saved_meter_continues_bit_for_bit(options):
         with whole.batch(Y), resumed.batch(Y):
             net(x)
     assert timeless(whole.compute()) == timeless(resumed.compute())
+
+
+def test_rows_to_come_are_sketched_as_those_before():
+    net = mlp()
+    meter = CollapseMeter(net, scatter="sketch", verbose=False)
+    with meter.batch(Y):
+        net(torch.randn(12, 4))
+    for option, value in (("seed", 1), ("sketch_rows", 64)):
+        other = CollapseMeter(net, scatter="sketch", verbose=False, **{option: value})
+        with pytest.raises(
+            ValueError, match=f"keeps sketches of {option}=.*, this meter of {value}"
+        ):
+            other.load_state_dict(meter.state_dict())
 
 
 def test_a_saved_state_does_not_change_when_counting_goes_on():

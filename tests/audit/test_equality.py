@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from collapsemeter import ClassMoments
 from collapsemeter.audit import Options, Running, audit
+from collapsemeter.audit.state import SavedState
+from collapsemeter.sketch import derived_seed
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz", "npy", "h5", "zarr"])
@@ -59,6 +62,37 @@ def test_no_head_and_no_second_pass(data, tmp_path, assert_report):
 def test_every_scatter(data, tmp_path, assert_report, scatter):
     folder = data.dump(tmp_path / "acts")
     assert_report(audit(folder, Options(scatter=scatter)), data.oracle(scatter=scatter))
+
+
+def test_every_shard_is_sketched_with_a_seed_of_its_own(data, tmp_path, monkeypatch):
+    files = data.shards(tmp_path / "acts", 3)
+    options = Options(scatter="sketch", sketch_rows=64)
+    report = audit(files, options, Running(state=tmp_path / "S"))
+    states = [SavedState(path) for path in sorted((tmp_path / "S").glob("*.state"))]
+    seeds = {derived_seed(state.shards[0].id) for state in states}
+    assert len(seeds) == 3
+    bounds = np.linspace(0, data.rows, 4).astype(int)
+    for state in states:
+        number = int(state.shards[0].name[-len("0.safetensors")])
+        part = slice(*bounds[number : number + 2])
+        found = state.moments("fc")
+        due = ClassMoments.from_batch(
+            data.layers["fc"][part], data.labels[part], 6, scatter="sketch", sketch_rows=64,
+            seed=derived_seed(state.shards[0].id),
+        )  # fmt: skip
+        np.testing.assert_array_equal(found.signs, due.signs)
+        np.testing.assert_allclose(found.sketch, due.sketch, rtol=0, atol=1e-12)
+        assert found.seeds == due.seeds <= seeds
+    layer, exact = report["fc"], data.oracle(scatter="pooled")["fc"]
+    assert abs(layer["nc1_pinv"] - exact["nc1_pinv"]) < 5 * layer.standard_errors["nc1_pinv"]
+    assert layer["nc1_cdnv"] == pytest.approx(exact["nc1_cdnv"], rel=1e-9)
+    assert layer.reason("nc1_vci") == "only_a_sketch"
+    # However it is run, the same numbers.
+    again = audit(files, options, Running(jobs=2))
+    assert dict(again["fc"]) == pytest.approx(dict(layer), nan_ok=True, rel=1e-12)
+    monkeypatch.setattr("collapsemeter.audit.shard.PIECE_BYTES", 3000)
+    pieces = audit(files, options)["fc"]  # each with a seed of its own, too
+    assert abs(pieces["nc1_pinv"] - exact["nc1_pinv"]) < 5 * pieces.standard_errors["nc1_pinv"]
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz"])

@@ -69,6 +69,7 @@ CHANGED = [
     ({"phase": "live"}, "phase='frozen-eval', the other with 'live'"),
     ({"ignore_index": 0}, "ignore_index=-100, the other with 0"),
     ({"nonfinite": "propagate"}, "nonfinite='skip', the other with 'propagate'"),
+    ({"sketch_rows": 64}, "sketch_rows=512, the other with 64"),
     ({"scatter": "trace"}, "scatter='auto', the other with 'trace'"),
     ({"labels": "other"}, "labels='labels', the other with 'other'"),
     ({"reduction": {"fc": "flatten"}}, "reductions={'conv': 'auto', 'fc': 'auto'}, the other with"),

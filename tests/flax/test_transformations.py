@@ -184,7 +184,7 @@ def mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-@pytest.mark.parametrize("scatter", ["class", "pooled", "trace"])
+@pytest.mark.parametrize("scatter", ["class", "pooled", "sketch", "trace"])
 def test_shard_map_keeps_the_state_replicated(data, truth, mesh, scatter):
     # check_vma, the default: that the state is the same everywhere is proved when it is traced.
     @jax.jit
@@ -197,6 +197,11 @@ def test_shard_map_keeps_the_state_replicated(data, truth, mesh, scatter):
         state = jax.block_until_ready(step(state, x, y))
     found = cf.to_moments(state)["fc"]
     assert found.kind == scatter
+    if scatter == "sketch":
+        due = ClassMoments.from_batch(*data, CLASSES, scatter="sketch")
+        np.testing.assert_array_equal(found.signs, due.signs)
+        size = np.abs(due.sketch).max()
+        np.testing.assert_allclose(found.sketch, due.sketch, rtol=0, atol=TOLERANCE * size)
     np.testing.assert_array_equal(found.counts, truth.counts)
     np.testing.assert_allclose(found.traces, truth.traces, rtol=TOLERANCE)
     np.testing.assert_array_equal(state.layers[0].rows, sample_of_one_device(data))

@@ -16,6 +16,8 @@ import collapsemeter_flax as cf
 from collapsemeter import ClassMoments, CorruptStateError, Head, decide, measure
 from collapsemeter.moments import EPS
 from collapsemeter.sampling import reservoir_slots
+from collapsemeter.sketch import recentred
+from collapsemeter_flax.merging import _turn
 from collapsemeter_flax.namespace import FULL, JaxNamespace
 from collapsemeter_flax.namespace import counted as add_counts
 from collapsemeter_flax.sample import numbered, shares, slots_of
@@ -34,6 +36,10 @@ def assert_moments(found: ClassMoments, truth: ClassMoments, tolerance: float = 
     np.testing.assert_allclose(found.traces, truth.traces, rtol=tolerance)
     # A class mean is off by eps of the spread, and was rounded where the shift was taken.
     np.testing.assert_allclose(found.means, truth.means, rtol=8 * EPS32, atol=8 * EPS32)
+    if truth.sketch is not None:
+        np.testing.assert_array_equal(found.signs, truth.signs)
+        size = np.abs(truth.sketch).max()
+        np.testing.assert_allclose(found.sketch, truth.sketch, rtol=0, atol=tolerance * size)
     if truth.scatter is not None:
         size = np.abs(truth.scatter).max()
         np.testing.assert_allclose(found.scatter, truth.scatter, rtol=0, atol=tolerance * size)
@@ -47,6 +53,8 @@ def assert_moments(found: ClassMoments, truth: ClassMoments, tolerance: float = 
         (10, 16, "class"),
         (10, 16, "pooled"),
         (120, 8, "pooled"),
+        (10, 16, "sketch"),
+        (120, 8, "sketch"),
         (120, 8, "trace"),
         (30, 4, "class"),
     ],
@@ -496,6 +504,56 @@ def test_merge_is_associative_commutative_and_has_an_identity(features, counted)
                 np.testing.assert_array_equal(one, other)
 
 
+def test_merge_adds_sketches_about_the_joint_means_in_another_order_and_sign(features, counted):
+    rows, labels = features(4, 6, spread=1e-2, offset=50.0)
+    merge = jax.jit(cf.merge)
+    empty = cf.init({"fc": 6}, 4, scatter="sketch", sketch_rows=32)
+    a, b = counted(empty, rows[:350], labels[:350]), counted(empty, rows[350:], labels[350:])
+    for joint in (merge(a, empty), merge(empty, a)):
+        for one, other in zip(jax.tree.leaves(joint), jax.tree.leaves(a), strict=True):
+            np.testing.assert_array_equal(one, other)
+    joint = cf.to_moments(merge(a, b))["fc"]
+    means = ClassMoments.from_batch(rows, labels, 4).means
+    parts = []
+    for x, y in ((rows[:350], labels[:350]), (rows[350:], labels[350:])):
+        m = ClassMoments.from_batch(x, y, 4, scatter="sketch", sketch_rows=32)
+        parts.append((recentred(m.sketch, m.signs, means - m.means), m.signs))
+    order, sign = (np.asarray(part) for part in _turn(32, 0, a.next_row, b.next_row))
+    assert sorted(order) == list(range(32))
+    assert list(order) != sorted(order)
+    assert set(sign) == {-1, 1}
+    for found, (one, other) in zip(
+        (joint.sketch, joint.signs), zip(*parts, strict=True), strict=True
+    ):
+        due = one + (other * sign[:, None])[order]
+        np.testing.assert_allclose(found, due, rtol=0, atol=SUM_TOLERANCE * np.abs(due).max())
+    # Counting goes on, with row numbers that neither has used.
+    again = cf.to_moments(counted(merge(a, b), rows[:50], labels[:50]))["fc"]
+    last = ClassMoments.from_batch(
+        rows[:50], labels[:50], 4, scatter="sketch", sketch_rows=32, first_row=ROWS
+    )
+    np.testing.assert_array_equal(again.signs, joint.signs + last.signs)
+
+
+def test_copies_of_a_stream_merge_without_bias(features, counted):
+    """Of equal signs every row would count twice, and NC1 be twice what it is."""
+    rows, labels = features(4, 6, spread=1.0, offset=0.0)
+    one = counted(cf.init({"fc": 6}, 4, scatter="sketch", sketch_rows=64), rows, labels)
+    value = measure(cf.to_moments(one)["fc"])["nc1_pinv"]
+    numbers = jnp.arange(1, 301, dtype=jnp.uint32)  # other row numbers, another draw
+    many = jax.jit(jax.vmap(lambda n: cf.merge(replace(one, next_row=n), one)))(numbers)
+    found = [
+        measure(cf.to_moments(jax.tree.map(lambda leaf, i=i: leaf[i], many))["fc"])["nc1_pinv"]
+        for i in range(300)
+    ]
+    error = np.std(found, ddof=1) / np.sqrt(300)
+    assert abs(np.mean(found) - value) < 4 * error < value / 10
+    # The replicas of a stack have one seed, and are put together likewise.
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), one)
+    assert len(cf.to_moments(stack)["fc"].seeds) == 3
+    assert cf.to_moments(stack)["fc"].rows == 3 * ROWS
+
+
 def test_merge_keeps_the_digits_of_states_whose_shifts_are_far_apart(counted):
     # The raw fields of the shards added as they are give a scatter that is wrong by 30 %.
     rng = np.random.default_rng(0)
@@ -641,16 +699,20 @@ def test_a_head_of_another_width_is_said():
         cf.report(state, (np.ones((5, 2)), np.zeros(2)))
 
 
-def test_wide_layers_keep_traces_and_a_sixteenth_of_the_sample():
+def test_wide_layers_keep_a_sketch_and_a_sixteenth_of_the_sample():
     state = cf.init({"wide": 4100, "fc": 4}, 2, sample_rows=64)
     assert [layer.rows.shape[0] for layer in state.layers] == [4, 64]
     shown = {"wide": np.eye(4, 4100, dtype=np.float32), "fc": np.eye(4, dtype=np.float32)}
     state = cf.update(state, shown, [0, 1, 0, 1])
     with pytest.warns(
-        RuntimeWarning, match=r"'wide' is too wide for a scatter \(4100 features\): only traces"
+        RuntimeWarning, match=r"'wide' is too wide for a scatter \(4100 features\): a sketch of it"
     ):
         report = cf.report(state)
-    assert report["wide"].reason("nc1_pinv") == "no_scatter"
+    assert report["wide"].standard_errors.keys() == {"nc1_pinv", "nc1_fuzziness"}
+    assert report["wide"].reason("nc1_vci") == "only_a_sketch"
+    layer = state.layers[0].sums
+    floats = layer.shift, layer.sums, layer.squares, layer.sketch, layer.signs
+    assert sum(part.size for part in floats) == (2 * 2 + 512) * 4100 + 512 * 2 + 2
 
 
 def test_provenance_names_framework_rows_and_batches():

@@ -18,7 +18,7 @@ import pytest
 from collapsemeter import ClassMoments
 from collapsemeter_keras import CollapseMeter, watch
 
-from .networks import ARCHITECTURES, EAGER, WIDTH, data, frozen, sequential
+from .networks import ARCHITECTURES, CLASSES, EAGER, WIDTH, data, forward, frozen, sequential
 from .test_faults import assert_counted, fit, snapshot
 from .test_faults import watch as meter_for
 
@@ -174,6 +174,22 @@ def test_states_of_something_else_are_refused():
     small = watch(model, layers=["one", "two"], sample_rows=7, verbose=False)
     with pytest.raises(ValueError, match="the state has sample_rows=4096, this meter 7"):
         small.load_state_dict(state)
+
+
+@pytest.mark.parametrize("option", ["seed", "sketch_rows"])
+def test_rows_to_come_are_sketched_as_those_before(option):
+    model = frozen(sequential(), run_eagerly=EAGER)
+    meter = watch(model, layers=["one"], scatter="sketch", verbose=False)
+    model.train_on_batch(X, Y)
+    state = meter.state_dict()
+    due = ClassMoments.from_batch(forward(model, X)["one"], Y, CLASSES, scatter="sketch")
+    found = meter.moments("one")
+    np.testing.assert_array_equal(found.signs, due.signs)
+    assert found.seeds == {0}
+    meter.close()
+    other = watch(model, layers=["one"], scatter="sketch", verbose=False, **{option: 64})
+    with pytest.raises(ValueError, match=f"the state has {option}=.*, this meter 64"):
+        other.load_state_dict(state)
 
 
 def test_moments_merge_to_the_whole():
