@@ -605,7 +605,7 @@ class ClassMoments:
                 means_low=arrays["means_low"],
                 sketch=arrays.get("sketch"),
                 signs=arrays.get("signs"),
-                seeds=frozenset(header["seeds"]),
+                seeds=frozenset(header.get("seeds", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error

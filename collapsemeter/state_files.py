@@ -38,7 +38,8 @@ def write_state(
     header : mapping, or callable
         Plain values; format and version are added. A callable is asked when all arrays are written.
     arrays : mapping of str to array, or iterable of pairs
-        Taken and written one by one: they need not be in memory together.
+        Taken and written one by one: they need not be in memory together. A scalar comes back as one
+        row.
     kind : str
         What the file holds.
 

@@ -194,3 +194,13 @@ def test_header_and_arrays_round_trip(tmp_path):
     found, arrays = read_state(tmp_path / "a")
     assert found["x"] == 1
     np.testing.assert_array_equal(arrays["y"], [0, 1, 2])
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (2, 0, 3), (2, 3)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_of_any_shape_comes_back_in_that_shape(tmp_path, shape, order):
+    array = np.asarray(np.arange(np.prod(shape)).reshape(shape), np.int32, order=order)
+    write_state(tmp_path / "a", {}, {"it": array})
+    found = read_state(tmp_path / "a")[1]["it"]
+    assert (found.shape, found.dtype) == (shape, np.int32)
+    np.testing.assert_array_equal(found, array)

@@ -265,9 +265,15 @@ def save(state: State, path: str | os.PathLike[str]) -> None:
     >>> load(path, like=init({"fc": 4}, num_classes=3))
     <State of 3 classes in: fc (4)>
     """
-    leaves = jax.device_get(jax.tree.leaves(state))
-    header = {"holds": _HOLDS, "layers": _described(state.spec)}
-    write_state(path, header, {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)})
+    leaves = [np.asarray(leaf) for leaf in jax.device_get(jax.tree.leaves(state))]
+    header = {
+        "holds": _HOLDS,
+        "layers": _described(state.spec),
+        "shapes": [
+            leaf.shape for leaf in leaves
+        ],  # a file's arrays have rows: a scalar becomes one
+    }
+    write_state(path, header, {f"leaf{i}": leaf for i, leaf in enumerate(leaves)})
 
 
 def load(path: str | os.PathLike[str], like: State) -> State:
@@ -300,7 +306,10 @@ def load(path: str | os.PathLike[str], like: State) -> State:
     if found != wanted:
         raise ValueError(f"{os.fspath(path)} counts {found}, and like= counts {wanted}")
     leaves, tree = jax.tree.flatten(like)
-    loaded = [arrays[f"leaf{i}"] for i in range(len(arrays))]
+    try:
+        loaded = [arrays[f"leaf{i}"].reshape(s) for i, s in enumerate(header["shapes"])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
     for old, new in zip(leaves, loaded, strict=True):
         # Only a leading axis of devices may differ from `like`.
         if new.shape[new.ndim - old.ndim :] != old.shape or new.dtype != old.dtype:

@@ -17,6 +17,7 @@ from collapsemeter import ClassMoments, CorruptStateError, Head, decide, measure
 from collapsemeter.moments import EPS
 from collapsemeter.sampling import reservoir_slots
 from collapsemeter.sketch import recentred
+from collapsemeter.state_files import read_state, write_state
 from collapsemeter_flax.merging import _turn
 from collapsemeter_flax.namespace import FULL, JaxNamespace
 from collapsemeter_flax.namespace import counted as add_counts
@@ -654,6 +655,10 @@ def test_a_file_of_something_else_is_refused(features, counted, tmp_path):
     stacked = jax.tree.map(lambda x: jnp.stack([x, x]), state)
     cf.save(stacked, path)
     assert cf.load(path, like=state).batches.shape == (2,)
+    header, arrays = read_state(path)
+    write_state(path, header | {"shapes": [[7]] * len(arrays)}, arrays)
+    with pytest.raises(CorruptStateError, match="cannot reshape"):
+        cf.load(path, like=state)
     bent = replace(state, batches=jnp.zeros((), jnp.int32))
     cf.save(bent, path)
     with pytest.raises(ValueError, match=r"holds an array \(\) int32 where like= has \(\) uint32"):
