@@ -74,6 +74,7 @@ class ClassGeometry:
         self._spectra: dict[Weighting, Spectrum] = {}
         self._within: dict[Weighting, Floats] = {}
         self._along: dict[tuple[Weighting, Weighting], Floats] = {}
+        self._sketched: dict[tuple[Weighting, Weighting], Floats] = {}
 
     def about(self, center: Center) -> ClassGeometry:
         """Return the geometry about that centre: this one where both centres are the same point."""
@@ -237,17 +238,25 @@ class ClassGeometry:
         if self.balanced:  # every weighting is the same
             between = within = "class"
         if (between, within) not in self._along:
-            directions = self.spectrum(between).directions
             if self.moments.sketch is None:
+                directions = self.spectrum(between).directions
                 along = np.einsum("rd,rd->r", directions @ self.within(within), directions)
             else:
-                along = (self.sketched(directions, within) ** 2).sum(axis=0)
+                along = (self.sketched(between, within) ** 2).sum(axis=0)
             # Variances: rounding may leave them a hair below zero.
             self._along[between, within] = np.maximum(along, 0.0)
         return self._along[between, within]
 
-    def sketched(self, directions: Floats, kind: Weighting) -> Floats:
-        r""":math:`K u / \sqrt N` (k, r) of each row u: its squares add up to :math:`u^\top S_W u`."""
+    def sketched(self, between: Weighting, within: Weighting) -> Floats:
+        r""":math:`K u_j / \sqrt N` (k, r), whose squares add up to :math:`u_j^\top S_W u_j`."""
+        if self.balanced:
+            between = within = "class"
+        if (between, within) not in self._sketched:
+            directions = self.spectrum(between).directions
+            self._sketched[between, within] = self._projected(directions, within)
+        return self._sketched[between, within]
+
+    def _projected(self, directions: Floats, kind: Weighting) -> Floats:
         self._require_spread()
         sketch = self.moments.sketch
         if sketch is None:

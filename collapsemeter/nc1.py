@@ -76,7 +76,7 @@ def nc1_pinv_error(geometry: ClassGeometry, convention: Convention) -> float:
     0.03125
     """
     spectrum = geometry.spectrum(convention.between)
-    projected = geometry.sketched(spectrum.directions, convention.within) / spectrum.values
+    projected = geometry.sketched(convention.between, convention.within) / spectrum.values
     error = standard_error(projected)
     return error / geometry.num_present if convention.divide_by_classes else error
 

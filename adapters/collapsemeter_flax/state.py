@@ -269,9 +269,8 @@ def save(state: State, path: str | os.PathLike[str]) -> None:
     header = {
         "holds": _HOLDS,
         "layers": _described(state.spec),
-        "shapes": [
-            leaf.shape for leaf in leaves
-        ],  # a file's arrays have rows: a scalar becomes one
+        # A file's arrays have rows: a scalar becomes one.
+        "shapes": [leaf.shape for leaf in leaves],
     }
     write_state(path, header, {f"leaf{i}": leaf for i, leaf in enumerate(leaves)})
 

@@ -118,7 +118,9 @@ def _added(
     usable = (every_label >= 0) & (every_label < settings.num_classes)
     usable &= every_label != settings.ignore_index
     numbers, kept = numbered(usable, state.next_row)
-    hashes = row_hashes(xp.own(numbers), settings.sketch_rows, settings.seed)
+    hashes = None
+    if any(layer.sums.sketch is not None for layer in state.layers):
+        hashes = row_hashes(xp.own(numbers), settings.sketch_rows, settings.seed)
     every_decision = xp.gathered(decided)
     slots = {size: slots_of(numbers, kept, size, settings.seed) for size in spec.sample_sizes}
     samples = tuple(
