@@ -42,21 +42,21 @@ AGREE = 1e-4  # relative: float32 sums of at most 1e4 rows, in another order
 class OneHot(TorchNamespace):
     """The generic form: every class operation as a product with one-hot labels."""
 
-    def one_hot(self, labels: Tensor, num_classes: int) -> Tensor:
-        """Return (B, C)."""
-        return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(self.dtype)
-
-    def class_counts(self, labels: Tensor, num_classes: int) -> Tensor:
-        """Count the rows of each class."""
-        return self.one_hot(labels, num_classes).sum(0).long()
-
-    def class_sum(self, rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-        """Sum the rows of each class."""
-        return self.one_hot(labels, num_classes).T @ rows
-
     def rows_of(self, table: Tensor, labels: Tensor) -> Tensor:
-        """Return the row of each label's class."""
-        return self.one_hot(labels, len(table)) @ table
+        """Return the entry of each label."""
+        return (self.one_hot(labels, len(table)) @ table.to(self.dtype)).to(table.dtype)
+
+    def residuals(self, rows: Tensor, table: Tensor, labels: Tensor, used: Tensor) -> Tensor:
+        """Return rows less those of their classes."""
+        return torch.where(used[:, None], rows - self.one_hot(labels, len(table)) @ table, 0.0)
+
+    def add_counts(self, total: Tensor, labels: Tensor, flags: Tensor) -> Tensor:
+        """Count the flags of each class."""
+        return total.add_((self.one_hot(labels, len(total)) * flags[:, None]).sum(0).long())
+
+    def add_class_sum(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        """Sum the rows of each class."""
+        return total.add_(self.one_hot(labels, len(total)).T @ rows)
 
 
 def data(classes: int, width: int, batch: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -8,7 +8,6 @@ costs little more than its one matrix product, with 50,000 classes too.
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from .moments import ClassMoments, Phase
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, row_hashes
-from .sums import IGNORE_INDEX, ScatterKind, Sums, init
+from .sums import IGNORE_INDEX, ScatterKind, init
 
 BLOCK_ENTRIES = 2**20  # 8 MB of residuals at a time
 MIN_BLOCK = 64  # rows
@@ -161,15 +160,7 @@ class Accumulator:
     ) -> ClassMoments:
         """Finalise; rows may still be added afterwards."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return ClassMoments.from_sums(self._mirrored(), feature_dtype, phase, shards, self.seed)
-
-    def _mirrored(self) -> Sums:
-        """Return the sums with both triangles of the scatter."""
-        scatter = self.sums.scatter
-        if scatter is None:
-            return self.sums
-        below = np.tril(scatter, -1)
-        return replace(self.sums, scatter=np.tril(scatter) + np.swapaxes(below, -2, -1))
+            return ClassMoments.from_sums(self.sums, feature_dtype, phase, shards, self.seed)
 
 
 def widened(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

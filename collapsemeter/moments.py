@@ -289,7 +289,7 @@ class ClassMoments:
         offset = total / np.maximum(counts, 1)[:, None]
         means, low = _two_sum(np.asarray(state.shift, np.float64), offset)
         traces = np.asarray(state.squares, np.float64) - (total * offset).sum(axis=1)
-        scatter = None if state.scatter is None else np.asarray(state.scatter, np.float64)
+        scatter = None if state.scatter is None else _mirrored(state.scatter)
         if scatter is not None and scatter.ndim == 3:
             scatter = scatter - total[:, :, None] * offset[:, None, :]
         elif scatter is not None:
@@ -609,6 +609,12 @@ class ClassMoments:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
+
+
+def _mirrored(lower: Floats) -> Floats:
+    """Return symmetric matrices in float64 of which the lower triangles are given."""
+    below = np.tril(np.asarray(lower, np.float64), -1)
+    return np.tril(np.asarray(lower, np.float64)) + np.swapaxes(below, -2, -1)
 
 
 def _kind(scatter: ScatterKind | Literal["auto"], num_classes: int, width: int) -> ScatterKind:

@@ -296,8 +296,8 @@ def sabotage(*cases):
 class RawMoments(Numpy):
     """No shift is ever set: the sums are raw first and second moments."""
 
-    def assign(self, old, new):
-        return old
+    def if_any(self, flags, change, table):
+        return table
 
 
 @sabotage("near_collapse_under_an_offset", "merge", "save_and_load", "reset")
@@ -306,8 +306,8 @@ class RawSecondMoments(ToyMeter):
 
 
 class ShiftOnce(Numpy):
-    def assign(self, old, new):
-        return old if old.any() else new
+    def if_any(self, flags, change, table):
+        return table if table.any() else change(table)
 
 
 @sabotage("near_collapse_under_an_offset")
@@ -330,13 +330,8 @@ class MaskByProduct(ToyMeter):
 
 
 class HalfCounters(Numpy):
-    def class_counts(self, labels, num_classes):
-        return super().class_counts(labels, num_classes).astype(np.float16)
-
-    def add(self, total, part):
-        if part.dtype == np.float16:
-            return (total.astype(np.float16) + part).astype(np.int64)
-        return super().add(total, part)
+    def add_counts(self, total, labels, flags):
+        return super().add_counts(total.astype(np.float16), labels, flags).astype(np.float16)
 
 
 @sabotage("many_rows")
@@ -369,24 +364,19 @@ class SquaresInHalfPrecision(ToyMeter):
     xp = HalfSquares(np.float32)
 
 
-class LastClass(Numpy):
-    def class_counts(self, labels, num_classes):
-        return super().class_counts(np.minimum(labels, num_classes - 1), num_classes)
-
-    def class_sum(self, rows, labels, num_classes):
-        return super().class_sum(rows, np.minimum(labels, num_classes - 1), num_classes)
+class CountsEveryRow(Numpy):
+    def add_counts(self, total, labels, flags):
+        return super().add_counts(total, labels, np.ones_like(flags))
 
 
 @sabotage("many_classes", "ignored_labels")
-class LeftOutRowsGoToTheLastClass(ToyMeter):
-    xp = LastClass(np.float32)
+class LeftOutRowsCountForTheFirstClass(ToyMeter):
+    xp = CountsEveryRow(np.float32)
 
 
 class NeverEmpty(Numpy):
-    def add(self, total, part):
-        if part.dtype.kind == "i" and part.ndim:
-            return np.maximum(total + part, 1)
-        return super().add(total, part)
+    def add_counts(self, total, labels, flags):
+        return np.maximum(super().add_counts(total, labels, flags), 1)
 
 
 @sabotage("absent_class")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-NATIVE_CLASSES = 100  # from about here `segment_sum` beats a product with one-hot labels
+from collapsemeter.sums import block_rows
+
 FULL = 2**32 - 1  # where a counter stops: a report of a state that holds it raises
 AxisName = str | tuple[str, ...] | None
 
@@ -93,42 +95,34 @@ class JaxNamespace:
     def finite_rows(self, rows: Array) -> Array:
         return jnp.isfinite(rows).all(axis=1)
 
-    def total(self, rows: Array) -> Array:
-        return self.across(rows.sum(axis=0))
-
     def square_norms(self, rows: Array) -> Array:
         return (rows * rows).sum(axis=1)
 
-    def one_hot(self, labels: Array, num_classes: int, dtype: Any) -> Array:
-        return (labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)).astype(dtype)
-
-    def class_counts(self, labels: Array, num_classes: int) -> Array:
-        if num_classes < NATIVE_CLASSES:
-            counts = self.one_hot(labels, num_classes, jnp.uint32).sum(axis=0, dtype=jnp.uint32)
-        else:
-            ones = jnp.ones(labels.shape, jnp.uint32)
-            counts = jax.ops.segment_sum(ones, labels, num_classes + 1)[:num_classes]
-        return self.across(counts)
-
-    def class_sum(self, rows: Array, labels: Array, num_classes: int) -> Array:
-        if num_classes < NATIVE_CLASSES:
-            return self.across(product(self.one_hot(labels, num_classes, self.dtype).T, rows))
-        return self.across(jax.ops.segment_sum(rows, labels, num_classes + 1)[:num_classes])
-
     def rows_of(self, table: Array, labels: Array) -> Array:
-        # Not a product with one-hot labels: a class whose shift is NaN would reach the others.
-        return table.at[labels].get(mode="clip")
+        return table[labels]
+
+    def residuals(self, rows: Array, table: Array, labels: Array, used: Array) -> Array:
+        return jnp.where(used[:, None], rows - table[labels], 0.0)
+
+    def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
+        if (
+            self.axis_name is not None
+        ):  # every device must take part in the sums that are across them
+            return change(table)
+        changed: Array = lax.cond(flags.any(), change, lambda same: same, table)
+        return changed
 
     def count(self, flags: Array) -> Array:
         return self.across(flags.sum(dtype=jnp.uint32))
-
-    def assign(self, old: Array, new: Array) -> Array:
-        return new
 
     def add(self, total: Array, part: Array) -> Array:
         if jnp.issubdtype(total.dtype, jnp.integer):
             return counted(total, part.astype(total.dtype))
         return total + part
+
+    def add_counts(self, total: Array, labels: Array, flags: Array) -> Array:
+        part = jax.ops.segment_sum(flags.astype(jnp.uint32), labels, len(total))
+        return counted(total, self.across(part))
 
     def add_class_sum(self, total: Array, rows: Array, labels: Array) -> Array:
         if self.axis_name is None:
@@ -139,10 +133,15 @@ class JaxNamespace:
         return total + self.across(jnp.zeros_like(total).at[rows, columns].add(values))
 
     def add_product(self, total: Array, rows: Array) -> Array:
-        return total + self.across(product(rows.T, rows))
+        for block in block_rows(rows.shape[1]):
+            part = self.across(product(rows[:, block].T, rows[:, : block.stop]))
+            total = total.at[block, : block.stop].add(part)
+        return total
 
     def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
         num_classes, width, _ = total.shape
-        spread = self.one_hot(labels, num_classes, self.dtype)[:, :, None] * rows[:, None, :]
-        flat = spread.reshape(rows.shape[0], num_classes * width)
+        one_hot = (labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)).astype(
+            self.dtype
+        )
+        flat = (one_hot[:, :, None] * rows[:, None, :]).reshape(rows.shape[0], num_classes * width)
         return total + self.across(product(flat.T, rows)).reshape(num_classes, width, width)

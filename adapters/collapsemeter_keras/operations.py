@@ -1,4 +1,4 @@
-"""Keras' operations for the core's update, reduction and row sample, on any backend."""
+"""Keras' operations for budgets, reduction and row sample, on any backend."""
 
 from __future__ import annotations
 
@@ -13,27 +13,11 @@ from collapsemeter.sampling import Wrap, drawn_slots, low_32_bits, uint32
 from collapsemeter.sketch import row_hashes
 
 Tensor = Any  # of the backend
-NATIVE_CLASSES = 100  # from about here a segment sum beats a product with one-hot labels
 _JAX = keras.backend.backend() == "jax"
 # JAX has no 64-bit integers unless the user asks for them: uint32 counts to 4e9 and then stays there.
 COUNT = "uint32" if _JAX else "int64"
 FULL = 2**32 - 1
 _WRAP: Wrap = uint32 if _JAX else low_32_bits
-
-
-def full_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a @ b`` in full precision, whatever the user's settings let float32 products run in.
-
-    TF32 and bfloat16 products make NC1 wrong near collapse. The settings themselves are left alone.
-    """
-    if _JAX:
-        import jax.numpy as jnp
-
-        return jnp.matmul(a, b, precision="highest")
-    if _products_are_reduced(a):
-        wide = ops.matmul(ops.cast(a, "float64"), ops.cast(b, "float64"))
-        return ops.cast(wide, a.dtype)
-    return ops.matmul(a, b)
 
 
 def run_if(due: Tensor, change: Callable[[], None], variables: Sequence[keras.Variable]) -> None:
@@ -67,92 +51,6 @@ def run_if(due: Tensor, change: Callable[[], None], variables: Sequence[keras.Va
     after = ops.cond(due, lambda: changed(before), lambda: before)
     for variable, value in zip(variables, after, strict=True):
         variable.assign(value)
-
-
-def _products_are_reduced(a: Tensor) -> bool:
-    if keras.backend.backend() == "torch":
-        from collapsemeter_torch.device import products_are_reduced
-
-        return products_are_reduced(a.device.type)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        allowed = tf.config.experimental.tensor_float_32_execution_enabled()
-        return bool(allowed and tf.config.list_physical_devices("GPU"))
-    return False
-
-
-class KerasNamespace:
-    """Keras' operations for `collapsemeter.sums.update`; nothing is updated in place."""
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
-
-    def to_float(self, rows: Tensor) -> Tensor:
-        return ops.cast(rows, self.dtype)
-
-    def where(self, condition: Tensor, a: Tensor, b: Tensor | float) -> Tensor:
-        # A Python number takes the dtype of the array beside it, not the backend's default.
-        if isinstance(a, int | float):
-            a = ops.cast(a, b.dtype)  # type: ignore[union-attr]  # not both are numbers
-        if isinstance(b, int | float):
-            b = ops.cast(b, a.dtype)
-        return ops.where(condition, a, b)
-
-    def finite_rows(self, rows: Tensor) -> Tensor:
-        return ops.all(ops.isfinite(rows), axis=1)
-
-    def total(self, rows: Tensor) -> Tensor:
-        return ops.sum(rows, axis=0)
-
-    def square_norms(self, rows: Tensor) -> Tensor:
-        return ops.sum(rows * rows, axis=1)
-
-    def one_hot(self, labels: Tensor, num_classes: int) -> Tensor:
-        return labels[:, None] == ops.arange(num_classes, dtype=labels.dtype)
-
-    def class_counts(self, labels: Tensor, num_classes: int) -> Tensor:
-        if num_classes < NATIVE_CLASSES:
-            return counted(self.one_hot(labels, num_classes), axis=0)
-        ones = ops.cast(ops.ones_like(labels), COUNT)
-        return ops.segment_sum(ones, labels, num_segments=num_classes + 1)[:num_classes]
-
-    def class_sum(self, rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-        if num_classes < NATIVE_CLASSES:
-            one_hot = ops.cast(self.one_hot(labels, num_classes), self.dtype)
-            return full_product(ops.transpose(one_hot), rows)
-        return ops.segment_sum(rows, labels, num_segments=num_classes + 1)[:num_classes]
-
-    def rows_of(self, table: Tensor, labels: Tensor) -> Tensor:
-        last = ops.cast(int(table.shape[0]) - 1, labels.dtype)
-        return ops.take(table, ops.minimum(labels, last), axis=0)
-
-    def count(self, flags: Tensor) -> Tensor:
-        return counted(flags)
-
-    def assign(self, old: Tensor, new: Tensor) -> Tensor:
-        return new
-
-    def add(self, total: Tensor, part: Tensor) -> Tensor:
-        return saturated(total, part) if keras.backend.is_int_dtype(total.dtype) else total + part
-
-    def add_class_sum(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        return total + ops.segment_sum(rows, labels, num_segments=int(total.shape[0]))
-
-    def add_entries(self, total: Tensor, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        height, width = (int(size) for size in total.shape)
-        entries = ops.segment_sum(values, rows * width + columns, num_segments=height * width)
-        return total + ops.reshape(entries, (height, width))
-
-    def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
-        return total + full_product(ops.transpose(rows), rows)
-
-    def add_class_products(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        num_classes, width, _ = (int(size) for size in total.shape)
-        one_hot = ops.cast(self.one_hot(labels, num_classes), self.dtype)
-        spread = ops.reshape(one_hot[:, :, None] * rows[:, None, :], (-1, num_classes * width))
-        product = full_product(ops.transpose(spread), rows)
-        return total + ops.reshape(product, (num_classes, width, width))
 
 
 def counted(flags: Tensor, axis: int | None = None) -> Tensor:

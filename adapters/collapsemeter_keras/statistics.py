@@ -16,10 +16,10 @@ from collapsemeter.finalise import Tally
 from collapsemeter.settings import Settings
 from collapsemeter.sums import Sums, scatter_shape, sketch_shapes, update
 
+from .namespaces import namespace_of
 from .operations import (
     COUNT,
     FULL,
-    KerasNamespace,
     Tensor,
     counted,
     hashed,
@@ -239,13 +239,14 @@ class Stream(keras.metrics.Metric):
             before,
             rows,
             labels,
-            KerasNamespace(keras.backend.standardize_dtype(layer.rows.dtype)),
+            namespace_of(layer.rows),
             ignore_index=self.settings.ignore_index,
             propagate=self.settings.propagate,
             hashes=hashes,
         )
         for part, variable in layer.sums.items():
-            variable.assign(getattr(after, part))
+            if getattr(after, part) is not getattr(before, part):  # not updated in place
+                variable.assign(getattr(after, part))
         _put(layer.rows, slots, rows)
 
     # On the host

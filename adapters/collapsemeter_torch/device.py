@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, cast
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from collapsemeter.sketch import SKETCH_ROWS
-from collapsemeter.sums import ScatterKind, Sums, scatter_shape, sketch_shapes, update
+from collapsemeter.sums import ScatterKind, Sums, block_rows, scatter_shape, sketch_shapes, update
 
-NATIVE_CLASSES = 100  # from about here `index_add_` beats a product with one-hot labels
+# On a GPU many rows that go to few classes wait for each other in `index_add_`; on a CPU it is the fastest.
+NATIVE_CLASSES = 100
 
 
 class TorchNamespace:
@@ -41,60 +43,71 @@ class TorchNamespace:
         return torch.where(condition, a, b)
 
     def finite_rows(self, rows: Tensor) -> Tensor:
-        return torch.isfinite(rows).all(dim=1)
-
-    def total(self, rows: Tensor) -> Tensor:
-        return rows.sum(0)
+        # NaN is the largest and the smallest of its row; `isfinite` makes five passes on a CPU.
+        return torch.isfinite(rows.amax(1)) & torch.isfinite(rows.amin(1))
 
     def square_norms(self, rows: Tensor) -> Tensor:
-        return (rows * rows).sum(1)
-
-    def class_counts(self, labels: Tensor, num_classes: int) -> Tensor:
-        counts = torch.zeros(num_classes + 1, dtype=torch.int64, device=labels.device)
-        return counts.index_add_(0, labels, torch.ones_like(labels))[:num_classes]
-
-    def class_sum(self, rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-        if num_classes < NATIVE_CLASSES:
-            one_hot = labels[:, None] == torch.arange(num_classes, device=labels.device)
-            return self.product(one_hot.to(self.dtype).t(), rows)
-        totals = rows.new_zeros(num_classes + 1, rows.shape[1])
-        return totals.index_add_(0, labels, rows)[:num_classes]
+        return torch.linalg.vector_norm(rows, dim=1).square_()
 
     def rows_of(self, table: Tensor, labels: Tensor) -> Tensor:
-        return table.index_select(0, labels.clamp(max=table.shape[0] - 1))
+        return table.index_select(0, labels)
+
+    def residuals(self, rows: Tensor, table: Tensor, labels: Tensor, used: Tensor) -> Tensor:
+        left = torch.neg(table.index_select(0, labels)).add_(rows)
+        if on_host(rows) and used.all():  # the rule, and a mask is the dearest pass on a CPU
+            return left
+        return left.masked_fill_(~used[:, None], 0.0)
+
+    def if_any(self, flags: Tensor, change: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
+        # To look at a flag would wait for the device.
+        return change(table) if not on_host(flags) or flags.any() else table
 
     def count(self, flags: Tensor) -> Tensor:
         return flags.sum()
 
-    def assign(self, old: Tensor, new: Tensor) -> Tensor:
-        return old.copy_(new)
-
     def add(self, total: Tensor, part: Tensor) -> Tensor:
         return total.add_(part)
 
+    def add_counts(self, total: Tensor, labels: Tensor, flags: Tensor) -> Tensor:
+        return total.index_add_(0, labels, flags.to(total.dtype))
+
     def add_class_sum(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        if len(total) < NATIVE_CLASSES and not on_host(rows):
+            return total.add_(self.product(self.one_hot(labels, len(total)).t(), rows))
         return total.index_add_(0, labels, rows)
 
     def add_entries(self, total: Tensor, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return total.index_put_((rows, columns), values, accumulate=True)
 
+    def one_hot(self, labels: Tensor, num_classes: int) -> Tensor:
+        """(B,) -> (B, C)."""
+        return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(self.dtype)
+
     def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
-        if self.widen:
-            return total.add_(self.product(rows.t(), rows))
-        return total.addmm_(rows.t(), rows)
+        if torch.compiler.is_compiling():  # of which every block would copy the total
+            return self.accumulate(total, rows.t(), rows)
+        for block in block_rows(rows.shape[1]):
+            self.accumulate(total[block, : block.stop], rows[:, block].t(), rows[:, : block.stop])
+        return total
+
+    def accumulate(self, total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Add ``a @ b`` in full precision."""
+        return total.add_(self.product(a, b)) if self.widen else total.addmm_(a, b)
 
     def add_class_products(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         num_classes, width, _ = total.shape
-        if rows.device.type == "cpu" and not torch.compiler.is_compiling():
-            # No device to wait for: one small product for each class that is there.
+        if on_host(rows):  # no device to wait for: one small product for each class that is there
             for label in labels.unique().tolist():
-                if label < num_classes:
-                    self.add_product(total[label], rows[labels == label])
+                self.add_product(total[label], rows[labels == label])
             return total
-        one_hot = labels[:, None] == torch.arange(num_classes, device=labels.device)
-        spread = one_hot.to(self.dtype)[:, :, None] * rows[:, None, :]
+        spread = self.one_hot(labels, num_classes)[:, :, None] * rows[:, None, :]
         product = self.product(spread.flatten(1).t(), rows)
         return total.add_(product.view(num_classes, width, width))
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether Python may look at the values of a tensor without waiting for a device, or for a graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def products_are_reduced(device_type: str) -> bool:

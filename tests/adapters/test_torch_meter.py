@@ -108,32 +108,36 @@ def test_float64_features_stay_float64():
     assert meter.compute()["0"].provenance["feature_dtype"] == "float64"
 
 
-class OneHot(TorchNamespace):
-    """What runs on an accelerator: no loop over the classes that are there."""
+def test_class_sums_of_an_accelerator_are_those_of_the_cpu(monkeypatch):
+    """There neither loops over the classes nor looks at values; few classes are summed by a product."""
+    rows, labels = torch.randn(50, 6), torch.randint(0, 5, (50,))
+    used = torch.arange(50) % 3 > 0
 
-    def add_class_products(self, total, rows, labels):
-        one_hot = (labels[:, None] == torch.arange(len(total))).to(self.dtype)
-        return total.add_(torch.einsum("bc,bi,bj->cij", one_hot, rows, rows))
+    def all_of(xp):
+        residuals = xp.residuals(rows, torch.randn(5, 6, generator=torch.Generator()), labels, used)
+        return (
+            residuals,
+            xp.add_class_sum(torch.ones(5, 6), residuals, labels),
+            xp.add_class_sum(torch.ones(5), rows[:, 0], labels),
+            xp.add_class_sum(torch.ones(500, 6), residuals, labels),
+            xp.add_class_products(torch.ones(5, 6, 6), residuals, labels),
+            xp.add_product(torch.ones(6, 6), residuals),
+        )
 
-
-def test_class_products_of_an_accelerator_are_those_of_the_cpu_loop(monkeypatch):
-    rows, labels = torch.randn(50, 6), torch.randint(0, 6, (50,))  # label 5 is the bin for strays
-    loop = TorchNamespace(torch.float32).add_class_products(torch.zeros(5, 6, 6), rows, labels)
+    here = all_of(TorchNamespace(torch.float32))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    generic = TorchNamespace(torch.float32).add_class_products(torch.zeros(5, 6, 6), rows, labels)
-    brute = OneHot(torch.float32).add_class_products(torch.zeros(5, 6, 6), rows, labels)
-    torch.testing.assert_close(generic, loop, rtol=0, atol=50 * EPS32 * float(loop.abs().max()))
-    torch.testing.assert_close(generic, brute, rtol=0, atol=50 * EPS32 * float(loop.abs().max()))
+    there = all_of(TorchNamespace(torch.float32))
+    for a, b in zip(here, there, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=50 * EPS32 * float(a.abs().max()))
 
 
-@pytest.mark.parametrize("classes", [99, 101])
-def test_both_class_sums_agree(classes):
-    rows, labels = torch.randn(300, 4, dtype=torch.float64), torch.randint(0, classes + 1, (300,))
-    expected = torch.zeros(classes + 1, 4, dtype=torch.float64)
-    for row, label in zip(rows, labels, strict=True):
-        expected[label] += row
-    found = TorchNamespace(torch.float64).class_sum(rows, labels, classes)
-    torch.testing.assert_close(found, expected[:classes])
+def test_blocks_of_a_product_are_its_lower_triangle():
+    rows = torch.randn(9, 300, dtype=torch.float64)
+    found = TorchNamespace(torch.float64).add_product(
+        torch.zeros(300, 300, dtype=torch.float64), rows
+    )
+    torch.testing.assert_close(found.tril(), (rows.T @ rows).tril())
+    assert not found[:128, 128:].any()
 
 
 def test_layer_state_keeps_its_memory_when_cleared():

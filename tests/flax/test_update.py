@@ -19,7 +19,7 @@ from collapsemeter.sampling import reservoir_slots
 from collapsemeter.sketch import recentred
 from collapsemeter.state_files import read_state, write_state
 from collapsemeter_flax.merging import _turn
-from collapsemeter_flax.namespace import FULL, JaxNamespace
+from collapsemeter_flax.namespace import FULL
 from collapsemeter_flax.namespace import counted as add_counts
 from collapsemeter_flax.sample import numbered, shares, slots_of
 from collapsemeter_flax.updating import _dtype_code
@@ -726,20 +726,6 @@ def test_provenance_names_framework_rows_and_batches():
     assert found["framework"].startswith("flax 0.")
     assert (found["rows"], found["batches"], found["classes"]) == (3, 1, 2)
     assert repr(state) == "<State of 2 classes in: fc (3)>"
-
-
-def test_both_class_sums_agree():
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(300, 4)).astype(np.float32)
-    xp = JaxNamespace("float32")
-    for classes in (99, 101):
-        labels = rng.integers(0, classes + 1, 300)
-        expected = np.zeros((classes + 1, 4))
-        np.add.at(expected, labels, rows)
-        found = xp.class_sum(jnp.asarray(rows), jnp.asarray(labels), classes)
-        np.testing.assert_allclose(found, expected[:classes], atol=300 * EPS32)
-        counts = xp.class_counts(jnp.asarray(labels), classes)
-        np.testing.assert_array_equal(counts, np.bincount(labels, minlength=classes + 1)[:classes])
 
 
 # Float64
