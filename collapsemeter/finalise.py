@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .measure import measure, undefined_report
+from .measuring import measure, undefined_report
 from .moments import ClassMoments, Phase
 from .nc3 import Head
 from .nc4 import Decisions, decide

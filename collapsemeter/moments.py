@@ -20,7 +20,6 @@ from . import sums as _sums
 from .labels import labelled_rows
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
-from .state_files import CorruptStateError, read_state, write_state
 from .sums import IGNORE_INDEX, NUMPY, Nonfinite, ScatterKind, Sums
 
 Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
@@ -550,6 +549,8 @@ class ClassMoments:
         >>> ClassMoments.load(path).counts
         array([1, 2])
         """
+        from .state_files import write_state  # with zipfile: for those who save or load
+
         header = {
             "feature_dtype": self.feature_dtype,
             "phase": self.phase,
@@ -590,6 +591,8 @@ class ClassMoments:
             ...
         collapsemeter.state_files.CorruptStateError: ...layer.cm.npz is not a whole state file: its checksum does not match
         """
+        from .state_files import CorruptStateError, read_state
+
         header, arrays = read_state(path)
         try:
             return cls(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .catalogue import METRICS
-from .compare import compare
+from .comparing import compare
 from .report import TABLE, CollapseReport
 from .report_file import load_report, read_history
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .convention import Convention
-from .measure import measure
+from .measuring import measure
 from .nc3 import Head
 from .report import CollapseReport, LayerReport
 

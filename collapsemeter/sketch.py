@@ -9,7 +9,6 @@ in every framework. :math:`Z_{bc}`, the sum of the signs of class c in bucket b,
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Any
 
@@ -148,4 +147,6 @@ def derived_seed(*parts: Any) -> int:
     >>> derived_seed("shard", 0) == derived_seed("shard", 1)
     False
     """
+    import hashlib  # loads OpenSSL, and states without a sketch need no seed
+
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

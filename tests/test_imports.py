@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import pkgutil
 import subprocess
 import sys
 
@@ -38,12 +40,30 @@ report.to_json(); report.table(); report.summary()
 """
 
 
+# Of the package and NumPy: a module that the standard library or another version of NumPy loads is not ours.
+LOADED = """
+print(*sorted(n for n in sys.modules if n == "numpy" or n.startswith("collapsemeter.")))
+"""
+
+
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+def test_an_import_loads_nothing_until_a_name_is_asked_for():
+    done = run("import sys, collapsemeter" + LOADED)
+    assert (done.stdout.split(), done.stderr) == ([], "")
+
+
+def test_a_measurement_does_not_load_files_and_the_comparison():
+    loaded = run(USE + LOADED).stdout.split()
+    assert "collapsemeter.measuring" in loaded
+    unused = {f"collapsemeter.{name}" for name in ("state_files", "files", "comparing", "matching")}
+    assert not unused & set(loaded)
+
+
 def test_the_core_loads_numpy_alone():
-    done = run(CHECK.format(module="collapsemeter"))
+    done = run("from collapsemeter import *" + CHECK.format(module="collapsemeter"))
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
@@ -61,8 +81,25 @@ def test_the_check_can_fail(tmp_path):
 
 
 def test_public_names_exist():
-    for name in cm.__all__:
+    assert set(cm._HOMES) == set(cm.__all__)
+    for name in (*cm.__all__, *cm._PACKAGES):
         assert getattr(cm, name) is not None
+        assert name in dir(cm)
+    assert pickle.loads(pickle.dumps(cm.measure)) is cm.measure
+
+
+def test_no_module_hides_a_public_name():
+    """`collapsemeter.x` becomes the module x as soon as anything imports that."""
+    modules = {module.name for module in pkgutil.iter_modules(cm.__path__)}
+    assert not modules & set(cm.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    assert not hasattr(cm, "nc5")
+    with pytest.raises(AttributeError, match="module 'collapsemeter' has no attribute 'nc5'"):
+        cm.nc5  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'nc5' from 'collapsemeter'"):
+        from collapsemeter import nc5  # noqa: F401
 
 
 def test_an_object_that_no_adapter_watches_is_named():

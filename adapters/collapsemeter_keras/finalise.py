@@ -12,7 +12,7 @@ from keras import ops
 
 from collapsemeter import CollapseReport, Head, LayerReport
 from collapsemeter.finalise import layer_report
-from collapsemeter.measure import undefined_report
+from collapsemeter.measuring import undefined_report
 from collapsemeter.moments import Phase
 
 from .layers import Selection

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from collapsemeter import CollapseReport, Head, LayerReport
 from collapsemeter.finalise import Tally, layer_report
-from collapsemeter.measure import undefined_report
+from collapsemeter.measuring import undefined_report
 from collapsemeter.moments import Phase
 
 from . import compiled

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import show
-from ..compare import compare
+from ..comparing import compare
 from ..comparison import Comparison
 from ..files import write_atomically
 from ..report import CollapseReport

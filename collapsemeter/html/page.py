@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from .. import __version__
-from ..compare import TOLERANCE
+from ..comparing import TOLERANCE
 from ..comparison import Comparison
 from ..figure import History, checked_history, layer_colours, layer_names
 from ..files import write_atomically

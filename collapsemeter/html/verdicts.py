@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from ..catalogue import METRICS
-from ..compare import TOLERANCE
+from ..comparing import TOLERANCE
 from ..figure import History
 from ..report import LayerReport
 from .words import metric_value, number, reason, target, times

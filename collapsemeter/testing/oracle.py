@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ..measure import measure
+from ..measuring import measure
 from ..moments import EPS, ClassMoments
 from ..nc3 import Head
 from ..nc4 import decide

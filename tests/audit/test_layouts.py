@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 import collapsemeter as cm
 from collapsemeter.audit import Options, Running, audit
 from collapsemeter.cli import main
+from collapsemeter.nc4 import ClassCentres
 
 
 def one_file(data, folder: Path, labels: np.ndarray, **more) -> str:
@@ -157,7 +158,7 @@ def test_one_logit(tmp_path, data):
 
 
 def m_nearest(moments, rows):
-    return cm.nc4.ClassCentres(moments).nearest(rows.astype(np.float64))
+    return ClassCentres(moments).nearest(rows.astype(np.float64))
 
 
 HEADS = {

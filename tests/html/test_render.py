@@ -20,7 +20,7 @@ from collapsemeter.dufm import DUFM
 from collapsemeter.figure import PANELS
 from collapsemeter.html import page, render, write_html
 from collapsemeter.html.formulas import FORMULAS
-from collapsemeter.measure import undefined_report
+from collapsemeter.measuring import undefined_report
 from collapsemeter.report_file import read_history
 from collapsemeter.sinks import JsonlSink
 
