@@ -70,7 +70,7 @@ def test_nor_in_a_compiled_step(collapsed, reduced, device, kind):
     meter = watch(net, kind)
     torch.compiler.reset()
     with reduced("backend"), torch.autocast(device.type, dtype=torch.bfloat16):
-        feed(meter, torch.compile(net, dynamic=True), data, device)
+        feed(meter, torch.compile(net), data, device)
     data.check(meter.compute().final, kind)
 
 
