@@ -13,7 +13,7 @@ from collapsemeter.warning import warn
 
 from . import compiled
 from .keyword_labels import close_stale
-from .scope import LeftOut, Scope, Store, current_scope, label_tensor, set_scope
+from .scope import LeftOut, Scope, Store, current_scope, label_tensor, set_scope, to_device
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
@@ -35,12 +35,12 @@ class Batch:
         started = perf_counter()
         self._meter, self._store, self._anyway = meter, store, anyway
         self._labels = self._mask = None
+        self._device = next((p.device for p in meter._root.parameters()), torch.device("cpu"))
         if due:  # by the budget; of a batch that is not, nothing is looked at
-            device = next((p.device for p in meter._root.parameters()), torch.device("cpu"))
             self._labels = label_tensor(
-                labels, meter.num_classes, meter.settings.ignore_index, device
+                labels, meter.num_classes, meter.settings.ignore_index, self._device
             )
-            self._mask = None if mask is None else torch.as_tensor(mask, device=device)
+            self._mask = None if mask is None else to_device(torch.as_tensor(mask), self._device)
         self._scope: Scope | LeftOut | None = None
         self._preparing = perf_counter() - started
 
@@ -67,6 +67,7 @@ class Batch:
                     self._labels,
                     self._mask,
                     meter.settings,
+                    device=self._device,
                     anyway=self._anyway,
                 )
                 compiled.repair(self._store)

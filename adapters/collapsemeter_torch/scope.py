@@ -196,11 +196,12 @@ class Scope:
         mask: Tensor | None,
         settings: Settings,
         *,
+        device: torch.device,
         anyway: bool,
     ) -> None:
         self.store = store
-        self.labels = labels
-        self.flat_labels = labels.reshape(-1)
+        self.labels = to_device(labels, device)
+        self.flat_labels = self.labels.reshape(-1)
         self.mask = mask
         self.anyway = anyway  # count it whatever mode the model is in
         self.counted = True  # the model is in a mode that counts
@@ -209,23 +210,23 @@ class Scope:
         self.calls: dict[str, int] = {}
         self.timed: set[str] = set()  # layers counted outside of compiled graphs
         self.problems: dict[str, BatchError] = {}
-        self.widen = products_are_reduced(labels.device.type)
-        usable = np.ones(self.flat_labels.numel(), bool)
+        self.widen = products_are_reduced(device.type)
+        usable = np.ones(labels.numel(), bool)
         if labels.device.type == "cpu":  # elsewhere a look at the values would wait for the device
-            plain = self.flat_labels.numpy()
+            plain = labels.reshape(-1).numpy()
             usable = (plain >= 0) & (plain < settings.num_classes)
             usable &= plain != settings.ignore_index
         self.first_row = store.next_row
         numbers = np.where(usable, self.first_row + np.cumsum(usable) - 1, -1)
-        self.ids = torch.from_numpy(numbers).to(labels.device)
+        self.ids = to_device(torch.from_numpy(numbers), device)
         self.slots: dict[int, Tensor] = {}
         for size in set(settings.sample_sizes):
             slots = reservoir_slots(numbers, size, settings.seed)
-            self.slots[size] = torch.from_numpy(slots).to(labels.device)
+            self.slots[size] = to_device(torch.from_numpy(slots), device)
         self.hashes: tuple[Tensor, Tensor] | None = None
         if store.may_sketch(settings):  # here: a compiled graph takes minutes to fuse all this
             hashes = row_hashes(numbers, settings.sketch_rows, settings.seed, low_32_bits)
-            buckets, negative = (torch.from_numpy(part).to(labels.device) for part in hashes)
+            buckets, negative = (to_device(torch.from_numpy(part), device) for part in hashes)
             self.hashes = buckets, negative
         store.next_row = self.end_row = self.first_row + int(usable.sum())
 
@@ -241,8 +242,24 @@ class Scope:
                 self.store.partial[key] = self.store.partial.get(key, 0) + len(self.flat_labels)
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device without waiting for what it still has to do.
+
+    From ordinary memory a GPU's copy waits for all work before it, the last step's backward; from
+    pinned memory it takes its turn.
+
+    Examples
+    --------
+    >>> to_device(torch.tensor([1, 2]), torch.device("cpu"))
+    tensor([1, 2])
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch.device) -> Tensor:
-    """Return labels as int64 on the model's device; values are checked where they are on the host.
+    """Return labels as int64; on the host they are checked and stay, others go to the model's device.
 
     Parameters
     ----------
@@ -268,7 +285,7 @@ def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch
         if checked.ndim == 2 and checked.shape[1] == 1:
             checked = checked[:, 0]
         # A copy: the loop may write into its labels, or read them from memory that it may not write.
-        return torch.tensor(checked, device=device)
+        return torch.tensor(checked)
     labels = labels.detach()
     if labels.ndim == 2 and labels.shape[1] == num_classes and labels.is_floating_point():
         one_hot = ((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)

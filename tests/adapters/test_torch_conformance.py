@@ -37,9 +37,11 @@ def network(spec: testing.Spec) -> nn.Sequential:
 class TorchDriver:
     """A training loop that takes no step."""
 
+    device = "cpu"
+
     def __init__(self, spec: testing.Spec) -> None:
         self.spec = spec
-        self.net = network(spec)
+        self.net = network(spec).to(self.device)
         self.model: nn.Module = self.net
         self.batches: list[tuple[torch.Tensor, np.ndarray]] = []  # of a frozen pass
 
@@ -54,7 +56,7 @@ class TorchDriver:
         )
 
     def feed(self, features, labels) -> None:
-        inputs = torch.tensor(features).to(getattr(torch, self.spec.dtype))
+        inputs = torch.tensor(features).to(self.device, getattr(torch, self.spec.dtype))
         if self.spec.phase == "frozen-eval":
             self.batches.append((inputs, labels))
             return
@@ -91,7 +93,9 @@ class TorchDriver:
             name: {key: _plain(value) for key, value in vars(module).items()}
             for name, module in self.net.named_modules()
         }
-        weights = {name: t.double().numpy().tobytes() for name, t in self.net.state_dict().items()}
+        weights = {
+            name: t.double().cpu().numpy().tobytes() for name, t in self.net.state_dict().items()
+        }
         return attributes, weights
 
     def close(self) -> None:

@@ -1,0 +1,14 @@
+"""The PyTorch adapter passes the conformance kit on a GPU, with labels that come from the host."""
+
+from __future__ import annotations
+
+import pytest
+
+from collapsemeter import testing
+
+from ..adapters.test_torch_conformance import TorchDriver
+
+
+@pytest.mark.parametrize("case", testing.CASES)
+def test_on_the_device(case, device):
+    case(type("OnDevice", (TorchDriver,), {"device": device}))
