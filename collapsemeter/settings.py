@@ -100,4 +100,5 @@ class Settings:
 
     def sample_size(self, width: int) -> int:
         """Return how many rows of a layer of this width are kept for NC4."""
-        return self.sample_sizes[width > WIDE]
+        ordinary, wide = self.sample_sizes
+        return wide if width > WIDE else ordinary

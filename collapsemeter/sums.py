@@ -240,11 +240,11 @@ def update(
 
     new = used & (xp.rows_of(sums.counts, bins) == 0)
     counts = xp.add_counts(sums.counts, bins, kept)
-    divisor = xp.to_float(xp.where(new, xp.rows_of(counts, bins), 1))[:, None]
 
     def first_means(shift: Array) -> Array:
         # Twice: a long sum of large numbers has few digits, and a shift that is off by more than the
         # spread of its class costs the scatter its own. The second mean is that of what was left.
+        divisor = xp.to_float(xp.where(new, xp.rows_of(counts, bins), 1))[:, None]
         for _ in range(2):
             left = xp.residuals(rows, shift, bins, new)
             shift = xp.add_class_sum(shift, left / divisor, bins)

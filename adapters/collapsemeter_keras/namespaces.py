@@ -130,7 +130,11 @@ class InPlace(KerasNamespace):
         return total
 
     def add_counts(self, total: Tensor, labels: Tensor, flags: Tensor) -> Tensor:
-        return self.add_class_sum(total, ops.cast(flags, total.dtype), labels)
+        import tensorflow as tf
+
+        if isinstance(total, tf.Variable):
+            return self.add_class_sum(total, ops.cast(flags, total.dtype), labels)
+        return super().add_counts(total, labels, flags)  # a part of a batch, not yet in a total
 
     def add_class_sum(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         import tensorflow as tf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, cast
@@ -12,8 +13,10 @@ from torch import Tensor
 from collapsemeter.sketch import SKETCH_ROWS
 from collapsemeter.sums import ScatterKind, Sums, block_rows, scatter_shape, sketch_shapes, update
 
-# On a GPU many rows that go to few classes wait for each other in `index_add_`; on a CPU it is the fastest.
-NATIVE_CLASSES = 100
+# On a GPU very many rows that go to few classes wait for each other in `index_add_`, and a product in
+# blocks pays where one block fills the device.
+FEW_CLASSES, MANY_ROWS = 100, 2**15
+LARGE_PRODUCT = 2**32
 
 
 class TorchNamespace:
@@ -26,11 +29,14 @@ class TorchNamespace:
     widen : bool
         Take products in float64, because the user's settings let float32 products run in TF32 or
         bfloat16, which makes NC1 wrong near collapse. The settings themselves are left alone.
+    settled : bool
+        Every class is known to have its shift, so that none is looked for.
     """
 
-    def __init__(self, dtype: torch.dtype, widen: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype, widen: bool = False, settled: bool = False) -> None:
         self.dtype = dtype
         self.widen = widen
+        self.settled = settled
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """Return ``a @ b`` in full precision."""
@@ -43,8 +49,10 @@ class TorchNamespace:
         return torch.where(condition, a, b)
 
     def finite_rows(self, rows: Tensor) -> Tensor:
-        # NaN is the largest and the smallest of its row; `isfinite` makes five passes on a CPU.
-        return torch.isfinite(rows.amax(1)) & torch.isfinite(rows.amin(1))
+        # NaN is the largest of its row, and less than nothing; `isfinite` makes five passes.
+        if on_host(rows):
+            return (rows.amax(1) < math.inf) & (rows.amin(1) > -math.inf)
+        return torch.linalg.vector_norm(rows, math.inf, dim=1) < math.inf
 
     def square_norms(self, rows: Tensor) -> Tensor:
         return torch.linalg.vector_norm(rows, dim=1).square_()
@@ -53,14 +61,16 @@ class TorchNamespace:
         return table.index_select(0, labels)
 
     def residuals(self, rows: Tensor, table: Tensor, labels: Tensor, used: Tensor) -> Tensor:
-        left = torch.neg(table.index_select(0, labels)).add_(rows)
+        shifts = table.index_select(0, labels)
+        left = torch.sub(rows, shifts, out=shifts)
         if on_host(rows) and used.all():  # the rule, and a mask is the dearest pass on a CPU
             return left
         return left.masked_fill_(~used[:, None], 0.0)
 
     def if_any(self, flags: Tensor, change: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
-        # To look at a flag would wait for the device.
-        return change(table) if not on_host(flags) or flags.any() else table
+        if self.settled or (on_host(flags) and not flags.any()):
+            return table
+        return change(table)  # to look at the flags of a device would wait for it
 
     def count(self, flags: Tensor) -> Tensor:
         return flags.sum()
@@ -72,7 +82,7 @@ class TorchNamespace:
         return total.index_add_(0, labels, flags.to(total.dtype))
 
     def add_class_sum(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        if len(total) < NATIVE_CLASSES and not on_host(rows):
+        if len(total) < FEW_CLASSES and len(rows) > MANY_ROWS and not on_host(rows):
             return total.add_(self.product(self.one_hot(labels, len(total)).t(), rows))
         return total.index_add_(0, labels, rows)
 
@@ -84,8 +94,11 @@ class TorchNamespace:
         return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(self.dtype)
 
     def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # of which every block would copy the total
-            return self.accumulate(total, rows.t(), rows)
+        one_piece = len(rows) * rows.shape[1] ** 2 < LARGE_PRODUCT
+        if torch.compiler.is_compiling() or (one_piece and not on_host(rows)):
+            return self.accumulate(
+                total, rows.t(), rows
+            )  # a graph would copy the total for every block
         for block in block_rows(rows.shape[1]):
             self.accumulate(total[block, : block.stop], rows[:, block].t(), rows[:, : block.stop])
         return total
@@ -108,6 +121,37 @@ class TorchNamespace:
 def on_host(x: Tensor) -> bool:
     """Whether Python may look at the values of a tensor without waiting for a device, or for a graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class Settled:
+    """Whether every class has been seen, as far as the host knows without waiting for the device.
+
+    The answer of a device is asked for after a batch and looked at with the next one that finds it there.
+    """
+
+    def __init__(self) -> None:
+        self.known = False
+        self._answer: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def look(self) -> bool:
+        """Return what is known, with the answer if one was asked for and is there."""
+        if self._answer is not None and not _capturing() and self._answer[1].query():
+            self.known, self._answer = bool(self._answer[0]), None
+        return self.known
+
+    def ask(self, counts: Tensor) -> None:
+        """Ask a GPU; on the host `update` looks itself, and a graph cannot ask."""
+        if self.known or self._answer is not None or not counts.is_cuda or _capturing():
+            return
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag.copy_((counts > 0).all(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(counts.device))
+        self._answer = flag, event
+
+
+def _capturing() -> bool:
+    return torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
 
 
 def products_are_reduced(device_type: str) -> bool:
@@ -210,6 +254,7 @@ class LayerState:
         self.sample_rows = zeros(sample_size + 1, width, dtype=exact)
         self.sample_labels = zeros(sample_size + 1, dtype=torch.int64)
         self.sample_ids = zeros(sample_size + 1, dtype=torch.int64) - 1
+        self.settled = Settled()
 
     def update(
         self,
@@ -228,11 +273,12 @@ class LayerState:
             self.sums,
             rows,
             labels,
-            TorchNamespace(self.dtype, widen),
+            TorchNamespace(self.dtype, widen, settled=self.settled.look()),
             ignore_index=ignore_index,
             propagate=propagate,
             hashes=hashes,
         )
+        self.settled.ask(self.sums.counts)
         self.sample_rows.index_copy_(0, slots, rows.to(self.sample_rows.dtype))
         self.sample_labels.index_copy_(0, slots, labels)
         self.sample_ids.index_copy_(0, slots, ids)
@@ -250,12 +296,14 @@ class LayerState:
     def replace(self, name: str, tensor: Tensor) -> None:
         """Put another tensor in the place of one of `tensors`."""
         setattr(self if name.startswith("sample_") else self.sums, name, tensor)
+        self.settled = Settled()
 
     def clear(self) -> None:
         """Start again from nothing, in the same memory: a compiled graph keeps its tensors."""
         for tensor in self.tensors().values():
             tensor.zero_()
         self.sample_ids.fill_(-1)
+        self.settled = Settled()
 
     def host_sums(self) -> Sums:
         """Copy the sums to NumPy."""
