@@ -8,6 +8,7 @@ device draws the one that NumPy draws.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ Array = Any  # of NumPy or of a framework: unsigned 32-bit values, in uint32 or 
 Wrap = Callable[[Array], Array]
 
 MASK = 0xFFFFFFFF
+_AHEAD = 4096
 _HALF = 0x10000
 
 
@@ -125,12 +127,28 @@ def reservoir_slots(numbers: npt.NDArray[np.int64], size: int, seed: int) -> npt
     array([0, 8, 1])
     """
     usable = numbers >= 0
-    drawn = drawn_slots(np.maximum(numbers, 0).astype(np.uint32), seed).astype(np.int64)
-    slots = np.where(numbers < size, numbers, drawn)
+    slots = numbers.copy()
+    late = numbers >= size
+    if late.any():
+        slots[late] = _drawn(numbers[late], seed)
     slots[~usable | (slots >= size)] = size
-    # Of two rows drawn for one slot the later replaces the earlier, as if they came one by one.
-    _, last = np.unique(slots[::-1], return_index=True)
-    winners = np.zeros(len(slots), bool)
-    winners[len(slots) - 1 - last] = True
-    slots[~winners] = size
+    # Of two rows drawn for one slot the later replaces the earlier, as if they came one by one: NumPy
+    # assigns the last of repeated indices.
+    rows = np.arange(len(slots))
+    last = np.empty(size + 1, np.int64)
+    last[slots] = rows
+    slots[last[slots] != rows] = size
     return slots
+
+
+def _drawn(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """Return the draws of row numbers near each other; those of a stream are made many batches at a time."""
+    first, last = int(numbers.min()) // _AHEAD, int(numbers.max()) // _AHEAD
+    blocks = [_draws_of(block, seed) for block in range(first, last + 1)]
+    return np.concatenate(blocks)[numbers - first * _AHEAD]
+
+
+@functools.lru_cache(maxsize=8)
+def _draws_of(block: int, seed: int) -> npt.NDArray[np.int64]:
+    numbers = np.arange(block * _AHEAD, (block + 1) * _AHEAD).astype(np.uint32)
+    return drawn_slots(numbers, seed).astype(np.int64)
