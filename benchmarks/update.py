@@ -113,7 +113,7 @@ def torch_calls(
         torch.mm(x.T, x, out=total)
 
     def sampled() -> None:
-        states["sampled"].update(*next(batches), slots, ids, ignore_index=-100)
+        states["sampled"].update(*next(batches), slots, ids)
 
     calls = {
         "X^T X": product,

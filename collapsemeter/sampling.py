@@ -20,7 +20,7 @@ Array = Any  # of NumPy or of a framework: unsigned 32-bit values, in uint32 or 
 Wrap = Callable[[Array], Array]
 
 MASK = 0xFFFFFFFF
-_AHEAD = 4096
+_AHEAD = 1024  # row numbers of a block of draws; a batch lies in two of them
 _HALF = 0x10000
 
 
@@ -148,7 +148,7 @@ def _drawn(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     return np.concatenate(blocks)[numbers - first * _AHEAD]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)
 def _draws_of(block: int, seed: int) -> npt.NDArray[np.int64]:
     numbers = np.arange(block * _AHEAD, (block + 1) * _AHEAD).astype(np.uint32)
     return drawn_slots(numbers, seed).astype(np.int64)

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from collapsemeter.sketch import SKETCH_ROWS
-from collapsemeter.sums import ScatterKind, Sums, block_rows, scatter_shape, sketch_shapes, update
+from collapsemeter.sums import (
+    IGNORE_INDEX,
+    ScatterKind,
+    Sums,
+    block_rows,
+    scatter_shape,
+    sketch_shapes,
+    update,
+)
+
+from .gathering import Gathered
 
 # On a GPU very many rows that go to few classes wait for each other in `index_add_`, and a product in
 # blocks pays where one block fills the device.
@@ -135,13 +145,13 @@ class Settled:
 
     def look(self) -> bool:
         """Return what is known, with the answer if one was asked for and is there."""
-        if self._answer is not None and not _capturing() and self._answer[1].query():
+        if self._answer is not None and not in_graph() and self._answer[1].query():
             self.known, self._answer = bool(self._answer[0]), None
         return self.known
 
     def ask(self, counts: Tensor) -> None:
         """Ask a GPU; on the host `update` looks itself, and a graph cannot ask."""
-        if self.known or self._answer is not None or not counts.is_cuda or _capturing():
+        if self.known or self._answer is not None or not counts.is_cuda or in_graph():
             return
         flag = torch.empty((), dtype=torch.bool, pin_memory=True)
         flag.copy_((counts > 0).all(), non_blocking=True)
@@ -150,8 +160,11 @@ class Settled:
         self._answer = flag, event
 
 
-def _capturing() -> bool:
-    return torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
+def in_graph() -> bool:
+    """Whether operations become part of a graph, which runs again without what Python does beside."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def products_are_reduced(device_type: str) -> bool:
@@ -203,12 +216,15 @@ class LayerState:
         Keep the sums in float64 in any case: rows are widened before any arithmetic.
     sketch_rows, seed : int
         Of a sketch: k, and what its hashes are of.
+    ignore_index : int
+    propagate : bool
+        See `collapsemeter.sums.update`.
 
     Examples
     --------
     >>> state = LayerState(torch.zeros(2, 3), num_classes=2, kind="pooled", sample_size=4)
     >>> labels = torch.tensor([0, 1])
-    >>> state.update(torch.eye(2, 3), labels, torch.arange(2), torch.arange(2), ignore_index=-100)
+    >>> state.update(torch.eye(2, 3), labels, torch.arange(2), torch.arange(2))
     >>> state.sums.counts
     tensor([1, 1])
     """
@@ -223,6 +239,8 @@ class LayerState:
         wide: bool = False,
         sketch_rows: int = SKETCH_ROWS,
         seed: int = 0,
+        ignore_index: int = IGNORE_INDEX,
+        propagate: bool = False,
     ) -> None:
         width, device = rows.shape[1], rows.device
         exact = torch.float64 if rows.dtype == torch.float64 else torch.float32  # holds any row
@@ -237,7 +255,11 @@ class LayerState:
         def zeros(*size: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(*size, dtype=dtype, device=device)
 
-        self.sums = Sums(
+        self.ignore_index = ignore_index
+        self.propagate = propagate
+        self.widen = False  # of the batches that wait
+        self.gathered = Gathered(width)
+        self._sums = Sums(
             counts=zeros(num_classes, dtype=torch.int64),
             shift=zeros(num_classes, width),
             sums=zeros(num_classes, width),
@@ -256,6 +278,12 @@ class LayerState:
         self.sample_ids = zeros(sample_size + 1, dtype=torch.int64) - 1
         self.settled = Settled()
 
+    @property
+    def sums(self) -> Sums:
+        """The sums, with the batches that waited."""
+        self.flush()
+        return self._sums
+
     def update(
         self,
         rows: Tensor,
@@ -263,29 +291,47 @@ class LayerState:
         slots: Tensor,
         ids: Tensor,
         *,
-        ignore_index: int,
-        propagate: bool = False,
         widen: bool = False,
         hashes: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Add a batch: one row, label, sample slot and row number for each; hashes for a sketch."""
-        update(
-            self.sums,
-            rows,
-            labels,
-            TorchNamespace(self.dtype, widen, settled=self.settled.look()),
-            ignore_index=ignore_index,
-            propagate=propagate,
-            hashes=hashes,
-        )
-        self.settled.ask(self.sums.counts)
+        parts = {"rows": rows, "labels": labels}
+        if hashes is not None:
+            parts |= {"buckets": hashes[0], "negative": hashes[1]}
+        if in_graph() or not self.gathered.takes(len(rows)):  # a graph has one size of batch
+            self._add(parts, widen)
+        else:
+            if not self.gathered.fits(len(rows)):
+                self.flush()
+            self.gathered.put(parts)
+            self.widen = widen
         self.sample_rows.index_copy_(0, slots, rows.to(self.sample_rows.dtype))
         self.sample_labels.index_copy_(0, slots, labels)
         self.sample_ids.index_copy_(0, slots, ids)
 
+    def flush(self) -> None:
+        """Add the batches that waited."""
+        if self.gathered.count:
+            kind = self.sample_rows.device.type  # the caller may well compute under autocast
+            with torch.no_grad(), torch.inference_mode(False), torch.autocast(kind, enabled=False):
+                self._add(self.gathered.take(), self.widen)
+
+    def _add(self, parts: dict[str, Tensor], widen: bool) -> None:
+        hashes = (parts["buckets"], parts["negative"]) if "buckets" in parts else None
+        update(
+            self._sums,
+            parts["rows"],
+            parts["labels"],
+            TorchNamespace(self.dtype, widen, settled=self.settled.look()),
+            ignore_index=self.ignore_index,
+            propagate=self.propagate,
+            hashes=hashes,
+        )
+        self.settled.ask(self._sums.counts)
+
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state by name."""
-        named = {part.name: getattr(self.sums, part.name) for part in fields(self.sums)}
+        """Every tensor of the state by name; of batches that wait, see `gathered`."""
+        named = {part.name: getattr(self._sums, part.name) for part in fields(self._sums)}
         named |= {
             "sample_rows": self.sample_rows,
             "sample_labels": self.sample_labels,
@@ -295,11 +341,12 @@ class LayerState:
 
     def replace(self, name: str, tensor: Tensor) -> None:
         """Put another tensor in the place of one of `tensors`."""
-        setattr(self if name.startswith("sample_") else self.sums, name, tensor)
+        setattr(self if name.startswith("sample_") else self._sums, name, tensor)
         self.settled = Settled()
 
     def clear(self) -> None:
         """Start again from nothing, in the same memory: a compiled graph keeps its tensors."""
+        self.gathered.take()
         for tensor in self.tensors().values():
             tensor.zero_()
         self.sample_ids.fill_(-1)

@@ -16,7 +16,7 @@ from collapsemeter.measuring import undefined_report
 from collapsemeter.moments import Phase
 
 from . import compiled
-from .device import LayerState, PredictionState
+from .device import LayerState, PredictionState, products_are_reduced
 from .layers import Selection
 from .scope import HEAD_OUTPUT, Store
 
@@ -207,6 +207,8 @@ def state_dict(store: Store, steps: list[int], num_classes: int) -> dict[str, An
                 "seed": state.seed,
                 "feature_dtype": state.feature_dtype,
                 "tensors": {name: t.detach().cpu().clone() for name, t in state.tensors().items()},
+                # Not added to the sums: blocks must end where they would have without being saved.
+                "waiting": {name: t.cpu().clone() for name, t in state.gathered.held().items()},
             }
             for (layer, call), state in store.layers.items()
         ],
@@ -263,7 +265,12 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
             size,
             sketch_rows=meter.settings.sketch_rows,
             seed=meter.settings.seed,
+            ignore_index=meter.settings.ignore_index,
+            propagate=meter.settings.propagate,
         )
+        layer.widen = products_are_reduced(device.type)
+        if saved["waiting"]:
+            layer.gathered.put({name: t.to(device) for name, t in saved["waiting"].items()})
         layer.feature_dtype = saved["feature_dtype"]
         for name, tensor in layer.tensors().items():
             tensor.copy_(tensors[name])

@@ -451,11 +451,13 @@ class CollapseMeter:
                 f"layer {layer!r} has counted nothing (call {call}); watched are "
                 f"{', '.join(self.selection.watched)}"
             )
-        sums = state.host_sums()
+        with self._lock:
+            sums = state.host_sums()
         return ClassMoments.from_sums(sums, state.feature_dtype, "live", seed=state.seed)
 
     def _report(self, store: Store, phase: Phase, more: dict[str, Any]) -> CollapseReport:
-        report = finalise.report(self, store, phase, more)
+        with self._lock:  # batches that wait are added now
+            report = finalise.report(self, store, phase, more)
         for message in report.warnings:
             warn(message)
         return report

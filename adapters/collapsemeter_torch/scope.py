@@ -97,8 +97,6 @@ class Store:
             scope.flat_labels,
             scope.slots[size],
             scope.ids,
-            ignore_index=meter.settings.ignore_index,
-            propagate=meter.settings.propagate,
             widen=scope.widen,
             hashes=self._hashes(meter, scope) if state.kind == "sketch" else None,
         )
@@ -127,6 +125,8 @@ class Store:
             wide=self.wide and has_float64(rows.device),
             sketch_rows=settings.sketch_rows,
             seed=settings.seed,
+            ignore_index=settings.ignore_index,
+            propagate=settings.propagate,
         )
 
     def add_decisions(self, meter: CollapseMeter, scope: Scope, decided: Tensor) -> None:

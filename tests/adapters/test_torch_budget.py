@@ -83,12 +83,12 @@ def test_rows_are_counted_up_to_a_limit_and_after_a_reset_again():
     meter = watch(net := mlp(), max_rows=30, every=2)
     for _ in range(2):
         feed(meter, net, inputs(9))  # 12 rows each: 30 are reached with the third counted
+        same(meter, feed(watch(other := mlp()), other, inputs(9)[:5:2]))
         report = meter.compute()
         assert not report.warnings
         assert [layer.provenance["rows"] for layer in report.values()] == [36, 36]
         assert report.provenance["budget"]["batches_left_out"] == 6
         assert report.provenance["budget"]["max_rows_reached"] is True
-        same(meter, feed(watch(other := mlp()), other, inputs(9)[:5:2]))
         meter.reset()
     feed(meter, net, inputs(1))
     assert meter.compute().provenance["budget"]["max_rows_reached"] is False

@@ -1,0 +1,104 @@
+"""Small batches wait for each other: nothing is lost, and nothing depends on when they are added."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from collapsemeter import ClassMoments
+from collapsemeter.moments import EPS
+from collapsemeter_torch import CollapseMeter
+from collapsemeter_torch.device import LayerState
+from collapsemeter_torch.gathering import MOST_ENTRIES, MOST_ROWS, Gathered
+
+WIDTH, CLASSES = 24, 5
+
+
+def data(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(rows) % CLASSES
+    means = torch.randn(CLASSES, WIDTH, generator=generator) + 10
+    return (means[labels] + 1e-2 * torch.randn(rows, WIDTH, generator=generator)).to(dtype), labels
+
+
+def filled(sizes: list[int], rows: torch.Tensor, labels: torch.Tensor, **options) -> LayerState:
+    state = LayerState(rows[:1], CLASSES, "pooled", 8, **options)
+    for part in torch.split(torch.arange(len(rows)), sizes):
+        bin_of_the_sample = torch.full((len(part),), 8)
+        state.update(rows[part], labels[part], bin_of_the_sample, part)
+    return state
+
+
+# Batches that wait, ones that fill the block to its end, and ones that are a block of their own.
+SIZES = [[100] * 25, [512] * 4 + [452], [1000, 7, 600, 512, 381], [1] * 50 + [2450]]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_any_sizes_of_batches_give_the_moments_of_all_rows(sizes, dtype):
+    rows, labels = data(2500, dtype)
+    found = ClassMoments.from_sums(filled(sizes, rows, labels).host_sums(), "float32", "live")
+    truth = ClassMoments.from_batch(rows.double().numpy(), labels.numpy(), CLASSES)
+    np.testing.assert_array_equal(found.counts, truth.counts)
+    # Sums of n residuals lose at most n eps of their magnitudes; the shift is near the mean.
+    atol = 4 * 2500 * EPS["float32"] * truth.coarsen("pooled").scatter.max()
+    np.testing.assert_allclose(found.scatter, truth.coarsen("pooled").scatter, rtol=0, atol=atol)
+
+
+def test_a_look_at_the_sums_adds_what_waits_and_changes_no_count():
+    rows, labels = data(300)
+    state = filled([100] * 3, rows, labels)
+    assert state.gathered.count == 300
+    assert int(state.sums.counts.sum()) == 300
+    assert state.gathered.count == 0
+    state.update(rows, labels, torch.full((300,), 8), torch.arange(300))
+    assert int(state.host_sums().counts.sum()) == 600
+    state.update(rows, labels, torch.full((300,), 8), torch.arange(300))
+    state.clear()
+    assert int(state.sums.counts.sum()) == 0
+
+
+def test_memory_is_bounded_at_any_width():
+    assert Gathered(16).room == MOST_ROWS
+    assert Gathered(65536).room * 65536 == MOST_ENTRIES
+    assert not Gathered(2 * MOST_ENTRIES).takes(1)
+    gathered = Gathered(4)
+    gathered.put({"rows": torch.ones(3, 4, dtype=torch.float16), "labels": torch.zeros(3).long()})
+    assert gathered.nbytes == MOST_ROWS * (4 * 4 + 8)
+
+
+def test_rows_wait_as_they_were_when_they_came():
+    """A loop may write into its activations once the forward is over."""
+    rows, labels = data(100)
+    own = rows.clone()
+    state = filled([100], rows, labels)
+    rows.fill_(torch.nan)
+    assert int(state.sums.nonfinite) == 0
+    expected = filled([100], own, labels)
+    assert torch.equal(state.sums.scatter, expected.sums.scatter)
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+def test_rows_that_are_not_finite_are_found_when_they_are_added(propagate):
+    rows, labels = data(60)
+    rows[7, 3], labels[11] = torch.inf, -100
+    sums = filled([20] * 3, rows, labels, propagate=propagate).host_sums()
+    assert (int(sums.nonfinite), int(sums.ignored)) == (1, 1)
+    assert int(sums.counts.sum()) == (59 if propagate else 58)
+    assert np.isnan(sums.squares).tolist() == [propagate and c == 2 for c in range(CLASSES)]
+
+
+def test_a_report_under_autocast_is_that_without():
+    rows, labels = data(200)
+    net = nn.Sequential(nn.Identity(), nn.Linear(WIDTH, CLASSES))
+    reports = []
+    for autocast in (False, True):
+        with CollapseMeter(net, layers=["0"], verbose=False) as meter:
+            for x, y in zip(rows.split(50), labels.split(50), strict=True):
+                with meter.batch(y):
+                    net(x)
+            with torch.autocast("cpu", enabled=autocast, dtype=torch.bfloat16):
+                reports.append(meter.compute())
+    assert dict(reports[0]["0"]) == dict(reports[1]["0"])
