@@ -21,6 +21,7 @@ from collapsemeter_torch.dumping import host_array
 
 from .dumped_networks import NETWORKS, Twice, Watched, digits, twice, vectors
 
+EPS64 = float(np.finfo(np.float64).eps)
 COUNTED = ("nc4_agreement", "nc4_mismatch", "ncc_accuracy")
 
 
