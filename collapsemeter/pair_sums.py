@@ -1,6 +1,6 @@
 """What is summed over pairs of classes, of the cosines that `collapsemeter.pairs` hands on in strips.
 
-Each sum starts `empty` for every tile, takes in the tile's strips by `add`, and the tiles by `merge`.
+Each sum starts `empty` for every part of the pairs, takes in its strips by `add`, and the parts by `merge`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class _Running:
         if values.size:
             mean = float(np.add.reduce(values)) / values.size
             values -= mean
-            self.merge(_Running(values.size, mean, float(values @ values)))
+            values *= values  # a product of vectors would start the threads of BLAS
+            self.merge(_Running(values.size, mean, float(np.add.reduce(values))))
 
     def merge(self, part: _Running) -> None:
         """Take in what was made of other values."""
@@ -73,10 +74,10 @@ class CosineSpread:
         self._deviation += float(np.add.reduce(strip.pairs(absolute)))
         self._excess.add(strip.pairs(excess))
 
-    def merge(self, tile: CosineSpread) -> None:
-        """Take in what another has added up over its tile."""
-        self._deviation += tile._deviation
-        self._excess.merge(tile._excess)
+    def merge(self, part: CosineSpread) -> None:
+        """Take in what another has added up of the pairs that come next."""
+        self._deviation += part._deviation
+        self._excess.merge(part._excess)
 
     @property
     def cos_std(self) -> float:
@@ -107,9 +108,9 @@ class Histogram:
         places = strip.pairs(bins).astype(np.intp)
         self._counts += np.bincount(places, minlength=COSINE_BINS + 1)
 
-    def merge(self, tile: Histogram) -> None:
-        """Take in what another has added up over its tile."""
-        self._counts += tile._counts
+    def merge(self, part: Histogram) -> None:
+        """Take in what another has added up of the pairs that come next."""
+        self._counts += part._counts
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -146,10 +147,10 @@ class Nearest:
         self.cosines[rows][nearer] = largest[nearer]
         self.rows[rows][nearer] = cosines[nearer].argmax(axis=1) + others.start
 
-    def merge(self, tile: Nearest) -> None:
-        """Take in what another has found in its tile, of rows behind those seen."""
-        nearer = tile.cosines > self.cosines
-        self.cosines[nearer], self.rows[nearer] = tile.cosines[nearer], tile.rows[nearer]
+    def merge(self, part: Nearest) -> None:
+        """Take in what another has found of the pairs that come next."""
+        nearer = part.cosines > self.cosines
+        self.cosines[nearer], self.rows[nearer] = part.cosines[nearer], part.rows[nearer]
 
 
 class LogDistances:
@@ -186,10 +187,10 @@ class LogDistances:
             logs = strip.pairs(halves)
             self._logs.add(np.log(logs, out=logs))
 
-    def merge(self, tile: LogDistances) -> None:
-        """Take in what another has added up over its tile."""
-        self._coincident |= tile._coincident
-        self._logs.merge(tile._logs)
+    def merge(self, part: LogDistances) -> None:
+        """Take in what another has added up of the pairs that come next."""
+        self._coincident |= part._coincident
+        self._logs.merge(part._logs)
 
     @property
     def mean(self) -> float:
@@ -266,10 +267,10 @@ class VarianceRatio:
             return True
         return bool((2.0 * halves * a[:, None] * b > self._least).all())
 
-    def merge(self, tile: VarianceRatio) -> None:
-        """Take in what another has added up over its tile."""
-        self._total += tile._total
-        self._coincident |= tile._coincident
+    def merge(self, part: VarianceRatio) -> None:
+        """Take in what another has added up of the pairs that come next."""
+        self._total += part._total
+        self._coincident |= part._coincident
 
     @property
     def mean(self) -> float:

@@ -1,15 +1,15 @@
 """Pairs of classes: one pass over tiles of their cosines, in bounded memory and in threads.
 
-A tile comes of one matrix product and is worked on in strips that stay in a core's cache. What is asked of
-the pairs is summed tile by tile, and the sums are added in the order of the tiles: they do not depend on
-the threads.
+A tile comes of one matrix product, in the threads of BLAS. Then threads of ours take bands of its rows, and
+work on each in strips that stay in a core's cache. What is asked of the pairs is summed band by band, and
+the sums are added in the order of the bands: they do not depend on the threads.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from threading import local
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .frames import EPS64, Floats
 from .pair_sums import COSINE_BINS, CosineSpread, Histogram, LogDistances, Nearest, VarianceRatio
-from .threads import in_threads
+from .threads import threads
 
 __all__ = [
     "COSINE_BINS",
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 TILE = 2048  # classes a side: a tile of pairs takes 32 MB
+_BAND = 256  # rows of a tile that a thread takes at a time
 _STRIP = 2**15  # entries that are worked on at a time: 256 kB
 _CANCELLED = 1e-6  # where 1 - cos is below, the distance is taken from the difference of the rows
 
 Rows = npt.NDArray[np.int64]
-Tile = tuple[slice, slice]
 
 
 class PairStatistics(NamedTuple):
@@ -54,7 +54,7 @@ class PairStatistics(NamedTuple):
     histogram: npt.NDArray[np.int64]
 
 
-def pair_tiles(count: int) -> Iterator[Tile]:
+def pair_tiles(count: int) -> Iterator[tuple[slice, slice]]:
     """Squares that cover one triangle of the pairs."""
     starts = range(0, count, TILE)
     for i in starts:
@@ -63,8 +63,8 @@ def pair_tiles(count: int) -> Iterator[Tile]:
                 yield slice(i, min(i + TILE, count)), slice(j, min(j + TILE, count))
 
 
-class Buffers(threading.local):
-    """Memory of one thread for the values of a tile or a strip, used again for the next."""
+class Buffers(local):
+    """Memory of one thread for the values of a strip, used again for the next."""
 
     def __init__(self) -> None:
         self._held: dict[str, Floats] = {}
@@ -145,18 +145,39 @@ class Strip:
 def strips(units: Floats) -> Iterator[Strip]:
     """Strips that cover every pair of unit rows; their cosines are overwritten by the next tile's."""
     buffers = Buffers()
-    for tile in pair_tiles(len(units)):
-        yield from _strips(units, tile, buffers)
+    for tile in _tiles(units):
+        for band in tile.bands():
+            yield from tile.strips(band, buffers)
 
 
-def _strips(units: Floats, tile: Tile, buffers: Buffers) -> Iterator[Strip]:
-    a, b = tile
-    height, width = a.stop - a.start, b.stop - b.start
-    cosines = np.matmul(units[a], units[b].T, out=buffers.array("tile", (height, width)))
-    step = max(1, _STRIP // width)
-    for start in range(0, height, step):
-        rows = slice(a.start + start, a.start + min(start + step, height))
-        yield Strip(rows, b, cosines[start : start + step], a == b, buffers)
+class _Tile(NamedTuple):
+    """Cosines of a square of pairs."""
+
+    rows: slice
+    columns: slice
+    cosines: Floats
+
+    def bands(self) -> list[slice]:
+        """Return the parts of its rows that threads work on."""
+        starts = range(self.rows.start, self.rows.stop, _BAND)
+        return [slice(start, min(start + _BAND, self.rows.stop)) for start in starts]
+
+    def strips(self, band: slice, buffers: Buffers) -> Iterator[Strip]:
+        step = max(1, _STRIP // self.cosines.shape[1])
+        for start in range(band.start, band.stop, step):
+            rows = slice(start, min(start + step, band.stop))
+            cosines = self.cosines[start - self.rows.start : rows.stop - self.rows.start]
+            yield Strip(rows, self.columns, cosines, self.rows == self.columns, buffers)
+
+
+def _tiles(units: Floats) -> Iterator[_Tile]:
+    """Tiles of one triangle; the cosines are overwritten by the next tile's."""
+    buffer = np.empty(min(TILE, len(units)) ** 2)
+    for rows, columns in pair_tiles(len(units)):
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        cosines = buffer[: shape[0] * shape[1]].reshape(shape)
+        np.matmul(units[rows], units[columns].T, out=cosines)
+        yield _Tile(rows, columns, cosines)
 
 
 class Observer(Protocol):
@@ -168,24 +189,26 @@ class Observer(Protocol):
     def add(self, strip: Strip) -> None:
         """Take in one strip."""
 
-    def merge(self, tile: Self) -> None:
-        """Take in what another has added up over its tile."""
+    def merge(self, part: Self) -> None:
+        """Take in what another has added up of the pairs that come next."""
 
 
 def observe(units: Floats, observers: Sequence[Observer]) -> None:
-    """Hand every pair to every observer, tiles at a time in threads."""
+    """Hand every pair to every observer, bands of a tile at a time in threads."""
     buffers = Buffers()
+    with threads() as in_order:
+        for tile in _tiles(units):
 
-    def of_tile(tile: Tile) -> list[Observer]:
-        parts = [observer.empty() for observer in observers]
-        for strip in _strips(units, tile, buffers):
-            for part in parts:
-                part.add(strip)
-        return parts
+            def of_band(band: slice, tile: _Tile = tile) -> list[Observer]:
+                parts = [observer.empty() for observer in observers]
+                for strip in tile.strips(band, buffers):
+                    for part in parts:
+                        part.add(strip)
+                return parts
 
-    for parts in in_threads(of_tile, pair_tiles(len(units))):
-        for observer, part in zip(observers, parts, strict=True):
-            observer.merge(part)
+            for parts in in_order(of_band, tile.bands()):
+                for observer, part in zip(observers, parts, strict=True):
+                    observer.merge(part)
 
 
 def cosine_spread(units: Floats) -> CosineSpread:
