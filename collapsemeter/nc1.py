@@ -185,7 +185,9 @@ def _whitened_by_cholesky(factor: Floats, within: Floats) -> Floats | None:
     r"""Return :math:`A L^{-\top}`, (r, d), with :math:`S_W = L L^\top`; None where S_W may be singular."""
     from scipy.linalg import blas, lapack  # a tenth of a second to import
 
-    triangle, failed = lapack.dpotrf(within.T, lower=True)  # symmetric; in the order of LAPACK
+    triangle, failed = lapack.dpotrf(
+        within.T, lower=True, clean=False
+    )  # symmetric; in the order of LAPACK
     if failed:
         return None
     inverse_condition, _ = lapack.dpocon(triangle, np.abs(within).sum(axis=0).max(), uplo="L")

@@ -104,12 +104,13 @@ def factors(frame: Floats, null: Floats, cut: float) -> Factors:
 
 def _solved(gram: Floats, rows: Floats) -> Floats:
     """Return (rows rows^T)^-1 rows by a Cholesky decomposition."""
-    from scipy.linalg import blas  # a tenth of a second to import
+    from scipy.linalg import blas, lapack  # a tenth of a second to import
 
-    triangle = np.linalg.cholesky(gram)
+    triangle, failed = lapack.dpotrf(gram, lower=False, clean=False)
+    assert not failed  # the eigenvalues of a graded matrix are positive
     # From the right of the transpose, which is how BLAS sees the rows: nothing is copied.
-    half = blas.dtrsm(1.0, triangle, rows.T, side=1, lower=1, trans_a=1)
-    return np.asarray(blas.dtrsm(1.0, triangle, half, side=1, lower=1, overwrite_b=1)).T
+    half = blas.dtrsm(1.0, triangle, rows.T, side=1)
+    return np.asarray(blas.dtrsm(1.0, triangle, half, side=1, trans_a=1, overwrite_b=1)).T
 
 
 def thin_svd(frame: Floats, null: Floats) -> tuple[Floats, Floats]:
