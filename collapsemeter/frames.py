@@ -120,10 +120,9 @@ def gram_distance(a: Floats, b: Floats, target: str) -> float:
     True
     """
     count, width = a.shape
-    # At a scale of 1 the products of small frames do not underflow; a frame times itself is symmetric.
-    same = a is b
-    a = a / (np.abs(a).max() or 1.0)
-    b = a if same else b / (np.abs(b).max() or 1.0)
+    same = a is b  # a frame times itself is symmetric
+    a = _moderate(a)
+    b = a if same else _moderate(b)
     if count <= width + 1:
         product = a @ b.T
         norm = float(np.linalg.norm(product))
@@ -141,6 +140,12 @@ def gram_distance(a: Floats, b: Floats, target: str) -> float:
     else:
         inner /= math.sqrt(count)
     return math.sqrt(max(2.0 - 2.0 * inner / norm, 0.0)) if norm > 0 else math.nan
+
+
+def _moderate(frame: Floats) -> Floats:
+    """Return the frame at a scale at which fourth powers neither underflow nor overflow."""
+    largest = float(max(frame.max(), -frame.min()))
+    return frame if 1e-50 < largest < 1e50 or not largest else frame / largest
 
 
 def unit_rows(frame: Floats, code: str) -> Floats:

@@ -22,18 +22,20 @@ from .frames import (
 )
 from .moments import ClassMoments
 from .pairs import PairStatistics, VarianceRatio, observe, pair_statistics
-from .spectra import singular_values, thin_svd
+from .spectra import Factors, factors, singular_values
 from .undefined import Undefined, require
 
 
 class Spectrum(NamedTuple):
-    """Thin SVD of the between-class factor, cut where float64 has no digits left.
+    r"""The between-class scatter in factors, cut where float64 has no digits left.
 
-    ``directions`` (r, d) are orthonormal rows, ``values`` (r,) their singular values, ``cut`` the
-    relative threshold and ``smallest_kept`` the smallest kept value over the largest.
+    ``root`` (r, d) is A with :math:`S_B = A^\top A`, ``inverse`` (r, d) is B with :math:`S_B^+ = B^\top B`,
+    ``values`` (r,) the singular values of A, ``cut`` the relative threshold and ``smallest_kept`` the
+    smallest kept value over the largest.
     """
 
-    directions: Floats
+    root: Floats
+    inverse: Floats
     values: Floats
     cut: float
     smallest_kept: float
@@ -73,7 +75,7 @@ class ClassGeometry:
         self._center = center
         self._spectra: dict[Weighting, Spectrum] = {}
         self._within: dict[Weighting, Floats] = {}
-        self._along: dict[tuple[Weighting, Weighting], Floats] = {}
+        self._traces: dict[tuple[Weighting, Weighting], Floats] = {}
         self._sketched: dict[tuple[Weighting, Weighting], Floats] = {}
 
     def about(self, center: Center) -> ClassGeometry:
@@ -164,31 +166,34 @@ class ClassGeometry:
         return pair_statistics(ratio.directions(), resolution, [ratio]), ratio
 
     def spectrum(self, between: Weighting) -> Spectrum:
-        r"""SVD of :math:`\operatorname{diag}(w)^{1/2} M`, whose squares are the eigenvalues of S_B."""
+        r"""Factors of S_B, which is :math:`F^\top F` with :math:`F = \operatorname{diag}(w)^{1/2} M`."""
         if between in self._spectra:
             return self._spectra[between]
         if between == "class" or self.balanced:
-            values, directions = self._svd
-            values = values / math.sqrt(self.num_present)
+            values, root, inverse = self._factors
+            scale = math.sqrt(self.num_present)
+            values, root, inverse = values / scale, root / scale, inverse * scale
         else:
             roots = np.sqrt(self.weights(between))
             null = self.weights(self._center) / roots
-            values, directions = thin_svd(roots[:, None] * self.centred, null)
-        cut = math.sqrt(max(self.centred.shape) * EPS64)
-        rank = min(int((values > cut * values[0]).sum()), self.num_present - 1)
-        kept = values[:rank]
-        spectrum = Spectrum(directions[:rank], kept, cut, float(kept[-1] / kept[0]))
+            values, root, inverse = factors(roots[:, None] * self.centred, null, self._cut)
+        kept = values[: len(root)]
+        spectrum = Spectrum(root, inverse, kept, self._cut, float(kept[-1] / kept[0]))
         self._spectra[between] = spectrum
         return spectrum
 
+    @property
+    def _cut(self) -> float:
+        return math.sqrt(max(self.centred.shape) * EPS64)
+
     @cached_property
-    def _svd(self) -> tuple[Floats, Floats]:
-        return thin_svd(self.centred, self.weights(self._center))
+    def _factors(self) -> Factors:
+        return factors(self.centred, self.weights(self._center), self._cut)
 
     @property
     def centred_values(self) -> Floats:
         """Singular values of M, largest first."""
-        return self._svd[0]
+        return self._factors.values
 
     @cached_property
     def finite_means(self) -> Floats:
@@ -233,37 +238,37 @@ class ClassGeometry:
             raise Undefined("nonfinite_statistics")
         return within
 
-    def variances_along(self, between: Weighting, within: Weighting) -> Floats:
-        r""":math:`u_j^\top S_W u_j` along the directions of a spectrum, (r,); estimated from a sketch."""
+    def pinv_traces(self, between: Weighting, within: Weighting) -> Floats:
+        r""":math:`\operatorname{diag}(B S_W B^\top)`, (r,), which add up to :math:`\operatorname{tr} S_W S_B^+`; estimated from a sketch."""
         if self.balanced:  # every weighting is the same
             between = within = "class"
-        if (between, within) not in self._along:
+        if (between, within) not in self._traces:
             if self.moments.sketch is None:
-                directions = self.spectrum(between).directions
-                along = np.einsum("rd,rd->r", directions @ self.within(within), directions)
+                inverse = self.spectrum(between).inverse
+                traces = np.vecdot(inverse @ self.within(within), inverse)
             else:
-                along = (self.sketched(between, within) ** 2).sum(axis=0)
+                traces = (self.sketched(between, within) ** 2).sum(axis=0)
             # Variances: rounding may leave them a hair below zero.
-            self._along[between, within] = np.maximum(along, 0.0)
-        return self._along[between, within]
+            self._traces[between, within] = np.maximum(traces, 0.0)
+        return self._traces[between, within]
 
     def sketched(self, between: Weighting, within: Weighting) -> Floats:
-        r""":math:`K u_j / \sqrt N` (k, r), whose squares add up to :math:`u_j^\top S_W u_j`."""
+        r""":math:`K B^\top / \sqrt N` (k, r), whose squares add up to :math:`\operatorname{tr} S_W S_B^+`."""
         if self.balanced:
             between = within = "class"
         if (between, within) not in self._sketched:
-            directions = self.spectrum(between).directions
-            self._sketched[between, within] = self._projected(directions, within)
+            inverse = self.spectrum(between).inverse
+            self._sketched[between, within] = self._projected(inverse, within)
         return self._sketched[between, within]
 
-    def _projected(self, directions: Floats, kind: Weighting) -> Floats:
+    def _projected(self, inverse: Floats, kind: Weighting) -> Floats:
         self._require_spread()
         sketch = self.moments.sketch
         if sketch is None:
             raise Undefined("no_scatter")
         if kind != "sample" and not self.balanced:
             raise Undefined("needs_class_scatter")
-        projected: Floats = sketch @ directions.T / math.sqrt(self.rows)
+        projected: Floats = sketch @ inverse.T / math.sqrt(self.rows)
         if not np.isfinite(projected).all():
             raise Undefined("nonfinite_statistics")
         return projected

@@ -349,7 +349,7 @@ def _dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, f
         spectrum = geometry.spectrum(convention.between)
     except Undefined:
         return {}
-    along = float((spectrum.directions**2 @ rounding / spectrum.values**2).sum())
+    along = float(np.vecdot(spectrum.inverse, spectrum.inverse * rounding).sum())
     between = float((spectrum.values**2).sum())
     divisor = geometry.num_present if convention.divide_by_classes else 1
     return {"nc1_pinv": along / divisor, "nc1_trace_ratio": float(rounding.sum()) / between}

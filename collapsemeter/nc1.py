@@ -21,8 +21,8 @@ _WELL_CONDITIONED = 1e-6  # an inverse keeps ten digits
 def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     r""":math:`\operatorname{tr}(S_W S_B^+)/C` (the division as the convention says).
 
-    By a thin SVD of the weighted means, so no d x d pseudo-inverse is formed:
-    :math:`\sum_j u_j^\top S_W u_j / s_j^2` over the singular values kept. Of a wide layer, whose scatter
+    By factors of the weighted means, so no d x d pseudo-inverse is formed: :math:`\operatorname{tr} B S_W B^\top`
+    with :math:`S_B^+ = B^\top B` of the singular values kept. Of a wide layer, whose scatter
     is a sketch, it is an unbiased estimate; `nc1_pinv_error` is its standard error.
 
     Parameters
@@ -53,9 +53,7 @@ def nc1_pinv(geometry: ClassGeometry, convention: Convention) -> float:
     >>> nc1_pinv(ClassGeometry(m), Convention())  # all spread is orthogonal to the means
     0.0
     """
-    spectrum = geometry.spectrum(convention.between)
-    along = geometry.variances_along(convention.between, convention.within)
-    total = float((along / spectrum.values**2).sum())
+    total = float(geometry.pinv_traces(convention.between, convention.within).sum())
     return total / geometry.num_present if convention.divide_by_classes else total
 
 
@@ -75,9 +73,7 @@ def nc1_pinv_error(geometry: ClassGeometry, convention: Convention) -> float:
     >>> nc1_pinv_error(ClassGeometry(m), Convention())  # a quarter of nc1_pinv = 1/8, as k = 32
     0.03125
     """
-    spectrum = geometry.spectrum(convention.between)
-    projected = geometry.sketched(convention.between, convention.within) / spectrum.values
-    error = standard_error(projected)
+    error = standard_error(geometry.sketched(convention.between, convention.within))
     return error / geometry.num_present if convention.divide_by_classes else error
 
 
@@ -155,11 +151,10 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
     0.2
     """
     spectrum = geometry.spectrum(convention.between)
-    factor = spectrum.values[:, None] * spectrum.directions
     within = geometry.within(convention.within)
-    whitened = _whitened_by_cholesky(factor, within) if len(within) > _FEW else None
+    whitened = _whitened_by_cholesky(spectrum.root, within) if len(within) > _FEW else None
     if whitened is None:
-        whitened = _whitened(factor, within, spectrum.cut * spectrum.values[0])
+        whitened = _whitened(spectrum.root, within, spectrum.cut * spectrum.values[0])
     return _trace_of_inverse(whitened) / len(spectrum.values)
 
 
@@ -188,16 +183,18 @@ def _negligible(width: int) -> float:
 
 def _whitened_by_cholesky(factor: Floats, within: Floats) -> Floats | None:
     r"""Return :math:`A L^{-\top}`, (r, d), with :math:`S_W = L L^\top`; None where S_W may be singular."""
-    from scipy.linalg import lapack, solve_triangular  # a tenth of a second to import
+    from scipy.linalg import blas, lapack  # a tenth of a second to import
 
-    triangle, failed = lapack.dpotrf(within, lower=True)
+    triangle, failed = lapack.dpotrf(
+        within.T, lower=True, clean=False
+    )  # symmetric; in the order of LAPACK
     if failed:
         return None
     inverse_condition, _ = lapack.dpocon(triangle, np.abs(within).sum(axis=0).max(), uplo="L")
     # In the 1-norm, which is stricter; of an estimate that is seldom off by a factor of ten.
     if inverse_condition <= 10 * _negligible(len(within)):
         return None
-    return np.asarray(solve_triangular(triangle, factor.T, lower=True)).T
+    return np.asarray(blas.dtrsm(1.0, triangle, factor.T, lower=True)).T
 
 
 def _whitened(factor: Floats, within: Floats, threshold: float) -> Floats:

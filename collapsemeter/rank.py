@@ -188,11 +188,14 @@ def _sines(rows: Floats, closest: Floats) -> Floats:
 
 
 class _ClosestUnits:
-    """Finds which unit vector is closest to each of some others.
+    r"""Finds which unit vector is closest to each of some others.
 
     Products in float32, which take half the time, decide wherever their rounding cannot have; the
     rows where it could are done again in float64. What all unit vectors have in common decides
     nothing, so they are centred first: what is left is small, and so is its rounding.
+
+    Of many unit vectors, those directions in which they vary most, a quarter of all, often rule out all
+    but one. With P on them, :math:`w \cdot u \le Pw \cdot Pu + |w - Pw|\,|u - Pu|`: a product, too.
 
     Parameters
     ----------
@@ -200,36 +203,68 @@ class _ClosestUnits:
     """
 
     def __init__(self, units: Floats) -> None:
-        self._units = units
-        relative = units - units.mean(axis=0)
+        width = units.shape[1]
+        self._units, self._mean = units, units.mean(axis=0)
+        relative = units - self._mean
         # d products, and the rounding of both factors; of either of two that are compared.
-        rounding = (units.shape[1] + 4) * float(np.finfo(np.float32).eps)
+        rounding = (width + 4) * float(np.finfo(np.float32).eps)
         self._error = rounding * float(np.linalg.norm(relative, axis=1).max())
         self._relative = relative.astype(np.float32)
+        self._leading: Floats | None = None
+        if len(units) > TILE:
+            axes = np.linalg.eigh(relative.T @ relative)[1]
+            self._leading = axes[:, width - width // 4 :]
+            self._bounding = _with_remainder(relative, self._leading)
 
     def closest(self, rows: Floats) -> npt.NDArray[np.int64]:
         """Return the index of the closest of all units to each unit row, (k,)."""
-        index, margin = self._in_float32(rows.astype(np.float32))
-        unsure = np.flatnonzero(margin <= self._error)
+        index, unsure = np.zeros(len(rows), np.int64), np.arange(len(rows))
+        if self._leading is not None:
+            index, second = _leaders(_with_remainder(rows, self._leading), self._bounding)
+            unsure = np.flatnonzero(self._margin(rows, index, second) <= self._error)
+            if 2 * len(unsure) > len(rows):
+                self._leading = None  # not worth its time
+        if len(unsure):
+            index[unsure], second = _leaders(rows[unsure].astype(np.float32), self._relative)
+            margin = self._margin(rows[unsure], index[unsure], second)
+            unsure = unsure[margin <= self._error]
         step = max(1, TILE * TILE // len(self._units))
         for start in range(0, len(unsure), step):
             part = unsure[start : start + step]
             index[part] = (rows[part] @ self._units.T).argmax(axis=1)
         return index
 
-    def _in_float32(
-        self, rows: npt.NDArray[np.float32]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Index of the largest product of each row, and by how much it leads the next."""
-        every = np.arange(len(rows))
-        index = np.zeros(len(rows), np.int64)
-        best, second = (np.full(len(rows), -np.inf, np.float32) for _ in range(2))
-        for start in range(0, len(self._relative), TILE):
-            products = rows @ self._relative[start : start + TILE].T
-            first = products.argmax(axis=1)
-            largest = products[every, first]
-            products[every, first] = -np.inf
-            second = np.maximum(second, np.maximum(products.max(axis=1), np.minimum(best, largest)))
-            index = np.where(largest > best, first + start, index)
-            best = np.maximum(best, largest)
-        return index, best - second
+    def _margin(
+        self, rows: Floats, index: npt.NDArray[np.int64], second: npt.NDArray[np.float32]
+    ) -> Floats:
+        """By how much the product with a unit exceeds the bound of every other."""
+        margin: Floats = np.vecdot(rows, self._units[index] - self._mean) - second
+        return margin
+
+
+def _with_remainder(rows: Floats, axes: Floats) -> npt.NDArray[np.float32]:
+    """Coordinates on some orthonormal axes (d, k), and beside them the norm of the rest, (n, k + 1)."""
+    within = rows @ axes
+    squares = np.vecdot(rows, rows)
+    rest = squares - np.vecdot(within, within)
+    # A difference of squares: what rounding may have taken is given back.
+    rest = np.sqrt(np.maximum(rest, 0.0) + 4 * len(axes) * EPS64 * squares)
+    return np.concatenate([within, rest[:, None]], axis=1, dtype=np.float32, casting="same_kind")
+
+
+def _leaders(
+    rows: npt.NDArray[np.float32], others: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Index of the largest product of each row with the others, and the next largest product."""
+    every = np.arange(len(rows))
+    index = np.zeros(len(rows), np.int64)
+    best, second = (np.full(len(rows), -np.inf, np.float32) for _ in range(2))
+    for start in range(0, len(others), TILE):
+        products = rows @ others[start : start + TILE].T
+        first = products.argmax(axis=1)
+        largest = products[every, first]
+        products[every, first] = -np.inf
+        second = np.maximum(second, np.maximum(products.max(axis=1), np.minimum(best, largest)))
+        index = np.where(largest > best, first + start, index)
+        best = np.maximum(best, largest)
+    return index, second

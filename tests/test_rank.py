@@ -122,6 +122,33 @@ def test_the_closest_mean_is_found_where_float32_cannot_tell(tile, offset, gap, 
     assert lost.max() <= 8 * np.finfo(float).eps
 
 
+@pytest.mark.parametrize("width", [1, 3, 4, 40])
+@pytest.mark.parametrize("noise", [0.01, 0.3, 10.0])
+@pytest.mark.parametrize("decay", [1.0, 1e-4])
+def test_the_closest_of_many_means_is_that_of_all_directions(width, noise, decay, monkeypatch):
+    """Rows near means, whom the leading directions decide, and rows far off, whom they cannot."""
+    monkeypatch.setattr(rank, "TILE", 16)
+    rng = np.random.default_rng(width)
+    means = rng.normal(size=(60, width)) * np.geomspace(1, decay, width) + 0.5
+    units = means / np.linalg.norm(means, axis=1, keepdims=True)
+    rows = means + noise * rng.normal(size=means.shape) * np.geomspace(1, decay, width)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    search = rank._ClosestUnits(units)
+    products = rows @ units.T
+    for _ in range(2):  # the second time without the leading directions, if they decided too little
+        lost = products.max(axis=1) - products[np.arange(60), search.closest(rows)]
+        assert lost.max() <= 8 * np.finfo(float).eps
+
+
+def test_leading_directions_decide_near_collapse(monkeypatch):
+    monkeypatch.setattr(rank, "TILE", 16)
+    means = np.random.default_rng(0).normal(size=(60, 40))
+    units = means / np.linalg.norm(means, axis=1, keepdims=True)
+    search = rank._ClosestUnits(units)
+    assert search.closest(units).tolist() == list(range(60))
+    assert search._leading is not None
+
+
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
 def test_ranks_are_invariant_to_rotation_and_scale(seed, scale):
     rng = np.random.default_rng(seed)

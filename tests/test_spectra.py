@@ -7,7 +7,7 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter import nc1, spectra
-from collapsemeter.spectra import singular_values, thin_svd, without_null
+from collapsemeter.spectra import factors, singular_values, thin_svd, without_null
 
 EPS = float(np.finfo(float).eps)
 SHAPES = [(70, 150), (150, 70), (300, 66), (66, 66), (5, 9)]
@@ -51,6 +51,28 @@ def test_a_thin_decomposition_gives_back_the_gram_matrix(shape, condition):
     np.testing.assert_allclose(kept @ kept.T, np.eye(len(expected)), rtol=0, atol=1e3 * error)
     gram = (directions.T * values[:count] ** 2) @ directions
     np.testing.assert_allclose(gram, frame.T @ frame, rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("condition", [3.0, 900.0, 1e5])
+def test_factors_of_a_scatter_and_of_its_pseudo_inverse(shape, condition):
+    null = np.random.default_rng(1).uniform(0.1, 1, size=shape[0])
+    frame, expected = frame_of(shape, condition, null)
+    values, root, inverse = factors(frame, null, 1e-8)
+    assert root.shape == inverse.shape == (len(expected), shape[1])
+    error = max(shape) * EPS * min(condition, 1e3)
+    np.testing.assert_allclose(values[: len(expected)], expected, rtol=0, atol=error)
+    np.testing.assert_allclose(root.T @ root, frame.T @ frame, rtol=0, atol=error)
+    # With S = A^T A and S^+ = B^T B: S S^+ is the projection on the rows; squares condition twice.
+    projection = np.linalg.pinv(frame, 1e-8) @ frame
+    found = root.T @ (root @ inverse.T) @ inverse
+    np.testing.assert_allclose(found, projection, rtol=0, atol=8 * error * condition)
+
+
+def test_values_up_to_the_cut_have_no_factor():
+    found = factors(np.diag([1.0, 1e-3, 0.0]), np.array([0.0, 0.0, 1.0]), 1e-2)
+    assert len(found.root) == len(found.inverse) == 1
+    assert len(found.values) == 3
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
