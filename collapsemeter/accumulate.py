@@ -24,7 +24,7 @@ SORTED_ENTRIES = 2**23  # taken in the order of classes: of a thousand, a tile m
 BLOCK_ENTRIES = 2**20  # multiplied at a time: 8 MB of residuals
 MIN_BLOCK = 512  # rows of a product, whose d x d entries are added up for every block
 TILE_ENTRIES = 2**17  # 1 MB of residuals: passes over what stays in a core's cache cost a third
-SHIFT_ROWS = 16  # a shift that is the mean of so many is off by a quarter of the spread, which is near
+SHIFT_ROWS = 16  # the mean of so many is off by a quarter of the spread: near, as a shift must be
 LONG_RUN = 8  # rows of a class, on average, that are summed by a product of their own
 
 Floats = npt.NDArray[np.float64]
@@ -123,9 +123,7 @@ class Accumulator:
         np.take(self.sums.shift, labels, axis=0, out=residuals, mode="clip")
         return np.subtract(widened(rows), residuals, out=residuals)
 
-    def _add_block(
-        self, rows: npt.NDArray[Any], places: Ints, labels: Ints, numbers: Ints
-    ) -> None:
+    def _add_block(self, rows: npt.NDArray[Any], places: Ints, labels: Ints, numbers: Ints) -> None:
         residuals, counted = self._buffer[: len(places)], np.empty(len(places), bool)
         for part in _parts(len(places), self._tile):
             counted[part] = self._add_tile(rows[places[part]], labels[part], residuals[part])
@@ -139,9 +137,7 @@ class Accumulator:
         if self.sums.sketch is not None:
             self._sketch(residuals[counted], labels[counted], numbers[counted])
 
-    def _add_tile(
-        self, rows: npt.NDArray[Any], labels: Ints, out: Floats
-    ) -> npt.NDArray[np.bool_]:
+    def _add_tile(self, rows: npt.NDArray[Any], labels: Ints, out: Floats) -> npt.NDArray[np.bool_]:
         """Add all but products, and return which rows count; the residuals of others are made 0."""
         sums = self.sums
         residuals = self._residuals(rows, labels, out)
