@@ -21,11 +21,11 @@ from .sketch import SKETCH_ROWS, row_hashes
 from .sums import IGNORE_INDEX, ScatterKind, Sums, init
 
 SORTED_ENTRIES = 2**23  # taken in the order of classes: of a thousand, a tile meets a few dozen
-BLOCK_ENTRIES = 2**20  # multiplied at a time: 8 MB of residuals
+BLOCK_ENTRIES = 2**21  # multiplied at a time: 16 MB of residuals
 MIN_BLOCK = 512  # rows of a product, whose d x d entries are added up for every block
 TILE_ENTRIES = 2**17  # 1 MB of residuals: passes over what stays in a core's cache cost a third
-SHIFT_ROWS = 16  # the mean of so many is off by a quarter of the spread: near, as a shift must be
-LONG_RUN = 8  # rows of a class, on average, that are summed by a product of their own
+SHIFT_ROWS = 4  # the mean of so many is off by half of the spread: near, as a shift must be
+LONG_RUN = 16  # rows of a class, on average, that are summed by themselves
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -250,13 +250,15 @@ class _Runs:
     ) -> None:
         """Add to each class's ``total`` the sum of its rows: of ``rows``, or of their weighted order."""
         length = int(self._bounds[-1])
-        entries = np.ones(length) if weights is None else weights
+        # Not by BLAS: NumPy's and SciPy's have threads of their own, which wait for work by spinning, and
+        # those of one would take the cores from the product that the other computes.
         if order is None and LONG_RUN * len(self.present) <= length:
             for label, part in zip(self.present.tolist(), self.parts(), strict=True):
-                total[label] += entries[part] @ rows[part]
+                total[label] += rows[part].sum(axis=0)
             return
         from scipy.sparse import csr_array  # a tenth of a second to import
 
+        entries = np.ones(length) if weights is None else weights
         order = np.arange(length) if order is None else order
         indicator = csr_array((entries, order, self._bounds), (len(self.present), length))
         total[self.present] += indicator @ rows
