@@ -121,7 +121,8 @@ class Accumulator:
         """Return the rows about their class's shift."""
         residuals = out[: len(rows)]
         np.take(self.sums.shift, labels, axis=0, out=residuals, mode="clip")
-        return np.subtract(widened(rows), residuals, out=residuals)
+        np.subtract(widened(rows), residuals, out=residuals)
+        return residuals
 
     def _add_block(self, rows: npt.NDArray[Any], places: Ints, labels: Ints, numbers: Ints) -> None:
         residuals, counted = self._buffer[: len(places)], np.empty(len(places), bool)
@@ -142,7 +143,7 @@ class Accumulator:
         sums = self.sums
         residuals = self._residuals(rows, labels, out)
         norms = np.vecdot(residuals, residuals)
-        counted = np.isfinite(norms)
+        counted: npt.NDArray[np.bool_] = np.isfinite(norms)
         if not counted.all():  # a value is not finite, or only its square: look closer
             counted = _finite(rows)
             residuals[~counted] = 0
