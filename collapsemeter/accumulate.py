@@ -1,8 +1,9 @@
 r"""Class-shifted sums on the host: the sums of `sums`, for rows that arrive in NumPy.
 
-The generic update touches every class in every batch and makes a dozen copies of the rows. Here only
-classes that are present are touched and buffers are used again, so that a pass over saved activations
-costs little more than its one matrix product, with 50,000 classes too.
+The generic update touches every class in every batch and makes a dozen copies of the rows. Here rows are
+taken in the order of their classes, only classes that are present are touched, and all passes but the
+matrix product go over as many rows as a core's cache holds, so that a pass over saved activations costs
+little more than that product, with 50,000 classes too.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, row_hashes
 from .sums import IGNORE_INDEX, ScatterKind, init
 
-BLOCK_ENTRIES = 2**20  # 8 MB of residuals at a time
-MIN_BLOCK = 64  # rows
+SORTED_ENTRIES = 2**23  # taken in the order of classes: of a thousand, a tile meets a few dozen
+BLOCK_ENTRIES = 2**21  # multiplied at a time: 16 MB of residuals
+MIN_BLOCK = 512  # rows of a product, whose d x d entries are added up for every block
+TILE_ENTRIES = 2**17  # 1 MB of residuals: passes over what stays in a core's cache cost a third
+SHIFT_ROWS = 4  # the mean of so many is off by half of the spread: near, as a shift must be
+LONG_RUN = 16  # rows of a class, on average, that are summed by themselves
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -66,9 +71,9 @@ class Accumulator:
         self.ignore_index = ignore_index
         self.propagate = propagate
         self._by_class = kind == "class"
-        # A product of d x d entries is added up for every block: more rows than features are worth it.
-        least = {"pooled": width, "class": width * num_classes}.get(kind, MIN_BLOCK)
+        least = 1 if self.sums.scatter is None else MIN_BLOCK
         self._buffer = np.empty((max(least, BLOCK_ENTRIES // max(width, 1)), width))
+        self._tile = min(len(self._buffer), max(1, TILE_ENTRIES // max(width, 1)))
 
     def add(self, rows: npt.NDArray[Any], labels: Ints) -> None:
         """Add rows of any float dtype.
@@ -79,80 +84,91 @@ class Accumulator:
         labels : (N,) int64 array
             0..C-1, or ``ignore_index``.
         """
-        blocks = -(-len(rows) // len(self._buffer))
-        for i in range(blocks):  # of one size: few rows are multiplied slowly
-            part = slice(len(rows) * i // blocks, len(rows) * (i + 1) // blocks)
+        most = max(len(self._buffer), SORTED_ENTRIES // max(rows.shape[1], 1))
+        for part in _parts(len(rows), most):
             with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf
-                self._add_block(widened(rows[part]), labels[part])
+                self._add_sorted(rows[part], labels[part])
 
-    def _add_block(self, rows: npt.NDArray[Any], labels: Ints) -> None:
-        used = labels != self.ignore_index
-        if not used.all():
-            self.sums.ignored += np.int64(len(labels) - int(used.sum()))
-            rows, labels = rows[used], labels[used]
-        first, self._next_row = self._next_row, self._next_row + len(labels)
-        if self._by_class:  # so that the rows of each class lie side by side
-            order = np.argsort(labels, kind="stable")
-            rows, labels = rows[order], labels[order]
-        classes = _Classes(labels)
-        if self.sums.counts[classes.present].all():
-            residuals, norms = self._residuals(rows, labels)
-            if np.isfinite(norms).all():
-                self._count(classes, residuals, norms)
-                self._sketch(residuals, labels, first + np.arange(len(labels)))
-                return
-        # A class is new, or a value is not finite (or its square): look closer.
-        finite = np.isfinite(rows).all(axis=1)
-        stray = labels[~finite]
-        self.sums.nonfinite += np.int64(len(stray))
-        rows, labels = rows[finite], labels[finite]
-        classes = _Classes(labels)
-        self._set_shifts(rows, classes)
-        residuals, norms = self._residuals(rows, labels)
-        self._count(classes, residuals, norms)
-        self._sketch(residuals, labels, first + np.flatnonzero(finite))
-        if self.propagate:
-            self.sums.counts += np.bincount(stray, minlength=len(self.sums.counts))
-            self.sums.sums[stray] = np.nan
-            self.sums.squares[stray] = np.nan
+    def _add_sorted(self, rows: npt.NDArray[Any], labels: Ints) -> None:
+        used = np.flatnonzero(labels != self.ignore_index)
+        self.sums.ignored += np.int64(len(labels) - len(used))
+        order = np.argsort(labels[used], kind="stable")
+        numbers, self._next_row = self._next_row + order, self._next_row + len(used)
+        places = used[order]
+        labels = labels[places]
+        self._set_shifts(rows, places, labels)
+        for part in _parts(len(places), len(self._buffer)):
+            self._add_block(rows, places[part], labels[part], numbers[part])
 
-    def _set_shifts(self, rows: npt.NDArray[Any], classes: _Classes) -> None:
-        """Give every new class its mean in this block, taken as differences from its first row."""
-        for label, members in zip(classes.present, classes.members(), strict=True):
-            if self.sums.counts[label]:
-                continue
-            first = rows[members[0]].astype(np.float64)
-            self.sums.shift[label] = first + (rows[members] - first).mean(axis=0)
+    def _set_shifts(self, rows: npt.NDArray[Any], places: Ints, labels: Ints) -> None:
+        """Give every new class the mean of its first rows, taken as differences from the very first."""
+        sums = self.sums
+        new = np.flatnonzero(sums.counts[labels] == 0)
+        first = _first_of_each(new, labels)
+        if not _finite(rows[places[first]]).all():
+            first = _first_of_each(new[_finite(rows[places[new]])], labels)
+        places, labels = places[first], labels[first]
+        runs = _Runs(labels)
+        sums.shift[runs.present] = widened(rows[places[runs.starts]])
+        for part in _parts(len(first), self._tile):  # summed where their sums are still 0
+            residuals = self._residuals(rows[places[part]], labels[part], self._buffer)
+            _Runs(labels[part]).add(sums.sums, residuals)
+        sums.shift[runs.present] += sums.sums[runs.present] / runs.counts[:, None]
+        sums.sums[runs.present] = 0
 
-    def _residuals(self, rows: npt.NDArray[Any], labels: Ints) -> tuple[Floats, Floats]:
-        """Return the rows about their class's shift, and their squared norms."""
-        residuals = self._buffer[: len(rows)]
+    def _residuals(self, rows: npt.NDArray[Any], labels: Ints, out: Floats) -> Floats:
+        """Return the rows about their class's shift."""
+        residuals = out[: len(rows)]
         np.take(self.sums.shift, labels, axis=0, out=residuals, mode="clip")
-        np.subtract(rows, residuals, out=residuals)
-        return residuals, np.vecdot(residuals, residuals)
+        np.subtract(widened(rows), residuals, out=residuals)
+        return residuals
 
-    def _count(self, classes: _Classes, residuals: Floats, norms: Floats) -> None:
-        sums, present = self.sums, classes.present
-        sums.counts[present] += classes.counts
-        indicator = classes.indicator()
-        sums.sums[present] += indicator @ residuals
-        sums.squares[present] += indicator @ norms
-        if sums.scatter is not None and self._by_class:
-            for label, part in zip(present, classes.parts(), strict=True):
-                _add_product(sums.scatter[label], residuals[part])
-        elif sums.scatter is not None:
-            _add_product(sums.scatter, residuals)
+    def _add_block(self, rows: npt.NDArray[Any], places: Ints, labels: Ints, numbers: Ints) -> None:
+        residuals, counted = self._buffer[: len(places)], np.empty(len(places), bool)
+        for part in _parts(len(places), self._tile):
+            counted[part] = self._add_tile(rows[places[part]], labels[part], residuals[part])
+        scatter = self.sums.scatter
+        if scatter is not None and self._by_class:
+            runs = _Runs(labels)
+            for label, part in zip(runs.present, runs.parts(), strict=True):
+                _add_product(scatter[label], residuals[part])
+        elif scatter is not None:
+            _add_product(scatter, residuals)
+        if self.sums.sketch is not None:
+            self._sketch(residuals[counted], labels[counted], numbers[counted])
+
+    def _add_tile(self, rows: npt.NDArray[Any], labels: Ints, out: Floats) -> npt.NDArray[np.bool_]:
+        """Add all but products, and return which rows count; the residuals of others are made 0."""
+        sums = self.sums
+        residuals = self._residuals(rows, labels, out)
+        norms = np.vecdot(residuals, residuals)
+        counted: npt.NDArray[np.bool_] = np.isfinite(norms)
+        if not counted.all():  # a value is not finite, or only its square: look closer
+            counted = _finite(rows)
+            residuals[~counted] = 0
+            norms[~counted] = 0
+        runs = _Runs(labels)
+        sums.counts[runs.present] += np.add.reduceat(counted, runs.starts, dtype=np.int64)
+        sums.squares[runs.present] += np.add.reduceat(norms, runs.starts)
+        runs.add(sums.sums, residuals)
+        if not counted.all():
+            stray = labels[~counted]
+            sums.nonfinite += np.int64(len(stray))
+            if self.propagate:
+                sums.counts += np.bincount(stray, minlength=len(sums.counts))
+                sums.sums[stray] = np.nan
+                sums.squares[stray] = np.nan
+        return counted
 
     def _sketch(self, residuals: Floats, labels: Ints, numbers: Ints) -> None:
-        """Add rows of these numbers to the sketch, where there is one: only to the buckets they meet."""
+        """Add rows of these numbers to the sketch: only to the buckets they meet."""
         sketch, totals = self.sums.sketch, self.sums.signs
-        if sketch is None or totals is None:
-            return
-        size = len(sketch)
-        buckets, negative = row_hashes(numbers, size, self.seed, low_32_bits)
+        assert sketch is not None
+        assert totals is not None
+        buckets, negative = row_hashes(numbers, len(sketch), self.seed, low_32_bits)
         signs = np.where(negative, -1.0, 1.0)
-        met = _Classes(buckets)
-        sketch[met.present] += met.indicator(signs) @ residuals
+        order = np.argsort(buckets, kind="stable")
+        _Runs(buckets[order]).add(sketch, residuals, order, signs[order])
         np.add.at(totals, (buckets, labels), signs)
 
     def moments(
@@ -184,30 +200,57 @@ def _add_product(total: Floats, rows: Floats) -> None:
     dsyrk(1.0, rows.T, beta=1.0, c=total.T, overwrite_c=True)
 
 
-class _Classes:
-    """Which classes are present in a block, and which rows are theirs."""
+def _parts(count: int, most: int) -> list[slice]:
+    """Cut so many rows into parts of one size: of few rows a product is slow."""
+    parts = -(-count // most)
+    return [slice(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
+
+
+def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """(N, d) -> (N,): no NaN or Inf in the row."""
+    found: npt.NDArray[np.bool_] = np.isfinite(widened(rows)).all(axis=1)
+    return found
+
+
+def _first_of_each(places: Ints, labels: Ints) -> Ints:
+    """Return the first `SHIFT_ROWS` of the places of each class; labels are sorted."""
+    of = labels[places]
+    return places[np.arange(len(of)) - np.searchsorted(of, of) < SHIFT_ROWS]
+
+
+class _Runs:
+    """Runs of equal labels: where each starts, of which class it is, and how long."""
 
     def __init__(self, labels: Ints) -> None:
-        self._order = np.argsort(labels, kind="stable")
-        ordered = labels[self._order]
-        starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-        self._bounds = np.append(starts, len(labels))
-        self.present = ordered[starts]
-        self.counts = np.diff(self._bounds)
+        starts = np.ones(len(labels), bool)
+        np.not_equal(labels[1:], labels[:-1], out=starts[1:])
+        self.starts = np.flatnonzero(starts)
+        self._bounds = np.append(self.starts, len(labels))
+        self.present = labels[self.starts]
+        self.counts = self._bounds[1:] - self._bounds[:-1]
 
     def parts(self) -> list[slice]:
-        """Where the rows of each class are once they are sorted."""
-        return [slice(a, b) for a, b in itertools.pairwise(self._bounds)]
+        """Where each run is."""
+        return [slice(a, b) for a, b in itertools.pairwise(self._bounds.tolist())]
 
-    def members(self) -> list[Ints]:
-        """Row numbers of each class."""
-        return [self._order[part] for part in self.parts()]
-
-    def indicator(self, weights: Floats | None = None) -> Any:
-        """(P, B) sparse: 1, or its weight, where a row is of a class; its product sums over each class."""
+    def add(
+        self,
+        total: Floats,
+        rows: Floats,
+        order: Ints | None = None,
+        weights: Floats | None = None,
+    ) -> None:
+        """Add to each class's ``total`` the sum of its rows: of ``rows``, or of their weighted order."""
+        length = int(self._bounds[-1])
+        # Not by BLAS: NumPy's and SciPy's have threads of their own, which wait for work by spinning, and
+        # those of one would take the cores from the product that the other computes.
+        if order is None and LONG_RUN * len(self.present) <= length:
+            for label, part in zip(self.present.tolist(), self.parts(), strict=True):
+                total[label] += rows[part].sum(axis=0)
+            return
         from scipy.sparse import csr_array  # a tenth of a second to import
 
-        entries = np.ones(len(self._order)) if weights is None else weights[self._order]
-        return csr_array(
-            (entries, self._order, self._bounds), (len(self.present), len(self._order))
-        )
+        entries = np.ones(length) if weights is None else weights
+        order = np.arange(length) if order is None else order
+        indicator = csr_array((entries, order, self._bounds), (len(self.present), length))
+        total[self.present] += indicator @ rows

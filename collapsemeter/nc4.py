@@ -20,6 +20,10 @@ from .nc3 import Head, argmax_or_none
 from .pairs import TILE
 from .sums import IGNORE_INDEX
 
+TILE_ENTRIES = 2**17  # 1 MB in float64, which stays in a core's cache
+WORTH_ROWS = 4  # of a class, for which its nearest other centre is looked up
+SLACK = 1e-6  # far more than squares of differences lose in rounding, (d + 4) eps
+
 Counts = npt.NDArray[np.int64]
 
 
@@ -128,16 +132,17 @@ def decide(
         raise ValueError(
             f"features have shape {rows.shape}, the moments are about {moments.width} features"
         )
-    rows = rows.astype(np.float64, copy=False)
     decided = _network_decision(rows, head, logits, predictions)
-    usable = (bins != ignore_index) & (np.abs(rows) <= LARGEST).all(axis=1)
     centres = ClassCentres(moments) if centres is None else centres
+    usable = (bins != ignore_index) & _bounded(rows)
     usable[usable] = centres.known[bins[usable]]
-    rows, bins = rows[usable], bins[usable]
-    nearest = centres.nearest(rows)
+    if not usable.all():
+        rows, bins = rows[usable], bins[usable]
+        decided = None if decided is None else decided[usable]
+    nearest = centres.nearest(rows, bins)
     agree = None
     if decided is not None:
-        agree = _per_class(bins, decided[usable] == nearest, moments.num_classes)
+        agree = _per_class(bins, decided == nearest, moments.num_classes)
     return Decisions(
         rows=_per_class(bins, np.ones(len(bins), bool), moments.num_classes),
         correct=_per_class(bins, bins == nearest, moments.num_classes),
@@ -150,8 +155,23 @@ def _per_class(bins: Counts, flags: npt.NDArray[np.bool_], num_classes: int) -> 
     return np.bincount(bins[flags], minlength=num_classes).astype(np.int64)
 
 
+def _tiles(rows: npt.NDArray[Any]) -> list[slice]:
+    """Cut rows into parts that a core's cache holds in float64."""
+    step = max(1, TILE_ENTRIES // max(rows.shape[1], 1))
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def _bounded(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """(N, d) -> (N,): no value of the row is NaN, or so large that its powers overflow."""
+    bounded = np.empty(len(rows), bool)
+    for part in _tiles(rows):
+        tile = rows[part].astype(np.float64, copy=False)
+        bounded[part] = (np.abs(tile) <= LARGEST).all(axis=1)
+    return bounded
+
+
 def _network_decision(
-    rows: Floats,
+    rows: npt.NDArray[Any],
     head: Head | None,
     logits: npt.ArrayLike | None,
     predictions: npt.ArrayLike | None,
@@ -219,13 +239,18 @@ class ClassCentres:
         self._middle = centres.mean(axis=0)
         self._centres = centres - self._middle
         self._norms = (self._centres**2).sum(axis=1)
+        self._reach = np.full(len(self._present), np.nan)
 
-    def nearest(self, rows: Floats) -> Counts:
+    def nearest(self, rows: npt.NDArray[Any], likely: Counts | None = None) -> Counts:
         r"""Return :math:`\arg\min_c |h - \mu_c|` over the classes present, (N,); ties go to the first.
 
         Parameters
         ----------
-        rows : (N, d) float64 array
+        rows : (N, d) array
+            Finite numbers of any dtype.
+        likely : (N,) int64 array, optional
+            A class that has a centre and is nearest to most rows, such as the label: the result is the same
+            and, where classes are apart, most rows are compared with one centre only.
 
         Returns
         -------
@@ -235,13 +260,58 @@ class ClassCentres:
         nearest = np.full(len(rows), -1)
         if not (len(rows) and len(self._present)):
             return nearest
+        left = np.arange(len(rows))
+        if likely is not None:
+            near = self._within_reach(rows, likely)
+            nearest[near] = likely[near]
+            left = np.flatnonzero(~near)
         step = max(1, TILE * TILE // len(self._present))
-        for start in range(0, len(rows), step):
-            block = (rows[start : start + step] - self._origin) - self._middle
-            nearest[start : start + step] = self._present[
-                _nearest_row(block, self._centres, self._norms)
-            ]
+        for start in range(0, len(left), step):
+            part = left[start : start + step]
+            points = self._points(rows[part])
+            nearest[part] = self._present[_nearest_row(points, self._centres, self._norms)]
         return nearest
+
+    def _points(self, rows: npt.NDArray[Any]) -> Floats:
+        """Return rows centred as the centres are."""
+        points: Floats = rows.astype(np.float64)
+        points -= self._origin
+        points -= self._middle
+        return points
+
+    def _within_reach(self, rows: npt.NDArray[Any], classes: Counts) -> npt.NDArray[np.bool_]:
+        r"""Say which rows are certainly nearer to their class's centre than to any other.
+
+        With D the distance to the nearest other centre, :math:`|h - \mu_y| < D/2` leaves every other
+        centre at :math:`D - |h - \mu_y| > |h - \mu_y|`. One centre is compared and not C.
+        """
+        own = np.searchsorted(self._present, classes)
+        self._set_reach(own)
+        near = np.empty(len(rows), bool)
+        for part in _tiles(rows):
+            away = self._points(rows[part])
+            away -= self._centres[own[part]]
+            # NaN, of a class that was not asked for, is not larger.
+            near[part] = self._reach[own[part]] > (1 + SLACK) * np.vecdot(away, away)
+        return near
+
+    def _set_reach(self, own: npt.NDArray[np.intp]) -> None:
+        """Find a quarter of the squared distance to the nearest other centre, for classes of many rows.
+
+        It costs as much as to decide on one row, and is kept.
+        """
+        many = np.bincount(own, minlength=len(self._present)) >= WORTH_ROWS
+        asked = np.flatnonzero(many & np.isnan(self._reach))
+        step = max(1, TILE * TILE // len(self._present))
+        for start in range(0, len(asked), step):
+            part = asked[start : start + step]
+            squares = self._centres[part] @ self._centres.T
+            squares *= -2.0
+            squares += self._norms
+            squares[np.arange(len(part)), part] = np.inf
+            norms = self._norms[part]
+            error = _expanded_error(self._centres.shape[1], norms, self._norms)
+            self._reach[part] = np.maximum(squares.min(axis=1) + norms - error, 0.0) / 4
 
 
 def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:
@@ -253,7 +323,7 @@ def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:
     >>> nearest_class(m, [[0.9], [0.1]])
     array([2, 0])
     """
-    return ClassCentres(moments).nearest(np.asarray(features).astype(np.float64, copy=False))
+    return ClassCentres(moments).nearest(np.asarray(features))
 
 
 def _nearest_row(points: Floats, centres: Floats, norms: Floats) -> npt.NDArray[np.intp]:
@@ -262,14 +332,22 @@ def _nearest_row(points: Floats, centres: Floats, norms: Floats) -> npt.NDArray[
     scores += norms  # the squared distance but for |point|^2, which is the same for all centres
     nearest: npt.NDArray[np.intp] = scores.argmin(axis=1)
     best = scores[np.arange(len(points)), nearest]
-    # The error of the expanded form: a dot product of length d loses at most d eps of its terms.
-    error = 4 * points.shape[1] * EPS64 * (np.vecdot(points, points) + norms.max())
+    error = _expanded_error(points.shape[1], np.vecdot(points, points), norms)
     doubtful = np.flatnonzero(np.count_nonzero(scores <= (best + error)[:, None], axis=1) > 1)
     for row in doubtful:
         near = np.flatnonzero(scores[row] <= best[row] + error[row])
         exact = ((points[row] - centres[near]) ** 2).sum(axis=1)
         nearest[row] = near[exact.argmin()]
     return nearest
+
+
+def _expanded_error(width: int, squares: Floats, norms: Floats) -> Floats:
+    """Bound the error of squared distances in expanded form, of points of these squared norms.
+
+    A dot product of length d loses at most d eps of its terms.
+    """
+    error: Floats = 4 * (width + 1) * EPS64 * (squares + norms.max())
+    return error
 
 
 def wilson_interval(successes: int, rows: int, z: float = 1.959963984540054) -> tuple[float, float]:

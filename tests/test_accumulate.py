@@ -70,16 +70,23 @@ def streams(draw):
     return rows, labels, classes, splits
 
 
-@given(streams(), st.sampled_from(KINDS), st.booleans(), st.sampled_from([1, 3, 2**19]))
-@settings(max_examples=150)
-def test_any_stream_in_any_split_is_that_of_the_update(stream, kind, propagate, block):
+SIZES = ("SORTED_ENTRIES", "BLOCK_ENTRIES", "TILE_ENTRIES", "SHIFT_ROWS", "LONG_RUN")
+
+
+@given(
+    streams(),
+    st.sampled_from(KINDS),
+    st.booleans(),
+    st.tuples(*[st.sampled_from([1, 3, 40, 2**19])] * len(SIZES)),
+)
+@settings(max_examples=200)
+def test_any_stream_in_any_split_is_that_of_the_update(stream, kind, propagate, sizes):
     rows, labels, classes, splits = stream
-    old = module.BLOCK_ENTRIES, module.MIN_BLOCK
-    module.BLOCK_ENTRIES, module.MIN_BLOCK = block, 1
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MIN_BLOCK", 1)
+        for name, size in zip(SIZES, sizes, strict=True):
+            patch.setattr(module, name, size)
         found = counted(rows, labels, classes, kind, splits, propagate=propagate)
-    finally:
-        module.BLOCK_ENTRIES, module.MIN_BLOCK = old
     policy = "propagate" if propagate else "skip"
     oracle = ClassMoments.from_batch(rows, labels, classes, scatter=kind, nonfinite=policy)
     assert_like_the_oracle(found, oracle)
@@ -194,7 +201,8 @@ def test_rows_may_be_added_after_the_moments_were_taken():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_sums_themselves_are_those_of_the_update(kind):
+def test_the_sums_themselves_are_those_of_the_update(kind, monkeypatch):
+    monkeypatch.setattr(module, "SHIFT_ROWS", 30)  # the update takes the mean of all in a batch
     rng = np.random.default_rng(3)
     rows, labels = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
     accumulator = Accumulator(3, 4, kind)
@@ -205,3 +213,28 @@ def test_the_sums_themselves_are_those_of_the_update(kind):
         np.testing.assert_allclose(
             getattr(accumulator.sums, name), getattr(oracle, name), rtol=1e-12
         )
+
+
+def test_the_shift_of_a_class_is_the_mean_of_its_first_finite_rows(monkeypatch):
+    monkeypatch.setattr(module, "SHIFT_ROWS", 2)
+    rows = np.array([[np.nan], [1.0], [7.0], [3.0], [5.0], [np.inf], [100.0]])
+    accumulator = Accumulator(3, 1, "pooled")
+    accumulator.add(rows, np.array([0, 0, 1, 0, 1, 2, 0]))
+    assert accumulator.sums.shift.ravel().tolist() == [2.0, 6.0, 0.0]
+    accumulator.add(np.array([[9.0], [9.0]]), np.array([2, 0]))
+    assert accumulator.sums.shift.ravel().tolist() == [2.0, 6.0, 9.0]
+    found = accumulator.moments("float64", "live")
+    assert found.counts.tolist() == [4, 2, 1]
+    np.testing.assert_allclose(found.means.ravel(), [113 / 4, 6.0, 9.0])
+
+
+@pytest.mark.parametrize("long_run", [1, 1000])
+def test_a_residual_that_overflows_is_its_class_alone(monkeypatch, long_run):
+    monkeypatch.setattr(module, "LONG_RUN", long_run)
+    rows = np.array([[1.5e308, 0.0], [1.0, 2.0], [-1.5e308, 0.0], [3.0, 2.0]])
+    found = counted(rows, np.array([0, 1, 0, 1]), 2, "trace", [2])
+    assert found.nonfinite == 0
+    np.testing.assert_array_equal(found.counts, [2, 2])
+    assert not np.isfinite(found.traces[0])
+    np.testing.assert_allclose(found.means[1], [2.0, 2.0])
+    assert found.traces[1] == 2.0

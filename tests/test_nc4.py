@@ -81,6 +81,54 @@ def test_doubtful_rows_are_decided_by_exact_differences():
     np.testing.assert_array_equal(nearest_class(m, rows), nearest_oracle(rows, mu))
 
 
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 1e-9, 0.1, 1.0]),
+    st.sampled_from([0.0, 1e3]),
+    st.sampled_from([np.float64, np.float32, np.float16]),
+)
+def test_a_likely_class_never_changes_the_decision(seed, d, spread, offset, dtype):
+    """Rows near centres, on the boundary of two (ties, and one rounding to either side), and anywhere."""
+    rng = np.random.default_rng(seed)
+    mu = rng.integers(-2, 3, (5, d)) / 4.0  # some coincide, many midpoints are exact ties
+    m = cm.ClassMoments.from_batch(np.repeat(mu + offset, 2, axis=0), np.arange(10) // 2, 7)
+    a, b = rng.integers(0, 5, (2, 200))
+    middle = offset + (mu[a] + mu[b]) / 2
+    side = np.nextafter(middle, offset + mu[a])
+    near = offset + mu[a] + spread * rng.normal(size=(200, d))
+    rows = np.concatenate([middle, side, near]).astype(dtype)
+    centres = nc4.ClassCentres(m)
+    alone = centres.nearest(rows.astype(np.float64))
+    for likely in (np.tile(a, 3), np.tile(b, 3), rng.integers(0, 5, 600), alone):
+        np.testing.assert_array_equal(centres.nearest(rows, likely), alone)
+
+
+@pytest.mark.parametrize("rows_of_a_class", [1, 3, 4, 50])
+def test_a_row_within_reach_of_its_centre_is_compared_with_no_other(monkeypatch, rows_of_a_class):
+    rng = np.random.default_rng(0)
+    mu, labels = 10 * np.eye(4, 8), np.repeat(np.arange(4), rows_of_a_class)
+    rows = mu[labels] + 0.1 * rng.normal(size=(len(labels), 8))
+    m = cm.ClassMoments.from_batch(rows, labels, 4)
+    compared = []
+
+    def counting(points, *centres):
+        compared.append(len(points))
+        return of_all(points, *centres)
+
+    of_all = nc4._nearest_row
+    monkeypatch.setattr(nc4, "_nearest_row", counting)
+    assert decide(m, rows, labels).correct.tolist() == [rows_of_a_class] * 4
+    assert sum(compared) == (0 if rows_of_a_class >= nc4.WORTH_ROWS else len(rows))
+
+
+def test_the_only_class_is_nearest_to_all():
+    m = cm.ClassMoments.from_batch([[0.0], [1.0]], [2, 2], 4)
+    rows = np.array([[0.0], [1e70], [np.nan], [-1e70], [2.0], [3.0]])
+    found = decide(m, rows, np.full(6, 2))
+    assert found.rows.tolist() == found.correct.tolist() == [0, 0, 5, 0]
+
+
 def test_rows_in_blocks_equal_rows_at_once(make_case, monkeypatch):
     case = make_case("imbalanced")
     whole = nearest_class(case.moments, case.features)

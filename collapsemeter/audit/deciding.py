@@ -15,9 +15,9 @@ from ..nc4 import ClassCentres, Decisions, decide
 from .mapping import Task
 from .rows import Chunk, OpenPiece
 
-EXACT_PRODUCTS = (
-    5e13  # rows x classes x features of a layer: about a quarter of an hour on two cores
-)
+# Rows x classes x features of a layer: about a quarter of an hour on two cores where classes overlap, and far
+# less where they are apart.
+EXACT_PRODUCTS = 5e13
 SAMPLE_ROWS = 65_536  # above that: a Wilson interval of at most 0.8 % at 95 %
 
 Ints = npt.NDArray[np.int64]
