@@ -145,7 +145,8 @@ def _drawn(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     """Return the draws of row numbers near each other; those of a stream are made many batches at a time."""
     first, last = int(numbers.min()) // _AHEAD, int(numbers.max()) // _AHEAD
     blocks = [_draws_of(block, seed) for block in range(first, last + 1)]
-    return np.concatenate(blocks)[numbers - first * _AHEAD]
+    drawn: npt.NDArray[np.int64] = np.concatenate(blocks)[numbers - first * _AHEAD]
+    return drawn
 
 
 @functools.lru_cache(maxsize=2)

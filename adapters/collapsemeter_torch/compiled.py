@@ -64,17 +64,23 @@ def unmark(marks: Iterable[Mark]) -> None:
 
 
 def repair(store: Store) -> None:
-    """Make ordinary tensors of states that a compiled graph made in inference mode."""
+    """Make ordinary tensors of what a compiled graph made for a state.
+
+    In inference mode a graph makes tensors that cannot be updated outside of it, and where it is recorded
+    as a CUDA graph they lie in memory that the next graph takes for its own.
+    """
     for state in store.layers.values():
         for name, tensor in state.tensors().items():
-            if tensor.is_inference():
+            if state.made_in_graph or tensor.is_inference():
                 state.replace(name, tensor.clone())
+        state.made_in_graph = False
     for decisions in store.predictions.values():
-        if decisions.ids.is_inference():
+        if decisions.made_in_graph or decisions.ids.is_inference():
             decisions.ids, decisions.predictions = (
                 decisions.ids.clone(),
                 decisions.predictions.clone(),
             )
+        decisions.made_in_graph = False
 
 
 def hint(model: nn.Module) -> str:

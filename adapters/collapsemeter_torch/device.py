@@ -61,11 +61,12 @@ class TorchNamespace:
     def finite_rows(self, rows: Tensor) -> Tensor:
         # NaN is the largest of its row, and less than nothing; `isfinite` makes five passes.
         if on_host(rows):
-            return (rows.amax(1) < math.inf) & (rows.amin(1) > -math.inf)
-        return torch.linalg.vector_norm(rows, math.inf, dim=1) < math.inf
+            return torch.lt(rows.amax(1), math.inf) & torch.gt(rows.amin(1), -math.inf)
+        return torch.lt(torch.linalg.vector_norm(rows, math.inf, dim=1), math.inf)
 
     def square_norms(self, rows: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(rows, dim=1).square_()
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        return norms.square_()
 
     def rows_of(self, table: Tensor, labels: Tensor) -> Tensor:
         return table.index_select(0, labels)
@@ -259,6 +260,7 @@ class LayerState:
         self.propagate = propagate
         self.widen = False  # of the batches that wait
         self.gathered = Gathered(width)
+        self.made_in_graph = torch.compiler.is_compiling()
         self._sums = Sums(
             counts=zeros(num_classes, dtype=torch.int64),
             shift=zeros(num_classes, width),
@@ -364,6 +366,7 @@ class PredictionState:
     """The network's own decisions on the sampled rows, by row number."""
 
     def __init__(self, device: torch.device, sample_size: int) -> None:
+        self.made_in_graph = torch.compiler.is_compiling()
         self.predictions = torch.zeros(sample_size + 1, dtype=torch.int64, device=device)
         self.ids = torch.full((sample_size + 1,), -1, dtype=torch.int64, device=device)
 
