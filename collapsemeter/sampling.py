@@ -152,4 +152,5 @@ def _drawn(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
 @functools.lru_cache(maxsize=2)
 def _draws_of(block: int, seed: int) -> npt.NDArray[np.int64]:
     numbers = np.arange(block * _AHEAD, (block + 1) * _AHEAD).astype(np.uint32)
-    return drawn_slots(numbers, seed).astype(np.int64)
+    draws: npt.NDArray[np.int64] = drawn_slots(numbers, seed).astype(np.int64)
+    return draws
