@@ -470,7 +470,8 @@ class CollapseMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted as tensors and plain values, for ``torch.save``."""
-        return finalise.state_dict(self._live, self._steps, self.num_classes)
+        with self._lock:
+            return finalise.state_dict(self._live, self._steps, self.num_classes)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`, also in the phase of ``every``; `overhead` begins anew.
