@@ -126,7 +126,7 @@ class InPlace(KerasNamespace):
         return table
 
     def add(self, total: Tensor, part: Tensor) -> Tensor:
-        total.assign_add(part)
+        total.assign_add(ops.broadcast_to(part, total.shape))
         return total
 
     def add_counts(self, total: Tensor, labels: Tensor, flags: Tensor) -> Tensor:
