@@ -203,13 +203,13 @@ class Comparison(Mapping[str, LayerComparison]):
         >>> from collapsemeter.dufm import DUFM
         >>> from collapsemeter import compare
         >>> best = DUFM(2, 5, 1, feature_decay=0.01, weight_decay=0.01).optimum()
-        >>> print(compare(best, best).table(["nc1_pinv", "nc2_of_error"]))
+        >>> print(compare(best, best).table(["nc1_pinv", "nc2_equinorm"]))
         layer  metric        measured  reference       gap
         ──────────────────────────────────────────────────
         1      nc1_pinv             0          0         0
-        1      nc2_of_error         0          0         0
+        1      nc2_equinorm         0          0         0
         2      nc1_pinv             0          0         0
-        2      nc2_of_error         0          0         0
+        2      nc2_equinorm         0          0         0
         """
         lines = self._metric_rows(metrics, width) if metrics else self._overview(width)
         return "\n".join(lines)
