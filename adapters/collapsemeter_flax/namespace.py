@@ -105,12 +105,13 @@ class JaxNamespace:
         return jnp.where(used[:, None], rows - table[labels], 0.0)
 
     def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
-        if (
-            self.axis_name is not None
-        ):  # every device must take part in the sums that are across them
-            return change(table)
-        changed: Array = lax.cond(flags.any(), change, lambda same: same, table)
-        return changed
+        if self.axis_name is None:
+            try:
+                changed: Array = lax.cond(flags.any(), change, lambda same: same, table)
+                return changed
+            except TypeError:  # rows are split over an axis that was not named
+                pass  # which JAX refuses at the end, with a better word for it
+        return change(table)  # every device takes part in sums that are across them
 
     def count(self, flags: Array) -> Array:
         return self.across(flags.sum(dtype=jnp.uint32))
