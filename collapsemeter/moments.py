@@ -616,8 +616,8 @@ class ClassMoments:
 
 def _mirrored(lower: Floats) -> Floats:
     """Return symmetric matrices in float64 of which the lower triangles are given."""
-    below = np.tril(np.asarray(lower, np.float64), -1)
-    return np.tril(np.asarray(lower, np.float64)) + np.swapaxes(below, -2, -1)
+    lower = np.tril(np.asarray(lower, np.float64))
+    return lower + np.swapaxes(np.tril(lower, -1), -2, -1)
 
 
 def _kind(scatter: ScatterKind | Literal["auto"], num_classes: int, width: int) -> ScatterKind:

@@ -105,13 +105,14 @@ class JaxNamespace:
         return jnp.where(used[:, None], rows - table[labels], 0.0)
 
     def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
-        if self.axis_name is None:
-            try:
-                changed: Array = lax.cond(flags.any(), change, lambda same: same, table)
-                return changed
-            except TypeError:  # rows are split over an axis that was not named
-                pass  # which JAX refuses at the end, with a better word for it
-        return change(table)  # every device takes part in sums that are across them
+        any_at_all = (
+            self.count(flags) > 0
+        )  # of all devices, which take one branch and sum within it
+        try:
+            changed: Array = lax.cond(any_at_all, change, lambda same: same, table)
+        except TypeError:  # rows are split over an axis that was not named
+            return change(table)  # which JAX refuses at the end, with a better word for it
+        return changed
 
     def count(self, flags: Array) -> Array:
         return self.across(flags.sum(dtype=jnp.uint32))

@@ -32,7 +32,7 @@ def namespace_of(variable: keras.Variable) -> Namespace:
 
 
 class KerasNamespace:
-    """Operations of which nothing is in place."""
+    """JAX's operations, and Keras' where they serve TensorFlow as well; nothing is in place."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype

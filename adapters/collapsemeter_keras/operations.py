@@ -53,9 +53,9 @@ def run_if(due: Tensor, change: Callable[[], None], variables: Sequence[keras.Va
         variable.assign(value)
 
 
-def counted(flags: Tensor, axis: int | None = None) -> Tensor:
+def counted(flags: Tensor) -> Tensor:
     """Return the number of true flags; a sum may widen or narrow integers, as the backend likes."""
-    return ops.cast(ops.sum(ops.cast(flags, COUNT), axis=axis), COUNT)
+    return ops.cast(ops.sum(ops.cast(flags, COUNT)), COUNT)
 
 
 def saturated(total: Tensor, part: Tensor) -> Tensor:

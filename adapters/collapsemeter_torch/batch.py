@@ -12,6 +12,7 @@ from torch import Tensor
 from collapsemeter.warning import warn
 
 from . import compiled
+from .device import device_of
 from .keyword_labels import close_stale
 from .scope import LeftOut, Scope, Store, current_scope, label_tensor, set_scope, to_device
 
@@ -35,7 +36,7 @@ class Batch:
         started = perf_counter()
         self._meter, self._store, self._anyway = meter, store, anyway
         self._labels = self._mask = None
-        self._device = next((p.device for p in meter._root.parameters()), torch.device("cpu"))
+        self._device = device_of(meter._root)
         if due:  # by the budget; of a batch that is not, nothing is looked at
             self._labels = label_tensor(
                 labels, meter.num_classes, meter.settings.ignore_index, self._device

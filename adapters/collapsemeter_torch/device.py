@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from collapsemeter.sketch import SKETCH_ROWS
 from collapsemeter.sums import (
@@ -127,6 +127,17 @@ class TorchNamespace:
         spread = self.one_hot(labels, num_classes)[:, :, None] * rows[:, None, :]
         product = self.product(spread.flatten(1).t(), rows)
         return total.add_(product.view(num_classes, width, width))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's first parameter is; the CPU where it has none.
+
+    Examples
+    --------
+    >>> device_of(nn.Linear(2, 2))
+    device(type='cpu')
+    """
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def on_host(x: Tensor) -> bool:

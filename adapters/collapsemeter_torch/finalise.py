@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from collapsemeter import CollapseReport, Head, LayerReport
 from collapsemeter.finalise import Tally, layer_report
@@ -16,7 +16,7 @@ from collapsemeter.measuring import undefined_report
 from collapsemeter.moments import Phase
 
 from . import compiled
-from .device import LayerState, PredictionState, products_are_reduced
+from .device import LayerState, PredictionState, device_of, products_are_reduced
 from .layers import Selection
 from .scope import HEAD_OUTPUT, Store
 
@@ -251,7 +251,7 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
         )
     _check_sketches(meter, state["layers"])
     store.clear()
-    device = _device(meter._root)
+    device = device_of(meter._root)
     for saved in state["layers"]:
         tensors: dict[str, Tensor] = saved["tensors"]
         rows = torch.empty(
@@ -300,7 +300,3 @@ def _check_sketches(meter: CollapseMeter, layers: list[dict[str, Any]]) -> None:
                 raise ValueError(
                     f"the state keeps sketches of {option}={value}, this meter of {due}: pass {option}={value}"
                 )
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

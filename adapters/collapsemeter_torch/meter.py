@@ -32,6 +32,7 @@ from collapsemeter.warning import warn
 from . import compiled, finalise
 from .batch import Batch
 from .criterion import CriterionHook, Pending
+from .device import device_of
 from .dumping import Dump
 from .hooks import HeadInputHook, HeadOutputHook, LayerHook, RootHook, RootPreHook
 from .keyword_labels import KeywordLabelsHook, KeywordLabelsPreHook
@@ -420,7 +421,7 @@ class CollapseMeter:
                 "or name the loss module with criterion=" + compiled.hint(self._root)
             )
         first, after = self._steps
-        device = next((p.device.type for p in self._root.parameters()), "cpu")
+        device = device_of(self._root).type
         more = {
             "first_step": first,
             "last_step": after - 1,

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from collapsemeter.batches import shown, split
 
 from .batch import Batch
+from .device import device_of
 from .keyword_labels import next_token
 from .scope import Store
 
@@ -25,7 +26,7 @@ def run(
 ) -> None:
     """Pass every batch through the model into the store; leave the model's modes as they were."""
     modes = {module: module.training for module in model.modules()}
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     model.eval()
     try:
         # Compiled graphs may have been made without the hooks, and gain nothing in one pass.
