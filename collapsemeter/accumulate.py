@@ -1,9 +1,9 @@
 r"""Class-shifted sums on the host: the sums of `sums`, for rows that arrive in NumPy.
 
 The generic update touches every class in every batch and makes a dozen copies of the rows. Here rows are
-taken in the order of their classes, only classes that are present are touched, and all passes but the
-matrix product go over as many rows as a core's cache holds, so that a pass over saved activations costs
-little more than that product, with 50,000 classes too.
+taken in the order of their classes, only classes that are present are touched, and all passes, the
+matrix product too, go over as many rows as a core's cache holds, so that a pass over saved activations
+costs little more than that product, with 50,000 classes too.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, row_hashes
 from .sums import IGNORE_INDEX, ScatterKind, init
 
-SORTED_ENTRIES = 2**23  # taken in the order of classes: of a thousand, a tile meets a few dozen
-BLOCK_ENTRIES = 2**21  # multiplied at a time: 16 MB of residuals
-MIN_BLOCK = 512  # rows of a product, whose d x d entries are added up for every block
-TILE_ENTRIES = 2**17  # 1 MB of residuals: passes over what stays in a core's cache cost a third
+SORTED_ENTRIES = 2**24  # taken in the order of classes: of a thousand, a tile meets a few dozen
+TILE_ENTRIES = 2**17  # 1 MB of residuals, which stays in a core's cache from the first pass to the product
+MIN_TILE = 128  # rows of a product, whose d x d entries are added up for every tile
 SHIFT_ROWS = 4  # the mean of so many is off by half of the spread: near, as a shift must be
-LONG_RUN = 16  # rows of a class, on average, that are summed by themselves
+LONG_RUN = 2**13  # entries of a class, on average, that are summed by themselves
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -71,9 +70,8 @@ class Accumulator:
         self.ignore_index = ignore_index
         self.propagate = propagate
         self._by_class = kind == "class"
-        least = 1 if self.sums.scatter is None else MIN_BLOCK
-        self._buffer = np.empty((max(least, BLOCK_ENTRIES // max(width, 1)), width))
-        self._tile = min(len(self._buffer), max(1, TILE_ENTRIES // max(width, 1)))
+        least = 1 if self.sums.scatter is None else MIN_TILE
+        self._buffer = np.empty((max(least, TILE_ENTRIES // max(width, 1)), width))
 
     def add(self, rows: npt.NDArray[Any], labels: Ints) -> None:
         """Add rows of any float dtype.
@@ -98,7 +96,7 @@ class Accumulator:
         labels = labels[places]
         self._set_shifts(rows, places, labels)
         for part in _parts(len(places), len(self._buffer)):
-            self._add_block(rows, places[part], labels[part], numbers[part])
+            self._add_tile(rows[places[part]], labels[part], numbers[part])
 
     def _set_shifts(self, rows: npt.NDArray[Any], places: Ints, labels: Ints) -> None:
         """Give every new class the mean of its first rows, taken as differences from the very first."""
@@ -110,37 +108,22 @@ class Accumulator:
         places, labels = places[first], labels[first]
         runs = _Runs(labels)
         sums.shift[runs.present] = widened(rows[places[runs.starts]])
-        for part in _parts(len(first), self._tile):  # summed where their sums are still 0
-            residuals = self._residuals(rows[places[part]], labels[part], self._buffer)
+        for part in _parts(len(first), len(self._buffer)):  # summed where their sums are still 0
+            residuals = self._residuals(rows[places[part]], labels[part])
             _Runs(labels[part]).add(sums.sums, residuals)
         sums.shift[runs.present] += sums.sums[runs.present] / runs.counts[:, None]
         sums.sums[runs.present] = 0
 
-    def _residuals(self, rows: npt.NDArray[Any], labels: Ints, out: Floats) -> Floats:
-        """Return the rows about their class's shift."""
-        residuals = out[: len(rows)]
+    def _residuals(self, rows: npt.NDArray[Any], labels: Ints) -> Floats:
+        """Return the rows about their class's shift, until the next call."""
+        residuals = self._buffer[: len(rows)]
         np.take(self.sums.shift, labels, axis=0, out=residuals, mode="clip")
         np.subtract(widened(rows), residuals, out=residuals)
         return residuals
 
-    def _add_block(self, rows: npt.NDArray[Any], places: Ints, labels: Ints, numbers: Ints) -> None:
-        residuals, counted = self._buffer[: len(places)], np.empty(len(places), bool)
-        for part in _parts(len(places), self._tile):
-            counted[part] = self._add_tile(rows[places[part]], labels[part], residuals[part])
-        scatter = self.sums.scatter
-        if scatter is not None and self._by_class:
-            runs = _Runs(labels)
-            for label, part in zip(runs.present, runs.parts(), strict=True):
-                _add_product(scatter[label], residuals[part])
-        elif scatter is not None:
-            _add_product(scatter, residuals)
-        if self.sums.sketch is not None:
-            self._sketch(residuals[counted], labels[counted], numbers[counted])
-
-    def _add_tile(self, rows: npt.NDArray[Any], labels: Ints, out: Floats) -> npt.NDArray[np.bool_]:
-        """Add all but products, and return which rows count; the residuals of others are made 0."""
+    def _add_tile(self, rows: npt.NDArray[Any], labels: Ints, numbers: Ints) -> None:
         sums = self.sums
-        residuals = self._residuals(rows, labels, out)
+        residuals = self._residuals(rows, labels)
         norms = np.vecdot(residuals, residuals)
         counted: npt.NDArray[np.bool_] = np.isfinite(norms)
         if not counted.all():  # a value is not finite, or only its square: look closer
@@ -158,7 +141,13 @@ class Accumulator:
                 sums.counts += np.bincount(stray, minlength=len(sums.counts))
                 sums.sums[stray] = np.nan
                 sums.squares[stray] = np.nan
-        return counted
+        if sums.sketch is not None:
+            self._sketch(residuals[counted], labels[counted], numbers[counted])
+        elif sums.scatter is not None and self._by_class:
+            for label, part in zip(runs.present, runs.parts(), strict=True):
+                _add_product(sums.scatter[label], residuals[part])
+        elif sums.scatter is not None:
+            _add_product(sums.scatter, residuals)
 
     def _sketch(self, residuals: Floats, labels: Ints, numbers: Ints) -> None:
         """Add rows of these numbers to the sketch: only to the buckets they meet."""
@@ -242,15 +231,16 @@ class _Runs:
     ) -> None:
         """Add to each class's ``total`` the sum of its rows: of ``rows``, or of their weighted order."""
         length = int(self._bounds[-1])
+        entries = rows.shape[1] * length
         # Not by BLAS: NumPy's and SciPy's have threads of their own, which wait for work by spinning, and
         # those of one would take the cores from the product that the other computes.
-        if order is None and LONG_RUN * len(self.present) <= length:
+        if order is None and LONG_RUN * len(self.present) <= entries:
             for label, part in zip(self.present.tolist(), self.parts(), strict=True):
                 total[label] += rows[part].sum(axis=0)
             return
         from scipy.sparse import csr_array  # a tenth of a second to import
 
-        entries = np.ones(length) if weights is None else weights
+        values = np.ones(length) if weights is None else weights
         order = np.arange(length) if order is None else order
-        indicator = csr_array((entries, order, self._bounds), (len(self.present), length))
+        indicator = csr_array((values, order, self._bounds), (len(self.present), length))
         total[self.present] += indicator @ rows

@@ -70,7 +70,7 @@ def streams(draw):
     return rows, labels, classes, splits
 
 
-SIZES = ("SORTED_ENTRIES", "BLOCK_ENTRIES", "TILE_ENTRIES", "SHIFT_ROWS", "LONG_RUN")
+SIZES = ("SORTED_ENTRIES", "TILE_ENTRIES", "SHIFT_ROWS", "LONG_RUN")
 
 
 @given(
@@ -83,7 +83,7 @@ SIZES = ("SORTED_ENTRIES", "BLOCK_ENTRIES", "TILE_ENTRIES", "SHIFT_ROWS", "LONG_
 def test_any_stream_in_any_split_is_that_of_the_update(stream, kind, propagate, sizes):
     rows, labels, classes, splits = stream
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MIN_BLOCK", 1)
+        patch.setattr(module, "MIN_TILE", 1)
         for name, size in zip(SIZES, sizes, strict=True):
             patch.setattr(module, name, size)
         found = counted(rows, labels, classes, kind, splits, propagate=propagate)

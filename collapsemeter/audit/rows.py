@@ -21,7 +21,7 @@ from ..reduction import Reduction, feature_rows
 from ..settings import Settings
 from .shard import ArrayAt, Piece
 
-CHUNK_BYTES = 2**25  # 32 MB of what a file holds
+CHUNK_BYTES = 2**26  # 64 MB of what a file holds
 
 Array = npt.NDArray[Any]
 
