@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from . import sums as _sums
 from .labels import labelled_rows
+from .namespace import NUMPY
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
-from .sums import IGNORE_INDEX, NUMPY, Nonfinite, ScatterKind, Sums
+from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, Sums
 
 Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
 Floats = npt.NDArray[np.float64]

@@ -14,63 +14,20 @@ value is read back from a device. Everything that divides belongs to `moments`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
+from .namespace import Array, Namespace
 from .sketch import SKETCH_ROWS
 
-Array = Any  # an array of the framework that the namespace speaks for
 ScatterKind = Literal["class", "pooled", "sketch", "trace"]
 Nonfinite = Literal["skip", "raise", "propagate"]
 
 IGNORE_INDEX = -100
 CLASS_SCATTER_ENTRIES = 2**20  # up to 8 MB in float64: every class keeps its own scatter
 POOLED_SCATTER_WIDTH = 4096  # 128 MB in float64: of wider layers a sketch is kept
-
-
-class Namespace(Protocol):
-    """What `update` needs of a framework; labels are 0..n-1. ``add*`` and ``if_any`` may work in place."""
-
-    def to_float(self, rows: Array) -> Array:
-        """Cast to the dtype the sums are kept in, before any arithmetic."""
-
-    def where(self, condition: Array, a: Array, b: Array | float) -> Array: ...
-    def finite_rows(self, rows: Array) -> Array:
-        """(B, d) -> (B,) bool: no NaN or Inf in the row."""
-
-    def square_norms(self, rows: Array) -> Array:
-        """(B, d) -> (B,): sum of squares of each row."""
-
-    def rows_of(self, table: Array, labels: Array) -> Array:
-        """(n,) -> (B,): the entry of each label."""
-
-    def residuals(self, rows: Array, table: Array, labels: Array, used: Array) -> Array:
-        """(B, d) rows less the row of each label in the (n, d) table; zeros where not used."""
-
-    def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
-        """``change(table)``, or the table itself where no flag is set: ``change`` would change nothing."""
-
-    def count(self, flags: Array) -> Array:
-        """(B,) bool -> scalar integer."""
-
-    def add(self, total: Array, part: Array) -> Array: ...
-    def add_counts(self, total: Array, labels: Array, flags: Array) -> Array:
-        """(n,) integers ``total`` plus how many flags are set of each label."""
-
-    def add_class_sum(self, total: Array, rows: Array, labels: Array) -> Array:
-        """(n, ...) ``total`` plus the sums of the (B, ...) rows with each label."""
-
-    def add_entries(self, total: Array, values: Array, rows: Array, columns: Array) -> Array:
-        """(n, m) ``total`` plus each of (B,) values in its row and column."""
-
-    def add_product(self, total: Array, rows: Array) -> Array:
-        """``total + rows.T @ rows`` in full precision; only the lower triangle is ever read."""
-
-    def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
-        """(n, d, d) ``total`` plus ``rows_c.T @ rows_c`` for every label c, as in `add_product`."""
 
 
 @dataclass(slots=True)
@@ -167,21 +124,6 @@ def sketch_shapes(
     return {"sketch": (sketch_rows, width), "signs": (sketch_rows, num_classes)}
 
 
-def block_rows(width: int) -> list[slice]:
-    """Return the rows of each block of a lower triangle, for libraries without a symmetric product.
-
-    Block ``[rows, :rows.stop]`` of each, the diagonal included: of a product 5/8 with four blocks, 3/4
-    with two. Narrower blocks than 128 cost more than they save.
-
-    Examples
-    --------
-    >>> block_rows(300)
-    [slice(0, 128, None), slice(128, 256, None), slice(256, 300, None)]
-    """
-    step = max(128, -(-width // 4))
-    return [slice(start, min(start + step, width)) for start in range(0, width, step)]
-
-
 def update(
     sums: Sums,
     rows: Array,
@@ -223,6 +165,7 @@ def update(
     Examples
     --------
     >>> import numpy as np
+    >>> from collapsemeter.namespace import NUMPY
     >>> state = init(num_classes=2, width=3, kind="pooled")
     >>> state = update(state, np.eye(3), np.array([0, 1, 1]), NUMPY)
     >>> state.counts
@@ -284,108 +227,6 @@ def update(
         sketch=sketch,
         signs=signs,
     )
-
-
-class OneHotNumpy:
-    """The generic form: every class operation as a product with the one-hot labels.
-
-    It needs only comparison, matrix product, sum and ``where``, and is the oracle for the native
-    forms. It costs C times a row, so a namespace overrides it where C is large.
-    """
-
-    def __init__(self, dtype: type[np.floating[Any]] = np.float64) -> None:
-        self.dtype = dtype
-
-    def to_float(self, rows: Array) -> Array:
-        return np.asarray(rows).astype(self.dtype, copy=False)
-
-    def where(self, condition: Array, a: Array, b: Array | float) -> Array:
-        return np.where(condition, a, b)
-
-    def finite_rows(self, rows: Array) -> Array:
-        return np.isfinite(rows).all(axis=1)
-
-    def square_norms(self, rows: Array) -> Array:
-        return (rows * rows).sum(axis=1)
-
-    def one_hot(self, labels: Array, num_classes: int) -> Array:
-        return self.to_float(labels[:, None] == np.arange(num_classes))
-
-    def rows_of(self, table: Array, labels: Array) -> Array:
-        return ((labels[:, None] == np.arange(len(table))) * table).sum(axis=1)
-
-    def residuals(self, rows: Array, table: Array, labels: Array, used: Array) -> Array:
-        # `where`, not a product with a mask: 0 * NaN is NaN.
-        return self.where(used[:, None], rows - self.one_hot(labels, len(table)) @ table, 0.0)
-
-    def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
-        return change(table)
-
-    def count(self, flags: Array) -> Array:
-        return flags.sum()
-
-    def add(self, total: Array, part: Array) -> Array:
-        return total + part
-
-    def add_counts(self, total: Array, labels: Array, flags: Array) -> Array:
-        return total + (flags[:, None] & (labels[:, None] == np.arange(len(total)))).sum(axis=0)
-
-    def add_class_sum(self, total: Array, rows: Array, labels: Array) -> Array:
-        return total + self.one_hot(labels, len(total)).T @ rows
-
-    def add_entries(self, total: Array, values: Array, rows: Array, columns: Array) -> Array:
-        spread = self.one_hot(columns, total.shape[1]) * values[:, None]
-        return self.add_class_sum(total, spread, rows)
-
-    def add_product(self, total: Array, rows: Array) -> Array:
-        return total + rows.T @ rows
-
-    def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
-        num_classes, width, _ = total.shape
-        spread = self.one_hot(labels, num_classes)[:, :, None] * rows[:, None, :]
-        flat = spread.reshape(len(rows), num_classes * width)
-        return total + (flat.T @ rows).reshape(num_classes, width, width)
-
-
-class Numpy(OneHotNumpy):
-    """NumPy's own indexed sums."""
-
-    def rows_of(self, table: Array, labels: Array) -> Array:
-        return table[labels]
-
-    def residuals(self, rows: Array, table: Array, labels: Array, used: Array) -> Array:
-        return self.where(used[:, None], rows - table[labels], 0.0)
-
-    def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
-        return change(table) if flags.any() else table
-
-    def add_counts(self, total: Array, labels: Array, flags: Array) -> Array:
-        return total + np.bincount(labels[flags], minlength=len(total))
-
-    def add_class_sum(self, total: Array, rows: Array, labels: Array) -> Array:
-        total = total.copy()
-        if len(labels):
-            order = np.argsort(
-                labels, kind="stable"
-            )  # so that the rows of each class lie side by side
-            present, starts = np.unique(labels[order], return_index=True)
-            total[present] += np.add.reduceat(rows[order], starts, axis=0)
-        return total
-
-    def add_entries(self, total: Array, values: Array, rows: Array, columns: Array) -> Array:
-        total = total.copy()
-        np.add.at(total, (rows, columns), values)
-        return total
-
-    def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
-        total = total.copy()
-        for label in np.unique(labels):
-            members = rows[labels == label]
-            total[label] += members.T @ members
-        return total
-
-
-NUMPY = Numpy()
 
 
 def init(

@@ -11,6 +11,7 @@ import collapsemeter.accumulate as module
 from collapsemeter import sums
 from collapsemeter.accumulate import Accumulator
 from collapsemeter.moments import ClassMoments
+from collapsemeter.namespace import NUMPY
 from collapsemeter.sampling import low_32_bits
 from collapsemeter.sketch import row_hashes
 
@@ -208,7 +209,7 @@ def test_the_sums_themselves_are_those_of_the_update(kind, monkeypatch):
     accumulator = Accumulator(3, 4, kind)
     accumulator.add(rows, labels)
     hashes = row_hashes(np.arange(30), 512, 0, low_32_bits)
-    oracle = sums.update(sums.init(3, 4, kind), rows, labels, sums.NUMPY, hashes=hashes)
+    oracle = sums.update(sums.init(3, 4, kind), rows, labels, NUMPY, hashes=hashes)
     for name in ("counts", "shift", "squares"):
         np.testing.assert_allclose(
             getattr(accumulator.sums, name), getattr(oracle, name), rtol=1e-12

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import collapsemeter as cm
 from collapsemeter import sums
 from collapsemeter.moments import ClassMoments
+from collapsemeter.namespace import NUMPY
 
 KINDS = ("class", "pooled", "trace")
 
@@ -206,7 +207,7 @@ def test_merged_states_remember_the_coarsest_dtype_in_any_order():
 
 
 def test_arrays_are_read_only_and_nothing_is_shared_with_the_device():
-    state = sums.update(sums.init(2, 2, "class"), np.eye(2), np.array([0, 1]), sums.NUMPY)
+    state = sums.update(sums.init(2, 2, "class"), np.eye(2), np.array([0, 1]), NUMPY)
     m = ClassMoments.from_sums(state, "float64", "live")
     for array in (m.counts, m.means, m.scatter, m.traces, m.means_low):
         with pytest.raises(ValueError, match="read-only"):

@@ -13,6 +13,7 @@ import collapsemeter as cm
 from collapsemeter import sums
 from collapsemeter.accumulate import Accumulator
 from collapsemeter.moments import ClassMoments
+from collapsemeter.namespace import NUMPY, OneHotNumpy
 from collapsemeter.sampling import drawn_slots, low_32_bits
 from collapsemeter.settings import Settings
 from collapsemeter.sketch import derived_seed, row_hashes, standard_error, turned
@@ -109,7 +110,7 @@ def test_a_split_stream_has_the_sketch_of_the_whole(seed, cuts):
         accumulator.add(rows[part], labels[part])
         numbers = before - 1 + np.cumsum(labels[part] != -100)
         hashes = row_hashes(numbers, 8, seed, low_32_bits)
-        form = sums.OneHotNumpy() if i % 2 else sums.NUMPY
+        form = OneHotNumpy() if i % 2 else NUMPY
         oracle = sums.update(oracle, rows[part], labels[part], form, hashes=hashes)
     for found in (
         updated,
@@ -172,7 +173,7 @@ def test_what_must_not_merge_says_why():
     with pytest.raises(ValueError, match=r"sketch \(8, 5\), signs None, means \(4, 5\): expected"):
         ClassMoments(a.counts, a.means, None, a.traces, sketch=a.sketch)
     with pytest.raises(ValueError, match="these sums keep a sketch: pass hashes="):
-        sums.update(sums.init(4, 5, "sketch"), rows, labels, sums.NUMPY)
+        sums.update(sums.init(4, 5, "sketch"), rows, labels, NUMPY)
     with pytest.raises(ValueError, match="sketch_rows=1: a sketch has at least two rows"):
         Settings(4, sketch_rows=1)
 

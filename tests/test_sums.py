@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import collapsemeter as cm
 from collapsemeter import sums
-from collapsemeter.sums import Numpy, OneHotNumpy, scatter_kind, scatter_shape
+from collapsemeter.namespace import NUMPY, Numpy, OneHotNumpy
+from collapsemeter.sums import scatter_kind, scatter_shape
 
 U32 = float(np.finfo(np.float32).eps) / 2
 NAMESPACES = {"one_hot": OneHotNumpy, "native": Numpy}
@@ -132,10 +133,8 @@ def test_native_sums_equal_the_generic_form(dtype, kind):
 
 
 def test_the_shift_is_fixed_by_the_first_batch_that_shows_a_class():
-    state = sums.update(
-        sums.init(2, 1, "trace"), np.array([[2.0], [4.0]]), np.array([0, 0]), sums.NUMPY
-    )
-    state = sums.update(state, np.array([[100.0], [7.0]]), np.array([0, 1]), sums.NUMPY)
+    state = sums.update(sums.init(2, 1, "trace"), np.array([[2.0], [4.0]]), np.array([0, 0]), NUMPY)
+    state = sums.update(state, np.array([[100.0], [7.0]]), np.array([0, 1]), NUMPY)
     np.testing.assert_array_equal(state.shift, [[3.0], [7.0]])
     np.testing.assert_array_equal(state.counts, [3, 1])
 

@@ -20,10 +20,11 @@ from collapsemeter import sampling, testing
 from collapsemeter.finalise import Tally, layer_report
 from collapsemeter.labels import class_labels
 from collapsemeter.moments import ClassMoments
+from collapsemeter.namespace import Numpy
 from collapsemeter.reduction import Layout, feature_rows, reduction_of
 from collapsemeter.settings import Settings
 from collapsemeter.sketch import row_hashes
-from collapsemeter.sums import Numpy, Sums, init, update
+from collapsemeter.sums import Sums, init, update
 from collapsemeter.testing import streams
 from collapsemeter.testing.oracle import Oracle, reduced
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from collapsemeter.sums import block_rows
+from collapsemeter.namespace import block_rows
 
 FULL = 2**32 - 1  # where a counter stops: a report of a state that holds it raises
 AxisName = str | tuple[str, ...] | None

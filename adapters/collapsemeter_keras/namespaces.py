@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from collapsemeter.sums import Namespace, block_rows
+from collapsemeter.namespace import Namespace, block_rows
 
 from .operations import Tensor, counted, saturated
 

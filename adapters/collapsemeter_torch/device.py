@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from collapsemeter.namespace import block_rows
 from collapsemeter.sketch import SKETCH_ROWS
 from collapsemeter.sums import (
     IGNORE_INDEX,
     ScatterKind,
     Sums,
-    block_rows,
     scatter_shape,
     sketch_shapes,
     update,

@@ -30,6 +30,9 @@ def report(
     meter: CollapseMeter, store: Store, phase: Phase, more: dict[str, Any]
 ) -> CollapseReport:
     """Measure every watched layer and say what went wrong with any."""
+    # All before the first is measured: threads of NumPy's BLAS wait for work by spinning, and PyTorch's
+    # operations between its would be ten times as slow.
+    store.flush()
     head = head_of(meter.selection)
     layers: dict[str, LayerReport] = {}
     warnings = [

@@ -78,6 +78,11 @@ class Store:
         self.kept.clear()
         self.clock.clear()
 
+    def flush(self) -> None:
+        """Add the batches that wait to the sums of every layer."""
+        for state in self.layers.values():
+            state.flush()
+
     # What the hooks call
 
     def add_rows(self, meter: CollapseMeter, scope: Scope, layer: str, rows: Tensor) -> None:
