@@ -156,9 +156,14 @@ def unit_rows(frame: Floats, code: str) -> Floats:
     >>> unit_rows(np.array([[3.0, 4.0]]), "zero_head")
     array([[0.6, 0.8]])
     """
+    return frame / norms_of_directions(frame, code)[:, None]
+
+
+def norms_of_directions(frame: Floats, code: str) -> Floats:
+    """Return the norm of every row, (C,); Undefined(code) where a row has no direction."""
     norms = row_norms(frame)
     require(have_directions(norms), code)
-    return frame / norms[:, None]
+    return norms
 
 
 def have_directions(norms: Floats) -> bool:
@@ -182,6 +187,16 @@ def centred_rows(frame: Floats) -> Floats:
     return centred
 
 
+def bounded(values: Floats) -> bool:
+    """Return whether no value is NaN, infinite or so large that its fourth power overflows."""
+    return bool(values.max(initial=0.0) <= LARGEST and values.min(initial=0.0) >= -LARGEST)
+
+
+def taken(values: Floats, places: npt.NDArray[np.int64]) -> Floats:
+    """Return the values of these classes, in order; all of them without a copy."""
+    return values if len(places) == len(values) else values[places]
+
+
 def row_norms(frame: Floats) -> Floats:
     """Return the Euclidean norm of every row, (C,)."""
-    return np.asarray(np.linalg.norm(frame, axis=1))
+    return np.sqrt(np.vecdot(frame, frame))  # without a second array of squares

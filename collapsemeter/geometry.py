@@ -16,8 +16,10 @@ from .frames import (
     EPS64,
     LARGEST,
     Floats,
+    bounded,
     have_directions,
     row_norms,
+    taken,
     unit_rows,
 )
 from .moments import ClassMoments
@@ -69,7 +71,7 @@ class ClassGeometry:
         self.num_present = len(self.present)
         self.rows = moments.rows
         self.width = moments.width
-        self.means = moments.means[self.present]
+        self.means = taken(moments.means, self.present)
         self.traces = moments.traces[self.present]
         self.balanced = bool((self.counts == self.counts[:1]).all())
         self._center = center
@@ -102,10 +104,12 @@ class ClassGeometry:
         # Differences from one mean first: under an offset the digits that matter are there.
         if not np.isfinite(self.means).all():
             raise Undefined("nonfinite_statistics")
-        if np.abs(self.means).max(initial=0.0) > LARGEST:
+        if not bounded(self.means):
             raise Undefined("out_of_range")
-        relative = (self.means - self.means[0]) + (low[self.present] - low[self.present[0]])
-        centred: Floats = relative - self.weights(self._center) @ relative
+        centred: Floats = self.means - self.means[0]
+        if low.any():
+            centred += taken(low, self.present) - low[self.present[0]]
+        centred -= self.weights(self._center) @ centred
         largest = row_norms(centred).max()
         if largest <= self.resolution:
             raise Undefined("no_between_class_scatter")
@@ -201,7 +205,7 @@ class ClassGeometry:
         require(self.rows > 0, "no_rows")
         require(self.num_present > 1, "one_class")
         require(bool(np.isfinite(self.means).all()), "nonfinite_statistics")
-        require(bool((np.abs(self.means) <= LARGEST).all()), "out_of_range")
+        require(bounded(self.means), "out_of_range")
         return self.means
 
     @cached_property

@@ -15,7 +15,7 @@ from . import nc1, nc2, nc3, rank
 from .catalogue import METRICS
 from .convention import PRESETS, Convention
 from .details import matrices, per_class, vectors
-from .frames import LARGEST, centred_rows
+from .frames import bounded, centred_rows, taken
 from .geometry import ClassGeometry, Spectrum
 from .moments import EPS, ClassMoments
 from .nc2 import HeadFrame
@@ -209,16 +209,17 @@ def _given_centred(geometry: ClassGeometry, metric: Callable[[Any], float]) -> f
 def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> Computed:
     if head is None:
         return
-    weight, bias = head.weight[geometry.present], head.bias[geometry.present]
+    weight, bias = (taken(values, geometry.present) for values in (head.weight, head.bias))
+    finite = head.finite
 
     @cache
     def frame() -> HeadFrame:
-        require(head.finite, "nonfinite_head")
+        require(finite, "nonfinite_head")
         return HeadFrame(weight)
 
     def dual(metric: Callable[[Any, Any], float]) -> float:
         means = geometry.centred
-        require(head.finite, "nonfinite_head")
+        require(finite, "nonfinite_head")
         return metric(centred_rows(weight) if center_head else weight, means)
 
     yield "nc2_equinorm_head", lambda: nc2.nc2_equinorm(frame().norms)
@@ -232,7 +233,7 @@ def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> C
 
     def bias_norm() -> float:
         _ = geometry.centred
-        require(head.finite, "nonfinite_head")
+        require(finite, "nonfinite_head")
         return nc3.nc3_bias(weight, bias, geometry.sample_mean)
 
     yield "nc3_bias", bias_norm
@@ -270,7 +271,7 @@ def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Co
 
     def sine() -> float:
         means = geometry.finite_means
-        require(bool((np.abs(weight) <= LARGEST).all()), "nonfinite_head")
+        require(bounded(weight), "nonfinite_head")
         return rank.dnc3_sine(weight, means)
 
     yield "dnc3_sine", sine
@@ -286,7 +287,7 @@ def _balance(
 
     def balance() -> float:
         for matrix in (incoming, weight):
-            require(bool((np.abs(matrix) <= LARGEST).all()), "nonfinite_head")
+            require(bounded(matrix), "nonfinite_head")
         return rank.weight_balance(incoming, weight, decays)
 
     yield "weight_balance", balance
