@@ -8,7 +8,7 @@ the sums are added in the order of the bands: they do not depend on the threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from threading import local
 from typing import NamedTuple, Protocol, Self
@@ -29,6 +29,7 @@ __all__ = [
     "cosine_spread",
     "observe",
     "pair_statistics",
+    "spread_of",
 ]
 
 TILE = 2048  # classes a side: a tile of pairs takes 32 MB
@@ -185,6 +186,12 @@ def _tiles(units: Floats) -> Iterator[_Tile]:
         yield _Tile(rows, columns, cosines)
 
 
+def _known(cosines: Floats) -> _Tile:
+    """All pairs as one tile."""
+    every = slice(0, len(cosines))
+    return _Tile(every, every, cosines)
+
+
 class Observer(Protocol):
     """What adds up something over the pairs; it leaves the cosines of a strip as they are."""
 
@@ -199,10 +206,14 @@ class Observer(Protocol):
 
 
 def observe(units: Floats, observers: Sequence[Observer]) -> None:
-    """Hand every pair to every observer, bands of a tile at a time in threads."""
+    """Hand every pair of unit rows to every observer, bands of a tile at a time in threads."""
+    _observe(_tiles(units), observers)
+
+
+def _observe(tiles: Iterable[_Tile], observers: Sequence[Observer]) -> None:
     buffers = Buffers()
     with threads() as in_order:
-        for tile in _tiles(units):
+        for tile in tiles:
 
             def of_band(band: slice, tile: _Tile = tile) -> list[Observer]:
                 parts = [observer.empty() for observer in observers]
@@ -238,8 +249,24 @@ def cosine_spread(units: Floats) -> CosineSpread:
     return spread
 
 
+def spread_of(cosines: Floats) -> CosineSpread:
+    """Spread of cosines that are known, (C, C): their diagonal is lost.
+
+    Examples
+    --------
+    >>> spread_of(np.eye(3)).cos_deviation
+    0.5
+    """
+    spread = CosineSpread(len(cosines))
+    _observe([_known(cosines)], [spread])
+    return spread
+
+
 def pair_statistics(
-    units: Floats, resolution: float = 16 * EPS64, beside: Sequence[Observer] = ()
+    units: Floats,
+    resolution: float = 16 * EPS64,
+    beside: Sequence[Observer] = (),
+    cosines: Floats | None = None,
 ) -> PairStatistics:
     r"""Statistics over all pairs of unit rows, in tiles of bounded memory.
 
@@ -251,6 +278,8 @@ def pair_statistics(
         Distance up to which two rows are the same direction: the round-off of the rows.
     beside : sequence of Observer
         What else is to see the same strips.
+    cosines : (C, C) float64, optional
+        Of the rows, where they are known; their diagonal is lost.
 
     Returns
     -------
@@ -271,7 +300,8 @@ def pair_statistics(
     """
     spread, histogram = CosineSpread(len(units)), Histogram()
     nearest, logs = Nearest(len(units)), LogDistances(units, resolution)
-    observe(units, [spread, histogram, nearest, logs, *beside])
+    tiles = _tiles(units) if cosines is None else [_known(cosines)]
+    _observe(tiles, [spread, histogram, nearest, logs, *beside])
     return PairStatistics(
         cos_std=spread.cos_std,
         cos_deviation=spread.cos_deviation,
