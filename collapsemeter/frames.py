@@ -96,7 +96,27 @@ def simplex_gram(num_classes: int) -> Floats:
     return centring(num_classes) / math.sqrt(num_classes - 1)
 
 
-def gram_distance(a: Floats, b: Floats, target: str) -> float:
+def small_gram(frame: Floats, most: int) -> Floats | None:
+    r"""Return :math:`F F^\top`, (C, C), to be used more than once; None where it is not small.
+
+    Parameters
+    ----------
+    frame : (C, d) float64
+    most : int
+        The largest C; nor is it small where C > d + 1, or where its squares may leave float64.
+
+    Examples
+    --------
+    >>> small_gram(np.array([[3.0, 4.0]]), 10), small_gram(np.ones((3, 1)), 10)
+    (array([[25.]]), None)
+    """
+    count, width = frame.shape
+    if count > min(most, width + 1) or _moderate(frame) is not frame:
+        return None
+    return np.asarray(frame @ frame.T)
+
+
+def gram_distance(a: Floats, b: Floats, target: str, gram: Floats | None = None) -> float:
     r"""Distance of the normalised product of two frames from that of a target frame.
 
     :math:`\big| AB^\top / |AB^\top| - T \big|` with T the simplex Gram matrix P, or
@@ -107,6 +127,8 @@ def gram_distance(a: Floats, b: Floats, target: str) -> float:
     ----------
     a, b : (C, d) float64
     target : {"simplex", "orthogonal"}
+    gram : (C, C) float64, optional
+        :math:`AB^\top` as by `small_gram`, where it is known.
 
     Returns
     -------
@@ -121,17 +143,22 @@ def gram_distance(a: Floats, b: Floats, target: str) -> float:
     """
     count, width = a.shape
     same = a is b  # a frame times itself is symmetric
-    a = _moderate(a)
-    b = a if same else _moderate(b)
-    if count <= width + 1:
-        product = a @ b.T
-        norm = float(np.linalg.norm(product))
-        goal = simplex_gram(count) if target == "simplex" else np.eye(count) / math.sqrt(count)
+    if gram is None:
+        a = _moderate(a)
+        b = a if same else _moderate(b)
+        gram = a @ b.T if count <= width + 1 else None
+    if gram is not None:
+        norm = float(np.linalg.norm(gram))
         if not norm > 0:
             return math.nan
-        product /= norm
-        product -= goal
-        return float(np.linalg.norm(product))
+        difference = gram / norm
+        if target == "simplex":
+            scale = math.sqrt(count - 1)
+            difference += 1.0 / (count * scale)
+        else:
+            scale = math.sqrt(count)
+        difference[np.diag_indices(count)] -= 1.0 / scale
+        return float(np.linalg.norm(difference))
     square = a.T @ a
     norm = math.sqrt(max(float(np.vdot(square, square if same else b.T @ b)), 0.0))
     inner = float(np.vdot(a, b))
@@ -148,6 +175,20 @@ def _moderate(frame: Floats) -> Floats:
     return frame if 1e-50 < largest < 1e50 or not largest else frame / largest
 
 
+def cosines_of(gram: Floats, norms: Floats) -> Floats:
+    """Return the cosines between rows, (C, C), of their inner products and norms.
+
+    Examples
+    --------
+    >>> cosines_of(np.array([[4.0, 3.0], [3.0, 9.0]]), np.array([2.0, 3.0]))
+    array([[1. , 0.5],
+           [0.5, 1. ]])
+    """
+    cosines = gram / norms
+    cosines /= norms[:, None]
+    return cosines
+
+
 def unit_rows(frame: Floats, code: str) -> Floats:
     """Return the rows at unit length; Undefined(code) where one has none.
 
@@ -156,9 +197,14 @@ def unit_rows(frame: Floats, code: str) -> Floats:
     >>> unit_rows(np.array([[3.0, 4.0]]), "zero_head")
     array([[0.6, 0.8]])
     """
+    return frame / norms_of_directions(frame, code)[:, None]
+
+
+def norms_of_directions(frame: Floats, code: str) -> Floats:
+    """Return the norm of every row, (C,); Undefined(code) where a row has no direction."""
     norms = row_norms(frame)
     require(have_directions(norms), code)
-    return frame / norms[:, None]
+    return norms
 
 
 def have_directions(norms: Floats) -> bool:
@@ -182,6 +228,17 @@ def centred_rows(frame: Floats) -> Floats:
     return centred
 
 
+def bounded(values: Floats) -> bool:
+    """Return whether no value is NaN, infinite or so large that its fourth power overflows."""
+    return bool(values.max(initial=0.0) <= LARGEST and values.min(initial=0.0) >= -LARGEST)
+
+
+def taken(values: Floats, places: npt.NDArray[np.int64]) -> Floats:
+    """Return the values of these classes, in order; all of them without a copy."""
+    return values if len(places) == len(values) else values[places]
+
+
 def row_norms(frame: Floats) -> Floats:
     """Return the Euclidean norm of every row, (C,)."""
-    return np.asarray(np.linalg.norm(frame, axis=1))
+    squares: Floats = np.vecdot(frame, frame)  # without an array of (C, d) squares
+    return np.sqrt(squares)

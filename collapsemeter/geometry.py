@@ -16,13 +16,17 @@ from .frames import (
     EPS64,
     LARGEST,
     Floats,
+    bounded,
+    cosines_of,
     have_directions,
     row_norms,
+    small_gram,
+    taken,
     unit_rows,
 )
 from .moments import ClassMoments
-from .pairs import PairStatistics, VarianceRatio, observe, pair_statistics
-from .spectra import Factors, factors, singular_values
+from .pairs import TILE, PairStatistics, VarianceRatio, observe, pair_statistics
+from .spectra import Factors, cholesky, factors, singular_values, sizeable
 from .undefined import Undefined, require
 
 
@@ -69,12 +73,13 @@ class ClassGeometry:
         self.num_present = len(self.present)
         self.rows = moments.rows
         self.width = moments.width
-        self.means = moments.means[self.present]
+        self.means = taken(moments.means, self.present)
         self.traces = moments.traces[self.present]
         self.balanced = bool((self.counts == self.counts[:1]).all())
         self._center = center
         self._spectra: dict[Weighting, Spectrum] = {}
         self._within: dict[Weighting, Floats] = {}
+        self._triangles: dict[Weighting, Floats | None] = {}
         self._traces: dict[tuple[Weighting, Weighting], Floats] = {}
         self._sketched: dict[tuple[Weighting, Weighting], Floats] = {}
 
@@ -102,10 +107,12 @@ class ClassGeometry:
         # Differences from one mean first: under an offset the digits that matter are there.
         if not np.isfinite(self.means).all():
             raise Undefined("nonfinite_statistics")
-        if np.abs(self.means).max(initial=0.0) > LARGEST:
+        if not bounded(self.means):
             raise Undefined("out_of_range")
-        relative = (self.means - self.means[0]) + (low[self.present] - low[self.present[0]])
-        centred: Floats = relative - self.weights(self._center) @ relative
+        centred: Floats = self.means - self.means[0]
+        if low.any():
+            centred += taken(low, self.present) - low[self.present[0]]
+        centred -= self.weights(self._center) @ centred
         largest = row_norms(centred).max()
         if largest <= self.resolution:
             raise Undefined("no_between_class_scatter")
@@ -128,6 +135,16 @@ class ClassGeometry:
     def units(self) -> Floats:
         """Unit rows of M; Undefined where a class mean is the centre."""
         return unit_rows(self.centred, "class_mean_at_centre")
+
+    @cached_property
+    def gram(self) -> Floats | None:
+        """Inner products of the rows of M, (C, C), where C is small."""
+        return small_gram(self.centred, TILE)
+
+    @cached_property
+    def uncentred_gram(self) -> Floats | None:
+        """Inner products of the uncentred class means, (C, C), where C is small."""
+        return small_gram(self.finite_means, TILE)
 
     @cached_property
     def sample_mean(self) -> Floats:
@@ -163,7 +180,8 @@ class ClassGeometry:
             observe(ratio.directions(), [ratio])
             return None, ratio
         resolution = self.resolution / float(self.norms.min())
-        return pair_statistics(ratio.directions(), resolution, [ratio]), ratio
+        cosines = None if self.gram is None else cosines_of(self.gram, self.norms)
+        return pair_statistics(ratio.directions(), resolution, [ratio], cosines), ratio
 
     def spectrum(self, between: Weighting) -> Spectrum:
         r"""Factors of S_B, which is :math:`F^\top F` with :math:`F = \operatorname{diag}(w)^{1/2} M`."""
@@ -188,7 +206,7 @@ class ClassGeometry:
 
     @cached_property
     def _factors(self) -> Factors:
-        return factors(self.centred, self.weights(self._center), self._cut)
+        return factors(self.centred, self.weights(self._center), self._cut, self.gram)
 
     @property
     def centred_values(self) -> Floats:
@@ -201,13 +219,13 @@ class ClassGeometry:
         require(self.rows > 0, "no_rows")
         require(self.num_present > 1, "one_class")
         require(bool(np.isfinite(self.means).all()), "nonfinite_statistics")
-        require(bool((np.abs(self.means) <= LARGEST).all()), "out_of_range")
+        require(bounded(self.means), "out_of_range")
         return self.means
 
     @cached_property
     def uncentred_values(self) -> Floats:
         """Singular values of the uncentred class means, largest first."""
-        return singular_values(self.finite_means)
+        return singular_values(self.finite_means, self.uncentred_gram)
 
     def within_traces(self) -> Floats:
         """v_c of each present class, (C,)."""
@@ -221,6 +239,14 @@ class ClassGeometry:
         if kind not in self._within:
             self._within[kind] = self._pooled(kind)
         return self._within[kind]
+
+    def within_triangle(self, kind: Weighting) -> Floats | None:
+        r"""L (d, d), lower triangular, with :math:`S_W = L L^\top`; None where S_W is small or may be singular."""
+        kind = "sample" if self.balanced else kind
+        if kind not in self._triangles:
+            within = self.within(kind)
+            self._triangles[kind] = cholesky(within) if sizeable(within) else None
+        return self._triangles[kind]
 
     def _pooled(self, kind: Weighting) -> Floats:
         scatter = self.moments.scatter
@@ -244,13 +270,22 @@ class ClassGeometry:
             between = within = "class"
         if (between, within) not in self._traces:
             if self.moments.sketch is None:
-                inverse = self.spectrum(between).inverse
-                traces = np.vecdot(inverse @ self.within(within), inverse)
+                traces = self._projected_traces(self.spectrum(between).inverse, within)
             else:
                 traces = (self.sketched(between, within) ** 2).sum(axis=0)
             # Variances: rounding may leave them a hair below zero.
             self._traces[between, within] = np.maximum(traces, 0.0)
         return self._traces[between, within]
+
+    def _projected_traces(self, inverse: Floats, kind: Weighting) -> Floats:
+        within, triangle = self.within(kind), self.within_triangle(kind)
+        if triangle is None:
+            return np.asarray(np.vecdot(inverse @ within, inverse))
+        from scipy.linalg import blas
+
+        # Half the products, as B S_W B^T = (B L)(B L)^T, and squares do not cancel.
+        halves = blas.dtrmm(1.0, triangle, inverse.T, lower=True, trans_a=True).T
+        return np.asarray(np.vecdot(halves, halves))
 
     def sketched(self, between: Weighting, within: Weighting) -> Floats:
         r""":math:`K B^\top / \sqrt N` (k, r), whose squares add up to :math:`\operatorname{tr} S_W S_B^+`."""

@@ -15,7 +15,7 @@ from . import nc1, nc2, nc3, rank
 from .catalogue import METRICS
 from .convention import PRESETS, Convention
 from .details import matrices, per_class, vectors
-from .frames import LARGEST, centred_rows
+from .frames import bounded, centred_rows, taken
 from .geometry import ClassGeometry, Spectrum
 from .moments import EPS, ClassMoments
 from .nc2 import HeadFrame
@@ -90,10 +90,10 @@ def measure(
     reasons: dict[str, str] = {}
     for family in (
         _nc1(geometry, convention),
+        _rank(geometry, fed),
         _nc2(geometry),
         _of_head(geometry, head, center_head),
         _nc4(geometry, decisions),
-        _rank(geometry, fed),
         _balance(into, fed, decays),
     ):
         for name, compute in family:
@@ -182,9 +182,9 @@ def _check_balance(
 
 
 def _nc1(geometry: ClassGeometry, convention: Convention) -> Computed:
-    yield "nc1_pinv", lambda: nc1.nc1_pinv(geometry, convention)
     yield "nc1_trace_ratio", lambda: nc1.nc1_trace_ratio(geometry, convention)
     yield "nc1_cdnv", lambda: nc1.nc1_cdnv(geometry)
+    yield "nc1_pinv", lambda: nc1.nc1_pinv(geometry, convention)
     by_sample = geometry.about(PRESETS["he_su2023"].center)
     yield "nc1_fuzziness", lambda: nc1.nc1_fuzziness(by_sample)
     yield "nc1_vci", lambda: nc1.nc1_vci(geometry, convention)
@@ -194,37 +194,37 @@ def _nc2(geometry: ClassGeometry) -> Computed:
     yield "nc2_equinorm", lambda: nc2.nc2_equinorm(geometry.norms)
     yield "nc2_equiangular", lambda: nc2.nc2_equiangular(geometry.pairs)
     yield "nc2_max_angle", lambda: nc2.nc2_max_angle(geometry.pairs)
-    yield "nc2_etf_error", lambda: nc2.nc2_etf_error(geometry.centred)
-    yield "nc2_of_error", lambda: _given_centred(geometry, nc2.nc2_of_error)
+    yield "nc2_etf_error", lambda: nc2.nc2_etf_error(geometry.centred, geometry.gram)
+    yield "nc2_of_error", lambda: _of_error(geometry)
     yield "gnc2_log_mean", lambda: nc2.gnc2_log_mean(geometry.pairs)
     yield "gnc2_log_var", lambda: nc2.gnc2_log_var(geometry.pairs)
 
 
-def _given_centred(geometry: ClassGeometry, metric: Callable[[Any], float]) -> float:
-    """Apply a metric to the uncentred means, where the means differ at all."""
-    _ = geometry.centred
-    return metric(geometry.means)
+def _of_error(geometry: ClassGeometry) -> float:
+    _ = geometry.centred  # undefined where the means do not differ
+    return nc2.nc2_of_error(geometry.finite_means, geometry.uncentred_gram)
 
 
 def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> Computed:
     if head is None:
         return
-    weight, bias = head.weight[geometry.present], head.bias[geometry.present]
+    weight, bias = (taken(values, geometry.present) for values in (head.weight, head.bias))
+    finite = head.finite
 
     @cache
     def frame() -> HeadFrame:
-        require(head.finite, "nonfinite_head")
+        require(finite, "nonfinite_head")
         return HeadFrame(weight)
 
     def dual(metric: Callable[[Any, Any], float]) -> float:
         means = geometry.centred
-        require(head.finite, "nonfinite_head")
+        require(finite, "nonfinite_head")
         return metric(centred_rows(weight) if center_head else weight, means)
 
     yield "nc2_equinorm_head", lambda: nc2.nc2_equinorm(frame().norms)
     yield "nc2_equiangular_head", lambda: nc2.nc2_equiangular(frame().pairs)
     yield "nc2_max_angle_head", lambda: nc2.nc2_max_angle(frame().pairs)
-    yield "nc2_etf_error_head", lambda: nc2.nc2_etf_error(frame().rows)
+    yield "nc2_etf_error_head", lambda: nc2.nc2_etf_error(frame().rows, frame().gram)
     yield "nc3_self_duality", lambda: dual(nc3.nc3_self_duality)
     yield "nc3_etf_error", lambda: dual(nc3.nc3_etf_error)
     yield "nc3_cosine", lambda: dual(nc3.nc3_cosine)
@@ -232,7 +232,7 @@ def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> C
 
     def bias_norm() -> float:
         _ = geometry.centred
-        require(head.finite, "nonfinite_head")
+        require(finite, "nonfinite_head")
         return nc3.nc3_bias(weight, bias, geometry.sample_mean)
 
     yield "nc3_bias", bias_norm
@@ -258,9 +258,9 @@ def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
 
 
 def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Computed:
+    yield "features_effective_rank", lambda: rank.features_effective_rank(geometry)
     yield "means_effective_rank", lambda: rank.effective_rank(geometry.centred_values)
     yield "means_stable_rank", lambda: rank.stable_rank(geometry.centred_values)
-    yield "features_effective_rank", lambda: rank.features_effective_rank(geometry)
     yield (
         "means_condition",
         lambda: rank.means_condition(geometry.uncentred_values, geometry.num_present),
@@ -270,7 +270,7 @@ def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Co
 
     def sine() -> float:
         means = geometry.finite_means
-        require(bool((np.abs(weight) <= LARGEST).all()), "nonfinite_head")
+        require(bounded(weight), "nonfinite_head")
         return rank.dnc3_sine(weight, means)
 
     yield "dnc3_sine", sine
@@ -286,7 +286,7 @@ def _balance(
 
     def balance() -> float:
         for matrix in (incoming, weight):
-            require(bool((np.abs(matrix) <= LARGEST).all()), "nonfinite_head")
+            require(bounded(matrix), "nonfinite_head")
         return rank.weight_balance(incoming, weight, decays)
 
     yield "weight_balance", balance

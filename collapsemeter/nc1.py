@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from .convention import PRESETS, Convention
-from .frames import EPS64, Floats
+from .frames import Floats
 from .geometry import ClassGeometry
 from .sketch import standard_error
+from .spectra import negligible
 
 _FEW = 64  # decompositions of so many rows take less time than importing SciPy
 _WELL_CONDITIONED = 1e-6  # an inverse keeps ten digits
@@ -152,8 +153,10 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
     """
     spectrum = geometry.spectrum(convention.between)
     within = geometry.within(convention.within)
-    whitened = _whitened_by_cholesky(spectrum.root, within) if len(within) > _FEW else None
-    if whitened is None:
+    triangle = geometry.within_triangle(convention.within)
+    if triangle is not None:
+        whitened = _whitened_by_cholesky(spectrum.root, triangle)
+    else:
         whitened = _whitened(spectrum.root, within, spectrum.cut * spectrum.values[0])
     return _trace_of_inverse(whitened) / len(spectrum.values)
 
@@ -161,46 +164,38 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
 def _trace_of_inverse(whitened: Floats) -> float:
     r"""Return :math:`\operatorname{tr}(I + W W^\top)^{-1}`, (k, d) W."""
     if _FEW < len(whitened) <= whitened.shape[1]:
-        from scipy.linalg import lapack
+        from scipy.linalg import blas, lapack
 
-        shifted = whitened @ whitened.T
+        shifted = blas.dsyrk(1.0, whitened.T, trans=1, lower=1)  # the upper triangle is zero
+        norm = 1.0 + _symmetric_norm(shifted)
         shifted[np.diag_indices_from(shifted)] += 1.0
-        triangle, failed = lapack.dpotrf(shifted, lower=True, clean=True)
-        norm = np.abs(shifted).sum(axis=0).max()
+        triangle, failed = lapack.dpotrf(shifted, lower=True, clean=True, overwrite_a=True)
         if not failed and lapack.dpocon(triangle, norm, uplo="L")[0] > _WELL_CONDITIONED:
-            inverse, _ = lapack.dtrtri(triangle, lower=True)
-            return float(np.vdot(inverse, inverse))
+            inverse, _ = lapack.dtrtri(triangle, lower=True, overwrite_c=True)
+            return float((inverse**2).sum())
     ratios = np.linalg.svd(whitened, compute_uv=False)
     # A row count above the number of kept axes has ratio 0 and contributes 1 each.
     free = len(whitened) - len(ratios)
     return float((1.0 / (1.0 + ratios**2)).sum() + free)
 
 
-def _negligible(width: int) -> float:
-    """Return the share of the largest variance below which a variance is round-off."""
-    return width * EPS64
+def _symmetric_norm(lower: Floats) -> float:
+    """Return the 1-norm of a symmetric matrix of positive diagonal, given its lower triangle."""
+    sizes = np.abs(lower)
+    return float((sizes.sum(axis=0) + sizes.sum(axis=1) - lower.diagonal()).max())
 
 
-def _whitened_by_cholesky(factor: Floats, within: Floats) -> Floats | None:
-    r"""Return :math:`A L^{-\top}`, (r, d), with :math:`S_W = L L^\top`; None where S_W may be singular."""
-    from scipy.linalg import blas, lapack  # a tenth of a second to import
+def _whitened_by_cholesky(factor: Floats, triangle: Floats) -> Floats:
+    r"""Return :math:`A L^{-\top}`, (r, d), with :math:`S_W = L L^\top`."""
+    from scipy.linalg import blas
 
-    triangle, failed = lapack.dpotrf(
-        within.T, lower=True, clean=False
-    )  # symmetric; in the order of LAPACK
-    if failed:
-        return None
-    inverse_condition, _ = lapack.dpocon(triangle, np.abs(within).sum(axis=0).max(), uplo="L")
-    # In the 1-norm, which is stricter; of an estimate that is seldom off by a factor of ten.
-    if inverse_condition <= 10 * _negligible(len(within)):
-        return None
     return np.asarray(blas.dtrsm(1.0, triangle, factor.T, lower=True)).T
 
 
 def _whitened(factor: Floats, within: Floats, threshold: float) -> Floats:
     r"""Return :math:`A S_W^{+1/2}` on the axes of S_W that vary, of combinations with nothing outside."""
     variances, axes = np.linalg.eigh(within)
-    kept = variances > max(variances[-1], 0.0) * _negligible(len(within))
+    kept = variances > max(variances[-1], 0.0) * negligible(len(within))
     inside = factor @ axes[:, kept]
     whitened: Floats = inside / np.sqrt(variances[kept])
     if not kept.all():

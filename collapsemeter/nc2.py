@@ -11,9 +11,17 @@ from functools import cached_property
 
 import numpy as np
 
-from .frames import Floats, centred_rows, gram_distance, row_norms, unit_rows
-from .pairs import CosineSpread, PairStatistics, cosine_spread
-from .undefined import Undefined
+from .frames import (
+    Floats,
+    centred_rows,
+    cosines_of,
+    gram_distance,
+    have_directions,
+    row_norms,
+    small_gram,
+)
+from .pairs import TILE, CosineSpread, PairStatistics, cosine_spread, spread_of
+from .undefined import Undefined, require
 
 
 def nc2_equinorm(norms: Floats) -> float:
@@ -71,8 +79,15 @@ def nc2_max_angle(pairs: PairStatistics | CosineSpread) -> float:
     return pairs.cos_deviation
 
 
-def nc2_etf_error(frame: Floats) -> float:
+def nc2_etf_error(frame: Floats, gram: Floats | None = None) -> float:
     r"""Distance to a simplex ETF: :math:`\big| G/|G| - P \big|`, :math:`G = M M^\top`.
+
+    Parameters
+    ----------
+    frame : (C, d) float64
+        M.
+    gram : (C, C) float64, optional
+        G as by `frames.small_gram`, where it is known.
 
     References
     ----------
@@ -84,13 +99,20 @@ def nc2_etf_error(frame: Floats) -> float:
     >>> nc2_etf_error(3.0 * simplex_etf(4, 6)) < 1e-14
     True
     """
-    return gram_distance(frame, frame, "simplex")
+    return gram_distance(frame, frame, "simplex", gram)
 
 
-def nc2_of_error(means: Floats) -> float:
+def nc2_of_error(means: Floats, gram: Floats | None = None) -> float:
     r"""Distance of the uncentred class means to an orthogonal frame: :math:`\big| G/|G| - I/\sqrt C \big|`.
 
     The target after a ReLU in deep neural collapse.
+
+    Parameters
+    ----------
+    means : (C, d) float64
+        Uncentred class means.
+    gram : (C, C) float64, optional
+        G as by `frames.small_gram`, where it is known.
 
     References
     ----------
@@ -101,7 +123,7 @@ def nc2_of_error(means: Floats) -> float:
     >>> nc2_of_error(5.0 * np.eye(3)) < 1e-14
     True
     """
-    error = gram_distance(means, means, "orthogonal")
+    error = gram_distance(means, means, "orthogonal", gram)
     if math.isnan(error):
         raise Undefined("zero_class_mean")
     return error
@@ -169,6 +191,14 @@ class HeadFrame:
         self.norms = row_norms(self.rows)
 
     @cached_property
+    def gram(self) -> Floats | None:
+        """Inner products of the centred rows, (C, C), where C is small."""
+        return small_gram(self.rows, TILE)
+
+    @cached_property
     def pairs(self) -> CosineSpread:
         """Spread of the cosines over pairs of centred rows."""
-        return cosine_spread(unit_rows(self.rows, "head_row_without_direction"))
+        require(have_directions(self.norms), "head_row_without_direction")
+        if self.gram is not None:
+            return spread_of(cosines_of(self.gram, self.norms))
+        return cosine_spread(self.rows / self.norms[:, None])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .frames import LARGEST, Floats, gram_distance, unit_rows
+from .frames import Floats, bounded, gram_distance, norms_of_directions
 from .pairs import TILE
 from .undefined import Undefined
 
@@ -70,7 +70,7 @@ class Head:
     @property
     def finite(self) -> bool:
         """Whether no value is NaN, Inf or so large that its square overflows."""
-        return all(bool((np.abs(values) <= LARGEST).all()) for values in (self.weight, self.bias))
+        return bounded(self.weight) and bounded(self.bias)
 
     def logits(self, features: npt.ArrayLike) -> Floats:
         """Return W h + b for every row, (N, C)."""
@@ -129,8 +129,10 @@ def nc3_self_duality(weight: Floats, means: Floats) -> float:
     >>> nc3_self_duality(np.eye(4), 2 * np.eye(4)), nc3_self_duality(np.eye(4), -np.eye(4))
     (0.0, 4.0)
     """
-    difference = weight / _norm(weight) - means / np.linalg.norm(means)
-    return float((difference**2).sum())
+    difference = weight / _norm(weight)
+    difference -= means / np.linalg.norm(means)
+    difference *= difference
+    return float(difference.sum())
 
 
 def nc3_etf_error(weight: Floats, means: Floats) -> float:
@@ -155,8 +157,9 @@ def nc3_etf_error(weight: Floats, means: Floats) -> float:
 
 def cosines(weight: Floats, means: Floats) -> Floats:
     r"""Return :math:`\cos(w_c, \mu_c - m)` of every class, (C,)."""
-    rows = unit_rows(weight, "head_row_without_direction")
-    along: Floats = (rows * unit_rows(means, "class_mean_at_centre")).sum(axis=1)
+    along: Floats = np.vecdot(weight, means)
+    along /= norms_of_directions(weight, "head_row_without_direction")
+    along /= norms_of_directions(means, "class_mean_at_centre")
     return along
 
 

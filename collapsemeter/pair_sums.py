@@ -6,6 +6,7 @@ Each sum starts `empty` for every part of the pairs, takes in its strips by `add
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from copy import copy
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ from .frames import Floats, row_norms
 if TYPE_CHECKING:
     from .pairs import Strip
 
+Reals = npt.NDArray[np.floating]  # float64, or float32 of very many rows
 COSINE_BINS = 100  # of equal width over [-1, 1]
+_CHUNK = 2**22  # entries of a matrix of rows that are worked on at a time: 32 MB
 _AT_CENTRE = 1e-30  # norms below this share of the largest are nothing beside it
 
 
@@ -27,7 +30,7 @@ class _Running:
     def __init__(self, count: int = 0, mean: float = 0.0, deviation: float = 0.0) -> None:
         self.count, self.mean, self.deviation = count, mean, deviation
 
-    def add(self, values: Floats) -> None:
+    def add(self, values: Reals) -> None:
         """Take in a vector; its memory is used and what it holds is lost."""
         if values.size:
             mean = float(np.add.reduce(values)) / values.size
@@ -128,7 +131,7 @@ class Nearest:
     """
 
     def __init__(self, count: int) -> None:
-        self.cosines = np.full(count, -np.inf)
+        self.cosines, self._second = np.full(count, -np.inf), np.full(count, -np.inf)
         self.rows = np.full(count, -1, np.int64)
 
     def empty(self) -> Nearest:
@@ -142,15 +145,51 @@ class Nearest:
         if not strip.diagonal:
             self._nearer(columns, rows, cosines.max(axis=0), cosines.T)
 
-    def _nearer(self, rows: slice, others: slice, largest: Floats, cosines: Floats) -> None:
-        nearer = np.flatnonzero(largest > self.cosines[rows])
-        self.cosines[rows][nearer] = largest[nearer]
-        self.rows[rows][nearer] = cosines[nearer].argmax(axis=1) + others.start
+    def _nearer(self, rows: slice, others: slice, largest: Reals, cosines: Reals) -> None:
+        best, second = self.cosines[rows], self._second[rows]
+        nearer = np.flatnonzero(largest > best)
+        np.maximum(second, np.minimum(best, largest), out=second)
+        if len(nearer):
+            found = cosines[nearer]
+            first = found.argmax(axis=1)
+            found[np.arange(len(nearer)), first] = -np.inf
+            second[nearer] = np.maximum(second[nearer], found.max(axis=1))
+            best[nearer] = largest[nearer]
+            self.rows[rows][nearer] = first + others.start
 
     def merge(self, part: Nearest) -> None:
         """Take in what another has found of the pairs that come next."""
+        lesser = np.minimum(self.cosines, part.cosines)
+        self._second = np.maximum(np.maximum(self._second, part._second), lesser)
         nearer = part.cosines > self.cosines
         self.cosines[nearer], self.rows[nearer] = part.cosines[nearer], part.rows[nearer]
+
+    def settle(self, units: Floats, exact: float) -> None:
+        """Do again in float64 what was found in float32: the cosines, and rows where another may be nearer.
+
+        Parameters
+        ----------
+        units : (C, d) float64
+        exact : float
+            Cosines above were in float64.
+        """
+        count, width = units.shape
+        # d products and the rounding of both factors, of unit rows; of either of two that are compared.
+        error = (width + 4) * float(np.finfo(np.float32).eps)
+        close = self.cosines - self._second <= error
+        unsure = np.flatnonzero(close & (self.cosines <= exact + error))
+        for part in _chunks(unsure, count):
+            cosines = units[part] @ units.T
+            cosines[np.arange(len(part)), part] = -np.inf
+            self.rows[part] = cosines.argmax(axis=1)
+        for part in _chunks(np.arange(count), width):
+            self.cosines[part] = np.vecdot(units[part], units[self.rows[part]])
+
+
+def _chunks(places: npt.NDArray[np.int64], width: int) -> Iterator[npt.NDArray[np.int64]]:
+    step = max(1, _CHUNK // max(width, 1))
+    for start in range(0, len(places), step):
+        yield places[start : start + step]
 
 
 class LogDistances:
@@ -244,9 +283,9 @@ class VarianceRatio:
         if self._coincident:
             return
         a, b = self._norms[strip.rows], self._norms[strip.columns]
-        halves = np.matmul(
-            self._left[strip.rows], self._right[:, strip.columns], out=strip.scratch()
-        )
+        halves = strip.scratch()
+        left, right = self._left[strip.rows], self._right[:, strip.columns]
+        np.matmul(left.astype(halves.dtype), right.astype(halves.dtype), out=halves)
         halves -= strip.cosines
         if len(strip.near[0]):
             i, j = strip.near
@@ -260,7 +299,7 @@ class VarianceRatio:
         # On the diagonal each pair stands twice.
         self._total += float(sums[0, 1] + sums[1, 0]) / (8.0 if strip.diagonal else 4.0)
 
-    def _apart(self, halves: Floats, a: Floats, b: Floats, strip: Strip) -> bool:
+    def _apart(self, halves: Reals, a: Floats, b: Floats, strip: Strip) -> bool:
         # None is nearer than the angle alone would have them.
         least = 2.0 * (1.0 - strip.largest) * float(a.min() * b.min())
         if not len(strip.near[0]) and least > self._least:

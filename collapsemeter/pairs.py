@@ -3,21 +3,38 @@
 A tile comes of one matrix product, in the threads of BLAS. Then threads of ours take bands of its rows, and
 work on each in strips that stay in a core's cache. What is asked of the pairs is summed band by band, and
 the sums are added in the order of the bands: they do not depend on the threads.
+
+Of very many rows the cosines are taken in float32, which halves the product and the passes over it. A cosine
+is then off by some 3e-7, to either side. Of C > 2 d unit rows in d dimensions whose mean cosine is m <= 1/2 the
+cosines have a standard deviation of (1 - m) / sqrt(2 d) at least, as of the bound of Welch 1974, which is far
+above that; and a mean over n pairs loses 3e-7 / sqrt(n), of eight million pairs or more 1e-10. A function of
+1 - cos loses the more the nearer the rows: rows that have another within _NEAR are taken again in float64, so that
+a mean is left with 3e-7 / _NEAR / sqrt(n), where the n nearest pairs are a share of _NEAR of all or are not what
+it is made of: 1e-8. Sums within a strip are pairwise, in float32, and lose about as much; those of strips
+are added in float64. The largest cosine of each row is found again in float64 (`Nearest.settle`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from threading import local
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from .frames import EPS64, Floats
-from .pair_sums import COSINE_BINS, CosineSpread, Histogram, LogDistances, Nearest, VarianceRatio
+from .pair_sums import (
+    COSINE_BINS,
+    CosineSpread,
+    Histogram,
+    LogDistances,
+    Nearest,
+    Reals,
+    VarianceRatio,
+)
 from .threads import threads
 
 __all__ = [
@@ -29,14 +46,20 @@ __all__ = [
     "cosine_spread",
     "observe",
     "pair_statistics",
+    "spread_of",
 ]
 
 TILE = 2048  # classes a side: a tile of pairs takes 32 MB
 _BAND = 256  # rows of a tile that a thread takes at a time
 _STRIP = 2**16  # entries that are worked on at a time: 512 kB
+_MANY = 4096  # rows, from which on their cosines may be in float32
+_SINGLE_TILE = 2  # times as many a side: BLAS's threads stay awake for a while after every tile
+_NEAR = 0.05  # rows that have a cosine above 1 less this are not left in float32
 _CANCELLED = 1e-6  # where 1 - cos is below, the distance is taken from the difference of the rows
 
 Rows = npt.NDArray[np.int64]
+
+_NONE, _NOTHING = np.zeros(0, np.int64), np.zeros((0, 0))
 
 
 class PairStatistics(NamedTuple):
@@ -55,27 +78,27 @@ class PairStatistics(NamedTuple):
     histogram: npt.NDArray[np.int64]
 
 
-def pair_tiles(count: int) -> Iterator[tuple[slice, slice]]:
+def pair_tiles(count: int, side: int) -> Iterator[tuple[slice, slice]]:
     """Squares that cover one triangle of the pairs."""
-    starts = range(0, count, TILE)
+    starts = range(0, count, side)
     for i in starts:
         for j in starts:
             if j >= i:
-                yield slice(i, min(i + TILE, count)), slice(j, min(j + TILE, count))
+                yield slice(i, min(i + side, count)), slice(j, min(j + side, count))
 
 
 class Buffers(local):
     """Memory of one thread for the values of a strip, used again for the next."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Floats] = {}
+        self._held: dict[tuple[str, np.dtype[Any]], Reals] = {}
 
-    def array(self, name: str, shape: tuple[int, ...]) -> Floats:
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Reals:
         """Return an array of that shape; what it held under that name is lost."""
         size = math.prod(shape)
-        if name not in self._held or self._held[name].size < size:
-            self._held[name] = np.empty(size)
-        return self._held[name][:size].reshape(shape)
+        if (name, dtype) not in self._held or self._held[name, dtype].size < size:
+            self._held[name, dtype] = np.empty(size, dtype)
+        return self._held[name, dtype][:size].reshape(shape)
 
 
 class Strip:
@@ -87,14 +110,14 @@ class Strip:
     ----------
     rows, columns : slice
         Of the frame.
-    cosines : (m, n) float64
+    cosines : (m, n) float64 or float32
     diagonal : bool
         Whether the tile is on the diagonal.
     buffers : Buffers
     """
 
     def __init__(
-        self, rows: slice, columns: slice, cosines: Floats, diagonal: bool, buffers: Buffers
+        self, rows: slice, columns: slice, cosines: Reals, diagonal: bool, buffers: Buffers
     ) -> None:
         self.rows, self.columns, self.cosines, self.diagonal = rows, columns, cosines, diagonal
         self._buffers = buffers
@@ -102,15 +125,15 @@ class Strip:
             own = np.arange(len(cosines))
             cosines[own, own + rows.start - columns.start] = -np.inf
 
-    def scratch(self, name: str = "scratch") -> Floats:
+    def scratch(self, name: str = "scratch") -> Reals:
         """Return memory for a value of every cosine; what was asked for by that name before is lost."""
-        return self._buffers.array(name, self.cosines.shape)
+        return self._buffers.array(name, self.cosines.shape, self.cosines.dtype)
 
-    def pairs(self, values: Floats) -> Floats:
+    def pairs(self, values: Reals) -> Reals:
         """Return the values of the pairs a < b as a vector: a view, or a copy on the diagonal."""
         if not self.diagonal:
             return values.reshape(-1)
-        upper: Floats = values[self._upper]
+        upper: Reals = values[self._upper]
         return upper
 
     @cached_property
@@ -119,7 +142,7 @@ class Strip:
         return columns > rows[:, None]
 
     @cached_property
-    def largest_by_row(self) -> Floats:
+    def largest_by_row(self) -> Reals:
         """The largest cosine of each row, (m,)."""
         return np.asarray(self.cosines.max(axis=1))
 
@@ -156,11 +179,13 @@ def strips(units: Floats) -> Iterator[Strip]:
 
 
 class _Tile(NamedTuple):
-    """Cosines of a square of pairs."""
+    """Cosines of a square of pairs; those of ``again``, some of its rows, in float64 besides."""
 
     rows: slice
     columns: slice
-    cosines: Floats
+    cosines: Reals
+    again: Rows
+    exact: Floats
 
     def bands(self) -> list[slice]:
         """Return the parts of its rows that threads work on."""
@@ -171,18 +196,55 @@ class _Tile(NamedTuple):
         step = max(1, _STRIP // self.cosines.shape[1])
         for start in range(band.start, band.stop, step):
             rows = slice(start, min(start + step, band.stop))
-            cosines = self.cosines[start - self.rows.start : rows.stop - self.rows.start]
+            first, last = start - self.rows.start, rows.stop - self.rows.start
+            cosines = self.cosines[first:last]
+            low, high = np.searchsorted(self.again, (first, last))
+            if low < high:
+                cosines = cosines.astype(np.float64)
+                cosines[self.again[low:high] - first] = self.exact[low:high]
             yield Strip(rows, self.columns, cosines, self.rows == self.columns, buffers)
 
 
 def _tiles(units: Floats) -> Iterator[_Tile]:
     """Tiles of one triangle; the cosines are overwritten by the next tile's."""
     buffer = np.empty(min(TILE, len(units)) ** 2)
-    for rows, columns in pair_tiles(len(units)):
+    for rows, columns in pair_tiles(len(units), TILE):
         shape = rows.stop - rows.start, columns.stop - columns.start
         cosines = buffer[: shape[0] * shape[1]].reshape(shape)
         np.matmul(units[rows], units[columns].T, out=cosines)
-        yield _Tile(rows, columns, cosines)
+        yield _Tile(rows, columns, cosines, _NONE, _NOTHING)
+
+
+def _single_tiles(units: Floats) -> Iterator[_Tile]:
+    """Tiles in float32, but for the rows that have another near."""
+    factors, side = units.astype(np.float32), TILE * _SINGLE_TILE
+    buffer, worth = np.empty(min(side, len(units)) ** 2, np.float32), True
+    for rows, columns in pair_tiles(len(units), side):
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        cosines = buffer[: shape[0] * shape[1]].reshape(shape)
+        again = np.arange(shape[0])
+        if worth:
+            np.matmul(factors[rows], factors[columns].T, out=cosines)
+            if rows == columns:
+                np.fill_diagonal(cosines, -np.inf)
+            again = np.flatnonzero(cosines.max(axis=1) > 1 - _NEAR)
+            worth = 2 * len(again) < shape[0]  # else the next tiles are in float64 at once
+        yield _Tile(rows, columns, cosines, again, units[rows][again] @ units[columns].T)
+
+
+def in_single(units: Floats) -> bool:
+    """Return whether float32 has the digits for the cosines of these unit rows, and they are worth it."""
+    count, width = units.shape
+    if count < _MANY or count <= 2 * width:
+        return False
+    mean = units.mean(axis=0)
+    return float(mean @ mean) <= 0.5
+
+
+def _known(cosines: Floats) -> _Tile:
+    """All pairs as one tile."""
+    every = slice(0, len(cosines))
+    return _Tile(every, every, cosines, _NONE, _NOTHING)
 
 
 class Observer(Protocol):
@@ -199,10 +261,14 @@ class Observer(Protocol):
 
 
 def observe(units: Floats, observers: Sequence[Observer]) -> None:
-    """Hand every pair to every observer, bands of a tile at a time in threads."""
+    """Hand every pair of unit rows to every observer, bands of a tile at a time in threads."""
+    _observe(_single_tiles(units) if in_single(units) else _tiles(units), observers)
+
+
+def _observe(tiles: Iterable[_Tile], observers: Sequence[Observer]) -> None:
     buffers = Buffers()
     with threads() as in_order:
-        for tile in _tiles(units):
+        for tile in tiles:
 
             def of_band(band: slice, tile: _Tile = tile) -> list[Observer]:
                 parts = [observer.empty() for observer in observers]
@@ -238,8 +304,24 @@ def cosine_spread(units: Floats) -> CosineSpread:
     return spread
 
 
+def spread_of(cosines: Floats) -> CosineSpread:
+    """Spread of cosines that are known, (C, C): their diagonal is lost.
+
+    Examples
+    --------
+    >>> spread_of(np.eye(3)).cos_deviation
+    0.5
+    """
+    spread = CosineSpread(len(cosines))
+    _observe([_known(cosines)], [spread])
+    return spread
+
+
 def pair_statistics(
-    units: Floats, resolution: float = 16 * EPS64, beside: Sequence[Observer] = ()
+    units: Floats,
+    resolution: float = 16 * EPS64,
+    beside: Sequence[Observer] = (),
+    cosines: Floats | None = None,
 ) -> PairStatistics:
     r"""Statistics over all pairs of unit rows, in tiles of bounded memory.
 
@@ -251,6 +333,8 @@ def pair_statistics(
         Distance up to which two rows are the same direction: the round-off of the rows.
     beside : sequence of Observer
         What else is to see the same strips.
+    cosines : (C, C) float64, optional
+        Of the rows, where they are known; their diagonal is lost.
 
     Returns
     -------
@@ -271,7 +355,13 @@ def pair_statistics(
     """
     spread, histogram = CosineSpread(len(units)), Histogram()
     nearest, logs = Nearest(len(units)), LogDistances(units, resolution)
-    observe(units, [spread, histogram, nearest, logs, *beside])
+    observers: list[Observer] = [spread, histogram, nearest, logs, *beside]
+    if cosines is not None:
+        _observe([_known(cosines)], observers)
+    else:
+        observe(units, observers)
+        if in_single(units):
+            nearest.settle(units, 1 - _NEAR)
     return PairStatistics(
         cos_std=spread.cos_std,
         cos_deviation=spread.cos_deviation,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .frames import EPS64, Floats
+from .frames import EPS64, Floats, row_norms, taken
 from .geometry import ClassGeometry
 from .pairs import TILE
+from .spectra import eigenvalues_of_sum
 from .undefined import Undefined
 
 
@@ -58,17 +59,14 @@ def features_effective_rank(geometry: ClassGeometry) -> float:
     >>> round(features_effective_rank(ClassGeometry(m)), 12)  # three means span a plane
     2.0
     """
-    total = geometry.within("sample")
+    within = geometry.within("sample")
     try:
         centred = geometry.centred
-        between = centred.T @ centred
-        between /= geometry.num_present
-        between += total
-        total = between
     except Undefined as undefined:
         if undefined.code not in ("one_class", "no_between_class_scatter"):
             raise
-    values = np.linalg.eigvalsh(total)[::-1]
+        centred = np.zeros((1, geometry.width))
+    values = eigenvalues_of_sum(within, centred, 1.0 / max(geometry.num_present, 1))
     # Eigenvalues below the round-off of the largest are noise, of either sign.
     values = values[values > values.max(initial=0.0) * geometry.width * EPS64]
     if not len(values):
@@ -162,13 +160,13 @@ def dnc3_sine(weight: Floats, means: Floats) -> float:
     >>> dnc3_sine(np.array([[2.0, 0.0], [0.0, 0.0]]), np.eye(2))
     0.0
     """
-    mean_norms = np.linalg.norm(means, axis=1)
-    row_norms = np.linalg.norm(weight, axis=1)
+    mean_norms, lengths = row_norms(means), row_norms(weight)
     if not (mean_norms > 0).all():
         raise Undefined("zero_class_mean")
-    if not (row_norms > 0).any():
+    directed = np.flatnonzero(lengths > 0)
+    if not len(directed):
         raise Undefined("zero_head")
-    rows, lengths = weight[row_norms > 0], row_norms[row_norms > 0]
+    rows, lengths = taken(weight, directed), taken(lengths, directed)
     units = means / mean_norms[:, None]
     search = _ClosestUnits(units)
     sines = np.empty(len(rows))
@@ -181,10 +179,11 @@ def dnc3_sine(weight: Floats, means: Floats) -> float:
 
 def _sines(rows: Floats, closest: Floats) -> Floats:
     """Sines of the angles between unit vectors; 1 beyond a right angle."""
-    cosine = (rows * closest).sum(axis=1)
+    cosine = np.vecdot(rows, closest)
     # From the difference vector: sqrt(1 - cos^2) has no digits left near collapse.
-    sine = np.linalg.norm(rows - cosine[:, None] * closest, axis=1)
-    return np.where(cosine > 0, sine, 1.0)
+    across = np.multiply(closest, -cosine[:, None])
+    across += rows
+    return np.where(cosine > 0, row_norms(across), 1.0)
 
 
 class _ClosestUnits:
@@ -208,7 +207,7 @@ class _ClosestUnits:
         relative = units - self._mean
         # d products, and the rounding of both factors; of either of two that are compared.
         rounding = (width + 4) * float(np.finfo(np.float32).eps)
-        self._error = rounding * float(np.linalg.norm(relative, axis=1).max())
+        self._error = rounding * float(row_norms(relative).max())
         self._relative = relative.astype(np.float32)
         self._leading: Floats | None = None
         if len(units) > TILE:

@@ -1,4 +1,8 @@
-"""Singular values of frames, by the eigenproblem of the smaller side where that keeps its digits."""
+"""Singular values of frames, by the eigenproblem of the smaller side where that keeps its digits.
+
+NumPy and SciPy bring a BLAS each, with threads that go on looking for work for a while and hold up those of
+the other. So what follows a SciPy routine is SciPy's, too.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .frames import Floats
+from .frames import EPS64, Floats
 
-_SMALL = 64  # a side up to here takes no time at all
+_SMALL = 64  # decompositions of such a side take less time than importing SciPy
 _GRADED = 1e-6  # eigenvalues down to this share of the largest keep ten digits
 
 
@@ -37,8 +41,14 @@ def compressed(frame: Floats) -> Floats:
     return np.asarray(triangle)
 
 
-def singular_values(frame: Floats) -> Floats:
+def singular_values(frame: Floats, gram: Floats | None = None) -> Floats:
     """Return the singular values of a frame, largest first, (min(C, d),).
+
+    Parameters
+    ----------
+    frame : (C, d) float64
+    gram : (C, C) float64, optional
+        The inner products of its rows, where they are known and C <= d.
 
     References
     ----------
@@ -50,7 +60,8 @@ def singular_values(frame: Floats) -> Floats:
     array([3., 1.])
     """
     if min(frame.shape) > _SMALL:
-        squares = np.asarray(np.linalg.eigvalsh(_gram(frame)), np.float64)[::-1]
+        gram = _gram(frame) if gram is None else gram
+        squares = np.asarray(np.linalg.eigvalsh(gram), np.float64)[::-1]
         if _graded(squares):
             return np.asarray(np.sqrt(squares))
     return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
@@ -68,7 +79,7 @@ class Factors(NamedTuple):
     inverse: Floats
 
 
-def factors(frame: Floats, null: Floats, cut: float) -> Factors:
+def factors(frame: Floats, null: Floats, cut: float, gram: Floats | None = None) -> Factors:
     r"""Factor :math:`F^\top F` and its pseudo-inverse, without a d x d matrix where C <= d.
 
     A frame of C <= d rows is one row more than a factor of full rank, A, and
@@ -82,6 +93,8 @@ def factors(frame: Floats, null: Floats, cut: float) -> Factors:
         Combination of the rows that is zero, not normalised: centred rows have one.
     cut : float
         Singular values up to this share of the largest are round-off.
+    gram : (C, C) float64, optional
+        The inner products of the rows, where they are known.
 
     Examples
     --------
@@ -92,7 +105,7 @@ def factors(frame: Floats, null: Floats, cut: float) -> Factors:
     """
     if _SMALL < len(frame) <= frame.shape[1]:
         rows = without_null(frame, null)
-        gram = rows @ rows.T
+        gram = rows @ rows.T if gram is None else without_null(without_null(gram, null).T, null)
         squares = np.asarray(np.linalg.eigvalsh(gram), np.float64)[::-1]
         if _graded(squares):
             return Factors(np.append(np.sqrt(squares), 0.0), rows, _solved(gram, rows))
@@ -158,6 +171,79 @@ def without_null(frame: Floats, null: Floats) -> Floats:
         normal[1:], (normal @ frame) * (2.0 / (normal @ normal))
     )
     return reflected
+
+
+def sizeable(matrix: Floats) -> bool:
+    """Return whether to decompose a matrix takes so long that SciPy is worth its import."""
+    return bool(min(matrix.shape) > _SMALL)
+
+
+def eigenvalues_of_sum(matrix: Floats, frame: Floats, weight: float) -> Floats:
+    r"""Return the eigenvalues of :math:`S + w F^\top F`, (d,), largest first.
+
+    Parameters
+    ----------
+    matrix : (d, d) float64
+        S, symmetric.
+    frame : (C, d) float64
+    weight : float
+
+    Examples
+    --------
+    >>> eigenvalues_of_sum(np.eye(2), np.array([[0.0, 2.0]]), 0.5)
+    array([3., 1.])
+    """
+    if not sizeable(matrix):
+        values = np.linalg.eigvalsh(matrix + weight * (frame.T @ frame))
+    else:
+        from scipy.linalg import blas, eigh  # a tenth of a second to import
+
+        # One triangle is all that is read: the product is added to a copy of S, in place.
+        total = blas.dsyrk(weight, frame.T, beta=1.0, c=matrix.T)
+        values = eigh(
+            total,
+            lower=False,
+            eigvals_only=True,
+            overwrite_a=True,
+            check_finite=False,
+            driver="evd",
+        )
+    return np.asarray(values[::-1], np.float64)
+
+
+def cholesky(matrix: Floats) -> Floats | None:
+    r"""Return L, lower triangular, with :math:`S = L L^\top`; None where S may be singular.
+
+    Parameters
+    ----------
+    matrix : (d, d) float64
+        S, symmetric.
+
+    Returns
+    -------
+    (d, d) float64, or None
+        In the order of LAPACK; what is above the diagonal is left as it was.
+
+    Examples
+    --------
+    >>> cholesky(np.diag([4.0, 9.0])).diagonal(), cholesky(np.diag([1.0, 0.0]))
+    (array([2., 3.]), None)
+    """
+    from scipy.linalg import lapack
+
+    transpose = matrix.T  # the same, and in the order of LAPACK
+    triangle: Floats
+    triangle, failed = lapack.dpotrf(transpose, lower=True, clean=False)
+    if failed:
+        return None
+    inverse_condition, _ = lapack.dpocon(triangle, lapack.dlange("1", transpose), uplo="L")
+    # In the 1-norm, which is stricter; of an estimate that is seldom off by a factor of ten.
+    return triangle if inverse_condition > 10 * negligible(len(matrix)) else None
+
+
+def negligible(width: int) -> float:
+    """Return the share of the largest variance below which a variance is round-off."""
+    return width * EPS64
 
 
 def _gram(frame: Floats) -> Floats:

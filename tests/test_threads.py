@@ -45,8 +45,10 @@ def test_results_are_in_order_and_errors_arrive(count, monkeypatch):
             list(in_order(lambda item: 1 // item, [1, 0]))
 
 
-def test_statistics_of_pairs_do_not_depend_on_threads(monkeypatch):
+@pytest.mark.parametrize("many", [4096, 100])
+def test_statistics_of_pairs_do_not_depend_on_threads(many, monkeypatch):
     """To the last bit: bands are what they are, and are added in their order."""
+    monkeypatch.setattr(pairs, "_MANY", many)
     monkeypatch.setattr(pairs, "TILE", 64)
     monkeypatch.setattr(pairs, "_BAND", 16)
     monkeypatch.setattr(pairs, "_STRIP", 256)
