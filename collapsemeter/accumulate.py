@@ -23,7 +23,7 @@ SORTED_ENTRIES = 2**24  # taken in the order of classes: of a thousand, a tile m
 TILE_ENTRIES = (
     2**17
 )  # 1 MB of residuals, which stays in a core's cache from the first pass to the product
-MIN_TILE = 128  # rows of a product, whose d x d entries are added up for every tile
+MIN_TILE = 256  # rows of a product, whose d x d entries are added up for every tile
 SHIFT_ROWS = 4  # the mean of so many is off by half of the spread: near, as a shift must be
 LONG_RUN = 2**13  # entries of a class, on average, that are summed by themselves
 
