@@ -30,13 +30,13 @@ class _Running:
     def __init__(self, count: int = 0, mean: float = 0.0, deviation: float = 0.0) -> None:
         self.count, self.mean, self.deviation = count, mean, deviation
 
-    def add(self, values: Reals) -> None:
-        """Take in a vector; its memory is used and what it holds is lost."""
+    def add(self, values: Reals, spare: Reals) -> None:
+        """Take in a vector; ``spare`` is memory of its size, or the vector itself, and is lost."""
         if values.size:
             mean = float(np.add.reduce(values)) / values.size
-            values -= mean
-            values *= values  # a product of vectors would start the threads of BLAS
-            self.merge(_Running(values.size, mean, float(np.add.reduce(values))))
+            squares = np.subtract(values, mean, out=spare)
+            squares *= squares  # a product of vectors would start the threads of BLAS
+            self.merge(_Running(values.size, mean, float(np.add.reduce(squares))))
 
     def merge(self, part: _Running) -> None:
         """Take in what was made of other values."""
@@ -64,7 +64,7 @@ class CosineSpread:
 
     def __init__(self, count: int) -> None:
         self._count, self._simplex = count, 1.0 / (count - 1)
-        self._excess, self._deviation = _Running(), 0.0
+        self._cosines, self._deviation = _Running(), 0.0
 
     def empty(self) -> CosineSpread:
         """Return one that has seen nothing yet."""
@@ -73,24 +73,25 @@ class CosineSpread:
     def add(self, strip: Strip) -> None:
         """Take in one strip."""
         excess = np.add(strip.cosines, self._simplex, out=strip.scratch())
-        absolute = np.abs(excess, out=strip.scratch("absolute"))
-        self._deviation += float(np.add.reduce(strip.pairs(absolute)))
-        self._excess.add(strip.pairs(excess))
+        self._deviation += float(np.add.reduce(strip.pairs(np.abs(excess, out=excess))))
+        # Not of the excess: in float32 that is off by as much wherever it is of one power of two.
+        cosines = strip.pairs(strip.cosines)
+        self._cosines.add(cosines, excess.reshape(-1)[: cosines.size])
 
     def merge(self, part: CosineSpread) -> None:
         """Take in what another has added up of the pairs that come next."""
         self._deviation += part._deviation
-        self._excess.merge(part._excess)
+        self._cosines.merge(part._cosines)
 
     @property
     def cos_std(self) -> float:
         """Population standard deviation of the cosines."""
-        return math.sqrt(self._excess.variance)
+        return math.sqrt(self._cosines.variance)
 
     @property
     def cos_deviation(self) -> float:
         r"""Mean of :math:`|\cos + 1/(C-1)|`."""
-        return self._deviation / self._excess.count
+        return self._deviation / self._cosines.count
 
 
 class Histogram:
@@ -135,8 +136,10 @@ class Nearest:
         self.rows = np.full(count, -1, np.int64)
 
     def empty(self) -> Nearest:
-        """Return one that has seen nothing yet."""
-        return Nearest(len(self.rows))
+        """Return one that names only rows nearer than those that are known: of most rows there is none."""
+        part = Nearest(len(self.rows))
+        part.cosines[:] = self.cosines
+        return part
 
     def add(self, strip: Strip) -> None:
         """Take in one strip."""
@@ -159,9 +162,11 @@ class Nearest:
 
     def merge(self, part: Nearest) -> None:
         """Take in what another has found of the pairs that come next."""
-        lesser = np.minimum(self.cosines, part.cosines)
-        self._second = np.maximum(np.maximum(self._second, part._second), lesser)
-        nearer = part.cosines > self.cosines
+        np.maximum(self._second, part._second, out=self._second)
+        found = np.flatnonzero(part.rows >= 0)
+        best, cosines = self.cosines[found], part.cosines[found]
+        self._second[found] = np.maximum(self._second[found], np.minimum(best, cosines))
+        nearer = found[cosines > best]
         self.cosines[nearer], self.rows[nearer] = part.cosines[nearer], part.rows[nearer]
 
     def settle(self, units: Floats, exact: float) -> None:
@@ -224,7 +229,7 @@ class LogDistances:
         self._coincident = not least > self._least
         if not self._coincident:
             logs = strip.pairs(halves)
-            self._logs.add(np.log(logs, out=logs))
+            self._logs.add(np.log(logs, out=logs), spare=logs)
 
     def merge(self, part: LogDistances) -> None:
         """Take in what another has added up of the pairs that come next."""

@@ -51,7 +51,7 @@ __all__ = [
 
 TILE = 2048  # classes a side: a tile of pairs takes 32 MB
 _BAND = 256  # rows of a tile that a thread takes at a time
-_STRIP = 2**16  # entries that are worked on at a time: 512 kB
+_STRIP = 2**16  # entries that are worked on at a time, of float64: 512 kB
 _MANY = 4096  # rows, from which on their cosines may be in float32
 _SINGLE_TILE = 2  # times as many a side: BLAS's threads stay awake for a while after every tile
 _NEAR = 0.05  # rows that have a cosine above 1 less this are not left in float32
@@ -91,14 +91,14 @@ class Buffers(local):
     """Memory of one thread for the values of a strip, used again for the next."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, np.dtype[Any]], Reals] = {}
+        self._held: dict[np.dtype[Any], Reals] = {}
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Reals:
-        """Return an array of that shape; what it held under that name is lost."""
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Reals:
+        """Return an array of that shape; what the last of that type held is lost."""
         size = math.prod(shape)
-        if (name, dtype) not in self._held or self._held[name, dtype].size < size:
-            self._held[name, dtype] = np.empty(size, dtype)
-        return self._held[name, dtype][:size].reshape(shape)
+        if dtype not in self._held or self._held[dtype].size < size:
+            self._held[dtype] = np.empty(size, dtype)
+        return self._held[dtype][:size].reshape(shape)
 
 
 class Strip:
@@ -125,9 +125,9 @@ class Strip:
             own = np.arange(len(cosines))
             cosines[own, own + rows.start - columns.start] = -np.inf
 
-    def scratch(self, name: str = "scratch") -> Reals:
-        """Return memory for a value of every cosine; what was asked for by that name before is lost."""
-        return self._buffers.array(name, self.cosines.shape, self.cosines.dtype)
+    def scratch(self) -> Reals:
+        """Return memory for a value of every cosine; what was asked for before is lost."""
+        return self._buffers.array(self.cosines.shape, self.cosines.dtype)
 
     def pairs(self, values: Reals) -> Reals:
         """Return the values of the pairs a < b as a vector: a view, or a copy on the diagonal."""
@@ -193,7 +193,7 @@ class _Tile(NamedTuple):
         return [slice(start, min(start + _BAND, self.rows.stop)) for start in starts]
 
     def strips(self, band: slice, buffers: Buffers) -> Iterator[Strip]:
-        step = max(1, _STRIP // self.cosines.shape[1])
+        step = max(1, _STRIP * 8 // (self.cosines.itemsize * self.cosines.shape[1]))
         for start in range(band.start, band.stop, step):
             rows = slice(start, min(start + step, band.stop))
             first, last = start - self.rows.start, rows.stop - self.rows.start
@@ -251,7 +251,7 @@ class Observer(Protocol):
     """What adds up something over the pairs; it leaves the cosines of a strip as they are."""
 
     def empty(self) -> Self:
-        """Return one that has seen nothing yet."""
+        """Return one that has seen nothing yet; in part of what this one has, it may look for more only."""
 
     def add(self, strip: Strip) -> None:
         """Take in one strip."""
@@ -269,9 +269,12 @@ def _observe(tiles: Iterable[_Tile], observers: Sequence[Observer]) -> None:
     buffers = Buffers()
     with threads() as in_order:
         for tile in tiles:
+            starts = [observer.empty() for observer in observers]
 
-            def of_band(band: slice, tile: _Tile = tile) -> list[Observer]:
-                parts = [observer.empty() for observer in observers]
+            def of_band(
+                band: slice, tile: _Tile = tile, starts: list[Observer] = starts
+            ) -> list[Observer]:
+                parts = [start.empty() for start in starts]
                 for strip in tile.strips(band, buffers):
                     for part in parts:
                         part.add(strip)
