@@ -35,6 +35,7 @@ EPS: dict[str, float] = {
     "float8_e5m2": 2.0**-2,
 }
 HOST_CLASS_ENTRIES = 2**24  # 128 MB: the host affords more than a training step
+_PART = 2**16  # entries of the means that are merged at a time
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "sketch", "trace")  # from fine to coarse
 
 
@@ -293,7 +294,8 @@ class ClassMoments:
         if scatter is not None and scatter.ndim == 3:
             scatter = scatter - total[:, :, None] * offset[:, None, :]
         elif scatter is not None:
-            scatter = scatter - total.T @ offset
+            rooted = total / np.sqrt(np.maximum(counts, 1))[:, None]
+            scatter -= rooted.T @ rooted  # symmetric, for half the products
         sketch = signs = None
         if state.sketch is not None:
             signs = np.array(state.signs, np.float64)
@@ -384,20 +386,24 @@ class ClassMoments:
         share = b.counts / np.maximum(counts, 1)
         weight = a.counts * share  # n_a n_b / (n_a + n_b)
         delta = (b.means - a.means) + (b._low - a._low)
-        means, low = _two_sum(a.means, delta * share[:, None])
-        means, low = _two_sum(means, low + a._low)
-        alone = (a.counts == 0)[:, None]
-        means, low = np.where(alone, b.means, means), np.where(alone, b._low, low)
+        means, low = np.empty_like(delta), np.empty_like(delta)
+        step = max(1, _PART // max(self.width, 1))
+        for start in range(0, self.num_classes, step):  # what is at hand stays in a core's cache
+            part = slice(start, start + step)
+            high, rest = _two_sum(a.means[part], delta[part] * share[part, None])
+            means[part], low[part] = _two_sum(high, rest + a._low[part])
+        alone = np.flatnonzero(a.counts == 0)
+        means[alone], low[alone] = b.means[alone], b._low[alone]
 
         both = np.flatnonzero(weight)
-        step = delta[both] * np.sqrt(weight[both])[:, None]
+        steps = delta[both] * np.sqrt(weight[both])[:, None]
         scatter = None
         if a.scatter is not None and b.scatter is not None:
             scatter = a.scatter + b.scatter
             if scatter.ndim == 3:
-                scatter[both] += step[:, :, None] * step[:, None, :]
+                scatter[both] += steps[:, :, None] * steps[:, None, :]
             else:
-                scatter += step.T @ step
+                scatter += steps.T @ steps
         sketch = signs = None
         if a.sketch is not None and b.sketch is not None:
             assert a.signs is not None
@@ -406,7 +412,7 @@ class ClassMoments:
             sketch += recentred(b.sketch, b.signs, delta * (share - 1)[:, None])
             signs = a.signs + b.signs
         traces = a.traces + b.traces
-        traces[both] += (step**2).sum(axis=1)
+        traces[both] += np.vecdot(steps, steps)
         return replace(
             self,
             counts=counts,

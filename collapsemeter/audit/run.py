@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -118,7 +119,8 @@ def _merged(
         return map_on_cluster(job, folder, crew)
     earlier = [_of_step(Path(other), step) for other in running.earlier]
     paths = map_shards(job, folder, crew, running.resume, earlier)
-    states = [SavedState(path) for path in paths]
+    with ThreadPoolExecutor() as beside:  # each is read as a whole, for its checksum
+        states = list(beside.map(SavedState, paths))
     return merge_states(states, merged_path(folder, states), running.progress)
 
 
