@@ -20,9 +20,7 @@ from .sketch import SKETCH_ROWS, row_hashes
 from .sums import IGNORE_INDEX, ScatterKind, init
 
 SORTED_ENTRIES = 2**24  # taken in the order of classes: of a thousand, a tile meets a few dozen
-TILE_ENTRIES = (
-    2**17
-)  # 1 MB of residuals, which stays in a core's cache from the first pass to the product
+TILE_ENTRIES = 2**17  # 1 MB of residuals, which stays in a core's cache up to the product
 MIN_TILE = 256  # rows of a product, whose d x d entries are added up for every tile
 SHIFT_ROWS = 4  # the mean of so many is off by half of the spread: near, as a shift must be
 LONG_RUN = 2**13  # entries of a class, on average, that are summed by themselves
