@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -23,6 +24,10 @@ from .array_file import (
 
 MAX_HEADER = 10_000  # characters; NumPy's own limit for untrusted files
 PREFIX = MAX_HEADER + 12  # bytes that hold any header, with the magic and its length
+
+# A worker of Dask has several threads. The filters of warnings are those of all, and so is the depth that
+# Python 3.11 counts as it parses: SystemError, where another thread does so in between.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class NpyHeader(NamedTuple):
@@ -71,7 +76,7 @@ def read_header(file: IO[bytes]) -> NpyHeader:
         If it is not the header of an array of real numbers.
     """
     try:
-        with warnings.catch_warnings():
+        with _ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the syntax of a header: it is an error or fine
             version = np.lib.format.read_magic(file)
             read = {

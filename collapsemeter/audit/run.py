@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -119,8 +118,7 @@ def _merged(
         return map_on_cluster(job, folder, crew)
     earlier = [_of_step(Path(other), step) for other in running.earlier]
     paths = map_shards(job, folder, crew, running.resume, earlier)
-    with ThreadPoolExecutor() as beside:  # each is read as a whole, for its checksum
-        states = list(beside.map(SavedState, paths))
+    states = [SavedState(path) for path in paths]
     return merge_states(states, merged_path(folder, states), running.progress)
 
 

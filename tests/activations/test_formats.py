@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import struct
 import sys
+import time
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import h5py
@@ -18,6 +22,7 @@ from safetensors.numpy import save_file
 from zarr import codecs
 
 from collapsemeter.activations import ActivationsError, open_arrays
+from collapsemeter.activations.npy_format import read_header
 from collapsemeter.activations.npz_format import Stream
 
 PLAIN = (
@@ -80,6 +85,27 @@ def test_npz(tmp_path, save, order):
     arrays = {name: np.asarray(array, order=order) for name, array in arrays.items()}
     save(tmp_path / "acts.npz", **arrays)
     assert_same(tmp_path / "acts.npz", arrays)
+
+
+def test_headers_of_npy_are_read_in_several_threads():
+    file = io.BytesIO()
+    np.save(file, np.zeros((3, 2), np.float32))
+
+    def give_way(phase, info):  # to another thread, in the middle of parsing
+        time.sleep(0)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(give_way)
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(
+                threads.map(lambda _: read_header(io.BytesIO(file.getvalue())), range(2000))
+            )
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(give_way)
+    assert {header.array.shape for header in found} == {(3, 2)}
 
 
 def test_safetensors(tmp_path):
