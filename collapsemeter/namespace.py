@@ -146,9 +146,7 @@ class Numpy(OneHotNumpy):
     def add_class_sum(self, total: Array, rows: Array, labels: Array) -> Array:
         total = total.copy()
         if len(labels):
-            order = np.argsort(
-                labels, kind="stable"
-            )  # so that the rows of each class lie side by side
+            order = np.argsort(labels, kind="stable")  # rows of one class lie side by side
             present, starts = np.unique(labels[order], return_index=True)
             total[present] += np.add.reduceat(rows[order], starts, axis=0)
         return total

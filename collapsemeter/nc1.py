@@ -13,9 +13,8 @@ from .convention import PRESETS, Convention
 from .frames import Floats
 from .geometry import ClassGeometry
 from .sketch import standard_error
-from .spectra import negligible
+from .spectra import negligible, sizeable
 
-_FEW = 64  # decompositions of so many rows take less time than importing SciPy
 _WELL_CONDITIONED = 1e-6  # an inverse keeps ten digits
 
 
@@ -163,7 +162,7 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
 
 def _trace_of_inverse(whitened: Floats) -> float:
     r"""Return :math:`\operatorname{tr}(I + W W^\top)^{-1}`, (k, d) W."""
-    if _FEW < len(whitened) <= whitened.shape[1]:
+    if sizeable(whitened) and len(whitened) <= whitened.shape[1]:
         from scipy.linalg import blas, lapack
 
         shifted = blas.dsyrk(1.0, whitened.T, trans=1, lower=1)  # the upper triangle is zero

@@ -31,7 +31,7 @@ def report(
 ) -> CollapseReport:
     """Measure every watched layer and say what went wrong with any."""
     # All before the first is measured: threads of NumPy's BLAS wait for work by spinning, and PyTorch's
-    # operations between its would be ten times as slow.
+    # operations between its would wait for them.
     store.flush()
     head = head_of(meter.selection)
     layers: dict[str, LayerReport] = {}
