@@ -36,6 +36,7 @@ EPS: dict[str, float] = {
 }
 HOST_CLASS_ENTRIES = 2**24  # 128 MB: the host affords more than a training step
 _PART = 2**16  # entries of the means that are merged at a time
+_SQUARE = 64  # rows of a symmetric matrix that are mirrored at a time
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "sketch", "trace")  # from fine to coarse
 
 
@@ -289,7 +290,7 @@ class ClassMoments:
         total = np.asarray(state.sums, np.float64)
         offset = total / np.maximum(counts, 1)[:, None]
         means, low = _two_sum(np.asarray(state.shift, np.float64), offset)
-        traces = np.asarray(state.squares, np.float64) - (total * offset).sum(axis=1)
+        traces = np.asarray(state.squares, np.float64) - np.vecdot(total, offset)
         scatter = None if state.scatter is None else _mirrored(state.scatter)
         if scatter is not None and scatter.ndim == 3:
             scatter = scatter - total[:, :, None] * offset[:, None, :]
@@ -385,7 +386,8 @@ class ClassMoments:
         counts = a.counts + b.counts
         share = b.counts / np.maximum(counts, 1)
         weight = a.counts * share  # n_a n_b / (n_a + n_b)
-        delta = (b.means - a.means) + (b._low - a._low)
+        delta = b.means - a.means
+        delta += b._low - a._low
         means, low = np.empty_like(delta), np.empty_like(delta)
         step = max(1, _PART // max(self.width, 1))
         for start in range(0, self.num_classes, step):  # what is at hand stays in a core's cache
@@ -623,8 +625,13 @@ class ClassMoments:
 
 def _mirrored(lower: Floats) -> Floats:
     """Return symmetric matrices in float64 of which the lower triangles are given."""
-    lower = np.tril(np.asarray(lower, np.float64))
-    return lower + np.swapaxes(np.tril(lower, -1), -2, -1)
+    whole = np.array(lower, np.float64)
+    for start in range(0, whole.shape[-1], _SQUARE):  # strips that a cache holds
+        strip = slice(start, start + _SQUARE)
+        block = whole[..., strip, strip]
+        block[...] = np.tril(block) + np.swapaxes(np.tril(block, -1), -2, -1)
+        whole[..., :start, strip] = np.swapaxes(whole[..., strip, :start], -2, -1)
+    return whole
 
 
 def _kind(scatter: ScatterKind | Literal["auto"], num_classes: int, width: int) -> ScatterKind:

@@ -17,6 +17,7 @@ from ..activations.remote import expand
 from ..finalise import moments_report
 from ..nc4 import Decisions
 from ..report import CollapseReport, LayerReport
+from ..threads import threads
 from .first_pass import map_on_cluster, map_shards, merge_states, merged_path
 from .head import check_width, load_head, read_layer
 from .inputs import read_inputs
@@ -118,8 +119,14 @@ def _merged(
         return map_on_cluster(job, folder, crew)
     earlier = [_of_step(Path(other), step) for other in running.earlier]
     paths = map_shards(job, folder, crew, running.resume, earlier)
-    states = [SavedState(path) for path in paths]
+    states = _opened(paths)
     return merge_states(states, merged_path(folder, states), running.progress)
+
+
+def _opened(paths: Sequence[str | os.PathLike[str]]) -> list[SavedState]:
+    """Open state files; comparing their checksums reads them."""
+    with threads() as in_order:
+        return list(in_order(SavedState, paths))
 
 
 def map_files(files: Sequence[str], options: Options, running: Running) -> list[Path]:
@@ -166,7 +173,7 @@ def merge_files(
         If a shard is in two of them.
     """
     with _cache() as cache:
-        states = [SavedState(path) for path in expand(files)]
+        states = _opened(expand(files))
         check_unchanged(states)
         merged = merge_states(states, Path(target), progress)
         settings = settings_of(

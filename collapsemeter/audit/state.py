@@ -209,6 +209,8 @@ class SavedState:
 def _spread(
     rows: npt.NDArray[Any], present: npt.NDArray[np.intp], classes: int
 ) -> npt.NDArray[Any]:
+    if len(present) == classes:
+        return rows
     whole = np.zeros((classes, *rows.shape[1:]), rows.dtype)
     whole[present] = rows
     return whole

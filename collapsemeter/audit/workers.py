@@ -50,7 +50,8 @@ class Processes:
         """
         futures: dict[Future[R], int] = {}
         try:
-            futures |= {self._pool.submit(function, task): i for i, task in enumerate(tasks)}
+            with _one_thread_each():  # a process is started when a task finds none that is free
+                futures |= {self._pool.submit(function, task): i for i, task in enumerate(tasks)}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
@@ -151,14 +152,14 @@ def workers(jobs: int = 1, dask: str | None = None) -> Iterator[Workers]:
     elif jobs == 1:
         yield Here()
     else:
-        with _one_thread_each(), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             yield Processes(pool)
 
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
     """Let processes that are started in this block use one thread each for matrix products."""
-    import scipy.linalg  # noqa: F401  # now, so that this process merges and measures in all threads
+    import scipy.linalg  # noqa: F401  # now, so that this process merges and measures in all threads of BLAS
 
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
