@@ -26,8 +26,7 @@ def data(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, t
 def filled(sizes: list[int], rows: torch.Tensor, labels: torch.Tensor, **options) -> LayerState:
     state = LayerState(rows[:1], CLASSES, "pooled", 8, **options)
     for part in torch.split(torch.arange(len(rows)), sizes):
-        bin_of_the_sample = torch.full((len(part),), 8)
-        state.update(rows[part], labels[part], bin_of_the_sample, part)
+        state.update(rows[part], labels[part], part.numpy())
     return state
 
 
@@ -53,9 +52,9 @@ def test_a_look_at_the_sums_adds_what_waits_and_changes_no_count():
     assert state.gathered.count == 300
     assert int(state.sums.counts.sum()) == 300
     assert state.gathered.count == 0
-    state.update(rows, labels, torch.full((300,), 8), torch.arange(300))
+    state.update(rows, labels, range(300))
     assert int(state.host_sums().counts.sum()) == 600
-    state.update(rows, labels, torch.full((300,), 8), torch.arange(300))
+    state.update(rows, labels, range(300))
     state.clear()
     assert int(state.sums.counts.sum()) == 0
 
@@ -65,8 +64,8 @@ def test_memory_is_bounded_at_any_width():
     assert Gathered(65536).room * 65536 == MOST_ENTRIES
     assert not Gathered(2 * MOST_ENTRIES).takes(1)
     gathered = Gathered(4)
-    gathered.put({"rows": torch.ones(3, 4, dtype=torch.float16), "labels": torch.zeros(3).long()})
-    assert gathered.nbytes == MOST_ROWS * (4 * 4 + 8)
+    gathered.put(torch.ones(3, 4, dtype=torch.float16), torch.zeros(3).long(), range(3))
+    assert gathered.nbytes == MOST_ROWS * 4 * 4 + 3 * 8
 
 
 def test_rows_wait_as_they_were_when_they_came():
