@@ -145,11 +145,14 @@ def device_of(model: nn.Module) -> torch.device:
     >>> device_of(nn.Linear(2, 2))
     device(type='cpu')
     """
-    # `parameters()` would build the name of each first, and every batch asks.
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                return parameter.device
+    modules: list[nn.Module | None] = [model]  # every batch asks, and `parameters()` takes its time
+    while modules:
+        module = modules.pop()
+        if module is not None:
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    return parameter.device
+            modules.extend(reversed(module._modules.values()))
     return torch.device("cpu")
 
 
@@ -311,11 +314,7 @@ class LayerState:
 
     def update(self, rows: Tensor, labels: Tensor, numbers: Numbers) -> None:
         """Add a batch, or let it wait: a row, a label and a row number for each; labels are ours."""
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            waits = False  # the graph runs again without what waits
-        else:
-            waits = self.gathered.takes(len(rows))
-        if not waits:
+        if not self.gathered.takes(len(rows)):
             self._place(rows, labels, joined([numbers]))
             return
         if not self.gathered.fits(len(rows)):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-MOST_ROWS, MOST_ENTRIES = 1024, 2**21  # 8 MB in float32
+MOST_ROWS, MOST_ENTRIES = 4096, 2**21  # 8 MB in float32
 
 Numbers = range | npt.NDArray[np.int64]  # of rows, as the sample counts them
 
@@ -55,9 +55,8 @@ class Gathered:
         if self._rows is None:
             wide = torch.promote_types(rows.dtype, torch.float32)
             self._rows = rows.new_empty(self.room, rows.shape[1], dtype=wide)
-        end = self.count + len(rows)
-        self._rows[self.count : end] = rows
-        self.count = end
+        self._rows.narrow(0, self.count, len(rows)).copy_(rows)
+        self.count += len(rows)
         self._labels.append(labels)
         self._numbers.append(numbers)
 

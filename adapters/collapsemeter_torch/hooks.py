@@ -49,8 +49,13 @@ class Hook:
         scope = current_scope(meter._slot)
         if not isinstance(scope, Scope) or scope.done or not scope.counted:
             return None
+        if torch.compiler.is_compiling():
+            return scope
         # A graph task is running: this is activation checkpointing's second forward.
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1:
+            return None
+        # A CUDA graph would run again without what the host does beside.
+        if scope.device_type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None
         return scope
 
@@ -91,7 +96,7 @@ class CountingHook(Hook):
         Tensors made in inference mode cannot be saved or updated outside it. To leave modes that are not
         on would take longer than all else that a hook does.
         """
-        kind = scope.labels.device.type
+        kind = scope.device_type
         if (
             torch.compiler.is_compiling()
             or torch.is_inference_mode_enabled()

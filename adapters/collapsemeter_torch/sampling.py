@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -49,13 +51,20 @@ def chosen(
     (tensor([0, 2]), tensor([7, 8]), tensor([7, 8]))
     """
     size = len(kept) - 1
-    slots = reservoir_slots(numbers, size, seed)
-    rows = np.flatnonzero(slots < size)
-    if not len(rows):
+    picked = _picked(numbers.tobytes(), size, seed)
+    if not picked.size:
         return None
-    picked = torch.from_numpy(np.stack([rows, slots[rows], numbers[rows]]))
-    places, due, ids = to_device(picked, kept.device)
+    places, due, ids = to_device(torch.from_numpy(picked), kept.device)
     return places, torch.where(ids > kept.index_select(0, due), due, size), ids
+
+
+@functools.lru_cache(maxsize=4)
+def _picked(numbers: bytes, size: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return rows, slots and numbers of those that have a slot: every layer asks, and so do decisions."""
+    plain = np.frombuffer(numbers, np.int64)
+    slots = reservoir_slots(plain, size, seed)
+    rows = np.flatnonzero(slots < size)
+    return np.stack([rows, slots[rows], plain[rows]])
 
 
 class PredictionState:

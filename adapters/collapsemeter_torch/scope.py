@@ -236,6 +236,7 @@ class Scope:
         anyway: bool,
     ) -> None:
         self.store = store
+        self.device_type = device.type
         self.labels = to_device(labels, device)
         self.flat_labels = self.labels.flatten()
         self.mask = mask
