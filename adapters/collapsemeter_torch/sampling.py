@@ -58,7 +58,7 @@ def chosen(
     return places, torch.where(ids > kept.index_select(0, due), due, size), ids
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)
 def _picked(numbers: bytes, size: int, seed: int) -> npt.NDArray[np.int64]:
     """Return rows, slots and numbers of those that have a slot: every layer asks, and so do decisions."""
     plain = np.frombuffer(numbers, np.int64)
