@@ -146,11 +146,11 @@ def updates(
         return call
 
     state = LayerState(given[0][0], classes, "pooled", SAMPLE)
-    ids, none = (torch.full((rows,), value, device=device) for value in (0, SAMPLE))
+    not_sampled = np.full(rows, -1)
 
     def hooked() -> None:
         for x, y in given:
-            state.update(x, y, none, ids)
+            state.update(x, y, not_sampled)
 
     calls = {"X^T X": product, "update": updated(False), "widened": updated(True)}
     return calls if fused else calls | {"hooked": hooked}

@@ -2,11 +2,13 @@
 
     python benchmarks/overhead.py torch|keras|flax
     python benchmarks/overhead.py torch --network resnet18
+    python benchmarks/overhead.py torch --network mlp --steps 64
 
 Two copies of a network take the same steps, loss, gradients and descent, one of them watched; a round is a
 few steps of each. `convnet` is a small convolutional network on images of 32 x 32, `mlp` has four hidden
 layers of 512 on 784 inputs: both are watched at the head's input alone, which is 512 wide. `resnet18`, in
-PyTorch, is watched at its stem, all eight blocks and the head's input. Keras runs on the backend that
+PyTorch, is watched at its stem, all eight blocks and the head's input. In PyTorch a block of 4096 rows, of 64
+steps, is added at once: a round of fewer steps has it or has it not, and the median does not see it. Keras runs on the backend that
 ``KERAS_BACKEND`` names.
 """
 

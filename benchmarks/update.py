@@ -31,7 +31,6 @@ from torch import Tensor
 
 from collapsemeter import ClassMoments
 from collapsemeter.accumulate import Accumulator
-from collapsemeter.sampling import reservoir_slots
 from collapsemeter.sums import init, update
 from collapsemeter_torch.device import LayerState, TorchNamespace
 
@@ -96,8 +95,7 @@ def torch_calls(
     }
     total = rows[0][0].new_zeros(width, width)
     sums = rows[0][0].new_zeros(classes, width)
-    ids = torch.arange(len(rows[0][0]), device=device())
-    slots = torch.tensor(reservoir_slots(ids.cpu().numpy() + 10 * SAMPLE, SAMPLE, 0)).to(device())
+    numbers = range(10 * SAMPLE, 10 * SAMPLE + len(rows[0][0]))
     batches = itertools.cycle(rows)
 
     def of_sums(name: str, namespace: TorchNamespace) -> Callable[[], object]:
@@ -113,7 +111,7 @@ def torch_calls(
         torch.mm(x.T, x, out=total)
 
     def sampled() -> None:
-        states["sampled"].update(*next(batches), slots, ids)
+        states["sampled"].update(*next(batches), numbers)
 
     calls = {
         "X^T X": product,

@@ -14,7 +14,8 @@ from collapsemeter.warning import warn
 from . import compiled
 from .device import device_of
 from .keyword_labels import close_stale
-from .scope import LeftOut, Scope, Store, current_scope, label_tensor, set_scope, to_device
+from .sampling import to_device
+from .scope import LeftOut, Scope, Store, are_classes, current_scope, label_tensor, set_scope
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
@@ -36,10 +37,15 @@ class Batch:
         started = perf_counter()
         self._meter, self._store, self._anyway = meter, store, anyway
         self._labels = self._mask = None
+        self._complete = False  # every row is known to have a class
         self._device = device_of(meter._root)
         if due:  # by the budget; of a batch that is not, nothing is looked at
-            self._labels = label_tensor(
-                labels, meter.num_classes, meter.settings.ignore_index, self._device
+            known = meter.num_classes, meter.settings.ignore_index
+            self._complete = are_classes(labels, *known)
+            self._labels = (
+                labels.detach().clone()
+                if self._complete
+                else label_tensor(labels, *known, self._device)
             )
             self._mask = None if mask is None else to_device(torch.as_tensor(mask), self._device)
         self._scope: Scope | LeftOut | None = None
@@ -62,16 +68,18 @@ class Batch:
             self._scope = LeftOut(anyway=self._anyway)
         else:
             clock.taken = True
-            with torch.inference_mode(False), meter._lock:
+            with meter._lock:
                 self._scope = Scope(
                     self._store,
                     self._labels,
                     self._mask,
                     meter.settings,
                     device=self._device,
+                    complete=self._complete,
                     anyway=self._anyway,
                 )
-                compiled.repair(self._store)
+                if self._scope.ready:
+                    compiled.repair(self._store)
         if not self._anyway and not (meter._root.training and torch.is_grad_enabled()):
             # The model may still be set to train inside the block: its own forward decides.
             self._scope.counted = False

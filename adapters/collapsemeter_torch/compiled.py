@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .scope import Store
+if TYPE_CHECKING:
+    from .scope import Store
 
 # Why the time that counting takes is not known.
 UNSEEN = "the hooks ran inside graphs of torch.compile, into which no clock looks"
@@ -19,6 +20,19 @@ def anything_compiled() -> bool:
     """Whether torch.compile has made a graph in this process."""
     utils = sys.modules.get("torch._dynamo.utils")
     return utils is not None and utils.counters["stats"]["unique_graphs"] > 0
+
+
+def graphs_may_come() -> bool:
+    """Whether torch.compile has been called in this process, or has made a graph.
+
+    What it makes of a forward in an open batch is known too late: a graph cannot prepare what it reads.
+    """
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    if frames is None:
+        return False
+    # Optimizers leave a None there, of what they exempt.
+    called = getattr(frames, "cached_backends", {None: True})
+    return any(backend is not None for backend in called.values()) or anything_compiled()
 
 
 def is_compiled(model: nn.Module) -> bool:

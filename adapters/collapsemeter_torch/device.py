@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from collapsemeter.namespace import block_rows
-from collapsemeter.sketch import SKETCH_ROWS
+from collapsemeter.sampling import low_32_bits
+from collapsemeter.sketch import SKETCH_ROWS, row_hashes
 from collapsemeter.sums import (
     IGNORE_INDEX,
     ScatterKind,
@@ -21,7 +24,8 @@ from collapsemeter.sums import (
     update,
 )
 
-from .gathering import Gathered
+from .gathering import Gathered, Numbers, joined
+from .sampling import chosen, to_device
 
 # On a GPU very many rows that go to few classes wait for each other in `index_add_`, and a product in
 # blocks pays where one block fills the device.
@@ -59,8 +63,12 @@ class TorchNamespace:
         return torch.where(condition, a, b)
 
     def finite_rows(self, rows: Tensor) -> Tensor:
-        # NaN is the largest of its row, and less than nothing; `isfinite` makes five passes.
         if on_host(rows):
+            if math.isfinite(
+                rows.sum()
+            ):  # the rule, in one pass: NaN and Inf are never lost in a sum
+                return rows.new_ones(len(rows), dtype=torch.bool)
+            # NaN is the largest of its row, and less than nothing; `isfinite` makes five passes.
             return torch.lt(rows.amax(1), math.inf) & torch.gt(rows.amin(1), -math.inf)
         return torch.lt(torch.linalg.vector_norm(rows, math.inf, dim=1), math.inf)
 
@@ -137,7 +145,15 @@ def device_of(model: nn.Module) -> torch.device:
     >>> device_of(nn.Linear(2, 2))
     device(type='cpu')
     """
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    modules: list[nn.Module | None] = [model]  # every batch asks, and `parameters()` takes its time
+    while modules:
+        module = modules.pop()
+        if module is not None:
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    return parameter.device
+            modules.extend(reversed(module._modules.values()))
+    return torch.device("cpu")
 
 
 def on_host(x: Tensor) -> bool:
@@ -236,7 +252,7 @@ class LayerState:
     --------
     >>> state = LayerState(torch.zeros(2, 3), num_classes=2, kind="pooled", sample_size=4)
     >>> labels = torch.tensor([0, 1])
-    >>> state.update(torch.eye(2, 3), labels, torch.arange(2), torch.arange(2))
+    >>> state.update(torch.eye(2, 3), labels, range(2))
     >>> state.sums.counts
     tensor([1, 1])
     """
@@ -269,7 +285,6 @@ class LayerState:
 
         self.ignore_index = ignore_index
         self.propagate = propagate
-        self.widen = False  # of the batches that wait
         self.gathered = Gathered(width)
         self.made_in_graph = torch.compiler.is_compiling()
         self._sums = Sums(
@@ -297,50 +312,66 @@ class LayerState:
         self.flush()
         return self._sums
 
-    def update(
-        self,
-        rows: Tensor,
-        labels: Tensor,
-        slots: Tensor,
-        ids: Tensor,
-        *,
-        widen: bool = False,
-        hashes: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        """Add a batch: one row, label, sample slot and row number for each; hashes for a sketch."""
-        parts = {"rows": rows, "labels": labels}
-        if hashes is not None:
-            parts |= {"buckets": hashes[0], "negative": hashes[1]}
-        if in_graph() or not self.gathered.takes(len(rows)):  # a graph has one size of batch
-            self._add(parts, widen)
-        else:
-            if not self.gathered.fits(len(rows)):
-                self.flush()
-            self.gathered.put(parts)
-            self.widen = widen
-        self.sample_rows.index_copy_(0, slots, rows.to(self.sample_rows.dtype))
-        self.sample_labels.index_copy_(0, slots, labels)
-        self.sample_ids.index_copy_(0, slots, ids)
+    def update(self, rows: Tensor, labels: Tensor, numbers: Numbers) -> None:
+        """Add a batch, or let it wait: a row, a label and a row number for each; labels are ours."""
+        if not self.gathered.takes(len(rows)):
+            self._place(rows, labels, joined([numbers]))
+            return
+        if not self.gathered.fits(len(rows)):
+            self.flush()
+        self.gathered.put(rows, labels, numbers)
 
     def flush(self) -> None:
         """Add the batches that waited."""
         if self.gathered.count:
             kind = self.sample_rows.device.type  # the caller may well compute under autocast
             with torch.no_grad(), torch.inference_mode(False), torch.autocast(kind, enabled=False):
-                self._add(self.gathered.take(), self.widen)
+                self._place(*self.gathered.take())
 
-    def _add(self, parts: dict[str, Tensor], widen: bool) -> None:
-        hashes = (parts["buckets"], parts["negative"]) if "buckets" in parts else None
+    def _place(self, rows: Tensor, labels: Tensor, numbers: npt.NDArray[np.int64]) -> None:
+        device = rows.device
+        hashes = None
+        if self._sums.sketch is not None:
+            parts = row_hashes(numbers, len(self._sums.sketch), self.seed, low_32_bits)
+            buckets, negative = (to_device(torch.from_numpy(part), device) for part in parts)
+            hashes = buckets, negative
+        self._add(rows, labels, products_are_reduced(device.type), hashes)
+        if picked := chosen(numbers, self.seed, self.sample_ids):
+            places, slots, ids = picked
+            self._keep(rows[places], labels[places], slots, ids)
+
+    def add(
+        self,
+        rows: Tensor,
+        labels: Tensor,
+        slots: Tensor,
+        ids: Tensor,
+        *,
+        widen: bool,
+        hashes: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """Add a batch in a compiled graph, which is given where in the sample each row goes."""
+        self._add(rows, labels, widen, hashes)
+        self._keep(rows, labels, slots, ids)
+
+    def _add(
+        self, rows: Tensor, labels: Tensor, widen: bool, hashes: tuple[Tensor, Tensor] | None
+    ) -> None:
         update(
             self._sums,
-            parts["rows"],
-            parts["labels"],
+            rows,
+            labels,
             TorchNamespace(self.dtype, widen, settled=self.settled.look()),
             ignore_index=self.ignore_index,
             propagate=self.propagate,
             hashes=hashes,
         )
         self.settled.ask(self._sums.counts)
+
+    def _keep(self, rows: Tensor, labels: Tensor, slots: Tensor, ids: Tensor) -> None:
+        self.sample_rows.index_copy_(0, slots, rows.to(self.sample_rows.dtype))
+        self.sample_labels.index_copy_(0, slots, labels)
+        self.sample_ids.index_copy_(0, slots, ids)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by name; of batches that wait, see `gathered`."""
@@ -359,7 +390,7 @@ class LayerState:
 
     def clear(self) -> None:
         """Start again from nothing, in the same memory: a compiled graph keeps its tensors."""
-        self.gathered.take()
+        self.gathered.clear()
         for tensor in self.tensors().values():
             tensor.zero_()
         self.sample_ids.fill_(-1)
@@ -371,21 +402,3 @@ class LayerState:
         return Sums(
             **{name: None if part is None else part.cpu().numpy() for name, part in parts.items()}
         )
-
-
-class PredictionState:
-    """The network's own decisions on the sampled rows, by row number."""
-
-    def __init__(self, device: torch.device, sample_size: int) -> None:
-        self.made_in_graph = torch.compiler.is_compiling()
-        self.predictions = torch.zeros(sample_size + 1, dtype=torch.int64, device=device)
-        self.ids = torch.full((sample_size + 1,), -1, dtype=torch.int64, device=device)
-
-    def update(self, predictions: Tensor, slots: Tensor, ids: Tensor) -> None:
-        """Keep the decisions on the rows that have a slot."""
-        self.predictions.index_copy_(0, slots, predictions)
-        self.ids.index_copy_(0, slots, ids)
-
-    def clear(self) -> None:
-        """Forget every decision."""
-        self.ids.fill_(-1)

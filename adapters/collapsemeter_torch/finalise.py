@@ -16,8 +16,9 @@ from collapsemeter.measuring import undefined_report
 from collapsemeter.moments import Phase
 
 from . import compiled
-from .device import LayerState, PredictionState, device_of, products_are_reduced
+from .device import LayerState, device_of
 from .layers import Selection
+from .sampling import PredictionState
 from .scope import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
@@ -191,8 +192,16 @@ def _kept_predictions(
     return None
 
 
+def _waiting(state: LayerState) -> list[Tensor]:
+    if not state.gathered.count:
+        return []
+    rows, labels, numbers = state.gathered.held()
+    return [rows.cpu().clone(), labels.cpu(), torch.from_numpy(numbers)]
+
+
 def state_dict(store: Store, steps: list[int], num_classes: int) -> dict[str, Any]:
     """Return a store as tensors and plain values, which ``torch.load(weights_only=True)`` reads."""
+    store.flush_decisions()
     return {
         "version": STATE_VERSION,
         "num_classes": num_classes,
@@ -211,7 +220,7 @@ def state_dict(store: Store, steps: list[int], num_classes: int) -> dict[str, An
                 "feature_dtype": state.feature_dtype,
                 "tensors": {name: t.detach().cpu().clone() for name, t in state.tensors().items()},
                 # Not added to the sums: blocks must end where they would have without being saved.
-                "waiting": {name: t.cpu().clone() for name, t in state.gathered.held().items()},
+                "waiting": _waiting(state),
             }
             for (layer, call), state in store.layers.items()
         ],
@@ -271,9 +280,11 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
             ignore_index=meter.settings.ignore_index,
             propagate=meter.settings.propagate,
         )
-        layer.widen = products_are_reduced(device.type)
         if saved["waiting"]:
-            layer.gathered.put({name: t.to(device) for name, t in saved["waiting"].items()})
+            rows, labels, numbers = saved["waiting"]
+            layer.gathered.put(
+                rows.to(device), labels.to(device, copy=True), numbers.clone().numpy()
+            )
         layer.feature_dtype = saved["feature_dtype"]
         for name, tensor in layer.tensors().items():
             tensor.copy_(tensors[name])

@@ -49,8 +49,13 @@ class Hook:
         scope = current_scope(meter._slot)
         if not isinstance(scope, Scope) or scope.done or not scope.counted:
             return None
+        if torch.compiler.is_compiling():
+            return scope
         # A graph task is running: this is activation checkpointing's second forward.
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1:
+            return None
+        # A CUDA graph would run again without what the host does beside.
+        if scope.device_type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None
         return scope
 
@@ -64,8 +69,10 @@ class CountingHook(Hook):
     def guarded(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
         """Count, and let no fault of ours reach the user's step."""
         if torch.compiler.is_compiling():
+            if not scope.ready:  # a graph that nobody could foresee: rows are missing, and reported
+                return
             try:
-                self.count(meter, scope, output)
+                self.undisturbed(meter, scope, output)
             except BatchError as error:
                 scope.problems[self.name] = error
             return
@@ -75,13 +82,30 @@ class CountingHook(Hook):
         scope.timed.add(self.name)
         try:
             with meter._lock:
-                self.count(meter, scope, output)
+                self.undisturbed(meter, scope, output)
         except BatchError as error:
             scope.problems[self.name] = error
         except Exception as error:
             scope.store.degrade(meter, self.name, error)
         finally:
             scope.store.clock.spend_since(started)
+
+    def undisturbed(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
+        """Count as if inference mode and autocast were off.
+
+        Tensors made in inference mode cannot be saved or updated outside it. To leave modes that are not
+        on would take longer than all else that a hook does.
+        """
+        kind = scope.device_type
+        if (
+            torch.compiler.is_compiling()
+            or torch.is_inference_mode_enabled()
+            or torch.is_autocast_enabled(kind)
+        ):
+            with torch.inference_mode(False), torch.autocast(kind, enabled=False), torch.no_grad():
+                self.count(meter, scope, output)
+        else:
+            self.count(meter, scope, output)
 
     def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
         """Add an output to the statistics of this batch."""
@@ -116,21 +140,15 @@ class LayerHook(CountingHook):
 
     def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
         """Reduce to rows and hand them to the store."""
-        with (
-            torch.no_grad(),
-            torch.inference_mode(False),
-            torch.autocast(scope.labels.device.type, enabled=False),
-        ):
-            rows = feature_rows(
-                output,
-                scope.labels,
-                scope.mask,
-                layer=self.name,
-                layout=self.layout,
-                reduction=self.reduction,
-            )
-            # Tensors made in inference mode cannot be saved or updated outside it: a copy can.
-            scope.store.add_rows(meter, scope, self.name, rows.detach())
+        rows = feature_rows(
+            output,
+            scope.labels,
+            scope.mask,
+            layer=self.name,
+            layout=self.layout,
+            reduction=self.reduction,
+        )
+        scope.store.add_rows(meter, scope, self.name, rows)
 
 
 class HeadInputHook(LayerHook):
@@ -156,13 +174,12 @@ class HeadOutputHook(CountingHook):
 
     def count(self, meter: CollapseMeter, scope: Scope, output: Tensor) -> None:
         """Take the decisions that logits (..., C), one row per label, make."""
-        with torch.no_grad(), torch.inference_mode(False):
-            rows = output.detach().flatten(0, -2)
-            if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
-                return  # not one decision per label: NC4 is absent, with its reason
-            # One logit decides between two classes by its sign.
-            decided = rows.argmax(1) if rows.shape[1] > 1 else (rows[:, 0] > 0).to(torch.int64)
-            scope.store.add_decisions(meter, scope, decided)
+        rows = output.detach().flatten(0, -2)
+        if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
+            return  # not one decision per label: NC4 is absent, with its reason
+        # One logit decides between two classes by its sign.
+        decided = rows.argmax(1) if rows.shape[1] > 1 else (rows[:, 0] > 0).to(torch.int64)
+        scope.store.add_decisions(meter, scope, decided)
 
 
 class RootHook(Hook):

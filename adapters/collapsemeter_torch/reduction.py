@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -93,6 +94,8 @@ def feature_rows(
 ) -> Tensor:
     """Reduce a module's output to one row per label, see `collapsemeter.reduction.feature_rows`.
 
+    Nothing of it is recorded for gradients.
+
     Raises
     ------
     BatchError
@@ -104,12 +107,14 @@ def feature_rows(
     >>> feature_rows(maps, labels, None, layer="c", layout=layout_of(nn.Conv2d(3, 8, 1)), reduction="auto").shape
     torch.Size([5, 8])
     """
-    if not callable(reduction):
-        output = tensor_of(output, layer, labels)
-    rows: Tensor = core.feature_rows(
-        output, labels.shape, mask, TORCH, layer=layer, layout=layout, reduction=reduction
-    )
-    return rows
+    named = not callable(reduction)
+    if named:
+        output = tensor_of(output, layer, labels).detach()
+    with contextlib.nullcontext() if named else torch.no_grad():
+        rows: Tensor = core.feature_rows(
+            output, labels.shape, mask, TORCH, layer=layer, layout=layout, reduction=reduction
+        )
+    return rows.detach()
 
 
 def layout_of(module: nn.Module, before: Iterable[nn.Module] = ()) -> Layout | None:

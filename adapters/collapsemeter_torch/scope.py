@@ -17,7 +17,10 @@ from collapsemeter.settings import Settings
 from collapsemeter.sketch import row_hashes
 from collapsemeter.warning import warn
 
-from .device import LayerState, PredictionState, has_float64, products_are_reduced
+from .compiled import graphs_may_come
+from .device import LayerState, has_float64, products_are_reduced
+from .gathering import Decisions, Numbers, joined
+from .sampling import PredictionState, chosen, to_device
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
@@ -58,7 +61,8 @@ class Store:
         self.wide = wide
         self.clock = Clock()
         self.layers: dict[tuple[str, int], LayerState] = {}
-        self.predictions: dict[tuple[int, int], PredictionState] = {}
+        self.predictions: dict[tuple[int, int], PredictionState] = {}  # by (call, sample size)
+        self.decisions: dict[int, Decisions] = {}  # that wait, by call
         self.expected = 0  # label rows given
         self.partial: dict[tuple[str, int], int] = {}  # rows that only some layers saw, by layer
         self.batches = 0
@@ -70,7 +74,9 @@ class Store:
         """Start again; states stay in place, because compiled graphs hold their tensors."""
         for state in self.layers.values():
             state.clear()
-        for decisions in self.predictions.values():
+        for predictions in self.predictions.values():
+            predictions.clear()
+        for decisions in self.decisions.values():
             decisions.clear()
         self.expected = self.batches = self.next_row = 0
         self.partial.clear()
@@ -79,9 +85,10 @@ class Store:
         self.clock.clear()
 
     def flush(self) -> None:
-        """Add the batches that wait to the sums of every layer."""
+        """Add the batches that wait to the sums of every layer, and to the sample."""
         for state in self.layers.values():
             state.flush()
+        self.flush_decisions()
 
     # What the hooks call
 
@@ -96,15 +103,18 @@ class Store:
             raise BatchError(layer, rows.shape, scope.labels.shape, _WIDTH)
         # Before the update: one that is cut short leaves rows missing, and so is noticed.
         scope.calls[layer] = call + 1
-        size = state.sample_rows.shape[0] - 1
-        state.update(
-            rows,
-            scope.flat_labels,
-            scope.slots[size],
-            scope.ids,
-            widen=scope.widen,
-            hashes=self._hashes(meter, scope) if state.kind == "sketch" else None,
-        )
+        if torch.compiler.is_compiling():
+            size = state.sample_rows.shape[0] - 1
+            state.add(
+                rows,
+                scope.flat_labels,
+                scope.slots[size],
+                scope.ids,
+                widen=scope.widen,
+                hashes=self._hashes(meter, scope) if state.kind == "sketch" else None,
+            )
+            return
+        state.update(rows, scope.flat_labels, scope.numbers)
         if meter.exact:
             self._keep(scope, (layer, call), rows)
 
@@ -138,21 +148,41 @@ class Store:
         """Keep the network's own decisions on the sampled rows."""
         call = scope.calls.get(HEAD_OUTPUT, 0)
         scope.calls[HEAD_OUTPUT] = call + 1
-        for size, slots in scope.slots.items():
-            state = self.predictions.get((call, size))
-            if state is None:
-                state = PredictionState(decided.device, size)
-                self.predictions[call, size] = state
-            state.update(decided, slots, scope.ids)
+        if torch.compiler.is_compiling():
+            for size, slots in scope.slots.items():
+                self._predictions(call, size, decided.device).add(decided, slots, scope.ids)
+            return
+        waiting = self.decisions.setdefault(call, Decisions())
+        if not waiting.fits(len(decided)):
+            self.flush_decisions()
+        waiting.put(decided, scope.numbers)
         if meter.exact:
             self._keep(scope, (HEAD_OUTPUT, call), decided)
 
+    def _predictions(self, call: int, size: int, device: torch.device) -> PredictionState:
+        state = self.predictions.get((call, size))
+        if state is None:
+            state = PredictionState(device, size)
+            self.predictions[call, size] = state
+        return state
+
+    def flush_decisions(self) -> None:
+        """Keep the decisions that wait, for the samples that layers have."""
+        samples = {len(layer.sample_ids) - 1: layer.seed for layer in self.layers.values()}
+        for call, waiting in self.decisions.items():
+            if not waiting:
+                continue
+            with torch.inference_mode(False):
+                decided, numbers = waiting.take()
+                for size, seed in samples.items():
+                    state = self._predictions(call, size, decided.device)
+                    if picked := chosen(numbers, seed, state.ids):
+                        places, slots, ids = picked
+                        state.add(decided[places], slots, ids)
+
     def _keep(self, scope: Scope, key: tuple[str, int], rows: Tensor) -> None:
-        if torch.compiler.is_compiling():
-            return
-        self.kept.setdefault(key, []).append(
-            (rows.cpu().clone(), scope.flat_labels.cpu(), scope.ids.cpu())
-        )
+        numbers = torch.from_numpy(joined([scope.numbers]))
+        self.kept.setdefault(key, []).append((rows.cpu().clone(), scope.flat_labels.cpu(), numbers))
 
     def degrade(self, meter: CollapseMeter, layer: str, error: Exception) -> None:
         """Leave a layer out from here on, and warn: the user's step goes on."""
@@ -190,8 +220,8 @@ class LeftOut:
 class Scope:
     """What hooks need to know of the current batch; a new one for every batch.
 
-    Everything is prepared here, outside any compiled graph: hooks only read it, note their calls in
-    ``calls`` and problems in ``problems``, and clear the flags.
+    Where a graph may be made or run, everything that it needs is prepared here, outside of it: hooks
+    only read it, note their calls in ``calls`` and problems in ``problems``, and clear the flags.
     """
 
     def __init__(
@@ -202,11 +232,13 @@ class Scope:
         settings: Settings,
         *,
         device: torch.device,
+        complete: bool,  # every label is known to be a class
         anyway: bool,
     ) -> None:
         self.store = store
+        self.device_type = device.type
         self.labels = to_device(labels, device)
-        self.flat_labels = self.labels.reshape(-1)
+        self.flat_labels = self.labels.flatten()
         self.mask = mask
         self.anyway = anyway  # count it whatever mode the model is in
         self.counted = True  # the model is in a mode that counts
@@ -215,16 +247,22 @@ class Scope:
         self.calls: dict[str, int] = {}
         self.timed: set[str] = set()  # layers counted outside of compiled graphs
         self.problems: dict[str, BatchError] = {}
-        self.widen = products_are_reduced(device.type)
-        usable = np.ones(labels.numel(), bool)
-        if labels.device.type == "cpu":  # elsewhere a look at the values would wait for the device
-            plain = labels.reshape(-1).numpy()
-            usable = (plain >= 0) & (plain < settings.num_classes)
-            usable &= plain != settings.ignore_index
         self.first_row = store.next_row
-        numbers = np.where(usable, self.first_row + np.cumsum(usable) - 1, -1)
-        self.ids = to_device(torch.from_numpy(numbers), device)
+        rows = labels.numel()
+        self.numbers: Numbers = range(self.first_row, self.first_row + rows)
+        if not complete:
+            self.numbers, rows = row_numbers(labels, self.first_row, settings)
+        store.next_row = self.end_row = self.first_row + rows
+        self.ready = graphs_may_come()
+        if self.ready:
+            with torch.inference_mode(False):
+                self._prepare(store, settings, device)
+
+    def _prepare(self, store: Store, settings: Settings, device: torch.device) -> None:
+        numbers = joined([self.numbers])
+        self.widen = products_are_reduced(device.type)
         self.slots: dict[int, Tensor] = {}
+        self.ids = to_device(torch.from_numpy(numbers), device)
         for size in set(settings.sample_sizes):
             slots = reservoir_slots(numbers, size, settings.seed)
             self.slots[size] = to_device(torch.from_numpy(slots), device)
@@ -233,7 +271,6 @@ class Scope:
             hashes = row_hashes(numbers, settings.sketch_rows, settings.seed, low_32_bits)
             buckets, negative = (to_device(torch.from_numpy(part), device) for part in hashes)
             self.hashes = buckets, negative
-        store.next_row = self.end_row = self.first_row + int(usable.sum())
 
     def abort(self) -> None:
         """Remember which layers counted a batch that the others did not see to its end, if any."""
@@ -247,24 +284,43 @@ class Scope:
                 self.store.partial[key] = self.store.partial.get(key, 0) + len(self.flat_labels)
 
 
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy to a device without waiting for what it still has to do.
-
-    From ordinary memory a GPU's copy waits for all work before it, the last step's backward; from
-    pinned memory it takes its turn.
+def row_numbers(labels: Tensor, first: int, settings: Settings) -> tuple[Numbers, int]:
+    """Return the number of each row, -1 where it may not be kept for NC4, and how many may.
 
     Examples
     --------
-    >>> to_device(torch.tensor([1, 2]), torch.device("cpu"))
-    tensor([1, 2])
+    >>> row_numbers(torch.tensor([0, 2, -100, 1]), 5, Settings(num_classes=3))
+    (array([ 5,  6, -1,  7]), 3)
     """
-    if device.type == "cuda" and values.device.type == "cpu":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
+    if labels.device.type != "cpu":  # a look at the values would wait for the device
+        return range(first, first + labels.numel()), labels.numel()
+    plain = labels.reshape(-1).numpy()
+    usable = (plain >= 0) & (plain < settings.num_classes) & (plain != settings.ignore_index)
+    return np.where(usable, first + np.cumsum(usable) - 1, -1), int(usable.sum())
+
+
+def are_classes(labels: Any, num_classes: int, ignore_index: int) -> bool:
+    """Whether these are classes, one for each row and none of them ignored, of which no more need be asked.
+
+    As a rule they are, and one pass of PyTorch's says so in a fifth of the time that NumPy's five take.
+
+    Examples
+    --------
+    >>> are_classes(torch.tensor([0, 2]), 3, -100), are_classes(torch.tensor([0, -100]), 3, -100)
+    (True, False)
+    """
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype != torch.int64:
+        return False
+    if labels.device.type != "cpu" or not labels.numel() or 0 <= ignore_index < num_classes:
+        return False
+    low, high = labels.aminmax()
+    return int(low) >= 0 and int(high) < num_classes
 
 
 def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch.device) -> Tensor:
-    """Return labels as int64; on the host they are checked and stay, others go to the model's device.
+    """Return labels as int64 in memory of our own, which the loop does not write into.
+
+    On the host they are checked and stay, others go to the model's device.
 
     Parameters
     ----------
@@ -289,8 +345,7 @@ def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch
         checked = class_labels(host, num_classes, ignore_index=ignore_index)
         if checked.ndim == 2 and checked.shape[1] == 1:
             checked = checked[:, 0]
-        # A copy: the loop may write into its labels, or read them from memory that it may not write.
-        return torch.tensor(checked)
+        return torch.from_numpy(checked)
     labels = labels.detach()
     if labels.ndim == 2 and labels.shape[1] == num_classes and labels.is_floating_point():
         one_hot = ((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)
@@ -303,7 +358,7 @@ def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    moved: Tensor = labels.to(device, torch.int64)
+    moved: Tensor = labels.to(device, torch.int64, copy=True)
     return moved
 
 

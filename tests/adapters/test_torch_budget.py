@@ -293,6 +293,12 @@ def overhead(net: nn.Module, steps: int, **options) -> float:
     return meter.compute().provenance["overhead"]
 
 
+@pytest.fixture
+def _no_batch_waits(monkeypatch):
+    monkeypatch.setattr("collapsemeter_torch.gathering.MOST_ROWS", 1)
+
+
+@pytest.mark.usefixtures("_no_batch_waits")
 def test_the_overhead_is_a_share_and_smaller_where_batches_are_left_out():
     # Wide enough that a product of 12 x 700 x 700, five million of them, dwarfs a step of 700 x 10.
     shares = [overhead(mlp(700), 41, every=every) for every in (1, 10)]
@@ -300,6 +306,7 @@ def test_the_overhead_is_a_share_and_smaller_where_batches_are_left_out():
     assert shares[0] > 0.3
 
 
+@pytest.mark.usefixtures("_no_batch_waits")
 def test_the_overhead_of_labels_that_come_with_the_loss():
     net, loss = mlp(700), nn.CrossEntropyLoss()
     meter = watch(net, scatter="pooled", criterion=loss)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from collapsemeter import ClassMoments, measure
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.compiled import anything_compiled, mark, unmark
+from collapsemeter_torch.compiled import anything_compiled, graphs_may_come, mark, unmark
 
 Y = torch.arange(12) % 3
 
@@ -182,6 +182,23 @@ def test_the_graph_without_hooks_used_again_is_noticed():
         assert "or torch.compile made a graph of it before the meter was attached" in str(
             warning.message
         )
+
+
+def test_a_graph_is_foreseen_once_torch_compile_is_called():
+    torch.optim.SGD(Net().parameters(), lr=0.1)  # imports the compiler, and exempts itself from it
+    assert not graphs_may_come()
+    torch.compile(Net(), backend="eager")
+    assert graphs_may_come()
+
+
+def test_rows_of_a_graph_that_was_not_foreseen_are_missed_and_the_step_goes_on(monkeypatch):
+    monkeypatch.setattr("collapsemeter_torch.scope.graphs_may_come", lambda: False)
+    net = Net()
+    meter = CollapseMeter(net, layers=["mid"], verbose=False)
+    step(torch.compile(net, backend="eager", fullgraph=True), meter)
+    with pytest.warns(RuntimeWarning, match="or torch.compile made a graph of it"):
+        report = meter.compute()
+    assert {layer.reason("nc1_pinv") for layer in report.values()} == {"never_fired"}
 
 
 def test_graphs_stay_few_and_constant():

@@ -9,6 +9,7 @@ from torch import nn
 
 from collapsemeter import ClassMoments
 from collapsemeter.moments import EPS
+from collapsemeter.sampling import reservoir_slots
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.device import LayerState
 from collapsemeter_torch.gathering import MOST_ENTRIES, MOST_ROWS, Gathered
@@ -26,25 +27,38 @@ def data(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, t
 def filled(sizes: list[int], rows: torch.Tensor, labels: torch.Tensor, **options) -> LayerState:
     state = LayerState(rows[:1], CLASSES, "pooled", 8, **options)
     for part in torch.split(torch.arange(len(rows)), sizes):
-        bin_of_the_sample = torch.full((len(part),), 8)
-        state.update(rows[part], labels[part], bin_of_the_sample, part)
+        state.update(rows[part], labels[part], part.numpy())
     return state
 
 
 # Batches that wait, ones that fill the block to its end, and ones that are a block of their own.
-SIZES = [[100] * 25, [512] * 4 + [452], [1000, 7, 600, 512, 381], [1] * 50 + [2450]]
+SIZES = [[400] * 25, [2048] * 4 + [1808], [4000, 28, 2400, 2048, 1524], [1] * 50 + [9950]]
 
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_any_sizes_of_batches_give_the_moments_of_all_rows(sizes, dtype):
-    rows, labels = data(2500, dtype)
+    rows, labels = data(10_000, dtype)
     found = ClassMoments.from_sums(filled(sizes, rows, labels).host_sums(), "float32", "live")
     truth = ClassMoments.from_batch(rows.double().numpy(), labels.numpy(), CLASSES)
     np.testing.assert_array_equal(found.counts, truth.counts)
     # Sums of n residuals lose at most n eps of their magnitudes; the shift is near the mean.
-    atol = 4 * 2500 * EPS["float32"] * truth.coarsen("pooled").scatter.max()
+    atol = 4 * 10_000 * EPS["float32"] * truth.coarsen("pooled").scatter.max()
     np.testing.assert_allclose(found.scatter, truth.coarsen("pooled").scatter, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_any_sizes_of_batches_give_the_sample_of_all_rows(sizes):
+    """A batch that is a block of its own overtakes the rows that wait: the later row keeps its slot."""
+    rows, labels = data(10_000)
+    state = filled(sizes, rows, labels)
+    state.flush()
+    slots = np.full(9, -1)
+    for number in range(10_000):  # algorithm R, one row after the other
+        slots[reservoir_slots(np.array([number]), 8, 0)] = number
+    assert state.sample_ids[:-1].tolist() == slots[:-1].tolist()
+    assert torch.equal(state.sample_rows[:-1], rows[slots[:-1]])
+    assert torch.equal(state.sample_labels[:-1], labels[slots[:-1]])
 
 
 def test_a_look_at_the_sums_adds_what_waits_and_changes_no_count():
@@ -53,9 +67,9 @@ def test_a_look_at_the_sums_adds_what_waits_and_changes_no_count():
     assert state.gathered.count == 300
     assert int(state.sums.counts.sum()) == 300
     assert state.gathered.count == 0
-    state.update(rows, labels, torch.full((300,), 8), torch.arange(300))
+    state.update(rows, labels, range(300))
     assert int(state.host_sums().counts.sum()) == 600
-    state.update(rows, labels, torch.full((300,), 8), torch.arange(300))
+    state.update(rows, labels, range(300))
     state.clear()
     assert int(state.sums.counts.sum()) == 0
 
@@ -65,8 +79,8 @@ def test_memory_is_bounded_at_any_width():
     assert Gathered(65536).room * 65536 == MOST_ENTRIES
     assert not Gathered(2 * MOST_ENTRIES).takes(1)
     gathered = Gathered(4)
-    gathered.put({"rows": torch.ones(3, 4, dtype=torch.float16), "labels": torch.zeros(3).long()})
-    assert gathered.nbytes == MOST_ROWS * (4 * 4 + 8)
+    gathered.put(torch.ones(3, 4, dtype=torch.float16), torch.zeros(3).long(), range(3))
+    assert gathered.nbytes == MOST_ROWS * 4 * 4 + 3 * 8
 
 
 def test_rows_wait_as_they_were_when_they_came():

@@ -151,6 +151,26 @@ def test_labels_that_cannot_be_written_are_read():
     assert label_tensor(labels, 3, -100, CPU).tolist() == Y.tolist()
 
 
+def test_a_loop_may_write_into_its_labels():
+    net = mlp()
+    meter = CollapseMeter(net, verbose=False)
+    for labels in (Y.clone(), Y.clone().int(), Y.clone()[:, None]):
+        with meter.batch(labels):
+            net(torch.randn(12, 4))
+        labels.fill_(0)
+    assert meter.compute()["2"].per_class["count"].tolist() == [12, 12, 12]
+
+
+@pytest.mark.parametrize("ignored", [-100, 1])
+def test_labels_to_ignore_are_not_sampled(ignored):
+    net = mlp()
+    meter = CollapseMeter(net, ignore_index=ignored, verbose=False)
+    labels = torch.where(Y == 1, ignored, Y)
+    with meter.batch(labels):
+        net(torch.randn(12, 4))
+    assert meter.compute()["2"].provenance["nc4_rows"] == 8
+
+
 class OnDevice(torch.Tensor):
     """Labels that claim to be elsewhere: their values are not looked at."""
 
