@@ -116,6 +116,8 @@ class Clock:
     :math:`m = f \tilde m_1 + (1 - f) \tilde m_0`. Medians, because they do not see pauses between some
     steps, such as an evaluation or a saved checkpoint, which would make the share look smaller, nor
     what happens once, such as memory that is made for the first batch, nor other work on the machine.
+    What one step does for the batches of many (`spread_since`) they would not see either: its mean over all
+    steps is added to :math:`m`.
 
     Examples
     --------
@@ -136,7 +138,10 @@ class Clock:
         self.unseen = False  # something was counted where the host's clock cannot look
         self.taken = False  # the batch of the step under way is counted, and not left out
         self._began: float | None = None
-        self._spent = 0.0  # in the step under way
+        self._spent = self._spread = (
+            0.0  # in the step under way: for its batch, and for those of many
+        )
+        self._all_spread = 0.0
         self._steps = {True: 0, False: 0}  # by whether the batch was counted
         self._own = {taken: deque[float](maxlen=RECENT) for taken in self._steps}
         self._rest = deque[float](maxlen=RECENT)
@@ -146,8 +151,9 @@ class Clock:
         if self._began is not None:
             self._steps[self.taken] += 1
             self._own[self.taken].append(self._spent)
-            self._rest.append(now - self._began - self._spent)
-        self._began, self._spent, self.taken = now, 0.0, False
+            self._rest.append(now - self._began - self._spent - self._spread)
+            self._all_spread += self._spread
+        self._began, self._spent, self._spread, self.taken = now, 0.0, 0.0, False
 
     def spend(self, seconds: float) -> None:
         """Add time of the meter's own to the step under way."""
@@ -156,6 +162,12 @@ class Clock:
     def spend_since(self, started: float) -> None:
         """Add the time since ``started`` to the step under way."""
         self._spent += perf_counter() - started
+
+    def spread_since(self, started: float) -> None:
+        """Take the time since ``started``, which will be spent in the step under way, as spent for many."""
+        seconds = perf_counter() - started
+        self._spread += seconds
+        self._spent -= seconds
 
     def leave(self) -> None:
         """Take the batch that began last for none of a training step."""
@@ -174,6 +186,7 @@ class Clock:
         own = sum(
             self._steps[taken] / steps * median(ours) for taken, ours in self._own.items() if ours
         )
+        own += self._all_spread / steps
         whole = own + max(median(self._rest), 0.0)
         return own / whole if whole > 0 else None
 

@@ -73,6 +73,22 @@ def test_the_share_of_every_tenth_batch_is_a_tenth_of_the_time():
     assert clock.share() == pytest.approx(0.1 / 3.1)
 
 
+def test_what_one_step_does_for_many_is_spread_over_them(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("collapsemeter.budget.perf_counter", lambda: now)
+    clock = Clock()
+    for step in range(21):
+        clock.begin(now)
+        clock.taken, started = True, now
+        if step % 10 == 9:
+            now += 5.0
+            clock.spread_since(started)
+        now += 1.0
+        clock.spend_since(started)  # which goes on around it
+        now += 3.0
+    assert clock.share() == pytest.approx((1 + 0.5) / (1 + 0.5 + 3))
+
+
 def test_the_last_step_is_none_before_the_next_begins_and_a_batch_that_left_is_none():
     clock = Clock()
     clock.begin(0.0)

@@ -64,9 +64,8 @@ class TorchNamespace:
 
     def finite_rows(self, rows: Tensor) -> Tensor:
         if on_host(rows):
-            if math.isfinite(
-                rows.sum()
-            ):  # the rule, in one pass: NaN and Inf are never lost in a sum
+            # One pass as a rule: NaN and Inf are never lost in a sum.
+            if math.isfinite(rows.sum()):
                 return rows.new_ones(len(rows), dtype=torch.bool)
             # NaN is the largest of its row, and less than nothing; `isfinite` makes five passes.
             return torch.lt(rows.amax(1), math.inf) & torch.gt(rows.amin(1), -math.inf)
@@ -317,9 +316,15 @@ class LayerState:
         if not self.gathered.takes(len(rows)):
             self._place(rows, labels, joined([numbers]))
             return
-        if not self.gathered.fits(len(rows)):
-            self.flush()
+        self.make_room(len(rows))
         self.gathered.put(rows, labels, numbers)
+
+    def make_room(self, rows: int) -> bool:
+        """Add the batches that wait, if so many more rows cannot wait with them; whether they were added."""
+        full = self.gathered.takes(rows) and not self.gathered.fits(rows)
+        if full:
+            self.flush()
+        return full
 
     def flush(self) -> None:
         """Add the batches that waited."""

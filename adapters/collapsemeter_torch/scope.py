@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,6 +115,9 @@ class Store:
                 hashes=self._hashes(meter, scope) if state.kind == "sketch" else None,
             )
             return
+        started = perf_counter()
+        if state.make_room(len(rows)):  # for batches of many steps
+            self.clock.spread_since(started)
         state.update(rows, scope.flat_labels, scope.numbers)
         if meter.exact:
             self._keep(scope, (layer, call), rows)
@@ -154,7 +158,9 @@ class Store:
             return
         waiting = self.decisions.setdefault(call, Decisions())
         if not waiting.fits(len(decided)):
+            started = perf_counter()
             self.flush_decisions()
+            self.clock.spread_since(started)
         waiting.put(decided, scope.numbers)
         if meter.exact:
             self._keep(scope, (HEAD_OUTPUT, call), decided)
@@ -275,9 +281,8 @@ class Scope:
     def abort(self) -> None:
         """Remember which layers counted a batch that the others did not see to its end, if any."""
         if not self.calls and self.store.next_row == self.end_row:
-            self.store.next_row = (
-                self.first_row
-            )  # nobody took these rows: the sample goes on as before
+            # Nobody took these rows: the sample goes on as before.
+            self.store.next_row = self.first_row
         for layer, calls in self.calls.items():
             for call in range(calls):
                 key = (layer, call)
