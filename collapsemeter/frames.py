@@ -116,6 +116,32 @@ def small_gram(frame: Floats, most: int) -> Floats | None:
     return np.asarray(frame @ frame.T)
 
 
+def moved_gram(gram: Floats, frame: Floats, by: Floats) -> Floats | None:
+    r"""Return what `small_gram` does of the rows :math:`f_a + t`, from the products of the rows :math:`f_a`.
+
+    :math:`F F^\top + (F t) 1^\top + 1 (F t)^\top + |t|^2`: no matrix product, and no term is larger
+    than the longest row's square, so that it has the digits of one.
+
+    Parameters
+    ----------
+    gram : (C, C) float64
+        :math:`F F^\top`.
+    frame : (C, d) float64
+        F.
+    by : (d,) float64
+        t.
+
+    Examples
+    --------
+    >>> moved_gram(np.array([[1.0]]), np.array([[1.0, 0.0]]), np.array([2.0, 4.0]))
+    array([[25.]])
+    """
+    along = frame @ by + (by @ by) / 2
+    moved: Floats = gram + along
+    moved += along[:, None]
+    return moved if moved.diagonal().max() < 1e100 else None
+
+
 def gram_distance(a: Floats, b: Floats, target: str, gram: Floats | None = None) -> float:
     r"""Distance of the normalised product of two frames from that of a target frame.
 

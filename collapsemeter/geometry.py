@@ -19,6 +19,7 @@ from .frames import (
     bounded,
     cosines_of,
     have_directions,
+    moved_gram,
     row_norms,
     small_gram,
     taken,
@@ -144,7 +145,14 @@ class ClassGeometry:
     @cached_property
     def uncentred_gram(self) -> Floats | None:
         """Inner products of the uncentred class means, (C, C), where C is small."""
-        return small_gram(self.finite_means, TILE)
+        means = self.finite_means
+        try:
+            gram = self.gram
+        except Undefined:  # the means are one point
+            gram = None
+        if gram is None:
+            return small_gram(means, TILE)
+        return moved_gram(gram, self.centred, self.weights(self._center) @ means)
 
     @cached_property
     def sample_mean(self) -> Floats:
