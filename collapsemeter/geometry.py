@@ -106,10 +106,7 @@ class ClassGeometry:
         low = self.moments.means_low
         assert low is not None
         # Differences from one mean first: under an offset the digits that matter are there.
-        if not np.isfinite(self.means).all():
-            raise Undefined("nonfinite_statistics")
-        if not bounded(self.means):
-            raise Undefined("out_of_range")
+        self._require_finite()
         centred: Floats = self.means - self.means[0]
         if low.any():
             centred += taken(low, self.present) - low[self.present[0]]
@@ -226,8 +223,7 @@ class ClassGeometry:
         """Uncentred class means (C, d); Undefined with fewer than two or beyond float64."""
         require(self.rows > 0, "no_rows")
         require(self.num_present > 1, "one_class")
-        require(bool(np.isfinite(self.means).all()), "nonfinite_statistics")
-        require(bounded(self.means), "out_of_range")
+        self._require_finite()
         return self.means
 
     @cached_property
@@ -315,6 +311,19 @@ class ClassGeometry:
         if not np.isfinite(projected).all():
             raise Undefined("nonfinite_statistics")
         return projected
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether no class mean has a NaN or Inf."""
+        return bool(np.isfinite(self.means).all())
+
+    @cached_property
+    def _bounded(self) -> bool:
+        return bounded(self.means)
+
+    def _require_finite(self) -> None:
+        require(self.finite, "nonfinite_statistics")
+        require(self._bounded, "out_of_range")
 
     def _require_spread(self) -> None:
         require(self.rows > 0, "no_rows")

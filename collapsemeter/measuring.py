@@ -15,7 +15,7 @@ from . import nc1, nc2, nc3, rank
 from .catalogue import METRICS
 from .convention import PRESETS, Convention
 from .details import matrices, per_class, vectors
-from .frames import bounded, centred_rows, taken
+from .frames import EPS64, bounded, centred_rows, taken
 from .geometry import ClassGeometry, Spectrum
 from .moments import EPS, ClassMoments
 from .nc2 import HeadFrame
@@ -244,7 +244,7 @@ def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
 
     def share(counts: npt.NDArray[np.int64]) -> float:
         require(geometry.num_present != 1, "one_class")
-        require(bool(np.isfinite(geometry.means).all()), "nonfinite_statistics")
+        require(geometry.finite, "nonfinite_statistics")
         total = int(decisions.rows.sum())
         if total == 0:
             raise Undefined("no_decisions")
@@ -344,12 +344,13 @@ def _dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, f
         return {}
     try:
         _ = geometry.centred
-        spacing = np.where(geometry.means == 0, 0.0, np.ldexp(eps / 2, np.frexp(geometry.means)[1]))
-        rounding = geometry.weights(convention.within) @ spacing**2 / 12
+        squares = np.spacing(geometry.means)  # float64's
+        squares *= squares
+        rounding = geometry.weights(convention.within) @ squares * ((eps / EPS64) ** 2 / 12)
         spectrum = geometry.spectrum(convention.between)
     except Undefined:
         return {}
-    along = float(np.vecdot(spectrum.inverse, spectrum.inverse * rounding).sum())
+    along = float(np.einsum("rj,rj->j", spectrum.inverse, spectrum.inverse) @ rounding)
     between = float((spectrum.values**2).sum())
     divisor = geometry.num_present if convention.divide_by_classes else 1
     return {"nc1_pinv": along / divisor, "nc1_trace_ratio": float(rounding.sum()) / between}

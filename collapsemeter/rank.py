@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .frames import EPS64, Floats, row_norms, taken
+from .frames import EPS64, Floats, row_blocks, row_norms, taken
 from .geometry import ClassGeometry
 from .pairs import TILE
 from .spectra import eigenvalues_of_sum
@@ -173,7 +173,10 @@ def dnc3_sine(weight: Floats, means: Floats) -> float:
     for start in range(0, len(rows), TILE):
         part = slice(start, start + TILE)
         directions = rows[part] / lengths[part, None]
-        sines[part] = _sines(directions, units[search.closest(directions)])
+        closest = search.closest(directions)
+        sines[part] = np.concatenate(
+            [_sines(directions[rows], units[closest[rows]]) for rows in row_blocks(directions)]
+        )
     return float(np.average(sines, weights=lengths))
 
 
@@ -221,12 +224,15 @@ class _ClosestUnits:
         index, unsure = np.zeros(len(rows), np.int64), np.arange(len(rows))
         worth = []
         for axes, others in self._bounds:
-            left = self._decide(index, rows, unsure, _with_remainder(rows[unsure], axes), others)
+            left = self._decide(
+                index, rows, unsure, _with_remainder(taken(rows, unsure), axes), others
+            )
             if 2 * len(left) <= len(unsure):
                 worth.append((axes, others))
             unsure = left
         self._bounds = worth  # for the next rows
-        unsure = self._decide(index, rows, unsure, rows[unsure].astype(np.float32), self._relative)
+        single = taken(rows, unsure).astype(np.float32)
+        unsure = self._decide(index, rows, unsure, single, self._relative)
         step = max(1, TILE * TILE // len(self._units))
         for start in range(0, len(unsure), step):
             part = unsure[start : start + step]
@@ -246,7 +252,8 @@ class _ClosestUnits:
             return places
         index[places], second = _leaders(coordinates, others)
         # By how much the product with a unit exceeds the bound of every other.
-        margin = np.vecdot(rows[places], self._units[index[places]] - self._mean) - second
+        rows = taken(rows, places)
+        margin: Floats = np.vecdot(rows, self._units[index[places]]) - rows @ self._mean - second
         return places[margin <= self._error]
 
 

@@ -61,7 +61,7 @@ def singular_values(frame: Floats, gram: Floats | None = None) -> Floats:
     """
     if min(frame.shape) > _SMALL:
         gram = _gram(frame) if gram is None else gram
-        squares = _eigenvalues(gram.T)
+        squares = _eigenvalues(gram.T)  # the same, and in the order of LAPACK
         if _graded(squares):
             return np.asarray(np.sqrt(squares))
     return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
@@ -167,10 +167,9 @@ def without_null(frame: Floats, null: Floats) -> Floats:
     """
     normal = null / np.linalg.norm(null)
     normal[0] += np.copysign(1.0, normal[0])
-    reflected: Floats = frame[1:] - np.outer(
-        normal[1:], (normal @ frame) * (2.0 / (normal @ normal))
-    )
-    return reflected
+    along = (normal @ frame) * (2.0 / (normal @ normal))
+    reflected: Floats = np.outer(normal[1:], along)
+    return np.subtract(frame[1:], reflected, out=reflected)
 
 
 def sizeable(matrix: Floats) -> bool:
@@ -198,16 +197,17 @@ def eigenvalues_of_sum(matrix: Floats, frame: Floats, weight: float) -> Floats:
     from scipy.linalg import blas  # a tenth of a second to import
 
     # One triangle is all that is read: the product is added to a copy of S, in place.
-    return _eigenvalues(blas.dsyrk(weight, frame.T, beta=1.0, c=matrix.T), overwrite=True)
+    total = blas.dsyrk(weight, frame.T, beta=1.0, c=matrix.T, lower=True)
+    return _eigenvalues(total, overwrite=True)
 
 
-def _eigenvalues(upper: Floats, overwrite: bool = False) -> Floats:
-    """Eigenvalues, largest first, of a symmetric matrix in the order of LAPACK, by its upper triangle."""
+def _eigenvalues(lower: Floats, overwrite: bool = False) -> Floats:
+    """Eigenvalues, largest first, of a symmetric matrix in the order of LAPACK, by its lower triangle."""
     from scipy.linalg import eigh
 
     values = eigh(
-        upper,
-        lower=False,
+        lower,
+        lower=True,
         eigvals_only=True,
         overwrite_a=overwrite,
         check_finite=False,
