@@ -254,7 +254,8 @@ class _ClosestUnits:
         # By how much the product with a unit exceeds the bound of every other.
         rows = taken(rows, places)
         margin: Floats = np.vecdot(rows, self._units[index[places]]) - rows @ self._mean - second
-        return places[margin <= self._error]
+        left: npt.NDArray[np.int64] = places[margin <= self._error]
+        return left
 
 
 def _with_remainder(rows: Floats, axes: Floats) -> npt.NDArray[np.float32]:
