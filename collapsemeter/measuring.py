@@ -88,13 +88,15 @@ def measure(
 
     values: dict[str, float] = {}
     reasons: dict[str, str] = {}
+    # First what NumPy's BLAS computes, then what SciPy's does: threads of one hold up those of the other.
     for family in (
-        _nc1(geometry, convention),
-        _rank(geometry, fed),
         _nc2(geometry),
         _of_head(geometry, head, center_head),
         _nc4(geometry, decisions),
+        _fed(geometry, fed),
         _balance(into, fed, decays),
+        _nc1(geometry, convention),
+        _rank(geometry),
     ):
         for name, compute in family:
             try:
@@ -257,7 +259,7 @@ def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
     yield "ncc_accuracy", lambda: share(decisions.correct)
 
 
-def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Computed:
+def _rank(geometry: ClassGeometry) -> Computed:
     yield "features_effective_rank", lambda: rank.features_effective_rank(geometry)
     yield "means_effective_rank", lambda: rank.effective_rank(geometry.centred_values)
     yield "means_stable_rank", lambda: rank.stable_rank(geometry.centred_values)
@@ -265,6 +267,9 @@ def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Co
         "means_condition",
         lambda: rank.means_condition(geometry.uncentred_values, geometry.num_present),
     )
+
+
+def _fed(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Computed:
     if weight is None:
         return
 

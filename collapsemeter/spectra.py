@@ -167,7 +167,8 @@ def without_null(frame: Floats, null: Floats) -> Floats:
     """
     normal = null / np.linalg.norm(null)
     normal[0] += np.copysign(1.0, normal[0])
-    along = (normal @ frame) * (2.0 / (normal @ normal))
+    # Not by a product of NumPy's BLAS, whose threads would hold up SciPy's.
+    along = np.einsum("c,cj->j", normal, frame) * (2.0 / (normal @ normal))
     reflected: Floats = np.outer(normal[1:], along)
     return np.subtract(frame[1:], reflected, out=reflected)
 
