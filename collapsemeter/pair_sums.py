@@ -22,6 +22,7 @@ Reals = npt.NDArray[np.floating]  # float64, or float32 of very many rows
 COSINE_BINS = 100  # of equal width over [-1, 1]
 _CHUNK = 2**22  # entries of a matrix of rows that are worked on at a time: 32 MB
 _PIECE = 1024  # terms of one inner product: of so few BLAS starts no threads, and rounding does not add up
+_ALONE = 2**17  # entries of such a product, up to which BLAS starts no threads
 _AT_CENTRE = 1e-30  # norms below this share of the largest are nothing beside it
 
 
@@ -38,6 +39,13 @@ def _sum(values: Reals) -> float:
     ones = np.ones(_PIECE, values.dtype)
     pieces = np.vecdot(values[:whole].reshape(-1, _PIECE), ones)
     return float(np.add.reduce(pieces, dtype=np.float64)) + float(np.add.reduce(values[whole:]))
+
+
+def _alone(values: Reals) -> Iterator[slice]:
+    """Rows of which BLAS takes a product with two columns in the one thread that calls."""
+    step = max(1, _ALONE // values.shape[1])
+    for start in range(0, len(values), step):
+        yield slice(start, start + step)
 
 
 class _Running:
@@ -309,8 +317,10 @@ class VarianceRatio:
             return
         a, b = self._norms[strip.rows], self._norms[strip.columns]
         halves = strip.scratch()
-        left, right = self._left[strip.rows], self._right[:, strip.columns]
-        np.matmul(left.astype(halves.dtype), right.astype(halves.dtype), out=halves)
+        left = self._left[strip.rows].astype(halves.dtype)
+        right = self._right[:, strip.columns].astype(halves.dtype)
+        for part in _alone(halves):
+            np.matmul(left[part], right, out=halves[part])
         halves -= strip.cosines
         if len(strip.near[0]):
             i, j = strip.near
@@ -321,7 +331,8 @@ class VarianceRatio:
             return
         inverse = np.reciprocal(halves, out=halves)
         by_norm = self._by_norm[strip.columns].astype(halves.dtype)
-        sums = self._by_norm[strip.rows].T @ (inverse @ by_norm)
+        by_row = np.concatenate([inverse[part] @ by_norm for part in _alone(inverse)])
+        sums = self._by_norm[strip.rows].T @ by_row
         # On the diagonal each pair stands twice.
         self._total += float(sums[0, 1] + sums[1, 0]) / (8.0 if strip.diagonal else 4.0)
 

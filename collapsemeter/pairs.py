@@ -50,7 +50,9 @@ __all__ = [
 
 TILE = 2048  # classes a side: a tile of pairs takes 32 MB
 _BAND = 256  # rows of a tile that a thread takes at a time
-_STRIP = 2**16  # entries that are worked on at a time, of float64: 512 kB
+_STRIP = (
+    2**17
+)  # entries that are worked on at a time, of float64: 1 MB. Of fewer, threads wait for each other
 _MANY = 4096  # rows, from which on their cosines may be in float32
 _SINGLE_TILE = 2  # times as many a side: BLAS's threads stay awake for a while after every tile
 _NEAR = 0.05  # rows that have a cosine above 1 less this are not left in float32
