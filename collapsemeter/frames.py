@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from .undefined import require
 Floats = npt.NDArray[np.float64]
 
 EPS64 = float(np.finfo(np.float64).eps)
+_BLOCK = 2**16  # entries: 512 kB
 LARGEST = 1e75  # fourth powers stay in float64; float32 ends at 3e38
 
 
@@ -114,6 +116,32 @@ def small_gram(frame: Floats, most: int) -> Floats | None:
     if count > min(most, width + 1) or _moderate(frame) is not frame:
         return None
     return np.asarray(frame @ frame.T)
+
+
+def moved_gram(gram: Floats, frame: Floats, by: Floats) -> Floats | None:
+    r"""Return what `small_gram` does of the rows :math:`f_a + t`, from the products of the rows :math:`f_a`.
+
+    :math:`F F^\top + (F t) 1^\top + 1 (F t)^\top + |t|^2`: no matrix product, and no term is larger
+    than the longest row's square, so that it has the digits of one.
+
+    Parameters
+    ----------
+    gram : (C, C) float64
+        :math:`F F^\top`.
+    frame : (C, d) float64
+        F.
+    by : (d,) float64
+        t.
+
+    Examples
+    --------
+    >>> moved_gram(np.array([[1.0]]), np.array([[1.0, 0.0]]), np.array([2.0, 4.0]))
+    array([[25.]])
+    """
+    along = frame @ by + (by @ by) / 2
+    moved: Floats = gram + along
+    moved += along[:, None]
+    return moved if moved.diagonal().max() < 1e100 else None
 
 
 def gram_distance(a: Floats, b: Floats, target: str, gram: Floats | None = None) -> float:
@@ -236,6 +264,19 @@ def bounded(values: Floats) -> bool:
 def taken(values: Floats, places: npt.NDArray[np.int64]) -> Floats:
     """Return the values of these classes, in order; all of them without a copy."""
     return values if len(places) == len(values) else values[places]
+
+
+def row_blocks(frame: Floats) -> Iterator[slice]:
+    """Cut the rows into blocks on which several steps are worked in a core's cache.
+
+    Examples
+    --------
+    >>> list(row_blocks(np.zeros((5, 2**15))))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    step = max(1, _BLOCK // max(frame.shape[1], 1))
+    for start in range(0, len(frame), step):
+        yield slice(start, min(start + step, len(frame)))
 
 
 def row_norms(frame: Floats) -> Floats:

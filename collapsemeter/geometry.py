@@ -19,6 +19,7 @@ from .frames import (
     bounded,
     cosines_of,
     have_directions,
+    moved_gram,
     row_norms,
     small_gram,
     taken,
@@ -105,10 +106,7 @@ class ClassGeometry:
         low = self.moments.means_low
         assert low is not None
         # Differences from one mean first: under an offset the digits that matter are there.
-        if not np.isfinite(self.means).all():
-            raise Undefined("nonfinite_statistics")
-        if not bounded(self.means):
-            raise Undefined("out_of_range")
+        self._require_finite()
         centred: Floats = self.means - self.means[0]
         if low.any():
             centred += taken(low, self.present) - low[self.present[0]]
@@ -144,7 +142,14 @@ class ClassGeometry:
     @cached_property
     def uncentred_gram(self) -> Floats | None:
         """Inner products of the uncentred class means, (C, C), where C is small."""
-        return small_gram(self.finite_means, TILE)
+        means = self.finite_means
+        try:
+            gram = self.gram
+        except Undefined:  # the means are one point
+            gram = None
+        if gram is None:
+            return small_gram(means, TILE)
+        return moved_gram(gram, self.centred, self.weights(self._center) @ means)
 
     @cached_property
     def sample_mean(self) -> Floats:
@@ -218,8 +223,7 @@ class ClassGeometry:
         """Uncentred class means (C, d); Undefined with fewer than two or beyond float64."""
         require(self.rows > 0, "no_rows")
         require(self.num_present > 1, "one_class")
-        require(bool(np.isfinite(self.means).all()), "nonfinite_statistics")
-        require(bounded(self.means), "out_of_range")
+        self._require_finite()
         return self.means
 
     @cached_property
@@ -307,6 +311,19 @@ class ClassGeometry:
         if not np.isfinite(projected).all():
             raise Undefined("nonfinite_statistics")
         return projected
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether no class mean has a NaN or Inf."""
+        return bool(np.isfinite(self.means).all())
+
+    @cached_property
+    def _bounded(self) -> bool:
+        return bounded(self.means)
+
+    def _require_finite(self) -> None:
+        require(self.finite, "nonfinite_statistics")
+        require(self._bounded, "out_of_range")
 
     def _require_spread(self) -> None:
         require(self.rows > 0, "no_rows")

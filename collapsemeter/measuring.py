@@ -15,7 +15,7 @@ from . import nc1, nc2, nc3, rank
 from .catalogue import METRICS
 from .convention import PRESETS, Convention
 from .details import matrices, per_class, vectors
-from .frames import bounded, centred_rows, taken
+from .frames import EPS64, bounded, centred_rows, taken
 from .geometry import ClassGeometry, Spectrum
 from .moments import EPS, ClassMoments
 from .nc2 import HeadFrame
@@ -88,13 +88,15 @@ def measure(
 
     values: dict[str, float] = {}
     reasons: dict[str, str] = {}
+    # First what NumPy's BLAS computes, then what SciPy's does: threads of one hold up those of the other.
     for family in (
-        _nc1(geometry, convention),
-        _rank(geometry, fed),
         _nc2(geometry),
         _of_head(geometry, head, center_head),
         _nc4(geometry, decisions),
+        _fed(geometry, fed),
         _balance(into, fed, decays),
+        _nc1(geometry, convention),
+        _rank(geometry),
     ):
         for name, compute in family:
             try:
@@ -244,7 +246,7 @@ def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
 
     def share(counts: npt.NDArray[np.int64]) -> float:
         require(geometry.num_present != 1, "one_class")
-        require(bool(np.isfinite(geometry.means).all()), "nonfinite_statistics")
+        require(geometry.finite, "nonfinite_statistics")
         total = int(decisions.rows.sum())
         if total == 0:
             raise Undefined("no_decisions")
@@ -257,7 +259,7 @@ def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
     yield "ncc_accuracy", lambda: share(decisions.correct)
 
 
-def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Computed:
+def _rank(geometry: ClassGeometry) -> Computed:
     yield "features_effective_rank", lambda: rank.features_effective_rank(geometry)
     yield "means_effective_rank", lambda: rank.effective_rank(geometry.centred_values)
     yield "means_stable_rank", lambda: rank.stable_rank(geometry.centred_values)
@@ -265,6 +267,9 @@ def _rank(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Co
         "means_condition",
         lambda: rank.means_condition(geometry.uncentred_values, geometry.num_present),
     )
+
+
+def _fed(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Computed:
     if weight is None:
         return
 
@@ -344,12 +349,13 @@ def _dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, f
         return {}
     try:
         _ = geometry.centred
-        spacing = np.where(geometry.means == 0, 0.0, np.ldexp(eps / 2, np.frexp(geometry.means)[1]))
-        rounding = geometry.weights(convention.within) @ spacing**2 / 12
+        squares = np.spacing(geometry.means)  # float64's
+        squares *= squares
+        rounding = geometry.weights(convention.within) @ squares * ((eps / EPS64) ** 2 / 12)
         spectrum = geometry.spectrum(convention.between)
     except Undefined:
         return {}
-    along = float(np.vecdot(spectrum.inverse, spectrum.inverse * rounding).sum())
+    along = float(np.einsum("rj,rj->j", spectrum.inverse, spectrum.inverse) @ rounding)
     between = float((spectrum.values**2).sum())
     divisor = geometry.num_present if convention.divide_by_classes else 1
     return {"nc1_pinv": along / divisor, "nc1_trace_ratio": float(rounding.sum()) / between}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .frames import Floats, bounded, gram_distance, norms_of_directions
+from .frames import Floats, bounded, gram_distance, norms_of_directions, row_blocks
 from .pairs import TILE
 from .undefined import Undefined
 
@@ -129,10 +129,13 @@ def nc3_self_duality(weight: Floats, means: Floats) -> float:
     >>> nc3_self_duality(np.eye(4), 2 * np.eye(4)), nc3_self_duality(np.eye(4), -np.eye(4))
     (0.0, 4.0)
     """
-    difference = weight / _norm(weight)
-    difference -= means / np.linalg.norm(means)
-    difference *= difference
-    return float(difference.sum())
+    length, size = _norm(weight), float(np.linalg.norm(means))
+    total = 0.0
+    for rows in row_blocks(weight):
+        difference = weight[rows] / length
+        difference -= means[rows] / size
+        total += float(np.vecdot(difference, difference).sum())
+    return total
 
 
 def nc3_etf_error(weight: Floats, means: Floats) -> float:

@@ -21,7 +21,31 @@ if TYPE_CHECKING:
 Reals = npt.NDArray[np.floating]  # float64, or float32 of very many rows
 COSINE_BINS = 100  # of equal width over [-1, 1]
 _CHUNK = 2**22  # entries of a matrix of rows that are worked on at a time: 32 MB
+_PIECE = 1024  # terms of one inner product: of so few BLAS starts no threads, and rounding does not add up
+_ALONE = 2**17  # entries of such a product, up to which BLAS starts no threads
 _AT_CENTRE = 1e-30  # norms below this share of the largest are nothing beside it
+
+
+def _inner(a: Reals, b: Reals) -> float:
+    """Inner product of two vectors; those of their pieces are added in float64."""
+    whole = a.size - a.size % _PIECE
+    pieces = np.vecdot(a[:whole].reshape(-1, _PIECE), b[:whole].reshape(-1, _PIECE))
+    return float(np.add.reduce(pieces, dtype=np.float64)) + float(np.vecdot(a[whole:], b[whole:]))
+
+
+def _sum(values: Reals) -> float:
+    """Sum of a vector, four times as fast as by ``np.add.reduce``."""
+    whole = values.size - values.size % _PIECE
+    ones = np.ones(_PIECE, values.dtype)
+    pieces = np.vecdot(values[:whole].reshape(-1, _PIECE), ones)
+    return float(np.add.reduce(pieces, dtype=np.float64)) + float(np.add.reduce(values[whole:]))
+
+
+def _alone(values: Reals) -> Iterator[slice]:
+    """Rows of which BLAS takes a product with two columns in the one thread that calls."""
+    step = max(1, _ALONE // values.shape[1])
+    for start in range(0, len(values), step):
+        yield slice(start, start + step)
 
 
 class _Running:
@@ -33,10 +57,9 @@ class _Running:
     def add(self, values: Reals, spare: Reals) -> None:
         """Take in a vector; ``spare`` is memory of its size, or the vector itself, and is lost."""
         if values.size:
-            mean = float(np.add.reduce(values)) / values.size
-            squares = np.subtract(values, mean, out=spare)
-            squares *= squares  # a product of vectors would start the threads of BLAS
-            self.merge(_Running(values.size, mean, float(np.add.reduce(squares))))
+            mean = _sum(values) / values.size
+            off = np.subtract(values, mean, out=spare)
+            self.merge(_Running(values.size, mean, _inner(off, off)))
 
     def merge(self, part: _Running) -> None:
         """Take in what was made of other values."""
@@ -73,7 +96,7 @@ class CosineSpread:
     def add(self, strip: Strip) -> None:
         """Take in one strip."""
         excess = np.add(strip.cosines, self._simplex, out=strip.scratch())
-        self._deviation += float(np.add.reduce(strip.pairs(np.abs(excess, out=excess))))
+        self._deviation += _sum(strip.pairs(np.abs(excess, out=excess)))
         # Not of the excess: in float32 that is off by as much wherever it is of one power of two.
         cosines = strip.pairs(strip.cosines)
         self._cosines.add(cosines, excess.reshape(-1)[: cosines.size])
@@ -109,8 +132,13 @@ class Histogram:
         bins = np.multiply(strip.cosines, COSINE_BINS / 2, out=strip.scratch())
         bins += COSINE_BINS / 2
         # Round-off may put the cosine of parallel rows just outside: below zero it is cut to zero.
-        places = strip.pairs(bins).astype(np.intp)
-        self._counts += np.bincount(places, minlength=COSINE_BINS + 1)
+        places = strip.pairs(bins).astype(np.uint8)
+        # Two at a time, as one number of two bytes: that halves the time.
+        even = places.size - places.size % 2
+        both = np.bincount(places[:even].view(np.uint16), minlength=256 * (COSINE_BINS + 1))
+        table = both.reshape(-1, 256)
+        self._counts += table.sum(axis=1) + table.sum(axis=0)[: COSINE_BINS + 1]
+        self._counts[places[even:]] += 1
 
     def merge(self, part: Histogram) -> None:
         """Take in what another has added up of the pairs that come next."""
@@ -289,8 +317,10 @@ class VarianceRatio:
             return
         a, b = self._norms[strip.rows], self._norms[strip.columns]
         halves = strip.scratch()
-        left, right = self._left[strip.rows], self._right[:, strip.columns]
-        np.matmul(left.astype(halves.dtype), right.astype(halves.dtype), out=halves)
+        left = self._left[strip.rows].astype(halves.dtype)
+        right = self._right[:, strip.columns].astype(halves.dtype)
+        for part in _alone(halves):
+            np.matmul(left[part], right, out=halves[part])
         halves -= strip.cosines
         if len(strip.near[0]):
             i, j = strip.near
@@ -300,7 +330,9 @@ class VarianceRatio:
         if self._coincident:
             return
         inverse = np.reciprocal(halves, out=halves)
-        sums = self._by_norm[strip.rows].T @ (inverse @ self._by_norm[strip.columns])
+        by_norm = self._by_norm[strip.columns].astype(halves.dtype)
+        by_row = np.concatenate([inverse[part] @ by_norm for part in _alone(inverse)])
+        sums = self._by_norm[strip.rows].T @ by_row
         # On the diagonal each pair stands twice.
         self._total += float(sums[0, 1] + sums[1, 0]) / (8.0 if strip.diagonal else 4.0)
 

@@ -10,8 +10,7 @@ cosines have a standard deviation of (1 - m) / sqrt(2 d) at least, as of the bou
 above that; and a mean over n pairs loses 3e-7 / sqrt(n), of eight million pairs or more 1e-10. A function of
 1 - cos loses the more the nearer the rows: rows that have another within _NEAR are taken again in float64, so that
 a mean is left with 3e-7 / _NEAR / sqrt(n), where the n nearest pairs are a share of _NEAR of all or are not what
-it is made of: 1e-8. Sums within a strip are pairwise, in float32, and lose about as much; those of strips
-are added in float64. The largest cosine of each row is found again in float64 (`Nearest.settle`).
+it is made of: 1e-8. Sums of a thousand are in float32, and lose about as much; those are added in float64. The largest cosine of each row is found again in float64 (`Nearest.settle`).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from .pair_sums import (
     Reals,
     VarianceRatio,
 )
-from .threads import threads
+from .threads import InOrder, threads
 
 __all__ = [
     "COSINE_BINS",
@@ -51,7 +50,9 @@ __all__ = [
 
 TILE = 2048  # classes a side: a tile of pairs takes 32 MB
 _BAND = 256  # rows of a tile that a thread takes at a time
-_STRIP = 2**16  # entries that are worked on at a time, of float64: 512 kB
+_STRIP = (
+    2**17
+)  # entries that are worked on at a time, of float64: 1 MB. Of fewer, threads wait for each other
 _MANY = 4096  # rows, from which on their cosines may be in float32
 _SINGLE_TILE = 2  # times as many a side: BLAS's threads stay awake for a while after every tile
 _NEAR = 0.05  # rows that have a cosine above 1 less this are not left in float32
@@ -144,7 +145,7 @@ class Strip:
     @cached_property
     def largest_by_row(self) -> Reals:
         """The largest cosine of each row, (m,)."""
-        return np.asarray(self.cosines.max(axis=1))
+        return _largest_by_row(self.cosines)
 
     @cached_property
     def largest(self) -> float:
@@ -215,7 +216,7 @@ def _tiles(units: Floats) -> Iterator[_Tile]:
         yield _Tile(rows, columns, cosines, _NONE, _NOTHING)
 
 
-def _single_tiles(units: Floats) -> Iterator[_Tile]:
+def _single_tiles(units: Floats, in_order: InOrder) -> Iterator[_Tile]:
     """Tiles in float32, but for the rows that have another near."""
     factors, side = units.astype(np.float32), TILE * _SINGLE_TILE
     buffer, worth = np.empty(min(side, len(units)) ** 2, np.float32), True
@@ -227,9 +228,15 @@ def _single_tiles(units: Floats) -> Iterator[_Tile]:
             np.matmul(factors[rows], factors[columns].T, out=cosines)
             if rows == columns:
                 np.fill_diagonal(cosines, -np.inf)
-            again = np.flatnonzero(cosines.max(axis=1) > 1 - _NEAR)
+            bands = [cosines[start : start + _BAND] for start in range(0, shape[0], _BAND)]
+            largest = np.concatenate(list(in_order(_largest_by_row, bands)))
+            again = np.flatnonzero(largest > 1 - _NEAR)
             worth = 2 * len(again) < shape[0]  # else the next tiles are in float64 at once
         yield _Tile(rows, columns, cosines, again, units[rows][again] @ units[columns].T)
+
+
+def _largest_by_row(cosines: Reals) -> Reals:
+    return np.asarray(cosines.max(axis=1))
 
 
 def in_single(units: Floats) -> bool:
@@ -239,12 +246,6 @@ def in_single(units: Floats) -> bool:
         return False
     mean = units.mean(axis=0)
     return float(mean @ mean) <= 0.5
-
-
-def _known(cosines: Floats) -> _Tile:
-    """All pairs as one tile."""
-    every = slice(0, len(cosines))
-    return _Tile(every, every, cosines, _NONE, _NOTHING)
 
 
 class Observer(Protocol):
@@ -262,27 +263,35 @@ class Observer(Protocol):
 
 def observe(units: Floats, observers: Sequence[Observer]) -> None:
     """Hand every pair of unit rows to every observer, bands of a tile at a time in threads."""
-    _observe(_single_tiles(units) if in_single(units) else _tiles(units), observers)
-
-
-def _observe(tiles: Iterable[_Tile], observers: Sequence[Observer]) -> None:
-    buffers = Buffers()
     with threads() as in_order:
-        for tile in tiles:
-            starts = [observer.empty() for observer in observers]
+        tiles = _single_tiles(units, in_order) if in_single(units) else _tiles(units)
+        _observe(tiles, observers, in_order)
 
-            def of_band(
-                band: slice, tile: _Tile = tile, starts: list[Observer] = starts
-            ) -> list[Observer]:
-                parts = [start.empty() for start in starts]
-                for strip in tile.strips(band, buffers):
-                    for part in parts:
-                        part.add(strip)
-                return parts
 
-            for parts in in_order(of_band, tile.bands()):
-                for observer, part in zip(observers, parts, strict=True):
-                    observer.merge(part)
+def _observe(tiles: Iterable[_Tile], observers: Sequence[Observer], in_order: InOrder) -> None:
+    buffers = Buffers()
+    for tile in tiles:
+        starts = [observer.empty() for observer in observers]
+
+        def of_band(
+            band: slice, tile: _Tile = tile, starts: list[Observer] = starts
+        ) -> list[Observer]:
+            parts = [start.empty() for start in starts]
+            for strip in tile.strips(band, buffers):
+                for part in parts:
+                    part.add(strip)
+            return parts
+
+        for parts in in_order(of_band, tile.bands()):
+            for observer, part in zip(observers, parts, strict=True):
+                observer.merge(part)
+
+
+def _observe_known(cosines: Floats, observers: Sequence[Observer]) -> None:
+    """Hand all pairs on as one tile."""
+    every = slice(0, len(cosines))
+    with threads() as in_order:
+        _observe([_Tile(every, every, cosines, _NONE, _NOTHING)], observers, in_order)
 
 
 def cosine_spread(units: Floats) -> CosineSpread:
@@ -316,7 +325,7 @@ def spread_of(cosines: Floats) -> CosineSpread:
     0.5
     """
     spread = CosineSpread(len(cosines))
-    _observe([_known(cosines)], [spread])
+    _observe_known(cosines, [spread])
     return spread
 
 
@@ -360,7 +369,7 @@ def pair_statistics(
     nearest, logs = Nearest(len(units)), LogDistances(units, resolution)
     observers: list[Observer] = [spread, histogram, nearest, logs, *beside]
     if cosines is not None:
-        _observe([_known(cosines)], observers)
+        _observe_known(cosines, observers)
     else:
         observe(units, observers)
         if in_single(units):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .frames import EPS64, Floats, row_norms, taken
+from .frames import EPS64, Floats, row_blocks, row_norms, taken
 from .geometry import ClassGeometry
 from .pairs import TILE
 from .spectra import eigenvalues_of_sum
@@ -173,7 +173,10 @@ def dnc3_sine(weight: Floats, means: Floats) -> float:
     for start in range(0, len(rows), TILE):
         part = slice(start, start + TILE)
         directions = rows[part] / lengths[part, None]
-        sines[part] = _sines(directions, units[search.closest(directions)])
+        closest = search.closest(directions)
+        sines[part] = np.concatenate(
+            [_sines(directions[rows], units[closest[rows]]) for rows in row_blocks(directions)]
+        )
     return float(np.average(sines, weights=lengths))
 
 
@@ -193,8 +196,9 @@ class _ClosestUnits:
     rows where it could are done again in float64. What all unit vectors have in common decides
     nothing, so they are centred first: what is left is small, and so is its rounding.
 
-    Of many unit vectors, those directions in which they vary most, a quarter of all, often rule out all
-    but one. With P on them, :math:`w \cdot u \le Pw \cdot Pu + |w - Pw|\,|u - Pu|`: a product, too.
+    Of many unit vectors, those directions in which they vary most often rule out all but one: a sixteenth
+    of all directions near collapse, a quarter far from it. With P on them,
+    :math:`w \cdot u \le Pw \cdot Pu + |w - Pw|\,|u - Pu|`: a product, too.
 
     Parameters
     ----------
@@ -209,36 +213,49 @@ class _ClosestUnits:
         rounding = (width + 4) * float(np.finfo(np.float32).eps)
         self._error = rounding * float(row_norms(relative).max())
         self._relative = relative.astype(np.float32)
-        self._leading: Floats | None = None
+        self._bounds: list[tuple[Floats, npt.NDArray[np.float32]]] = []
         if len(units) > TILE:
             axes = np.linalg.eigh(relative.T @ relative)[1]
-            self._leading = axes[:, width - width // 4 :]
-            self._bounding = _with_remainder(relative, self._leading)
+            leading = [axes[:, -max(1, width // share) :] for share in (16, 4)]
+            self._bounds = [(some, _with_remainder(relative, some)) for some in leading]
 
     def closest(self, rows: Floats) -> npt.NDArray[np.int64]:
         """Return the index of the closest of all units to each unit row, (k,)."""
         index, unsure = np.zeros(len(rows), np.int64), np.arange(len(rows))
-        if self._leading is not None:
-            index, second = _leaders(_with_remainder(rows, self._leading), self._bounding)
-            unsure = np.flatnonzero(self._margin(rows, index, second) <= self._error)
-            if 2 * len(unsure) > len(rows):
-                self._leading = None  # not worth its time
-        if len(unsure):
-            index[unsure], second = _leaders(rows[unsure].astype(np.float32), self._relative)
-            margin = self._margin(rows[unsure], index[unsure], second)
-            unsure = unsure[margin <= self._error]
+        worth = []
+        for axes, others in self._bounds:
+            left = self._decide(
+                index, rows, unsure, _with_remainder(taken(rows, unsure), axes), others
+            )
+            if 2 * len(left) <= len(unsure):
+                worth.append((axes, others))
+            unsure = left
+        self._bounds = worth  # for the next rows
+        single = taken(rows, unsure).astype(np.float32)
+        unsure = self._decide(index, rows, unsure, single, self._relative)
         step = max(1, TILE * TILE // len(self._units))
         for start in range(0, len(unsure), step):
             part = unsure[start : start + step]
             index[part] = (rows[part] @ self._units.T).argmax(axis=1)
         return index
 
-    def _margin(
-        self, rows: Floats, index: npt.NDArray[np.int64], second: npt.NDArray[np.float32]
-    ) -> Floats:
-        """By how much the product with a unit exceeds the bound of every other."""
-        margin: Floats = np.vecdot(rows, self._units[index] - self._mean) - second
-        return margin
+    def _decide(
+        self,
+        index: npt.NDArray[np.int64],
+        rows: Floats,
+        places: npt.NDArray[np.int64],
+        coordinates: npt.NDArray[np.float32],
+        others: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.int64]:
+        """Set the index of the rows at some places, by products of coordinates; return where it is unsure."""
+        if not len(places):
+            return places
+        index[places], second = _leaders(coordinates, others)
+        # By how much the product with a unit exceeds the bound of every other.
+        rows = taken(rows, places)
+        margin: Floats = np.vecdot(rows, self._units[index[places]]) - rows @ self._mean - second
+        left: npt.NDArray[np.int64] = places[margin <= self._error]
+        return left
 
 
 def _with_remainder(rows: Floats, axes: Floats) -> npt.NDArray[np.float32]:
@@ -258,8 +275,10 @@ def _leaders(
     every = np.arange(len(rows))
     index = np.zeros(len(rows), np.int64)
     best, second = (np.full(len(rows), -np.inf, np.float32) for _ in range(2))
+    buffer = np.empty((len(rows), min(TILE, len(others))), np.float32)
     for start in range(0, len(others), TILE):
-        products = rows @ others[start : start + TILE].T
+        part = others[start : start + TILE]
+        products = np.matmul(rows, part.T, out=buffer[:, : len(part)])
         first = products.argmax(axis=1)
         largest = products[every, first]
         products[every, first] = -np.inf

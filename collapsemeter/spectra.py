@@ -61,7 +61,7 @@ def singular_values(frame: Floats, gram: Floats | None = None) -> Floats:
     """
     if min(frame.shape) > _SMALL:
         gram = _gram(frame) if gram is None else gram
-        squares = np.asarray(np.linalg.eigvalsh(gram), np.float64)[::-1]
+        squares = _eigenvalues(gram.T)  # the same, and in the order of LAPACK
         if _graded(squares):
             return np.asarray(np.sqrt(squares))
     return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
@@ -106,7 +106,7 @@ def factors(frame: Floats, null: Floats, cut: float, gram: Floats | None = None)
     if _SMALL < len(frame) <= frame.shape[1]:
         rows = without_null(frame, null)
         gram = rows @ rows.T if gram is None else without_null(without_null(gram, null).T, null)
-        squares = np.asarray(np.linalg.eigvalsh(gram), np.float64)[::-1]
+        squares = _eigenvalues(gram.T)
         if _graded(squares):
             return Factors(np.append(np.sqrt(squares), 0.0), rows, _solved(gram, rows))
     values, directions = thin_svd(frame, null)
@@ -167,10 +167,10 @@ def without_null(frame: Floats, null: Floats) -> Floats:
     """
     normal = null / np.linalg.norm(null)
     normal[0] += np.copysign(1.0, normal[0])
-    reflected: Floats = frame[1:] - np.outer(
-        normal[1:], (normal @ frame) * (2.0 / (normal @ normal))
-    )
-    return reflected
+    # Not by a product of NumPy's BLAS, whose threads would hold up SciPy's.
+    along = np.einsum("c,cj->j", normal, frame) * (2.0 / (normal @ normal))
+    reflected: Floats = np.outer(normal[1:], along)
+    return np.subtract(frame[1:], reflected, out=reflected)
 
 
 def sizeable(matrix: Floats) -> bool:
@@ -194,20 +194,26 @@ def eigenvalues_of_sum(matrix: Floats, frame: Floats, weight: float) -> Floats:
     array([3., 1.])
     """
     if not sizeable(matrix):
-        values = np.linalg.eigvalsh(matrix + weight * (frame.T @ frame))
-    else:
-        from scipy.linalg import blas, eigh  # a tenth of a second to import
+        return np.asarray(np.linalg.eigvalsh(matrix + weight * (frame.T @ frame))[::-1], np.float64)
+    from scipy.linalg import blas  # a tenth of a second to import
 
-        # One triangle is all that is read: the product is added to a copy of S, in place.
-        total = blas.dsyrk(weight, frame.T, beta=1.0, c=matrix.T)
-        values = eigh(
-            total,
-            lower=False,
-            eigvals_only=True,
-            overwrite_a=True,
-            check_finite=False,
-            driver="evd",
-        )
+    # One triangle is all that is read: the product is added to a copy of S, in place.
+    total = blas.dsyrk(weight, frame.T, beta=1.0, c=matrix.T, lower=True)
+    return _eigenvalues(total, overwrite=True)
+
+
+def _eigenvalues(lower: Floats, overwrite: bool = False) -> Floats:
+    """Eigenvalues, largest first, of a symmetric matrix in the order of LAPACK, by its lower triangle."""
+    from scipy.linalg import eigh
+
+    values = eigh(
+        lower,
+        lower=True,
+        eigvals_only=True,
+        overwrite_a=overwrite,
+        check_finite=False,
+        driver="evd",
+    )
     return np.asarray(values[::-1], np.float64)
 
 

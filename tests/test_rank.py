@@ -140,13 +140,18 @@ def test_the_closest_of_many_means_is_that_of_all_directions(width, noise, decay
         assert lost.max() <= 8 * np.finfo(float).eps
 
 
-def test_leading_directions_decide_near_collapse(monkeypatch):
+@pytest.mark.parametrize(("noise", "kept"), [(0.0, 2), (0.6, 1), (3.0, 0)])
+def test_a_few_leading_directions_decide_near_collapse(noise, kept, monkeypatch):
+    """And a quarter further off; what decides for less than half of the rows is left out for the next."""
     monkeypatch.setattr(rank, "TILE", 16)
-    means = np.random.default_rng(0).normal(size=(60, 40))
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(60, 128))
     units = means / np.linalg.norm(means, axis=1, keepdims=True)
+    rows = means + noise * rng.normal(size=means.shape)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     search = rank._ClosestUnits(units)
-    assert search.closest(units).tolist() == list(range(60))
-    assert search._leading is not None
+    assert search.closest(rows).tolist() == (rows @ units.T).argmax(axis=1).tolist()
+    assert len(search._bounds) == kept
 
 
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
