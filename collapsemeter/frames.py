@@ -98,36 +98,42 @@ def simplex_gram(num_classes: int) -> Floats:
     return centring(num_classes) / math.sqrt(num_classes - 1)
 
 
-def small_gram(frame: Floats, most: int) -> Floats | None:
-    r"""Return :math:`F F^\top`, (C, C), to be used more than once; None where it is not small.
+def inner_products(frame: Floats, most: int) -> Floats | None:
+    r"""Return :math:`F F^\top`, (C, C), or :math:`F^\top F`, (d, d), where C > d + 1, to be used more than once.
 
     Parameters
     ----------
     frame : (C, d) float64
     most : int
-        The largest C; nor is it small where C > d + 1, or where its squares may leave float64.
+        The largest side; None where it is larger, or where squares of the products may leave float64.
 
     Examples
     --------
-    >>> small_gram(np.array([[3.0, 4.0]]), 10), small_gram(np.ones((3, 1)), 10)
-    (array([[25.]]), None)
+    >>> inner_products(np.array([[3.0, 4.0]]), 10), inner_products(np.ones((3, 1)), 10)
+    (array([[25.]]), array([[3.]]))
     """
-    count, width = frame.shape
-    if count > min(most, width + 1) or _moderate(frame) is not frame:
+    rows = of_rows(frame)
+    side = frame.shape[0 if rows else 1]
+    if not 0 < side <= most or _moderate(frame) is not frame:
         return None
-    return np.asarray(frame @ frame.T)
+    return np.asarray(frame @ frame.T if rows else frame.T @ frame)
 
 
-def moved_gram(gram: Floats, frame: Floats, by: Floats) -> Floats | None:
-    r"""Return what `small_gram` does of the rows :math:`f_a + t`, from the products of the rows :math:`f_a`.
+def of_rows(frame: Floats) -> bool:
+    """Return whether the inner products of the rows are taken, and not those of the columns."""
+    return bool(len(frame) <= frame.shape[1] + 1)
 
-    :math:`F F^\top + (F t) 1^\top + 1 (F t)^\top + |t|^2`: no matrix product, and no term is larger
-    than the longest row's square, so that it has the digits of one.
+
+def moved_products(products: Floats, frame: Floats, by: Floats) -> Floats | None:
+    r"""Return what `inner_products` does of the rows :math:`f_a + t`, where the rows :math:`f_a` add up to zero.
+
+    :math:`F F^\top + (F t) 1^\top + 1 (F t)^\top + |t|^2`, or :math:`F^\top F + C t t^\top`: no matrix
+    product, and no term is larger than what it is a part of, so that it has the digits of one.
 
     Parameters
     ----------
-    gram : (C, C) float64
-        :math:`F F^\top`.
+    products : (C, C) or (d, d) float64
+        As by `inner_products`.
     frame : (C, d) float64
         F.
     by : (d,) float64
@@ -135,16 +141,27 @@ def moved_gram(gram: Floats, frame: Floats, by: Floats) -> Floats | None:
 
     Examples
     --------
-    >>> moved_gram(np.array([[1.0]]), np.array([[1.0, 0.0]]), np.array([2.0, 4.0]))
-    array([[25.]])
+    >>> frame = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    >>> moved_products(inner_products(frame, 10), frame, np.array([2.0, 4.0]))
+    array([[25., 19.],
+           [19., 17.]])
     """
-    along = frame @ by + (by @ by) / 2
-    moved: Floats = gram + along
-    moved += along[:, None]
+    if of_rows(frame):
+        along = frame @ by + (by @ by) / 2
+        moved: Floats = products + along
+        moved += along[:, None]
+    else:
+        moved = products + len(frame) * np.outer(by, by)
     return moved if moved.diagonal().max() < 1e100 else None
 
 
-def gram_distance(a: Floats, b: Floats, target: str, gram: Floats | None = None) -> float:
+def gram_distance(
+    a: Floats,
+    b: Floats,
+    target: str,
+    of_a: Floats | None = None,
+    of_b: Floats | None = None,
+) -> float:
     r"""Distance of the normalised product of two frames from that of a target frame.
 
     :math:`\big| AB^\top / |AB^\top| - T \big|` with T the simplex Gram matrix P, or
@@ -155,8 +172,8 @@ def gram_distance(a: Floats, b: Floats, target: str, gram: Floats | None = None)
     ----------
     a, b : (C, d) float64
     target : {"simplex", "orthogonal"}
-    gram : (C, C) float64, optional
-        :math:`AB^\top` as by `small_gram`, where it is known.
+    of_a, of_b : (C, C) or (d, d) float64, optional
+        Of each frame what `inner_products` returns, where it is known.
 
     Returns
     -------
@@ -169,13 +186,16 @@ def gram_distance(a: Floats, b: Floats, target: str, gram: Floats | None = None)
     >>> gram_distance(frame, frame, "simplex") < 1e-14
     True
     """
-    count, width = a.shape
+    count = len(a)
     same = a is b  # a frame times itself is symmetric
-    if gram is None:
+    if of_a is None:
         a = _moderate(a)
-        b = a if same else _moderate(b)
-        gram = a @ b.T if count <= width + 1 else None
-    if gram is not None:
+    if same:
+        b, of_b = a, of_a
+    elif of_b is None:
+        b = _moderate(b)
+    if of_rows(a):
+        gram = a @ b.T if of_a is None or not same else of_a
         norm = float(np.linalg.norm(gram))
         if not norm > 0:
             return math.nan
@@ -187,8 +207,9 @@ def gram_distance(a: Floats, b: Floats, target: str, gram: Floats | None = None)
             scale = math.sqrt(count)
         difference[np.diag_indices(count)] -= 1.0 / scale
         return float(np.linalg.norm(difference))
-    square = a.T @ a
-    norm = math.sqrt(max(float(np.vdot(square, square if same else b.T @ b)), 0.0))
+    squares = a.T @ a if of_a is None else of_a
+    others = squares if same else b.T @ b if of_b is None else of_b
+    norm = math.sqrt(max(float(np.vdot(squares, others)), 0.0))
     inner = float(np.vdot(a, b))
     if target == "simplex":
         inner = (inner - float(a.sum(axis=0) @ b.sum(axis=0)) / count) / math.sqrt(count - 1)

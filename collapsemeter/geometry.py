@@ -19,9 +19,10 @@ from .frames import (
     bounded,
     cosines_of,
     have_directions,
-    moved_gram,
+    inner_products,
+    moved_products,
+    of_rows,
     row_norms,
-    small_gram,
     taken,
     unit_rows,
 )
@@ -135,21 +136,21 @@ class ClassGeometry:
         return unit_rows(self.centred, "class_mean_at_centre")
 
     @cached_property
-    def gram(self) -> Floats | None:
-        """Inner products of the rows of M, (C, C), where C is small."""
-        return small_gram(self.centred, TILE)
+    def products(self) -> Floats | None:
+        """Inner products of the rows of M, (C, C), or of its columns, (d, d), where they are few."""
+        return inner_products(self.centred, TILE)
 
     @cached_property
-    def uncentred_gram(self) -> Floats | None:
-        """Inner products of the uncentred class means, (C, C), where C is small."""
+    def uncentred_products(self) -> Floats | None:
+        """The same of the uncentred class means."""
         means = self.finite_means
         try:
-            gram = self.gram
+            products = self.products
         except Undefined:  # the means are one point
-            gram = None
-        if gram is None:
-            return small_gram(means, TILE)
-        return moved_gram(gram, self.centred, self.weights(self._center) @ means)
+            products = None
+        if products is None or not (self._center == "class" or self.balanced):
+            return inner_products(means, TILE)
+        return moved_products(products, self.centred, self.weights("class") @ means)
 
     @cached_property
     def sample_mean(self) -> Floats:
@@ -185,7 +186,8 @@ class ClassGeometry:
             observe(ratio.directions(), [ratio])
             return None, ratio
         resolution = self.resolution / float(self.norms.min())
-        cosines = None if self.gram is None else cosines_of(self.gram, self.norms)
+        products = self.products if of_rows(self.centred) else None
+        cosines = None if products is None else cosines_of(products, self.norms)
         return pair_statistics(ratio.directions(), resolution, [ratio], cosines), ratio
 
     def spectrum(self, between: Weighting) -> Spectrum:
@@ -211,7 +213,7 @@ class ClassGeometry:
 
     @cached_property
     def _factors(self) -> Factors:
-        return factors(self.centred, self.weights(self._center), self._cut, self.gram)
+        return factors(self.centred, self.weights(self._center), self._cut, self.products)
 
     @property
     def centred_values(self) -> Floats:
@@ -229,7 +231,7 @@ class ClassGeometry:
     @cached_property
     def uncentred_values(self) -> Floats:
         """Singular values of the uncentred class means, largest first."""
-        return singular_values(self.finite_means, self.uncentred_gram)
+        return singular_values(self.finite_means, self.uncentred_products)
 
     def within_traces(self) -> Floats:
         """v_c of each present class, (C,)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -196,7 +196,7 @@ def _nc2(geometry: ClassGeometry) -> Computed:
     yield "nc2_equinorm", lambda: nc2.nc2_equinorm(geometry.norms)
     yield "nc2_equiangular", lambda: nc2.nc2_equiangular(geometry.pairs)
     yield "nc2_max_angle", lambda: nc2.nc2_max_angle(geometry.pairs)
-    yield "nc2_etf_error", lambda: nc2.nc2_etf_error(geometry.centred, geometry.gram)
+    yield "nc2_etf_error", lambda: nc2.nc2_etf_error(geometry.centred, geometry.products)
     yield "nc2_of_error", lambda: _of_error(geometry)
     yield "gnc2_log_mean", lambda: nc2.gnc2_log_mean(geometry.pairs)
     yield "gnc2_log_var", lambda: nc2.gnc2_log_var(geometry.pairs)
@@ -204,7 +204,7 @@ def _nc2(geometry: ClassGeometry) -> Computed:
 
 def _of_error(geometry: ClassGeometry) -> float:
     _ = geometry.centred  # undefined where the means do not differ
-    return nc2.nc2_of_error(geometry.finite_means, geometry.uncentred_gram)
+    return nc2.nc2_of_error(geometry.finite_means, geometry.uncentred_products)
 
 
 def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> Computed:
@@ -226,9 +226,9 @@ def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> C
     yield "nc2_equinorm_head", lambda: nc2.nc2_equinorm(frame().norms)
     yield "nc2_equiangular_head", lambda: nc2.nc2_equiangular(frame().pairs)
     yield "nc2_max_angle_head", lambda: nc2.nc2_max_angle(frame().pairs)
-    yield "nc2_etf_error_head", lambda: nc2.nc2_etf_error(frame().rows, frame().gram)
+    yield "nc2_etf_error_head", lambda: nc2.nc2_etf_error(frame().rows, frame().products)
     yield "nc3_self_duality", lambda: dual(nc3.nc3_self_duality)
-    yield "nc3_etf_error", lambda: dual(nc3.nc3_etf_error)
+    yield "nc3_etf_error", lambda: dual(partial(nc3.nc3_etf_error, products=geometry.products))
     yield "nc3_cosine", lambda: dual(nc3.nc3_cosine)
     yield "nc3_uniform", lambda: dual(nc3.nc3_uniform)
 

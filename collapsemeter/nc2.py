@@ -17,8 +17,9 @@ from .frames import (
     cosines_of,
     gram_distance,
     have_directions,
+    inner_products,
+    of_rows,
     row_norms,
-    small_gram,
 )
 from .pairs import TILE, CosineSpread, PairStatistics, cosine_spread, spread_of
 from .undefined import Undefined, require
@@ -79,15 +80,15 @@ def nc2_max_angle(pairs: PairStatistics | CosineSpread) -> float:
     return pairs.cos_deviation
 
 
-def nc2_etf_error(frame: Floats, gram: Floats | None = None) -> float:
+def nc2_etf_error(frame: Floats, products: Floats | None = None) -> float:
     r"""Distance to a simplex ETF: :math:`\big| G/|G| - P \big|`, :math:`G = M M^\top`.
 
     Parameters
     ----------
     frame : (C, d) float64
         M.
-    gram : (C, C) float64, optional
-        G as by `frames.small_gram`, where it is known.
+    products : (C, C) or (d, d) float64, optional
+        As by `frames.inner_products`, where they are known.
 
     References
     ----------
@@ -99,10 +100,10 @@ def nc2_etf_error(frame: Floats, gram: Floats | None = None) -> float:
     >>> nc2_etf_error(3.0 * simplex_etf(4, 6)) < 1e-14
     True
     """
-    return gram_distance(frame, frame, "simplex", gram)
+    return gram_distance(frame, frame, "simplex", products)
 
 
-def nc2_of_error(means: Floats, gram: Floats | None = None) -> float:
+def nc2_of_error(means: Floats, products: Floats | None = None) -> float:
     r"""Distance of the uncentred class means to an orthogonal frame: :math:`\big| G/|G| - I/\sqrt C \big|`.
 
     The target after a ReLU in deep neural collapse.
@@ -111,8 +112,8 @@ def nc2_of_error(means: Floats, gram: Floats | None = None) -> float:
     ----------
     means : (C, d) float64
         Uncentred class means.
-    gram : (C, C) float64, optional
-        G as by `frames.small_gram`, where it is known.
+    products : (C, C) or (d, d) float64, optional
+        As by `frames.inner_products`, where they are known.
 
     References
     ----------
@@ -123,7 +124,7 @@ def nc2_of_error(means: Floats, gram: Floats | None = None) -> float:
     >>> nc2_of_error(5.0 * np.eye(3)) < 1e-14
     True
     """
-    error = gram_distance(means, means, "orthogonal", gram)
+    error = gram_distance(means, means, "orthogonal", products)
     if math.isnan(error):
         raise Undefined("zero_class_mean")
     return error
@@ -191,14 +192,14 @@ class HeadFrame:
         self.norms = row_norms(self.rows)
 
     @cached_property
-    def gram(self) -> Floats | None:
-        """Inner products of the centred rows, (C, C), where C is small."""
-        return small_gram(self.rows, TILE)
+    def products(self) -> Floats | None:
+        """Inner products of the centred rows, (C, C), or columns, (d, d), where they are few."""
+        return inner_products(self.rows, TILE)
 
     @cached_property
     def pairs(self) -> CosineSpread:
         """Spread of the cosines over pairs of centred rows."""
         require(have_directions(self.norms), "head_row_without_direction")
-        if self.gram is not None:
-            return spread_of(cosines_of(self.gram, self.norms))
+        if of_rows(self.rows) and self.products is not None:
+            return spread_of(cosines_of(self.products, self.norms))
         return cosine_spread(self.rows / self.norms[:, None])

@@ -138,8 +138,15 @@ def nc3_self_duality(weight: Floats, means: Floats) -> float:
     return total
 
 
-def nc3_etf_error(weight: Floats, means: Floats) -> float:
+def nc3_etf_error(weight: Floats, means: Floats, products: Floats | None = None) -> float:
     r""":math:`\big| W M^\top / |W M^\top| - P \big|`.
+
+    Parameters
+    ----------
+    weight, means : (C, d) float64
+        W and M.
+    products : (C, C) or (d, d) float64, optional
+        Of the means, as by `frames.inner_products`, where they are known.
 
     References
     ----------
@@ -152,7 +159,7 @@ def nc3_etf_error(weight: Floats, means: Floats) -> float:
     True
     """
     _norm(weight)
-    error = gram_distance(weight, means, "simplex")
+    error = gram_distance(weight, means, "simplex", of_b=products)
     if math.isnan(error):
         raise Undefined("head_orthogonal_to_means")
     return error

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .frames import EPS64, Floats
+from .frames import EPS64, Floats, of_rows
 
 _SMALL = 64  # decompositions of such a side take less time than importing SciPy
 _GRADED = 1e-6  # eigenvalues down to this share of the largest keep ten digits
@@ -41,14 +41,14 @@ def compressed(frame: Floats) -> Floats:
     return np.asarray(triangle)
 
 
-def singular_values(frame: Floats, gram: Floats | None = None) -> Floats:
+def singular_values(frame: Floats, products: Floats | None = None) -> Floats:
     """Return the singular values of a frame, largest first, (min(C, d),).
 
     Parameters
     ----------
     frame : (C, d) float64
-    gram : (C, C) float64, optional
-        The inner products of its rows, where they are known and C <= d.
+    products : (C, C) or (d, d) float64, optional
+        As by `frames.inner_products`, where they are known.
 
     References
     ----------
@@ -60,8 +60,8 @@ def singular_values(frame: Floats, gram: Floats | None = None) -> Floats:
     array([3., 1.])
     """
     if min(frame.shape) > _SMALL:
-        gram = _gram(frame) if gram is None else gram
-        squares = _eigenvalues(gram.T)  # the same, and in the order of LAPACK
+        products = _products(frame) if products is None else products
+        squares = _eigenvalues(products.T)  # the same, and in the order of LAPACK
         if _graded(squares):
             return np.asarray(np.sqrt(squares))
     return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
@@ -79,7 +79,7 @@ class Factors(NamedTuple):
     inverse: Floats
 
 
-def factors(frame: Floats, null: Floats, cut: float, gram: Floats | None = None) -> Factors:
+def factors(frame: Floats, null: Floats, cut: float, products: Floats | None = None) -> Factors:
     r"""Factor :math:`F^\top F` and its pseudo-inverse, without a d x d matrix where C <= d.
 
     A frame of C <= d rows is one row more than a factor of full rank, A, and
@@ -93,8 +93,8 @@ def factors(frame: Floats, null: Floats, cut: float, gram: Floats | None = None)
         Combination of the rows that is zero, not normalised: centred rows have one.
     cut : float
         Singular values up to this share of the largest are round-off.
-    gram : (C, C) float64, optional
-        The inner products of the rows, where they are known.
+    products : (C, C) or (d, d) float64, optional
+        As by `frames.inner_products`, where they are known.
 
     Examples
     --------
@@ -105,11 +105,15 @@ def factors(frame: Floats, null: Floats, cut: float, gram: Floats | None = None)
     """
     if _SMALL < len(frame) <= frame.shape[1]:
         rows = without_null(frame, null)
-        gram = rows @ rows.T if gram is None else without_null(without_null(gram, null).T, null)
+        gram = (
+            rows @ rows.T
+            if products is None
+            else without_null(without_null(products, null).T, null)
+        )
         squares = _eigenvalues(gram.T)
         if _graded(squares):
             return Factors(np.append(np.sqrt(squares), 0.0), rows, _solved(gram, rows))
-    values, directions = thin_svd(frame, null)
+    values, directions = thin_svd(frame, null, products)
     rank = min(int((values > cut * values[0]).sum()), len(frame) - 1)
     kept, directions = values[:rank, None], directions[:rank]
     return Factors(values, kept * directions, directions / kept)
@@ -126,7 +130,7 @@ def _solved(gram: Floats, rows: Floats) -> Floats:
     return np.asarray(blas.dtrsm(1.0, triangle, half, side=1, trans_a=1, overwrite_b=1)).T
 
 
-def thin_svd(frame: Floats, null: Floats) -> tuple[Floats, Floats]:
+def thin_svd(frame: Floats, null: Floats, products: Floats | None = None) -> tuple[Floats, Floats]:
     r"""Singular values, largest first, and right singular vectors in rows.
 
     Parameters
@@ -134,6 +138,8 @@ def thin_svd(frame: Floats, null: Floats) -> tuple[Floats, Floats]:
     frame : (C, d) float64
     null : (C,) float64
         Combination of the rows that is zero, not normalised: centred rows have one.
+    products : (C, C) or (d, d) float64, optional
+        As by `frames.inner_products`, where they are known.
 
     Returns
     -------
@@ -148,7 +154,9 @@ def thin_svd(frame: Floats, null: Floats) -> tuple[Floats, Floats]:
     (array([4.242641, 0.      ]), array([1., 0.]))
     """
     if len(frame) > frame.shape[1] > _SMALL:
-        squares, vectors = np.linalg.eigh(frame.T @ frame)
+        if products is None or of_rows(frame):
+            products = frame.T @ frame
+        squares, vectors = np.linalg.eigh(products)
         if _graded(squares[::-1]):
             return np.sqrt(squares[::-1]), vectors[:, ::-1].T
     _, values, directions = np.linalg.svd(compressed(frame), full_matrices=False)
@@ -252,7 +260,7 @@ def negligible(width: int) -> float:
     return width * EPS64
 
 
-def _gram(frame: Floats) -> Floats:
+def _products(frame: Floats) -> Floats:
     """Inner products of the rows or of the columns, whichever are fewer."""
     return frame @ frame.T if frame.shape[0] <= frame.shape[1] else frame.T @ frame
 

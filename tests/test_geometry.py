@@ -230,15 +230,17 @@ def test_sample_mean_and_scatters(case, preset):
 @pytest.mark.parametrize("offset", [0.0, 1e-6, 1.0, 1e3, 1e9])
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
 @pytest.mark.parametrize("center", ["class", "sample"])
-def test_the_uncentred_products_come_of_the_centred(offset, scale, center):
-    """To rounding of the largest square: that of four terms none of which is larger, and of d products."""
+@pytest.mark.parametrize("width", [90, 20])
+def test_the_uncentred_products_come_of_the_centred(offset, scale, center, width):
+    """To rounding of the largest square: that of a few terms none of which is larger, and of its products."""
     rng = np.random.default_rng(0)
-    frame = rng.normal(size=(70, 90))
-    for rows in (frame, np.vstack([1e5 * frame[:1], frame[1:]]), frame * np.geomspace(1, 1e-8, 90)):
-        means = rows * scale + offset * rng.normal(size=90)
-        moments = cm.ClassMoments(rng.integers(1, 9, 70), means, np.eye(90), np.ones(70))
+    frame = rng.normal(size=(70, width))
+    decaying = frame * np.geomspace(1, 1e-8, width)
+    for rows in (frame, np.vstack([1e5 * frame[:1], frame[1:]]), decaying):
+        means = rows * scale + offset * rng.normal(size=width)
+        moments = cm.ClassMoments(rng.integers(1, 9, 70), means, np.eye(width), np.ones(70))
         geometry = ClassGeometry(moments, center)
         exact = means.astype(np.longdouble)
-        due = (exact @ exact.T).astype(float)
+        due = (exact @ exact.T if width == 90 else exact.T @ exact).astype(float)
         error = 16 * EPS * due.diagonal().max()
-        np.testing.assert_allclose(geometry.uncentred_gram, due, rtol=0, atol=error)
+        np.testing.assert_allclose(geometry.uncentred_products, due, rtol=0, atol=error)
