@@ -138,9 +138,8 @@ class Clock:
         self.unseen = False  # something was counted where the host's clock cannot look
         self.taken = False  # the batch of the step under way is counted, and not left out
         self._began: float | None = None
-        self._spent = self._spread = (
-            0.0  # in the step under way: for its batch, and for those of many
-        )
+        self._spent = 0.0  # in the step under way, for its batch
+        self._spread = 0.0  # the same, for the batches of many
         self._all_spread = 0.0
         self._steps = {True: 0, False: 0}  # by whether the batch was counted
         self._own = {taken: deque[float](maxlen=RECENT) for taken in self._steps}

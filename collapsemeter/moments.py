@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import sums as _sums
+from .frames import row_blocks
 from .labels import labelled_rows
 from .namespace import NUMPY
 from .sampling import low_32_bits
@@ -35,7 +36,6 @@ EPS: dict[str, float] = {
     "float8_e5m2": 2.0**-2,
 }
 HOST_CLASS_ENTRIES = 2**24  # 128 MB: the host affords more than a training step
-_PART = 2**16  # entries of the means that are merged at a time
 _SQUARE = 64  # rows of a symmetric matrix that are mirrored at a time
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "sketch", "trace")  # from fine to coarse
 
@@ -389,9 +389,7 @@ class ClassMoments:
         delta = b.means - a.means
         delta += b._low - a._low
         means, low = np.empty_like(delta), np.empty_like(delta)
-        step = max(1, _PART // max(self.width, 1))
-        for start in range(0, self.num_classes, step):  # what is at hand stays in a core's cache
-            part = slice(start, start + step)
+        for part in row_blocks(delta):
             high, rest = _two_sum(a.means[part], delta[part] * share[part, None])
             means[part], low[part] = _two_sum(high, rest + a._low[part])
         alone = np.flatnonzero(a.counts == 0)

@@ -10,7 +10,8 @@ cosines have a standard deviation of (1 - m) / sqrt(2 d) at least, as of the bou
 above that; and a mean over n pairs loses 3e-7 / sqrt(n), of eight million pairs or more 1e-10. A function of
 1 - cos loses the more the nearer the rows: rows that have another within _NEAR are taken again in float64, so that
 a mean is left with 3e-7 / _NEAR / sqrt(n), where the n nearest pairs are a share of _NEAR of all or are not what
-it is made of: 1e-8. Sums of a thousand are in float32, and lose about as much; those are added in float64. The largest cosine of each row is found again in float64 (`Nearest.settle`).
+it is made of: 1e-8. Sums of a thousand are in float32, and lose about as much; those are added in float64.
+The largest cosine of each row is found again in float64 (`Nearest.settle`).
 """
 
 from __future__ import annotations
@@ -50,9 +51,7 @@ __all__ = [
 
 TILE = 2048  # classes a side: a tile of pairs takes 32 MB
 _BAND = 256  # rows of a tile that a thread takes at a time
-_STRIP = (
-    2**17
-)  # entries that are worked on at a time, of float64: 1 MB. Of fewer, threads wait for each other
+_STRIP = 2**17  # entries that are worked on at a time: of fewer, threads wait for each other
 _MANY = 4096  # rows, from which on their cosines may be in float32
 _SINGLE_TILE = 2  # times as many a side: BLAS's threads stay awake for a while after every tile
 _NEAR = 0.05  # rows that have a cosine above 1 less this are not left in float32
