@@ -10,7 +10,8 @@ that the meter finds. The device is waited for once a round, not in every step.
 `update`: a batch's update beside X^T X of the same rows in plain float32, TF32 off: with as many operations as
 the update's own product, their ratio is the share of the device's float32 rate that the update reaches. The rate
 itself is printed, too. `hooked` is what a hook calls: small batches wait until they make a block, a sample of rows
-is kept, and new classes are not looked for once the host knows that there are none. `widened` is the update where the user allows TF32 and its products are in float64.
+is kept, and new classes are not looked for once the host knows that there are none: every class has as many
+rows as any, so that all are seen where the rows are as many. `widened` is the update where the user allows TF32 and its products are in float64.
 Launched from Python, short kernels wait for the host; `graphs` times the same calls recorded as CUDA graphs,
 which leaves the device's own time. `compiled` is the update as torch.compile fuses it.
 
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from collapsemeter.sums import update
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.device import LayerState, TorchNamespace
+from collapsemeter_torch.gathering import MOST_ROWS
 
 CLASSES, SAMPLE = 1000, 4096
 Call = Callable[[], object]
@@ -120,10 +122,11 @@ def updates(
     """Return the product and the updates of a few batches, so that no cache holds all their rows."""
     classes, width, rows = shape
     generator = torch.Generator(device).manual_seed(0)
-    given = []
-    for _ in range(4):
-        y = torch.randint(classes, (rows,), device=device, generator=generator)
-        given.append((torch.randn(rows, width, device=device, generator=generator), y))
+    order = torch.randperm(4 * rows, device=device, generator=generator)
+    given = [
+        (torch.randn(rows, width, device=device, generator=generator), y)
+        for y in (order % classes).split(rows)
+    ]
     total = torch.zeros(width, width, device=device)
 
     def product() -> None:
@@ -180,7 +183,8 @@ def rates(sheet: Sheet, chosen: argparse.Namespace, form: str = "launched") -> N
         if form == "graphs":
             del calls["hooked"]  # decides on the host, which a graph does not
             calls = {name: recorded(call) for name, call in calls.items()}
-        seconds = in_turn(calls, sheet.rounds, steps=5, clock=sheet.clock, wait=wait_for_device)
+        steps = max(5, 4 * MOST_ROWS // rows)  # a round makes several blocks
+        seconds = in_turn(calls, sheet.rounds, steps=steps, clock=sheet.clock, wait=wait_for_device)
         seconds = {name: times / 4 for name, times in seconds.items()}  # of one batch
         what = f"{form}, C = {classes}, d = {width}, {rows} rows"
         rate = 2 * rows * width**2 / seconds["X^T X"] / 1e12

@@ -284,7 +284,7 @@ class LayerState:
 
         self.ignore_index = ignore_index
         self.propagate = propagate
-        self.gathered = Gathered(width)
+        self.gathered = Gathered(width, on_device=device.type != "cpu")
         self.made_in_graph = torch.compiler.is_compiling()
         self._sums = Sums(
             counts=zeros(num_classes, dtype=torch.int64),

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-MOST_ROWS, MOST_ENTRIES = 4096, 2**21  # 8 MB in float32
+MOST_ROWS = 4096
+MOST_ENTRIES, MOST_ENTRIES_ON_DEVICE = 2**21, 2**23  # 8 and 32 MB in float32
 
 Numbers = range | npt.NDArray[np.int64]  # of rows, as the sample counts them
 
@@ -25,6 +26,8 @@ class Gathered:
     ----------
     width : int
         d.
+    on_device : bool
+        Whether the rows are on an accelerator, where only a large block fills it.
 
     Examples
     --------
@@ -35,8 +38,9 @@ class Gathered:
     (tensor([0, 1, 1]), array([0, 1, 2]))
     """
 
-    def __init__(self, width: int) -> None:
-        self.room = min(MOST_ROWS, MOST_ENTRIES // width)
+    def __init__(self, width: int, on_device: bool = False) -> None:
+        entries = MOST_ENTRIES_ON_DEVICE if on_device else MOST_ENTRIES
+        self.room = min(MOST_ROWS, entries // width)
         self.count = 0
         self._rows: Tensor | None = None
         self._labels: list[Tensor] = []

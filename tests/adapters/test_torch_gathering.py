@@ -12,7 +12,12 @@ from collapsemeter.moments import EPS
 from collapsemeter.sampling import reservoir_slots
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.device import LayerState
-from collapsemeter_torch.gathering import MOST_ENTRIES, MOST_ROWS, Gathered
+from collapsemeter_torch.gathering import (
+    MOST_ENTRIES,
+    MOST_ENTRIES_ON_DEVICE,
+    MOST_ROWS,
+    Gathered,
+)
 
 WIDTH, CLASSES = 24, 5
 
@@ -77,6 +82,7 @@ def test_a_look_at_the_sums_adds_what_waits_and_changes_no_count():
 def test_memory_is_bounded_at_any_width():
     assert Gathered(16).room == MOST_ROWS
     assert Gathered(65536).room * 65536 == MOST_ENTRIES
+    assert Gathered(65536, on_device=True).room * 65536 == MOST_ENTRIES_ON_DEVICE
     assert not Gathered(2 * MOST_ENTRIES).takes(1)
     gathered = Gathered(4)
     gathered.put(torch.ones(3, 4, dtype=torch.float16), torch.zeros(3).long(), range(3))

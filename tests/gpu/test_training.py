@@ -15,6 +15,7 @@ from collapsemeter import ClassMoments
 from collapsemeter.moments import EPS
 from collapsemeter.testing.oracle import tolerance
 from collapsemeter_torch import CollapseMeter
+from collapsemeter_torch.gathering import MOST_ROWS
 
 CLASSES, BATCH = 10, 32
 
@@ -95,14 +96,15 @@ def test_memory_is_flat_and_no_graph_is_kept(device):
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
     meter = watch(net)
     held = []
-    for number in range(320):
+    block = MOST_ROWS // BATCH  # batches: as many wait whenever memory is looked at
+    for number in range(4 * block):
         step(net, optimizer, x, y, meter)
-        if number % 100 == 19:
+        if number >= block and number % block == 19:
             held.append(torch.cuda.memory_allocated() if device.type == "cuda" else 0)
     assert len(set(held)) == 1, held
     states = [state.tensors() for state in meter._live.layers.values()]
     assert not any(t.requires_grad for tensors in states for t in tensors.values())
-    assert rows_counted(meter) == {320 * BATCH}
+    assert rows_counted(meter) == {4 * block * BATCH}
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
