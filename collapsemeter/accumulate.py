@@ -18,6 +18,7 @@ from .moments import ClassMoments, Phase
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, row_hashes
 from .sums import IGNORE_INDEX, ScatterKind, init
+from .symmetric import add_product
 
 SORTED_ENTRIES = 2**24  # taken in the order of classes: of a thousand, a tile meets a few dozen
 TILE_ENTRIES = 2**17  # 1 MB of residuals, which stays in a core's cache up to the product
@@ -145,9 +146,9 @@ class Accumulator:
             self._sketch(residuals[counted], labels[counted], numbers[counted])
         elif sums.scatter is not None and self._by_class:
             for label, part in zip(runs.present, runs.parts(), strict=True):
-                _add_product(sums.scatter[label], residuals[part])
+                add_product(sums.scatter[label], residuals[part])
         elif sums.scatter is not None:
-            _add_product(sums.scatter, residuals)
+            add_product(sums.scatter, residuals)
 
     def _sketch(self, residuals: Floats, labels: Ints, numbers: Ints) -> None:
         """Add rows of these numbers to the sketch: only to the buckets they meet."""
@@ -179,14 +180,6 @@ def widened(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     # By type: a float64 whose byte order is spelled out, as a file's is, is not "built in" to NumPy.
     numpys = issubclass(values.dtype.type, np.floating)
     return values if numpys else values.astype(np.float32)
-
-
-def _add_product(total: Floats, rows: Floats) -> None:
-    """Add ``rows.T @ rows`` to the lower triangle of ``total``, in place: half the work, and no copy."""
-    from scipy.linalg.blas import dsyrk  # a tenth of a second to import
-
-    # To BLAS, which counts by columns, a transposed array of C order is one as it wants it.
-    dsyrk(1.0, rows.T, beta=1.0, c=total.T, overwrite_c=True)
 
 
 def _parts(count: int, most: int) -> list[slice]:

@@ -23,6 +23,7 @@ from .namespace import NUMPY
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
 from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, Sums
+from .symmetric import add_product, mirror, mirrored
 
 Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
 Floats = npt.NDArray[np.float64]
@@ -36,7 +37,6 @@ EPS: dict[str, float] = {
     "float8_e5m2": 2.0**-2,
 }
 HOST_CLASS_ENTRIES = 2**24  # 128 MB: the host affords more than a training step
-_SQUARE = 64  # rows of a symmetric matrix that are mirrored at a time
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "sketch", "trace")  # from fine to coarse
 
 
@@ -291,12 +291,13 @@ class ClassMoments:
         offset = total / np.maximum(counts, 1)[:, None]
         means, low = _two_sum(np.asarray(state.shift, np.float64), offset)
         traces = np.asarray(state.squares, np.float64) - np.vecdot(total, offset)
-        scatter = None if state.scatter is None else _mirrored(state.scatter)
-        if scatter is not None and scatter.ndim == 3:
-            scatter = scatter - total[:, :, None] * offset[:, None, :]
-        elif scatter is not None:
-            rooted = total / np.sqrt(np.maximum(counts, 1))[:, None]
-            scatter -= rooted.T @ rooted  # symmetric, for half the products
+        scatter = None
+        if state.scatter is not None and state.scatter.ndim == 3:
+            scatter = mirrored(state.scatter) - total[:, :, None] * offset[:, None, :]
+        elif state.scatter is not None:
+            scatter = np.array(state.scatter, np.float64, order="C")
+            add_product(scatter, total / np.sqrt(np.maximum(counts, 1))[:, None], -1.0)
+            mirror(scatter)
         sketch = signs = None
         if state.sketch is not None:
             signs = np.array(state.signs, np.float64)
@@ -386,10 +387,9 @@ class ClassMoments:
         counts = a.counts + b.counts
         share = b.counts / np.maximum(counts, 1)
         weight = a.counts * share  # n_a n_b / (n_a + n_b)
-        delta = b.means - a.means
-        delta += b._low - a._low
-        means, low = np.empty_like(delta), np.empty_like(delta)
+        delta, means, low = (np.empty_like(a.means) for _ in range(3))
         for part in row_blocks(delta):
+            delta[part] = (b.means[part] - a.means[part]) + (b._low[part] - a._low[part])
             high, rest = _two_sum(a.means[part], delta[part] * share[part, None])
             means[part], low[part] = _two_sum(high, rest + a._low[part])
         alone = np.flatnonzero(a.counts == 0)
@@ -403,7 +403,8 @@ class ClassMoments:
             if scatter.ndim == 3:
                 scatter[both] += steps[:, :, None] * steps[:, None, :]
             else:
-                scatter += steps.T @ steps
+                add_product(scatter, steps)
+                mirror(scatter)
         sketch = signs = None
         if a.sketch is not None and b.sketch is not None:
             assert a.signs is not None
@@ -619,17 +620,6 @@ class ClassMoments:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
-
-
-def _mirrored(lower: Floats) -> Floats:
-    """Return symmetric matrices in float64 of which the lower triangles are given."""
-    whole = np.array(lower, np.float64)
-    for start in range(0, whole.shape[-1], _SQUARE):  # strips that a cache holds
-        strip = slice(start, start + _SQUARE)
-        block = whole[..., strip, strip]
-        block[...] = np.tril(block) + np.swapaxes(np.tril(block, -1), -2, -1)
-        whole[..., :start, strip] = np.swapaxes(whole[..., strip, :start], -2, -1)
-    return whole
 
 
 def _kind(scatter: ScatterKind | Literal["auto"], num_classes: int, width: int) -> ScatterKind:
