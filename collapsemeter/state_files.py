@@ -29,6 +29,8 @@ def write_state(
     header: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     arrays: Mapping[str, npt.NDArray[Any]] | Iterable[tuple[str, npt.NDArray[Any]]],
     kind: str = FORMAT,
+    *,
+    lasting: bool = True,
 ) -> None:
     """Write an uncompressed ``.npz`` atomically; the checksum of all its bytes is its comment.
 
@@ -42,6 +44,8 @@ def write_state(
         row.
     kind : str
         What the file holds.
+    lasting : bool
+        See `files.write_atomically`.
 
     Raises
     ------
@@ -70,7 +74,7 @@ def write_state(
         file.seek(end)
         file.write(digest)
 
-    write_atomically(path, write)
+    write_atomically(path, write, lasting=lasting)
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:

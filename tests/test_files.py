@@ -55,6 +55,13 @@ def test_a_failing_system_call_leaves_the_old_file_or_the_new(
     assert os.listdir(tmp_path) == (["file"] if expected else [])
 
 
+def test_a_temporary_file_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    fail_at(monkeypatch, "fsync", 1)
+    write_atomically(tmp_path / "file", NEW, lasting=False)
+    assert (tmp_path / "file").read_bytes() == NEW
+    assert os.listdir(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt()])
 def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, error):
     import builtins

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .meter import CollapseMeter
 
 HEAD_OUTPUT = "<head output>"  # the key of its decisions; no module has such a name
+_FEW_LABELS = 1024
 _WIDTH = "the layer had another width before; watch modules of one width, or pass a reduction"
 
 # The scope of each meter in each thread, by the meter's slot. A global: tensors that torch.compile
@@ -307,7 +308,7 @@ def row_numbers(labels: Tensor, first: int, settings: Settings) -> tuple[Numbers
 def are_classes(labels: Any, num_classes: int, ignore_index: int) -> bool:
     """Whether these are classes, one for each row and none of them ignored, of which no more need be asked.
 
-    As a rule they are, and one pass of PyTorch's says so in a fifth of the time that NumPy's five take.
+    As a rule they are, and that is said fast: of a small batch by Python, of others by one pass.
 
     Examples
     --------
@@ -318,6 +319,9 @@ def are_classes(labels: Any, num_classes: int, ignore_index: int) -> bool:
         return False
     if labels.device.type != "cpu" or not labels.numel() or 0 <= ignore_index < num_classes:
         return False
+    if labels.numel() <= _FEW_LABELS:
+        plain = labels.tolist()  # amid a training step two operations take twice as long
+        return min(plain) >= 0 and max(plain) < num_classes
     low, high = labels.aminmax()
     return int(low) >= 0 and int(high) < num_classes
 

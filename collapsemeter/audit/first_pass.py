@@ -62,7 +62,10 @@ def map_shards(
     total = sum(piece.nbytes for _, piece in pieces)
     with bar("counting", total, job.progress) as advance:
         advance(total - sum(pieces[i][1].nbytes for i in left))
-        tasks = [(job.task(pieces[i][1]), str(folder), digests.get(pieces[i][0])) for i in left]
+        tasks = [
+            (job.task(pieces[i][1]), str(folder), digests.get(pieces[i][0]), job.lasting)
+            for i in left
+        ]
         for k, written in workers.each(_map_to_folder, tasks):
             paths[left[k]] = Path(written)
             advance(pieces[left[k]][1].nbytes)
@@ -70,7 +73,10 @@ def map_shards(
     for (s, _), path in zip(pieces, paths, strict=True):
         assert path is not None
         by_shard[s].append(path)
-    return [_whole(shard, own, folder) for shard, own in zip(job.shards, by_shard, strict=True)]
+    return [
+        _whole(shard, own, folder, job.lasting)
+        for shard, own in zip(job.shards, by_shard, strict=True)
+    ]
 
 
 def _digests(job: Job, workers: Workers, of_all: bool) -> dict[int, dict[str, str]]:
@@ -125,12 +131,12 @@ def _moved(path: Path | None, folder: Path) -> Path | None:
     return folder / path.name
 
 
-def _map_to_folder(given: tuple[Task, str, dict[str, str] | None]) -> str:
-    task, folder, digests = given
+def _map_to_folder(given: tuple[Task, str, dict[str, str] | None, bool]) -> str:
+    task, folder, digests, lasting = given
     state = map_piece(task, digests)
     ending = "state" if task.piece.whole else "piece"
     path = Path(folder) / f"{_file_name(state.shards[0])}.{ending}"
-    state.save(path)
+    state.save(path, lasting=lasting)
     return str(path)
 
 
@@ -138,7 +144,7 @@ def _file_name(record: ShardRecord) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', record.name)[:80]}-{record.id[:16]}"
 
 
-def _whole(shard: Shard, paths: list[Path], folder: Path) -> Path:
+def _whole(shard: Shard, paths: list[Path], folder: Path, lasting: bool) -> Path:
     """Merge the pieces of a shard into its state."""
     if len(set(paths)) == 1:
         return paths[0]
@@ -152,7 +158,7 @@ def _whole(shard: Shard, paths: list[Path], folder: Path) -> Path:
             merged = tree(states, load, ClassMoments.merge)
             yield name, of_shard(merged, record)
 
-    save_layers(target, layers(), [record], states[0].key)
+    save_layers(target, layers(), [record], states[0].key, lasting=lasting)
     for path in set(paths):
         path.unlink(missing_ok=True)
     return target
@@ -167,7 +173,9 @@ def _whole_record(shard: Shard, pieces: Sequence[ShardRecord]) -> ShardRecord:
     )
 
 
-def merge_states(states: Sequence[SavedState], target: Path, progress: bool = False) -> SavedState:
+def merge_states(
+    states: Sequence[SavedState], target: Path, progress: bool = False, *, lasting: bool = True
+) -> SavedState:
     """Merge states into one file.
 
     Raises
@@ -179,7 +187,7 @@ def merge_states(states: Sequence[SavedState], target: Path, progress: bool = Fa
     """
     layers = len(states[0].layers) if states else 0
     with bar("merging", layers, progress) as advance:
-        merge_saved(states, target, advance)
+        merge_saved(states, target, advance, lasting=lasting)
     return SavedState(target)
 
 
@@ -204,7 +212,7 @@ def map_on_cluster(job: Job, folder: Path, workers: Dask) -> SavedState:
     # cluster forgets what was merged; its own dashboard shows how far it is.
     state: AuditState = workers.result(tree(range(len(job.shards)), counted_whole, merge))
     path = merged_path(folder, [state])
-    state.save(path)
+    state.save(path, lasting=job.lasting)
     return SavedState(path)
 
 

@@ -31,6 +31,8 @@ class Job:
         See `choose_rows`.
     progress : bool
         Whether to show bars on standard error.
+    lasting : bool
+        Whether states are kept for later runs; those of a temporary folder are not forced to disk.
     """
 
     shards: list[Shard]
@@ -42,6 +44,7 @@ class Job:
     head_layer: str | None = None
     nc4: str | int = "auto"
     progress: bool = False
+    lasting: bool = True
 
     @cached_property
     def pieces(self) -> list[list[Piece]]:

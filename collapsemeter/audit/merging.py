@@ -109,6 +109,8 @@ def merge_saved(
     states: Sequence[SavedState],
     path: str | os.PathLike[str],
     advance: Callable[[int], None] = lambda count: None,
+    *,
+    lasting: bool = True,
 ) -> None:
     """Merge saved states into one file, a layer at a time.
 
@@ -119,6 +121,8 @@ def merge_saved(
         Where the merged state goes.
     advance : callable
         Told that a layer is done.
+    lasting : bool
+        See `collapsemeter.files.write_atomically`.
 
     Raises
     ------
@@ -141,4 +145,4 @@ def merge_saved(
             advance(1)
 
     shards = [record for state in states for record in state.shards]
-    save_layers(path, layers(), shards, states[0].key)
+    save_layers(path, layers(), shards, states[0].key, lasting=lasting)

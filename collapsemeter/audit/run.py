@@ -103,6 +103,7 @@ def measure_steps(
     with _cache() as cache, workers(running.jobs, running.dask) as crew:
         for inputs in read_inputs(names, cache):
             plan, job = prepared(inputs, options, cache, running.progress)
+            job = replace(job, lasting=running.state is not None)
             with _states(running, inputs.step) as folder:
                 merged = _merged(job, folder, crew, running, inputs.step)
                 check_width(merged.widths, job.reader)
@@ -120,7 +121,8 @@ def _merged(
     earlier = [_of_step(Path(other), step) for other in running.earlier]
     paths = map_shards(job, folder, crew, running.resume, earlier)
     states = _opened(paths)
-    return merge_states(states, merged_path(folder, states), running.progress)
+    path = merged_path(folder, states)
+    return merge_states(states, path, running.progress, lasting=job.lasting)
 
 
 def _opened(paths: Sequence[str | os.PathLike[str]]) -> list[SavedState]:

@@ -40,7 +40,7 @@ def decide_all(
         advance(sum(pieces[i].nbytes for i in done))
         for k, found in _decided(workers, merged, job.reader, [tasks[i] for i in left]):
             i = left[k]
-            _keep(paths[i], found)
+            _keep(paths[i], found, job.lasting)
             done[i] = found
             advance(pieces[i].nbytes)
     results = [done[i] for i in range(len(tasks))]
@@ -122,13 +122,14 @@ def _decisions_name(asked: Sequence[Any], number: int, given: DecideTask, cache:
 _KIND = "collapsemeter.Decisions"
 
 
-def _keep(path: Path, found: Mapping[str, Decisions]) -> None:
+def _keep(path: Path, found: Mapping[str, Decisions], lasting: bool) -> None:
     arrays = {}
     for i, decisions in enumerate(found.values()):
         arrays[f"{i}.rows"], arrays[f"{i}.correct"] = decisions.rows, decisions.correct
         if decisions.agree is not None:
             arrays[f"{i}.agree"] = decisions.agree
-    write_state(path, {"sampled": [d.sampled for d in found.values()]}, arrays, _KIND)
+    about = {"sampled": [d.sampled for d in found.values()]}
+    write_state(path, about, arrays, _KIND, lasting=lasting)
 
 
 def _kept(path: Path, layers: Sequence[str]) -> dict[str, Decisions] | None:

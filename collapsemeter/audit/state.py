@@ -63,9 +63,9 @@ class AuditState:
         entries = [_entry(name, moments) for name, moments in self.layers.items()]
         return _header(entries, self.shards, self.key)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, lasting: bool = True) -> None:
         """Write the state atomically, with a checksum, see `save_layers`."""
-        save_layers(path, self.layers.items(), self.shards, self.key)
+        save_layers(path, self.layers.items(), self.shards, self.key, lasting=lasting)
 
 
 def save_layers(
@@ -73,10 +73,12 @@ def save_layers(
     layers: Iterable[tuple[str, ClassMoments]],
     shards: Sequence[ShardRecord],
     key: Mapping[str, Any],
+    *,
+    lasting: bool = True,
 ) -> None:
     """Write a state layer by layer: they need not be in memory together.
 
-    Of absent classes nothing is kept.
+    Of absent classes nothing is kept. ``lasting``: see `collapsemeter.files.write_atomically`.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def save_layers(
                 yield f"{i}.sketch", moments.sketch
                 yield f"{i}.signs", moments.signs[:, present]
 
-    write_state(path, lambda: _header(entries, shards, key), arrays(), FORMAT)
+    write_state(path, lambda: _header(entries, shards, key), arrays(), FORMAT, lasting=lasting)
 
 
 def _entry(name: str, moments: ClassMoments) -> dict[str, Any]:

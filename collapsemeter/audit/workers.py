@@ -159,8 +159,6 @@ def workers(jobs: int = 1, dask: str | None = None) -> Iterator[Workers]:
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
     """Let processes that are started in this block use one thread each for matrix products."""
-    import scipy.linalg  # noqa: F401  # now, so that this process merges and measures in all threads of BLAS
-
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:

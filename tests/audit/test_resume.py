@@ -34,9 +34,9 @@ def slow_main(arguments: list[str], out: Path) -> None:
     """Run the command line with pieces of some tens of rows, slow enough to be killed anywhere."""
     write = state_files.write_state
 
-    def slowly(*given):
+    def slowly(*given, **options):
         time.sleep(0.004)
-        write(*given)
+        write(*given, **options)
         time.sleep(0.004)
 
     shard.PIECE_BYTES = 2500
