@@ -320,7 +320,7 @@ def are_classes(labels: Any, num_classes: int, ignore_index: int) -> bool:
     if labels.device.type != "cpu" or not labels.numel() or 0 <= ignore_index < num_classes:
         return False
     if labels.numel() <= _FEW_LABELS:
-        plain = labels.tolist()  # amid a training step two operations take twice as long
+        plain: list[int] = labels.tolist()  # amid a training step two operations take twice as long
         return min(plain) >= 0 and max(plain) < num_classes
     low, high = labels.aminmax()
     return int(low) >= 0 and int(high) < num_classes
