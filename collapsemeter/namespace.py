@@ -52,7 +52,7 @@ class Namespace(Protocol):
         """(n, d, d) ``total`` plus ``rows_c.T @ rows_c`` for every label c, as in `add_product`."""
 
 
-def block_rows(width: int) -> list[slice]:
+def block_rows(width: int, most: int = 4) -> list[slice]:
     """Return the rows of each block of a lower triangle, for libraries without a symmetric product.
 
     Block ``[rows, :rows.stop]`` of each, the diagonal included: of a product 5/8 with four blocks, 3/4
@@ -63,7 +63,7 @@ def block_rows(width: int) -> list[slice]:
     >>> block_rows(300)
     [slice(0, 128, None), slice(128, 256, None), slice(256, 300, None)]
     """
-    step = max(128, -(-width // 4))
+    step = max(128, -(-width // most))
     return [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
 

@@ -28,9 +28,9 @@ from .gathering import Gathered, Numbers, joined
 from .sampling import chosen, to_device
 
 # On a GPU very many rows that go to few classes wait for each other in `index_add_`, and a product in
-# blocks pays where one block fills the device.
+# blocks pays where each takes longer than its launch.
 FEW_CLASSES, MANY_ROWS = 100, 2**15
-LARGE_PRODUCT = 2**32
+LARGE_PRODUCT = 2**33
 
 
 class TorchNamespace:
@@ -60,6 +60,8 @@ class TorchNamespace:
         return rows.to(self.dtype)
 
     def where(self, condition: Tensor, a: Tensor, b: Tensor | float) -> Tensor:
+        if isinstance(b, int) and b == 0 and not a.is_floating_point():
+            return a * condition  # one kernel; of a number `where` makes a tensor first
         return torch.where(condition, a, b)
 
     def finite_rows(self, rows: Tensor) -> Tensor:
@@ -112,12 +114,12 @@ class TorchNamespace:
         return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(self.dtype)
 
     def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
-        one_piece = len(rows) * rows.shape[1] ** 2 < LARGE_PRODUCT
-        if torch.compiler.is_compiling() or (one_piece and not on_host(rows)):
-            return self.accumulate(
-                total, rows.t(), rows
-            )  # a graph would copy the total for every block
-        for block in block_rows(rows.shape[1]):
+        if torch.compiler.is_compiling():  # a graph would copy the total for every block
+            return self.accumulate(total, rows.t(), rows)
+        width, most = rows.shape[1], 4
+        if not on_host(rows):
+            most = max(1, min(most, len(rows) * width**2 // LARGE_PRODUCT))
+        for block in block_rows(width, most):
             self.accumulate(total[block, : block.stop], rows[:, block].t(), rows[:, : block.stop])
         return total
 

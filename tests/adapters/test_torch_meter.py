@@ -141,6 +141,20 @@ def test_blocks_of_a_product_are_its_lower_triangle():
     assert not found[:128, 128:].any()
 
 
+@pytest.mark.parametrize(("least", "blocks"), [(2**33, 1), (400_000, 2), (1, 3)])
+def test_a_device_takes_as_many_blocks_as_are_worth_their_launch(monkeypatch, least, blocks):
+    monkeypatch.setattr("collapsemeter_torch.device.on_host", lambda x: False)
+    monkeypatch.setattr("collapsemeter_torch.device.LARGE_PRODUCT", least)
+    rows = torch.randn(9, 300, dtype=torch.float64)
+    xp, products = TorchNamespace(torch.float64), []
+    monkeypatch.setattr(
+        xp, "accumulate", lambda total, a, b: products.append(total.addmm_(a, b)), raising=True
+    )
+    found = xp.add_product(torch.zeros(300, 300, dtype=torch.float64), rows)
+    torch.testing.assert_close(found.tril(), (rows.T @ rows).tril())
+    assert len(products) == blocks
+
+
 def test_layer_state_keeps_its_memory_when_cleared():
     state = LayerState(torch.zeros(2, 3), num_classes=2, kind="pooled", sample_size=4)
     before = {name: tensor.data_ptr() for name, tensor in state.tensors().items()}

@@ -100,3 +100,13 @@ def test_full_products_are_not_widened(collapsed, device):
     data = collapsed(120, 48, 2)
     truth = data.moments("pooled").scatter
     assert np.abs(np.diag(scatter(data, device, False)) / np.diag(truth) - 1).max() < data.tolerance
+
+
+def test_a_product_in_blocks_is_that_of_float64(device, monkeypatch):
+    monkeypatch.setattr("collapsemeter_torch.device.LARGE_PRODUCT", 1)
+    rows = torch.randn(64, 600, generator=torch.Generator().manual_seed(0)).to(device)
+    found = TorchNamespace(torch.float32).add_product(torch.zeros(600, 600, device=device), rows)
+    wide = rows.double()
+    size = float((wide.abs().T @ wide.abs()).max())
+    assert float((found - wide.T @ wide).tril().abs().max()) <= 64 * 2.0**-23 * size
+    assert not found[:128, 600 - 150 :].any()  # above the diagonal blocks nothing is computed
