@@ -27,8 +27,7 @@ def write_atomically(
     data : bytes, or callable
         What to write; or a function that writes it to an open file, so that it need not lie in memory.
     lasting : bool
-        Whether the file must outlive a crash of the machine; a temporary one need not be forced to disk,
-        which takes a twentieth of a second.
+        Whether the file must outlive a crash of the machine: a temporary one is not forced to disk.
 
     Raises
     ------

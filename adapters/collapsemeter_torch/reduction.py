@@ -109,9 +109,7 @@ def feature_rows(
     """
     named = not callable(reduction)
     if named and type(output) is Tensor and _are_rows(output, labels):
-        return (
-            output.detach()
-        )  # before most heads, and all else takes as long as the copy of a batch
+        return output.detach()  # the rule before a head: all else takes as long as to copy them
     if named:
         output = tensor_of(output, layer, labels).detach()
     with contextlib.nullcontext() if named else torch.no_grad():
