@@ -114,13 +114,21 @@ class Strip:
     diagonal : bool
         Whether the tile is on the diagonal.
     buffers : Buffers
+    largest : (m,) array, optional
+        The largest cosine of each row, where it is known.
     """
 
     def __init__(
-        self, rows: slice, columns: slice, cosines: Reals, diagonal: bool, buffers: Buffers
+        self,
+        rows: slice,
+        columns: slice,
+        cosines: Reals,
+        diagonal: bool,
+        buffers: Buffers,
+        largest: Reals | None = None,
     ) -> None:
         self.rows, self.columns, self.cosines, self.diagonal = rows, columns, cosines, diagonal
-        self._buffers = buffers
+        self._buffers, self._largest = buffers, largest
         if diagonal:
             own = np.arange(len(cosines))
             cosines[own, own + rows.start - columns.start] = -np.inf
@@ -144,7 +152,7 @@ class Strip:
     @cached_property
     def largest_by_row(self) -> Reals:
         """The largest cosine of each row, (m,)."""
-        return _largest_by_row(self.cosines)
+        return _largest_by_row(self.cosines) if self._largest is None else self._largest
 
     @cached_property
     def largest(self) -> float:
@@ -179,13 +187,17 @@ def strips(units: Floats) -> Iterator[Strip]:
 
 
 class _Tile(NamedTuple):
-    """Cosines of a square of pairs; those of ``again``, some of its rows, in float64 besides."""
+    """Cosines of a square of pairs; those of ``again``, some of its rows, in float64 besides.
+
+    ``largest``: of each row, where it is known.
+    """
 
     rows: slice
     columns: slice
     cosines: Reals
     again: Rows
     exact: Floats
+    largest: Reals | None = None
 
     def bands(self) -> list[slice]:
         """Return the parts of its rows that threads work on."""
@@ -198,11 +210,12 @@ class _Tile(NamedTuple):
             rows = slice(start, min(start + step, band.stop))
             first, last = start - self.rows.start, rows.stop - self.rows.start
             cosines = self.cosines[first:last]
+            largest = None if self.largest is None else self.largest[first:last]
             low, high = np.searchsorted(self.again, (first, last))
             if low < high:
-                cosines = cosines.astype(np.float64)
+                cosines, largest = cosines.astype(np.float64), None
                 cosines[self.again[low:high] - first] = self.exact[low:high]
-            yield Strip(rows, self.columns, cosines, self.rows == self.columns, buffers)
+            yield Strip(rows, self.columns, cosines, self.rows == self.columns, buffers, largest)
 
 
 def _tiles(units: Floats) -> Iterator[_Tile]:
@@ -222,7 +235,7 @@ def _single_tiles(units: Floats, in_order: InOrder) -> Iterator[_Tile]:
     for rows, columns in pair_tiles(len(units), side):
         shape = rows.stop - rows.start, columns.stop - columns.start
         cosines = buffer[: shape[0] * shape[1]].reshape(shape)
-        again = np.arange(shape[0])
+        again, largest = np.arange(shape[0]), None
         if worth:
             np.matmul(factors[rows], factors[columns].T, out=cosines)
             if rows == columns:
@@ -231,7 +244,8 @@ def _single_tiles(units: Floats, in_order: InOrder) -> Iterator[_Tile]:
             largest = np.concatenate(list(in_order(_largest_by_row, bands)))
             again = np.flatnonzero(largest > 1 - _NEAR)
             worth = 2 * len(again) < shape[0]  # else the next tiles are in float64 at once
-        yield _Tile(rows, columns, cosines, again, units[rows][again] @ units[columns].T)
+        exact = units[rows][again] @ units[columns].T
+        yield _Tile(rows, columns, cosines, again, exact, largest)
 
 
 def _largest_by_row(cosines: Reals) -> Reals:

@@ -9,7 +9,10 @@ from .frames import EPS64, Floats, row_blocks, row_norms, taken
 from .geometry import ClassGeometry
 from .pairs import TILE
 from .spectra import eigenvalues_of_sum
+from .threads import InOrder, threads
 from .undefined import Undefined
+
+_BAND = 256  # rows that a thread looks through at a time
 
 
 def effective_rank(values: Floats) -> float:
@@ -168,15 +171,16 @@ def dnc3_sine(weight: Floats, means: Floats) -> float:
         raise Undefined("zero_head")
     rows, lengths = taken(weight, directed), taken(lengths, directed)
     units = means / mean_norms[:, None]
-    search = _ClosestUnits(units)
     sines = np.empty(len(rows))
-    for start in range(0, len(rows), TILE):
-        part = slice(start, start + TILE)
-        directions = rows[part] / lengths[part, None]
-        closest = search.closest(directions)
-        sines[part] = np.concatenate(
-            [_sines(directions[rows], units[closest[rows]]) for rows in row_blocks(directions)]
-        )
+    with threads() as in_order:
+        search = _ClosestUnits(units, in_order)
+        for start in range(0, len(rows), TILE):
+            part = slice(start, start + TILE)
+            directions = rows[part] / lengths[part, None]
+            closest = search.closest(directions)
+            sines[part] = np.concatenate(
+                [_sines(directions[rows], units[closest[rows]]) for rows in row_blocks(directions)]
+            )
     return float(np.average(sines, weights=lengths))
 
 
@@ -203,10 +207,13 @@ class _ClosestUnits:
     Parameters
     ----------
     units : (C, d) float64
+    in_order : callable
+        Applies a function to several items, see `threads.threads`.
     """
 
-    def __init__(self, units: Floats) -> None:
+    def __init__(self, units: Floats, in_order: InOrder) -> None:
         width = units.shape[1]
+        self._in_order = in_order
         self._units, self._mean = units, units.mean(axis=0)
         relative = units - self._mean
         # d products, and the rounding of both factors; of either of two that are compared.
@@ -250,7 +257,7 @@ class _ClosestUnits:
         """Set the index of the rows at some places, by products of coordinates; return where it is unsure."""
         if not len(places):
             return places
-        index[places], second = _leaders(coordinates, others)
+        index[places], second = _leaders(coordinates, others, self._in_order)
         # By how much the product with a unit exceeds the bound of every other.
         rows = taken(rows, places)
         margin: Floats = np.vecdot(rows, self._units[index[places]]) - rows @ self._mean - second
@@ -269,20 +276,30 @@ def _with_remainder(rows: Floats, axes: Floats) -> npt.NDArray[np.float32]:
 
 
 def _leaders(
-    rows: npt.NDArray[np.float32], others: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.float32], others: npt.NDArray[np.float32], in_order: InOrder
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Index of the largest product of each row with the others, and the next largest product."""
-    every = np.arange(len(rows))
     index = np.zeros(len(rows), np.int64)
     best, second = (np.full(len(rows), -np.inf, np.float32) for _ in range(2))
     buffer = np.empty((len(rows), min(TILE, len(others))), np.float32)
     for start in range(0, len(others), TILE):
         part = others[start : start + TILE]
         products = np.matmul(rows, part.T, out=buffer[:, : len(part)])
-        first = products.argmax(axis=1)
-        largest = products[every, first]
-        products[every, first] = -np.inf
-        second = np.maximum(second, np.maximum(products.max(axis=1), np.minimum(best, largest)))
+        bands = [products[at : at + _BAND] for at in range(0, len(rows), _BAND)]
+        found = zip(*in_order(_two_largest, bands), strict=True)
+        first, largest, next_largest = (np.concatenate(of_bands) for of_bands in found)
+        second = np.maximum(second, np.maximum(next_largest, np.minimum(best, largest)))
         index = np.where(largest > best, first + start, index)
         best = np.maximum(best, largest)
     return index, second
+
+
+def _two_largest(
+    products: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Place of the largest entry of each row, that entry, which is lost, and the next largest."""
+    every = np.arange(len(products))
+    first = products.argmax(axis=1)
+    largest = products[every, first]
+    products[every, first] = -np.inf
+    return first, largest, products.max(axis=1)

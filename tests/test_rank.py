@@ -116,7 +116,7 @@ def test_the_closest_mean_is_found_where_float32_cannot_tell(tile, offset, gap, 
     units = means / np.linalg.norm(means, axis=1, keepdims=True)
     rows = rng.normal(size=(50, 6))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    found = rank._ClosestUnits(units).closest(rows)
+    found = rank._ClosestUnits(units, map).closest(rows)
     products = rows @ units.T
     lost = products.max(axis=1) - products[np.arange(50), found]
     assert lost.max() <= 8 * np.finfo(float).eps
@@ -128,12 +128,13 @@ def test_the_closest_mean_is_found_where_float32_cannot_tell(tile, offset, gap, 
 def test_the_closest_of_many_means_is_that_of_all_directions(width, noise, decay, monkeypatch):
     """Rows near means, whom the leading directions decide, and rows far off, whom they cannot."""
     monkeypatch.setattr(rank, "TILE", 16)
+    monkeypatch.setattr(rank, "_BAND", 5)
     rng = np.random.default_rng(width)
     means = rng.normal(size=(60, width)) * np.geomspace(1, decay, width) + 0.5
     units = means / np.linalg.norm(means, axis=1, keepdims=True)
     rows = means + noise * rng.normal(size=means.shape) * np.geomspace(1, decay, width)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    search = rank._ClosestUnits(units)
+    search = rank._ClosestUnits(units, map)
     products = rows @ units.T
     for _ in range(2):  # the second time without the leading directions, if they decided too little
         lost = products.max(axis=1) - products[np.arange(60), search.closest(rows)]
@@ -149,7 +150,7 @@ def test_a_few_leading_directions_decide_near_collapse(noise, kept, monkeypatch)
     units = means / np.linalg.norm(means, axis=1, keepdims=True)
     rows = means + noise * rng.normal(size=means.shape)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    search = rank._ClosestUnits(units)
+    search = rank._ClosestUnits(units, map)
     assert search.closest(rows).tolist() == (rows @ units.T).argmax(axis=1).tolist()
     assert len(search._bounds) == kept
 
