@@ -97,7 +97,8 @@ class Accumulator:
         labels = labels[places]
         self._set_shifts(rows, places, labels)
         for part in _parts(len(places), len(self._buffer)):
-            self._add_tile(rows[places[part]], labels[part], numbers[part])
+            tile = np.take(rows, places[part], axis=0)  # faster than by indexing
+            self._add_tile(tile, labels[part], numbers[part])
 
     def _set_shifts(self, rows: npt.NDArray[Any], places: Ints, labels: Ints) -> None:
         """Give every new class the mean of its first rows, taken as differences from the very first."""
