@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -220,11 +219,7 @@ def sha256_of_path(path: str | os.PathLike[str]) -> str:
     target = Path(path)
     if not target.is_dir():
         with open(target, "rb") as file:
-            try:  # in one call, which needs Python's lock once: a piece at a time waits for other threads
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-                    return hashlib.sha256(whole).hexdigest()
-            except (OSError, ValueError):  # an empty file, or one that cannot be mapped
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     members = sorted(member for member in target.rglob("*") if member.is_file())
     lines = [f"{sha256_of_path(m)}  {m.relative_to(target).as_posix()}\n" for m in members]
     return sha256_of("".join(lines).encode())

@@ -114,12 +114,17 @@ def test_killed_again_and_again(data, tmp_path, slow, seed):
     due = straight.wait()
     assert straight.status == 0
     folder, kills, seen = tmp_path / "S", 0, set()
-    for _ in range(60):
+    for _ in range(200):
+        before, new = (
+            set(written(folder)),
+            set(),
+        )  # pieces become one state: their number does not tell
         running = slow(*arguments, "--state", "S", "--resume")
-        enough = len(written(folder)) + rng.randrange(1, 9)
-        until = time.monotonic() + rng.choice([0.05, 2])  # pieces become one state, and are fewer
-        while len(written(folder)) < enough and running.running() and time.monotonic() < until:
+        enough = rng.randrange(1, 9)
+        until = time.monotonic() + rng.choice([0.05, 2])
+        while len(new) < enough and running.running() and time.monotonic() < until:
             time.sleep(0.0005)
+            new |= set(written(folder)) - before
         running.kill()
         if running.status == 0:
             break
