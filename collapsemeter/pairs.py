@@ -240,12 +240,22 @@ def _single_tiles(units: Floats, in_order: InOrder) -> Iterator[_Tile]:
             np.matmul(factors[rows], factors[columns].T, out=cosines)
             if rows == columns:
                 np.fill_diagonal(cosines, -np.inf)
-            bands = [cosines[start : start + _BAND] for start in range(0, shape[0], _BAND)]
-            largest = np.concatenate(list(in_order(_largest_by_row, bands)))
+            largest = np.concatenate(list(in_order(_largest_by_row, row_bands(cosines))))
             again = np.flatnonzero(largest > 1 - _NEAR)
             worth = 2 * len(again) < shape[0]  # else the next tiles are in float64 at once
         exact = units[rows][again] @ units[columns].T
         yield _Tile(rows, columns, cosines, again, exact, largest)
+
+
+def row_bands(values: Reals) -> list[Reals]:
+    """Cut a matrix into the rows that a thread takes at a time.
+
+    Examples
+    --------
+    >>> [len(band) for band in row_bands(np.zeros((600, 2)))]
+    [256, 256, 88]
+    """
+    return [values[start : start + _BAND] for start in range(0, len(values), _BAND)]
 
 
 def _largest_by_row(cosines: Reals) -> Reals:

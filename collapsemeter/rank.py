@@ -7,12 +7,10 @@ import numpy.typing as npt
 
 from .frames import EPS64, Floats, row_blocks, row_norms, taken
 from .geometry import ClassGeometry
-from .pairs import TILE
+from .pairs import TILE, row_bands
 from .spectra import eigenvalues_of_sum
 from .threads import InOrder, threads
 from .undefined import Undefined
-
-_BAND = 256  # rows that a thread looks through at a time
 
 
 def effective_rank(values: Floats) -> float:
@@ -285,8 +283,7 @@ def _leaders(
     for start in range(0, len(others), TILE):
         part = others[start : start + TILE]
         products = np.matmul(rows, part.T, out=buffer[:, : len(part)])
-        bands = [products[at : at + _BAND] for at in range(0, len(rows), _BAND)]
-        found = zip(*in_order(_two_largest, bands), strict=True)
+        found = zip(*in_order(_two_largest, row_bands(products)), strict=True)
         first, largest, next_largest = (np.concatenate(of_bands) for of_bands in found)
         second = np.maximum(second, np.maximum(next_largest, np.minimum(best, largest)))
         index = np.where(largest > best, first + start, index)

@@ -128,7 +128,7 @@ def test_the_closest_mean_is_found_where_float32_cannot_tell(tile, offset, gap, 
 def test_the_closest_of_many_means_is_that_of_all_directions(width, noise, decay, monkeypatch):
     """Rows near means, whom the leading directions decide, and rows far off, whom they cannot."""
     monkeypatch.setattr(rank, "TILE", 16)
-    monkeypatch.setattr(rank, "_BAND", 5)
+    monkeypatch.setattr("collapsemeter.pairs._BAND", 5)
     rng = np.random.default_rng(width)
     means = rng.normal(size=(60, width)) * np.geomspace(1, decay, width) + 0.5
     units = means / np.linalg.norm(means, axis=1, keepdims=True)

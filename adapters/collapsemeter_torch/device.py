@@ -116,10 +116,8 @@ class TorchNamespace:
     def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # a graph would copy the total for every block
             return self.accumulate(total, rows.t(), rows)
-        width, most = rows.shape[1], 4
-        if not on_host(rows):
-            most = max(1, min(most, len(rows) * width**2 // LARGE_PRODUCT))
-        for block in block_rows(width, most):
+        most = 4 if on_host(rows) else worth_launching(*rows.shape)
+        for block in block_rows(rows.shape[1], most):
             self.accumulate(total[block, : block.stop], rows[:, block].t(), rows[:, : block.stop])
         return total
 
@@ -136,6 +134,17 @@ class TorchNamespace:
         spread = self.one_hot(labels, num_classes)[:, :, None] * rows[:, None, :]
         product = self.product(spread.flatten(1).t(), rows)
         return total.add_(product.view(num_classes, width, width))
+
+
+def worth_launching(rows: int, width: int) -> int:
+    """Return into how many blocks a device cuts a product, so that each takes longer than its launch.
+
+    Examples
+    --------
+    >>> [worth_launching(rows, 2048) for rows in (256, 1024, 4096, 16384)]
+    [1, 1, 2, 4]
+    """
+    return max(1, min(4, rows * width**2 // LARGE_PRODUCT))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -108,8 +108,6 @@ def feature_rows(
     torch.Size([5, 8])
     """
     named = not callable(reduction)
-    if named and type(output) is Tensor and _are_rows(output, labels):
-        return output.detach()  # the rule before a head: all else takes as long as to copy them
     if named:
         output = tensor_of(output, layer, labels).detach()
     with contextlib.nullcontext() if named else torch.no_grad():
@@ -117,17 +115,6 @@ def feature_rows(
             output, labels.shape, mask, TORCH, layer=layer, layout=layout, reduction=reduction
         )
     return rows.detach()
-
-
-def _are_rows(x: Tensor, labels: Tensor) -> bool:
-    """Whether a tensor has one row of features for each label already."""
-    return (
-        x.ndim == 2
-        and labels.ndim == 1
-        and x.shape[0] == labels.shape[0]
-        and x.is_floating_point()
-        and not x.is_nested
-    )
 
 
 def layout_of(module: nn.Module, before: Iterable[nn.Module] = ()) -> Layout | None:

@@ -32,7 +32,8 @@ class Job:
     progress : bool
         Whether to show bars on standard error.
     lasting : bool
-        Whether states are kept for later runs; those of a temporary folder are not forced to disk.
+        Whether states are the result. Those of an audit are not forced to disk: one that a crash of the
+        machine damages has another checksum, and is counted again.
     """
 
     shards: list[Shard]

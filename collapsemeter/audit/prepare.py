@@ -62,8 +62,18 @@ def prepared(
         (labels or LABELS) if not isinstance(labels, tuple) else None,
     )
     phase = options.phase or (manifest.phase if manifest is not None else "frozen-eval")
-    job = Job(plan.shards, plan.layers, counting, phase, cache, head, layer, options.nc4, progress)
-    return plan, job
+    return plan, Job(
+        plan.shards,
+        plan.layers,
+        counting,
+        phase,
+        cache,
+        head,
+        layer,
+        options.nc4,
+        progress,
+        lasting=mapping,
+    )
 
 
 def _plan(inputs: Inputs, options: Options, head_file: str | None, cache: str) -> Plan:

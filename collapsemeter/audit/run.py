@@ -103,7 +103,6 @@ def measure_steps(
     with _cache() as cache, workers(running.jobs, running.dask) as crew:
         for inputs in read_inputs(names, cache):
             plan, job = prepared(inputs, options, cache, running.progress)
-            job = replace(job, lasting=running.state is not None)
             with _states(running, inputs.step) as folder:
                 merged = _merged(job, folder, crew, running, inputs.step)
                 check_width(merged.widths, job.reader)

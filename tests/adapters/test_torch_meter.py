@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from collapsemeter import ClassMoments, Head, decide, measure
 from collapsemeter.moments import EPS
+from collapsemeter.namespace import block_rows
 from collapsemeter.sums import Sums
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.device import LayerState, TorchNamespace, products_are_reduced
@@ -141,18 +142,13 @@ def test_blocks_of_a_product_are_its_lower_triangle():
     assert not found[:128, 128:].any()
 
 
-@pytest.mark.parametrize(("least", "blocks"), [(2**33, 1), (400_000, 2), (1, 3)])
-def test_a_device_takes_as_many_blocks_as_are_worth_their_launch(monkeypatch, least, blocks):
-    monkeypatch.setattr("collapsemeter_torch.device.on_host", lambda x: False)
-    monkeypatch.setattr("collapsemeter_torch.device.LARGE_PRODUCT", least)
-    rows = torch.randn(9, 300, dtype=torch.float64)
-    xp, products = TorchNamespace(torch.float64), []
-    monkeypatch.setattr(
-        xp, "accumulate", lambda total, a, b: products.append(total.addmm_(a, b)), raising=True
-    )
-    found = xp.add_product(torch.zeros(300, 300, dtype=torch.float64), rows)
-    torch.testing.assert_close(found.tril(), (rows.T @ rows).tril())
-    assert len(products) == blocks
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_blocks_cover_the_lower_triangle_however_many_they_are(most):
+    covered = torch.zeros(300, 300)
+    for block in block_rows(300, most):
+        covered[block, : block.stop] += 1
+    assert len(block_rows(300, most)) == most
+    assert (covered.tril() == torch.ones(300, 300).tril()).all()
 
 
 def test_layer_state_keeps_its_memory_when_cleared():

@@ -115,10 +115,7 @@ def test_killed_again_and_again(data, tmp_path, slow, seed):
     assert straight.status == 0
     folder, kills, seen = tmp_path / "S", 0, set()
     for _ in range(200):
-        before, new = (
-            set(written(folder)),
-            set(),
-        )  # pieces become one state: their number does not tell
+        before, new = set(written(folder)), set()  # of pieces that became one state, too
         running = slow(*arguments, "--state", "S", "--resume")
         enough = rng.randrange(1, 9)
         until = time.monotonic() + rng.choice([0.05, 2])
@@ -352,6 +349,16 @@ def test_a_worker_that_is_killed(data, tmp_path, slow):
     assert (done.returncode, done.stderr) == (0, "")
     assert finished.items() <= written(tmp_path).items()
     assert json.loads(done.stdout)["provenance"]["rows"] == 400
+
+
+def test_only_the_states_of_map_wait_for_the_disk(data, tmp_path, monkeypatch):
+    """A state of an audit that a crash of the machine damages is counted again, as any damaged one."""
+    files, synced, fsync = data.shards(tmp_path / "acts", 3), [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(1), fsync(descriptor)))
+    audit(files, Options(num_classes=data.C), Running(state=tmp_path / "S"))
+    assert not synced
+    map_files(files, Options(num_classes=data.C), Running(state=tmp_path / "M"))
+    assert len(synced) >= 3
 
 
 def test_map_needs_a_folder():
