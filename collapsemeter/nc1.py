@@ -13,7 +13,7 @@ from .convention import PRESETS, Convention
 from .frames import Floats
 from .geometry import ClassGeometry
 from .sketch import standard_error
-from .spectra import negligible, sizeable
+from .spectra import negligible, principal_axes, product, sizeable
 
 _WELL_CONDITIONED = 1e-6  # an inverse keeps ten digits
 
@@ -193,12 +193,12 @@ def _whitened_by_cholesky(factor: Floats, triangle: Floats) -> Floats:
 
 def _whitened(factor: Floats, within: Floats, threshold: float) -> Floats:
     r"""Return :math:`A S_W^{+1/2}` on the axes of S_W that vary, of combinations with nothing outside."""
-    variances, axes = np.linalg.eigh(within)
+    variances, axes = principal_axes(within)
     kept = variances > max(variances[-1], 0.0) * negligible(len(within))
-    inside = factor @ axes[:, kept]
+    inside = product(factor, axes[:, kept].T)
     whitened: Floats = inside / np.sqrt(variances[kept])
     if not kept.all():
-        outside = factor - inside @ axes[:, kept].T
+        outside = factor - product(inside, axes[:, kept])
         whitened = _vanishing_rows(outside, threshold) @ whitened
     return whitened
 

@@ -7,6 +7,7 @@ it needs rows, kept from the same pass (a bounded uniform sample) or seen in a s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from .labels import labelled_rows
 from .moments import ClassMoments
 from .nc3 import Head, argmax_or_none
 from .pairs import TILE
+from .spectra import product
 from .sums import IGNORE_INDEX
 
 TILE_ENTRIES = 2**17  # 1 MB in float64, which stays in a core's cache
@@ -265,12 +267,17 @@ class ClassCentres:
             near = self._within_reach(rows, likely)
             nearest[near] = likely[near]
             left = np.flatnonzero(~near)
-        step = max(1, TILE * TILE // len(self._present))
-        for start in range(0, len(left), step):
-            part = left[start : start + step]
+        for part in self._chunks(left):
             points = self._points(rows[part])
             nearest[part] = self._present[_nearest_row(points, self._centres, self._norms)]
         return nearest
+
+    def _chunks(self, places: Counts) -> Iterator[Counts]:
+        """Cut rows into parts that stay in a cache, or, of many classes, are worth a product with all centres."""
+        count, width = self._centres.shape
+        step = max(1, min(TILE * TILE // count, max(count, TILE_ENTRIES // width)))
+        for start in range(0, len(places), step):
+            yield places[start : start + step]
 
     def _points(self, rows: npt.NDArray[Any]) -> Floats:
         """Return rows centred as the centres are."""
@@ -301,11 +308,8 @@ class ClassCentres:
         It costs as much as to decide on one row, and is kept.
         """
         many = np.bincount(own, minlength=len(self._present)) >= WORTH_ROWS
-        asked = np.flatnonzero(many & np.isnan(self._reach))
-        step = max(1, TILE * TILE // len(self._present))
-        for start in range(0, len(asked), step):
-            part = asked[start : start + step]
-            squares = self._centres[part] @ self._centres.T
+        for part in self._chunks(np.flatnonzero(many & np.isnan(self._reach))):
+            squares = product(self._centres[part], self._centres)
             squares *= -2.0
             squares += self._norms
             squares[np.arange(len(part)), part] = np.inf
@@ -327,7 +331,7 @@ def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:
 
 
 def _nearest_row(points: Floats, centres: Floats, norms: Floats) -> npt.NDArray[np.intp]:
-    scores = points @ centres.T
+    scores = product(points, centres)
     scores *= -2.0
     scores += norms  # the squared distance but for |point|^2, which is the same for all centres
     nearest: npt.NDArray[np.intp] = scores.argmin(axis=1)

@@ -186,6 +186,26 @@ def sizeable(matrix: Floats) -> bool:
     return bool(min(matrix.shape) > _SMALL)
 
 
+def product(rows: Floats, others: Floats) -> Floats:
+    r"""Return :math:`A B^\top`, by the BLAS of the decompositions where those of the width need it.
+
+    Parameters
+    ----------
+    rows : (N, d) float64
+    others : (C, d) float64
+
+    Examples
+    --------
+    >>> product(np.array([[1.0, 2.0]]), np.eye(2))
+    array([[1., 2.]])
+    """
+    if rows.shape[1] <= _SMALL:
+        return np.asarray(rows @ others.T)
+    from scipy.linalg import blas
+
+    return np.asarray(blas.dgemm(1.0, others.T, rows.T, trans_a=True)).T
+
+
 def eigenvalues_of_sum(matrix: Floats, frame: Floats, weight: float) -> Floats:
     r"""Return the eigenvalues of :math:`S + w F^\top F`, (d,), largest first.
 
@@ -208,6 +228,27 @@ def eigenvalues_of_sum(matrix: Floats, frame: Floats, weight: float) -> Floats:
     # One triangle is all that is read: the product is added to a copy of S, in place.
     total = blas.dsyrk(weight, frame.T, beta=1.0, c=matrix.T, lower=True)
     return _eigenvalues(total, overwrite=True)
+
+
+def principal_axes(matrix: Floats) -> tuple[Floats, Floats]:
+    r"""Return the eigenvalues of a symmetric matrix, smallest first, and its eigenvectors in columns.
+
+    Parameters
+    ----------
+    matrix : (d, d) float64
+
+    Examples
+    --------
+    >>> principal_axes(np.diag([2.0, 1.0]))[0]
+    array([1., 2.])
+    """
+    if not sizeable(matrix):
+        values, axes = np.linalg.eigh(matrix)
+    else:
+        from scipy.linalg import eigh
+
+        values, axes = eigh(matrix.T, lower=True, check_finite=False, driver="evd")
+    return values, axes
 
 
 def _eigenvalues(lower: Floats, overwrite: bool = False) -> Floats:

@@ -31,6 +31,8 @@ from .sampling import chosen, to_device
 # blocks pays where each takes longer than its launch.
 FEW_CLASSES, MANY_ROWS = 100, 2**15
 LARGE_PRODUCT = 2**33
+# An update makes several passes over its rows: on a CPU they stay in the caches between them.
+CACHED_BYTES = 2**22
 
 
 class TorchNamespace:
@@ -351,10 +353,19 @@ class LayerState:
             parts = row_hashes(numbers, len(self._sums.sketch), self.seed, low_32_bits)
             buckets, negative = (to_device(torch.from_numpy(part), device) for part in parts)
             hashes = buckets, negative
-        self._add(rows, labels, products_are_reduced(device.type), hashes)
+        reduced = products_are_reduced(device.type)
+        for part in self._parts(rows):
+            of_part = None if hashes is None else (hashes[0][part], hashes[1][part])
+            self._add(rows[part], labels[part], reduced, of_part)
         if picked := chosen(numbers, self.seed, self.sample_ids):
             places, slots, ids = picked
             self._keep(rows[places], labels[places], slots, ids)
+
+    def _parts(self, rows: Tensor) -> list[slice]:
+        """Cut rows into parts that stay in a CPU's caches; a device takes them at once."""
+        whole = len(rows)
+        step = CACHED_BYTES // (self.width * self.dtype.itemsize) if on_host(rows) else whole
+        return [slice(start, start + step) for start in range(0, whole, max(64, step))]
 
     def add(
         self,

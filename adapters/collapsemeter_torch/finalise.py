@@ -170,10 +170,11 @@ def _kept_rows(
     if kept:
         rows, labels, ids = (torch.cat(part) for part in zip(*kept, strict=True))
         return rows.double().numpy(), labels.numpy(), ids.numpy()
-    ids = state.sample_ids[:-1].cpu()
-    filled = ids >= 0
-    rows, labels = state.sample_rows[:-1].cpu()[filled], state.sample_labels[:-1].cpu()[filled]
-    return rows.numpy(), labels.numpy(), ids[filled].numpy()
+    # By NumPy, which takes them in one thread: PyTorch's would wait for the threads of NumPy's BLAS.
+    sample = (state.sample_rows, state.sample_labels, state.sample_ids)
+    of_slots = [part[:-1].cpu().numpy() for part in sample]
+    filled = of_slots[2] >= 0
+    return of_slots[0][filled], of_slots[1][filled], of_slots[2][filled]
 
 
 def _kept_predictions(
