@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import textwrap
@@ -332,10 +331,13 @@ class CollapseReport(Mapping[str, LayerReport]):
 
         Examples
         --------
+        >>> import json
         >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": math.nan}, {"nc1_pinv": "one_class"})})
         >>> json.loads(report.to_json())["layers"]["fc"]["metrics"]
         {'nc1_pinv': None}
         """
+        import json  # a measurement is made without it
+
         return json.dumps(self.to_dict(matrices), indent=indent, allow_nan=False)
 
     @classmethod

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -42,6 +41,8 @@ def threads() -> Iterator[InOrder]:
     if count == 1:
         yield map
         return
+    from concurrent.futures import ThreadPoolExecutor  # a tenth of what importing NumPy takes
+
     with ThreadPoolExecutor(count) as pool:
 
         def in_order(
