@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pairwise import Figure, Seconds, Sheet, in_turn, options, wait_for_device
+from pairwise import Figure, Sheet, in_turn, options, share, wait_for_device
 from torch import Tensor, nn
 
 from collapsemeter.sums import update
@@ -197,15 +197,6 @@ def rates(sheet: Sheet, chosen: argparse.Namespace, form: str = "launched") -> N
                 continue
             part = 100 * seconds["X^T X"] / seconds[name]
             sheet.add(share(f"{what}: {name}'s rate", part, seconds, ("X^T X", name), target))
-
-
-def share(
-    what: str, percent: np.ndarray, seconds: Seconds, names: tuple[str, ...], target: str
-) -> Figure:
-    """Return the median of the rounds' percentages."""
-    low, middle, high = np.percentile(percent, [25, 50, 75])
-    medians = {name: 1e3 * float(np.median(seconds[name])) for name in names}
-    return Figure(what, float(middle), "%", (float(low), float(high)), target, medians)
 
 
 def warm_up(calls: dict[str, Call]) -> None:

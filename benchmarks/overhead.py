@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
-from pairwise import Figure, Sheet, in_turn, options, wait_for_device
+from pairwise import Sheet, in_turn, options, share, wait_for_device
 
 WIDTH, CLASSES, BATCH = 512, 10, 64
 MLP = (784, WIDTH, WIDTH, WIDTH, WIDTH)  # inputs and hidden layers
@@ -186,13 +186,9 @@ def main() -> None:
         calls, chosen.rounds, steps=chosen.steps, clock=sheet.clock, wait=wait_for_device
     )
     layers = "10 layers" if chosen.network == "resnet18" else "the head's input"
-    low, middle, high = np.percentile(
-        100 * (seconds["watched"] / seconds["plain"] - 1), [25, 50, 75]
-    )
-    medians = {kind: 1e3 * float(np.median(times)) for kind, times in seconds.items()}
-    what = f"{name}, {chosen.network}, {layers}"
+    percent = 100 * (seconds["watched"] / seconds["plain"] - 1)
     target = "<= 5" if chosen.network != "convnet" else ""
-    sheet.add(Figure(what, middle, "%", (low, high), target, medians))
+    sheet.add(share(f"{name}, {chosen.network}, {layers}", percent, seconds, (*calls,), target))
     sheet.save()
 
 

@@ -99,6 +99,15 @@ def duration(what: str, seconds: np.ndarray, target: str = "") -> Figure:
     return Figure(what, float(middle), "s", (float(low), float(high)), target)
 
 
+def share(
+    what: str, percent: np.ndarray, seconds: Seconds, names: tuple[str, ...], target: str
+) -> Figure:
+    """Return the median of the rounds' percentages."""
+    low, middle, high = np.percentile(percent, [25, 50, 75])
+    medians = {name: 1e3 * float(np.median(seconds[name])) for name in names}
+    return Figure(what, float(middle), "%", (float(low), float(high)), target, medians)
+
+
 class Sheet:
     """Prints figures as they come, and writes them as JSON with what they were measured on."""
 
