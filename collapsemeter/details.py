@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .blas import gram, product
 from .frames import Floats, unit_rows
 from .geometry import ClassGeometry
 from .nc3 import Head
@@ -77,14 +78,14 @@ def matrices(geometry: ClassGeometry, head: Head | None = None) -> dict[str, Flo
         return found
     with suppress(Undefined):
         means = geometry.finite_means
-        found["means_gram"] = means @ means.T
+        found["means_gram"] = gram(means)
     with suppress(Undefined):
-        found["means_gram_centred"] = geometry.centred @ geometry.centred.T
+        found["means_gram_centred"] = gram(geometry.centred)
     if head is not None and head.finite:
         with suppress(Undefined):
             units = geometry.units
             rows = unit_rows(head.weight[geometry.present], "head_row_without_direction")
-            found["head_means_cosine"] = (rows @ units.T).clip(-1, 1)
+            found["head_means_cosine"] = product(rows, units.T).clip(-1, 1)
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from .blas import gram, inner, norm, product
 from .undefined import require
 
 Floats = npt.NDArray[np.float64]
@@ -116,7 +117,7 @@ def inner_products(frame: Floats, most: int) -> Floats | None:
     side = frame.shape[0 if rows else 1]
     if not 0 < side <= most or _moderate(frame) is not frame:
         return None
-    return np.asarray(frame @ frame.T if rows else frame.T @ frame)
+    return gram(frame if rows else frame.T)
 
 
 def of_rows(frame: Floats) -> bool:
@@ -147,7 +148,7 @@ def moved_products(products: Floats, frame: Floats, by: Floats) -> Floats | None
            [19., 17.]])
     """
     if of_rows(frame):
-        along = frame @ by + (by @ by) / 2
+        along = product(frame, by) + (by @ by) / 2
         moved: Floats = products + along
         moved += along[:, None]
     else:
@@ -195,27 +196,29 @@ def gram_distance(
     elif of_b is None:
         b = _moderate(b)
     if of_rows(a):
-        gram = a @ b.T if of_a is None or not same else of_a
-        norm = float(np.linalg.norm(gram))
-        if not norm > 0:
+        products = of_a if same else product(a, b.T)
+        if products is None:
+            products = gram(a)
+        size = norm(products)
+        if not size > 0:
             return math.nan
-        difference = gram / norm
+        difference = products / size
         if target == "simplex":
             scale = math.sqrt(count - 1)
             difference += 1.0 / (count * scale)
         else:
             scale = math.sqrt(count)
         difference[np.diag_indices(count)] -= 1.0 / scale
-        return float(np.linalg.norm(difference))
-    squares = a.T @ a if of_a is None else of_a
-    others = squares if same else b.T @ b if of_b is None else of_b
-    norm = math.sqrt(max(float(np.vdot(squares, others)), 0.0))
-    inner = float(np.vdot(a, b))
+        return norm(difference)
+    squares = gram(a.T) if of_a is None else of_a
+    others = squares if same else gram(b.T) if of_b is None else of_b
+    size = math.sqrt(max(inner(squares, others), 0.0))
+    along = inner(a, b)
     if target == "simplex":
-        inner = (inner - float(a.sum(axis=0) @ b.sum(axis=0)) / count) / math.sqrt(count - 1)
+        along = (along - float(a.sum(axis=0) @ b.sum(axis=0)) / count) / math.sqrt(count - 1)
     else:
-        inner /= math.sqrt(count)
-    return math.sqrt(max(2.0 - 2.0 * inner / norm, 0.0)) if norm > 0 else math.nan
+        along /= math.sqrt(count)
+    return math.sqrt(max(2.0 - 2.0 * along / size, 0.0)) if size > 0 else math.nan
 
 
 def _moderate(frame: Floats) -> Floats:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .blas import product
 from .convention import Center, Weighting
 from .frames import (
     EPS64,
@@ -111,7 +112,7 @@ class ClassGeometry:
         centred: Floats = self.means - self.means[0]
         if low.any():
             centred += taken(low, self.present) - low[self.present[0]]
-        centred -= self.weights(self._center) @ centred
+        centred -= product(self.weights(self._center), centred)
         largest = row_norms(centred).max()
         if largest <= self.resolution:
             raise Undefined("no_between_class_scatter")
@@ -150,12 +151,12 @@ class ClassGeometry:
             products = None
         if products is None or not (self._center == "class" or self.balanced):
             return inner_products(means, TILE)
-        return moved_products(products, self.centred, self.weights("class") @ means)
+        return moved_products(products, self.centred, product(self.weights("class"), means))
 
     @cached_property
     def sample_mean(self) -> Floats:
         """g, (d,)."""
-        return self.weights("sample") @ self.means
+        return product(self.weights("sample"), self.means)
 
     @property
     def pairs(self) -> PairStatistics:
@@ -265,7 +266,8 @@ class ClassGeometry:
             raise Undefined("needs_class_scatter")
         else:
             weights = 1.0 / (self.counts * self.num_present)
-            within = np.tensordot(weights, scatter[self.present], axes=1)
+            present = taken(scatter, self.present).reshape(len(weights), -1)
+            within = product(weights, present).reshape(scatter.shape[1:])
         if not np.isfinite(within).all():
             raise Undefined("nonfinite_statistics")
         return within
@@ -286,7 +288,7 @@ class ClassGeometry:
     def _projected_traces(self, inverse: Floats, kind: Weighting) -> Floats:
         within, triangle = self.within(kind), self.within_triangle(kind)
         if triangle is None:
-            return np.asarray(np.vecdot(inverse @ within, inverse))
+            return np.asarray(np.vecdot(product(inverse, within), inverse))
         from scipy.linalg import blas
 
         # Half the products, as B S_W B^T = (B L)(B L)^T, and squares do not cancel.
@@ -309,7 +311,7 @@ class ClassGeometry:
             raise Undefined("no_scatter")
         if kind != "sample" and not self.balanced:
             raise Undefined("needs_class_scatter")
-        projected: Floats = sketch @ inverse.T / math.sqrt(self.rows)
+        projected: Floats = product(sketch, inverse.T) / math.sqrt(self.rows)
         if not np.isfinite(projected).all():
             raise Undefined("nonfinite_statistics")
         return projected

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import nc1, nc2, nc3, rank
+from .blas import product
 from .catalogue import METRICS
 from .convention import PRESETS, Convention
 from .details import matrices, per_class, vectors
@@ -351,7 +352,8 @@ def _dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, f
         _ = geometry.centred
         squares = np.spacing(geometry.means)  # float64's
         squares *= squares
-        rounding = geometry.weights(convention.within) @ squares * ((eps / EPS64) ** 2 / 12)
+        rounding = product(geometry.weights(convention.within), squares)
+        rounding *= (eps / EPS64) ** 2 / 12
         spectrum = geometry.spectrum(convention.between)
     except Undefined:
         return {}

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from .blas import product
 from .convention import PRESETS, Convention
 from .frames import Floats
 from .geometry import ClassGeometry
 from .sketch import standard_error
-from .spectra import negligible, principal_axes, product, sizeable
+from .spectra import decomposed, negligible, plain_values, principal_axes, sizeable
 
 _WELL_CONDITIONED = 1e-6  # an inverse keeps ten digits
 
@@ -172,7 +173,7 @@ def _trace_of_inverse(whitened: Floats) -> float:
         if not failed and lapack.dpocon(triangle, norm, uplo="L")[0] > _WELL_CONDITIONED:
             inverse, _ = lapack.dtrtri(triangle, lower=True, overwrite_c=True)
             return float((inverse**2).sum())
-    ratios = np.linalg.svd(whitened, compute_uv=False)
+    ratios = plain_values(whitened)
     # A row count above the number of kept axes has ratio 0 and contributes 1 each.
     free = len(whitened) - len(ratios)
     return float((1.0 / (1.0 + ratios**2)).sum() + free)
@@ -195,17 +196,17 @@ def _whitened(factor: Floats, within: Floats, threshold: float) -> Floats:
     r"""Return :math:`A S_W^{+1/2}` on the axes of S_W that vary, of combinations with nothing outside."""
     variances, axes = principal_axes(within)
     kept = variances > max(variances[-1], 0.0) * negligible(len(within))
-    inside = product(factor, axes[:, kept].T)
+    inside = product(factor, axes[:, kept])
     whitened: Floats = inside / np.sqrt(variances[kept])
     if not kept.all():
-        outside = factor - product(inside, axes[:, kept])
-        whitened = _vanishing_rows(outside, threshold) @ whitened
+        outside = factor - product(inside, axes[:, kept].T)
+        whitened = product(_vanishing_rows(outside, threshold), whitened)
     return whitened
 
 
 def _vanishing_rows(outside: Floats, threshold: float) -> Floats:
     """Return an orthonormal basis (k, r) of the row combinations that are zero in ``outside``."""
-    left, values, _ = np.linalg.svd(outside, full_matrices=True)
+    left, values, _ = decomposed(outside, full_matrices=True)
     rank = int((values > threshold).sum())
     basis: Floats = left[:, rank:].T
     return basis

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-import numpy as np
-
+from .blas import norm
 from .frames import (
     Floats,
     centred_rows,
@@ -187,7 +186,7 @@ class HeadFrame:
         if len(weight) < 2:
             raise Undefined("one_class")
         self.rows = centred_rows(weight)
-        if not np.linalg.norm(self.rows) > 0:
+        if not norm(self.rows) > 0:
             raise Undefined("zero_head")
         self.norms = row_norms(self.rows)
 

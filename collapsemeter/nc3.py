@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .blas import norm, product
 from .frames import Floats, bounded, gram_distance, norms_of_directions, row_blocks
 from .pairs import TILE
 from .undefined import Undefined
@@ -74,8 +75,8 @@ class Head:
 
     def logits(self, features: npt.ArrayLike) -> Floats:
         """Return W h + b for every row, (N, C)."""
-        logits: Floats = np.asarray(features, np.float64) @ self.weight.T + self.bias
-        return logits
+        logits = product(np.asarray(features, np.float64), self.weight.T)
+        return logits + self.bias
 
     def decide(self, features: npt.ArrayLike) -> npt.NDArray[np.int64]:
         r"""Return :math:`\arg\max_c (W h + b)_c` for every row, (N,), in bounded memory.
@@ -129,7 +130,7 @@ def nc3_self_duality(weight: Floats, means: Floats) -> float:
     >>> nc3_self_duality(np.eye(4), 2 * np.eye(4)), nc3_self_duality(np.eye(4), -np.eye(4))
     (0.0, 4.0)
     """
-    length, size = _norm(weight), float(np.linalg.norm(means))
+    length, size = _norm(weight), norm(means)
     total = 0.0
     for rows in row_blocks(weight):
         difference = weight[rows] / length
@@ -211,11 +212,11 @@ def nc3_bias(weight: Floats, bias: Floats, sample_mean: Floats) -> float:
     >>> nc3_bias(np.eye(2), np.array([-1.0, -1.0]), np.array([1.0, 1.0]))
     0.0
     """
-    return float(np.linalg.norm(weight @ sample_mean + bias))
+    return float(np.linalg.norm(product(weight, sample_mean) + bias))
 
 
 def _norm(weight: Floats) -> float:
-    norm = float(np.linalg.norm(weight))
-    if not norm > 0:
+    length = norm(weight)
+    if not length > 0:
         raise Undefined("zero_head")
-    return norm
+    return length

@@ -14,12 +14,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from .blas import product
 from .frames import EPS64, LARGEST, Floats
 from .labels import labelled_rows
 from .moments import ClassMoments
 from .nc3 import Head, argmax_or_none
 from .pairs import TILE
-from .spectra import product
 from .sums import IGNORE_INDEX
 
 TILE_ENTRIES = 2**17  # 1 MB in float64, which stays in a core's cache
@@ -309,7 +309,7 @@ class ClassCentres:
         """
         many = np.bincount(own, minlength=len(self._present)) >= WORTH_ROWS
         for part in self._chunks(np.flatnonzero(many & np.isnan(self._reach))):
-            squares = product(self._centres[part], self._centres)
+            squares = product(self._centres[part], self._centres.T)
             squares *= -2.0
             squares += self._norms
             squares[np.arange(len(part)), part] = np.inf
@@ -331,7 +331,7 @@ def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:
 
 
 def _nearest_row(points: Floats, centres: Floats, norms: Floats) -> npt.NDArray[np.intp]:
-    scores = product(points, centres)
+    scores = product(points, centres.T)
     scores *= -2.0
     scores += norms  # the squared distance but for |point|^2, which is the same for all centres
     nearest: npt.NDArray[np.intp] = scores.argmin(axis=1)

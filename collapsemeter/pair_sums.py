@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from .blas import product
 from .frames import Floats, row_norms
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class Nearest:
         close = self.cosines - self._second <= error
         unsure = np.flatnonzero(close & (self.cosines <= exact + error))
         for part in _chunks(unsure, count):
-            cosines = units[part] @ units.T
+            cosines = product(units[part], units.T)
             cosines[np.arange(len(part)), part] = -np.inf
             self.rows[part] = cosines.argmax(axis=1)
         for part in _chunks(np.arange(count), width):

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from .blas import product
 from .frames import EPS64, Floats
 from .pair_sums import (
     COSINE_BINS,
@@ -224,7 +225,7 @@ def _tiles(units: Floats) -> Iterator[_Tile]:
     for rows, columns in pair_tiles(len(units), TILE):
         shape = rows.stop - rows.start, columns.stop - columns.start
         cosines = buffer[: shape[0] * shape[1]].reshape(shape)
-        np.matmul(units[rows], units[columns].T, out=cosines)
+        cosines = product(units[rows], units[columns].T, out=cosines)
         yield _Tile(rows, columns, cosines, _NONE, _NOTHING)
 
 
@@ -237,13 +238,13 @@ def _single_tiles(units: Floats, in_order: InOrder) -> Iterator[_Tile]:
         cosines = buffer[: shape[0] * shape[1]].reshape(shape)
         again, largest = np.arange(shape[0]), None
         if worth:
-            np.matmul(factors[rows], factors[columns].T, out=cosines)
+            cosines = product(factors[rows], factors[columns].T, out=cosines)
             if rows == columns:
                 np.fill_diagonal(cosines, -np.inf)
             largest = np.concatenate(list(in_order(_largest_by_row, row_bands(cosines))))
             again = np.flatnonzero(largest > 1 - _NEAR)
             worth = 2 * len(again) < shape[0]  # else the next tiles are in float64 at once
-        exact = units[rows][again] @ units[columns].T
+        exact = product(units[rows][again], units[columns].T)
         yield _Tile(rows, columns, cosines, again, exact, largest)
 
 

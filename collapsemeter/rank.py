@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from .blas import gram, norm, product
 from .frames import EPS64, Floats, row_blocks, row_norms, taken
 from .geometry import ClassGeometry
 from .pairs import TILE, row_bands
-from .spectra import eigenvalues_of_sum
+from .spectra import eigenvalues_of_sum, principal_axes
 from .threads import InOrder, threads
 from .undefined import Undefined
 
@@ -125,12 +126,12 @@ def weight_balance(
     >>> weight_balance(np.diag([1.0, 2.0]), np.diag([2.0, 4.0]), decays=(4.0, 1.0))
     0.0
     """
-    a = decays[0] * incoming @ incoming.T
-    b = decays[1] * outgoing.T @ outgoing
-    total = float(np.linalg.norm(a) + np.linalg.norm(b))
+    a = decays[0] * gram(incoming)
+    b = decays[1] * gram(outgoing.T)
+    total = norm(a) + norm(b)
     if not total > 0:
         raise Undefined("zero_weights")
-    return float(np.linalg.norm(a - b)) / total
+    return norm(a - b) / total
 
 
 def dnc3_sine(weight: Floats, means: Floats) -> float:
@@ -220,7 +221,7 @@ class _ClosestUnits:
         self._relative = relative.astype(np.float32)
         self._bounds: list[tuple[Floats, npt.NDArray[np.float32]]] = []
         if len(units) > TILE:
-            axes = np.linalg.eigh(relative.T @ relative)[1]
+            axes = principal_axes(gram(relative.T))[1]
             leading = [axes[:, -max(1, width // share) :] for share in (16, 4)]
             self._bounds = [(some, _with_remainder(relative, some)) for some in leading]
 
@@ -241,7 +242,7 @@ class _ClosestUnits:
         step = max(1, TILE * TILE // len(self._units))
         for start in range(0, len(unsure), step):
             part = unsure[start : start + step]
-            index[part] = (rows[part] @ self._units.T).argmax(axis=1)
+            index[part] = product(rows[part], self._units.T).argmax(axis=1)
         return index
 
     def _decide(
@@ -258,14 +259,16 @@ class _ClosestUnits:
         index[places], second = _leaders(coordinates, others, self._in_order)
         # By how much the product with a unit exceeds the bound of every other.
         rows = taken(rows, places)
-        margin: Floats = np.vecdot(rows, self._units[index[places]]) - rows @ self._mean - second
+        margin: Floats = (
+            np.vecdot(rows, self._units[index[places]]) - product(rows, self._mean) - second
+        )
         left: npt.NDArray[np.int64] = places[margin <= self._error]
         return left
 
 
 def _with_remainder(rows: Floats, axes: Floats) -> npt.NDArray[np.float32]:
     """Coordinates on some orthonormal axes (d, k), and beside them the norm of the rest, (n, k + 1)."""
-    within = rows @ axes
+    within = product(rows, axes)
     squares = np.vecdot(rows, rows)
     rest = squares - np.vecdot(within, within)
     # A difference of squares: what rounding may have taken is given back.
@@ -282,7 +285,7 @@ def _leaders(
     buffer = np.empty((len(rows), min(TILE, len(others))), np.float32)
     for start in range(0, len(others), TILE):
         part = others[start : start + TILE]
-        products = np.matmul(rows, part.T, out=buffer[:, : len(part)])
+        products = product(rows, part.T, out=buffer[:, : len(part)])
         found = zip(*in_order(_two_largest, row_bands(products)), strict=True)
         first, largest, next_largest = (np.concatenate(of_bands) for of_bands in found)
         second = np.maximum(second, np.maximum(next_largest, np.minimum(best, largest)))

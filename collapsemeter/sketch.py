@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .blas import gram, inner, product
 from .sampling import MASK, Array, Wrap, low_32_bits, mixed, scaled, uint32
 
 SKETCH_ROWS = 512  # k: a standard error of about 6 % of one quadratic form, and less of a sum
@@ -70,7 +71,7 @@ def recentred(sketch: Floats, signs: Floats, offsets: Floats) -> Floats:
     >>> recentred(np.array([[3.0]]), np.array([[1.0]]), np.array([[2.0]]))
     array([[1.]])
     """
-    moved: Floats = sketch - signs @ offsets
+    moved: Floats = sketch - product(signs, offsets)
     return moved
 
 
@@ -93,9 +94,9 @@ def standard_error(projected: Floats) -> float:
     1.4142135623730951
     """
     size, columns = projected.shape
-    product = projected.T @ projected
-    square = float(np.trace(product)) ** 2
-    spread = (float((product**2).sum()) - square / size) / (1 + 1 / size)
+    products = gram(projected.T)
+    square = float(np.trace(products)) ** 2
+    spread = (inner(products, products) - square / size) / (1 + 1 / size)
     return math.sqrt(2 / size * max(spread, square / columns))
 
 

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .blas import ALONE_WITH_VECTOR, gram
 from .frames import EPS64, Floats, of_rows
 
-_SMALL = 64  # decompositions of such a side take less time than importing SciPy
+_SMALL = (
+    64  # sides of which singular values take no longer than inner products and their eigenvalues
+)
 _GRADED = 1e-6  # eigenvalues down to this share of the largest keep ten digits
 
 
@@ -37,7 +40,12 @@ def compressed(frame: Floats) -> Floats:
     """
     if len(frame) <= 2 * frame.shape[1]:
         return frame
-    triangle: Any = np.linalg.qr(frame, mode="r")
+    if not sizeable(frame):
+        triangle: Any = np.linalg.qr(frame, mode="r")
+    else:
+        from scipy.linalg import qr
+
+        _, triangle = qr(frame, mode="raw", check_finite=False)
     return np.asarray(triangle)
 
 
@@ -60,11 +68,12 @@ def singular_values(frame: Floats, products: Floats | None = None) -> Floats:
     array([3., 1.])
     """
     if min(frame.shape) > _SMALL:
-        products = _products(frame) if products is None else products
+        rows = frame if frame.shape[0] <= frame.shape[1] else frame.T
+        products = gram(rows) if products is None else products
         squares = _eigenvalues(products.T)  # the same, and in the order of LAPACK
         if _graded(squares):
             return np.asarray(np.sqrt(squares))
-    return np.asarray(np.linalg.svd(compressed(frame), compute_uv=False), np.float64)
+    return plain_values(compressed(frame))
 
 
 class Factors(NamedTuple):
@@ -105,14 +114,13 @@ def factors(frame: Floats, null: Floats, cut: float, products: Floats | None = N
     """
     if _SMALL < len(frame) <= frame.shape[1]:
         rows = without_null(frame, null)
-        gram = (
-            rows @ rows.T
-            if products is None
-            else without_null(without_null(products, null).T, null)
-        )
-        squares = _eigenvalues(gram.T)
+        if products is None:
+            products_of_rows = gram(rows)
+        else:
+            products_of_rows = without_null(without_null(products, null).T, null)
+        squares = _eigenvalues(products_of_rows.T)
         if _graded(squares):
-            return Factors(np.append(np.sqrt(squares), 0.0), rows, _solved(gram, rows))
+            return Factors(np.append(np.sqrt(squares), 0.0), rows, _solved(products_of_rows, rows))
     values, directions = thin_svd(frame, null, products)
     rank = min(int((values > cut * values[0]).sum()), len(frame) - 1)
     kept, directions = values[:rank, None], directions[:rank]
@@ -155,11 +163,11 @@ def thin_svd(frame: Floats, null: Floats, products: Floats | None = None) -> tup
     """
     if len(frame) > frame.shape[1] > _SMALL:
         if products is None or of_rows(frame):
-            products = frame.T @ frame
-        squares, vectors = np.linalg.eigh(products)
+            products = gram(frame.T)
+        squares, vectors = principal_axes(products)
         if _graded(squares[::-1]):
             return np.sqrt(squares[::-1]), vectors[:, ::-1].T
-    _, values, directions = np.linalg.svd(compressed(frame), full_matrices=False)
+    _, values, directions = decomposed(compressed(frame))
     return values, directions
 
 
@@ -182,28 +190,8 @@ def without_null(frame: Floats, null: Floats) -> Floats:
 
 
 def sizeable(matrix: Floats) -> bool:
-    """Return whether to decompose a matrix takes so long that SciPy is worth its import."""
-    return bool(min(matrix.shape) > _SMALL)
-
-
-def product(rows: Floats, others: Floats) -> Floats:
-    r"""Return :math:`A B^\top`, by the BLAS of the decompositions where those of the width need it.
-
-    Parameters
-    ----------
-    rows : (N, d) float64
-    others : (C, d) float64
-
-    Examples
-    --------
-    >>> product(np.array([[1.0, 2.0]]), np.eye(2))
-    array([[1., 2.]])
-    """
-    if rows.shape[1] <= _SMALL:
-        return np.asarray(rows @ others.T)
-    from scipy.linalg import blas
-
-    return np.asarray(blas.dgemm(1.0, others.T, rows.T, trans_a=True)).T
+    """Return whether to decompose a matrix starts threads, so that it is left to SciPy."""
+    return bool(matrix.size > ALONE_WITH_VECTOR)
 
 
 def eigenvalues_of_sum(matrix: Floats, frame: Floats, weight: float) -> Floats:
@@ -222,12 +210,45 @@ def eigenvalues_of_sum(matrix: Floats, frame: Floats, weight: float) -> Floats:
     array([3., 1.])
     """
     if not sizeable(matrix):
-        return np.asarray(np.linalg.eigvalsh(matrix + weight * (frame.T @ frame))[::-1], np.float64)
+        small = np.linalg.eigvalsh(matrix + weight * gram(frame.T))
+        return np.asarray(small[::-1], np.float64)
     from scipy.linalg import blas  # a tenth of a second to import
 
     # One triangle is all that is read: the product is added to a copy of S, in place.
     total = blas.dsyrk(weight, frame.T, beta=1.0, c=matrix.T, lower=True)
     return _eigenvalues(total, overwrite=True)
+
+
+def plain_values(matrix: Floats) -> Floats:
+    """Return the singular values of a matrix, largest first, to the precision of the largest.
+
+    Examples
+    --------
+    >>> plain_values(np.diag([1.0, 3.0]))
+    array([3., 1.])
+    """
+    if not sizeable(matrix):
+        return np.asarray(np.linalg.svd(matrix, compute_uv=False), np.float64)
+    from scipy.linalg import svdvals
+
+    return np.asarray(svdvals(matrix, check_finite=False), np.float64)
+
+
+def decomposed(matrix: Floats, full_matrices: bool = False) -> tuple[Floats, Floats, Floats]:
+    """Return the left singular vectors in columns, the values, largest first, and the right vectors in rows.
+
+    Examples
+    --------
+    >>> decomposed(np.diag([1.0, 3.0]))[1]
+    array([3., 1.])
+    """
+    if not sizeable(matrix):
+        left, values, right = np.linalg.svd(matrix, full_matrices=full_matrices)
+    else:
+        from scipy.linalg import svd
+
+        left, values, right = svd(matrix, full_matrices=full_matrices, check_finite=False)
+    return left, values, right
 
 
 def principal_axes(matrix: Floats) -> tuple[Floats, Floats]:
@@ -299,11 +320,6 @@ def cholesky(matrix: Floats) -> Floats | None:
 def negligible(width: int) -> float:
     """Return the share of the largest variance below which a variance is round-off."""
     return width * EPS64
-
-
-def _products(frame: Floats) -> Floats:
-    """Inner products of the rows or of the columns, whichever are fewer."""
-    return frame @ frame.T if frame.shape[0] <= frame.shape[1] else frame.T @ frame
 
 
 def _graded(squares: Floats) -> bool:
