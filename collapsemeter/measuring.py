@@ -89,7 +89,6 @@ def measure(
 
     values: dict[str, float] = {}
     reasons: dict[str, str] = {}
-    # First what NumPy's BLAS computes, then what SciPy's does: threads of one hold up those of the other.
     for family in (
         _nc2(geometry),
         _of_head(geometry, head, center_head),

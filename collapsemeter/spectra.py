@@ -1,7 +1,6 @@
 """Singular values of frames, by the eigenproblem of the smaller side where that keeps its digits.
 
-NumPy and SciPy bring a BLAS each, with threads that go on looking for work for a while and hold up those of
-the other. So what follows a SciPy routine is SciPy's, too.
+Like products, what is large enough to start threads is SciPy's, see `collapsemeter.blas`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .blas import ALONE_WITH_VECTOR, gram
+from .blas import ALONE_WITH_VECTOR, gram, product
 from .frames import EPS64, Floats, of_rows
 
 _SMALL = (
@@ -183,8 +182,7 @@ def without_null(frame: Floats, null: Floats) -> Floats:
     """
     normal = null / np.linalg.norm(null)
     normal[0] += np.copysign(1.0, normal[0])
-    # Not by a product of NumPy's BLAS, whose threads would hold up SciPy's.
-    along = np.einsum("c,cj->j", normal, frame) * (2.0 / (normal @ normal))
+    along = product(normal, frame) * (2.0 / (normal @ normal))
     reflected: Floats = np.outer(normal[1:], along)
     return np.subtract(frame[1:], reflected, out=reflected)
 

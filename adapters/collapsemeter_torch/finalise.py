@@ -31,8 +31,8 @@ def report(
     meter: CollapseMeter, store: Store, phase: Phase, more: dict[str, Any]
 ) -> CollapseReport:
     """Measure every watched layer and say what went wrong with any."""
-    # All before the first is measured: threads of NumPy's BLAS wait for work by spinning, and PyTorch's
-    # operations between its would wait for them.
+    # All before the first is measured: threads of BLAS look for more work by spinning, and PyTorch's
+    # operations between would wait for them.
     store.flush()
     head = head_of(meter.selection)
     layers: dict[str, LayerReport] = {}
@@ -170,7 +170,7 @@ def _kept_rows(
     if kept:
         rows, labels, ids = (torch.cat(part) for part in zip(*kept, strict=True))
         return rows.double().numpy(), labels.numpy(), ids.numpy()
-    # By NumPy, which takes them in one thread: PyTorch's would wait for the threads of NumPy's BLAS.
+    # By NumPy, which takes them in one thread: PyTorch's would wait for the threads of BLAS.
     sample = (state.sample_rows, state.sample_labels, state.sample_ids)
     of_slots = [part[:-1].cpu().numpy() for part in sample]
     filled = of_slots[2] >= 0
