@@ -5,7 +5,8 @@
 
 The product is of the same rows, in the same framework, dtype and threads, into memory that is there
 already: the least that any scatter costs. The update is what a hook calls: class-shifted sums, and with
-`row sample` what it keeps for NC4. NumPy is the accumulator of the audit, which sums in float64 and computes
+`row sample` what it keeps for NC4, of batches that wait until
+they make a block. NumPy is the accumulator of the audit, which sums in float64 and computes
 one triangle: it is timed beside NumPy's product, which fills both, and beside BLAS's of one. With 20,000
 classes and more PyTorch's update is timed beside the generic form, in which every class operation is a product
 with one-hot labels, and beside the least one-hot form: one such product, and X^T X.
@@ -18,6 +19,7 @@ exactly, in means and scatter to 1e-4 of the largest entry. They need every clas
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,8 +74,11 @@ def data(classes: int, width: int, batch: int, count: int) -> list[tuple[np.ndar
 def in_torch(sheet: Sheet, classes: int, width: int, given: Any) -> None:
     """Time PyTorch's update."""
     rows = [(torch.tensor(x).to(device()), torch.tensor(y).to(device())) for x, y in given]
-    calls, _ = torch_calls(rows, classes, width)
-    seconds = in_turn(calls, sheet.rounds, steps=len(rows), clock=sheet.clock, wait=wait_for_device)
+    calls, sampled = torch_calls(rows, classes, width)
+    # Whole blocks: of a hook's batches most only wait, and one adds the block that they make.
+    block = max(1, sampled.gathered.room // len(rows[0][0]))
+    steps = math.lcm(block, len(rows))
+    seconds = in_turn(calls, sheet.rounds, steps=steps, clock=sheet.clock, wait=wait_for_device)
     shape = f"torch, C = {classes}, d = {width}"
     target = "<= 1.6" if classes >= MANY else "<= 1.3"
     sheet.add(ratio(f"{shape}: update / X^T X", seconds, "update", "X^T X", target))

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .blas import gram
+
 Array = Any  # of the framework that the namespace speaks for
 
 
@@ -156,11 +158,13 @@ class Numpy(OneHotNumpy):
         np.add.at(total, (rows, columns), values)
         return total
 
+    def add_product(self, total: Array, rows: Array) -> Array:
+        return total + gram(rows.T)
+
     def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
         total = total.copy()
         for label in np.unique(labels):
-            members = rows[labels == label]
-            total[label] += members.T @ members
+            total[label] += gram(rows[labels == label].T)
         return total
 
 
