@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from .blas import norm
+import numpy as np
+
 from .frames import (
     Floats,
     centred_rows,
@@ -186,9 +187,9 @@ class HeadFrame:
         if len(weight) < 2:
             raise Undefined("one_class")
         self.rows = centred_rows(weight)
-        if not norm(self.rows) > 0:
-            raise Undefined("zero_head")
         self.norms = row_norms(self.rows)
+        if not np.any(self.norms):
+            raise Undefined("zero_head")
 
     @cached_property
     def products(self) -> Floats | None:
