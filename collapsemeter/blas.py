@@ -1,9 +1,9 @@
 """Matrix products by the BLAS of SciPy, which decompositions use, too.
 
 NumPy and SciPy bring a BLAS each. Threads of either look for more work for a while after a product, by
-spinning, and hold up those of the other: on two cores that made measuring a layer of 512 features take two to
-four times as long. So a product that is large enough to start threads is SciPy's. SciPy, which takes a tenth of a second to
-import, is not imported for smaller ones.
+spinning, and hold up those of the other: where both have some, a layer of a few hundred features takes several times
+as long. So a product that is large enough to start threads is SciPy's. SciPy, which takes a tenth of a second
+to import, is not imported for smaller ones.
 """
 
 from __future__ import annotations

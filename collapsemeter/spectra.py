@@ -12,9 +12,8 @@ import numpy as np
 from .blas import ALONE_WITH_VECTOR, gram, product
 from .frames import EPS64, Floats, of_rows
 
-_SMALL = (
-    64  # sides of which singular values take no longer than inner products and their eigenvalues
-)
+# A side of which singular values take no longer than inner products and their eigenvalues.
+_SMALL = 64
 _GRADED = 1e-6  # eigenvalues down to this share of the largest keep ten digits
 
 

@@ -41,7 +41,7 @@ def threads() -> Iterator[InOrder]:
     if count == 1:
         yield map
         return
-    from concurrent.futures import ThreadPoolExecutor  # a tenth of what importing NumPy takes
+    from concurrent.futures import ThreadPoolExecutor  # it imports much
 
     with ThreadPoolExecutor(count) as pool:
 

@@ -102,7 +102,7 @@ print(len(own), work() - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("classes", [10, 150, 700])
 def test_a_layer_is_measured_without_threads_of_numpys_blas(classes):
-    """They would go on spinning beside SciPy's, and measuring would take two to four times as long."""
+    """They would go on spinning beside SciPy's, and measuring would take several times as long."""
 
     def seconds(product: bool) -> tuple[int, float]:
         code = WORK_OF_NUMPY.replace("CLASSES", str(classes)).replace("PRODUCT", str(product))
