@@ -5,9 +5,8 @@
 
 The product is of the same rows, in the same framework, dtype and threads, into memory that is there
 already: the least that any scatter costs. The update is what a hook calls: class-shifted sums, and with
-`row sample` what it keeps for NC4, of batches that wait until
-they make a block. NumPy is the accumulator of the audit, which sums in float64 and computes
-one triangle: it is timed beside NumPy's product, which fills both, and beside BLAS's of one. With 20,000
+`row sample` what it keeps for NC4, of batches that wait until they make a block. NumPy is the
+accumulator of the audit, which sums in float64 and computes one triangle: it is timed beside NumPy's product, which fills both, and beside BLAS's of one. With 20,000
 classes and more PyTorch's update is timed beside the generic form, in which every class operation is a product
 with one-hot labels, and beside the least one-hot form: one such product, and X^T X.
 

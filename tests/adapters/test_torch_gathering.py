@@ -116,24 +116,22 @@ def test_parts_that_stay_in_the_caches_give_the_sums_of_the_whole(kind, propagat
     rows, labels = data(1000)
     rows[700, 3], labels[11], labels[500] = torch.inf, -100, CLASSES + 2
     moments = []
-    for cached in (
-        2**30,
-        100 * WIDTH * 8,
-    ):  # at once, and in parts of 100 rows, the last of them shorter
+    for rows_at_once, parts in ((1000, 1), (110, 10)):  # the last part is shorter
+        cached = rows_at_once * WIDTH * 8
         monkeypatch.setattr("collapsemeter_torch.device.CACHED_BYTES", cached)
         state = LayerState(
             rows[:1], CLASSES, kind, 8, wide=True, sketch_rows=16, propagate=propagate
         )
-        assert len(state._parts(rows)) == (1 if cached == 2**30 else 10)
+        assert len(state._parts(rows)) == parts
         state.update(rows, labels, range(1000))
         sums = state.host_sums()
         assert (int(sums.nonfinite), int(sums.ignored), int(sums.invalid)) == (1, 1, 1)
         moments.append(ClassMoments.from_sums(sums, "float32", "live"))
-    whole, parts = moments
-    np.testing.assert_array_equal(parts.counts, whole.counts)
+    whole, in_parts = moments
+    np.testing.assert_array_equal(in_parts.counts, whole.counts)
     for name in ("means", "traces", "scatter", "sketch"):
         if getattr(whole, name) is not None:
-            found, due = getattr(parts, name), getattr(whole, name)
+            found, due = getattr(in_parts, name), getattr(whole, name)
             largest = np.abs(due[np.isfinite(due)]).max(initial=0.0)
             atol = 1e-12 * largest  # in float64, of sums of a thousand residuals
             np.testing.assert_allclose(found, due, rtol=0, atol=atol, err_msg=name)
