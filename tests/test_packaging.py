@@ -1,6 +1,7 @@
 """The distribution: four packages from one place, one version, entry points that load."""
 
 import importlib.util
+import re
 import tomllib
 from importlib.metadata import distribution, entry_points, version
 from pathlib import Path
@@ -52,3 +53,20 @@ def test_every_extra_is_declared() -> None:
     extras = set(distribution("collapsemeter").metadata.get_all("Provides-Extra") or [])
     frameworks, files = {"torch", "keras", "flax"}, {"audit", "zarr", "hdf5", "dask"}
     assert extras == frameworks | files | {"tensorboard", "report", "demo", "all"}
+
+
+def test_install_lines_work_in_a_clone() -> None:
+    """The name is on no index: documents install from the folder, with extras that exist."""
+    extras = set(distribution("collapsemeter").metadata.get_all("Provides-Extra") or [])
+    root = PROJECT.parent
+    documents = [root / "README.md", *(root / "docs").glob("*.md"), root / "adapters/README.md"]
+    lines = [
+        line
+        for text in documents
+        for line in re.findall(r"pip install [^`\n&#]+", text.read_text())
+    ]
+    assert len(lines) > 5
+    for line in lines:
+        named = re.fullmatch(r"pip install '\.\[([\w,]+)\]' *", line)
+        assert named or line.strip() == "pip install tox", line
+        assert not named or set(named[1].split(",")) <= extras, line
