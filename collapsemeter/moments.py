@@ -374,6 +374,7 @@ class ClassMoments:
         self._check_seeds(other)
         return self._merged(other)
 
+    @np.errstate(over="ignore", invalid="ignore")  # squares beyond 1e308 read Inf or NaN
     def _merged(self, other: Self) -> Self:
         if not (self.rows and other.rows):  # an empty state has no phase or dtype of its own
             described = other if other.rows else self

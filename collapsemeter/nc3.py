@@ -13,9 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from .blas import norm, product
-from .frames import Floats, bounded, gram_distance, norms_of_directions, row_blocks
+from .frames import (
+    Floats,
+    bounded,
+    gram_distance,
+    largest_norm,
+    norms_of_directions,
+    opposite_rows,
+    row_blocks,
+)
 from .pairs import TILE
-from .undefined import Undefined
+from .undefined import Undefined, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +157,12 @@ def nc3_etf_error(weight: Floats, means: Floats, products: Floats | None = None)
     products : (C, C) or (d, d) float64, optional
         Of the means, as by `frames.inner_products`, where they are known.
 
+    Raises
+    ------
+    Undefined
+        Of a head that is zero or orthogonal to the means, and of two opposite rows, as those of two
+        centred classes are: it is then 0 or 2, whichever the angle.
+
     References
     ----------
     Zhu et al. 2021.
@@ -160,6 +174,7 @@ def nc3_etf_error(weight: Floats, means: Floats, products: Floats | None = None)
     True
     """
     _norm(weight)
+    require(not opposite_rows(weight), "two_classes_trivial")
     error = gram_distance(weight, means, "simplex", of_b=products)
     if math.isnan(error):
         raise Undefined("head_orthogonal_to_means")
@@ -188,6 +203,12 @@ def nc3_cosine(weight: Floats, means: Floats) -> float:
 def nc3_uniform(weight: Floats, means: Floats) -> float:
     r"""Variance over classes (ddof = 1) of :math:`\cos(w_c, \mu_c - m)`: uniform duality, UNC3.
 
+    Raises
+    ------
+    Undefined
+        Where a row has no direction, and of two opposite rows, as those of two centred classes are:
+        both cosines are then the same.
+
     References
     ----------
     Wu & Papyan 2024.
@@ -197,7 +218,9 @@ def nc3_uniform(weight: Floats, means: Floats) -> float:
     >>> nc3_uniform(np.eye(2), np.eye(2))
     0.0
     """
-    return float(cosines(weight, means).var(ddof=1))
+    of_classes = cosines(weight, means)
+    require(not opposite_rows(weight), "two_classes_trivial")
+    return float(of_classes.var(ddof=1))
 
 
 def nc3_bias(weight: Floats, bias: Floats, sample_mean: Floats) -> float:
@@ -212,7 +235,7 @@ def nc3_bias(weight: Floats, bias: Floats, sample_mean: Floats) -> float:
     >>> nc3_bias(np.eye(2), np.array([-1.0, -1.0]), np.array([1.0, 1.0]))
     0.0
     """
-    return float(np.linalg.norm(product(weight, sample_mean) + bias))
+    return largest_norm((product(weight, sample_mean) + bias)[None])
 
 
 def _norm(weight: Floats) -> float:

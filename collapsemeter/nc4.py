@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .blas import product
-from .frames import EPS64, LARGEST, Floats
+from .frames import EPS64, LARGEST, Floats, too_small
 from .labels import labelled_rows
 from .moments import ClassMoments
 from .nc3 import Head, argmax_or_none
@@ -220,7 +220,8 @@ class ClassCentres:
     Attributes
     ----------
     known : (C,) bool array
-        Classes that have a centre: present, and not made NaN by a propagated row.
+        Classes that have a centre: present, and not made NaN by a propagated row. None where squared
+        distances leave float64.
 
     Examples
     --------
@@ -240,6 +241,9 @@ class ClassCentres:
         centres = (moments.means[self._present] - self._origin) + low[self._present]
         self._middle = centres.mean(axis=0)
         self._centres = centres - self._middle
+        if too_small(self._centres):
+            self.known[:], self._present = False, self._present[:0]
+            return
         self._norms = (self._centres**2).sum(axis=1)
         self._reach = np.full(len(self._present), np.nan)
 
