@@ -20,7 +20,7 @@ from .frames import EPS64, Floats, bounded, centred_rows, opposite_rows, taken, 
 from .geometry import ClassGeometry, Spectrum
 from .moments import EPS, ClassMoments
 from .nc2 import HeadFrame
-from .nc3 import Head
+from .nc3 import Head, HeadLike
 from .nc4 import Decisions, wilson_interval
 from .report import LayerReport
 from .undefined import Undefined, require
@@ -31,7 +31,7 @@ Computed = Iterator[tuple[str, Callable[[], float]]]
 def measure(
     moments: ClassMoments,
     *,
-    head: Head | None = None,
+    head: HeadLike | None = None,
     decisions: Decisions | None = None,
     convention: Convention | str = "papyan2020",
     center_head: bool = False,
@@ -44,7 +44,7 @@ def measure(
     Parameters
     ----------
     moments : ClassMoments
-    head : Head, optional
+    head : Head, or its weight (C, d), or the pair (weight, bias), optional
         The classifier that reads this layer; without one NC3 and the ``_head`` metrics are absent.
     decisions : Decisions, optional
         From `decide`; without them NC4 is absent.
@@ -82,7 +82,10 @@ def measure(
     convention = Convention.named(convention)
     fed = None if weight is None else np.asarray(weight, np.float64)
     into = None if incoming is None else np.asarray(incoming, np.float64)
-    _check_fit(moments, head, decisions, fed)
+    head = None if head is None else Head.of(head)
+    if head is not None:
+        head.check_fit(moments.num_classes, moments.width)
+    _check_fit(moments, decisions, fed)
     _check_balance(moments, into, decays)
     if fed is None and head is not None:
         fed = head.weight
@@ -150,14 +153,9 @@ def _needs_head(name: str) -> bool:
 
 def _check_fit(
     moments: ClassMoments,
-    head: Head | None,
     decisions: Decisions | None,
     weight: npt.NDArray[np.float64] | None,
 ) -> None:
-    if head is not None and head.weight.shape != moments.means.shape:
-        found, due = head.weight.shape, moments.means.shape
-        hint = ": pass its transpose" if found == due[::-1] else ""
-        raise ValueError(f"head weight has shape {found}, the class means {due}{hint}")
     if weight is not None and (weight.ndim != 2 or weight.shape[1] != moments.width):
         raise ValueError(
             f"weight has shape {weight.shape}, the layer has {moments.width} features: "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from .frames import (
 )
 from .pairs import TILE
 from .undefined import Undefined, require
+
+
+_SINGLE_LOGIT = "of a single logit pass Head.from_single_logit(weight, bias)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +58,10 @@ class Head:
         rows = np.asarray(weight, np.float64)
         offset = np.zeros(rows.shape[:1]) if bias is None else np.asarray(bias, np.float64)
         if rows.ndim != 2 or offset.shape != rows.shape[:1]:
+            single = f"; {_SINGLE_LOGIT}" if rows.ndim == 1 else ""
             raise ValueError(
                 f"head weight has shape {rows.shape} and bias {offset.shape}: expected (C, d) with "
-                "one row per class, and (C,)"
+                f"one row per class, and (C,){single}"
             )
         object.__setattr__(self, "weight", rows)
         object.__setattr__(self, "bias", offset)
@@ -75,6 +79,50 @@ class Head:
         half = np.ravel(np.asarray(weight, np.float64)) / 2
         shift = float(np.ravel(np.asarray(bias, np.float64))[0]) / 2
         return cls(np.stack([-half, half]), [-shift, shift])
+
+    @classmethod
+    def of(cls, head: HeadLike) -> Head:
+        """Return a head as it is, and one of a weight, or of the pair of weight and bias.
+
+        Raises
+        ------
+        ValueError
+            If it is none of these.
+
+        Examples
+        --------
+        >>> Head.of((np.eye(2), [0.5, -0.5])).bias
+        array([ 0.5, -0.5])
+        """
+        if isinstance(head, Head):
+            return head
+        try:
+            pair = isinstance(head, tuple) and len(head) == 2 and np.ndim(head[0]) > 1
+            weight, bias = head if pair else (head, None)
+            rows = np.asarray(weight, np.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"head is of type {type(head).__name__} ({error}): pass Head(weight, bias), a weight (C, d) "
+                "or the pair (weight, bias), as arrays"
+            ) from None
+        return cls(rows, bias)
+
+    def check_fit(self, num_classes: int, width: int) -> None:
+        """Raise ValueError unless there is a row for each class, of that width.
+
+        Examples
+        --------
+        >>> Head(np.eye(2)).check_fit(2, 2)
+        """
+        found, due = self.weight.shape, (num_classes, width)
+        if found == due:
+            return
+        hint = ""
+        if found == due[::-1]:
+            hint = ": pass its transpose"
+        elif num_classes == 2 and found in ((1, width), (width, 1)):
+            hint = f": {_SINGLE_LOGIT}"
+        raise ValueError(f"head weight has shape {found}, the class means {due}{hint}")
 
     @property
     def finite(self) -> bool:
@@ -104,6 +152,10 @@ class Head:
                 part = slice(start, start + step)
                 decided[part] = argmax_or_none(self.logits(rows[part]))
         return decided
+
+
+HeadLike: TypeAlias = Head | npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike | None]
+"""What `measure` and `decide` take as a head: one, its weight (C, d), or weight and bias."""
 
 
 def argmax_or_none(scores: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -309,7 +309,7 @@ def test_vci_of_fewer_rows_than_features_would_be_zero_whatever_the_noise(each, 
     rng = np.random.default_rng(each)
     labels = np.repeat(np.arange(5), each)
     rows = rng.normal(size=(5, d))[labels] + ratio * rng.normal(size=(len(labels), d))
-    S_B, S_W = (f(rows, labels) for f in (lambda h, y: printed_scatters(h, y)[1], lambda h, y: printed_scatters(h, y)[0]))
+    S_W, S_B = printed_scatters(rows, labels)
     zero = 1 - np.trace(np.linalg.pinv(S_B + S_W, rcond=1e-12, hermitian=True) @ S_B) / 4
     np.testing.assert_allclose(zero, 0, atol=1e-9)  # the formula, whatever the ratio
     assert_no_vci(rows, labels)
@@ -428,3 +428,37 @@ def test_a_within_class_covariance_without_digits_left_is_not_factored(smallest)
     axes = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
     within = (axes * np.append(np.ones(7), smallest)) @ axes.T
     assert cholesky(within) is None
+
+
+@pytest.mark.parametrize("largest", [1e2, 1e6, 1e9])
+@pytest.mark.parametrize("count", [5, 150])
+def test_the_trace_of_an_inverse_keeps_its_digits_whatever_the_condition(count, largest):
+    """Means apart by little in one direction and by much in another: I + W W' is badly conditioned."""
+    rng = np.random.default_rng(count)
+    values = np.geomspace(largest, 1e-2, count)
+    left = np.linalg.qr(rng.normal(size=(count, count)))[0]
+    right = np.linalg.qr(rng.normal(size=(300, count)))[0]
+    whitened = (left * values) @ right.T
+    expected = (1 / (1 + values**2)).sum()
+    # The singular values are known to eps of the largest.
+    error = 8 * count * EPS * largest
+    np.testing.assert_allclose(nc1._trace_of_inverse(whitened), expected, rtol=max(error, 1e-10))
+
+
+def test_axes_in_which_variance_is_round_off_are_none():
+    within, factor = np.diag([1e-18, 1.0, 2.0]), np.array([[0.0, 1.0, 1.0]])
+    whitened = nc1._whitened(factor, within, 3, 1e-8)
+    np.testing.assert_allclose(whitened, [[1.0, np.sqrt(0.5)]], rtol=1e-14)
+    # Rounding may leave the largest variance of none below zero.
+    for nothing in (np.zeros((3, 3)), np.diag([-3e-20, -2e-20, -1e-20])):
+        with pytest.raises(ArithmeticError, match="in which no class varies"):
+            nc1._whitened(factor, nothing, 3, 1e-8)
+    assert nc1._whitened(np.full((1, 3), 1e-9), np.zeros((3, 3)), 3, 1e-8).shape == (1, 0)
+
+
+def test_no_more_axes_vary_than_rows_can_tell():
+    """What rounding leaves in the others is larger than that of a product of float64 where sums are float32."""
+    within, factor = np.diag([1e-7, 1.0, 2.0]), np.eye(3)[:1]
+    assert nc1._whitened(factor, within, 3, 1e-8).shape == (1, 3)
+    with pytest.raises(ArithmeticError, match="in which no class varies"):
+        nc1._whitened(factor, within, 2, 1e-8)
