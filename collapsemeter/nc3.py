@@ -25,7 +25,6 @@ from .frames import (
 from .pairs import TILE
 from .undefined import Undefined, require
 
-
 _SINGLE_LOGIT = "of a single logit pass Head.from_single_logit(weight, bias)"
 
 
@@ -96,9 +95,11 @@ class Head:
         """
         if isinstance(head, Head):
             return head
+        weight: Any = head
+        bias: npt.ArrayLike | None = None
         try:
-            pair = isinstance(head, tuple) and len(head) == 2 and np.ndim(head[0]) > 1
-            weight, bias = head if pair else (head, None)
+            if isinstance(head, tuple) and len(head) == 2 and np.ndim(head[0]) > 1:
+                weight, bias = head
             rows = np.asarray(weight, np.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(

@@ -29,7 +29,7 @@ REASONS: dict[str, str] = {
     "head_row_without_direction": "a row of the head's weight is zero: it has no direction",
     "nonfinite_statistics": "the statistics hold NaN or Inf (a non-finite row was propagated, or a sum overflowed)",
     "out_of_range": "values are so large (beyond 1e75, or 1e19 in sums of float32) or all so small (below 1e-75, or "
-    "1e-15) that their squares leave the range of floats",
+    "1e-14) that their squares leave the range of floats",
     "degraded": "the measurement of this layer failed during training",
     "never_fired": "the layer never ran on a labelled batch",
     "rows_missing": "the layer saw fewer label rows than were given",

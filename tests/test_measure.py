@@ -165,7 +165,13 @@ def test_values_whose_squares_leave_float64(size):
     rng = np.random.default_rng(0)
     rows, labels = size * rng.normal(size=(20, 3)), np.arange(20) % 3
     report = every_metric(rows, labels, 3)
-    of_rows = ["features_effective_rank", "dnc3_sine", "nc4_agreement", "nc4_mismatch", "ncc_accuracy"]
+    of_rows = [
+        "features_effective_rank",
+        "dnc3_sine",
+        "nc4_agreement",
+        "nc4_mismatch",
+        "ncc_accuracy",
+    ]
     assert_undefined(report, DEFINED_BY_MEANS + of_rows, "out_of_range")
     same = every_metric(np.tile(rows[:1], (20, 1)), labels, 3)
     code = "no_between_class_scatter" if size < 1 else "out_of_range"
@@ -183,7 +189,9 @@ def test_values_whose_squares_leave_float64(size):
     assert_undefined(balance, ["weight_balance"], "out_of_range" if size < 1 else "nonfinite_head")
 
 
-SCALES = [10.0**k for k in (-323, -310, -200, -170, -160, -100, -76, -40, 40, 76, 100, 152, 160, 200, 307)]
+SCALES = [
+    10.0**k for k in (-323, -310, -200, -170, -160, -100, -76, -40, 40, 76, 100, 152, 160, 200, 307)
+]
 
 
 @pytest.mark.parametrize("scale", SCALES)

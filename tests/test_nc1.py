@@ -315,7 +315,9 @@ def test_vci_of_fewer_rows_than_features_would_be_zero_whatever_the_noise(each, 
     assert_no_vci(rows, labels)
     assert_no_vci(rows.astype(np.float32), labels)
     halves = [cm.ClassMoments.from_batch(rows[i::2], labels[i::2], 5) for i in (0, 1)]
-    assert cm.measure(halves[0].merge(halves[1])).reason("nc1_vci") == "within_scatter_rank_deficient"
+    assert (
+        cm.measure(halves[0].merge(halves[1])).reason("nc1_vci") == "within_scatter_rank_deficient"
+    )
 
 
 def test_vci_when_within_class_scatter_misses_one_direction_of_the_means():

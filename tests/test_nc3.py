@@ -218,7 +218,10 @@ SINGLE = r"of a single logit pass Head\.from_single_logit\(weight, bias\)"
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda W: cm.Head(W[:1]), r"weight has shape \(1, 5\), the class means \(2, 5\): " + SINGLE),
+        (
+            lambda W: cm.Head(W[:1]),
+            r"weight has shape \(1, 5\), the class means \(2, 5\): " + SINGLE,
+        ),
         (lambda W: (W[:1], [0.5]), r"weight has shape \(1, 5\), .*" + SINGLE),
         (lambda W: W[:1].T, r"weight has shape \(5, 1\), the class means \(2, 5\): " + SINGLE),
         (lambda W: W[0], r"weight has shape \(5,\) .*" + SINGLE),
@@ -226,7 +229,10 @@ SINGLE = r"of a single logit pass Head\.from_single_logit\(weight, bias\)"
         (lambda W: np.vstack([W, W]), r"shape \(4, 5\), the class means \(2, 5\)$"),
         (lambda W: np.eye(2, 6), r"shape \(2, 6\), the class means \(2, 5\)$"),
         (lambda W: (W, np.zeros(3)), r"shape \(2, 5\) and bias \(3,\)"),
-        (lambda W: "fc", r"head is of type str \(.*\): pass Head\(weight, bias\), a weight \(C, d\) or"),
+        (
+            lambda W: "fc",
+            r"head is of type str \(.*\): pass Head\(weight, bias\), a weight \(C, d\) or",
+        ),
         (lambda W: {"weight": W}, r"head is of type dict \(.*\): pass Head\(weight, bias\)"),
         (lambda W: object(), r"head is of type object \(.*\): pass Head\(weight, bias\)"),
     ],

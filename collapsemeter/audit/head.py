@@ -127,7 +127,7 @@ def _unfit(widths: Mapping[str, int], head: Head) -> str:
     found = ", ".join(f"{name} ({width})" for name, width in widths.items())
     todo = "pass the right --head, or name its layer with --head-layer"
     if head.weight.shape[0] in widths.values():
-        todo = "its transpose would fit: save that, or name the array 'kernel', as Keras and Flax do"
+        todo = "its transpose would fit: save that (a 'weight' is (C, d), a 'kernel' (d, C))"
     return (
         f"the head takes {head.weight.shape[1]} features (weight {head.weight.shape}) and there is no layer of "
         f"as many: {found}; {todo}"
