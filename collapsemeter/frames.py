@@ -274,7 +274,8 @@ def centred_rows(frame: Floats) -> Floats:
            [0.],
            [0.]])
     """
-    centred: Floats = frame - frame.mean(axis=0)
+    centred: Floats = frame - frame[0]  # under an offset the digits that matter are there
+    centred -= centred.mean(axis=0)
     if row_norms(centred).max() <= 16 * EPS64 * row_norms(frame).max():
         return np.zeros_like(frame)
     return centred

@@ -115,7 +115,7 @@ def measure(
         flags=_flags(geometry, values, floor),
         per_class=per_class(geometry, decisions),
         vectors=vectors(geometry),
-        matrices=matrices(geometry, head),
+        matrices=matrices(geometry, head, center_head),
         intervals=_intervals(decisions, values),
         standard_errors=_standard_errors(geometry, convention, values),
         provenance=_provenance(geometry, convention, center_head, decisions, floor),

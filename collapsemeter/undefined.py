@@ -5,8 +5,8 @@ REASONS: dict[str, str] = {
     "one_class": "only one class is present",
     "no_between_class_scatter": "all class means are equal",
     "class_mean_at_centre": "a class mean lies on the centre of the class means: it has no direction",
-    "two_classes_trivial": "with two classes this is the same whatever the features: two centred vectors are "
-    "opposite each other, and one pair has no spread; nc2_of_error does tell",
+    "two_classes_trivial": "with two classes this is the same whatever the features (two centred vectors are "
+    "opposite each other, and one pair has no spread): read nc2_of_error or nc3_cosine instead",
     "within_scatter_rank_deficient": "class means differ along directions in which no class varies (too few rows, "
     "or exact collapse): there the index is 0 whatever the data",
     "coincident_class_means": "two class means are equal",

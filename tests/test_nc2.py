@@ -136,6 +136,18 @@ def test_two_centred_classes_are_trivial_and_the_text_points_at_what_tells(count
     assert "nc2_of_error" in cm.REASONS["two_classes_trivial"]
 
 
+@pytest.mark.parametrize("offset", [1e-9, 1.0, 1e6, 1e12])
+def test_two_head_rows_are_opposite_once_centred_under_any_offset(offset):
+    """Rounding of the offset must not look like a distance from a simplex ETF."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(20) % 2
+    m = cm.ClassMoments.from_batch(rng.normal(size=(20, 3)), labels, 2)
+    head = cm.Head(rng.normal(size=(2, 3)) + offset)
+    report = cm.measure(m, head=head, center_head=True)
+    assert_trivial(report, [*HEAD, "nc3_etf_error", "nc3_uniform"])
+    assert report["nc3_self_duality"] > 0
+
+
 def test_two_classes_present_of_ten_are_two_classes():
     rng = np.random.default_rng(0)
     labels = np.repeat([3, 8], 20)

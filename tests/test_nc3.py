@@ -48,6 +48,8 @@ def test_self_duality(case, preset, center_head):
         * np.abs(case.mu).max()
         / np.linalg.norm(case.M(preset), axis=1).min()
     )
+    cosines = np.diagonal(report.matrices["head_means_cosine"])
+    np.testing.assert_allclose(cosines.mean(), report["nc3_cosine"], rtol=1e-11, atol=error)
     trivial = ("nc3_etf_error", "nc3_uniform") if case.C == 2 and center_head else ()
     for name in trivial:
         assert report.reason(name) == "two_classes_trivial"
