@@ -19,7 +19,7 @@ METRICS: dict[str, Metric] = {
     "nc1_pinv": Metric("within-class over between-class scatter, tr(S_W S_B^+)/C", 0.0, _PAPYAN),
     "nc1_trace_ratio": Metric("tr S_W / tr S_B", 0.0, "Tirer & Bruna 2022"),
     "nc1_cdnv": Metric("class-distance normalised variance", 0.0, "Galanti et al. 2021"),
-    "nc1_fuzziness": Metric("separation fuzziness tr(S_W S_B^+)", 0.0, "He & Su 2023"),
+    "nc1_fuzziness": Metric("separation fuzziness tr(S_W S_B^+), by rows", 0.0, "He & Su 2023"),
     "nc1_vci": Metric("variability collapse index", 0.0, "Xu & Liu 2023"),
     "nc2_equinorm": Metric("spread of the norms of the class means", 0.0, _PAPYAN),
     "nc2_equiangular": Metric("spread of the cosines between class means", 0.0, _PAPYAN),

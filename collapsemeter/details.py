@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .blas import gram, product
-from .frames import Floats, unit_rows
+from .frames import Floats, centred_rows, unit_rows
 from .geometry import ClassGeometry
 from .nc3 import Head
 from .nc4 import Decisions
@@ -52,13 +52,17 @@ def vectors(geometry: ClassGeometry) -> dict[str, npt.NDArray[Any]]:
     return found
 
 
-def matrices(geometry: ClassGeometry, head: Head | None = None) -> dict[str, Floats]:
+def matrices(
+    geometry: ClassGeometry, head: Head | None = None, center_head: bool = False
+) -> dict[str, Floats]:
     r"""Return the C x C matrices of up to 200 present classes; what is undefined is left out.
 
     Parameters
     ----------
     geometry : ClassGeometry
     head : Head, optional
+    center_head : bool
+        Whether its rows are centred over classes.
 
     Returns
     -------
@@ -84,8 +88,10 @@ def matrices(geometry: ClassGeometry, head: Head | None = None) -> dict[str, Flo
     if head is not None and head.finite:
         with suppress(Undefined):
             units = geometry.units
-            rows = unit_rows(head.weight[geometry.present], "head_row_without_direction")
-            found["head_means_cosine"] = product(rows, units.T).clip(-1, 1)
+            rows = head.weight[geometry.present]
+            rows = centred_rows(rows) if center_head else rows
+            directions = unit_rows(rows, "head_row_without_direction")
+            found["head_means_cosine"] = product(directions, units.T).clip(-1, 1)
     return found
 
 

@@ -274,10 +274,24 @@ def centred_rows(frame: Floats) -> Floats:
            [0.],
            [0.]])
     """
-    centred: Floats = frame - frame.mean(axis=0)
+    centred: Floats = frame - frame[0]  # under an offset the digits that matter are there
+    centred -= centred.mean(axis=0)
     if row_norms(centred).max() <= 16 * EPS64 * row_norms(frame).max():
         return np.zeros_like(frame)
     return centred
+
+
+def opposite_rows(frame: Floats) -> bool:
+    """Return whether a frame has two rows, which add up to zero: those of two centred classes do.
+
+    Examples
+    --------
+    >>> opposite_rows(np.array([[1.0, 2.0], [-1.0, -2.0]])), opposite_rows(np.eye(2))
+    (True, False)
+    """
+    if len(frame) != 2:
+        return False
+    return largest_norm(frame[:1] + frame[1:]) <= 16 * EPS64 * largest_norm(frame)
 
 
 def bounded(values: Floats) -> bool:
@@ -307,3 +321,27 @@ def row_norms(frame: Floats) -> Floats:
     """Return the Euclidean norm of every row, (C,)."""
     squares: Floats = np.vecdot(frame, frame)  # without an array of (C, d) squares
     return np.sqrt(squares)
+
+
+def largest_norm(frame: Floats) -> float:
+    """Return the largest norm of a row, also where its square is zero in float64.
+
+    Examples
+    --------
+    >>> largest_norm(np.array([[3e-200, 4e-200]]))
+    5e-200
+    """
+    largest = float(row_norms(frame).max(initial=0.0))
+    scale = 1.0 if largest > 1e-100 else float(np.abs(frame).max(initial=0.0))
+    return largest if scale in (0.0, 1.0) else scale * float(row_norms(frame / scale).max())
+
+
+def too_small(frame: Floats) -> bool:
+    """Return whether a frame is not zero, and its fourth powers may be.
+
+    Examples
+    --------
+    >>> too_small(np.array([[1e-80, 0.0]])), too_small(np.zeros((1, 2)))
+    (True, False)
+    """
+    return 0 < largest_norm(frame) < 1 / LARGEST

@@ -21,10 +21,12 @@ from .frames import (
     cosines_of,
     have_directions,
     inner_products,
+    largest_norm,
     moved_products,
     of_rows,
     row_norms,
     taken,
+    too_small,
     unit_rows,
 )
 from .moments import ClassMoments
@@ -113,18 +115,25 @@ class ClassGeometry:
         if low.any():
             centred += taken(low, self.present) - low[self.present[0]]
         centred -= product(self.weights(self._center), centred)
-        largest = row_norms(centred).max()
-        if largest <= self.resolution:
-            raise Undefined("no_between_class_scatter")
-        if largest < 1 / LARGEST:
-            raise Undefined("out_of_range")
+        largest = largest_norm(centred)
+        require(largest > self.resolution, "no_between_class_scatter")
+        require(largest >= 1 / LARGEST, "out_of_range")
         return centred
+
+    def require_range(self) -> None:
+        """Undefined where statistics are not finite, or distances of class means leave float64."""
+        try:
+            _ = self.centred
+        except Undefined as undefined:
+            if undefined.code in ("nonfinite_statistics", "out_of_range"):
+                raise
 
     @cached_property
     def resolution(self) -> float:
         """Distance below which two class means are equal: the round-off of a mean of such rows."""
         spread = np.sqrt(self.traces / self.counts)
-        return 16 * EPS64 * float((row_norms(self.means) + spread).max())
+        size = float((row_norms(self.means) + spread).max())
+        return 16 * EPS64 * (size or largest_norm(self.means))
 
     @cached_property
     def norms(self) -> Floats:
@@ -227,6 +236,7 @@ class ClassGeometry:
         require(self.rows > 0, "no_rows")
         require(self.num_present > 1, "one_class")
         self._require_finite()
+        require(not too_small(self.means), "out_of_range")
         return self.means
 
     @cached_property
@@ -236,8 +246,7 @@ class ClassGeometry:
 
     def within_traces(self) -> Floats:
         """v_c of each present class, (C,)."""
-        if not np.isfinite(self.traces).all():
-            raise Undefined("nonfinite_statistics")
+        self._require_finite()
         return self.traces / self.counts
 
     def within(self, kind: Weighting) -> Floats:
@@ -252,8 +261,14 @@ class ClassGeometry:
         kind = "sample" if self.balanced else kind
         if kind not in self._triangles:
             within = self.within(kind)
-            self._triangles[kind] = cholesky(within) if sizeable(within) else None
+            regular = self.within_rank >= self.width and sizeable(within)
+            self._triangles[kind] = cholesky(within) if regular else None
         return self._triangles[kind]
+
+    @property
+    def within_rank(self) -> int:
+        """The largest rank that S_W can have: of n rows about their mean, n - 1 are independent."""
+        return self.rows - self.num_present
 
     def _pooled(self, kind: Weighting) -> Floats:
         scatter = self.moments.scatter
@@ -327,12 +342,13 @@ class ClassGeometry:
 
     def _require_finite(self) -> None:
         require(self.finite, "nonfinite_statistics")
-        require(self._bounded, "out_of_range")
+        # A row with NaN or Inf makes the mean of its class so: with finite means, squares overflowed.
+        require(self._bounded and bool(np.isfinite(self.traces).all()), "out_of_range")
 
     def _require_spread(self) -> None:
         require(self.rows > 0, "no_rows")
         require(self.moments.kind != "trace", "no_scatter")
-        require(bool(np.isfinite(self.traces).all()), "nonfinite_statistics")
+        self._require_finite()
 
     def within_trace(self, kind: Weighting) -> float:
         r""":math:`\operatorname{tr} S_W`, from the traces alone."""

@@ -14,13 +14,13 @@ import numpy.typing as npt
 from . import nc1, nc2, nc3, rank
 from .blas import product
 from .catalogue import METRICS
-from .convention import PRESETS, Convention
+from .convention import Convention
 from .details import matrices, per_class, vectors
-from .frames import EPS64, bounded, centred_rows, taken
+from .frames import EPS64, Floats, bounded, centred_rows, opposite_rows, taken, too_small
 from .geometry import ClassGeometry, Spectrum
 from .moments import EPS, ClassMoments
 from .nc2 import HeadFrame
-from .nc3 import Head
+from .nc3 import Head, HeadLike
 from .nc4 import Decisions, wilson_interval
 from .report import LayerReport
 from .undefined import Undefined, require
@@ -31,7 +31,7 @@ Computed = Iterator[tuple[str, Callable[[], float]]]
 def measure(
     moments: ClassMoments,
     *,
-    head: Head | None = None,
+    head: HeadLike | None = None,
     decisions: Decisions | None = None,
     convention: Convention | str = "papyan2020",
     center_head: bool = False,
@@ -44,14 +44,15 @@ def measure(
     Parameters
     ----------
     moments : ClassMoments
-    head : Head, optional
+    head : Head, or its weight (C, d), or the pair (weight, bias), optional
         The classifier that reads this layer; without one NC3 and the ``_head`` metrics are absent.
     decisions : Decisions, optional
         From `decide`; without them NC4 is absent.
     convention : Convention or str
         A preset's name or a `Convention`.
     center_head : bool
-        Centre the head's rows over the classes before NC3.
+        Centre the head's rows over the classes for NC3 and the ``_head`` metrics; published code takes
+        them as they are.
     weight : (k, d) array_like, optional
         A weight matrix fed by this layer, for ``dnc3_sine``; the head's if left out.
     incoming : (d, k) array_like, optional
@@ -81,7 +82,10 @@ def measure(
     convention = Convention.named(convention)
     fed = None if weight is None else np.asarray(weight, np.float64)
     into = None if incoming is None else np.asarray(incoming, np.float64)
-    _check_fit(moments, head, decisions, fed)
+    head = None if head is None else Head.of(head)
+    if head is not None:
+        head.check_fit(moments.num_classes, moments.width)
+    _check_fit(moments, decisions, fed)
     _check_balance(moments, into, decays)
     if fed is None and head is not None:
         fed = head.weight
@@ -111,7 +115,7 @@ def measure(
         flags=_flags(geometry, values, floor),
         per_class=per_class(geometry, decisions),
         vectors=vectors(geometry),
-        matrices=matrices(geometry, head),
+        matrices=matrices(geometry, head, center_head),
         intervals=_intervals(decisions, values),
         standard_errors=_standard_errors(geometry, convention, values),
         provenance=_provenance(geometry, convention, center_head, decisions, floor),
@@ -149,14 +153,9 @@ def _needs_head(name: str) -> bool:
 
 def _check_fit(
     moments: ClassMoments,
-    head: Head | None,
     decisions: Decisions | None,
     weight: npt.NDArray[np.float64] | None,
 ) -> None:
-    if head is not None and head.weight.shape != moments.means.shape:
-        found, due = head.weight.shape, moments.means.shape
-        hint = ": pass its transpose" if found == due[::-1] else ""
-        raise ValueError(f"head weight has shape {found}, the class means {due}{hint}")
     if weight is not None and (weight.ndim != 2 or weight.shape[1] != moments.width):
         raise ValueError(
             f"weight has shape {weight.shape}, the layer has {moments.width} features: "
@@ -187,19 +186,24 @@ def _nc1(geometry: ClassGeometry, convention: Convention) -> Computed:
     yield "nc1_trace_ratio", lambda: nc1.nc1_trace_ratio(geometry, convention)
     yield "nc1_cdnv", lambda: nc1.nc1_cdnv(geometry)
     yield "nc1_pinv", lambda: nc1.nc1_pinv(geometry, convention)
-    by_sample = geometry.about(PRESETS["he_su2023"].center)
-    yield "nc1_fuzziness", lambda: nc1.nc1_fuzziness(by_sample)
+    by_sample = geometry.about("sample")
+    yield "nc1_fuzziness", lambda: nc1.nc1_fuzziness(by_sample, convention)
     yield "nc1_vci", lambda: nc1.nc1_vci(geometry, convention)
 
 
 def _nc2(geometry: ClassGeometry) -> Computed:
-    yield "nc2_equinorm", lambda: nc2.nc2_equinorm(geometry.norms)
-    yield "nc2_equiangular", lambda: nc2.nc2_equiangular(geometry.pairs)
-    yield "nc2_max_angle", lambda: nc2.nc2_max_angle(geometry.pairs)
-    yield "nc2_etf_error", lambda: nc2.nc2_etf_error(geometry.centred, geometry.products)
+    def centred() -> ClassGeometry:
+        _ = geometry.centred
+        require(geometry.num_present > 2, "two_classes_trivial")
+        return geometry
+
+    yield "nc2_equinorm", lambda: nc2.nc2_equinorm(centred().norms)
+    yield "nc2_equiangular", lambda: nc2.nc2_equiangular(centred().pairs)
+    yield "nc2_max_angle", lambda: nc2.nc2_max_angle(centred().pairs)
+    yield "nc2_etf_error", lambda: nc2.nc2_etf_error(centred().centred, geometry.products)
     yield "nc2_of_error", lambda: _of_error(geometry)
-    yield "gnc2_log_mean", lambda: nc2.gnc2_log_mean(geometry.pairs)
-    yield "gnc2_log_var", lambda: nc2.gnc2_log_var(geometry.pairs)
+    yield "gnc2_log_mean", lambda: nc2.gnc2_log_mean(centred().pairs)
+    yield "gnc2_log_var", lambda: nc2.gnc2_log_var(centred().pairs)
 
 
 def _of_error(geometry: ClassGeometry) -> float:
@@ -214,19 +218,32 @@ def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> C
     finite = head.finite
 
     @cache
-    def frame() -> HeadFrame:
+    def rows() -> Floats:
         require(finite, "nonfinite_head")
-        return HeadFrame(weight)
+        _require_range(weight)
+        return centred_rows(weight) if center_head and len(weight) else weight
+
+    @cache
+    def frame() -> HeadFrame:
+        return HeadFrame(rows())
+
+    def apart() -> HeadFrame:
+        require(not opposite_rows(frame().rows), "two_classes_trivial")
+        return frame()
+
+    def spread() -> float:
+        of_all = apart().pairs
+        require(geometry.num_present > 2, "two_classes_trivial")  # one pair
+        return nc2.nc2_equiangular(of_all)
 
     def dual(metric: Callable[[Any, Any], float]) -> float:
         means = geometry.centred
-        require(finite, "nonfinite_head")
-        return metric(centred_rows(weight) if center_head else weight, means)
+        return metric(rows(), means)
 
-    yield "nc2_equinorm_head", lambda: nc2.nc2_equinorm(frame().norms)
-    yield "nc2_equiangular_head", lambda: nc2.nc2_equiangular(frame().pairs)
-    yield "nc2_max_angle_head", lambda: nc2.nc2_max_angle(frame().pairs)
-    yield "nc2_etf_error_head", lambda: nc2.nc2_etf_error(frame().rows, frame().products)
+    yield "nc2_equinorm_head", lambda: nc2.nc2_equinorm(apart().norms)
+    yield "nc2_equiangular_head", spread
+    yield "nc2_max_angle_head", lambda: nc2.nc2_max_angle(apart().pairs)
+    yield "nc2_etf_error_head", lambda: nc2.nc2_etf_error(apart().rows, frame().products)
     yield "nc3_self_duality", lambda: dual(nc3.nc3_self_duality)
     yield "nc3_etf_error", lambda: dual(partial(nc3.nc3_etf_error, products=geometry.products))
     yield "nc3_cosine", lambda: dual(nc3.nc3_cosine)
@@ -246,7 +263,7 @@ def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
 
     def share(counts: npt.NDArray[np.int64]) -> float:
         require(geometry.num_present != 1, "one_class")
-        require(geometry.finite, "nonfinite_statistics")
+        geometry.require_range()
         total = int(decisions.rows.sum())
         if total == 0:
             raise Undefined("no_decisions")
@@ -275,7 +292,7 @@ def _fed(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Com
 
     def sine() -> float:
         means = geometry.finite_means
-        require(bounded(weight), "nonfinite_head")
+        _require_range(weight)
         return rank.dnc3_sine(weight, means)
 
     yield "dnc3_sine", sine
@@ -291,10 +308,15 @@ def _balance(
 
     def balance() -> float:
         for matrix in (incoming, weight):
-            require(bounded(matrix), "nonfinite_head")
+            _require_range(matrix)
         return rank.weight_balance(incoming, weight, decays)
 
     yield "weight_balance", balance
+
+
+def _require_range(weight: Floats) -> None:
+    require(bounded(weight), "nonfinite_head")
+    require(not too_small(weight), "out_of_range")
 
 
 def _absent(
@@ -330,7 +352,10 @@ def _standard_errors(
 ) -> dict[str, float]:
     if geometry.moments.sketch is None:
         return {}
-    conventions = {"nc1_pinv": convention, "nc1_fuzziness": PRESETS["he_su2023"]}
+    conventions = {
+        "nc1_pinv": convention,
+        "nc1_fuzziness": nc1.fuzziness_convention(convention),
+    }
     return {
         name: nc1.nc1_pinv_error(geometry.about(chosen.center), chosen)
         for name, chosen in conventions.items()

@@ -291,6 +291,8 @@ class ClassMoments:
         offset = total / np.maximum(counts, 1)[:, None]
         means, low = _two_sum(np.asarray(state.shift, np.float64), offset)
         traces = np.asarray(state.squares, np.float64) - np.vecdot(total, offset)
+        if _squares_are_lost(state):
+            traces[counts > 1] = np.nan
         scatter = None
         if state.scatter is not None and state.scatter.ndim == 3:
             scatter = mirrored(state.scatter) - total[:, :, None] * offset[:, None, :]
@@ -374,6 +376,7 @@ class ClassMoments:
         self._check_seeds(other)
         return self._merged(other)
 
+    @np.errstate(over="ignore", invalid="ignore")  # squares beyond 1e308 read Inf or NaN
     def _merged(self, other: Self) -> Self:
         if not (self.rows and other.rows):  # an empty state has no phase or dtype of its own
             described = other if other.rows else self
@@ -633,6 +636,18 @@ def _frozen(array: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
     view = np.asarray(array, dtype).view()
     view.flags.writeable = False
     return view
+
+
+def _squares_are_lost(state: Sums) -> bool:
+    """Say whether rows are so small that rounding of them alone is zero once squared, and no more is seen.
+
+    In float32 at 1e-12; float64 reaches far below what is measured.
+    """
+    size = float(np.abs(state.shift).max(initial=0.0))
+    kind = np.finfo(state.squares.dtype)
+    least = float(kind.smallest_normal) / float(kind.eps)
+    small = 0 < size * float(kind.eps) < least**0.5
+    return small and float(state.squares.max(initial=0.0)) < least
 
 
 def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blas import product
+from .blas import norm, product
 from .convention import PRESETS, Convention
 from .frames import Floats
 from .geometry import ClassGeometry
 from .sketch import standard_error
-from .spectra import decomposed, negligible, plain_values, principal_axes, sizeable
+from .spectra import negligible, plain_values, principal_axes, sizeable
+from .undefined import require
 
 _WELL_CONDITIONED = 1e-6  # an inverse keeps ten digits
 
@@ -113,10 +114,43 @@ def nc1_cdnv(geometry: ClassGeometry) -> float:
     return geometry.variance_ratio
 
 
-def nc1_fuzziness(geometry: ClassGeometry) -> float:
-    r"""Separation fuzziness :math:`\operatorname{tr}(S_W S_B^+)` with classes weighted alike.
+def fuzziness_convention(convention: Convention) -> Convention:
+    """Return the convention of `nc1_fuzziness`: weighted by rows, as He & Su print it.
 
-    `nc1_pinv` under the convention ``he_su2023``; its logarithm against depth is close to a line.
+    Their code weights classes alike, which is the same on balanced data: that is ``he_su2023``.
+
+    Examples
+    --------
+    >>> fuzziness_convention(Convention()).name
+    'he_su2023_imbalanced'
+    """
+    by_class = PRESETS["he_su2023"]
+    return by_class if convention == by_class else PRESETS["he_su2023_imbalanced"]
+
+
+def nc1_fuzziness(geometry: ClassGeometry, convention: Convention | None = None) -> float:
+    r"""Separation fuzziness :math:`\operatorname{tr}(S_W S_B^+)`, both scatters weighted by rows.
+
+    :math:`S_B = \frac1N \sum_c n_c (\mu_c-g)(\mu_c-g)^\top` and
+    :math:`S_W = \frac1N \sum_c \sum_{i\in c} (h_i-\mu_c)(h_i-\mu_c)^\top`; under the convention
+    ``he_su2023`` each class has the weight :math:`1/C`. Its logarithm against depth is close to a line.
+
+    Parameters
+    ----------
+    geometry : ClassGeometry
+        Centred at the sample mean.
+    convention : Convention, optional
+        That of the measurement.
+
+    Returns
+    -------
+    float
+        0 at collapse; no unit.
+
+    Raises
+    ------
+    Undefined
+        As `nc1_pinv`.
 
     References
     ----------
@@ -129,7 +163,7 @@ def nc1_fuzziness(geometry: ClassGeometry) -> float:
     >>> round(nc1_fuzziness(ClassGeometry(m, "sample")), 12)
     0.25
     """
-    return nc1_pinv(geometry, PRESETS["he_su2023"])
+    return nc1_pinv(geometry, fuzziness_convention(convention or Convention()))
 
 
 def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
@@ -137,8 +171,18 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
 
     With :math:`S_B = A^\top A` (A of full row rank r) and :math:`S_W` invertible it equals
     :math:`\frac1r \operatorname{tr}(I + A S_W^{-1} A^\top)^{-1}`, which does not subtract nearly equal
-    numbers at collapse. Combinations of classes that differ along directions without any
-    within-class variance contribute nothing.
+    numbers at collapse.
+
+    Class means that differ along a direction in which no class varies contribute 0, whatever the data:
+    with fewer than d rows more than there are classes, that is all of them. There is no value then, and
+    at exact collapse neither, since zero variance looks the same. A feature that never changes is no such
+    direction.
+
+    Raises
+    ------
+    Undefined
+        ``within_scatter_rank_deficient`` unless the range of :math:`S_W` holds all differences of class
+        means; as `nc1_pinv`.
 
     References
     ----------
@@ -157,26 +201,24 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
     if triangle is not None:
         whitened = _whitened_by_cholesky(spectrum.root, triangle)
     else:
-        whitened = _whitened(spectrum.root, within, spectrum.cut * spectrum.values[0])
+        least = spectrum.cut * spectrum.values[0]
+        whitened = _whitened(spectrum.root, within, geometry.within_rank, least)
     return _trace_of_inverse(whitened) / len(spectrum.values)
 
 
 def _trace_of_inverse(whitened: Floats) -> float:
-    r"""Return :math:`\operatorname{tr}(I + W W^\top)^{-1}`, (k, d) W."""
-    if sizeable(whitened) and len(whitened) <= whitened.shape[1]:
+    r"""Return :math:`\operatorname{tr}(I + W W^\top)^{-1}`, (r, k) W with r <= k."""
+    if sizeable(whitened):
         from scipy.linalg import blas, lapack
 
         shifted = blas.dsyrk(1.0, whitened.T, trans=1, lower=1)  # the upper triangle is zero
-        norm = 1.0 + _symmetric_norm(shifted)
+        size = 1.0 + _symmetric_norm(shifted)
         shifted[np.diag_indices_from(shifted)] += 1.0
         triangle, failed = lapack.dpotrf(shifted, lower=True, clean=True, overwrite_a=True)
-        if not failed and lapack.dpocon(triangle, norm, uplo="L")[0] > _WELL_CONDITIONED:
+        if not failed and lapack.dpocon(triangle, size, uplo="L")[0] > _WELL_CONDITIONED:
             inverse, _ = lapack.dtrtri(triangle, lower=True, overwrite_c=True)
             return float((inverse**2).sum())
-    ratios = plain_values(whitened)
-    # A row count above the number of kept axes has ratio 0 and contributes 1 each.
-    free = len(whitened) - len(ratios)
-    return float((1.0 / (1.0 + ratios**2)).sum() + free)
+    return float((1.0 / (1.0 + plain_values(whitened) ** 2)).sum())
 
 
 def _symmetric_norm(lower: Floats) -> float:
@@ -192,21 +234,17 @@ def _whitened_by_cholesky(factor: Floats, triangle: Floats) -> Floats:
     return np.asarray(blas.dtrsm(1.0, triangle, factor.T, lower=True)).T
 
 
-def _whitened(factor: Floats, within: Floats, threshold: float) -> Floats:
-    r"""Return :math:`A S_W^{+1/2}` on the axes of S_W that vary, of combinations with nothing outside."""
+def _whitened(factor: Floats, within: Floats, rank: int, least: float) -> Floats:
+    r"""Return :math:`A S_W^{+1/2}` on the axes of S_W that vary, ``rank`` at most.
+
+    Undefined where more than ``least`` of A is outside them.
+    """
     variances, axes = principal_axes(within)
     kept = variances > max(variances[-1], 0.0) * negligible(len(within))
+    kept[: max(len(kept) - rank, 0)] = False
     inside = product(factor, axes[:, kept])
-    whitened: Floats = inside / np.sqrt(variances[kept])
     if not kept.all():
         outside = factor - product(inside, axes[:, kept].T)
-        whitened = product(_vanishing_rows(outside, threshold), whitened)
+        require(norm(outside) <= least, "within_scatter_rank_deficient")
+    whitened: Floats = inside / np.sqrt(variances[kept])
     return whitened
-
-
-def _vanishing_rows(outside: Floats, threshold: float) -> Floats:
-    """Return an orthonormal basis (k, r) of the row combinations that are zero in ``outside``."""
-    left, values, _ = decomposed(outside, full_matrices=True)
-    rank = int((values > threshold).sum())
-    basis: Floats = left[:, rank:].T
-    return basis

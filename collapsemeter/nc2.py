@@ -1,7 +1,7 @@
 r"""NC2, the class means become a simplex equiangular tight frame.
 
 The functions with a frame argument serve the class means (rows :math:`\mu_c - m`) and the head (rows
-of W centred over classes, suffix ``_head``) alike.
+of W, suffix ``_head``) alike.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from .frames import (
     Floats,
-    centred_rows,
     cosines_of,
     gram_distance,
     have_directions,
@@ -169,36 +168,35 @@ def _distinct(pairs: PairStatistics) -> PairStatistics:
 
 
 class HeadFrame:
-    """The rows of the head centred over classes, with their pair statistics.
+    """The rows of the head, with their pair statistics.
 
     Parameters
     ----------
-    weight : (C, d) float64
-        Rows of the classes that are present.
+    rows : (C, d) float64
+        Of the classes that are present; as they are, or centred over classes.
 
     Examples
     --------
-    >>> HeadFrame(np.array([[2.0, 0.0], [0.0, 0.0]])).rows
-    array([[ 1.,  0.],
-           [-1.,  0.]])
+    >>> nc2_equinorm(HeadFrame(np.array([[3.0, 4.0], [5.0, 0.0]])).norms)
+    0.0
     """
 
-    def __init__(self, weight: Floats) -> None:
-        if len(weight) < 2:
+    def __init__(self, rows: Floats) -> None:
+        if len(rows) < 2:
             raise Undefined("one_class")
-        self.rows = centred_rows(weight)
+        self.rows = rows
         self.norms = row_norms(self.rows)
         if not np.any(self.norms):
             raise Undefined("zero_head")
 
     @cached_property
     def products(self) -> Floats | None:
-        """Inner products of the centred rows, (C, C), or columns, (d, d), where they are few."""
+        """Inner products of the rows, (C, C), or columns, (d, d), where they are few."""
         return inner_products(self.rows, TILE)
 
     @cached_property
     def pairs(self) -> CosineSpread:
-        """Spread of the cosines over pairs of centred rows."""
+        """Spread of the cosines over pairs of rows."""
         require(have_directions(self.norms), "head_row_without_direction")
         if of_rows(self.rows) and self.products is not None:
             return spread_of(cosines_of(self.products, self.norms))

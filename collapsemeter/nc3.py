@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .blas import norm, product
-from .frames import Floats, bounded, gram_distance, norms_of_directions, row_blocks
+from .frames import (
+    Floats,
+    bounded,
+    gram_distance,
+    largest_norm,
+    norms_of_directions,
+    opposite_rows,
+    row_blocks,
+)
 from .pairs import TILE
-from .undefined import Undefined
+from .undefined import Undefined, require
+
+_SINGLE_LOGIT = "of a single logit pass Head.from_single_logit(weight, bias)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +57,10 @@ class Head:
         rows = np.asarray(weight, np.float64)
         offset = np.zeros(rows.shape[:1]) if bias is None else np.asarray(bias, np.float64)
         if rows.ndim != 2 or offset.shape != rows.shape[:1]:
+            single = f"; {_SINGLE_LOGIT}" if rows.ndim == 1 else ""
             raise ValueError(
                 f"head weight has shape {rows.shape} and bias {offset.shape}: expected (C, d) with "
-                "one row per class, and (C,)"
+                f"one row per class, and (C,){single}"
             )
         object.__setattr__(self, "weight", rows)
         object.__setattr__(self, "bias", offset)
@@ -67,6 +78,52 @@ class Head:
         half = np.ravel(np.asarray(weight, np.float64)) / 2
         shift = float(np.ravel(np.asarray(bias, np.float64))[0]) / 2
         return cls(np.stack([-half, half]), [-shift, shift])
+
+    @classmethod
+    def of(cls, head: HeadLike) -> Head:
+        """Return a head as it is, and one of a weight, or of the pair of weight and bias.
+
+        Raises
+        ------
+        ValueError
+            If it is none of these.
+
+        Examples
+        --------
+        >>> Head.of((np.eye(2), [0.5, -0.5])).bias
+        array([ 0.5, -0.5])
+        """
+        if isinstance(head, Head):
+            return head
+        weight: Any = head
+        bias: npt.ArrayLike | None = None
+        try:
+            if isinstance(head, tuple) and len(head) == 2 and np.ndim(head[0]) > 1:
+                weight, bias = head
+            rows = np.asarray(weight, np.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"head is of type {type(head).__name__} ({error}): pass Head(weight, bias), a weight (C, d) "
+                "or the pair (weight, bias), as arrays"
+            ) from None
+        return cls(rows, bias)
+
+    def check_fit(self, num_classes: int, width: int) -> None:
+        """Raise ValueError unless there is a row for each class, of that width.
+
+        Examples
+        --------
+        >>> Head(np.eye(2)).check_fit(2, 2)
+        """
+        found, due = self.weight.shape, (num_classes, width)
+        if found == due:
+            return
+        hint = ""
+        if found == due[::-1]:
+            hint = ": pass its transpose"
+        elif num_classes == 2 and found in ((1, width), (width, 1)):
+            hint = f": {_SINGLE_LOGIT}"
+        raise ValueError(f"head weight has shape {found}, the class means {due}{hint}")
 
     @property
     def finite(self) -> bool:
@@ -96,6 +153,10 @@ class Head:
                 part = slice(start, start + step)
                 decided[part] = argmax_or_none(self.logits(rows[part]))
         return decided
+
+
+HeadLike: TypeAlias = Head | npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike | None]
+"""What `measure` and `decide` take as a head: one, its weight (C, d), or weight and bias."""
 
 
 def argmax_or_none(scores: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -149,6 +210,12 @@ def nc3_etf_error(weight: Floats, means: Floats, products: Floats | None = None)
     products : (C, C) or (d, d) float64, optional
         Of the means, as by `frames.inner_products`, where they are known.
 
+    Raises
+    ------
+    Undefined
+        Of a head that is zero or orthogonal to the means, and of two opposite rows, as those of two
+        centred classes are: it is then 0 or 2, whichever the angle.
+
     References
     ----------
     Zhu et al. 2021.
@@ -160,6 +227,7 @@ def nc3_etf_error(weight: Floats, means: Floats, products: Floats | None = None)
     True
     """
     _norm(weight)
+    require(not opposite_rows(weight), "two_classes_trivial")
     error = gram_distance(weight, means, "simplex", of_b=products)
     if math.isnan(error):
         raise Undefined("head_orthogonal_to_means")
@@ -188,6 +256,12 @@ def nc3_cosine(weight: Floats, means: Floats) -> float:
 def nc3_uniform(weight: Floats, means: Floats) -> float:
     r"""Variance over classes (ddof = 1) of :math:`\cos(w_c, \mu_c - m)`: uniform duality, UNC3.
 
+    Raises
+    ------
+    Undefined
+        Where a row has no direction, and of two opposite rows, as those of two centred classes are:
+        both cosines are then the same.
+
     References
     ----------
     Wu & Papyan 2024.
@@ -197,7 +271,9 @@ def nc3_uniform(weight: Floats, means: Floats) -> float:
     >>> nc3_uniform(np.eye(2), np.eye(2))
     0.0
     """
-    return float(cosines(weight, means).var(ddof=1))
+    of_classes = cosines(weight, means)
+    require(not opposite_rows(weight), "two_classes_trivial")
+    return float(of_classes.var(ddof=1))
 
 
 def nc3_bias(weight: Floats, bias: Floats, sample_mean: Floats) -> float:
@@ -212,7 +288,7 @@ def nc3_bias(weight: Floats, bias: Floats, sample_mean: Floats) -> float:
     >>> nc3_bias(np.eye(2), np.array([-1.0, -1.0]), np.array([1.0, 1.0]))
     0.0
     """
-    return float(np.linalg.norm(product(weight, sample_mean) + bias))
+    return largest_norm((product(weight, sample_mean) + bias)[None])
 
 
 def _norm(weight: Floats) -> float:

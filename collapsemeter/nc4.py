@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .blas import product
-from .frames import EPS64, LARGEST, Floats
+from .frames import EPS64, LARGEST, Floats, too_small
 from .labels import labelled_rows
 from .moments import ClassMoments
-from .nc3 import Head, argmax_or_none
+from .nc3 import Head, HeadLike, argmax_or_none
 from .pairs import TILE
 from .sums import IGNORE_INDEX
 
@@ -83,7 +83,7 @@ def decide(
     features: npt.ArrayLike,
     labels: npt.ArrayLike,
     *,
-    head: Head | None = None,
+    head: HeadLike | None = None,
     logits: npt.ArrayLike | None = None,
     predictions: npt.ArrayLike | None = None,
     sampled: bool | None = None,
@@ -99,8 +99,8 @@ def decide(
     features : (N, d) array_like of float
         Rows to decide on.
     labels : (N,) array_like of int
-    head : Head, optional
-        The network's decision as :math:`\arg\max W h + b`.
+    head : Head, or its weight (C, d), or the pair (weight, bias), optional
+        As `measure` takes it: the network's decision as :math:`\arg\max W h + b`.
     logits : (N, C) array_like, or predictions : (N,) array_like of int, optional
         The network's own decision; it takes precedence over ``head``.
     sampled : bool, optional
@@ -134,6 +134,9 @@ def decide(
         raise ValueError(
             f"features have shape {rows.shape}, the moments are about {moments.width} features"
         )
+    head = None if head is None else Head.of(head)
+    if head is not None:
+        head.check_fit(moments.num_classes, moments.width)
     decided = _network_decision(rows, head, logits, predictions)
     centres = ClassCentres(moments) if centres is None else centres
     usable = (bins != ignore_index) & _bounded(rows)
@@ -189,11 +192,6 @@ def _network_decision(
             )
         decided = argmax_or_none(scores)
     elif head is not None:
-        if head.weight.shape[1] != rows.shape[1]:
-            raise ValueError(
-                f"head weight has shape {head.weight.shape} and features {rows.shape}: "
-                "the head must take this layer's features"
-            )
         if not head.finite:
             return None
         decided = head.decide(rows)
@@ -220,7 +218,8 @@ class ClassCentres:
     Attributes
     ----------
     known : (C,) bool array
-        Classes that have a centre: present, and not made NaN by a propagated row.
+        Classes that have a centre: present, and not made NaN by a propagated row. None where squared
+        distances leave float64.
 
     Examples
     --------
@@ -240,6 +239,9 @@ class ClassCentres:
         centres = (moments.means[self._present] - self._origin) + low[self._present]
         self._middle = centres.mean(axis=0)
         self._centres = centres - self._middle
+        if too_small(self._centres):
+            self.known[:], self._present = False, self._present[:0]
+            return
         self._norms = (self._centres**2).sum(axis=1)
         self._reach = np.full(len(self._present), np.nan)
 

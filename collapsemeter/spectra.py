@@ -231,7 +231,7 @@ def plain_values(matrix: Floats) -> Floats:
     return np.asarray(svdvals(matrix, check_finite=False), np.float64)
 
 
-def decomposed(matrix: Floats, full_matrices: bool = False) -> tuple[Floats, Floats, Floats]:
+def decomposed(matrix: Floats) -> tuple[Floats, Floats, Floats]:
     """Return the left singular vectors in columns, the values, largest first, and the right vectors in rows.
 
     Examples
@@ -240,11 +240,11 @@ def decomposed(matrix: Floats, full_matrices: bool = False) -> tuple[Floats, Flo
     array([3., 1.])
     """
     if not sizeable(matrix):
-        left, values, right = np.linalg.svd(matrix, full_matrices=full_matrices)
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
     else:
         from scipy.linalg import svd
 
-        left, values, right = svd(matrix, full_matrices=full_matrices, check_finite=False)
+        left, values, right = svd(matrix, full_matrices=False, check_finite=False)
     return left, values, right
 
 

@@ -5,6 +5,10 @@ REASONS: dict[str, str] = {
     "one_class": "only one class is present",
     "no_between_class_scatter": "all class means are equal",
     "class_mean_at_centre": "a class mean lies on the centre of the class means: it has no direction",
+    "two_classes_trivial": "with two classes this is the same whatever the features (two centred vectors are "
+    "opposite each other, and one pair has no spread): read nc2_of_error or nc3_cosine instead",
+    "within_scatter_rank_deficient": "class means differ along directions in which no class varies (too few rows, "
+    "or exact collapse): there the index is 0 whatever the data",
     "coincident_class_means": "two class means are equal",
     "coincident_directions": "two class means point in the same direction from the centre",
     "zero_class_mean": "a class mean is the zero vector: it has no direction",
@@ -23,8 +27,9 @@ REASONS: dict[str, str] = {
     "head_orthogonal_to_means": "the head's weight is orthogonal to every class mean",
     "nonfinite_head": "the head or weight matrix holds NaN, Inf or values beyond 1e75",
     "head_row_without_direction": "a row of the head's weight is zero: it has no direction",
-    "nonfinite_statistics": "the statistics hold NaN or Inf (a non-finite row was propagated)",
-    "out_of_range": "values beyond 1e75, or differences below 1e-75: their squares leave float64",
+    "nonfinite_statistics": "the statistics hold NaN or Inf (a non-finite row was propagated, or a sum overflowed)",
+    "out_of_range": "values are so large (beyond 1e75, or 1e19 in sums of float32) or all so small (below 1e-75, or "
+    "1e-14) that their squares leave the range of floats",
     "degraded": "the measurement of this layer failed during training",
     "never_fired": "the layer never ran on a labelled batch",
     "rows_missing": "the layer saw fewer label rows than were given",

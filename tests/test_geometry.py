@@ -244,3 +244,97 @@ def test_the_uncentred_products_come_of_the_centred(offset, scale, center, width
         due = (exact @ exact.T if width == 90 else exact.T @ exact).astype(float)
         error = 16 * EPS * due.diagonal().max()
         np.testing.assert_allclose(geometry.uncentred_products, due, rtol=0, atol=error)
+
+
+def moments_of(counts=(4, 4, 4), kind="pooled", *, scale=1.0, broken=None, traces=None):
+    """Three classes in four features, with a part that may hold NaN."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), counts)
+    rows = scale * rng.normal(size=(len(labels), 4))
+    m = cm.ClassMoments.from_batch(rows, labels, 3, scatter=kind, sketch_rows=8)
+    parts = dict(m.__dict__)
+    if broken is not None:
+        parts[broken] = np.array(parts[broken])
+        parts[broken].flat[0] = np.nan
+    if traces is not None:
+        parts["traces"] = np.full(3, traces)
+    return cm.ClassMoments(**parts)
+
+
+def with_means(means):
+    return cm.ClassMoments(np.full(3, 2), np.array(means), np.eye(2), np.ones(3))
+
+
+NOT_EQUAL = (4, 5, 6)
+EVERYTHING = {
+    "centred": lambda g: g.centred,
+    "finite_means": lambda g: g.finite_means,
+    "within_traces": lambda g: g.within_traces(),
+    "within_trace": lambda g: g.within_trace("class"),
+    "variance_ratio": lambda g: g.variance_ratio,
+    "within": lambda g: g.within("sample"),
+    "within by class": lambda g: g.within("class"),
+    "pinv_traces": lambda g: g.pinv_traces("class", "sample"),
+    "pinv_traces by class": lambda g: g.pinv_traces("class", "class"),
+    "sketched": lambda g: g.sketched("class", "sample"),
+    "sketched by class": lambda g: g.sketched("class", "class"),
+    "require_range": lambda g: g.require_range(),
+    "pairs": lambda g: g.pairs,
+    "units": lambda g: g.units,
+}
+MEANS = ("centred", "finite_means")
+SPREAD = ("within_traces", "within_trace", "variance_ratio", "within", "pinv_traces")
+GUARDS = [
+    ("no_rows", lambda: cm.ClassMoments.empty(3, 4), (*MEANS, "within", "sketched", "pinv_traces")),
+    ("one_class", lambda: cm.ClassMoments.from_batch(np.eye(2), [1, 1], 3), (*MEANS, "pinv_traces")),
+    ("nonfinite_statistics", lambda: moments_of(broken="means"), (*MEANS, *SPREAD, "require_range")),
+    ("out_of_range", lambda: moments_of(traces=np.inf), (*MEANS, *SPREAD, "require_range")),
+    ("out_of_range", lambda: moments_of(traces=np.nan), (*MEANS, *SPREAD, "require_range")),
+    ("out_of_range", lambda: moments_of(scale=1e80), (*MEANS, *SPREAD, "require_range")),
+    ("out_of_range", lambda: moments_of(scale=1e-80), (*MEANS, "variance_ratio", "require_range")),
+    ("out_of_range", lambda: moments_of(scale=1e-200), (*MEANS, "variance_ratio", "require_range")),
+    ("nonfinite_statistics", lambda: moments_of(broken="scatter"), ("within", "pinv_traces")),
+    ("nonfinite_statistics", lambda: moments_of(NOT_EQUAL, "class", broken="scatter"),
+     ("within", "within by class", "pinv_traces by class")),
+    ("nonfinite_statistics", lambda: moments_of(kind="sketch", broken="sketch"), ("sketched", "pinv_traces")),
+    ("no_scatter", lambda: moments_of(kind="trace"), ("within", "pinv_traces", "sketched")),
+    ("no_scatter", lambda: moments_of(), ("sketched", "sketched by class")),
+    ("only_a_sketch", lambda: moments_of(NOT_EQUAL, "sketch"), ("within", "within by class")),
+    ("needs_class_scatter", lambda: moments_of(NOT_EQUAL),
+     ("within by class", "pinv_traces by class")),
+    ("needs_class_scatter", lambda: moments_of(NOT_EQUAL, "sketch"),
+     ("sketched by class", "pinv_traces by class")),
+    ("coincident_class_means", lambda: with_means([[1.0, 0], [1, 0], [0, 1]]), ("variance_ratio",)),
+    ("class_mean_at_centre", lambda: with_means([[-1.0, 0], [0, 0], [1, 0]]), ("pairs", "units")),
+    ("no_between_class_scatter", lambda: with_means(np.ones((3, 2))), ("centred", "variance_ratio", "units")),
+    ("no_between_class_scatter", lambda: with_means([[1e3, 0], [1e3, 0], [1e3 + 3e-12, 0]]), ("centred",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "make", "asked"), GUARDS)
+def test_every_part_of_the_geometry_says_why_it_is_undefined(code, make, asked):
+    for name in asked:
+        with pytest.raises(Undefined) as caught:
+            EVERYTHING[name](ClassGeometry(make()))
+        assert caught.value.code == code, name
+
+
+@pytest.mark.parametrize("kind", ["class", "pooled", "sketch", "trace"])
+def test_what_the_moments_allow_is_defined(kind):
+    geometry = ClassGeometry(moments_of(NOT_EQUAL, kind))
+    geometry.require_range()
+    known = {
+        "centred",
+        "finite_means",
+        "within_traces",
+        "within_trace",
+        "variance_ratio",
+        "pairs",
+        "units",
+    }
+    known |= {"within", "pinv_traces"} if kind in ("class", "pooled") else set()
+    known |= {"within by class", "pinv_traces by class"} if kind == "class" else set()
+    known |= {"sketched", "pinv_traces"} if kind == "sketch" else set()
+    for name in known:
+        assert EVERYTHING[name](geometry) is not None, name
+    ClassGeometry(with_means(np.ones((3, 2)))).require_range()  # equal means are in range

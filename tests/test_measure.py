@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import collapsemeter as cm
+from collapsemeter.accumulate import Accumulator
 
 DEFINED_BY_MEANS = [
     name
@@ -164,11 +165,82 @@ def test_values_whose_squares_leave_float64(size):
     rng = np.random.default_rng(0)
     rows, labels = size * rng.normal(size=(20, 3)), np.arange(20) % 3
     report = every_metric(rows, labels, 3)
-    names = [n for n in DEFINED_BY_MEANS if n != "means_condition"]
-    code = "no_between_class_scatter" if size < 1e-160 else "out_of_range"
-    assert_undefined(report, names, code)
-    every_metric(rows / size, labels, 3, np.full((3, 3), size))
-    every_metric(rows / size, labels, 3, size * rng.normal(size=(3, 3)), np.full(3, size))
+    of_rows = [
+        "features_effective_rank",
+        "dnc3_sine",
+        "nc4_agreement",
+        "nc4_mismatch",
+        "ncc_accuracy",
+    ]
+    assert_undefined(report, DEFINED_BY_MEANS + of_rows, "out_of_range")
+    same = every_metric(np.tile(rows[:1], (20, 1)), labels, 3)
+    code = "no_between_class_scatter" if size < 1 else "out_of_range"
+    assert_undefined(same, ["nc1_pinv", "nc2_equinorm"], code)
+    of_head = [n for n in cm.METRICS if n.endswith("_head")] + ["nc3_self_duality", "dnc3_sine"]
+    weight = size * rng.normal(size=(3, 3))
+    for head in (np.full((3, 3), size), weight):
+        report = every_metric(rows / size, labels, 3, head, np.full(3, size))
+        assert_undefined(report, of_head, "out_of_range" if size < 1 else "nonfinite_head")
+        if size < 1:
+            assert report["nc3_bias"] > 0
+    balance = cm.measure(
+        cm.ClassMoments.from_batch(rows / size, labels, 3), weight=weight, incoming=weight
+    )
+    assert_undefined(balance, ["weight_balance"], "out_of_range" if size < 1 else "nonfinite_head")
+
+
+SCALES = [
+    10.0**k for k in (-323, -310, -200, -170, -160, -100, -76, -40, 40, 76, 100, 152, 160, 200, 307)
+]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", ["class", "pooled", "sketch", "trace"])
+def test_no_scale_leaks_a_warning_or_another_reason(scale, kind):
+    """Warnings are errors here: batch, stream, merge, decisions, metrics and a comparison with another."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    rows = scale * (rng.normal(size=(3, 4))[labels] + 0.1 * rng.normal(size=(60, 4)))
+    parts = [np.flatnonzero(labels >= 1), np.flatnonzero(labels < 1), np.arange(60)]
+    stream = cm.ClassMoments.empty(3, 4, scatter=kind)
+    sums = Accumulator(3, 4, kind)
+    states = []
+    for seed, part in enumerate(parts):
+        stream = stream.update(rows[part], labels[part])
+        sums.add(rows[part], labels[part])
+        options = {"scatter": kind, "seed": seed}
+        states.append(cm.ClassMoments.from_batch(rows[part], labels[part], 3, **options))
+    head = cm.Head(rng.normal(size=(3, 4)), rng.normal(size=3))
+    for moments in (
+        stream,
+        cm.ClassMoments.merge_all(states),
+        cm.ClassMoments.merge_all(states[::-1]),
+        sums.moments("float64", "frozen-eval"),
+    ):
+        decisions = cm.decide(moments, rows, labels, head=head)
+        report = cm.measure(moments, head=head, decisions=decisions)
+        known = 1e-75 < scale < 1e75
+        for name in ("nc1_trace_ratio", "nc2_etf_error", "nc3_cosine", "nc4_mismatch", "dnc3_sine"):
+            assert math.isfinite(report[name]) == known, name
+            assert report.reason(name) == (None if known else "out_of_range"), name
+        cm.compare(cm.CollapseReport({"fc": report}), cm.CollapseReport({"fc": report})).table()
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-170, 1e-90, 1e90, 1e170])
+def test_a_class_far_off_the_scale_of_the_others_is_no_warning(size):
+    rng = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    rows = rng.normal(size=(30, 4)) + np.eye(3, 4)[labels]
+    rows[labels == 1] *= size
+    report = every_metric(rows, labels, 3)
+    assert (report.reason("nc1_pinv") == "out_of_range") == (size > 1)
+
+
+def test_rows_that_cancel_beyond_the_range_are_out_of_it_and_not_equal_means():
+    """Squares that overflow say nothing of how near the means are."""
+    rows = np.array([[1e160, 0.0], [-1e160, 0.0], [1.0, 1.0], [2.0, 1.0]])
+    report = every_metric(rows, [0, 0, 1, 1], 2)
+    assert_undefined(report, DEFINED_BY_MEANS, "out_of_range")
 
 
 @pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-20, 1e20, 1e38])

@@ -43,13 +43,50 @@ def test_nc1_pinv_is_the_trace_of_within_times_pseudo_inverse_of_between(case, p
     )
 
 
-def test_nc1_fuzziness_weights_classes_alike_about_the_sample_mean(case):
+def printed_scatters(rows, labels):
+    """SSw and SSb as He & Su 2023 print them: sums over rows, each divided by n."""
+    n, d = rows.shape
+    SSw, SSb, grand = np.zeros((d, d)), np.zeros((d, d)), rows.mean(axis=0)
+    for k in np.unique(labels):
+        of_class = rows[labels == k]
+        mean = of_class.mean(axis=0)
+        SSb += len(of_class) * np.outer(mean - grand, mean - grand) / n
+        for row in of_class:
+            SSw += np.outer(row - mean, row - mean) / n
+    return SSw, SSb
+
+
+def test_nc1_fuzziness_is_what_he_and_su_print(case):
+    SSw, SSb = printed_scatters(case.features, case.labels)
+    inverse, condition = pinv(SSb, rank_of(case))
+    tolerance = 8 * case.features.shape[1] * EPS * condition
+    for preset in ("papyan2020", "zhu2021", "he_su2023_imbalanced"):
+        found = case.measure(convention=preset)["nc1_fuzziness"]
+        np.testing.assert_allclose(found, np.trace(SSw @ inverse), rtol=tolerance)
+
+
+def test_nc1_fuzziness_weights_classes_alike_where_their_code_for_balanced_data_is_asked_for(case):
     inverse, condition = pinv(case.S_B("he_su2023"), rank_of(case))
     expected = np.trace(case.S_W("he_su2023") @ inverse)
-    report = case.measure()
+    report = case.measure(convention="he_su2023")
     tolerance = 8 * case.features.shape[1] * EPS * condition
     np.testing.assert_allclose(report["nc1_fuzziness"], expected, rtol=tolerance)
-    assert report["nc1_fuzziness"] == case.measure(convention="he_su2023")["nc1_pinv"]
+    assert report["nc1_fuzziness"] == report["nc1_pinv"]
+
+
+def test_the_two_forms_of_fuzziness_are_far_apart_on_classes_of_unequal_size():
+    """Rare classes far from the others count little in S_B by rows and much in S_B by classes."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(5), (403, 120, 50, 20, 7))
+    rows = rng.normal(size=(5, 16))[labels] + 0.5 * rng.normal(size=(600, 16))
+    SSw, SSb = printed_scatters(rows, labels)
+    printed = np.trace(SSw @ pinv(SSb, 4)[0])
+    m = cm.ClassMoments.from_batch(rows, labels, 5)
+    by_rows, by_class = (
+        cm.measure(m, convention=name)["nc1_fuzziness"] for name in ("papyan2020", "he_su2023")
+    )
+    np.testing.assert_allclose(by_rows, printed, rtol=1e-12)
+    assert by_rows > 3 * by_class
 
 
 def test_nc1_trace_ratio(case, preset):
@@ -73,6 +110,12 @@ def test_nc1_cdnv_is_a_mean_over_pairs(case):
 
 
 def test_nc1_vci(case, preset):
+    if len(case.labels) - case.C < case.features.shape[1]:
+        report = case.measure(convention=preset)
+        assert case.name == "few_samples"
+        assert np.isnan(report["nc1_vci"])
+        assert report.reason("nc1_vci") == "within_scatter_rank_deficient"
+        return
     S_B, S_W = case.S_B(preset), case.S_W(preset)
     # Rows less class means span N - C dimensions at most, the means C - 1 more.
     rank = min(len(S_B), len(case.labels) - 1)
@@ -191,8 +234,9 @@ def test_conventions_agree_up_to_c_on_balanced_data(make_case):
 def test_a_perfect_simplex_has_no_within_class_variability(C, d):
     rows = np.repeat(simplex_etf(C, d), 3, axis=0)
     report = cm.measure(cm.ClassMoments.from_batch(rows, np.repeat(np.arange(C), 3), C))
-    for name in NC1:
+    for name in NC1[:4]:
         assert 0.0 <= report[name] <= 1e-12, name
+    assert report.reason("nc1_vci") == "within_scatter_rank_deficient"
 
 
 def test_float32_pseudo_inverse_would_lose_directions_that_float64_keeps():
@@ -249,21 +293,69 @@ def test_cdnv_in_tiles_equals_one_block(make_case, monkeypatch):
     np.testing.assert_allclose(case.measure()["nc1_cdnv"], whole, rtol=1e-13)
 
 
-def test_vci_when_within_class_scatter_misses_directions_of_the_means():
-    """S_W lives on one axis, the means differ on two: only the shared axis is counted."""
+def assert_no_vci(rows, labels, **options):
+    moments = cm.ClassMoments.from_batch(rows, labels, int(max(labels)) + 1, **options)
+    for preset in cm.PRESETS:
+        report = cm.measure(moments, convention=preset)
+        assert np.isnan(report["nc1_vci"])
+        assert report.reason("nc1_vci") == "within_scatter_rank_deficient"
+        assert report["nc1_trace_ratio"] >= 0
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e3])
+@pytest.mark.parametrize(("each", "d"), [(2, 30), (5, 30), (8, 100), (2, 600)])
+def test_vci_of_fewer_rows_than_features_would_be_zero_whatever_the_noise(each, d, ratio):
+    """S_W of N - C < d independent rows has not the rank that the differences of the means ask for."""
+    rng = np.random.default_rng(each)
+    labels = np.repeat(np.arange(5), each)
+    rows = rng.normal(size=(5, d))[labels] + ratio * rng.normal(size=(len(labels), d))
+    S_W, S_B = printed_scatters(rows, labels)
+    zero = 1 - np.trace(np.linalg.pinv(S_B + S_W, rcond=1e-12, hermitian=True) @ S_B) / 4
+    np.testing.assert_allclose(zero, 0, atol=1e-9)  # the formula, whatever the ratio
+    assert_no_vci(rows, labels)
+    assert_no_vci(rows.astype(np.float32), labels)
+    halves = [cm.ClassMoments.from_batch(rows[i::2], labels[i::2], 5) for i in (0, 1)]
+    assert (
+        cm.measure(halves[0].merge(halves[1])).reason("nc1_vci") == "within_scatter_rank_deficient"
+    )
+
+
+def test_vci_when_within_class_scatter_misses_one_direction_of_the_means():
+    """S_W lives on one axis, the means differ on two: the other would count as collapsed."""
     means, step = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 5.0]]), np.array([1.0, 0.0])
-    rows = np.concatenate([means + step, means - step])
-    labels = np.tile(np.arange(3), 2)
-    m = cm.ClassMoments.from_batch(rows, labels, 3)
-    S_B, S_W = np.cov(means.T, bias=True), np.diag([1.0, 0.0])
-    expected = 1 - np.trace(np.linalg.inv(S_B + S_W) @ S_B) / 2
-    np.testing.assert_allclose(cm.measure(m)["nc1_vci"], expected, rtol=1e-13)
+    assert_no_vci(np.concatenate([means + step, means - step]), np.tile(np.arange(3), 2))
+
+
+@pytest.mark.parametrize("d", [6, 600])
+@pytest.mark.parametrize("value", [0.0, 1e3])
+def test_dead_units_leave_vci_as_it_is(d, value):
+    """A feature that never changes is outside the ranges of both scatters; oblique ones alike."""
+    rng = np.random.default_rng(d)
+    labels = np.repeat(np.arange(3), 40)
+    rows = rng.normal(size=(3, 4))[labels] + rng.normal(size=(120, 4))
+    wide = np.concatenate([rows, np.full((120, d - 4), value)], axis=1)
+    turn, _ = np.linalg.qr(rng.normal(size=(d, d)))
+    moments = [cm.ClassMoments.from_batch(h, labels, 3) for h in (rows, wide, wide @ turn)]
+    plain, dead, turned = (cm.measure(m)["nc1_vci"] for m in moments)
+    assert plain > 0.01
+    np.testing.assert_allclose([dead, turned], plain, rtol=1e-9)
+
+
+def test_vci_is_defined_with_as_many_rows_as_it_needs():
+    rng = np.random.default_rng(0)
+    C, d = 3, 7
+    for N, defined in ((C + d, True), (C + d - 1, False)):
+        labels = np.arange(N) % C
+        rows = rng.normal(size=(C, d))[labels] + rng.normal(size=(N, d))
+        report = cm.measure(cm.ClassMoments.from_batch(rows, labels, C))
+        assert np.isfinite(report["nc1_vci"]) == defined
 
 
 def test_nc1_of_all_rows_alike_within_classes_is_round_off(make_case):
     rows = np.repeat(np.random.default_rng(0).normal(size=(4, 6)), 7, axis=0)
     report = cm.measure(cm.ClassMoments.from_batch(rows, np.repeat(np.arange(4), 7), 4))
-    assert max(report[name] for name in NC1) < 1e-28
+    assert max(report[name] for name in NC1[:4]) < 1e-28
+    assert report.reason("nc1_vci") == "within_scatter_rank_deficient"
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
@@ -292,6 +384,11 @@ def test_pooled_scatter_cannot_weight_classes_alike_unless_they_are_balanced(mak
     case = make_case("imbalanced")
     report = cm.measure(case.moments.coarsen("pooled"), convention="he_su2023")
     assert report.reason("nc1_pinv") == report.reason("nc1_fuzziness") == "needs_class_scatter"
+    np.testing.assert_allclose(  # the printed formula weights rows: the scatter of all is enough
+        cm.measure(case.moments.coarsen("pooled"))["nc1_fuzziness"],
+        case.measure()["nc1_fuzziness"],
+        rtol=1e-12,
+    )
     np.testing.assert_allclose(
         cm.measure(case.moments.coarsen("pooled"))["nc1_pinv"],
         case.measure()["nc1_pinv"],
@@ -323,7 +420,7 @@ def test_the_collapse_index_is_that_of_the_axes_whichever_way_it_is_whitened(exp
     triangle = cholesky(within)
     assert triangle is not None
     by_cholesky = nc1._whitened_by_cholesky(factor, triangle)
-    by_axes = nc1._whitened(factor, within, 1e-8)
+    by_axes = nc1._whitened(factor, within, 8, 1e-8)
     found, expected = (np.linalg.svd(w, compute_uv=False) for w in (by_cholesky, by_axes))
     np.testing.assert_allclose(found, expected, rtol=8 * 2.3e-16 * 10**exponent)
 
@@ -333,3 +430,37 @@ def test_a_within_class_covariance_without_digits_left_is_not_factored(smallest)
     axes = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
     within = (axes * np.append(np.ones(7), smallest)) @ axes.T
     assert cholesky(within) is None
+
+
+@pytest.mark.parametrize("largest", [1e2, 1e6, 1e9])
+@pytest.mark.parametrize("count", [5, 150])
+def test_the_trace_of_an_inverse_keeps_its_digits_whatever_the_condition(count, largest):
+    """Means apart by little in one direction and by much in another: I + W W' is badly conditioned."""
+    rng = np.random.default_rng(count)
+    values = np.geomspace(largest, 1e-2, count)
+    left = np.linalg.qr(rng.normal(size=(count, count)))[0]
+    right = np.linalg.qr(rng.normal(size=(300, count)))[0]
+    whitened = (left * values) @ right.T
+    expected = (1 / (1 + values**2)).sum()
+    # The singular values are known to eps of the largest.
+    error = 8 * count * EPS * largest
+    np.testing.assert_allclose(nc1._trace_of_inverse(whitened), expected, rtol=max(error, 1e-10))
+
+
+def test_axes_in_which_variance_is_round_off_are_none():
+    within, factor = np.diag([1e-18, 1.0, 2.0]), np.array([[0.0, 1.0, 1.0]])
+    whitened = nc1._whitened(factor, within, 3, 1e-8)
+    np.testing.assert_allclose(whitened, [[1.0, np.sqrt(0.5)]], rtol=1e-14)
+    # Rounding may leave the largest variance of none below zero.
+    for nothing in (np.zeros((3, 3)), np.diag([-3e-20, -2e-20, -1e-20])):
+        with pytest.raises(ArithmeticError, match="in which no class varies"):
+            nc1._whitened(factor, nothing, 3, 1e-8)
+    assert nc1._whitened(np.full((1, 3), 1e-9), np.zeros((3, 3)), 3, 1e-8).shape == (1, 0)
+
+
+def test_no_more_axes_vary_than_rows_can_tell():
+    """What rounding leaves in the others is larger than that of a product of float64 where sums are float32."""
+    within, factor = np.diag([1e-7, 1.0, 2.0]), np.eye(3)[:1]
+    assert nc1._whitened(factor, within, 3, 1e-8).shape == (1, 3)
+    with pytest.raises(ArithmeticError, match="in which no class varies"):
+        nc1._whitened(factor, within, 2, 1e-8)

@@ -45,8 +45,10 @@ def oracle(M: np.ndarray) -> dict[str, float]:
 
 def test_class_means(case, preset):
     M, report = case.M(preset), case.measure(convention=preset)
-    # Every quantity is a smooth function of M / |M|, which brute force knows to eps |mu| / |M|;
-    # with two classes about m the spreads are exactly 0, hence the absolute part.
+    if case.C == 2:
+        assert_trivial(report, NC2)
+        return
+    # Every quantity is a smooth function of M / |M|, which brute force knows to eps |mu| / |M|.
     error = 64 * np.finfo(float).eps * np.abs(case.mu).max() / np.linalg.norm(M, axis=1).min()
     for name, expected in oracle(M).items():
         np.testing.assert_allclose(
@@ -54,11 +56,105 @@ def test_class_means(case, preset):
         )
 
 
-def test_head(case):
-    report, W = case.measure(), case.W - case.W.sum(axis=0) / case.C
+def assert_trivial(report, names):
+    for name in names:
+        assert np.isnan(report[name]), name
+        assert report.reason(name) == "two_classes_trivial", name
+
+
+HEAD = tuple(f"{name}_head" for name in NC2[:4])
+
+
+@pytest.mark.parametrize("center_head", [False, True])
+def test_head(case, center_head):
+    """The rows of W as they are, as the published code has it, or centred over classes."""
+    W = case.W - case.W.sum(axis=0) / case.C if center_head else case.W
+    report = case.measure(center_head=center_head)
+    if case.C == 2:
+        assert_trivial(report, HEAD if center_head else ["nc2_equiangular_head"])
     expected = oracle(W)
     for name in NC2[:4]:
-        np.testing.assert_allclose(report[name + "_head"], expected[name], rtol=1e-11, atol=1e-14)
+        if not report.reason(name + "_head"):
+            np.testing.assert_allclose(
+                report[name + "_head"], expected[name], rtol=1e-11, atol=1e-14
+            )
+    assert report.provenance["convention"]["center_head"] is center_head
+
+
+def published(W: np.ndarray) -> dict[str, float]:
+    """What Papyan's notebook and Zhu's ``compute_ETF`` compute of a head, step by step as they do."""
+    C, transposed = len(W), W.T
+    norms = np.linalg.norm(transposed, axis=0)
+    units = transposed / norms
+    coherence = units.T @ units + np.ones((C, C)) / (C - 1)
+    coherence -= np.diag(np.diag(coherence))
+    product = W @ W.T
+    product /= np.linalg.norm(product, "fro")
+    target = (np.eye(C) - 1 / C * np.ones((C, C))) / math.sqrt(C - 1)
+    return {
+        "nc2_equinorm_head": norms.std(ddof=1) / norms.mean(),
+        "nc2_max_angle_head": np.abs(coherence).sum() / (C * (C - 1)),
+        "nc2_etf_error_head": np.linalg.norm(product - target, "fro"),
+    }
+
+
+@pytest.mark.parametrize(("C", "d"), [(5, 12), (12, 5), (2, 6), (300, 64)])
+def test_a_head_that_is_not_centred_is_measured_as_the_published_code_does(C, d):
+    rng = np.random.default_rng(C)
+    W = rng.normal(size=(C, d)) + 0.7 * rng.normal(size=d)
+    m = cm.ClassMoments.from_batch(rng.normal(size=(3 * C, d)), np.arange(3 * C) % C, C)
+    found, centred = (
+        cm.measure(m, head=cm.Head(W), center_head=center) for center in (False, True)
+    )
+    for name, expected in published(W).items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-10, err_msg=name)
+        assert not abs(centred[name] - expected) < 0.02 * expected, name
+
+
+@pytest.mark.parametrize("counts", [(20, 20), (33, 7)])
+def test_two_centred_classes_are_trivial_and_the_text_points_at_what_tells(counts, preset):
+    """About m all is 0 for any data; about g a function of the two counts alone."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], counts)
+    for head in (cm.Head(rng.normal(size=(2, 6))), cm.Head.from_single_logit(rng.normal(size=6))):
+        rows = rng.normal(size=(2, 6))[labels] + rng.normal(size=(40, 6))
+        m = cm.ClassMoments.from_batch(rows, labels, 2)
+        plain, centred = (
+            cm.measure(m, head=head, convention=preset, center_head=center)
+            for center in (False, True)
+        )
+        assert_trivial(plain, [*NC2, "nc2_equiangular_head"])
+        assert_trivial(centred, [*NC2, *HEAD, "nc3_etf_error", "nc3_uniform"])
+        for name in ("nc2_of_error", "nc3_self_duality", "nc3_cosine", "nc3_bias", "nc1_pinv"):
+            assert math.isfinite(plain[name]), name
+            assert math.isfinite(centred[name]), name
+        of_two_rows = [*HEAD[:1], *HEAD[2:], "nc3_etf_error", "nc3_uniform"]
+        if head.weight[0] @ head.weight[1] == -head.weight[0] @ head.weight[0]:  # a single logit's
+            assert_trivial(plain, of_two_rows)
+        else:
+            assert all(math.isfinite(plain[name]) for name in of_two_rows)
+    assert "nc2_of_error" in cm.REASONS["two_classes_trivial"]
+
+
+@pytest.mark.parametrize("offset", [1e-9, 1.0, 1e6, 1e12])
+def test_two_head_rows_are_opposite_once_centred_under_any_offset(offset):
+    """Rounding of the offset must not look like a distance from a simplex ETF."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(20) % 2
+    m = cm.ClassMoments.from_batch(rng.normal(size=(20, 3)), labels, 2)
+    head = cm.Head(rng.normal(size=(2, 3)) + offset)
+    report = cm.measure(m, head=head, center_head=True)
+    assert_trivial(report, [*HEAD, "nc3_etf_error", "nc3_uniform"])
+    assert report["nc3_self_duality"] > 0
+
+
+def test_two_classes_present_of_ten_are_two_classes():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([3, 8], 20)
+    m = cm.ClassMoments.from_batch(rng.normal(size=(40, 6)) + labels[:, None], labels, 10)
+    report = cm.measure(m, head=cm.Head(rng.normal(size=(10, 6))))
+    assert_trivial(report, [*NC2, "nc2_equiangular_head"])
+    assert report["nc2_equinorm_head"] > 0
 
 
 def test_orthogonal_frame_error_and_condition_of_uncentred_means(case):
@@ -68,7 +164,7 @@ def test_orthogonal_frame_error_and_condition_of_uncentred_means(case):
     np.testing.assert_allclose(report["nc2_of_error"], expected, rtol=1e-11)
 
 
-@pytest.mark.parametrize(("C", "d"), [(5, 12), (13, 12), (2, 1), (2, 7), (200, 199), (200, 300)])
+@pytest.mark.parametrize(("C", "d"), [(5, 12), (13, 12), (3, 2), (200, 199), (200, 300)])
 def test_a_simplex_etf_is_at_zero(C, d):
     turn, _ = np.linalg.qr(np.random.default_rng(C).normal(size=(d, d)))
     rows = np.repeat(3.0 * simplex_etf(C, d) @ turn + 0.25, 2, axis=0)
@@ -175,17 +271,20 @@ def test_coincident_directions_leave_log_distances_undefined():
     np.testing.assert_allclose(report.per_class["worst_cosine"], [1, 1, -1], atol=1e-15)
 
 
-@pytest.mark.parametrize("weight", [np.zeros((3, 4)), np.full((3, 4), 0.1)])
-def test_a_head_of_equal_rows_has_no_frame(weight, make_case):
+@pytest.mark.parametrize(
+    ("weight", "center_head"), [(np.zeros((3, 4)), False), (np.full((3, 4), 0.1), True)]
+)
+def test_a_head_of_zero_rows_has_no_frame(weight, center_head):
     labels = np.arange(9) % 3
     rows = np.random.default_rng(0).normal(size=(9, 4))
-    report = cm.measure(cm.ClassMoments.from_batch(rows, labels, 3), head=cm.Head(weight))
+    m = cm.ClassMoments.from_batch(rows, labels, 3)
+    report = cm.measure(m, head=cm.Head(weight), center_head=center_head)
     for name in NC2[:4]:
         assert np.isnan(report[name + "_head"])
         assert report.reason(name + "_head") == "zero_head"
 
 
-def test_a_head_row_at_the_mean_of_the_rows_has_no_angles():
+def test_a_head_row_of_zeros_has_no_angles():
     frame = HeadFrame(np.array([[-1.0, 0], [0, 0], [1, 0]]))
     with pytest.raises(ArithmeticError, match="a row of the head's weight is zero"):
         _ = frame.pairs

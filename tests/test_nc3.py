@@ -41,20 +41,25 @@ def test_self_duality(case, preset, center_head):
     expected = oracle(W, case.b, case.M(preset), g)
     expected["nc3_bias"] = np.linalg.norm(case.W @ g + case.b)  # of the logits: never centred
     report = case.measure(convention=preset, center_head=center_head)
-    # M is known by brute force to eps |mu|; with two classes the cosines differ by their round-off.
+    # M is known by brute force to eps |mu|.
     error = (
         64
         * np.finfo(float).eps
         * np.abs(case.mu).max()
         / np.linalg.norm(case.M(preset), axis=1).min()
     )
-    for name in NC3:
+    cosines = np.diagonal(report.matrices["head_means_cosine"])
+    np.testing.assert_allclose(cosines.mean(), report["nc3_cosine"], rtol=1e-11, atol=error)
+    trivial = ("nc3_etf_error", "nc3_uniform") if case.C == 2 and center_head else ()
+    for name in trivial:
+        assert report.reason(name) == "two_classes_trivial"
+    for name in set(NC3) - set(trivial):
         np.testing.assert_allclose(
             report[name], expected[name], rtol=1e-11, atol=error, err_msg=name
         )
 
 
-@pytest.mark.parametrize(("C", "d"), [(4, 8), (9, 8), (2, 5), (200, 200)])
+@pytest.mark.parametrize(("C", "d"), [(4, 8), (9, 8), (3, 5), (200, 200)])
 def test_a_head_along_the_class_means_is_self_dual(C, d):
     frame = simplex_etf(C, d)
     rows, labels = np.repeat(2.5 * frame + 0.5, 2, axis=0), np.repeat(np.arange(C), 2)
@@ -172,6 +177,82 @@ def test_head_shapes_are_refused_in_words():
         cm.Head([1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match=r"shape \(2, 2\) and bias \(3,\)"):
         cm.Head(np.eye(2), np.zeros(3))
+
+
+HEADS = {
+    "head": lambda W, b: cm.Head(W, b),
+    "weight": lambda W, b: W,
+    "nested lists": lambda W, b: W.tolist(),
+    "rows in a tuple": lambda W, b: tuple(map(tuple, W)),
+    "pair": lambda W, b: (W, b),
+    "pair without a bias": lambda W, b: (W, None),
+    "float32": lambda W, b: (W.astype(np.float32), b.astype(np.float32)),
+    "single logit": lambda W, b: cm.Head.from_single_logit(W[1] - W[0], b[1] - b[0]),
+}
+
+
+def binary():
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    rows = rng.normal(size=(40, 5)) + labels[:, None]
+    moments = cm.ClassMoments.from_batch(rows, labels, 2)
+    return moments, rows, labels, rng.normal(size=(2, 5)), rng.normal(size=2)
+
+
+@pytest.mark.parametrize("form", HEADS)
+def test_measure_and_decide_take_the_same_heads(form):
+    moments, rows, labels, W, b = binary()
+    head = HEADS[form](W, b)
+    bias = 0 if form in ("weight", "nested lists", "rows in a tuple", "pair without a bias") else b
+    decided = (rows @ W.T + bias).argmax(axis=1)
+    decisions = cm.decide(moments, rows, labels, head=head)
+    due = cm.decide(moments, rows, labels, predictions=decided)
+    np.testing.assert_array_equal(decisions.agree, due.agree)
+    report = cm.measure(moments, head=head, decisions=decisions)
+    whole = head.weight if form == "single logit" else W
+    expected = cm.measure(moments, head=cm.Head(whole))["nc3_cosine"]
+    np.testing.assert_allclose(report["nc3_cosine"], expected, rtol=1e-6)
+
+
+SINGLE = r"of a single logit pass Head\.from_single_logit\(weight, bias\)"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda W: cm.Head(W[:1]),
+            r"weight has shape \(1, 5\), the class means \(2, 5\): " + SINGLE,
+        ),
+        (lambda W: (W[:1], [0.5]), r"weight has shape \(1, 5\), .*" + SINGLE),
+        (lambda W: W[:1].T, r"weight has shape \(5, 1\), the class means \(2, 5\): " + SINGLE),
+        (lambda W: W[0], r"weight has shape \(5,\) .*" + SINGLE),
+        (lambda W: W.T, r"shape \(5, 2\), the class means \(2, 5\): pass its transpose"),
+        (lambda W: np.vstack([W, W]), r"shape \(4, 5\), the class means \(2, 5\)$"),
+        (lambda W: np.eye(2, 6), r"shape \(2, 6\), the class means \(2, 5\)$"),
+        (lambda W: (W, np.zeros(3)), r"shape \(2, 5\) and bias \(3,\)"),
+        (
+            lambda W: "fc",
+            r"head is of type str \(.*\): pass Head\(weight, bias\), a weight \(C, d\) or",
+        ),
+        (lambda W: {"weight": W}, r"head is of type dict \(.*\): pass Head\(weight, bias\)"),
+        (lambda W: object(), r"head is of type object \(.*\): pass Head\(weight, bias\)"),
+    ],
+)
+def test_measure_and_decide_refuse_the_same_heads_in_the_same_words(make, message):
+    """A head of one row used to decide on class 0 for every row."""
+    moments, rows, labels, W, _ = binary()
+    with pytest.raises(ValueError, match=message):
+        cm.measure(moments, head=make(W))
+    with pytest.raises(ValueError, match=message):
+        cm.decide(moments, rows, labels, head=make(W))
+
+
+def test_one_row_of_ten_classes_is_no_single_logit():
+    rows, labels = np.random.default_rng(0).normal(size=(20, 5)), np.arange(20) % 10
+    moments = cm.ClassMoments.from_batch(rows, labels, 10)
+    with pytest.raises(ValueError, match=r"shape \(1, 5\), the class means \(10, 5\)$"):
+        cm.decide(moments, rows, labels, head=np.ones((1, 5)))
 
 
 def test_a_single_logit_decides_as_two():

@@ -214,7 +214,9 @@ def test_what_does_not_fit_is_refused_in_words():
         ValueError, match=r"shape \(4, 1\) and labels \(3,\): pass one label per row"
     ):
         decide(m, rows, labels[:3])
-    with pytest.raises(ValueError, match=r"head weight has shape \(2, 3\) and features \(4, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"head weight has shape \(2, 3\), the class means \(2, 1\)"
+    ):
         decide(m, rows, labels, head=Head(np.ones((2, 3))))
     with pytest.raises(
         ValueError,

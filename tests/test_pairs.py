@@ -88,6 +88,28 @@ def test_among_ties_the_nearest_is_the_first(monkeypatch):
     np.testing.assert_allclose(found.worst_cosine[10], 0.8, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("gap", [1e-10, 1e-8, 1e-7])
+def test_rows_that_float32_cannot_tell_apart_are_compared_again(gap, monkeypatch):
+    """Of 300 rows two others are at cosines of 0.8 and 0.8 +- gap: in float32 half of them swap or tie."""
+    rng = np.random.default_rng(0)
+    frame = rng.normal(size=(COUNT, WIDTH))
+    for g in range(300):
+        axes = np.linalg.qr(rng.normal(size=(WIDTH, 3)))[0].T
+        other = 0.8 + gap * rng.choice([-1, 1])
+        frame[3 * g] = axes[0]
+        frame[3 * g + 1] = 0.8 * axes[0] + 0.6 * axes[1]
+        frame[3 * g + 2] = other * axes[0] + np.sqrt(1 - other**2) * axes[2]
+    units = frame / np.linalg.norm(frame, axis=1, keepdims=True)
+    cosines = units[0:900:3].astype(np.longdouble) @ units.T.astype(np.longdouble)
+    cosines[np.arange(300), np.arange(0, 900, 3)] = -1
+    due = cosines.argmax(axis=1)
+    single = units[0:900:3].astype(np.float32) @ units.T.astype(np.float32)
+    single[np.arange(300), np.arange(0, 900, 3)] = -1
+    assert (single.argmax(axis=1) != due).sum() > 10  # or there would be nothing to do again
+    found, _, _ = statistics_of(frame, COUNT, monkeypatch)
+    np.testing.assert_array_equal(found.nearest[0:900:3], due)
+
+
 def test_single_precision_is_for_many_rows_that_spread():
     rng = np.random.default_rng(0)
     many = pairs._MANY

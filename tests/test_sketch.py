@@ -275,9 +275,18 @@ def test_metrics_of_a_sketch_against_the_formulas():
 
 def test_conventions_that_weight_classes_alike_need_the_scatter_of_each_class():
     rows, labels = rows_and_labels()
+    layer = cm.measure(sketch_of(rows, labels), convention="he_su2023")
+    assert layer.reason("nc1_pinv") == layer.reason("nc1_fuzziness") == "needs_class_scatter"
+    assert layer.standard_errors == {}
+
+
+def test_the_printed_fuzziness_weights_rows_and_needs_the_sketch_alone():
+    rows, labels = rows_and_labels()
     layer = cm.measure(sketch_of(rows, labels))
-    assert layer.reason("nc1_fuzziness") == "needs_class_scatter"
-    assert list(layer.standard_errors) == ["nc1_pinv"]
+    by_rows = cm.measure(sketch_of(rows, labels), convention="he_su2023_imbalanced")
+    assert layer["nc1_fuzziness"] == by_rows["nc1_pinv"]
+    assert list(layer.standard_errors) == ["nc1_pinv", "nc1_fuzziness"]
+    assert layer.standard_errors["nc1_fuzziness"] == by_rows.standard_errors["nc1_pinv"]
 
 
 def test_a_report_carries_the_standard_error(tmp_path):

@@ -206,3 +206,38 @@ def test_scatter_kinds_by_size_and_an_unknown_one():
     assert scatter_shape("class", 3, 2) == (3, 2, 2)
     with pytest.raises(ValueError, match="scatter='full': choose 'class', 'pooled', 'sketch' or"):
         scatter_shape("full", 3, 2)
+
+
+@pytest.mark.parametrize("form", list(NAMESPACES))
+@pytest.mark.parametrize("kind", ["class", "trace"])
+@pytest.mark.parametrize("std", [1.0, 1e-2])
+@pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-22, 1e-14, 1e-9, 1.0, 1e9, 1e15, 1e25, 1e35])
+def test_squares_that_float32_sums_cannot_hold_are_no_collapse(form, kind, std, scale):
+    """At 1e-25 every square is zero in float32, and NC1 would be 0.0."""
+    rows, labels = data(std=std, offset=0.0)
+    rows = (scale * rows).astype(np.float32)
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # of the update, which an adapter makes elsewhere
+        found = cm.measure(
+            stream(rows, labels, 5, NAMESPACES[form](np.float32), np.float32, (90,), kind)
+        )
+    due = cm.measure(cm.ClassMoments.from_batch(rows, labels, 5))
+    for name in ("nc1_trace_ratio", "nc1_cdnv"):
+        if 1e-14 <= scale <= 1e15:
+            np.testing.assert_allclose(found[name], due[name], rtol=1e-4)
+        else:
+            assert np.isnan(found[name])
+            assert found.reason(name) == "out_of_range"
+
+
+def test_rows_of_zeros_and_a_dead_class_are_in_range():
+    xp = NAMESPACES["native"](np.float32)
+    labels = np.arange(40) % 2
+    nothing = cm.measure(stream(np.zeros((40, 3), np.float32), labels, 2, xp, np.float32))
+    assert nothing.reason("nc1_trace_ratio") == "no_between_class_scatter"
+    rows = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    rows[labels == 1] *= np.float32(1e-25)
+    assert cm.measure(stream(rows, labels, 2, xp, np.float32))["nc1_trace_ratio"] > 0
+    ones = cm.measure(stream(1e-30 * rows[:2], labels[:2], 2, xp, np.float32, kind="trace"))
+    assert ones["nc1_trace_ratio"] == 0  # of one row a class, as at any scale

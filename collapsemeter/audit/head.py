@@ -22,7 +22,8 @@ def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str
     ----------
     file : str
         With an array ``weight`` (C, d), or ``kernel`` (d, C), and perhaps ``bias`` (C,); each may have a
-        prefix (``fc.weight``). An array alone is the weight.
+        prefix (``fc.weight``). An array alone is the weight. One row is a single logit, which decides between
+        two classes.
     cache : str
         Folder for copies of remote files.
     name : str, optional
@@ -53,7 +54,7 @@ def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str
             asked = f"no head named {name!r}" if name is not None else "no one weight of a head"
             raise ValueError(
                 f"{file} has {asked}; arrays found: {described(arrays)}. Pass --head-name NAME, for NAME.weight "
-                "(C, d) and NAME.bias (C,)."
+                "(C, d) and NAME.bias (C,); of a single logit they are (1, d) and (1,)."
             )
         prefix, _, last = chosen.rpartition(".")
         weight = opened.read(chosen, 0, arrays[chosen].shape[0]).astype(np.float64)
@@ -124,7 +125,10 @@ def check_width(widths: Mapping[str, int], reader: Reader | None) -> None:
 
 def _unfit(widths: Mapping[str, int], head: Head) -> str:
     found = ", ".join(f"{name} ({width})" for name, width in widths.items())
+    todo = "pass the right --head, or name its layer with --head-layer"
+    if head.weight.shape[0] in widths.values():
+        todo = "its transpose would fit: save that (a 'weight' is (C, d), a 'kernel' (d, C))"
     return (
         f"the head takes {head.weight.shape[1]} features (weight {head.weight.shape}) and there is no layer of "
-        f"as many: {found}; pass the right --head, or name its layer with --head-layer"
+        f"as many: {found}; {todo}"
     )

@@ -11,7 +11,7 @@
 `srg`, `blocks`                         low rank, below collapse
 `ufm_mse`, `ufm_ce`, `seli`, `convex`   one layer
 `linear`, `gof`, `linear_ce_*`          deep linear models
-`orthogonal_frame`, `simplex_etf`       frames
+`orthogonal_frame`                      class means after a ReLU, at collapse
 `solve`                                 numerical minimisation; returns a `Solution`
 ======================================  ===============================================
 
@@ -31,7 +31,7 @@ from collapsemeter.dufm.collapse import dnc, partial, zero
 from collapsemeter.dufm.convex import certify, convex
 from collapsemeter.dufm.deep_ce import linear_ce_dnc, linear_ce_pairs, linear_ce_polygon, pairs
 from collapsemeter.dufm.descent import gradient_descent
-from collapsemeter.dufm.frames import orthogonal_frame, simplex_etf
+from collapsemeter.dufm.frames import orthogonal_frame
 from collapsemeter.dufm.identities import Identities, stationarity_identities
 from collapsemeter.dufm.linear import gof, linear, minority_threshold
 from collapsemeter.dufm.network import (
@@ -104,7 +104,6 @@ __all__ = [
     "sample_columns",
     "seli",
     "seli_grams",
-    "simplex_etf",
     "solve",
     "srg",
     "srg_effective_classes",

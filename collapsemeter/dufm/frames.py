@@ -1,32 +1,16 @@
-"""Frames: the geometries that class means take at an optimum. Columns are classes."""
+"""Frames: an orthogonal one, its rows the classes, and incidence matrices of graphs whose edges are classes."""
 
 from itertools import combinations
 
 import numpy as np
 
-from collapsemeter import frames
 from collapsemeter.dufm.arrays import FloatArray
-
-
-def _basis(width: int, rank: int, rng: np.random.Generator | None) -> FloatArray:
-    if rng is None:
-        return np.eye(width, rank)
-    return np.asarray(np.linalg.qr(rng.standard_normal((width, rank)))[0], dtype=np.float64)
-
-
-def _check_frame(num_classes: int, width: int, need: int, name: str) -> None:
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}: pass more classes.")
-    if width < need:
-        raise ValueError(
-            f"{name} of {num_classes} classes needs width {need}, got {width}: widen the layer."
-        )
 
 
 def orthogonal_frame(
     num_classes: int, width: int, rng: np.random.Generator | None = None
 ) -> FloatArray:
-    r"""An orthogonal frame: K orthonormal vectors, :math:`M^T M = I`.
+    r"""An orthogonal frame: K orthonormal rows, :math:`M M^T = I`.
 
     Parameters
     ----------
@@ -40,7 +24,8 @@ def orthogonal_frame(
 
     Returns
     -------
-    ndarray, shape (d, K)
+    ndarray, shape (K, d)
+        A row per class, as `collapsemeter.simplex_etf` has it.
 
     Raises
     ------
@@ -54,50 +39,20 @@ def orthogonal_frame(
     Examples
     --------
     >>> frame = orthogonal_frame(3, 5)
-    >>> (frame.T @ frame).tolist()
+    >>> (frame @ frame.T).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    _check_frame(num_classes, width, num_classes, "an orthogonal frame")
-    return _basis(width, num_classes, rng)
-
-
-def simplex_etf(num_classes: int, width: int, rng: np.random.Generator | None = None) -> FloatArray:
-    r"""A simplex equiangular tight frame of unit vectors.
-
-    .. math:: M = \sqrt{\tfrac{K}{K-1}}\; U (I - J/K), \qquad
-              M^T M = \tfrac{K}{K-1}\,(I - J/K)
-
-    Parameters
-    ----------
-    num_classes : int
-        Number of classes, K, at least 2.
-    width : int
-        Dimension d, at least K - 1.
-    rng : numpy.random.Generator, optional
-        Draws a random rotation; by default a fixed basis.
-
-    Returns
-    -------
-    ndarray, shape (d, K)
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two classes or the width is too small.
-
-    References
-    ----------
-    Papyan, Han & Donoho 2020.
-
-    Examples
-    --------
-    >>> frame = simplex_etf(3, 2)
-    >>> (frame.T @ frame).round(6).tolist()
-    [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
-    """
-    _check_frame(num_classes, width, num_classes - 1, "a simplex ETF")
-    simplex = frames.simplex_etf(num_classes, num_classes - 1).T
-    return np.asarray(_basis(width, num_classes - 1, rng) @ simplex)
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}: pass more classes.")
+    if width < num_classes:
+        raise ValueError(
+            f"an orthogonal frame of {num_classes} classes needs width {num_classes}, got {width}: "
+            "widen the layer."
+        )
+    if rng is None:
+        return np.eye(num_classes, width)
+    axes = np.linalg.qr(rng.standard_normal((width, num_classes)))[0]
+    return np.asarray(axes.T, dtype=np.float64)
 
 
 def edges(order: int) -> list[tuple[int, int]]:

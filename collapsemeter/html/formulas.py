@@ -14,7 +14,7 @@ FORMULAS = {
     "nc1_pinv": "tr(S_W S_B⁺)/C",
     "nc1_trace_ratio": "tr S_W / tr S_B",
     "nc1_cdnv": "mean over pairs of (v_a + v_b) / (2 |μ_a − μ_b|²)",
-    "nc1_fuzziness": "tr(S_W S_B⁺) under he_su2023",
+    "nc1_fuzziness": "tr(S_W S_B⁺), both weighted by rows (under he_su2023 by classes), about g",
     "nc1_vci": "1 − tr((S_B + S_W)⁺ S_B)/rank(S_B)",
     "nc2_equinorm": "std_c |μ_c − m| / mean_c, ddof = 1",
     "nc2_equiangular": "population std over pairs of cos(μ_a − m, μ_b − m)",
@@ -23,10 +23,10 @@ FORMULAS = {
     "nc2_of_error": "|G/|G| − I/√C|, G of the uncentred means",
     "gnc2_log_mean": "mean over pairs of −log|u_a − u_b|, u the unit rows of M",
     "gnc2_log_var": "population variance over pairs of −log|u_a − u_b|",
-    "nc2_equinorm_head": "std_c |w_c − w̄| / mean_c, ddof = 1",
-    "nc2_equiangular_head": "population std over pairs of cos(w_a − w̄, w_b − w̄)",
+    "nc2_equinorm_head": "std_c |w_c| / mean_c, ddof = 1",
+    "nc2_equiangular_head": "population std over pairs of cos(w_a, w_b)",
     "nc2_max_angle_head": "mean over pairs of |cos + 1/(C−1)|",
-    "nc2_etf_error_head": "|G/|G| − P|, G of the rows w_c − w̄",
+    "nc2_etf_error_head": "|G/|G| − P|, G = W Wᵀ",
     "nc3_self_duality": "|W/|W| − M/|M||²",
     "nc3_etf_error": "|W Mᵀ/|W Mᵀ| − P|",
     "nc3_cosine": "mean_c cos(w_c, μ_c − m)",
@@ -61,7 +61,11 @@ CONVENTIONS = (
         "sample: He & Su 2023, imbalanced form",
     ),
     ("divide_by_classes", "whether nc1_pinv is divided by C", "not: He & Su 2023"),
-    ("center_head", "whether the head's rows are centred over classes before NC3", ""),
+    (
+        "center_head",
+        "whether the head's rows are centred over classes in NC3 and the _head metrics",
+        "not: Papyan, Han & Donoho 2020, Zhu et al. 2021",
+    ),
 )
 
 CITATIONS = (

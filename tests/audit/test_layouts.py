@@ -297,6 +297,13 @@ WRONG = {
     "head layer alone": ({}, "say something of a head: pass --head FILE", ["--head-layer", "fc"]),
     "head classes": ({}, "the head has 6 classes (weight (6, 8)) and num_classes=7: they must agree",
                      ["--head", "head.npy", "--num-classes", "7"]),
+    "head transposed": ({}, "the head takes 6 features (weight (8, 6)) and there is no layer of as many: conv (12), "
+                        "fc (8); its transpose would fit", ["--head", "transposed.npy"]),
+    "single logit transposed": ({}, "(weight (8, 1)) and there is no layer of as many: conv (12), fc (8); its "
+                                "transpose would fit", ["--head", "column.npy"]),
+    "single logit flat": ({}, "flat.npy has no one weight of a head; arrays found: flat (8,) float32. Pass --head-name "
+                          "NAME, for NAME.weight (C, d) and NAME.bias (C,); of a single logit they are (1, d) and (1,).",
+                          ["--head", "flat.npy"]),
     "heads": ({}, "--head 'h*.npy' means 2 files: pass one", ["--head", "h*.npy"]),
     "classes": ({}, "num_classes=0: there must be at least one class", ["--num-classes", "0"]),
     "nc4": ({}, "nc4='some': choose auto, exact, none or a number of rows", ["--nc4", "some"]),
@@ -320,6 +327,9 @@ def test_what_does_not_fit_is_one_sentence(data, tmp_path, refused, what):
     np.save(tmp_path / "head.npy", w)
     np.save(tmp_path / "h2.npy", w)
     np.save(tmp_path / "wide.npy", np.ones((6, 5)))
+    np.save(tmp_path / "transposed.npy", w.T)
+    np.save(tmp_path / "column.npy", w[:1].T)
+    np.save(tmp_path / "flat.npy", w[0])
     assert text in refused("acts.npz", *arguments)
     assert not list(tmp_path.glob("*.state"))
 

@@ -7,7 +7,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from collapsemeter.dufm import orthogonal_frame, simplex_etf
+import collapsemeter as cm
+from collapsemeter import dufm
+from collapsemeter.dufm import orthogonal_frame
 from collapsemeter.dufm.frames import edges, subset_signs, triangular_incidence
 
 ROUNDING = 1e-13
@@ -15,24 +17,25 @@ ROUNDING = 1e-13
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @pytest.mark.parametrize("seed", [None, 0])
-def test_frames_have_their_gram_matrix(classes, seed):
-    def rng():
-        return None if seed is None else np.random.default_rng(seed)
-
-    frame = orthogonal_frame(classes, classes + 2, rng())
-    np.testing.assert_allclose(frame.T @ frame, np.eye(classes), atol=ROUNDING)
-    etf = simplex_etf(classes, classes - 1, rng())
-    gram = np.full((classes, classes), -1 / (classes - 1))
-    np.fill_diagonal(gram, 1.0)
-    np.testing.assert_allclose(etf.T @ etf, gram, atol=ROUNDING)
-    np.testing.assert_allclose(etf.sum(axis=1), 0, atol=ROUNDING)
+def test_an_orthogonal_frame_has_the_identity_as_gram_matrix(classes, seed):
+    rng = None if seed is None else np.random.default_rng(seed)
+    frame = orthogonal_frame(classes, classes + 2, rng)
+    assert frame.shape == (classes, classes + 2)
+    np.testing.assert_allclose(frame @ frame.T, np.eye(classes), atol=ROUNDING)
 
 
 def test_a_centred_orthogonal_frame_is_a_scaled_simplex():
-    frame = orthogonal_frame(5, 5)
-    centred = frame - frame.mean(axis=1, keepdims=True)
-    etf = simplex_etf(5, 4)
-    np.testing.assert_allclose(centred.T @ centred, 4 / 5 * etf.T @ etf, atol=ROUNDING)
+    frame = orthogonal_frame(5, 7)
+    centred = frame - frame.mean(axis=0)
+    etf = cm.simplex_etf(5, 7)
+    np.testing.assert_allclose(centred @ centred.T, 4 / 5 * etf @ etf.T, atol=ROUNDING)
+
+
+def test_there_is_one_simplex_etf():
+    assert not hasattr(dufm, "simplex_etf")
+    assert not hasattr(dufm.frames, "simplex_etf")
+    for name in {*cm.__all__} & {*dufm.__all__}:
+        assert getattr(cm, name) is getattr(dufm, name), name
 
 
 @pytest.mark.parametrize("order", [3, 4, 5, 8])
@@ -58,8 +61,7 @@ def test_a_relu_turns_signs_into_inclusion(order, size):
     ("call", "message"),
     [
         (lambda: orthogonal_frame(3, 2), "an orthogonal frame of 3 classes needs width 3, got 2"),
-        (lambda: simplex_etf(4, 2), "a simplex ETF of 4 classes needs width 3, got 2: widen"),
-        (lambda: simplex_etf(1, 2), "num_classes must be at least 2, got 1: pass more classes."),
+        (lambda: orthogonal_frame(1, 2), "num_classes must be at least 2, got 1: pass more"),
     ],
 )
 def test_bad_arguments_get_one_sentence(call, message):
