@@ -270,7 +270,7 @@ LINEAR = {"activation": "linear"}
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: dnc(model(3, 1, 2, 0.01, widths=2)), "dnc needs widths (3, 3), got (2, 2): widen"),
+        (lambda: dnc(model(3, 1, 2, 0.01, widths=2)), "dnc needs widths (2, 3), got (2, 2): widen"),
         (lambda: dnc(model(3, [1, 2, 3], 2, 0.01)), "dnc needs balanced=True, got False: see"),
         (lambda: dnc(model(3, 1, 1, 0.01, bias=True)), "dnc needs bias=False, got True"),
         (lambda: dnc(model(3, 1, 2, 0.9, bias=True)), "dnc does not exist at these decays"),
