@@ -145,13 +145,16 @@ class DUFM:
         return math.exp((math.fsum(logs) + math.log(mean_count)) / (self.depth + 1))
 
     def references(self) -> "tuple[Optimum, ...]":
-        """All closed-form solutions that apply to this problem, lowest loss first."""
+        """All closed forms that apply to this problem, lowest loss first: upper bounds of its optimum."""
         from collapsemeter.dufm.references import references
 
         return references(self)
 
     def optimum(self) -> "Optimum":
-        """The lowest of `references`; its `status` says how sure it is."""
+        """The lowest of `references`: the optimum if its `status` is "theorem", else an upper bound.
+
+        `solve` looks for a lower loss.
+        """
         return self.references()[0]
 
 

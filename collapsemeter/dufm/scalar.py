@@ -172,7 +172,8 @@ def collapse_threshold(num_classes: int, depth: int) -> float:
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}: pass more classes.")
     power = depth - 1
-    return float(power**power / num_classes ** (depth + 1) / depth ** (2 * depth))
+    # One division of whole numbers: its parts may be beyond the range of floats.
+    return float(power**power / (num_classes ** (depth + 1) * depth ** (2 * depth)))
 
 
 def least_margin_loss(
