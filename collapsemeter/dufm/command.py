@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from collapsemeter.dufm.factors import check_memory, shortened
 from collapsemeter.dufm.optimum import Optimum
 from collapsemeter.dufm.overview import Overview, overview, reference_record
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.solution import Solution
-from collapsemeter.dufm.solver import solve
+from collapsemeter.dufm.solver import check_search, solve
 from collapsemeter.dufm.sweep import Point, parse_sweep, run_sweep
 from collapsemeter.report import plain
 
@@ -67,7 +68,8 @@ def run(problem: DUFM, wish: Wish) -> None:
     Raises
     ------
     ValueError
-        If the sweep does not read, or a figure has another ending than .svg or .png.
+        If the sweep does not read, an option is out of range, the problem is too large to be
+        solved or drawn, or a figure has another ending than .svg or .png.
     ImportError
         If a figure is asked for and matplotlib is missing.
 
@@ -81,6 +83,7 @@ def run(problem: DUFM, wish: Wish) -> None:
 
     if wish.plot is not None:
         check_ending(wish.plot)
+    check_search(wish.restarts, wish.jobs, wish.seed)
     if wish.sweep is not None:
         sweep = parse_sweep(wish.sweep)
         points = run_sweep(problem, sweep, wish.solution if wish.solve else None)
@@ -88,6 +91,8 @@ def run(problem: DUFM, wish: Wish) -> None:
         if wish.plot is not None:
             plot_sweep(sweep.name, points, wish.plot)
         return
+    if wish.solve or wish.plot is not None:
+        check_memory(problem)
     known = overview(problem)
     if not (wish.json or wish.quiet):
         print(table(known))
@@ -121,20 +126,12 @@ def describe(problem: DUFM) -> str:
     >>> describe(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.02))
     'K = 2 classes of n = 10, L = 3 layers of width 32, relu, loss mse, no bias, lambda_H = 0.01, lambda = 0.02'
     """
-
-    def alike(values: Sequence[object]) -> str:
-        distinct = set(values)
-        if len(distinct) == 1:
-            return f"{values[0]}"
-        shown = ", ".join(map(str, values[:8]))
-        return f"({shown}{', ...' if len(values) > 8 else ''})"
-
     bias = f"bias with decay {problem.bias_decay:g}" if problem.bias else "no bias"
     return (
-        f"K = {problem.num_classes} classes of n = {alike(problem.counts.tolist())}, "
-        f"L = {problem.depth} layer{'s' if problem.depth > 1 else ''} of width {alike(problem.layer_widths)}, "
+        f"K = {problem.num_classes} classes of n = {shortened(problem.counts.tolist())}, "
+        f"L = {problem.depth} layer{'s' if problem.depth > 1 else ''} of width {shortened(problem.layer_widths)}, "
         f"{problem.activation}, loss {problem.loss}, {bias}, "
-        f"lambda_H = {problem.feature_decay:g}, lambda = {alike(problem.decays)}"
+        f"lambda_H = {problem.feature_decay:g}, lambda = {shortened(problem.decays)}"
     )
 
 
@@ -211,7 +208,9 @@ def _cells(
 
 
 def _ratio(ratio: float) -> str:
-    return "-" if math.isnan(ratio) else f"{ratio:.4f}"
+    if math.isnan(ratio):
+        return "-"
+    return f"{ratio:.4f}" if ratio < 1000 else f"{ratio:.2e}"
 
 
 def rank_words(values: Sequence[int]) -> str:

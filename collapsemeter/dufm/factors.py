@@ -5,6 +5,7 @@ one column per class, then the weights, without padding.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from collapsemeter.dufm.network import Variables
 from collapsemeter.dufm.problem import DUFM
 
 Chain = tuple[FloatArray, ...]
+
+MOST_ENTRIES = 500_000_000
+"""Numbers in the features and weights of one point: 4 GB."""
 
 RANK_TOLERANCE = 1e-10
 """Singular values below this fraction of the largest count as zero."""
@@ -163,9 +167,29 @@ def check_widths(problem: DUFM, needs: Sequence[int], name: str) -> None:
         )
 
 
+def check_memory(problem: DUFM) -> None:
+    """Refuse to build the arrays of a problem that would fill the memory."""
+    widths = (problem.num_classes, *problem.layer_widths, problem.num_classes)
+    entries = sum(a * b for a, b in pairwise(widths))
+    if entries > MOST_ENTRIES:
+        raise ValueError(
+            f"the features and weights of K = {problem.num_classes} classes and widths "
+            f"{shortened(problem.layer_widths)} have {entries:.3g} numbers, more than "
+            f"{MOST_ENTRIES:.3g}: pass smaller widths."
+        )
+
+
+def shortened(values: Sequence[object]) -> str:
+    """The first eight values, or the one that all are."""
+    if len(set(values)) == 1:
+        return f"{values[0]}"
+    return f"({', '.join(map(str, values[:8]))}{', ...' if len(values) > 8 else ''})"
+
+
 def pad(problem: DUFM, chain: Chain, bias: FloatArray | None = None) -> Variables:
     """Fill a chain up with zeros to the widths of the problem."""
     widths = (*problem.layer_widths, problem.num_classes)
+    check_memory(problem)
     features = np.zeros((widths[0], chain[0].shape[1]))
     features[: chain[0].shape[0]] = chain[0]
     weights = []
