@@ -122,7 +122,7 @@ def _compare_layer(
     free = other in wanted.free
     values, predicted = _singular_values(layer), _singular_values(target)
     classes = _classes(target)
-    obstacle = _obstacle(layer, target, wanted.name)
+    obstacle = _obstacle(layer, target, wanted.name, free and other == "1")
     ranks = Ranks(
         _effective_rank(values),
         math.nan if free else _effective_rank(predicted),
@@ -177,13 +177,17 @@ def _singular_values(layer: LayerReport) -> Floats:
     return layer.vectors.get("means_singular_values_uncentred", np.zeros(0))
 
 
-def _obstacle(layer: LayerReport, target: LayerReport, name: str) -> str:
-    """Say why the reference cannot exist in a layer; nothing if it can."""
+def _obstacle(layer: LayerReport, target: LayerReport, name: str, halved: bool) -> str:
+    """Say why the reference cannot exist in a layer; nothing if it can.
+
+    In a free first layer pairs of classes may share a direction, with opposite signs.
+    """
     classes, due = _classes(layer), _classes(target)
     if classes and classes != due:
         return f"{classes} classes are present, {name} has {due}"
     width = layer.provenance.get("width")
     rank = _counted(_singular_values(target), 1e-9)
+    rank = (rank + 1) // 2 if halved else rank
     if width is not None and width < rank:
         return f"the class means of {name} have rank {rank}, this layer has {width} features"
     return ""

@@ -60,6 +60,8 @@ def _theory(
     point: Any, before_activation: bool, convention: Convention | str, center_head: bool
 ) -> Side:
     """Measure an Optimum or a Solution; layer l with the weight that it feeds."""
+    from .dufm.references import low_rank
+
     problem = point.problem
     layers = {}
     for number, moments in point.moments(before_activation).items():
@@ -85,20 +87,7 @@ def _theory(
     words = (
         f"{name} (K = {problem.num_classes}, L = {problem.depth}, loss {point.loss:.6g}), {sure}"
     )
-    low_rank = _low_rank_structure(problem)
-    return Side(layers, str(problem.depth), name, words, free, True, low_rank)
-
-
-def _low_rank_structure(problem: Any) -> Any:
-    """Return the best reference that learns every class with fewer than K - 1 directions."""
-    for candidate in problem.references():
-        if candidate.name.startswith(("zero", "partial")):
-            continue
-        layers = range(2, problem.depth + 1)
-        ranks = [candidate.rank(layer, before_activation=True) for layer in layers]
-        if min(ranks, default=problem.num_classes) < problem.num_classes - 1:
-            return candidate
-    return None
+    return Side(layers, str(problem.depth), name, words, free, True, low_rank(problem.references()))
 
 
 def pair_layers(

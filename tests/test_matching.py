@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from collapsemeter.dufm.deep_ce import paired_signs
+from collapsemeter.dufm.factors import paired_signs
 from collapsemeter.dufm.frames import triangular_incidence
 from collapsemeter.matching import _exchange_gain, match_classes
 

@@ -25,9 +25,9 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "dufm",
         help="print the optimum that theory predicts for the last layers of a network",
-        description="The deep unconstrained features model: thresholds, every closed-form\n"
-        "solution with its loss and ranks, and the best known. --solve looks for a lower\n"
-        "loss numerically.",
+        description="The deep unconstrained features model: thresholds, every closed form with its\n"
+        "loss and ranks, the best of them, and the best known point. They are one unless\n"
+        "--solve finds a lower loss numerically.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,11 +64,7 @@ def run(options: argparse.Namespace) -> None:
     from ..dufm import DUFM  # SciPy takes its time
     from ..dufm.command import Wish, run
 
-    first = options.weight_decay[0]
-    # A bad weight decay is named as such, not as the feature decay that it would be.
-    features = options.feature_decay
-    if features is None:
-        features = first if first > 0 else 1.0
+    features = options.weight_decay[0] if options.feature_decay is None else options.feature_decay
     problem = DUFM(
         options.classes,
         _one_or_many(options.per_class),

@@ -9,6 +9,14 @@ class DoesNotApply(ValueError):
     """A closed form was asked for a problem that it does not solve."""
 
 
+class TooNarrow(DoesNotApply):
+    """The closed form solves the problem in wider layers only."""
+
+
+class TooStrong(DoesNotApply):
+    """The closed form solves the problem at weaker decays only."""
+
+
 def require(problem: DUFM, name: str, **wanted: object) -> None:
     """Refuse a problem that lacks a property, naming what it has instead."""
     for attribute, value in wanted.items():
@@ -23,7 +31,7 @@ def require(problem: DUFM, name: str, **wanted: object) -> None:
 def require_survival(name: str, fits: Sequence[float]) -> None:
     """Refuse a structure of which nothing survives the decay."""
     if not any(fit > 0 for fit in fits):
-        raise DoesNotApply(
+        raise TooStrong(
             f"{name} does not exist at these decays, they are too strong: "
             "lower them, only the zero network is left."
         )

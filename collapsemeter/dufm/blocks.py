@@ -42,6 +42,12 @@ class Block:
             return float(self.classes)
         return srg_effective_classes(self.order, self.size, depth)
 
+    def widths(self, depth: int) -> tuple[int, ...]:
+        """Neurons that the block takes in layers 1 to L."""
+        if not self.order:
+            return (self.classes,) * depth
+        return (*(self.order,) * (depth - 1), math.comb(self.order, self.size))
+
     def chain(self, depth: int) -> Chain:
         """Unit chain: its output is the identity."""
         if not self.order:
@@ -51,11 +57,32 @@ class Block:
 
 @dataclass(frozen=True)
 class Composition:
-    """Blocks at their best scales."""
+    """Blocks at their best scales; classes beyond the last one are not learned."""
 
+    problem: DUFM
+    blocks: tuple[Block, ...]
     loss: float
-    chain: Chain
     fits: tuple[float, ...]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Neurons that the living blocks take in layers 1 to L."""
+        depth = self.problem.depth
+        alive = [b.widths(depth) for b, fit in zip(self.blocks, self.fits, strict=True) if fit]
+        return tuple(map(sum, zip(*alive, strict=True))) if alive else (0,) * depth
+
+    def chain(self) -> Chain:
+        """Features and weights, without padding."""
+        depth = self.problem.depth
+        chains = []
+        for block, fit in zip(self.blocks, self.fits, strict=True):
+            norm = fit ** (1 / (depth + 1)) * math.sqrt(block.effective_classes(depth))
+            alive = fit > 0
+            chains.append(
+                balance(block.chain(depth), norm) if alive else _silent(block.classes, depth)
+            )
+        left = self.problem.num_classes - sum(block.classes for block in self.blocks)
+        return direct_sum([*chains, _silent(left, depth)] if left else chains)
 
 
 def compose(problem: DUFM, blocks: Sequence[Block]) -> Composition:
@@ -65,24 +92,15 @@ def compose(problem: DUFM, blocks: Sequence[Block]) -> Composition:
               + \frac{K - \sum_b K_b}{2K}
     """
     classes, depth = problem.num_classes, problem.depth
-    chains: list[Chain] = []
     fits: list[float] = []
     left = classes - sum(block.classes for block in blocks)
     loss = left / (2 * classes)
     for block in blocks:
         effective = block.effective_classes(depth)
         strength = problem.canonical_decay * classes * effective / block.classes
-        fit = ell_minimiser(strength, depth)
+        fits.append(ell_minimiser(strength, depth))
         loss += block.classes / classes * ell(strength, depth)
-        fits.append(fit)
-        if fit == 0.0:
-            chains.append(_silent(block.classes, depth))
-        else:
-            norm = fit ** (1 / (depth + 1)) * math.sqrt(effective)
-            chains.append(balance(block.chain(depth), norm))
-    if left:
-        chains.append(_silent(left, depth))
-    return Composition(loss, direct_sum(chains), tuple(fits))
+    return Composition(problem, tuple(blocks), loss, tuple(fits))
 
 
 def _silent(classes: int, depth: int) -> Chain:
@@ -140,7 +158,7 @@ def srg(problem: DUFM, size: int | None = None) -> Optimum:
         size = best_subset_size(order, depth, problem.layer_widths[-1])
     found = compose(problem, [Block(classes, order, size)])
     require_survival("srg", found.fits)
-    check_widths(problem, found.chain, "srg")
+    check_widths(problem, found.widths, "srg")
     effective = srg_effective_classes(order, size, depth)
     return Optimum(
         problem=problem,
@@ -251,7 +269,7 @@ def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
         )
     found = compose(problem, chosen)
     require_survival("blocks", found.fits)
-    check_widths(problem, found.chain, "blocks")
+    check_widths(problem, found.widths, "blocks")
     return Optimum(
         problem=problem,
         name="blocks",

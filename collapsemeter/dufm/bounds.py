@@ -1,7 +1,9 @@
 """What no network can beat."""
 
+import numpy as np
+
 from collapsemeter.dufm.convex import convex_value
-from collapsemeter.dufm.linear import imbalanced_strengths
+from collapsemeter.dufm.linear import imbalanced_strengths, left_out
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.scalar import ell, least_margin_loss, softmax_margin
 from collapsemeter.dufm.shallow import shallow_ce, shallow_mse
@@ -68,7 +70,7 @@ def lower_bound(problem: DUFM) -> float:
     Returns
     -------
     float
-        No network of any width has a lower loss.
+        No network has a lower loss; of wider layers neither, unless the model is linear.
 
     References
     ----------
@@ -84,7 +86,8 @@ def lower_bound(problem: DUFM) -> float:
     classes, depth = problem.num_classes, problem.depth
     plain = problem.loss == "mse" and not problem.bias
     if plain and not problem.rectified:
-        losses = [ell(float(g), depth) for g in imbalanced_strengths(problem)]
+        losses = np.array([ell(float(g), depth) for g in imbalanced_strengths(problem)])
+        losses[left_out(problem)] = 0.5
         shares = problem.counts / problem.num_samples
         return float(sum(share * loss for share, loss in zip(shares, losses, strict=True)))
     strength = classes * problem.canonical_decay

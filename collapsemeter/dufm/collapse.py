@@ -5,26 +5,22 @@ from functools import partial as bind
 
 import numpy as np
 
-from collapsemeter.dufm.applies import DoesNotApply, require, require_survival
+from collapsemeter.dufm.applies import DoesNotApply, TooNarrow, require, require_survival
 from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.blocks import (
-    Block,
-    compose,
-    require_collapsible,
-)
+from collapsemeter.dufm.blocks import Block, compose, require_collapsible
 from collapsemeter.dufm.bounds import lower_bound
-from collapsemeter.dufm.deep_ce import centred_classes, dnc_ce
+from collapsemeter.dufm.deep_ce import centred_classes, dnc_ce, simplex_chain, simplex_margin
 from collapsemeter.dufm.factors import (
     Chain,
     balance,
     check_widths,
+    collapsed_widths,
     unit_first_layer,
 )
 from collapsemeter.dufm.network import class_columns, fit_and_slope
 from collapsemeter.dufm.optimum import Optimum, Status
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.scalar import ell, ell_minimiser
-from collapsemeter.frames import centring
 
 BINARY = "Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165"
 
@@ -130,7 +126,7 @@ def _trust_dnc(problem: DUFM) -> tuple[Status, str]:
     return "upper bound", "upper bound: lower losses of lower rank exist or are found by descent"
 
 
-def dnc(problem: DUFM, first_layer: float = 0.0) -> Optimum:
+def dnc(problem: DUFM, first_layer: float | None = None) -> Optimum:
     r"""Deep neural collapse: every class has its own neurons, in every layer.
 
     .. math:: Z = t I, \qquad \ell(cK, L) = \tfrac12 (1-t)(1+Lt)
@@ -146,15 +142,17 @@ def dnc(problem: DUFM, first_layer: float = 0.0) -> Optimum:
               \tfrac{K-1}{K}\,\ell\Big(c\,\tfrac{K}{K-1}\,(K^L (K-1))^{1/(L+1)}, L\Big)
 
     From depth 2 on the first layer is free: its features may be anything from an
-    orthogonal frame to a simplex ETF.
+    orthogonal frame to a simplex ETF, and of a rank as low as K / 2, so it may be
+    narrower than the layers after it, which need K neurons each.
 
     Parameters
     ----------
     problem : DUFM
         ReLU, balanced classes; squared loss without bias or, from depth 2 on, with a
         free one; or cross-entropy of depth 2 or more.
-    first_layer : float
-        0 for the orthogonal frame, 1 for the simplex ETF in layer 1.
+    first_layer : float, optional
+        0 for the orthogonal frame, 1 for the simplex ETF in layer 1. By default the
+        orthogonal frame, or opposite pairs where layer 1 is too narrow for it.
 
     Returns
     -------
@@ -187,25 +185,28 @@ def dnc(problem: DUFM, first_layer: float = 0.0) -> Optimum:
     classes, depth = problem.num_classes, problem.depth
     found = compose(problem, [Block(classes)])
     require_survival("dnc", found.fits)
-    first = unit_first_layer(classes, first_layer, depth)
-    chain = (*first, *(np.eye(classes),) * (depth - 1))
-    chain = balance(chain, float(np.linalg.norm(found.chain[0])))
-    check_widths(problem, chain, "dnc")
+    check_widths(problem, collapsed_widths(problem, first_layer), "dnc")
     status, words = _trust_dnc(problem)
+    norm = found.fits[0] ** (1 / (depth + 1)) * math.sqrt(classes)
     return Optimum(
         problem=problem,
         name="dnc",
         loss=found.loss,
-        chain=chain,
+        chain=bind(_dnc_chain, problem, first_layer, norm),
         status=status,
         holds_for=words,
         source=BINARY,
-        parameters={"t": found.fits[0], "first_layer": first_layer},
+        parameters={"t": found.fits[0]},
         free_layers=(1,) if depth > 1 else (),
     )
 
 
-def _dnc_centred(problem: DUFM, first_layer: float) -> Optimum:
+def _dnc_chain(problem: DUFM, first_layer: float | None, norm: float) -> Chain:
+    own = (np.eye(problem.num_classes),) * (problem.depth - 1)
+    return balance((*unit_first_layer(problem, first_layer), *own), norm)
+
+
+def _dnc_centred(problem: DUFM, first_layer: float | None) -> Optimum:
     """`dnc` for squared loss with a free bias: the last layer maps to a simplex."""
     require(problem, "dnc", balanced=True, activation="relu", bias_decay=0.0)
     classes, depth = problem.num_classes, problem.depth
@@ -213,44 +214,43 @@ def _dnc_centred(problem: DUFM, first_layer: float) -> Optimum:
     strength = problem.canonical_decay * effective * classes / (classes - 1)
     fit = ell_minimiser(strength, depth)
     require_survival("dnc", [fit])
-    first = unit_first_layer(classes, first_layer, depth)
-    chain = (*first, *(np.eye(classes),) * (depth - 2), centring(classes))
-    chain = balance(chain, math.sqrt(effective) * fit ** (1 / (depth + 1)))
-    check_widths(problem, chain, "dnc")
+    check_widths(problem, collapsed_widths(problem, first_layer), "dnc")
+    norm = math.sqrt(effective) * fit ** (1 / (depth + 1))
     return Optimum(
         problem=problem,
         name="dnc",
         loss=(classes - 1) / classes * ell(strength, depth),
-        chain=chain,
+        chain=bind(simplex_chain, problem, first_layer, norm),
         status="upper bound",
         holds_for="upper bound: descent finds lower, letting the bias carry a class",
         source=f"{BINARY}, for the structure",
         bias=np.full(classes, 1 / classes),
-        parameters={"t": fit, "first_layer": first_layer, "effective_classes": effective},
+        parameters={"t": fit, "effective_classes": effective},
         free_layers=(1,),
     )
-
-
-def _partial_chain(problem: DUFM, learned: int) -> Chain:
-    return compose(problem, [Block(learned)]).chain
 
 
 def partial(problem: DUFM, learned: int) -> Optimum:
     r"""Collapse of some classes while the others are not learned: a bad local minimum.
 
-    .. math:: \frac{K-k}{2K} + \frac kK\,\ell(cK, L)
+    .. math:: \frac{K-k}{K}\,f_0 + \frac kK\,f_{\mathrm{DNC}}
+
+    where :math:`f_0` is the loss of no output, 1/2 or log K, and
+    :math:`f_{\mathrm{DNC}}` that of `dnc`.
 
     Parameters
     ----------
     problem : DUFM
-        ReLU, squared loss, balanced classes, no bias.
+        Balanced classes, no bias. ReLU and squared loss, else only
+        as many learned classes as the narrowest layer holds.
     learned : int
         Number k of learned classes, 1 to K - 1.
 
     Returns
     -------
     Optimum
-        Named "partial(k)", status "upper bound".
+        Named "partial(k)". Status "theorem" for squared loss where no ReLU acts and
+        a layer has no more than k neurons, else "upper bound".
 
     Raises
     ------
@@ -274,27 +274,59 @@ def partial(problem: DUFM, learned: int) -> Optimum:
             f"learned must be 1 to {problem.num_classes - 1}, got {learned}: "
             "use zero or dnc for none or all."
         )
-    require_collapsible(problem, "partial")
-    classes = problem.num_classes
-    strength = classes * problem.canonical_decay
-    fit = ell_minimiser(strength, problem.depth)
-    require_survival("partial", [fit])
-    if learned > min(problem.layer_widths):
-        raise DoesNotApply(
+    require(problem, "partial", balanced=True, bias=False)
+    classes, depth, room = problem.num_classes, problem.depth, min(problem.layer_widths)
+    if learned > room:
+        raise TooNarrow(
             f"partial needs width {learned}, got {problem.layer_widths}: widen the layers."
         )
+    if (problem.loss, problem.activation) != ("mse", "relu") and learned != room:
+        raise DoesNotApply(
+            f"partial needs {room} learned classes here, as many as the narrowest layer holds, "
+            f"got {learned}: others are no local minimum."
+        )
+    fit, nothing, whole, norm = _fit_of_learned(problem)
+    require_survival("partial", [fit])
+    status, words = _trust_partial(problem, learned)
     return Optimum(
         problem=problem,
         name=f"partial({learned})",
-        loss=(classes - learned) / (2 * classes) + learned / classes * ell(strength, problem.depth),
-        chain=bind(_partial_chain, problem, learned),
-        status="upper bound",
-        holds_for=(
-            "upper bound: a local minimum, where descent gets stuck"
-            if problem.depth > 1
-            else "upper bound: a saddle, which descent leaves"
-        ),
+        loss=(classes - learned) / classes * nothing + learned / classes * whole,
+        chain=bind(_partial_chain, problem, learned, norm),
+        status=status,
+        holds_for=words,
         source=f"{BINARY}, for the model",
-        parameters={"t": fit, "learned": learned},
-        free_layers=(1,) if problem.depth > 1 else (),
+        parameters={"t" if problem.loss == "mse" else "margin": fit, "learned": learned},
+        free_layers=(1,) if depth > 1 and problem.rectified else (),
     )
+
+
+def _fit_of_learned(problem: DUFM) -> tuple[float, float, float, float]:
+    """Fit, loss of a class that is not learned and of one that is, norm of a factor per class."""
+    classes, depth = problem.num_classes, problem.depth
+    if problem.loss == "ce":
+        margin, loss = simplex_margin(problem)
+        norm = math.sqrt(centred_classes(classes, depth) / classes) * margin ** (1 / (depth + 1))
+        return margin, math.log(classes), loss, norm
+    strength = classes * problem.canonical_decay
+    fit = ell_minimiser(strength, depth)
+    return fit, 0.5, ell(strength, depth), fit ** (1 / (depth + 1))
+
+
+def _partial_chain(problem: DUFM, learned: int, norm: float) -> Chain:
+    """The first classes of a collapsed network; the columns of every factor have one norm."""
+    classes, depth = problem.num_classes, problem.depth
+    axes = np.eye(classes)[:, :learned]
+    outputs = axes if problem.loss == "mse" else axes - 1 / classes
+    chain = (axes.T, *(np.eye(learned),) * (depth - 1), outputs)
+    return balance(chain, norm * math.sqrt(learned))
+
+
+def _trust_partial(problem: DUFM, learned: int) -> tuple[Status, str]:
+    if problem.loss == "mse" and not problem.rectified and learned == min(problem.layer_widths):
+        return "theorem", f"theorem: global optimum for width {learned} and no ReLU"
+    if problem.rectified:
+        return "upper bound", "upper bound: a local minimum, where descent gets stuck"
+    if problem.loss == "mse":
+        return "upper bound", "upper bound: a saddle, which descent leaves"
+    return "upper bound", "upper bound: a feasible point of narrow layers, not stationary"

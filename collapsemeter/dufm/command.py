@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from collapsemeter.dufm.optimum import Geometry, Optimum
-from collapsemeter.dufm.overview import Overview, overview, ranks, reference_record
+from collapsemeter.dufm.factors import check_memory, shortened
+from collapsemeter.dufm.optimum import Optimum
+from collapsemeter.dufm.overview import Overview, overview, reference_record
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.dufm.solution import Solution
-from collapsemeter.dufm.solver import solve
+from collapsemeter.dufm.solver import check_search, solve
 from collapsemeter.dufm.sweep import Point, parse_sweep, run_sweep
 from collapsemeter.report import plain
 
@@ -67,7 +68,8 @@ def run(problem: DUFM, wish: Wish) -> None:
     Raises
     ------
     ValueError
-        If the sweep does not read, or a figure has another ending than .svg or .png.
+        If the sweep does not read, an option is out of range, the problem is too large to be
+        solved or drawn, or a figure has another ending than .svg or .png.
     ImportError
         If a figure is asked for and matplotlib is missing.
 
@@ -81,6 +83,7 @@ def run(problem: DUFM, wish: Wish) -> None:
 
     if wish.plot is not None:
         check_ending(wish.plot)
+    check_search(wish.restarts, wish.jobs, wish.seed)
     if wish.sweep is not None:
         sweep = parse_sweep(wish.sweep)
         points = run_sweep(problem, sweep, wish.solution if wish.solve else None)
@@ -88,6 +91,8 @@ def run(problem: DUFM, wish: Wish) -> None:
         if wish.plot is not None:
             plot_sweep(sweep.name, points, wish.plot)
         return
+    if wish.solve or wish.plot is not None:
+        check_memory(problem)
     known = overview(problem)
     if not (wish.json or wish.quiet):
         print(table(known))
@@ -95,9 +100,11 @@ def run(problem: DUFM, wish: Wish) -> None:
     if wish.json:
         _print_json(record(known, solution))
     elif wish.quiet:
-        print(known.words if solution is None else solution.verdict)
-    elif solution is not None:
-        print("\nsolved: " + _wrapped(solution.summary()))
+        print(known.words() if solution is None else solution.verdict)
+    else:
+        if solution is not None:
+            print("\nsolved: " + _wrapped(solution.summary()))
+        print(_paragraph(known.words(solution)))
     if wish.plot is not None:
         plot_problem(known, solution, wish.plot)
 
@@ -119,25 +126,17 @@ def describe(problem: DUFM) -> str:
     >>> describe(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.02))
     'K = 2 classes of n = 10, L = 3 layers of width 32, relu, loss mse, no bias, lambda_H = 0.01, lambda = 0.02'
     """
-
-    def alike(values: Sequence[object]) -> str:
-        distinct = set(values)
-        if len(distinct) == 1:
-            return f"{values[0]}"
-        shown = ", ".join(map(str, values[:8]))
-        return f"({shown}{', ...' if len(values) > 8 else ''})"
-
     bias = f"bias with decay {problem.bias_decay:g}" if problem.bias else "no bias"
     return (
-        f"K = {problem.num_classes} classes of n = {alike(problem.counts.tolist())}, "
-        f"L = {problem.depth} layer{'s' if problem.depth > 1 else ''} of width {alike(problem.layer_widths)}, "
+        f"K = {problem.num_classes} classes of n = {shortened(problem.counts.tolist())}, "
+        f"L = {problem.depth} layer{'s' if problem.depth > 1 else ''} of width {shortened(problem.layer_widths)}, "
         f"{problem.activation}, loss {problem.loss}, {bias}, "
-        f"lambda_H = {problem.feature_decay:g}, lambda = {alike(problem.decays)}"
+        f"lambda_H = {problem.feature_decay:g}, lambda = {shortened(problem.decays)}"
     )
 
 
 def table(known: Overview) -> str:
-    """The problem, its thresholds, every closed form and the best known, in 80 columns.
+    """The problem, its thresholds, every closed form and the best of them, in 80 columns.
 
     Examples
     --------
@@ -146,8 +145,9 @@ def table(known: Overview) -> str:
       lambda_H = 0.01, lambda = 0.01
     collapse: n lambda_H prod lambda_l = 1e-07, below the collapse threshold
       0.000342936: collapse exists and beats the zero network
-    low rank: no low-rank closed form applies to K = 2 here; strongly regular graphs
-      do from K = 10 at L = 3 and from K = 6 at L = 4 and deeper
+    low rank: no closed form of low rank learns every class here; in wide layers
+      strongly regular graphs do, below collapse from K = 10 at L = 3 and from K = 6
+      at L = 4 and deeper
     <BLANKLINE>
     name                  loss    ratio  rank of H_2 ...  status       source
     -------------------------------------------------------------------------
@@ -155,25 +155,30 @@ def table(known: Overview) -> str:
     partial(1)    0.2852435271   4.0468  1x3              upper bound  [2]
     zero          0.5000000000   7.0935  0x3              upper bound  [1]
     <BLANKLINE>
-    best known: dnc, loss 0.07048705429; theorem: global optimum for two classes
     [1] Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165
     [2] Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165, for the model
     ratio: loss over that of collapse; ranks: layers 2 to L + 1 before the ReLU
+    <BLANKLINE>
+    best closed form: dnc, loss 0.07048705429; theorem: global optimum for two
+      classes
     """
     sources = list(dict.fromkeys(reference.source for reference in known.references))
     paragraphs = [describe(known.problem)]
     paragraphs += [f"{threshold.name}: {threshold.words}" for threshold in known.thresholds]
-    head = f"{'name':<14}{'loss':>12}{'ratio':>9}  {'rank of H_2 ...':<15}  {'status':<11}  source"
+    shown, summed = _split_partial(known.references)
+    room = max([12, *(len(reference.name) for reference in shown)]) + 2
+    head = _cells(room, "name", "loss", "ratio", "rank of H_2 ...", "status", "source")
     lines = [_paragraph(text) for text in paragraphs]
     lines += ["", head, "-" * len(head)]
-    shown, summed = _split_partial(known.references)
-    lines += [_row(known, reference, sources) for reference in shown]
+    lines += [_row(room, known, reference, sources) for reference in shown]
     if summed:
         low, high = summed[0], summed[-1]
         lines.append(f"  and {low.name} to {high.name}: losses {low.loss:.6g} to {high.loss:.6g}")
-    lines += ["", _paragraph(known.words)]
+    lines.append("")
     lines += [_paragraph(f"[{number}] {text}") for number, text in enumerate(sources, start=1)]
-    lines.append("ratio: loss over that of collapse; ranks: layers 2 to L + 1 before the ReLU")
+    over = "loss over that of collapse" if known.collapsed else "none, since there is no collapse"
+    lines.append(_paragraph(f"ratio: {over}; ranks: layers 2 to L + 1 before the ReLU"))
+    lines += ["", _paragraph(known.closed_form_words)]
     return "\n".join(lines)
 
 
@@ -187,16 +192,25 @@ def _split_partial(references: tuple[Optimum, ...]) -> tuple[list[Optimum], list
     return [reference for reference in references if reference not in summed], summed
 
 
-def _row(known: Overview, reference: Optimum, sources: list[str]) -> str:
+def _row(room: int, known: Overview, reference: Optimum, sources: list[str]) -> str:
     number = sources.index(reference.source) + 1
-    return (
-        f"{reference.name:<14}{reference.loss:>12.10f}{_ratio(known.ratio(reference.loss)):>9}  "
-        f"{rank_words(ranks(reference)):<15}  {reference.status:<11}  [{number}]"
-    )
+    ratio = _ratio(known.ratio(reference.loss))
+    return _cells(
+        room, reference.name, f"{reference.loss:.10f}", ratio, rank_words(reference.ranks),
+        reference.status, f"[{number}]",
+    )  # fmt: skip
+
+
+def _cells(
+    room: int, name: str, loss: str, ratio: str, ranks: str, status: str, source: str
+) -> str:
+    return f"{name:<{room}}{loss:>12}{ratio:>9}  {ranks:<15}  {status:<11}  {source}"
 
 
 def _ratio(ratio: float) -> str:
-    return "-" if math.isnan(ratio) else f"{ratio:.4f}"
+    if math.isnan(ratio):
+        return "-"
+    return f"{ratio:.4f}" if ratio < 1000 else f"{ratio:.2e}"
 
 
 def rank_words(values: Sequence[int]) -> str:
@@ -223,36 +237,41 @@ def _print_sweep(name: str, points: list[Point], wish: Wish) -> None:
         )
     elif wish.quiet:
         for point in points:
-            best = point.known.references[0]
-            print(f"{name} = {point.value:.6g}: {best.name}, loss {best.loss:.10g}")
+            print(f"{name} = {point.value:.6g}: {_swept_best(point)}")
     else:
         print(sweep_table(name, points))
 
 
+def _swept_best(point: Point) -> str:
+    best = point.known.best_known(point.solution)
+    if best is None:
+        return f"no closed form below zero, loss {point.known.best_closed_form.loss:.10g}"
+    return f"{best[0]}, loss {best[1]:.10g}"
+
+
 def sweep_table(name: str, points: list[Point]) -> str:
-    """The best known solution at every swept value, in 80 columns.
+    """The best closed form at every swept value, and what was found there, in 80 columns.
 
     Examples
     --------
     >>> from collapsemeter.dufm.sweep import Sweep
     >>> problem = DUFM(2, 1, 2, feature_decay=0.05, weight_decay=0.05)
     >>> print(sweep_table("depth", run_sweep(problem, Sweep("depth", (2.0, 3.0)))))
-            depth  best                  loss    ratio  ranks            status
+            depth  closed form           loss    ratio  ranks            status
     -------------------------------------------------------------------------------
                 2  dnc           0.1448188192   1.0000  2x2              theorem
                 3  dnc           0.1947211165   1.0000  2x3              theorem
     """
     solved = any(point.solution is not None for point in points)
     last = "solved" if solved else "status"
-    head = f"{name:>13}  {'best':<13}{'loss':>13}{'ratio':>9}  {'ranks':<15}  {last}"
+    head = f"{name:>13}  {'closed form':<13}{'loss':>13}{'ratio':>9}  {'ranks':<15}  {last}"
     lines = [head, "-" * (WIDTH - 1)]
     for point in points:
-        best: Geometry = point.known.references[0]
-        assert isinstance(best, Optimum)
+        best = point.known.best_closed_form
         end = best.status if point.solution is None else f"{point.solution.loss:.10f}"
         lines.append(
             f"{point.value:>13.6g}  {best.name:<13}{best.loss:>13.10f}"
-            f"{_ratio(point.known.ratio(best.loss)):>9}  {rank_words(ranks(best)):<15}  {end}"
+            f"{_ratio(point.known.ratio(best.loss)):>9}  {rank_words(best.ranks):<15}  {end}"
         )
     return "\n".join(lines)
 
@@ -263,11 +282,12 @@ def record(known: Overview, solution: Solution | None = None) -> dict[str, Any]:
     Examples
     --------
     >>> known = overview(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01))
-    >>> record(known)["best"], record(known)["references"][0]["ranks"]
+    >>> record(known)["best_closed_form"], record(known)["references"][0]["ranks"]
     ('dnc', (2, 2, 2))
     """
     problem = known.problem
     found = None if solution is None else _solution_record(solution)
+    best = known.best_known(solution)
     return {
         "format": "collapsemeter.DUFM",
         "version": 1,
@@ -289,8 +309,10 @@ def record(known: Overview, solution: Solution | None = None) -> dict[str, Any]:
             for t in known.thresholds
         },
         "lower_bound": known.lower_bound,
-        "best": known.references[0].name,
-        "words": known.words,
+        "collapsed": None if known.collapsed is None else known.collapsed.name,
+        "best_closed_form": known.best_closed_form.name,
+        "best_known": None if best is None else {"name": best[0], "loss": best[1]},
+        "words": known.words(solution),
         "references": [reference_record(known, reference) for reference in known.references],
         "solution": found,
     }

@@ -9,7 +9,7 @@ import numpy as np
 from collapsemeter.dufm._scipy import lbfgs, newton_polish
 from collapsemeter.dufm.applies import DoesNotApply
 from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.factors import check_widths, split_linear
+from collapsemeter.dufm.factors import check_widths, split_linear, widths_of
 from collapsemeter.dufm.flat import Layout, objective
 from collapsemeter.dufm.network import class_columns, fit_and_slope
 from collapsemeter.dufm.optimum import Optimum
@@ -157,7 +157,7 @@ def convex(problem: DUFM) -> Optimum:
     roots = np.sqrt(problem.counts / problem.counts.mean())
     features, weight = split_linear(value.outputs * roots, 1)
     chain = (features / roots, weight)
-    check_widths(problem, chain, "convex")
+    check_widths(problem, widths_of(chain), "convex")
     certified = value.loss - value.lower <= GAP_TOLERANCE * value.loss
     return Optimum(
         problem=problem,

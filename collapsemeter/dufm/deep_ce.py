@@ -1,6 +1,8 @@
 """Depth and cross-entropy: collapse, opposite pairs and polygons."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial as bind
 
 import numpy as np
 
@@ -10,6 +12,8 @@ from collapsemeter.dufm.factors import (
     Chain,
     balance,
     check_widths,
+    collapsed_widths,
+    paired_signs,
     split_first,
     split_linear,
     unit_first_layer,
@@ -22,20 +26,25 @@ from collapsemeter.frames import centring
 SOURCE = "Garrod & Keating 2024, arXiv 2410.23169"
 
 
+def _linear_chain(pattern: Callable[[int], FloatArray], scales: FloatArray, depth: int) -> Chain:
+    return split_linear(pattern(scales.size) * scales, depth)
+
+
 def _linear_ce(
-    problem: DUFM, name: str, outputs: FloatArray, loss: float, parameters: dict[str, float]
-) -> Optimum:
-    chain = split_linear(outputs, problem.depth)
-    check_widths(problem, chain, name)
+    problem: DUFM, name: str, rank: int, pattern: Callable[[int], FloatArray], scales: FloatArray,
+    loss: float,
+) -> Optimum:  # fmt: skip
+    """A pattern of outputs, scaled class by class."""
+    check_widths(problem, (rank,) * problem.depth, name)
     return Optimum(
         problem=problem,
         name=name,
         loss=loss,
-        chain=chain,
+        chain=bind(_linear_chain, pattern, scales, problem.depth),
         status="upper bound",
         holds_for="upper bound: one of the structures compared in the source",
         source=SOURCE,
-        parameters=parameters,
+        parameters={"margin": float(scales[0])},
     )
 
 
@@ -85,22 +94,7 @@ def linear_ce_dnc(problem: DUFM) -> Optimum:
         *softmax_margin(((classes - 1.0, 1.0),)), strength, problem.depth
     )
     require_survival(name, [margin])
-    outputs = margin * centring(classes)
-    return _linear_ce(problem, name, outputs, loss, {"margin": margin})
-
-
-def paired_signs(num_classes: int) -> FloatArray:
-    """Pairs of opposite classes: blocks [[1, -1], [-1, 1]], and 1 for an odd class out.
-
-    Examples
-    --------
-    >>> paired_signs(3).tolist()
-    [[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-    """
-    signs = np.eye(num_classes)
-    for first in range(0, num_classes - 1, 2):
-        signs[first, first + 1] = signs[first + 1, first] = -1.0
-    return signs
+    return _linear_ce(problem, name, classes - 1, centring, np.full(classes, margin), loss)
 
 
 def linear_ce_pairs(problem: DUFM) -> Optimum:
@@ -154,7 +148,13 @@ def linear_ce_pairs(problem: DUFM) -> Optimum:
         alone = least_margin_loss(*softmax_margin(((classes - 1.0, 1.0),)), decay * classes, depth)
         scales[-1] = alone[0]
         loss += alone[1] / classes
-    return _linear_ce(problem, name, paired_signs(classes) * scales, loss, {"margin": margin})
+    return _linear_ce(problem, name, pairs + single, paired_signs, scales, loss)
+
+
+def _polygon(num_classes: int) -> FloatArray:
+    """Cosines of the angles between the corners of a regular polygon."""
+    angles = 2 * np.pi * np.arange(num_classes) / num_classes
+    return np.asarray(np.cos(angles[:, None] - angles[None, :]))
 
 
 def linear_ce_polygon(problem: DUFM) -> Optimum:
@@ -200,8 +200,7 @@ def linear_ce_polygon(problem: DUFM) -> Optimum:
     strength = 2 * problem.canonical_decay * (classes / 2) ** (2 / (depth + 1))
     margin, loss = least_margin_loss(fit, slope, strength, depth)
     require_survival(name, [margin])
-    outputs = margin * np.cos(angles[:, None] - angles[None, :])
-    return _linear_ce(problem, name, outputs, loss, {"margin": margin})
+    return _linear_ce(problem, name, 2, _polygon, np.full(classes, margin), loss)
 
 
 def _require_deep_ce(problem: DUFM, name: str) -> None:
@@ -214,18 +213,21 @@ Offsets = tuple[tuple[float, float], ...]
 """Number of logits at each distance below the label."""
 
 
-def _deep_ce(problem: DUFM, name: str, chain: Chain, effective: float, offsets: Offsets) -> Optimum:
+def _deep_ce(
+    problem: DUFM, name: str, widths: Sequence[int], chain: Callable[[float], Chain],
+    effective: float, offsets: Offsets,
+) -> Optimum:  # fmt: skip
+    """A structure at its best scale; `chain` builds it with factors of a given norm."""
     strength = problem.canonical_decay * effective
     margin, loss = least_margin_loss(*softmax_margin(offsets), strength, problem.depth)
     require_survival(name, [margin])
-    power = 1 / (problem.depth + 1)
-    chain = balance(chain, math.sqrt(effective) * margin**power)
-    check_widths(problem, chain, name)
+    check_widths(problem, widths, name)
+    norm = math.sqrt(effective) * margin ** (1 / (problem.depth + 1))
     return Optimum(
         problem=problem,
         name=name,
         loss=loss,
-        chain=chain,
+        chain=bind(chain, norm),
         status="upper bound",
         holds_for="upper bound: a feasible structure of the ReLU network, no proof",
         source=SOURCE,
@@ -242,14 +244,36 @@ def centred_classes(classes: int, depth: int) -> float:
     return math.exp((depth * math.log(classes) + math.log(classes - 1)) / (depth + 1))
 
 
-def dnc_ce(problem: DUFM, first_layer: float = 0.0) -> Optimum:
+def simplex_margin(problem: DUFM) -> tuple[float, float]:
+    """Margin and loss of `dnc_ce`; the margin is 0 beyond the threshold."""
+    classes, depth = problem.num_classes, problem.depth
+    strength = problem.canonical_decay * centred_classes(classes, depth)
+    return least_margin_loss(*softmax_margin(((classes - 1.0, 1.0),)), strength, depth)
+
+
+def simplex_chain(problem: DUFM, first_layer: float | None, norm: float) -> Chain:
+    """Collapse whose last layer maps to a simplex ETF."""
+    own = (np.eye(problem.num_classes),) * (problem.depth - 2)
+    chain = (*unit_first_layer(problem, first_layer), *own, centring(problem.num_classes))
+    return balance(chain, norm)
+
+
+def dnc_ce(problem: DUFM, first_layer: float | None) -> Optimum:
     """`dnc` for cross-entropy."""
     _require_deep_ce(problem, "dnc")
-    classes, depth = problem.num_classes, problem.depth
-    first = unit_first_layer(classes, first_layer, depth)
-    chain = (*first, *(np.eye(classes),) * (depth - 2), centring(classes))
-    effective = centred_classes(classes, depth)
-    return _deep_ce(problem, "dnc", chain, effective, ((classes - 1.0, 1.0),))
+    classes = problem.num_classes
+    return _deep_ce(
+        problem, "dnc", collapsed_widths(problem, first_layer),
+        bind(simplex_chain, problem, first_layer), centred_classes(classes, problem.depth),
+        ((classes - 1.0, 1.0),),
+    )  # fmt: skip
+
+
+def _pairs_chain(problem: DUFM, norm: float) -> Chain:
+    classes = problem.num_classes
+    signs = paired_signs(classes)
+    hidden = (signs + 2 / classes,) * (problem.depth - 2)
+    return balance((*split_first(signs + 1.0), *hidden, signs), norm)
 
 
 def pairs(problem: DUFM) -> Optimum:
@@ -292,9 +316,9 @@ def pairs(problem: DUFM) -> Optimum:
     if classes < 4 or classes % 2:
         raise DoesNotApply(f"pairs needs an even number of 4 classes or more, got {classes}: "
                            "use dnc.")  # fmt: skip
-    signs = paired_signs(classes)
-    hidden = signs + 2 / classes
-    chain = (*split_first(signs + 1.0), *(hidden,) * (depth - 2), signs)
     logs = math.log(2 * classes**3) + (depth - 2) * math.log((classes + 2) / 2)
     margins = ((1.0, 2.0), (classes - 2.0, 1.0))
-    return _deep_ce(problem, "pairs", chain, math.exp(logs / (depth + 1)), margins)
+    return _deep_ce(
+        problem, "pairs", (classes // 2 + 1, *(classes,) * (depth - 1)),
+        bind(_pairs_chain, problem), math.exp(logs / (depth + 1)), margins,
+    )  # fmt: skip

@@ -5,15 +5,19 @@ one column per class, then the weights, without padding.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from collapsemeter.dufm.applies import DoesNotApply
+from collapsemeter.dufm.applies import TooNarrow
 from collapsemeter.dufm.arrays import FloatArray
 from collapsemeter.dufm.network import Variables
 from collapsemeter.dufm.problem import DUFM
 
 Chain = tuple[FloatArray, ...]
+
+MOST_ENTRIES = 500_000_000
+"""Numbers in the features and weights of one point: 4 GB."""
 
 RANK_TOLERANCE = 1e-10
 """Singular values below this fraction of the largest count as zero."""
@@ -74,9 +78,35 @@ def split_first(target: FloatArray) -> tuple[FloatArray, FloatArray]:
     return roots[:, None] * right[:rank], left[:, :rank] * roots
 
 
-def unit_first_layer(classes: int, tilt: float, depth: int) -> tuple[FloatArray, FloatArray]:
-    """Unit features and first weight whose H_2 is the identity up to the ReLU."""
-    if not 0.0 <= tilt <= 1.0:
+def paired_signs(num_classes: int) -> FloatArray:
+    """Pairs of opposite classes: blocks [[1, -1], [-1, 1]], and 1 for an odd class out.
+
+    Its rank is half the number of classes, rounded up; its nuclear norm that of the identity.
+
+    Examples
+    --------
+    >>> paired_signs(3).tolist()
+    [[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    signs = np.eye(num_classes)
+    for first in range(0, num_classes - 1, 2):
+        signs[first, first + 1] = signs[first + 1, first] = -1.0
+    return signs
+
+
+def collapsed_widths(problem: DUFM, tilt: float | None) -> tuple[int, ...]:
+    """Widths that a collapsed ReLU network needs: K, but less in its free first layer.
+
+    There a frame of rank K / 2 has the same loss, see `unit_first_layer`.
+
+    Examples
+    --------
+    >>> narrow = DUFM(5, 1, 3, [4, 5, 5], feature_decay=0.01, weight_decay=0.01)
+    >>> collapsed_widths(narrow, None)
+    (3, 5, 5)
+    """
+    classes, depth = problem.num_classes, problem.depth
+    if tilt is not None and not 0.0 <= tilt <= 1.0:
         raise ValueError(
             f"first_layer must be between 0 (orthogonal) and 1 (simplex ETF), got {tilt}: "
             "only these have the same loss."
@@ -85,8 +115,24 @@ def unit_first_layer(classes: int, tilt: float, depth: int) -> tuple[FloatArray,
         raise ValueError(
             f"first_layer must be 0 at depth 1, got {tilt}: without a ReLU the frame is fixed."
         )
+    first = classes - (tilt == 1)
+    if tilt is None and depth > 1 and problem.layer_widths[0] < classes:
+        first = (classes + 1) // 2
+    return (first, *(classes,) * (depth - 1))
+
+
+def unit_first_layer(problem: DUFM, tilt: float | None) -> tuple[FloatArray, FloatArray]:
+    r"""Unit features and first weight whose H_2 is the identity up to the ReLU.
+
+    :math:`H_2 = I - N` costs the same for every non-negative symmetric N with zero diagonal and
+    eigenvalues of at most 1: none, a simplex (J - I) / (K - 1), or, where the layer is narrower
+    than K, a swap of pairs, which leaves the least rank.
+    """
+    classes = problem.num_classes
+    if tilt is None and collapsed_widths(problem, tilt)[0] < classes:
+        return split_first(paired_signs(classes))
     off = np.ones((classes, classes)) - np.eye(classes)
-    return split_first(np.eye(classes) - tilt / (classes - 1) * off)
+    return split_first(np.eye(classes) - (tilt or 0.0) / (classes - 1) * off)
 
 
 def balance(chain: Chain, norm: float) -> Chain:
@@ -108,18 +154,42 @@ def direct_sum(chains: Sequence[Chain]) -> Chain:
     return tuple(stack(blocks) for blocks in zip(*chains, strict=True))
 
 
-def check_widths(problem: DUFM, chain: Chain, name: str) -> None:
-    """Refuse a chain that the layers of the problem cannot hold."""
-    needs = tuple(factor.shape[0] for factor in chain[:-1])
+def widths_of(chain: Chain) -> tuple[int, ...]:
+    """Neurons of a chain in layers 1 to L."""
+    return tuple(factor.shape[0] for factor in chain[:-1])
+
+
+def check_widths(problem: DUFM, needs: Sequence[int], name: str) -> None:
+    """Refuse widths that the layers of the problem do not have."""
     if any(need > have for need, have in zip(needs, problem.layer_widths, strict=True)):
-        raise DoesNotApply(
-            f"{name} needs widths {needs}, got {problem.layer_widths}: widen the layers."
+        raise TooNarrow(
+            f"{name} needs widths {tuple(needs)}, got {problem.layer_widths}: widen the layers."
         )
+
+
+def check_memory(problem: DUFM) -> None:
+    """Refuse to build the arrays of a problem that would fill the memory."""
+    widths = (problem.num_classes, *problem.layer_widths, problem.num_classes)
+    entries = sum(a * b for a, b in pairwise(widths))
+    if entries > MOST_ENTRIES:
+        raise ValueError(
+            f"the features and weights of K = {problem.num_classes} classes and widths "
+            f"{shortened(problem.layer_widths)} have {entries:.3g} numbers, more than "
+            f"{MOST_ENTRIES:.3g}: pass smaller widths."
+        )
+
+
+def shortened(values: Sequence[object]) -> str:
+    """The first eight values, or the one that all are."""
+    if len(set(values)) == 1:
+        return f"{values[0]}"
+    return f"({', '.join(map(str, values[:8]))}{', ...' if len(values) > 8 else ''})"
 
 
 def pad(problem: DUFM, chain: Chain, bias: FloatArray | None = None) -> Variables:
     """Fill a chain up with zeros to the widths of the problem."""
     widths = (*problem.layer_widths, problem.num_classes)
+    check_memory(problem)
     features = np.zeros((widths[0], chain[0].shape[1]))
     features[: chain[0].shape[0]] = chain[0]
     weights = []

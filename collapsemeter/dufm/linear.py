@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from collapsemeter.dufm.applies import require, require_survival
 from collapsemeter.dufm.arrays import FloatArray
@@ -11,6 +12,7 @@ from collapsemeter.dufm.factors import (
     check_widths,
     split_diagonal,
     split_linear,
+    widths_of,
 )
 from collapsemeter.dufm.optimum import Optimum, Status
 from collapsemeter.dufm.problem import DUFM
@@ -60,7 +62,7 @@ def linear(problem: DUFM) -> Optimum:
         share = (classes - 1) / classes
     else:
         chain, share = split_diagonal(np.full(classes, fit), depth), 1.0
-    check_widths(problem, chain, "linear")
+    check_widths(problem, widths_of(chain), "linear")
     return Optimum(
         problem=problem,
         name="linear",
@@ -92,6 +94,18 @@ def imbalanced_strengths(problem: DUFM) -> FloatArray:
         (total / counts) * problem.canonical_decay * (counts / mean) ** (1 / (problem.depth + 1))
     )
     return np.asarray(strengths)
+
+
+def left_out(problem: DUFM) -> NDArray[np.intp]:
+    """The smallest classes, for which the narrowest layer has no neuron.
+
+    Examples
+    --------
+    >>> left_out(DUFM(3, [2, 9, 4], 1, 2, feature_decay=0.1, weight_decay=0.1)).tolist()
+    [0]
+    """
+    largest_first = np.argsort(-problem.counts, kind="stable")
+    return largest_first[min(problem.layer_widths) :]
 
 
 def minority_threshold(problem: DUFM) -> float:
@@ -133,8 +147,9 @@ def gof(problem: DUFM) -> Optimum:
               \sum_k \frac{n_k}{N}\,\ell(g_k, L), \qquad
               g_k = \frac{N}{n_k}(\Lambda n_k)^{1/(L+1)}
 
-    Small classes have :math:`t_k = 0`: minority collapse. The frame is
-    non-negative, so it also passes through a ReLU, where it is only one good point.
+    Small classes have :math:`t_k = 0`: minority collapse. A layer of d neurons holds
+    the d largest classes. The frame is non-negative, so it also passes through a ReLU,
+    where it is only one good point.
 
     Parameters
     ----------
@@ -149,7 +164,7 @@ def gof(problem: DUFM) -> Optimum:
     Raises
     ------
     DoesNotApply
-        If the problem is another one, a layer too narrow or the decays too strong.
+        If the problem is another one or the decays too strong.
 
     References
     ----------
@@ -165,17 +180,17 @@ def gof(problem: DUFM) -> Optimum:
     depth = problem.depth
     strengths = [float(g) for g in imbalanced_strengths(problem)]
     fits = np.array([ell_minimiser(g, depth) for g in strengths])
+    fits[left_out(problem)] = 0.0
     require_survival("gof", fits.tolist())
     roots = np.sqrt(problem.counts / problem.counts.mean())
     features, *weights = split_diagonal(fits * roots, depth)
     chain = (features / roots, *weights)
-    check_widths(problem, chain, "gof")
-    losses = np.array([ell(g, depth) for g in strengths])
+    losses = np.where(fits > 0, [ell(g, depth) for g in strengths], 0.5)
     status: Status = "upper bound" if problem.rectified else "theorem"
     words = (
         "upper bound: optimal for the linear model, feasible for the ReLU network"
         if problem.rectified
-        else "theorem: global optimum without activation, any class sizes"
+        else "theorem: global optimum without activation, any class sizes and widths"
     )
     return Optimum(
         problem=problem,

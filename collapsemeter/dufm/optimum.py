@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Status = Literal["theorem", "best known", "upper bound"]
 
+RANK_TOLERANCE = 1e-3
+"""Singular values below this fraction of the largest are not counted in a rank."""
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -94,10 +97,17 @@ class Geometry:
             )
         return np.asarray(np.linalg.svd(self.variables.weights[layer - 1], compute_uv=False))
 
-    def rank(self, layer: int, before_activation: bool = False, tolerance: float = 1e-3) -> int:
+    def rank(
+        self, layer: int, before_activation: bool = False, tolerance: float = RANK_TOLERANCE
+    ) -> int:
         """How many singular values exceed `tolerance` times the largest."""
-        values = self.singular_values(layer, before_activation)
-        return int(np.sum(values > tolerance * max(float(values[0]), 1e-300)))
+        return _count(self.singular_values(layer, before_activation), tolerance)
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks of the class means of layers 2 to L + 1, before the activation."""
+        layers = range(2, self.problem.depth + 2)
+        return tuple(self.rank(layer, before_activation=True) for layer in layers)
 
     def samples(self) -> Variables:
         """The same point with one column per sample, for `loss_and_gradient`."""
@@ -133,9 +143,13 @@ class Geometry:
         return moments
 
 
+def _count(values: FloatArray, tolerance: float) -> int:
+    return int(np.sum(values > tolerance * max(float(values[0]), 1e-300)))
+
+
 @dataclass(frozen=True, eq=False)
 class Optimum(Geometry):
-    """A closed-form solution of a problem.
+    """A closed-form solution of a problem: an optimum only if its status is "theorem".
 
     Parameters
     ----------
@@ -187,8 +201,23 @@ class Optimum(Geometry):
         """Features (d_1, K), one column per class, and the weights."""
         return from_canonical(self.problem, self.canonical_variables)
 
+    @cached_property
+    def canonical_point(self) -> Variables:
+        """The point in the equivalent problem with one decay, without padding."""
+        features, *weights = self.chain() if callable(self.chain) else self.chain
+        return Variables(features, tuple(weights), self.bias)
+
     @property
     def canonical_variables(self) -> Variables:
         """The point in the equivalent problem with one decay."""
-        chain = self.chain() if callable(self.chain) else self.chain
-        return pad(self.problem, chain, self.bias)
+        point = self.canonical_point
+        return pad(self.problem, (point.features, *point.weights), self.bias)
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks of the class means of layers 2 to L + 1, before the activation."""
+        if "learned" in self.parameters and self.bias is None:
+            return (int(self.parameters["learned"]),) * self.problem.depth  # a thousand of these
+        layers = forward(self.problem, self.canonical_point)[0][1:]
+        spectra = [np.asarray(np.linalg.svd(x, compute_uv=False)) for x in layers]
+        return tuple(_count(values, RANK_TOLERANCE) for values in spectra)

@@ -3,21 +3,17 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
-from collapsemeter.dufm.applies import DoesNotApply
+from collapsemeter.dufm.applies import DoesNotApply, TooNarrow, TooStrong
 from collapsemeter.dufm.bounds import lower_bound
-from collapsemeter.dufm.collapse import dnc
-from collapsemeter.dufm.deep_ce import linear_ce_dnc
-from collapsemeter.dufm.linear import linear, minority_threshold
-from collapsemeter.dufm.optimum import Geometry, Optimum
+from collapsemeter.dufm.collapse import zero
+from collapsemeter.dufm.linear import minority_threshold
+from collapsemeter.dufm.optimum import Optimum
 from collapsemeter.dufm.problem import DUFM
-from collapsemeter.dufm.scalar import collapse_threshold
-from collapsemeter.dufm.shallow import ufm_ce, ufm_mse
-
-COLLAPSED: tuple[Callable[[DUFM], Optimum], ...] = (ufm_mse, ufm_ce, linear, dnc, linear_ce_dnc)
-"""The collapsed solution of each kind of problem; one of them applies at most, or two alike."""
+from collapsemeter.dufm.references import Survey, collapsed, low_rank, survey
+from collapsemeter.dufm.scalar import collapse_threshold, critical_strength
+from collapsemeter.dufm.solution import SAME, Solution
 
 
 @dataclass(frozen=True)
@@ -29,9 +25,9 @@ class Threshold:
     name : str
         "collapse", "minority" or "low rank".
     value, threshold : float
-        The problem's own, and where the change is.
+        The problem's own, and where the change is in wide layers.
     words : str
-        One sentence, with the side this problem is on.
+        One sentence, with what holds for this problem.
     """
 
     name: str
@@ -42,34 +38,69 @@ class Threshold:
 
 @dataclass(frozen=True, eq=False)
 class Overview:
-    """A problem with its thresholds, its closed forms and the proven lower bound."""
+    """A problem with its thresholds, its closed forms and the proven lower bound.
+
+    Whatever it says in words is read off `references`.
+    """
 
     problem: DUFM
     thresholds: tuple[Threshold, ...]
     references: tuple[Optimum, ...]
     lower_bound: float
-
-    @cached_property
-    def collapsed(self) -> Optimum | None:
-        """The collapsed solution, if it exists at these decays."""
-        return collapsed(self.problem)
+    collapsed: Optimum | None
 
     def ratio(self, loss: float) -> float:
         """A loss over that of collapse; NaN where collapse does not exist."""
         return math.nan if self.collapsed is None else loss / self.collapsed.loss
 
     @property
-    def words(self) -> str:
-        """The best known solution, how it stands to collapse, and how sure it is."""
-        best = self.references[0]
-        text = f"best known: {best.name}, loss {best.loss:.10g}"
-        if self.collapsed is not None and best.loss < self.collapsed.loss * (1 - 1e-12):
-            gain = 1 - self.ratio(best.loss)
-            text += f", {100 * gain:.3g} % below collapse ({self.collapsed.name})"
-        text += f"; {best.holds_for}"
-        if best.status != "theorem":
-            text += f". The proven lower bound is {self.lower_bound:.6g}"
-        return text
+    def best_closed_form(self) -> Optimum:
+        """The lowest of the closed forms listed, optimal only if its status is "theorem"."""
+        return self.references[0]
+
+    @property
+    def closed_form_words(self) -> str:
+        """The lowest closed form and how sure it is."""
+        best = self.best_closed_form
+        return f"best closed form: {best.name}, loss {best.loss:.10g}; {best.holds_for}"
+
+    def beaten_by(self, solution: Solution | None) -> bool:
+        """Whether the solver went below every closed form."""
+        return solution is not None and solution.loss < self.best_closed_form.loss * (1 - SAME)
+
+    def best_known(self, solution: Solution | None = None) -> tuple[str, float] | None:
+        """Name and loss of the lowest point known; "solved" if it is the solver's.
+
+        None where nothing below the zero network is known and nothing proves that there is
+        nothing: a loss that nobody looked below is not best known.
+        """
+        best = self.best_closed_form
+        if solution is not None and self.beaten_by(solution):
+            return "solved", solution.loss
+        if (best.name, best.status, solution) == ("zero", "upper bound", None):
+            return None
+        return best.name, best.loss
+
+    def words(self, solution: Solution | None = None) -> str:
+        """The best known point, how it stands to collapse, and how sure it is."""
+        best, known = self.best_closed_form, self.best_known(solution)
+        bound = f"the proven lower bound is {self.lower_bound:.6g}"
+        if known is None:
+            return (
+                "best known: nothing, since no closed form is below the zero network, and that "
+                f"does not prove it optimal: solve looks for a lower loss; {bound}"
+            )
+        name, loss = known
+        text = f"best known: {name}, loss {loss:.10g}"
+        if self.collapsed is not None and loss < self.collapsed.loss * (1 - SAME):
+            text += f", {100 * (1 - self.ratio(loss)):.3g} % below collapse ({self.collapsed.name})"
+        if name == "solved":
+            sure = f"found by descent, below {best.name}, the best closed form, at {best.loss:.6g}"
+        else:
+            sure = best.holds_for
+            if solution is not None and best.status != "theorem":
+                sure += ", and the solver found nothing lower"
+        return f"{text}; {sure}" + ("" if best.status == "theorem" else f"; {bound}")
 
 
 def overview(problem: DUFM) -> Overview:
@@ -93,105 +124,123 @@ def overview(problem: DUFM) -> Overview:
     >>> known = overview(DUFM(10, 50, 4, feature_decay=0.004, weight_decay=0.004))
     >>> [threshold.name for threshold in known.thresholds]
     ['collapse', 'low rank']
-    >>> known.words.split(";")[0]
+    >>> known.words().split(";")[0]
     'best known: srg, loss 0.1759418309, 18 % below collapse (dnc)'
     """
-    references = problem.references()
-    found = [_collapse(problem), _minority(problem), _low_rank(problem, references)]
+    known = survey(problem)
+    found = [_collapse(problem, known), _minority(problem, known), _low_rank(problem, known)]
     kept = tuple(threshold for threshold in found if threshold is not None)
-    return Overview(problem, kept, references, lower_bound(problem))
+    return Overview(problem, kept, known.found, lower_bound(problem), known.collapsed)
 
 
-def collapsed(problem: DUFM) -> Optimum | None:
-    """The collapsed solution of a problem; None where there is none."""
-    for build in COLLAPSED:
-        try:
-            return build(problem)
-        except DoesNotApply:
-            continue
-    return None
-
-
-def _collapse(problem: DUFM) -> Threshold | None:
-    """Where collapse stops beating the zero network; balanced classes."""
+def _collapse(problem: DUFM, known: Survey) -> Threshold | None:
+    """Where collapse stops beating the zero network, and whether it exists; balanced classes."""
     if not problem.balanced:
         return None
-    classes, depth = problem.num_classes, problem.depth
-    if problem.loss == "mse" and not problem.bias:
-        what = "n lambda_H prod lambda_l"
-        value = problem.canonical_decay ** (depth + 1)
-        threshold = collapse_threshold(classes, depth)
-    else:
-        what = "c = (n lambda_H prod lambda_l)^(1/(L+1))"
-        value, threshold = problem.canonical_decay, _critical_decay(problem)
-        if math.isnan(threshold):
-            return None
-    if value < threshold:
-        said = "below", "collapse exists and beats the zero network"
-    else:
-        said = "not below", "collapse does not exist or does not beat the zero network"
-    words = f"{what} = {value:.6g}, {said[0]} the collapse threshold {threshold:.6g}: {said[1]}"
+    critical = _critical_decay(problem)
+    if math.isnan(critical):
+        return None
+    what, value, threshold = _product(problem, critical)
+    said = "below the collapse threshold {}: collapse exists and beats the zero network"
+    if known.collapsed is None:
+        narrow = _too_narrow(problem)
+        said = "not below the collapse threshold {}: " + (
+            "collapse does not exist or does not beat the zero network"
+        )
+        if narrow is not None:
+            said = "below the collapse threshold {} of wide layers, but these are too narrow: "
+            said += f"collapse does not exist here; {str(narrow).split(':')[0]}"
+    words = f"{what} = {value:.6g}, " + said.format(f"{threshold:.6g}")
     return Threshold("collapse", value, threshold, words)
 
 
+def _product(problem: DUFM, critical: float) -> tuple[str, float, float]:
+    """What is compared with a threshold: the product of all decays where floats can hold it."""
+    power, own = problem.depth + 1, problem.canonical_decay
+    exponents = [power * math.log10(decay) for decay in (own, critical)]
+    if problem.loss == "mse" and not problem.bias and max(map(abs, exponents)) < 300:
+        threshold = collapse_threshold(problem.num_classes, problem.depth)
+        return "n lambda_H prod lambda_l", own**power, threshold
+    return "c = (n lambda_H prod lambda_l)^(1/(L+1))", own, critical
+
+
+def _too_narrow(problem: DUFM) -> TooNarrow | None:
+    """Why collapse does not fit the widths; None if that is not the obstacle."""
+    try:
+        collapsed(problem)
+    except TooNarrow as reason:
+        return reason
+    except DoesNotApply:
+        pass
+    return None
+
+
 def _critical_decay(problem: DUFM) -> float:
-    """The decay c at which collapse disappears, by bisection; NaN if it never exists."""
-    own = problem.canonical_decay
+    """The decay c at which collapse disappears in wide layers; NaN if none is known."""
+    if problem.loss == "mse" and not problem.bias:
+        return critical_strength(problem.depth) / problem.num_classes
+    wide = replace(problem, per_class=1, widths=None)
+    nothing = zero(wide).loss
 
     def exists(decay: float) -> bool:
-        scale = decay / own
-        decays = tuple(scale * d for d in problem.decays)
-        feature_decay = scale * problem.feature_decay
-        return (
-            collapsed(replace(problem, feature_decay=feature_decay, weight_decay=decays))
-            is not None
-        )
+        here = replace(wide, feature_decay=decay, weight_decay=decay)
+        try:
+            return collapsed(here).loss < nothing
+        except TooStrong:
+            return False
 
-    low, high = 1e-9, 10.0
-    if not exists(low) or exists(high):
+    try:
+        return _last(exists, 1e-12, 10.0)
+    except DoesNotApply:
+        return math.nan
+
+
+def _last(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """The largest number at which something holds, by bisection; NaN if it holds nowhere."""
+    if not holds(low) or holds(high):
         return math.nan
     while high > low * (1 + 1e-9):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if exists(middle) else (low, middle)
+        low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 
-def _minority(problem: DUFM) -> Threshold | None:
+def _minority(problem: DUFM, known: Survey) -> Threshold | None:
     """The class size below which a class is not learned; unequal classes."""
     if problem.balanced or problem.loss != "mse" or problem.bias:
         return None
     threshold = minority_threshold(problem)
-    learned = int((problem.counts > threshold).sum())
+    frame = next((optimum for optimum in known.found if optimum.name == "gof"), None)
+    learned = 0 if frame is None else sum(t > 0 for t in frame.parameters.values())
     words = (
         f"classes of more than {threshold:.6g} samples are learned in the frame gof: "
         f"{learned} of {problem.num_classes}"
     )
+    room = min(problem.layer_widths)
+    if learned == room < int((problem.counts > threshold).sum()):
+        words += f", the largest, since the narrowest layer has {room} neurons"
     return Threshold("minority", float(problem.counts.min()), threshold, words)
 
 
-def _low_rank(problem: DUFM, references: tuple[Optimum, ...]) -> Threshold | None:
+def _low_rank(problem: DUFM, known: Survey) -> Threshold | None:
     """Whether a low-rank structure costs less than collapse; squared loss, ReLU."""
+    best, full = low_rank(known.found), known.collapsed
+    if best is not None:
+        text = f"the low-rank {best.name} has loss {best.loss:.6g}"
+        if full is None:
+            words = f"{text}; collapse does not exist here"
+            return Threshold("low rank", best.loss, math.nan, words)
+        side = "below" if best.loss < full.loss else "not below"
+        words = f"{text}, {side} collapse at {full.loss:.6g}"
+        return Threshold("low rank", best.loss, full.loss, words)
     plain = problem.loss == "mse" and problem.balanced and not problem.bias
     if not (plain and problem.rectified and problem.depth >= 3):
         return None
-    known = "strongly regular graphs do from K = 10 at L = 3 and from K = 6 at L = 4 and deeper"
-    low = [reference for reference in references if reference.name in ("srg", "blocks")]
-    full = collapsed(problem)
-    if not low or full is None:
-        words = f"no low-rank closed form applies to K = {problem.num_classes} here; {known}"
-        return Threshold("low rank", math.nan, math.nan, words)
-    best = min(low, key=lambda reference: reference.loss)
-    side = "below" if best.loss < full.loss else "not below"
-    words = f"the low-rank {best.name} has loss {best.loss:.6g}, {side} collapse at {full.loss:.6g}"
-    return Threshold("low rank", best.loss, full.loss, f"{words} ({known})")
-
-
-def ranks(point: Geometry) -> tuple[int, ...]:
-    """Ranks of the class means of layers 2 to L + 1, before the activation."""
-    if isinstance(point, Optimum) and "learned" in point.parameters:  # a thousand of these
-        return (int(point.parameters["learned"]),) * point.problem.depth
-    layers = range(2, point.problem.depth + 2)
-    return tuple(point.rank(layer, before_activation=True) for layer in layers)
+    words = (
+        "no closed form of low rank learns every class here; in wide layers strongly regular "
+        "graphs do, below collapse from K = 10 at L = 3 and from K = 6 at L = 4 and deeper"
+    )
+    return Threshold("low rank", math.nan, math.nan, words)
 
 
 def reference_record(known: Overview, reference: Optimum) -> dict[str, Any]:
@@ -200,7 +249,7 @@ def reference_record(known: Overview, reference: Optimum) -> dict[str, Any]:
         "name": reference.name,
         "loss": reference.loss,
         "ratio_to_collapse": known.ratio(reference.loss),
-        "ranks": ranks(reference),
+        "ranks": reference.ranks,
         "status": reference.status,
         "holds_for": reference.holds_for,
         "source": reference.source,

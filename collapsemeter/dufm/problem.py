@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import numpy as np
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
     from collapsemeter.dufm.optimum import Optimum
 
 T = TypeVar("T")
+
+MOST_CLASSES, MOST_LAYERS, MOST_WIDTH, MOST_SAMPLES = 10_000, 1_000, 10**6, 10**12
+"""Beyond these the arrays of a closed form do not fit a memory, or counts their integers."""
+
+WEAKEST, STRONGEST = 1e-100, 1e100
+"""Decays whose products, of as many as there are layers, are computed through logarithms."""
 
 LOSSES = ("mse", "ce")
 ACTIVATIONS = ("relu", "linear")
@@ -83,19 +90,19 @@ class DUFM:
     activation: Literal["relu", "linear"] = "relu"
 
     def __post_init__(self) -> None:
-        _check_at_least("num_classes", self.num_classes, 2, "a classification has two classes")
-        _check_at_least("depth", self.depth, 1, "count the weight matrices")
-        widths = max(32, 4 * self.num_classes) if self.widths is None else self.widths
+        _check_whole("num_classes", self.num_classes, 2, MOST_CLASSES, "a classification has two")
+        _check_whole("depth", self.depth, 1, MOST_LAYERS, "count the weight matrices")
+        widths = default_width(self.num_classes) if self.widths is None else self.widths
         counts = _spread("per_class", self.per_class, self.num_classes, "class")
         layers = _spread("widths", widths, self.depth, "layer")
         decays = _spread("weight_decay", self.weight_decay, self.depth, "layer")
         for k, count in enumerate(counts):
-            _check_at_least(f"per_class of class {k}", count, 1, "leave empty classes out")
+            _check_whole(f"per_class of class {k}", count, 1, MOST_SAMPLES, "count the samples")
         for number, width in enumerate(layers, start=1):
-            _check_at_least(f"width of layer {number}", width, 1, "pass a dimension")
-        _check_positive("feature_decay", self.feature_decay)
+            _check_whole(f"width of layer {number}", width, 1, MOST_WIDTH, "count the neurons")
         for number, decay in enumerate(decays, start=1):
             _check_positive(f"weight_decay of layer {number}", decay)
+        _check_positive("feature_decay", self.feature_decay)
         _check_choice("loss", self.loss, LOSSES)
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_bias(self.bias, self.bias_decay)
@@ -103,10 +110,12 @@ class DUFM:
         object.__setattr__(self, "widths", tuple(int(d) for d in layers))
         object.__setattr__(self, "weight_decay", tuple(float(x) for x in decays))
 
-    @property
+    @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """Samples of each class, shape (K,)."""
-        return np.array(self.per_class, dtype=np.int64)
+        """Samples of each class, shape (K,), read-only."""
+        counts = np.array(self.per_class, dtype=np.int64)
+        counts.flags.writeable = False
+        return counts
 
     @property
     def layer_widths(self) -> tuple[int, ...]:
@@ -123,7 +132,7 @@ class DUFM:
         """All samples, N."""
         return int(self.counts.sum())
 
-    @property
+    @cached_property
     def balanced(self) -> bool:
         """Whether all classes have the same number of samples."""
         return bool(np.all(self.counts == self.counts[0]))
@@ -145,14 +154,28 @@ class DUFM:
         return math.exp((math.fsum(logs) + math.log(mean_count)) / (self.depth + 1))
 
     def references(self) -> "tuple[Optimum, ...]":
-        """All closed-form solutions that apply to this problem, lowest loss first."""
+        """All closed forms that apply to this problem, lowest loss first: upper bounds of its optimum."""
         from collapsemeter.dufm.references import references
 
         return references(self)
 
     def optimum(self) -> "Optimum":
-        """The lowest of `references`; its `status` says how sure it is."""
+        """The lowest of `references`: the optimum if its `status` is "theorem", else an upper bound.
+
+        `solve` looks for a lower loss.
+        """
         return self.references()[0]
+
+
+def default_width(num_classes: int) -> int:
+    """Width at which descent from random starts tends to collapse.
+
+    Examples
+    --------
+    >>> default_width(2), default_width(10)
+    (32, 40)
+    """
+    return max(32, 4 * num_classes)
 
 
 def _spread(name: str, value: T | Sequence[T], length: int, what: str) -> tuple[T, ...]:
@@ -167,13 +190,15 @@ def _spread(name: str, value: T | Sequence[T], length: int, what: str) -> tuple[
     return tuple(value)
 
 
-def _check_at_least(name: str, value: object, least: int, advice: str) -> None:
+def _check_whole(name: str, value: object, least: int, most: int, advice: str) -> None:
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(f"{name} must be an integer, got {value!r}: {advice}.") from None
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}: {advice}.")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}: pass a smaller number.")
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -181,6 +206,11 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(
             f"{name} must be positive and finite, got {value}: "
             "without decay no optimum exists; pass a small positive number."
+        )
+    if not WEAKEST <= value <= STRONGEST:
+        raise ValueError(
+            f"{name} must be between {WEAKEST:g} and {STRONGEST:g}, got {value}: "
+            "the optimum of others is beyond the range of floats."
         )
 
 
@@ -191,6 +221,9 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def _check_bias(bias: bool, decay: float) -> None:
     if not (0 <= decay < math.inf):
-        raise ValueError(f"bias_decay must not be negative, got {decay}: pass 0 for a free bias.")
+        raise ValueError(
+            f"bias_decay must not be negative and must be finite, got {decay}: "
+            "pass 0 for a free bias."
+        )
     if decay and not bias:
         raise ValueError(f"bias_decay {decay} was given without a bias: pass bias=True as well.")

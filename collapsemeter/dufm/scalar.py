@@ -80,17 +80,20 @@ def ell_minimiser(strength: float, depth: int) -> float:
     >>> ell_minimiser(0.3, 3)
     0.0
     """
+    return 1.0 - _miss(strength, depth)
+
+
+def _miss(strength: float, depth: int) -> float:
+    """What the fit falls short of one, u = 1 - t: it stays accurate when the decay is tiny."""
     _check_depth(depth)
     if not strength >= 0:
         raise ValueError(f"strength must not be negative, got {strength}: pass decays above 0.")
     if strength >= critical_strength(depth):
-        return 0.0
+        return 1.0
     if depth == 1:
-        return 1.0 - strength
-    # In u = 1 - t the root stays accurate when the decay, hence u, is tiny.
+        return strength
     power = (depth - 1) / (depth + 1)
-    miss = root(lambda u: u * (1 - u) ** power - strength, 0.0, (depth + 1) / (2 * depth))
-    return 1.0 - miss
+    return root(lambda u: u * (1 - u) ** power - strength, 0.0, (depth + 1) / (2 * depth))
 
 
 def ell(strength: float, depth: int) -> float:
@@ -126,12 +129,8 @@ def ell(strength: float, depth: int) -> float:
     >>> ell(5.0, 4)
     0.5
     """
-    fit = ell_minimiser(strength, depth)
-    if fit == 0.0:
-        return 0.5
-    if depth == 1:
-        return strength - strength**2 / 2
-    return (1 - fit) * (1 + depth * fit) / 2
+    miss = _miss(strength, depth)
+    return miss * (1 + depth * (1 - miss)) / 2
 
 
 def collapse_threshold(num_classes: int, depth: int) -> float:
@@ -172,7 +171,8 @@ def collapse_threshold(num_classes: int, depth: int) -> float:
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}: pass more classes.")
     power = depth - 1
-    return float(power**power / num_classes ** (depth + 1) / depth ** (2 * depth))
+    # One division of whole numbers: its parts may be beyond the range of floats.
+    return float(power**power / (num_classes ** (depth + 1) * depth ** (2 * depth)))
 
 
 def least_margin_loss(

@@ -7,7 +7,7 @@ import numpy as np
 
 from collapsemeter.dufm.applies import require, require_survival
 from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.factors import check_widths, split_linear
+from collapsemeter.dufm.factors import check_widths, split_linear, widths_of
 from collapsemeter.dufm.optimum import Optimum
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.frames import centring
@@ -83,7 +83,7 @@ def ufm_mse(problem: DUFM) -> Optimum:
     classes = problem.num_classes
     target = found.fit * centring(classes) + found.mean / classes
     chain = split_linear(target, 1)
-    check_widths(problem, chain, "ufm_mse")
+    check_widths(problem, widths_of(chain), "ufm_mse")
     return Optimum(
         problem=problem,
         name="ufm_mse",
@@ -141,7 +141,7 @@ def ufm_ce(problem: DUFM) -> Optimum:
     margin, loss = shallow_ce(problem)
     require_survival("ufm_ce", [margin])
     chain = split_linear(margin * centring(problem.num_classes), 1)
-    check_widths(problem, chain, "ufm_ce")
+    check_widths(problem, widths_of(chain), "ufm_ce")
     return Optimum(
         problem=problem,
         name="ufm_ce",
@@ -236,7 +236,7 @@ def seli(problem: DUFM) -> Optimum:
     roots = np.sqrt(counts / counts.mean())
     features, weight = split_linear(scale * centring(classes) * roots, 1)
     chain = (features / roots, weight)
-    check_widths(problem, chain, "seli")
+    check_widths(problem, widths_of(chain), "seli")
     return Optimum(
         problem=problem,
         name="seli",

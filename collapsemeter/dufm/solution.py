@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PROOF_TOLERANCE = 1e-6
 """Relative distance from the lower bound up to which a loss is called optimal."""
 
+SAME = 1e-9
+"""Relative difference of losses up to which they are said to be one."""
+
 DISJOINT = 1e-3
 """Inner product, relative to its squared norm, below which a class has its own neurons."""
 
@@ -137,12 +140,6 @@ class Solution(Geometry):
         columns = (sample_columns if self.by_sample else class_columns)(self.problem)
         return stationarity_identities(self.problem, self.point, columns)
 
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Ranks of the class means of layers 2 to L + 1, before the activation."""
-        layers = range(2, self.problem.depth + 2)
-        return tuple(self.rank(layer, before_activation=True) for layer in layers)
-
     @cached_property
     def free_layers(self) -> tuple[int, ...]:
         """Layers whose geometry is left open: the first, where a class has neurons of its own.
@@ -184,11 +181,14 @@ class Solution(Geometry):
         """One sentence: the loss beside the best closed form, and what is proven."""
         name, loss = self.reference.name, self.reference.loss
         if self.proven:
-            return f"loss {self.loss:.9g} is the proven optimum to {PROOF_TOLERANCE:g} ({name})"
-        where = "below" if self.gap < 0 else "above"
+            same = f" ({name})" if abs(self.gap) <= PROOF_TOLERANCE * loss else ""
+            return f"loss {self.loss:.9g} is the proven optimum to {PROOF_TOLERANCE:g}{same}"
+        beside = f"{abs(self.gap):.3g} {'below' if self.gap < 0 else 'above'} {name} ({loss:.9g})"
+        if abs(self.gap) <= SAME * loss:
+            beside = f"that of {name} to {SAME:g}"
         return (
-            f"loss {self.loss:.9g}, ranks {self.ranks}: {abs(self.gap):.3g} {where} {name} "
-            f"({loss:.9g}); the proven lower bound is {self.lower_bound:.9g}, "
+            f"loss {self.loss:.9g}, ranks {self.ranks}: {beside}; "
+            f"the proven lower bound is {self.lower_bound:.9g}, "
             "so whether it is optimal is not known"
         )
 

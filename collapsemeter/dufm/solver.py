@@ -13,7 +13,7 @@ import numpy as np
 from collapsemeter.dufm._scipy import lbfgs
 from collapsemeter.dufm.bounds import lower_bound
 from collapsemeter.dufm.descent import gradient_descent
-from collapsemeter.dufm.factors import pad
+from collapsemeter.dufm.factors import check_memory, pad
 from collapsemeter.dufm.flat import Layout, objective
 from collapsemeter.dufm.network import Variables
 from collapsemeter.dufm.problem import DUFM
@@ -43,6 +43,9 @@ POLISHED = 3
 
 SAME = 1e-7
 """Relative difference of losses below which two starts count as one minimum."""
+
+MOST_RESTARTS = 100_000
+"""Random starts of one search."""
 
 REACHED = 1e-12
 """Relative distance from the lower bound at which there is nothing left to polish."""
@@ -177,12 +180,15 @@ def _bar(shown: bool, total: int) -> Iterator[Callable[[Iterable[R]], Iterable[R
         yield lambda items: progress.track(items, total=total, description="starts")
 
 
-def _check(method: str, restarts: int, jobs: int, steps: int) -> None:
-    if method not in ("lbfgs", "gd"):
-        raise ValueError(f"unknown method {method!r}: pass 'lbfgs' or 'gd'.")
+def check_search(restarts: int, jobs: int, seed: int = 0, steps: int = 1) -> None:
+    """Refuse options of `solve` that are out of range."""
     for name, value in (("restarts", restarts), ("jobs", jobs), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number.")
+    if restarts > MOST_RESTARTS:
+        raise ValueError(f"restarts must be at most {MOST_RESTARTS}, got {restarts}: pass fewer.")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}: pass 0 or more.")
 
 
 def solve(
@@ -251,7 +257,10 @@ def solve(
     defaults = (8, 2000) if method == "lbfgs" else (1, 10000)
     restarts = defaults[0] if restarts is None else restarts
     steps = defaults[1] if steps is None else steps
-    _check(method, restarts, jobs, steps)
+    if method not in ("lbfgs", "gd"):
+        raise ValueError(f"unknown method {method!r}: pass 'lbfgs' or 'gd'.")
+    check_search(restarts, jobs, steps=steps)
+    check_memory(problem)
     if method == "lbfgs":
         return _solve_lbfgs(problem, restarts, structured, rng, jobs, progress, steps)
     return _solve_gd(problem, restarts, rng, jobs, progress, steps, learning_rate)

@@ -1,13 +1,17 @@
 """One problem at many values of one of its numbers."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from collapsemeter.dufm.overview import Overview, overview
-from collapsemeter.dufm.problem import DUFM
+from collapsemeter.dufm.problem import DUFM, default_width
 from collapsemeter.dufm.solution import Solution
+
+MOST_POINTS = 10_000
+"""Values of one sweep."""
 
 WHOLE = ("classes", "depth")
 SWEPT = ("weight_decay", "feature_decay", *WHOLE)
@@ -63,9 +67,10 @@ def parse_sweep(text: str) -> Sweep:
         count = int(parts[2]) if len(parts) == 3 else 0
     except (ValueError, IndexError):
         count = 0
-    if count < 2 or not 0 < low < high:
+    if not 2 <= count <= MOST_POINTS or not 0 < low < high < math.inf:
         raise ValueError(
-            f"--sweep {text}: write {name}=LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT at least 2"
+            f"--sweep {text}: write {name}=LOW:HIGH:COUNT with 0 < LOW < HIGH "
+            f"and COUNT from 2 to {MOST_POINTS}"
         )
     whole = name in WHOLE
     values = (
@@ -80,8 +85,8 @@ def problem_at(problem: DUFM, name: str, value: float) -> DUFM:
     """The problem with one number replaced.
 
     Sweeping the weight decay gives every layer the same; sweeping the classes or the
-    depth keeps what belongs to one class or one layer, so those must be alike, and
-    takes the default widths unless all layers are alike.
+    depth keeps what belongs to one class or one layer, so those must be alike. Default
+    widths follow the number of classes.
     """
     if name == "feature_decay":
         return replace(problem, feature_decay=value)
@@ -92,15 +97,17 @@ def problem_at(problem: DUFM, name: str, value: float) -> DUFM:
         raise ValueError(
             f"a sweep of {name} needs one --per-class and one --weight-decay for all: pass one each"
         )
-    widths = set(problem.layer_widths)
-    default = widths == {max(32, 4 * problem.num_classes)} or len(widths) > 1
+    widths = problem.layer_widths
+    if name == "depth" and len(set(widths)) > 1:
+        raise ValueError(f"a sweep of depth needs one --width for all, got {widths}: pass one")
+    default = set(widths) == {default_width(problem.num_classes)}
     return replace(
         problem,
         num_classes=int(value) if name == "classes" else problem.num_classes,
         depth=int(value) if name == "depth" else problem.depth,
         per_class=int(problem.counts[0]),
         weight_decay=problem.decays[0],
-        widths=None if default else widths.pop(),
+        widths=None if default else widths if name == "classes" else widths[0],
     )
 
 

@@ -68,7 +68,8 @@ def test_json_is_strict_and_alone(capsys: pytest.CaptureFixture[str]) -> None:
         raise AssertionError(name)
 
     read = json.loads(printed(capsys, *TEN, "--json"), parse_constant=refuse)
-    assert read["best"] == "srg"
+    assert read["best_closed_form"] == "srg"
+    assert read["best_known"] == {"name": "srg", "loss": read["references"][0]["loss"]}
     assert read["references"][1]["loss"] == pytest.approx(0.214623323978, abs=1e-11)
     assert read["references"][0]["ranks"] == [5, 5, 5, 10]
     assert read["thresholds"]["collapse"]["threshold"] == collapse_threshold(10, 4)
@@ -109,7 +110,7 @@ def test_a_sweep_crosses_the_threshold(capsys: pytest.CaptureFixture[str]) -> No
     assert solved.splitlines()[0].endswith("solved")
     read = json.loads(printed(capsys, *TEN, "--sweep", "classes=6:10:3", "--json"))
     assert [point["value"] for point in read["points"]] == [6, 8, 10]
-    assert read["points"][2]["best"] == "srg"
+    assert read["points"][2]["best_closed_form"] == "srg"
 
 
 @pytest.mark.parametrize(
