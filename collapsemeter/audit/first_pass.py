@@ -170,6 +170,9 @@ def _whole_record(shard: Shard, pieces: Sequence[ShardRecord]) -> ShardRecord:
         id=shard_id(Piece(shard, 0, shard.samples), pieces[0].files),
         samples=shard.samples,
         rows=sum(record.rows for record in pieces),
+        label_order=hash_of([record.label_order for record in pieces]),
+        label_counts=hash_of([record.label_counts for record in pieces]),
+        label_values=max(record.label_values for record in pieces),
     )
 
 

@@ -62,6 +62,18 @@ def _words(shapes: dict[str, tuple[int, int]]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
 
 
+def check_together(states: Sequence[SavedState]) -> None:
+    """Raise ValueError if there is none, a shard is in two of them, or they are not of one audit."""
+    if not states:
+        raise ValueError("there is no state to merge: pass the files that `audit map` wrote")
+    together = Together()
+    for state in states:
+        try:
+            together.add(state.header)
+        except ValueError as error:
+            raise ValueError(f"{state.path} cannot be merged: {error}") from error
+
+
 def check_unchanged(states: Sequence[SavedState]) -> None:
     """Raise ValueError if a file is in two states as what it is and as what it was."""
     digests: dict[str, str] = {}
@@ -129,14 +141,7 @@ def merge_saved(
     ValueError
         If there is none, a shard is in two of them, or they are not of one audit.
     """
-    if not states:
-        raise ValueError("there is no state to merge: pass the files that `audit map` wrote")
-    together = Together()
-    for state in states:
-        try:
-            together.add(state.header)
-        except ValueError as error:
-            raise ValueError(f"{state.path} cannot be merged: {error}") from error
+    check_together(states)
 
     def layers() -> Iterator[tuple[str, ClassMoments]]:
         for name in states[0].layers:
