@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..moments import ClassMoments
-from .state import AuditState, SavedState, save_layers
+from .state import SavedState, save_layers
 
 _T = TypeVar("_T")
 
@@ -84,21 +84,6 @@ def check_unchanged(states: Sequence[SavedState]) -> None:
                 f"{file} was changed between the states, which have SHA-256 {known[:12]}... and "
                 f"{digest[:12]}...: map it again, and delete the states of what it was"
             )
-
-
-def merge_two(a: AuditState, b: AuditState) -> AuditState:
-    """Return the state of both.
-
-    Raises
-    ------
-    ValueError
-        If a shard is in both, the layers differ, or rows were counted in different ways.
-    """
-    together = Together()
-    together.add(a.header())
-    together.add(b.header())
-    layers = {name: moments.merge(b.layers[name]) for name, moments in a.layers.items()}
-    return AuditState(layers, a.shards + b.shards, a.key)
 
 
 def tree(items: Sequence[Any], load: Callable[[Any], _T], merge: Callable[[_T, _T], _T]) -> _T:

@@ -153,10 +153,15 @@ class Running:
     earlier: Sequence[str | os.PathLike[str]] = ()
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise ValueError(f"jobs={self.jobs}: there must be at least one process")
-        cores = os.cpu_count() or 1
-        if self.jobs > max(64, 4 * cores):
-            raise ValueError(f"jobs={self.jobs}: this machine has {cores} cores; pass as many")
-        if self.dask is not None and self.jobs != 1:
-            raise ValueError(f"jobs={self.jobs} and dask={self.dask!r}: choose one of them")
+        check_workers(self.jobs, self.dask)
+
+
+def check_workers(jobs: int, dask: str | None) -> None:
+    """Raise ValueError if ``jobs`` is no number of processes for this machine, or ``dask`` is given, too."""
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: there must be at least one process")
+    cores = os.cpu_count() or 1
+    if jobs > max(64, 4 * cores):
+        raise ValueError(f"jobs={jobs}: this machine has {cores} cores; pass about as many")
+    if dask is not None and jobs != 1:
+        raise ValueError(f"jobs={jobs} and dask={dask!r}: choose one of them")

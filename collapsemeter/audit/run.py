@@ -20,7 +20,7 @@ from ..report import CollapseReport, LayerReport
 from ..selection import listed
 from ..threads import threads
 from .epochs import check_one_epoch
-from .first_pass import map_on_cluster, map_shards, merge_states, merged_path
+from .first_pass import map_shards, merge_states, merged_path
 from .head import check_classes, check_width, load_head, read_layer
 from .inputs import Inputs, read_inputs
 from .job import Job
@@ -33,7 +33,7 @@ from .progress import bar
 from .rows import Counting
 from .second_pass import decide_all
 from .state import SavedState
-from .workers import Dask, Workers, workers
+from .workers import Workers, workers
 
 
 def audit(
@@ -168,8 +168,6 @@ def _merged(
     job: Job, folder: Path, crew: Workers, running: Running, step: int | None
 ) -> SavedState:
     """Run the first pass, and merge."""
-    if isinstance(crew, Dask):
-        return map_on_cluster(job, folder, crew)
     earlier = [_of_step(Path(other), step) for other in running.earlier]
     paths = map_shards(job, folder, crew, running.resume, earlier)
     states = _opened(paths)

@@ -71,11 +71,6 @@ class AuditState:
     shards: tuple[ShardRecord, ...]
     key: dict[str, Any]
 
-    def header(self) -> dict[str, Any]:
-        """Return what is written beside the arrays."""
-        entries = [_entry(name, moments) for name, moments in self.layers.items()]
-        return _header(entries, self.shards, self.key)
-
     def save(self, path: str | os.PathLike[str], *, lasting: bool = True) -> None:
         """Write the state atomically, with a checksum, see `save_layers`."""
         save_layers(path, self.layers.items(), self.shards, self.key, lasting=lasting)

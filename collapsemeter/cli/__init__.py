@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from .. import __version__
 from . import audit_command, demo_command, dufm_command, show_command
 from .parser import Parser
+from .signals import ended_by_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         options.parser.unknown(unknown)
     try:
-        options.parser.check_files(options)
-        status: int = options.run(options) or 0
+        with ended_by_signals():
+            options.parser.check_files(options)
+            status: int = options.run(options) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt as error:
+        print(f"collapsemeter: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 2
     except (ValueError, ImportError, OSError) as error:
         print(f"collapsemeter: {error}", file=sys.stderr)
         return 2

@@ -185,8 +185,6 @@ def _one_line(
             return run(options)
         except (BrokenPipeError, ImportError):
             raise
-        except KeyboardInterrupt:
-            raise ValueError("interrupted") from None
         except MemoryError as error:
             raise ValueError(f"there is not enough memory: {printable(str(error))}") from error
         except (ValueError, OSError) as error:
