@@ -13,6 +13,7 @@ from .catalogue import METRICS
 from .comparing import compare
 from .report import TABLE, CollapseReport
 from .report_file import load_report, read_history
+from .suggest import did_you_mean
 
 History = list[tuple[int, CollapseReport]]
 
@@ -69,7 +70,10 @@ def show(path: str, wish: Wish) -> None:
     """
     unknown = [name for name in wish.metrics if name not in METRICS]
     if unknown:
-        raise ValueError(f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}")
+        raise ValueError(
+            f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}"
+            + did_you_mean(unknown[0], METRICS)
+        )
     history = _history(path, wish.phase)
     report = history[-1][1]
     if wish.html is not None:
@@ -112,7 +116,10 @@ def _history(path: str, phase: str | None) -> History:
         history = [(0, load_report(path))]
     phases = sorted({report.phase for _, report in history})
     if phase is not None and phase not in phases:
-        raise ValueError(f"{path} holds no report of phase {phase!r}, but of {', '.join(phases)}")
+        raise ValueError(
+            f"{path} holds no report of phase {phase!r}, but of {', '.join(phases)}"
+            + did_you_mean(phase, phases)
+        )
     if phase is None and len(phases) > 1:
         raise ValueError(
             f"{path} holds reports of the phases {', '.join(phases)}, which are different "

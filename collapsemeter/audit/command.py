@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import show
 from ..comparing import compare
@@ -17,11 +16,15 @@ from ..comparison import Comparison
 from ..files import write_atomically
 from ..report import CollapseReport
 from ..report_file import read_history
+from ..suggest import did_you_mean
 from .first_pass import states_in
 from .mapping import hash_of
 from .options import Options, Running
-from .run import audit, map_files, measure_steps, merge_files
+from .run import map_files, measure_steps, merge_files
 from .thresholds import Threshold
+
+if TYPE_CHECKING:
+    from ..dufm import DUFM
 
 History = list[tuple[int, CollapseReport]]
 
@@ -34,7 +37,7 @@ class Wish:
     ----------
     json, quiet : bool
         Print JSON and nothing else; print one line.
-    html, out : str, optional
+    html, report : str, optional
         Where to write the HTML report, and the JSON.
     fail_if : tuple of Threshold
     dufm : dict of str to str, optional
@@ -48,11 +51,18 @@ class Wish:
     json: bool = False
     quiet: bool = False
     html: str | None = None
-    out: str | None = None
+    report: str | None = None
     fail_if: tuple[Threshold, ...] = ()
     dufm: dict[str, str] | None = None
     history: str | None = None
     step: int | None = None
+
+    def accept(self, layers: Sequence[str], classes: int) -> None:
+        """Raise ValueError, before an hour of work, if what was asked for does not fit what will be measured."""
+        for threshold in self.fail_if:
+            threshold.chosen(layers)
+        if self.dufm is not None and classes > 1:
+            _problem(self.dufm, classes)
 
 
 def run_audit(
@@ -80,7 +90,8 @@ def run_audit(
     _check(wish)
 
     def audited(running: Running) -> int:
-        return _give(_with_past(_measured(files, epochs, options, running), wish), wish)
+        measured = measure_steps(files, options, running, epochs, wish.accept)
+        return _give(_with_past(measured, wish), wish)
 
     if running.state is not None:
         return audited(running)
@@ -112,26 +123,6 @@ def _holds_states(folder: Path) -> bool:
     return any(states_in(inside) for inside in (folder, *folder.glob("step-*")))
 
 
-def _measured(
-    files: Sequence[str],
-    epochs: Sequence[tuple[int, Sequence[str]]],
-    options: Options,
-    running: Running,
-) -> list[tuple[int | None, CollapseReport]]:
-    history = measure_steps(files, options, running) if files else []
-    twice = [step for step, _ in epochs if [s for s, _ in epochs].count(step) > 1]
-    if twice:
-        raise ValueError(f"--epoch {twice[0]} is given twice: name all its files at once")
-    for step, names in epochs:
-        own = replace(
-            running,
-            state=Path(str(running.state)) / f"step-{step}",
-            earlier=[Path(other) / f"step-{step}" for other in running.earlier],
-        )
-        history.append((step, audit(names, options, own)))
-    return history
-
-
 def default_state(
     files: Sequence[str], epochs: Sequence[tuple[int, Sequence[str]]], options: Options
 ) -> Path:
@@ -157,7 +148,7 @@ def run_merge(
 ) -> int:
     """Merge states, and print what can be measured of them."""
     _check(wish)
-    report = merge_files(files, target, options, progress)
+    report = merge_files(files, target, options, progress, wish.accept)
     return _give(_with_past([(None, report)], wish), wish)
 
 
@@ -185,8 +176,8 @@ def _with_past(measured: list[tuple[int | None, CollapseReport]], wish: Wish) ->
 def _give(history: History, wish: Wish) -> int:
     report = history[-1][1]
     comparison = None if wish.dufm is None else _reference(report, wish.dufm)
-    if wish.out is not None:
-        write_atomically(wish.out, (report.to_json(indent=1, matrices=True) + "\n").encode())
+    if wish.report is not None:
+        write_atomically(wish.report, (report.to_json(indent=1, matrices=True) + "\n").encode())
     if wish.html is not None:
         from ..html import write_html
 
@@ -214,71 +205,67 @@ def _print(history: History, comparison: Comparison | None, wish: Wish) -> None:
     print(show.words(history, show.Wish(html=wish.html)))
     if comparison is not None:
         print(f"\n{comparison.table()}")
-    if wish.out is not None:
-        print(f"JSON: {wish.out}")
+    if wish.report is not None:
+        print(f"JSON: {wish.report}")
 
 
 def _reference(report: CollapseReport, problem: dict[str, str]) -> Comparison:
     """Compare with the optimum of a problem whose classes are those that were measured."""
-    from ..dufm import DUFM  # SciPy takes its time
-
     counts = sorted(int(count) for count in report.final.per_class["count"] if count)
     if not counts:
         raise ValueError("--dufm: no class was measured, so there is nothing to compare")
-    numbers: dict[str, Any] = {
-        "num_classes": len(counts),
-        "per_class": counts[len(counts) // 2],
-        "depth": 1,
-        **_problem(problem),
-    }
-    numbers.setdefault("feature_decay", numbers["weight_decay"])
-    return compare(report, DUFM(**numbers).optimum())
+    return compare(report, _problem(problem, len(counts), counts[len(counts) // 2]).optimum())
 
 
-def _problem(texts: dict[str, str]) -> dict[str, Any]:
-    """Read the numbers of a problem.
+def _problem(texts: dict[str, str], classes: int, per_class: int = 1) -> DUFM:
+    """Return the problem that ``NAME=VALUE`` describe.
 
     Raises
     ------
     ValueError
-        If a name is unknown, a value is no number, or there is no weight decay.
+        If a name is unknown, a value does not fit, or there is no weight decay.
     """
-    numbers = {}
+    from ..dufm import DUFM  # SciPy takes its time
+
+    numbers: dict[str, Any] = {"num_classes": classes, "per_class": per_class, "depth": 1}
     for name, text in texts.items():
         if name not in _PROBLEM:
-            raise ValueError(f"--dufm {name}={text}: choose among {', '.join(_PROBLEM)}")
+            raise ValueError(
+                f"--dufm {name}={text}: choose among {', '.join(_PROBLEM)}{did_you_mean(name, _PROBLEM)}"
+            )
+        argument, kind = _PROBLEM[name]
         try:
-            numbers[name] = _PROBLEM[name](text)
+            numbers[argument] = kind(text)
         except ValueError as error:
-            raise ValueError(f"--dufm {name}={text}: {text!r} is not a number") from error
+            what = "a whole number" if kind is int else "a number"
+            raise ValueError(f"--dufm {name}={text}: {text!r} is not {what}") from error
     if "weight_decay" not in numbers:
         raise ValueError("--dufm needs weight_decay=NUMBER, and perhaps depth= and feature_decay=")
-    return numbers
+    if numbers["depth"] > _DEEPEST:
+        raise ValueError(f"--dufm depth={texts['depth']}: pass {_DEEPEST} or less")
+    numbers.setdefault("feature_decay", numbers["weight_decay"])
+    try:
+        return DUFM(**numbers)
+    except ValueError as error:
+        raise ValueError(f"--dufm: {error}") from error
 
 
-_PROBLEM: dict[str, Any] = {
-    "depth": int,
-    "weight_decay": float,
-    "feature_decay": float,
-    "per_class": int,
-    "width": int,
-    "loss": str,
-    "activation": str,
+_PROBLEM: dict[str, tuple[str, Any]] = {
+    "depth": ("depth", int),
+    "weight_decay": ("weight_decay", float),
+    "feature_decay": ("feature_decay", float),
+    "per_class": ("per_class", int),
+    "width": ("widths", int),
+    "loss": ("loss", str),
+    "activation": ("activation", str),
 }
+_DEEPEST = 1000
 
 
 def _check(wish: Wish) -> None:
     """Find out before an hour of work, not after, that its report cannot be given."""
-    for path in (wish.html, wish.out):
-        if path is None:
-            continue
-        if Path(path).is_dir():
-            raise ValueError(f"{path} is a folder: name a file to write")
-        folder = next(p for p in Path(path).absolute().parents if p.exists())
-        if not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise ValueError(f"{path} cannot be written: {folder} is not a folder to write to")
     if wish.dufm is not None:
-        _problem(wish.dufm)
+        _problem(wish.dufm, 2)
     if wish.history is not None:
         read_history(wish.history)
     if wish.html is not None:

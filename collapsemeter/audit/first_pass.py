@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..moments import ClassMoments
 from ..state_files import CorruptStateError
+from .cluster import Dask
 from .job import Job
 from .mapping import (
     Task,
@@ -23,11 +23,11 @@ from .mapping import (
     of_shard,
     shard_id,
 )
-from .merging import merge_saved, merge_two, tree
+from .merging import merge_saved, tree
 from .progress import bar
 from .shard import Piece, Shard
 from .state import AuditState, SavedState, ShardRecord, save_layers
-from .workers import Dask, Workers
+from .workers import Workers
 
 MERGED = ".merged"
 
@@ -66,7 +66,7 @@ def map_shards(
             (job.task(pieces[i][1]), str(folder), digests.get(pieces[i][0]), job.lasting)
             for i in left
         ]
-        for k, written in workers.each(_map_to_folder, tasks):
+        for k, written in _mapped(workers, tasks):
             paths[left[k]] = Path(written)
             advance(pieces[left[k]][1].nbytes)
     by_shard: list[list[Path]] = [[] for _ in job.shards]
@@ -131,9 +131,29 @@ def _moved(path: Path | None, folder: Path) -> Path | None:
     return folder / path.name
 
 
-def _map_to_folder(given: tuple[Task, str, dict[str, str] | None, bool]) -> str:
-    task, folder, digests, lasting = given
-    state = map_piece(task, digests)
+_MapTask = tuple[Task, str, dict[str, str] | None, bool]
+
+
+def _mapped(workers: Workers, tasks: Sequence[_MapTask]) -> Iterator[tuple[int, str]]:
+    """Yield the paths of states. The workers of a cluster may not have the folder: theirs come here."""
+    if isinstance(workers, Dask):
+        for k, state in workers.each(_map, tasks):
+            yield k, _saved(state, tasks[k])
+    else:
+        yield from workers.each(_map_to_folder, tasks)
+
+
+def _map_to_folder(given: _MapTask) -> str:
+    return _saved(_map(given), given)
+
+
+def _map(given: _MapTask) -> AuditState:
+    task, _, digests, _ = given
+    return map_piece(task, digests)
+
+
+def _saved(state: AuditState, given: _MapTask) -> str:
+    task, folder, _, lasting = given
     ending = "state" if task.piece.whole else "piece"
     path = Path(folder) / f"{_file_name(state.shards[0])}.{ending}"
     state.save(path, lasting=lasting)
@@ -170,6 +190,9 @@ def _whole_record(shard: Shard, pieces: Sequence[ShardRecord]) -> ShardRecord:
         id=shard_id(Piece(shard, 0, shard.samples), pieces[0].files),
         samples=shard.samples,
         rows=sum(record.rows for record in pieces),
+        label_order=hash_of([record.label_order for record in pieces]),
+        label_counts=hash_of([record.label_counts for record in pieces]),
+        label_values=max(record.label_values for record in pieces),
     )
 
 
@@ -195,29 +218,3 @@ def merged_path(folder: Path, states: Sequence[SavedState | AuditState]) -> Path
     """Return where the state of all goes: its name tells what is in it, so no other audit writes it."""
     shards = [[record.id, record.labels] for state in states for record in state.shards]
     return folder / f"{hash_of([shards, list(states[0].layers), states[0].key])[:16]}{MERGED}"
-
-
-def map_on_cluster(job: Job, folder: Path, workers: Dask) -> SavedState:
-    """Map and merge on a Dask cluster, which merges as shards are done; only the merged state comes back."""
-
-    def count(piece: Piece) -> Any:
-        return workers.submit(map_piece, job.task(piece))
-
-    def counted_whole(i: int) -> Any:
-        whole = tree(job.pieces[i], count, merge)
-        return workers.submit(_as_whole, job.shards[i], whole) if len(job.pieces[i]) > 1 else whole
-
-    merge = functools.partial(workers.submit, merge_two)
-    # The tree of the files: the pieces of a shard first. Nothing but its root is held here, so that the
-    # cluster forgets what was merged; its own dashboard shows how far it is.
-    state: AuditState = workers.result(tree(range(len(job.shards)), counted_whole, merge))
-    path = merged_path(folder, [state])
-    state.save(path, lasting=job.lasting)
-    return SavedState(path)
-
-
-def _as_whole(shard: Shard, state: AuditState) -> AuditState:
-    """Return what was merged of all pieces as the state of their shard."""
-    record = _whole_record(shard, state.shards)
-    layers = {name: of_shard(moments, record) for name, moments in state.layers.items()}
-    return AuditState(layers, (record,), state.key)

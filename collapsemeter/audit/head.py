@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..activations import open_arrays
 from ..activations.remote import local_path
 from ..nc3 import Head
+from ..suggest import did_you_mean
 from .arrays import described
 from .deciding import Reader
 
@@ -54,7 +55,8 @@ def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str
             asked = f"no head named {name!r}" if name is not None else "no one weight of a head"
             raise ValueError(
                 f"{file} has {asked}; arrays found: {described(arrays)}. Pass --head-name NAME, for NAME.weight "
-                "(C, d) and NAME.bias (C,); of a single logit they are (1, d) and (1,)."
+                "(C, d) and NAME.bias (C,); of a single logit they are (1, d) and (1,)"
+                f"{'' if name is None else did_you_mean(name, prefixes)}."
             )
         prefix, _, last = chosen.rpartition(".")
         weight = opened.read(chosen, 0, arrays[chosen].shape[0]).astype(np.float64)
@@ -107,6 +109,7 @@ def read_layer(widths: Mapping[str, int], head: Head, asked: str | None, prefix:
         if asked not in widths:
             raise ValueError(
                 f"--head-layer {asked!r}: no such layer; there are {', '.join(widths)}"
+                + did_you_mean(asked, widths)
             )
         return asked
     if prefix is not None and prefix in widths:
@@ -115,6 +118,15 @@ def read_layer(widths: Mapping[str, int], head: Head, asked: str | None, prefix:
     if not fitting:
         raise ValueError(_unfit(widths, head))
     return fitting[-1]
+
+
+def check_classes(head: Head, classes: int) -> None:
+    """Raise ValueError unless the head has as many classes as were asked for."""
+    rows = len(head.weight)
+    if rows != max(classes, 2):
+        raise ValueError(
+            f"the head has {rows} classes (weight {head.weight.shape}) and num_classes={classes}: they must agree"
+        )
 
 
 def check_width(widths: Mapping[str, int], reader: Reader | None) -> None:

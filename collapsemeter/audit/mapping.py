@@ -17,6 +17,7 @@ from ..activations.remote import local_path
 from ..moments import HOST_CLASS_ENTRIES, ClassMoments
 from ..sketch import derived_seed
 from ..sums import ScatterKind, scatter_kind
+from .epochs import LabelsOf, labels_of
 from .rows import Counting, OpenPiece
 from .shard import ArrayAt, Piece, Shard
 from .state import AuditState, ShardRecord
@@ -64,6 +65,7 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
                 opened.check()
             counted = {layer: _counted(opened, layer, task, seed) for layer in piece.shard.layers}
             rows = opened.labels.size
+            told = labels_told(opened, piece)
         files = dict(found())
     record = ShardRecord(
         id=shard_id(piece, files),
@@ -72,9 +74,18 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
         samples=piece.stop - piece.start,
         rows=rows,
         labels=labels_id(piece.shard, files),
+        label_order=told.in_order if told else "",
+        label_counts=told.sorted if told else "",
+        label_values=told.values if told else 0,
     )
     layers = {name: of_shard(moments, record) for name, moments in counted.items()}
     return AuditState(layers, (record,), key_of(task.counting, task.phase, layers))
+
+
+def labels_told(opened: OpenPiece, piece: Piece) -> LabelsOf | None:
+    """Describe the labels of a piece; those of one long array for all shards tell nothing of epochs."""
+    at = piece.shard.labels
+    return labels_of(opened.raw(at)) if at.array.shape[0] == piece.shard.samples else None
 
 
 def of_shard(moments: ClassMoments, record: ShardRecord) -> ClassMoments:

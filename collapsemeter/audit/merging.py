@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..moments import ClassMoments
-from .state import AuditState, SavedState, save_layers
+from .state import SavedState, save_layers
 
 _T = TypeVar("_T")
 
@@ -62,6 +62,18 @@ def _words(shapes: dict[str, tuple[int, int]]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
 
 
+def check_together(states: Sequence[SavedState]) -> None:
+    """Raise ValueError if there is none, a shard is in two of them, or they are not of one audit."""
+    if not states:
+        raise ValueError("there is no state to merge: pass the files that `audit map` wrote")
+    together = Together()
+    for state in states:
+        try:
+            together.add(state.header)
+        except ValueError as error:
+            raise ValueError(f"{state.path} cannot be merged: {error}") from error
+
+
 def check_unchanged(states: Sequence[SavedState]) -> None:
     """Raise ValueError if a file is in two states as what it is and as what it was."""
     digests: dict[str, str] = {}
@@ -72,21 +84,6 @@ def check_unchanged(states: Sequence[SavedState]) -> None:
                 f"{file} was changed between the states, which have SHA-256 {known[:12]}... and "
                 f"{digest[:12]}...: map it again, and delete the states of what it was"
             )
-
-
-def merge_two(a: AuditState, b: AuditState) -> AuditState:
-    """Return the state of both.
-
-    Raises
-    ------
-    ValueError
-        If a shard is in both, the layers differ, or rows were counted in different ways.
-    """
-    together = Together()
-    together.add(a.header())
-    together.add(b.header())
-    layers = {name: moments.merge(b.layers[name]) for name, moments in a.layers.items()}
-    return AuditState(layers, a.shards + b.shards, a.key)
 
 
 def tree(items: Sequence[Any], load: Callable[[Any], _T], merge: Callable[[_T, _T], _T]) -> _T:
@@ -129,14 +126,7 @@ def merge_saved(
     ValueError
         If there is none, a shard is in two of them, or they are not of one audit.
     """
-    if not states:
-        raise ValueError("there is no state to merge: pass the files that `audit map` wrote")
-    together = Together()
-    for state in states:
-        try:
-            together.add(state.header)
-        except ValueError as error:
-            raise ValueError(f"{state.path} cannot be merged: {error}") from error
+    check_together(states)
 
     def layers() -> Iterator[tuple[str, ClassMoments]]:
         for name in states[0].layers:

@@ -26,10 +26,14 @@ class Options:
         Names or patterns, in the order wanted; all if empty.
     reduction : str, or mapping from pattern to one
         How saved maps and sequences become one row per label, see `reduction.feature_rows`.
-    head : str, optional
-        File with the classifier's ``weight`` (C, d) and ``bias`` (C,).
+    head : str, or mapping from step to str, optional
+        File with the classifier's ``weight`` (C, d) and ``bias`` (C,); of several epochs, one for each
+        that has one.
     head_name, head_layer : str, optional
         The prefix of its weights, and the layer that it reads; found by name and width.
+    one_epoch : bool
+        Whether files with the same labels are shards of one epoch. They are refused by default: files of
+        several epochs, taken for shards, would be pooled.
     num_classes : int, optional
         C; by default the head's rows, or the largest label and one.
     scatter : {"auto", "class", "pooled", "sketch", "trace"}
@@ -60,9 +64,10 @@ class Options:
     mask: str | None = None
     layers: Sequence[str] = ()
     reduction: Reduction | Mapping[str, Reduction] = "auto"
-    head: str | None = None
+    head: str | Mapping[int, str] | None = None
     head_name: str | None = None
     head_layer: str | None = None
+    one_epoch: bool = False
     num_classes: int | None = None
     scatter: ScatterKind | Literal["auto"] = "auto"
     convention: Convention | str = "papyan2020"
@@ -101,6 +106,12 @@ class Options:
                     f"{name}={value!r}: choose one of {', '.join(filter(None, known))}"
                 )
 
+    def head_of(self, step: int | None) -> str | None:
+        """Return the file of the head of a step; the one head is that of any."""
+        if self.head is None or isinstance(self.head, str):
+            return self.head
+        return None if step is None else self.head.get(step)
+
     @property
     def reductions(self) -> tuple[tuple[str, Reduction], ...]:
         """Patterns of layers and their reductions."""
@@ -127,6 +138,11 @@ class Running:
         Show bars on standard error.
     earlier : sequence of path
         State folders from which states are taken over, where ``resume`` asks for it.
+
+    Raises
+    ------
+    ValueError
+        If ``jobs`` is no number of processes, or ``dask`` is given, too.
     """
 
     jobs: int = 1
@@ -135,3 +151,17 @@ class Running:
     resume: bool = False
     progress: bool = False
     earlier: Sequence[str | os.PathLike[str]] = ()
+
+    def __post_init__(self) -> None:
+        check_workers(self.jobs, self.dask)
+
+
+def check_workers(jobs: int, dask: str | None) -> None:
+    """Raise ValueError if ``jobs`` is no number of processes for this machine, or ``dask`` is given, too."""
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: there must be at least one process")
+    cores = os.cpu_count() or 1
+    if jobs > max(64, 4 * cores):
+        raise ValueError(f"jobs={jobs}: this machine has {cores} cores; pass about as many")
+    if dask is not None and jobs != 1:
+        raise ValueError(f"jobs={jobs} and dask={dask!r}: choose one of them")

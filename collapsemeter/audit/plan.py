@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -9,6 +10,7 @@ from typing import Any
 
 from ..activations.manifest import Manifest
 from ..selection import listed, matching
+from ..suggest import did_you_mean
 from .arrays import LABELS, LOGITS, MASK, PREDICTIONS, Found, arrays_of, described, find_arrays
 from .shard import ArrayAt, Shard
 
@@ -125,6 +127,10 @@ def _chosen(found: Found, wish: Wish, manifest: Manifest | None) -> list[str]:
         return names
     ordered: dict[str, None] = {}
     for pattern in wish.layers:  # in their order: files may not tell that of the network
+        if pattern not in names and not fnmatch.filter(names, pattern):
+            raise ValueError(
+                f"--layers {pattern}: no layer is named so; there are {listed(names)}{did_you_mean(pattern, names)}"
+            )
         ordered |= dict.fromkeys([pattern] if pattern in names else matching(names, [pattern]))
     found.skipped.update({n: "not chosen by layers=" for n in names if n not in ordered})
     return list(ordered)
@@ -226,11 +232,11 @@ def _with(shard: Shard, attribute: str, at: ArrayAt) -> Shard:
 
 
 def _missing(role: str, wanted: str, files: Sequence[str], cache: str) -> str:
-    found = described(arrays_of(files[0], cache))
+    arrays = arrays_of(files[0], cache)
     option = role.removeprefix("attention_")
     return (
-        f'{PurePath(files[0]).name} has no array "{wanted}"; arrays found: {found}. Pass --{option} NAME, '
-        f"or --{option} FILE."
+        f'{PurePath(files[0]).name} has no array "{wanted}"; arrays found: {described(arrays)}. Pass --{option} NAME, '
+        f"or --{option} FILE{did_you_mean(wanted, arrays)}."
     )
 
 

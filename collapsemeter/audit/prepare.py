@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -12,13 +13,15 @@ from ..activations.remote import expand
 from ..labels import is_one_hot
 from ..nc3 import Head
 from ..settings import Settings
+from ..suggest import did_you_mean
 from ..sums import IGNORE_INDEX
 from .arrays import LABELS, is_file_name
 from .deciding import Reader
-from .head import check_width, load_head, read_layer
+from .epochs import Labelled, check_layers, check_one_epoch
+from .head import check_classes, check_width, load_head, read_layer
 from .inputs import Inputs
 from .job import Job
-from .mapping import check_recorded, digest_of
+from .mapping import check_recorded, digest_of, digests_of, labels_told, shard_id
 from .options import Options
 from .plan import Plan, Wish, plan_shards
 from .rows import Counting, OpenPiece
@@ -32,7 +35,8 @@ def prepared(
 ) -> tuple[Plan, Job]:
     """Find everything that an audit needs; ``mapping``: of one shard among others, perhaps."""
     manifest = inputs.manifest
-    head_file = only_file(options.head) if options.head is not None else inputs.head
+    asked_head = options.head_of(inputs.step)
+    head_file = only_file(asked_head) if asked_head is not None else inputs.head
     plan = _plan(inputs, options, head_file, cache)
     _check_reductions(options, plan.layers)
     head, layer = None, None
@@ -47,10 +51,8 @@ def prepared(
             check_width({layer: first[layer].array.shape[1]}, Reader(head, layer))
         if manifest is None and not options.layers:  # files do not tell the order of the network
             plan = replace(plan, layers=[n for n in plan.layers if n != layer] + [layer])
-    elif options.head_layer is not None or options.head_name is not None:
-        raise ValueError(
-            "--head-layer and --head-name say something of a head: pass --head FILE, too"
-        )
+    elif options.head is None:
+        check_head_named(options)
     ignore_index = options.ignore_index
     if ignore_index is None:
         ignore_index = IGNORE_INDEX if manifest is None else manifest.ignore_index
@@ -61,6 +63,8 @@ def prepared(
         options.reductions,
         (labels or LABELS) if not isinstance(labels, tuple) else None,
     )
+    if not options.one_epoch:
+        _check_one_epoch(plan, counting, cache)
     phase = options.phase or (manifest.phase if manifest is not None else "frozen-eval")
     return plan, Job(
         plan.shards,
@@ -74,6 +78,25 @@ def prepared(
         progress,
         lasting=mapping,
     )
+
+
+def _check_one_epoch(plan: Plan, counting: Counting, cache: str) -> None:
+    """Raise if files of several epochs were taken for shards, or for layers."""
+    first = plan.shards[0].layers
+    files = {first[layer].file for layer in plan.layers}
+    if len(files) == len(plan.layers):
+        check_layers(plan.layers)
+    samples = Counter(shard.samples for shard in plan.shards)
+    check_one_epoch(
+        _labelled(shard, counting, cache) for shard in plan.shards if samples[shard.samples] > 1
+    )
+
+
+def _labelled(shard: Shard, counting: Counting, cache: str) -> Labelled:
+    whole = Piece(shard, 0, shard.samples)
+    with OpenPiece(whole, counting, cache) as opened:
+        told = labels_told(opened, whole)
+    return Labelled(shard.files[0], lambda: shard_id(whole, digests_of(shard, cache)), told)
 
 
 def _plan(inputs: Inputs, options: Options, head_file: str | None, cache: str) -> Plan:
@@ -99,6 +122,7 @@ def _check_reductions(options: Options, layers: Sequence[str]) -> None:
         if not any(fnmatchcase(layer, pattern) for layer in layers):
             raise ValueError(
                 f"--reduction {pattern}=...: no layer is named so; there are {', '.join(layers)}"
+                + did_you_mean(pattern, layers)
             )
 
 
@@ -114,13 +138,9 @@ def _classes(
     """Return C: what was asked for, or the manifest says, or the head's rows, or the labels'."""
     classes = options.num_classes or (manifest.num_classes if manifest is not None else None)
     if head is not None:
-        rows = len(head.weight)
-        if classes is not None and rows != max(classes, 2):
-            raise ValueError(
-                f"the head has {rows} classes (weight {head.weight.shape}) and num_classes={classes}: they "
-                "must agree"
-            )
-        return rows
+        if classes is not None:
+            check_classes(head, classes)
+        return len(head.weight)
     if classes is not None:
         return classes
     if mapping and len(plan.shards) == 1:
@@ -149,6 +169,14 @@ def _array_or_files(asked: str | None) -> str | tuple[str, ...] | None:
     if is_file_name(asked) or (os.path.isfile(asked) and os.path.splitext(asked)[1]):
         return tuple(expand([asked]))
     return asked
+
+
+def check_head_named(options: Options) -> None:
+    """Raise if something is said of a head that is not given."""
+    if options.head_layer is not None or options.head_name is not None:
+        raise ValueError(
+            "--head-layer and --head-name say something of a head: pass --head FILE, too"
+        )
 
 
 def only_file(asked: str) -> str:

@@ -10,13 +10,14 @@ from typing import Any
 
 from ..nc4 import Decisions
 from ..state_files import CorruptStateError, read_state, write_state
+from .cluster import Dask
 from .deciding import DecideTask, Reader, Rows, choose_rows, decide_piece
 from .job import Job
 from .mapping import digest_of, hash_of
 from .progress import bar
 from .shard import Piece
 from .state import AuditState, SavedState
-from .workers import Dask, Workers
+from .workers import Workers
 
 
 def decide_all(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..moments import ClassMoments, Phase
 from ..state_files import CorruptStateError, StateFile, write_state
 from ..sums import Nonfinite
+from .epochs import Labelled, LabelsOf
 
 FORMAT = "collapsemeter.AuditState"
 
@@ -32,6 +33,8 @@ class ShardRecord:
         Along the first axis, and labels: tokens are more than samples.
     labels : str
         What identifies the labels and the mask that were read with them.
+    label_order, label_counts, label_values : str, str, int
+        What tells the labels themselves, see `epochs.LabelsOf`; empty where it is not known.
     """
 
     id: str
@@ -40,6 +43,16 @@ class ShardRecord:
     samples: int
     rows: int
     labels: str = ""
+    label_order: str = ""
+    label_counts: str = ""
+    label_values: int = 0
+
+    @property
+    def labelled(self) -> Labelled:
+        """The shard as `epochs.check_one_epoch` takes it."""
+        known = LabelsOf(self.label_order, self.label_counts, self.label_values)
+        first = next(iter(self.files), self.name)
+        return Labelled(first, lambda: self.id, known if self.label_counts else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +70,6 @@ class AuditState:
     layers: dict[str, ClassMoments]
     shards: tuple[ShardRecord, ...]
     key: dict[str, Any]
-
-    def header(self) -> dict[str, Any]:
-        """Return what is written beside the arrays."""
-        entries = [_entry(name, moments) for name, moments in self.layers.items()]
-        return _header(entries, self.shards, self.key)
 
     def save(self, path: str | os.PathLike[str], *, lasting: bool = True) -> None:
         """Write the state atomically, with a checksum, see `save_layers`."""
@@ -229,8 +237,9 @@ def _check_header(header: Mapping[str, Any]) -> None:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"its layers are {names}")
     for record in header["shards"]:
-        numbers = record["samples"], record["rows"]
+        numbers = record["samples"], record["rows"], record.get("label_values", 0)
         texts = record["id"], record["name"], *record["files"], *record["files"].values()
+        texts += record.get("label_order", ""), record.get("label_counts", "")
         if not all(isinstance(n, int) and n >= 0 for n in numbers) or not all(
             isinstance(text, str) for text in texts
         ):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..catalogue import METRICS
 from ..report import CollapseReport, printable
+from ..suggest import did_you_mean
 from ..undefined import REASONS
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -70,6 +71,7 @@ class Threshold:
         if found["metric"] not in METRICS:
             raise ValueError(
                 f"--fail-if {text!r}: no metric is named {found['metric']!r}; there are {', '.join(METRICS)}"
+                + did_you_mean(found["metric"], METRICS)
             )
         return cls(text, found["layer"], found["metric"], found["sign"], limit)
 
@@ -81,15 +83,27 @@ class Threshold:
         ValueError
             If no layer has the name.
         """
+        return [
+            words for name in self.chosen(list(report)) if (words := self._failure(report, name))
+        ]
+
+    def chosen(self, layers: Sequence[str]) -> list[str]:
+        """Return the layers that are meant.
+
+        Raises
+        ------
+        ValueError
+            If no layer has the name.
+        """
         if self.layer is None:
-            names = list(report)[-1:]
-        else:
-            names = [name for name in report if name == self.layer or fnmatchcase(name, self.layer)]
+            return list(layers[-1:])
+        names = [name for name in layers if name == self.layer or fnmatchcase(name, self.layer)]
         if not names:
             raise ValueError(
-                f"--fail-if {self.text!r}: no layer is named {self.layer!r}; measured: {', '.join(report)}"
+                f"--fail-if {self.text!r}: no layer is named {self.layer!r}; there are {', '.join(layers)}"
+                + did_you_mean(self.layer, layers)
             )
-        return [words for name in names if (words := self._failure(report, name))]
+        return names
 
     def _failure(self, report: CollapseReport, name: str) -> str | None:
         layer = report[name]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from ..activations.array_file import first_line
+from ..processes import processes
+from .options import check_workers
 
 T = TypeVar("T")
 R = TypeVar("R")
-DASK_PATIENCE = "10s"  # until a scheduler answers
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Workers(Protocol):
@@ -50,8 +47,7 @@ class Processes:
         """
         futures: dict[Future[R], int] = {}
         try:
-            with _one_thread_each():  # a process is started when a task finds none that is free
-                futures |= {self._pool.submit(function, task): i for i, task in enumerate(tasks)}
+            futures |= {self._pool.submit(function, task): i for i, task in enumerate(tasks)}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
@@ -62,66 +58,6 @@ class Processes:
         finally:
             for future in futures:
                 future.cancel()
-
-
-class Dask:
-    """The workers of a Dask cluster; a task of a worker that dies is done again by another."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-
-    def each(
-        self, function: Callable[..., R], tasks: Sequence[Any], *more: Any
-    ) -> Iterator[tuple[int, R]]:
-        """Yield results as they come; ``more`` are further arguments of every call.
-
-        Raises
-        ------
-        ValueError
-            If workers die again and again.
-        """
-        numbers: dict[str, int] = {}
-        futures = []
-        for i, task in enumerate(tasks):
-            futures.append(self.submit(function, task, *more))
-            numbers[futures[-1].key] = i
-        for future in self.completed(futures):
-            yield numbers[future.key], self.result(future)
-
-    def completed(self, futures: list[Any]) -> Iterator[Any]:
-        """Yield futures as they are done; raise the error of one that failed.
-
-        The list is emptied: the cluster forgets a result that nobody holds or needs any more.
-        """
-        from distributed import as_completed as completed
-
-        waiting = completed(futures, loop=self.client.loop)
-        futures.clear()
-        for future in waiting:
-            if future.status != "finished":
-                self.result(future)
-            yield future
-            del future
-
-    def result(self, future: Any) -> Any:
-        """Return what a future gave."""
-        from distributed import KilledWorker
-
-        try:
-            return future.result()
-        except KilledWorker as error:
-            raise ValueError(
-                "workers of the Dask cluster died over the same task again and again, perhaps for want of "
-                f"memory: {first_line(error)}"
-            ) from error
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return a future of the call; futures among the arguments stand for their results."""
-        return self.client.submit(function, *arguments, pure=False)
-
-    def everywhere(self, value: Any) -> Any:
-        """Send a value to the workers once; return what stands for it in a call."""
-        return self.client.scatter(value, broadcast=True, hash=False)
 
 
 @contextmanager
@@ -138,53 +74,18 @@ def workers(jobs: int = 1, dask: str | None = None) -> Iterator[Workers]:
     Raises
     ------
     ValueError
-        If ``jobs`` is less than 1, both are given, or no scheduler answers.
+        If ``jobs`` is less than 1, both are given, or the cluster cannot work.
     ImportError
         If Dask is not installed.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs={jobs}: there must be at least one process")
+    check_workers(jobs, dask)
     if dask is not None:
-        if jobs != 1:
-            raise ValueError(f"jobs={jobs} and dask={dask!r}: choose one of them")
-        with _client(dask) as client:
-            yield Dask(client)
+        from .cluster import cluster
+
+        with cluster(dask) as crew:
+            yield crew
     elif jobs == 1:
         yield Here()
     else:
-        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        with processes(jobs) as pool:
             yield Processes(pool)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes that are started in this block use one thread each for matrix products."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _client(address: str) -> Iterator[Any]:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ImportError(
-            f"an audit on {address} needs Dask: pip install 'collapsemeter[dask]'"
-        ) from error
-    try:
-        client = Client(address, timeout=DASK_PATIENCE, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and pass its address "
-            f"({first_line(error)})"
-        ) from error
-    with client:
-        yield client

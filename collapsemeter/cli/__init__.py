@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from .. import __version__
 from . import audit_command, demo_command, dufm_command, show_command
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one sentence, as that of bad input is."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"collapsemeter: {message} (see {self.prog} --help)\n")
+from .parser import Parser
+from .signals import ended_by_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,21 +28,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["audit"] and given[1:2] in (["map"], ["merge"]):  # commands of two words
         given[:2] = [" ".join(given[:2])]
-    options = _parser().parse_args(given)
+    options, unknown = _parser().parse_known_args(given)
+    if unknown:
+        options.parser.unknown(unknown)
     try:
-        status: int = options.run(options) or 0
+        with ended_by_signals():
+            options.parser.check_files(options)
+            status: int = options.run(options) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt as error:
+        print(f"collapsemeter: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 2
     except (ValueError, ImportError, OSError) as error:
         print(f"collapsemeter: {error}", file=sys.stderr)
         return 2
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="collapsemeter", description="Measure neural collapse in every layer of a classifier."
     )
     parser.add_argument("--version", action="version", version=f"collapsemeter {__version__}")
@@ -59,4 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     audit_command.add(commands)
     show_command.add(commands)
     show_command.add_compare(commands)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser

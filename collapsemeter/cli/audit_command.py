@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
@@ -60,23 +61,24 @@ def add(commands: Any) -> None:
         help="activations (.safetensors .npy .npz .zarr .h5), globs, URLs, a manifest or its folder")  # fmt: skip
     command.add_argument("--epoch", nargs="+", action="append", default=[], metavar="STEP FILE",
         help="files of one of several epochs; once for each")  # fmt: skip
+    command.reads("files", "epoch")
     _add_data(command)
     _add_measure(command)
     add = command.add_argument_group("running").add_argument
     add("--jobs", type=int, default=1, help="processes (default: 1)")
     add("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster (extra: dask)")
-    add(
-        "--state",
-        metavar="FOLDER",
-        help="keep states there (default: a folder that goes when done)",
-    )
+    add("--state", metavar="FOLDER",
+        help="keep states there (default: a folder that goes when done)")  # fmt: skip
+    command.writes(state="folder")
     add("--resume", action="store_true", help="use the states of a run that was cut short")
-    _add_output(command)
+    _add_output(command, "-o", "--out")
 
     command = _parser(commands, "audit map", "write one state file per shard", _MAP)
     command.set_defaults(run=_one_line(_map))
     command.add_argument("files", nargs="+", metavar="SHARD", help="as for audit")
     command.add_argument("-o", "--out", required=True, metavar="FOLDER", help="where states go")
+    command.reads("files")
+    command.writes(out="folder")
     _add_data(command)
     add = command.add_argument_group("running").add_argument
     add("--jobs", type=int, default=1, help="processes (default: 1)")
@@ -86,11 +88,14 @@ def add(commands: Any) -> None:
     command = _parser(commands, "audit merge", "merge state files and measure them", _MERGE)
     command.set_defaults(run=_one_line(_merge))
     command.add_argument("files", nargs="+", metavar="STATE", help="files that audit map wrote")
-    command.add_argument("-o", "--merged", required=True, metavar="FILE", help="the merged state")
+    command.add_argument("-o", "--out", required=True, metavar="FILE", help="the merged state")
+    command.reads("files", "head")
+    command.writes(out="state")
     add = command.add_argument_group("data").add_argument
     _add_head(add)
+    _add_one_epoch(add)
     _add_measure(command, second_pass=False)
-    _add_output(command)
+    _add_output(command, "--report")
 
 
 def _parser(commands: Any, name: str, words: str, examples: str) -> Any:
@@ -104,9 +109,15 @@ def _parser(commands: Any, name: str, words: str, examples: str) -> Any:
 
 
 def _add_head(add: Any) -> None:
-    add("--head", metavar="FILE", help="the classifier: weight (C, d) and bias (C,)")
+    add("--head", action="append", metavar="[STEP=]FILE",
+        help="the classifier: weight (C, d) and bias (C,); of several epochs once for each")  # fmt: skip
     add("--head-name", metavar="NAME", help="prefix of its arrays, as in NAME.weight")
     add("--head-layer", metavar="LAYER", help="the layer it reads (default: by name, or by width)")
+
+
+def _add_one_epoch(add: Any) -> None:
+    add("--one-epoch", action="store_true",
+        help="files with the same labels are shards of one epoch, not epochs")  # fmt: skip
 
 
 def _add_data(command: Any) -> None:
@@ -116,7 +127,9 @@ def _add_data(command: Any) -> None:
     add("--predictions", metavar="NAME|FILE", help="the network's own decisions")
     add("--logits", metavar="NAME|FILE", help="or the logits they were made by")
     add("--mask", metavar="NAME|FILE", help="attention mask of sequences")
+    command.reads("labels", "predictions", "logits", "mask", "head")
     _add_head(add)
+    _add_one_epoch(add)
     add(
         "--num-classes", type=int, metavar="C", help="default: the head's, or the largest label + 1"
     )
@@ -148,10 +161,13 @@ def _add_measure(command: Any, second_pass: bool = True) -> None:
         help="exit with status 3 if so")  # fmt: skip
 
 
-def _add_output(command: Any) -> None:
+def _add_output(command: Any, *report: str) -> None:
     add = command.add_argument_group("output").add_argument
     add("--html", metavar="FILE", help="write the HTML report (extra: report)")
-    add("--out", metavar="FILE", help="write the report as JSON, for `show` and `compare`")
+    add(*report, dest="report", metavar="FILE",
+        help="write the report as JSON, for `show` and `compare`")  # fmt: skip
+    command.reads("history")
+    command.writes(html="page", report="report")
     add("--history", metavar="FILE", help="earlier epochs, from JSON lines that training wrote")
     add("--step", type=int, help="the epoch of these files")
     add = command.add_mutually_exclusive_group().add_argument
@@ -169,8 +185,6 @@ def _one_line(
             return run(options)
         except (BrokenPipeError, ImportError):
             raise
-        except KeyboardInterrupt:
-            raise ValueError("interrupted") from None
         except MemoryError as error:
             raise ValueError(f"there is not enough memory: {printable(str(error))}") from error
         except (ValueError, OSError) as error:
@@ -185,9 +199,18 @@ def _audit(options: argparse.Namespace) -> int:
 
     epochs = [_epoch(entry) for entry in options.epoch]
     if not (options.files or epochs):
-        raise ValueError("name the files to audit, or --epoch STEP FILE ... (see --help)")
+        raise ValueError(f"name the files to audit, or --epoch STEP FILE ...{_taken(options)}")
     running = Running(options.jobs, options.dask, options.state, options.resume, not options.quiet)
     return run_audit(options.files, epochs, _options(options), running, _wish(options))
+
+
+def _taken(options: argparse.Namespace) -> str:
+    """Say which option took the files, as one with many values does."""
+    for name in ("layers", "reduction", "dufm", "epoch"):
+        for value in vars(options)[name] or []:
+            if isinstance(value, str) and os.path.exists(value):
+                return f" (--{name} took {value!r}: put files first)"
+    return " (see --help)"
 
 
 def _map(options: argparse.Namespace) -> int:
@@ -203,13 +226,14 @@ def _merge(options: argparse.Namespace) -> int:
     from ..audit.options import Options
 
     chosen = Options(
-        head=options.head,
+        head=_heads(options.head),
         head_name=options.head_name,
         head_layer=options.head_layer,
+        one_epoch=options.one_epoch,
         convention=options.convention,
     )
     wish = _wish(options)
-    return run_merge(options.files, options.merged, chosen, wish, not options.quiet)
+    return run_merge(options.files, options.out, chosen, wish, not options.quiet)
 
 
 def _epoch(entry: list[str]) -> tuple[int, list[str]]:
@@ -219,7 +243,22 @@ def _epoch(entry: list[str]) -> tuple[int, list[str]]:
     return int(step), files
 
 
-_INTEGER = re.compile("-?[0-9]+")
+_INTEGER = re.compile("-?[0-9]{1,15}")
+
+
+def _heads(entries: list[str] | None) -> str | dict[int, str] | None:
+    """Return the one head, or those of epochs: ``STEP=FILE``."""
+    if not entries:
+        return None
+    parts = [entry.partition("=") for entry in entries]
+    by_step = {int(step): file for step, _, file in parts if file and _INTEGER.fullmatch(step)}
+    if len(by_step) == len(entries):
+        return by_step
+    if len(entries) > 1:
+        raise ValueError(
+            f"--head {' --head '.join(entries)}: pass one FILE, or STEP=FILE once for each epoch"
+        )
+    return entries[0]
 
 
 def _options(options: argparse.Namespace) -> Options:
@@ -234,9 +273,10 @@ def _options(options: argparse.Namespace) -> Options:
         mask=options.mask,
         layers=tuple(options.layers),
         reduction=dict(_reduction(entry) for entry in options.reduction),
-        head=options.head,
+        head=_heads(options.head),
         head_name=options.head_name,
         head_layer=options.head_layer,
+        one_epoch=options.one_epoch,
         num_classes=options.num_classes,
         scatter=options.scatter,
         sketch_rows=options.sketch_rows,
@@ -262,7 +302,7 @@ def _wish(options: argparse.Namespace) -> Wish:
         json=options.json,
         quiet=options.quiet,
         html=options.html,
-        out=options.out,
+        report=options.report,
         fail_if=tuple(Threshold.parse(text) for text in options.fail_if),
         dufm=None if options.dufm is None else dict(_pair(text) for text in options.dufm),
         history=options.history,

@@ -22,8 +22,9 @@ def add(commands: Any) -> None:
     command.add_argument("--epochs", type=int, default=demo.EPOCHS, help="epochs to train")
     command.add_argument("--seed", type=int, default=0, help="of weights and batches")
     command.add_argument(
-        "--out", default="runs/demo", help="folder to write to (never overwritten)"
+        "-o", "--out", default="runs/demo", help="folder to write to (never overwritten)"
     )
+    command.writes(out="folder")
 
 
 def run(options: argparse.Namespace) -> None:

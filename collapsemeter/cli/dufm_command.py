@@ -55,6 +55,7 @@ def add(commands: Any) -> None:
     add("--sweep", metavar="NAME=LOW:HIGH:COUNT",
         help="repeat for values of weight_decay, feature_decay, classes or depth")  # fmt: skip
     add("--plot", metavar="FILE", help="write a figure, .svg or .png (extra: report)")
+    command.writes(plot="figure")
     add = command.add_mutually_exclusive_group().add_argument
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--quiet", action="store_true", help="print the best known in one line")

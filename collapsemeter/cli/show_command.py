@@ -42,6 +42,7 @@ def add(commands: Any) -> None:
     )
     command.set_defaults(run=lambda options: show.show(options.report, _wish(options)))
     command.add_argument("report", help="file, .json or .jsonl")
+    command.reads("report")
     _add_output(command)
 
 
@@ -60,6 +61,7 @@ def add_compare(commands: Any) -> None:
     )
     command.add_argument("report", help="what was measured, .json or .jsonl")
     command.add_argument("reference", help="what it is compared with")
+    command.reads("report", "reference")
     _add_output(command)
 
 
@@ -68,6 +70,7 @@ def _add_output(command: Any) -> None:
     add("--metrics", nargs="+", default=TABLE, metavar="NAME", help="metrics of the table")
     add("--phase", help="which phase of a history to take, such as frozen-train")
     add("--html", metavar="FILE", help="write the HTML report (extra: report)")
+    command.writes(html="page")
     add = command.add_mutually_exclusive_group().add_argument
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--quiet", action="store_true", help="print one line")

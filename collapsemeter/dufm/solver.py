@@ -1,11 +1,9 @@
 """Minimise the model numerically: many starts, the best one kept and examined."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial as bind
-from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +26,7 @@ from collapsemeter.dufm.seeds import (
     random_start,
 )
 from collapsemeter.dufm.solution import Solution, Start, Trajectory
+from collapsemeter.processes import processes
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -161,8 +160,7 @@ def _map(
     if jobs == 1 or len(tasks) < 2:
         yield from map(work, tasks)
         return
-    # Spawn: forking a process that has threads, as BLAS does, may hang.
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
+    with processes(min(jobs, len(tasks))) as pool:
         yield from pool.map(work, tasks)
 
 

@@ -60,7 +60,7 @@ def test_a_reference(acts, cli, refused):
         (["weight_decay=x"], "--dufm weight_decay=x: 'x' is not a number"),
         (["weight_decay=1e-3", "colour=1"], "--dufm colour=1: choose among depth, weight_decay"),
         (["weight_decay"], "--dufm 'weight_decay': write NAME=VALUE"),
-        (["weight_decay=1e-3", "depth=1.5"], "--dufm depth=1.5: '1.5' is not a number"),
+        (["weight_decay=1e-3", "depth=1.5"], "--dufm depth=1.5: '1.5' is not a whole number"),
     ):
         assert words in refused("acts", "--dufm", *texts)
     status, out, err = cli("acts", "--dufm", "weight_decay=-1")
@@ -75,7 +75,7 @@ FAILS = {
     "fc:nc4_mismatch<2": (3, "layer 'fc' has nc4_mismatch"),
     "fc:nc1_pinv<=-1": (0, ""),
     "conv:nc3_self_duality>5": (3, "layer 'conv' has no nc3_self_duality to compare (the layer does not"),
-    "x:nc1_pinv>0": (2, "no layer is named 'x'; measured: conv, fc"),
+    "x:nc1_pinv>0": (2, "no layer is named 'x'; there are conv, fc"),
     "fc:nc1>0": (2, "no metric is named 'nc1'; there are nc1_pinv"),
     "fc:nc1_pinv=0": (2, "write LAYER:METRIC>NUMBER, such as"),
     "fc:nc1_pinv>x": (2, "write LAYER:METRIC>NUMBER, such as"),
@@ -190,7 +190,7 @@ WRONG = {
     "html": (["--html", "."], ". is a folder: name a file to write"),
     "out": (["--out", "file/report.json"], "file/report.json cannot be written"),
     "json and quiet": (["--json", "--quiet"], "not allowed with argument"),
-    "unknown": (["--colour"], "unrecognized arguments: --colour (see collapsemeter --help)"),
+    "unknown": (["--colour"], "unrecognized arguments: --colour (see collapsemeter audit --help)"),
     "classes": (["--num-classes", "x"], "invalid int value: 'x'"),
     "history": (["--history", "file"], "file"),
     "convention": (["--convention", "x"], "invalid choice: 'x'"),
@@ -206,13 +206,20 @@ def test_wrong_arguments(acts, tmp_path, refused, what):
 
 
 def test_what_fails_late_keeps_what_was_counted(acts, tmp_path, cli, monkeypatch):
-    status, _, err = cli("acts", "--fail-if", "typo:nc1_pinv>0", "--json")
+    with monkeypatch.context() as patch:  # the disk is full as the report is written
+        patch.setattr(
+            "collapsemeter.audit.command.write_atomically",
+            lambda path, data: os.write(os.open("/dev/full", os.O_WRONLY), data),
+        )
+        status, _, err = cli("acts", "--out", "report.json")
     assert status == 2
+    assert "No space left on device" in err
     (folder,) = tmp_path.glob("*.state")
     assert f"(what was counted is kept in {folder.name}: use --resume)" in err
     monkeypatch.setattr("collapsemeter.audit.first_pass.map_piece", None)
     monkeypatch.setattr("collapsemeter.audit.second_pass.decide_piece", None)
-    assert cli("acts", "--fail-if", "fc:nc1_pinv>1e9", "--json", "--resume")[0] == 0
+    assert cli("acts", "--out", "report.json", "--resume")[0] == 0
+    assert (tmp_path / "report.json").exists()
     assert not list(tmp_path.glob("*.state"))
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from distributed import LocalCluster
 
-from collapsemeter.audit import Options, Running, audit, workers
+from collapsemeter.audit import Options, Running, audit
+from collapsemeter.audit.cluster import Dask
 
 # Dask warns of its own future (of asyncio, of ports in use): nothing of ours.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -61,7 +66,7 @@ def test_a_worker_that_is_killed(data, tmp_path, cluster, monkeypatch):
     def submit(self, function, *arguments):
         return self.client.submit(slowly, function, *arguments, pure=False)
 
-    monkeypatch.setattr(workers.Dask, "submit", submit)
+    monkeypatch.setattr(Dask, "submit", submit)
 
     def kill():
         time.sleep(0.4)
@@ -87,21 +92,158 @@ def test_an_error_on_the_cluster_is_the_same_sentence(data, tmp_path, cluster, s
         )
 
 
-def test_nobody_answers(data, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr(workers, "DASK_PATIENCE", "0.3s")
+@contextlib.contextmanager
+def within_ten_seconds():
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize(
+    "kind", ["closed port", "mute server", "web server", "no such host", "scheme"]
+)
+def test_nobody_answers(data, tmp_path, refused, kind):
     files = data.shards(tmp_path / "acts", 1)
-    err = refused(*files, "--dask", "tcp://127.0.0.1:9")
-    assert (
-        "no Dask scheduler answers at 'tcp://127.0.0.1:9': start one with `dask scheduler`" in err
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        address = {
+            "closed port": "tcp://127.0.0.1:9", "mute server": f"tcp://127.0.0.1:{port}",
+            "web server": f"tcp://127.0.0.1:{port}", "no such host": "tcp://nowhere.invalid:8786",
+            "scheme": "nonsense://x",
+        }[kind]  # fmt: skip
+        if kind == "web server":
+
+            def answer():
+                with contextlib.suppress(OSError):
+                    while True:
+                        mute.accept()[0].sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 100)
+
+            threading.Thread(target=answer, daemon=True).start()
+        with within_ten_seconds():
+            err = refused(*files, "--dask", address)
+    assert f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`" in err
+    assert not list(tmp_path.glob("*.state"))
+
+
+def test_a_cluster_without_a_worker(data, tmp_path, refused):
+    files = data.shards(tmp_path / "acts", 1)
+    with LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:
+        address = empty.scheduler_address
+        with within_ten_seconds():
+            err = refused(*files, "--dask", address)
+        assert f"{address} has no worker: start some with `dask worker {address}`" in err
+
+
+def test_a_worker_without_the_package(data, tmp_path, refused):
+    """A real worker, that finds every installed package but this one."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for folder in [Path(path) for path in sys.path if path.endswith("-packages")]:
+        for entry in folder.iterdir():
+            if "collapsemeter" not in entry.name and not (site / entry.name).exists():
+                (site / entry.name).symlink_to(entry)
+    files = data.shards(tmp_path / "acts", 1)
+    with LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as started:
+        address = started.scheduler_address
+        worker = subprocess.Popen(
+            [sys.executable, "-S", "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while not started.scheduler.workers:
+                assert time.monotonic() < deadline
+                assert worker.poll() is None
+                time.sleep(0.05)
+            with within_ten_seconds():
+                err = refused(*files, "--dask", address)
+        finally:
+            worker.kill()
+            worker.wait()
+    assert "of the Dask cluster needs collapsemeter" in err
+    assert "No module named 'collapsemeter'" in err
+    assert "install it where the workers run" in err
+
+
+@pytest.mark.parametrize("how", ["scheduler dies", "scheduler stops", "workers die"])
+def test_a_cluster_that_goes_away(data, tmp_path, refused, cli, how):
+    """What was counted is kept, and the audit goes on from there."""
+    files = data.shards(tmp_path / "acts", 30)
+    due = cli(*files, "--json")[1]
+    processes = start_cluster(tmp_path)
+    scheduler, worker = processes
+    address = (tmp_path / "address").read_text()
+    gone = []
+
+    def slowly(function, *arguments):
+        time.sleep(0.2)
+        return function(*arguments)
+
+    def go_away():
+        while len(list(tmp_path.glob("collapsemeter-*.state/*.state"))) < 3:
+            time.sleep(0.01)
+        victim = worker if how == "workers die" else scheduler
+        victim.send_signal(signal.SIGSTOP if how == "scheduler stops" else signal.SIGKILL)
+        gone.append(time.monotonic())
+
+    thread = threading.Thread(target=go_away)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                Dask, "submit", lambda self, f, *a: self.client.submit(slowly, f, *a, pure=False)
+            )
+            thread.start()
+            err = refused(*files, "--dask", address, "--json")
+            assert time.monotonic() - gone[0] < 10
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        thread.join()
+    words = "has no worker" if how == "workers die" else "does not answer any more"
+    assert words in err
+    (folder,) = tmp_path.glob("collapsemeter-*.state")
+    assert f"(what was counted is kept in {folder.name}: use --resume)" in err
+    kept = len(list(folder.glob("*.state")))
+    assert 3 <= kept < 30
+    assert cli(*files, "--json", "--resume")[1] == due
+
+
+def start_cluster(folder: Path) -> list[subprocess.Popen]:
+    """Start a scheduler and a worker as processes of their own."""
+    script = (
+        "import asyncio, sys\n"
+        "from distributed import Scheduler, Worker\n"
+        "async def main():\n"
+        "    if sys.argv[1] == 'scheduler':\n"
+        "        async with Scheduler(port=0, host='127.0.0.1', dashboard=False) as s:\n"
+        "            print(s.address, flush=True)\n"
+        "            await s.finished()\n"
+        "    else:\n"
+        "        async with Worker(sys.argv[2], nthreads=1, dashboard=False) as w:\n"
+        "            print(w.address, flush=True)\n"
+        "            await w.finished()\n"
+        "asyncio.run(main())\n"
     )
-    assert "no Dask scheduler answers at 'nonsense://x'" in refused(
-        *files, "--dask", "nonsense://x"
-    )
+    started: list[subprocess.Popen] = []
+    address = ""
+    for role in ("scheduler", "worker"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, role, address], cwd=folder,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        started.append(process)
+        line = process.stdout.readline().strip()
+        assert line.startswith("tcp://")
+        address = address or line
+    (folder / "address").write_text(address)
+    return started
 
 
 def test_workers_that_die_over_the_same_task(data, tmp_path, cluster, refused, monkeypatch):
     monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
-    monkeypatch.setattr(workers.Dask, "submit", lambda self, *_: self.client.submit(os._exit, 1))
+    monkeypatch.setattr(Dask, "submit", lambda self, *_: self.client.submit(os._exit, 1))
     files = data.shards(tmp_path / "acts", 1)
     err = refused(*files, "--dask", cluster.scheduler_address)
     assert "workers of the Dask cluster died over the same task again and again" in err

@@ -282,7 +282,7 @@ WRONG = {
              "a mask must have the shape (batch, positions)", ["--reduction", "words=mean"]),
     "reduction": ({}, "--reduction cnov*=...: no layer is named so; there are conv, fc", ["--reduction", "cnov*=mean"]),
     "reduction name": ({}, "reduction='median': choose auto, flatten", ["--reduction", "median"]),
-    "layers": ({}, "'x*' matches no module", ["--layers", "x*"]),
+    "layers": ({}, "--layers x*: no layer is named so; there are conv, fc", ["--layers", "x*"]),
     "no predictions": ({}, 'acts.npz has no array "p"; arrays found: conv', ["--predictions", "p"]),
     "no labels file": ({}, "no file matches 'none.npy'", ["--labels", "none.npy"]),
     "no ending": ({}, "labels.txt: only .safetensors", ["--labels", "labels.txt"]),

@@ -12,7 +12,6 @@ import pytest
 
 from collapsemeter import CorruptStateError
 from collapsemeter.audit import Options, Running, audit, map_files, merge_files
-from collapsemeter.audit.merging import merge_two, tree
 from collapsemeter.audit.state import FORMAT, SavedState
 from collapsemeter.state_files import write_state
 
@@ -140,19 +139,6 @@ def test_empty_shards_of_maps(tmp_path, save_arrays, how):
 def test_nothing_to_merge():
     with pytest.raises(ValueError, match="there is no state to merge"):
         merge_files([], "m", Options())
-
-
-def test_the_tree_of_two_is_that_of_files(data, tmp_path):
-    files = data.shards(tmp_path / "acts", 5)
-    states = [SavedState(path) for path in mapped(files, tmp_path / "S")]
-    merged = tree(states, SavedState.state, merge_two)
-    merge_files([state.path for state in states], tmp_path / "m", Options())
-    saved = SavedState(tmp_path / "m")
-    for layer in ("conv", "fc"):
-        assert merged.layers[layer].means.tobytes() == saved.moments(layer).means.tobytes()
-        assert saved.moments(layer, scatter=False).kind == "trace"
-    with pytest.raises(ValueError, match="which were counted already"):
-        merge_two(states[0].state(), merged)
 
 
 def crafted(path: Path, change) -> Path:

@@ -1,0 +1,228 @@
+"""A Dask cluster as workers: whatever keeps it from working is one sentence, within ten seconds."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from .. import __version__
+from ..activations.array_file import first_line
+
+CONNECT = 4.0  # seconds until a scheduler answers
+ANSWER = 4.0  # seconds until it, or all workers, answer a question
+ABSENT = 4.0  # seconds without any worker: one that died may be started again
+_LOGGERS = ("distributed", "tornado", "asyncio")
+_VERSION = "__import__('collapsemeter').__version__"
+
+
+class Dask:
+    """The workers of a Dask cluster; a task of a worker that dies is done again by another."""
+
+    def __init__(self, client: Any, address: str) -> None:
+        self.client = client
+        self._address = address
+        self._seen = self._asked = time.monotonic()
+
+    def each(
+        self, function: Callable[..., Any], tasks: Sequence[Any], *more: Any
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield results as they come; ``more`` are further arguments of every call.
+
+        Raises
+        ------
+        ValueError
+            If the scheduler or all workers are gone, or workers die again and again.
+        """
+        from distributed import as_completed
+
+        numbers: dict[str, int] = {}
+        futures = []
+        for i, task in enumerate(tasks):
+            futures.append(self.submit(function, task, *more))
+            numbers[futures[-1].key] = i
+        waiting = as_completed(futures, loop=self.client.loop)
+        futures.clear()  # the cluster forgets a result that nobody holds
+        while not waiting.is_empty():
+            ready = self._answer(waiting.next_batch)
+            while ready:
+                few = [ready.pop() for _ in range(min(len(ready), _AT_ONCE))]
+                yield from zip([numbers[f.key] for f in few], self._results(few), strict=True)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return a future of the call; futures among the arguments stand for their results."""
+        return self.client.submit(function, *arguments, pure=False)
+
+    def everywhere(self, value: Any) -> Any:
+        """Send a value to the workers once; return what stands for it in a call."""
+        return self._answer(lambda: self.client.scatter(value, broadcast=True, hash=False))
+
+    def check(self) -> None:
+        """Raise ValueError unless there are workers, and all of them have this version of the package."""
+        while not self._workers():
+            if time.monotonic() - self._seen > ABSENT:
+                raise self._no_worker()
+            time.sleep(0.1)
+        try:
+            found: dict[str, Any] = self.client.sync(
+                self.client._run, eval, _VERSION, on_error="return", callback_timeout=ANSWER
+            )
+        except (TimeoutError, OSError) as error:
+            raise ValueError(
+                f"a worker of the Dask cluster at {self._address} does not answer within {ANSWER:g} s"
+            ) from error
+        for worker, version in found.items():
+            if version != __version__:
+                has = version if isinstance(version, str) else f"none ({first_line(version)})"
+                raise ValueError(
+                    f"worker {worker} of the Dask cluster needs collapsemeter {__version__} and has {has}: "
+                    "install it where the workers run"
+                )
+
+    def _workers(self) -> bool:
+        """Say whether there is a worker."""
+        try:
+            known = self.client.sync(self.client.scheduler.identity, callback_timeout=ANSWER)
+        except (TimeoutError, OSError) as error:
+            raise self._lost() from error
+        return bool(known["workers"])
+
+    def _watch(self) -> None:
+        """Raise ValueError if nothing can come any more."""
+        if self.client.status != "running":
+            raise self._lost()
+        now = time.monotonic()
+        if now - self._asked < 1:
+            return
+        if self._workers():
+            self._seen = time.monotonic()
+        elif now - self._seen > ABSENT:
+            raise self._no_worker()
+        self._asked = time.monotonic()
+
+    def _lost(self) -> ValueError:
+        return ValueError(f"the Dask scheduler at {self._address} does not answer any more")
+
+    def _no_worker(self) -> ValueError:
+        return ValueError(
+            f"the Dask cluster at {self._address} has no worker: start some with `dask worker {self._address}`"
+        )
+
+    def _results(self, futures: Sequence[Any]) -> list[Any]:
+        from distributed import KilledWorker
+
+        try:
+            found: list[Any] = self._answer(lambda: self.client.gather(list(futures)))
+        except KilledWorker as error:
+            raise ValueError(
+                "workers of the Dask cluster died over the same task again and again, perhaps for want of "
+                f"memory: {first_line(error)}"
+            ) from error
+        return found
+
+    def _answer(self, call: Callable[[], Any]) -> Any:
+        """Return what a call of the client gives, as long as there is somebody to answer it."""
+        from distributed import CancelledError, KilledWorker
+
+        try:
+            return _within(math.inf, call, self._watch)
+        except (ValueError, MemoryError, KilledWorker):
+            raise
+        except CancelledError as error:
+            raise self._lost() from error
+        except OSError:  # of the connection, or of a file that a worker does not find
+            self._watch()
+            raise
+        except (
+            Exception
+        ) as error:  # of the cluster itself: a task says what is wrong in a ValueError
+            raise ValueError(
+                f"a task failed on the Dask cluster at {self._address} ({type(error).__name__}: "
+                f"{first_line(error)})"
+            ) from error
+
+
+_AT_ONCE = 4  # states that come here together
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[Dask]:
+    """Connect to a cluster.
+
+    Raises
+    ------
+    ValueError
+        If no scheduler answers, there is no worker, or one lacks this package.
+    ImportError
+        If Dask is not installed.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError(
+            f"an audit on {address} needs Dask: pip install 'collapsemeter[dask]'"
+        ) from error
+    with _silent():
+        try:
+            client = _within(
+                CONNECT + 1, lambda: Client(address, timeout=CONNECT, set_as_default=False)
+            )
+        except Exception as error:  # whatever answers there is no scheduler
+            raise ValueError(
+                f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and pass its address "
+                f"({first_line(error)})"
+            ) from error
+        try:
+            crew = Dask(client, address)
+            crew.check()
+            yield crew
+        finally:
+            with suppress(Exception):  # what it says no longer matters
+                _within(2, lambda: client.close(timeout=1))
+
+
+def _within(
+    seconds: float, call: Callable[[], Any], watch: Callable[[], None] = lambda: None
+) -> Any:
+    """Return what a call gives; raise TimeoutError if it takes longer, or what ``watch`` raises meanwhile.
+
+    Dask's own time-outs leave some waits open.
+    """
+    done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((call(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            value, error = done.get(timeout=min(0.2, seconds))
+        except Empty:
+            watch()
+            continue
+        if error is not None:
+            raise error
+        return value
+    raise TimeoutError(f"nothing came within {seconds:g} s")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what goes wrong on the cluster from being logged, too."""
+    before = {name: logging.getLogger(name).level for name in _LOGGERS}
+    for name in before:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,129 @@
+"""Where a command may write: never over an input, another output, or a file of another kind."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+Kind = Literal["report", "page", "state", "figure", "folder"]
+
+
+class Output(NamedTuple):
+    """Something that a command writes: the option that names it, its path, and what it will be."""
+
+    option: str
+    path: str
+    kind: Kind
+
+
+def check_outputs(outputs: Sequence[Output], inputs: Mapping[str, Sequence[str]]) -> None:
+    """Refuse outputs that would destroy something, before anything is read.
+
+    A report, page, figure or state that an earlier run wrote may be replaced by one of its kind. Every other
+    file that exists is left alone.
+
+    Parameters
+    ----------
+    outputs : sequence of Output
+    inputs : mapping of str to sequence of str
+        Paths and globs by what names them, such as ``"--head"``.
+
+    Raises
+    ------
+    ValueError
+        If an output is an input or another output (under any spelling, by a symbolic or a hard link), is a
+        folder where a file is due, lies in a Zarr array, cannot be written, or exists and is of another kind.
+
+    Examples
+    --------
+    >>> check_outputs([Output("--out", "acts.npz", "report")], {"an input": ["acts.npz"]})
+    Traceback (most recent call last):
+    ValueError: --out acts.npz is an input, too: it would be overwritten; name another file
+    """
+    for i, output in enumerate(outputs):
+        named = f"{output.option} {output.path or repr(output.path)}"
+        if _URL.match(output.path):
+            raise ValueError(f"{named}: outputs are local files; name a path")
+        for what, patterns in inputs.items():
+            if any(_same(output.path, path) for path in _local(patterns)):
+                raise ValueError(
+                    f"{named} is {what}, too: it would be overwritten; name another file"
+                )
+        for other in outputs[:i]:
+            if _same(output.path, other.path):
+                raise ValueError(f"{named} and {other.option} {other.path} are one file: name two")
+        _check_place(named, output)
+        _check_kind(named, output)
+
+
+def _local(patterns: Sequence[str]) -> Iterator[str]:
+    for pattern in patterns:
+        path = pattern.removeprefix("file://")
+        if not _URL.match(path):
+            yield path
+            yield from glob.iglob(path, recursive=True)
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
+
+
+def _same(path: str, other: str) -> bool:
+    if os.path.realpath(path) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):  # one of them does not exist
+        return False
+
+
+def _check_place(named: str, output: Output) -> None:
+    """Raise unless the folder can be written to, and is no array that consists of files."""
+    path = Path(os.path.abspath(output.path))
+    if output.kind == "folder":
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{named} is a file: name a folder")
+    elif path.is_dir():
+        raise ValueError(f"{named} is a folder: name a file to write")
+    for parent in (path, *path.parents):
+        if any((parent / name).exists() for name in _ZARR):
+            raise ValueError(f"{named} lies in the Zarr array {parent}: name a path outside of it")
+    folder = next(p for p in (path, *path.parents) if p.exists() and (p != path or p.is_dir()))
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ValueError(f"{named} cannot be written: {folder} is not a folder to write to")
+
+
+_ZARR = ("zarr.json", ".zarray", ".zgroup")
+
+
+def _check_kind(named: str, output: Output) -> None:
+    """Raise if there is a file that is not what would be written."""
+    path = Path(output.path)
+    if output.kind == "folder" or not path.exists():
+        return
+    words, form = _KINDS[output.kind]
+    if not path.is_file():
+        raise ValueError(f"{named} is no regular file: name one")
+    with open(path, "rb") as file:
+        begin = file.read(4096)
+    if begin and not form.match(begin):
+        raise ValueError(
+            f"{named} exists and is not {words}: it would be overwritten; name another file, or remove it"
+        )
+
+
+_KINDS: dict[str, tuple[str, re.Pattern[bytes]]] = {
+    "report": (
+        "a report of collapsemeter",
+        re.compile(rb'\s*\{\s*"format":\s*"collapsemeter\.CollapseReport"'),
+    ),
+    "page": (
+        "an HTML report of collapsemeter",
+        re.compile(rb'(?is)\s*<!doctype html>.*name="generator" content="collapsemeter'),
+    ),
+    "state": ("a state of collapsemeter", re.compile(rb"(?s)PK\x03\x04.{26}0\.counts\.npy")),
+    "figure": ("a figure", re.compile(rb"\x89PNG|\s*<(\?xml|svg|!DOCTYPE svg)")),
+}

@@ -1,0 +1,134 @@
+"""Processes that end with their parent, whatever ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing.connection import wait
+from types import FrameType
+from typing import Any, NoReturn
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_PATIENCE = 5.0  # seconds that a task has to clean up
+_MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows
+_ENDING = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)
+]
+
+
+class EndedError(BaseException):
+    """A task was interrupted because its process was told to end; not for ``except Exception``."""
+
+
+@contextmanager
+def processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Open a pool of fresh processes that use one thread each.
+
+    Where this block is left by an exception, their tasks are interrupted, clean up, and the processes end. They
+    end, too, when this process is gone, even by SIGKILL. Ctrl-C is left to this process.
+
+    Parameters
+    ----------
+    count : int
+
+    Raises
+    ------
+    ValueError
+        If one of them is told to end by somebody else.
+
+    Examples
+    --------
+    >>> with processes(2) as pool:
+    ...     pool.submit(abs, -3).result()
+    3
+    """
+    # Spawned: forking a process that has threads, as BLAS has, may hang.
+    pool = _Pool(count, get_context("spawn"), _begin)
+    try:
+        yield pool
+    except EndedError as error:
+        _interrupt(pool)
+        raise ValueError("a worker process was told to end (SIGTERM)") from error
+    except BaseException:
+        _interrupt(pool)
+        raise
+    finally:
+        pool.shutdown()
+
+
+class _Pool(ProcessPoolExecutor):
+    def submit(self, function: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        with _starting():  # a process is started when a task finds none that is free
+            return super().submit(_unless_ended, function, *given, **named)
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Let processes that are started in this block use one thread each, and block signals in them."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    mask: Any = None
+    if _MASKS:
+        resource_tracker.ensure_running()  # starting it would unblock them
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        if _MASKS:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _begin() -> None:
+    """Prepare a worker."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, _end_task)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _unless_ended(function: Callable[..., Any], /, *given: Any, **named: Any) -> Any:
+    """Call a function; SIGTERM, which a worker takes during tasks alone, interrupts this one and all others."""
+    try:
+        if _MASKS:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        if _ended:
+            raise EndedError
+        return function(*given, **named)
+    finally:
+        if _MASKS:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+_ended = False
+
+
+def _end_task(number: int, frame: FrameType | None) -> NoReturn:
+    global _ended
+    _ended = True
+    raise EndedError
+
+
+def _interrupt(pool: ProcessPoolExecutor) -> None:
+    """Interrupt the tasks of a pool, and end processes that do not end by themselves."""
+    workers = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(_PATIENCE)
+        worker.kill()
