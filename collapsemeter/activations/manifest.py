@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..moments import Phase
+from ..sums import check_num_classes
 from .array_file import ActivationsError
 
 NAME = "manifest.json"
@@ -124,7 +125,7 @@ class Manifest:
             return cls(
                 files=_records(found["files"]),
                 layers=tuple(map(_text, _list(found["layers"]))),
-                num_classes=_natural(found["num_classes"], least=1),
+                num_classes=check_num_classes(_natural(found["num_classes"], least=1)),
                 phase=_phase(found["phase"]),
                 ignore_index=_whole(found["ignore_index"]),
                 head=None if found["head"] is None else _record(found["head"]),
