@@ -67,7 +67,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
 
 
 def _natural(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
 
 
 def check_stored(arrays: Mapping[str, npt.NDArray[Any] | None]) -> None:
@@ -124,7 +124,7 @@ def check_consistent(moments: ClassMoments, dtype: type[np.floating[Any]] = np.f
             c = int(np.argmax(alone))
             _refuse(f"class {c} has 1 row and a sum of squares of {moments.traces[c]:g} about it")
         if moments.scatter is not None:
-            _check_scatter(moments, moments.scatter, error)
+            _check_scatter(moments, moments.scatter, error, float(np.finfo(dtype).max))
         if moments.sketch is not None and moments.signs is not None:
             _check_sketch(moments, moments.sketch, moments.signs, float(error.sum()))
 
@@ -133,7 +133,7 @@ def _refuse(what: str) -> None:
     raise ValueError(f"no data have such moments: {what}")
 
 
-def _first(flags: npt.NDArray[np.bool_]) -> int:
+def _first(flags: Any) -> int:
     return int(np.argmax(flags))
 
 
@@ -162,7 +162,10 @@ def _check_means(
 ) -> None:
     for flags, what in (
         ((counts == 0) & (means.any(axis=1) | low.any(axis=1)), "no row and a mean that is not 0"),
-        (finite & ~np.isfinite(means + low).all(axis=1), "a mean that is not finite and a finite sum of squares"),
+        (
+            finite & ~np.isfinite(means + low).all(axis=1),
+            "a mean that is not finite and a finite sum of squares",
+        ),
         (
             finite & (np.abs(low) > 2.0**-52 * np.abs(means)).any(axis=1),
             "means_low beyond the rounding of its mean",
@@ -183,10 +186,14 @@ def _rounding(moments: ClassMoments, dtype: type[np.floating[Any]]) -> Floats:
     norms = np.vecdot(moments.means, moments.means)
     error = relative * (largest + n * float(info.eps) ** 2 * norms)
     error += n * moments.width * float(info.tiny)
-    return np.where(np.isfinite(error), error, 0.0)
+    return np.where(np.isfinite(error), error, np.inf)  # a square overflows: nothing can be told
 
 
-def _check_scatter(moments: ClassMoments, scatter: Floats, error: Floats) -> None:
+def _check_scatter(moments: ClassMoments, scatter: Floats, error: Floats, largest: float) -> None:
+    """Check a scatter against the traces; squares whose sum passes ``largest`` may have overflowed."""
+    near = moments.traces.max(initial=0.0) > largest / max(moments.rows * moments.num_classes, 1)
+    if near and not np.isfinite(scatter).all():
+        return
     if scatter.ndim == 2:
         if not np.isfinite(moments.traces).all():
             return

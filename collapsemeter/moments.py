@@ -659,7 +659,8 @@ class ClassMoments:
 
         header, arrays = read_state(path)
         try:
-            parts = {name: arrays[name] for name in ("counts", "means", "means_low", "traces")}
+            due = ("counts", "means", "means_low", "traces")
+            parts: dict[str, Any] = {name: arrays[name] for name in due}
             parts |= {name: arrays.get(name) for name in ("scatter", "sketch", "signs")}
             check_stored(parts)
             found = cls(

@@ -12,6 +12,7 @@ from typing import Any
 from ..moments import Phase
 from ..sums import check_num_classes
 from .array_file import ActivationsError
+from .foreign import json_object, sentence
 
 NAME = "manifest.json"
 FORMAT = "collapsemeter.activations"
@@ -115,6 +116,8 @@ class Manifest:
         """Read a manifest from its text; ``path`` is for the error."""
         try:
             found = json.loads(text)
+            if isinstance(found, dict) and "format" not in found:
+                raise ActivationsError(sentence(path, json_object(found)))
             if found["format"] != FORMAT:
                 raise ValueError(f"its format is {found['format']!r}")
             if _natural(found["version"]) > VERSION:
