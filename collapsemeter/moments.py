@@ -10,19 +10,20 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from . import sums as _sums
+from .consistency import check_consistent, check_fields, check_stored, listed
 from .frames import row_blocks
 from .labels import labelled_rows
 from .namespace import NUMPY
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
-from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, Sums
+from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, Sums, check_num_classes
 from .symmetric import add_product, mirror, mirrored
 
 Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
@@ -76,7 +77,8 @@ class ClassMoments:
     Raises
     ------
     ValueError
-        If shapes disagree or the phase is unknown.
+        If shapes disagree, the phase is unknown, or no data have such moments: a negative count, a
+        scatter whose trace is not that of ``traces``, see `collapsemeter.consistency`.
 
     Examples
     --------
@@ -103,18 +105,73 @@ class ClassMoments:
     seeds: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
+        self._check(np.float32)
+
+    def _check(self, dtype: type[np.floating[Any]]) -> None:
         if self.phase not in get_args(Phase):
             raise ValueError(f"phase={self.phase!r}: choose one of {', '.join(get_args(Phase))}")
-        low = np.zeros_like(self.means) if self.means_low is None else self.means_low
+        check_fields(self.__dict__)
+        self._freeze()
+        self._check_shapes()
+        check_consistent(self, dtype)
+
+    @classmethod
+    def summed_in(cls, dtype: type[np.floating[Any]], **values: Any) -> Self:
+        """Return moments whose rows were summed in that dtype, checked to its rounding.
+
+        Parameters
+        ----------
+        dtype : type
+            The constructor takes float32 for granted, the least that sums are kept in.
+        **values
+            See `ClassMoments`.
+
+        Raises
+        ------
+        ValueError
+            See `ClassMoments`.
+
+        Examples
+        --------
+        >>> counts = np.array([10**6])
+        >>> ClassMoments.summed_in(np.float64, counts=counts, means=[[0.0]], scatter=[[2.0]], traces=[1.0])
+        Traceback (most recent call last):
+            ...
+        ValueError: no data have such moments: the pooled scatter has trace 2, and the sums of squares are 1
+        """
+        made = cls._unchecked(values)
+        made._check(dtype)
+        return made
+
+    @classmethod
+    def _trusted(cls, **values: Any) -> Self:
+        """Make moments of what was computed here: they are not checked again."""
+        made = cls._unchecked(values)
+        made._freeze()
+        return made
+
+    @classmethod
+    def _unchecked(cls, values: dict[str, Any]) -> Self:
+        made = object.__new__(cls)
+        for each in fields(cls):
+            object.__setattr__(made, each.name, values.get(each.name, each.default))
+        return made
+
+    def _with(self, **changes: Any) -> Self:
+        return self._trusted(**(self.__dict__ | changes))
+
+    def _freeze(self) -> None:
         object.__setattr__(self, "counts", _frozen(self.counts, np.int64))
-        for name, array in (("means", self.means), ("traces", self.traces), ("means_low", low)):
-            object.__setattr__(self, name, _frozen(array, np.float64))
-        for name in ("scatter", "sketch", "signs"):
+        if self.means_low is None:
+            object.__setattr__(self, "means_low", np.zeros(np.shape(self.means)))
+        for name in ("means", "traces", "means_low", "scatter", "sketch", "signs"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _frozen(getattr(self, name), np.float64))
+
+    def _check_shapes(self) -> None:
         if self.means.ndim != 2 or not (
             self.counts.shape == self.traces.shape == self.means.shape[:1]
-            and low.shape == self.means.shape
+            and self._low.shape == self.means.shape
             and (self.scatter is None or self.scatter.shape == self._scatter_shape())
         ):
             found = None if self.scatter is None else self.scatter.shape
@@ -235,8 +292,7 @@ class ClassMoments:
         >>> m.rows, m.kind
         (2, 'class')
         """
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: there must be at least one class")
+        num_classes = check_num_classes(num_classes)
         if nonfinite not in get_args(Nonfinite):
             raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
         rows, bins = labelled_rows(features, labels, num_classes, ignore_index=ignore_index)
@@ -304,7 +360,7 @@ class ClassMoments:
         if state.sketch is not None:
             signs = np.array(state.signs, np.float64)
             sketch = recentred(np.asarray(state.sketch, np.float64), signs, offset)
-        return cls(
+        return cls._trusted(
             counts=counts,
             means=means,
             scatter=scatter,
@@ -417,8 +473,7 @@ class ClassMoments:
             signs = a.signs + b.signs
         traces = a.traces + b.traces
         traces[both] += np.vecdot(steps, steps)
-        return replace(
-            self,
+        return self._with(
             counts=counts,
             means=means,
             scatter=scatter,
@@ -489,8 +544,7 @@ class ClassMoments:
         """
         if self.sketch is None or self.signs is None or not self.seeds:
             return self
-        return replace(
-            self,
+        return self._with(
             sketch=turned(self.sketch, seed),
             signs=turned(self.signs, seed),
             seeds=frozenset([seed]),
@@ -533,9 +587,9 @@ class ClassMoments:
         if kind == "sketch" or _KINDS.index(kind) < _KINDS.index(self.kind):
             raise ValueError(f"a {self.kind!r} scatter was kept: {kind!r} cannot be made of it")
         if kind == "trace":
-            return replace(self, scatter=None, sketch=None, signs=None, seeds=frozenset())
+            return self._with(scatter=None, sketch=None, signs=None, seeds=frozenset())
         assert self.scatter is not None
-        return replace(self, scatter=self.scatter.sum(axis=0))
+        return self._with(scatter=self.scatter.sum(axis=0))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file, atomically, with a SHA-256 checksum.
@@ -569,6 +623,7 @@ class ClassMoments:
             "ignored": self.ignored,
             "nonfinite": self.nonfinite,
             "seeds": sorted(self.seeds),
+            "rows": self.rows,
         }
         arrays: dict[str, npt.NDArray[Any]] = {
             "counts": self.counts,
@@ -588,7 +643,8 @@ class ClassMoments:
         Raises
         ------
         CorruptStateError
-            If the file is truncated, altered, or not a state file, or was written by a newer version.
+            If the file is truncated, altered, or not a state file, was written by a newer version, or
+            holds what no data have, whatever its checksum says.
         FileNotFoundError
             If there is none.
 
@@ -606,21 +662,22 @@ class ClassMoments:
 
         header, arrays = read_state(path)
         try:
-            return cls(
-                counts=arrays["counts"],
-                means=arrays["means"],
-                scatter=arrays.get("scatter"),
-                traces=arrays["traces"],
+            due = ("counts", "means", "means_low", "traces")
+            parts: dict[str, Any] = {name: arrays[name] for name in due}
+            parts |= {name: arrays.get(name) for name in ("scatter", "sketch", "signs")}
+            check_stored(parts)
+            found = cls(
+                **parts,
                 feature_dtype=header["feature_dtype"],
                 phase=header["phase"],
-                shards=frozenset(header["shards"]),
+                shards=frozenset(listed(header["shards"])),
                 ignored=header["ignored"],
                 nonfinite=header["nonfinite"],
-                means_low=arrays["means_low"],
-                sketch=arrays.get("sketch"),
-                signs=arrays.get("signs"),
-                seeds=frozenset(header.get("seeds", ())),
+                seeds=frozenset(listed(header.get("seeds", []))),
             )
+            if header.get("rows", found.rows) != found.rows:  # older files do not say it
+                raise ValueError(f"its counts add up to {found.rows} rows of {header['rows']}")
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
 

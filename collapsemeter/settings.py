@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from .convention import Convention
 from .reduction import Reduction, check_reduction
 from .sketch import SKETCH_ROWS
-from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, scatter_kind
+from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes, scatter_kind
 
 WIDE = 4096  # layers wider than this keep a sixteenth of the sampled rows
 
@@ -63,8 +63,7 @@ class Settings:
     sketch_rows: int = SKETCH_ROWS
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise ValueError(f"num_classes={self.num_classes}: there must be at least two classes")
+        object.__setattr__(self, "num_classes", check_num_classes(self.num_classes, least=2))
         if self.scatter not in ("auto", *get_args(ScatterKind)):
             raise ValueError(
                 f"scatter={self.scatter!r}: choose 'auto', 'class', 'pooled', 'sketch' or 'trace'"

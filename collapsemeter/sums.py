@@ -14,6 +14,9 @@ value is read back from a device. Everything that divides belongs to `moments`.
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +30,8 @@ Nonfinite = Literal["skip", "raise", "propagate"]
 
 IGNORE_INDEX = -100
 CLASS_SCATTER_ENTRIES = 2**20  # up to 8 MB in float64: every class keeps its own scatter
+MOST_CLASSES = 2**20  # more is rather something else: an id, a hash, a number of rows
+MOST_ENTRIES = 2**32  # of one array: 32 GiB in float64
 POOLED_SCATTER_WIDTH = 4096  # 128 MB in float64: of wider layers a sketch is kept
 
 
@@ -62,6 +67,45 @@ class Sums:
     invalid: Array
     sketch: Array | None = None
     signs: Array | None = None
+
+
+def check_num_classes(num_classes: Any, least: int = 1) -> int:
+    """Return a number of classes as int, before anything of that size is allocated.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number, less than ``least``, or absurd.
+
+    Examples
+    --------
+    >>> check_num_classes(10**9)
+    Traceback (most recent call last):
+        ...
+    ValueError: num_classes=1000000000: at most 1048576 classes are measured; pass the number of classes
+    """
+    try:
+        number = operator.index(num_classes)
+    except TypeError as error:
+        raise ValueError(f"num_classes={num_classes!r} is not a whole number") from error
+    if number < least:
+        words = {1: "one class", 2: "two classes"}[least]
+        raise ValueError(f"num_classes={number}: there must be at least {words}")
+    if number > MOST_CLASSES:
+        raise ValueError(
+            f"num_classes={number}: at most {MOST_CLASSES} classes are measured; pass the number of classes"
+        )
+    return number
+
+
+def _check_entries(num_classes: int, width: int, shapes: Iterable[tuple[int, ...] | None]) -> None:
+    """Raise ValueError if an array is larger than any host affords."""
+    largest = max(math.prod(shape) for shape in shapes if shape is not None)
+    if largest > MOST_ENTRIES:
+        raise ValueError(
+            f"{num_classes} classes of {width} features: sums of {largest * 8 / 2**30:.0f} GiB are "
+            "not allocated; keep a coarser scatter, such as 'pooled' or 'trace', or narrower features"
+        )
 
 
 def scatter_kind(num_classes: int, width: int, entries: int = CLASS_SCATTER_ENTRIES) -> ScatterKind:
@@ -254,7 +298,10 @@ def init(
     >>> init(num_classes=2, width=3, kind="trace").scatter is None
     True
     """
+    num_classes = check_num_classes(num_classes)
     shape = scatter_shape(kind, num_classes, width)
+    sketched = sketch_shapes(kind, num_classes, width, sketch_rows)
+    _check_entries(num_classes, width, [(num_classes, width), shape, *sketched.values()])
     zero = np.int64(0)
     return Sums(
         counts=np.zeros(num_classes, np.int64),
@@ -265,8 +312,5 @@ def init(
         ignored=zero,
         nonfinite=zero,
         invalid=zero,
-        **{
-            name: np.zeros(shape, dtype)
-            for name, shape in sketch_shapes(kind, num_classes, width, sketch_rows).items()
-        },
+        **{name: np.zeros(shape, dtype) for name, shape in sketched.items()},
     )

@@ -238,7 +238,9 @@ def test_the_uncentred_products_come_of_the_centred(offset, scale, center, width
     decaying = frame * np.geomspace(1, 1e-8, width)
     for rows in (frame, np.vstack([1e5 * frame[:1], frame[1:]]), decaying):
         means = rows * scale + offset * rng.normal(size=width)
-        moments = cm.ClassMoments(rng.integers(1, 9, 70), means, np.eye(width), np.ones(70))
+        moments = cm.ClassMoments(
+            rng.integers(2, 9, 70), means, np.eye(width), np.full(70, width / 70)
+        )
         geometry = ClassGeometry(moments, center)
         exact = means.astype(np.longdouble)
         due = (exact @ exact.T if width == 90 else exact.T @ exact).astype(float)

@@ -6,6 +6,7 @@ import os
 from importlib import import_module
 
 from .array_file import ActivationsError, Array, ArrayFile
+from .foreign import explained
 from .writer import Writer
 
 # Ending -> module and class: a format's library is imported when a file of it is opened.
@@ -19,13 +20,15 @@ _OPENERS = {
 }
 
 
-def open_arrays(path: str | os.PathLike[str]) -> ArrayFile:
+def open_arrays(path: str | os.PathLike[str], called: str | None = None) -> ArrayFile:
     """Open a file of arrays by its ending: .safetensors, .npy, .npz, .zarr, .h5 or .hdf5.
 
     Parameters
     ----------
     path : str or path
         For ``.zarr`` a folder, for all others a file.
+    called : str, optional
+        What messages call it, such as the URL that it was copied from.
 
     Returns
     -------
@@ -35,7 +38,7 @@ def open_arrays(path: str | os.PathLike[str]) -> ArrayFile:
     Raises
     ------
     ActivationsError
-        If it is damaged, hostile, or of another format.
+        If it is damaged, hostile, or of another format; the message says which and how to convert it.
     FileNotFoundError
         If there is none.
     ImportError
@@ -54,9 +57,18 @@ def open_arrays(path: str | os.PathLike[str]) -> ArrayFile:
     name = os.fspath(path).rstrip("/")
     found = _OPENERS.get(os.path.splitext(name)[1].lower())
     if found is None:
-        raise ActivationsError(f"{name}: only {', '.join(_OPENERS)} are read")
+        os.stat(name)  # if there is nothing, that is what must be said
+        raise ActivationsError(
+            explained(name, called) or f"{called or name}: only {', '.join(_OPENERS)} are read"
+        )
     module, reader = found
-    opened: ArrayFile = getattr(import_module(f".{module}", __name__), reader)(name)
+    try:
+        opened: ArrayFile = getattr(import_module(f".{module}", __name__), reader)(name)
+    except ActivationsError as error:
+        what = explained(name, called)
+        if what is None:
+            raise
+        raise ActivationsError(what) from error
     return opened
 
 

@@ -21,6 +21,18 @@ MAX_DIMENSIONS = 32
 KINDS = "fiubV"  # real numbers; "V" is how NumPy calls bfloat16 and other floats of ml_dtypes
 
 
+AS_SAFETENSORS = (
+    "save it as safetensors, safetensors.numpy.save_file({'x': x}, 'x.safetensors'), or as float32, "
+    "x.astype('float32')"
+)
+_CLASSES = "np.unique(labels, return_inverse=True)[1]"
+_REMEDIES = {
+    "T": f"; if these are labels, {_CLASSES} numbers the classes",
+    "O": f"; of labels, {_CLASSES} numbers the classes, and of rows of features np.stack(rows) is an array",
+    "c": "; save x.real and x.imag side by side, or abs(x)",
+}
+
+
 class ActivationsError(ValueError):
     """A file of activations is not what it says it is; the message names it and says what was found."""
 
@@ -182,11 +194,14 @@ def check_array(shape: tuple[Any, ...], dtype: np.dtype[Any]) -> Array:
     if len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
         raise Refused(f"has shape {str(shape)[:200]}: not a shape")
     if dtype.kind not in KINDS or dtype.fields is not None or dtype.subdtype is not None:
-        raise Refused(f"has dtype {str(dtype)[:200]}: only real numbers are read, and pickle never")
-    if dtype.kind == "V" and not dtype.name.startswith(("bfloat16", "float")):
+        remedy = _REMEDIES.get("T" if dtype.kind in "SU" else dtype.kind, "")
         raise Refused(
-            f"has dtype {dtype}: only real numbers are read, and these bytes say no type of number "
-            "(NumPy saves bfloat16 so: save it as safetensors)"
+            f"has dtype {str(dtype)[:200]}: only real numbers are read, and pickle never{remedy}"
+        )
+    if is_untyped(dtype):
+        raise Refused(
+            f"has dtype {dtype}: only real numbers are read, and these bytes say no type of number, as "
+            f"NumPy saves bfloat16 and float8: {AS_SAFETENSORS}"
         )
     # NumPy multiplies the lengths that are not 0, too, and so must a shape without elements pass.
     if math.prod(max(n, 1) for n in shape) * dtype.itemsize >= 2**63:
@@ -194,6 +209,17 @@ def check_array(shape: tuple[Any, ...], dtype: np.dtype[Any]) -> Array:
     if not shape:
         raise Refused("is a scalar: it has no rows")
     return Array(shape, dtype)
+
+
+def is_untyped(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is of bytes that say no type of number.
+
+    Examples
+    --------
+    >>> is_untyped(np.dtype("V2")), is_untyped(np.dtype("float32"))
+    (True, False)
+    """
+    return dtype.kind == "V" and not dtype.name.startswith(("bfloat16", "float"))
 
 
 def check_expansion(array: Array, stored: int) -> Array:

@@ -26,10 +26,11 @@ from .array_file import (
     first_line,
     map_array,
 )
-from .chunk_grid import ChunkGrid, Index
+from .chunk_grid import ChunkGrid, Index, indices, is_nan
 from .hdf5_filters import FILTERS, Filter, unfilter
 
 MAX_OBJECTS = 100_000
+_REMEDY = "they were never written; finish the file, or make the dataset with fillvalue=nan to leave such rows out"
 _TYPES = {
     f"{family}{8 * size}{order}": f"{sign}{kind}{size}"
     for family, kind, sizes in (
@@ -142,12 +143,16 @@ class Hdf5File(Reader):
         if layout == h5d.VIRTUAL:
             raise Refused("is not in the file: it is a virtual dataset")
         stored = dataset.id.get_storage_size()
-        check_expansion(array, stored)
         if layout == h5d.CHUNKED:
-            return self._chunks(dataset, array, _filters(plist))
+            grid = self._chunks(dataset, array, _filters(plist))
+            check_expansion(array, stored)
+            return grid
         if layout == h5d.COMPACT:
-            return np.asarray(dataset[()], array.dtype)
+            return np.asarray(dataset[()], check_expansion(array, stored).dtype)
         if stored == 0:  # never written; get_offset() may still return a number
+            if array.nbytes and not is_nan(dataset.fillvalue):
+                raise Refused(f"has no stored values in rows 0 to {array.shape[0]}: {_REMEDY}")
+            check_expansion(array, stored)
             return np.full(array.shape, dataset.fillvalue, array.dtype)
         offset = dataset.id.get_offset()
         if offset + array.nbytes > self._size:
@@ -171,9 +176,14 @@ class Hdf5File(Reader):
             packed = self._raw[offset : offset + size]
             return unfilter(packed, filters, mask, grid.nbytes).view(array.dtype).reshape(shape)
 
-        grid = ChunkGrid(array, shape, dataset.fillvalue, decode)
+        grid = ChunkGrid(array, shape, dataset.fillvalue, decode, _REMEDY)
         check_chunk(grid.nbytes, self._size)
         dataset.id.chunk_iter(note)
+        # At most one more than are stored is looked for.
+        for at in indices(grid.counts):
+            if at not in places:
+                grid.missing(at)
+                break
         return grid
 
     def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:

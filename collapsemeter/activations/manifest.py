@@ -10,7 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..moments import Phase
+from ..sums import check_num_classes
 from .array_file import ActivationsError
+from .foreign import json_object, sentence
 
 NAME = "manifest.json"
 FORMAT = "collapsemeter.activations"
@@ -114,6 +116,8 @@ class Manifest:
         """Read a manifest from its text; ``path`` is for the error."""
         try:
             found = json.loads(text)
+            if isinstance(found, dict) and "format" not in found:
+                raise ActivationsError(sentence(path, json_object(found)))
             if found["format"] != FORMAT:
                 raise ValueError(f"its format is {found['format']!r}")
             if _natural(found["version"]) > VERSION:
@@ -124,7 +128,7 @@ class Manifest:
             return cls(
                 files=_records(found["files"]),
                 layers=tuple(map(_text, _list(found["layers"]))),
-                num_classes=_natural(found["num_classes"], least=1),
+                num_classes=check_num_classes(_natural(found["num_classes"], least=1)),
                 phase=_phase(found["phase"]),
                 ignore_index=_whole(found["ignore_index"]),
                 head=None if found["head"] is None else _record(found["head"]),

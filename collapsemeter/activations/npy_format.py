@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .array_file import (
+    AS_SAFETENSORS,
     ActivationsError,
     Array,
     Reader,
@@ -22,8 +24,11 @@ from .array_file import (
     map_array,
 )
 
+_MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # characters; NumPy's own limit for untrusted files
 PREFIX = MAX_HEADER + 12  # bytes that hold any header, with the magic and its length
+
+_FLOAT8 = re.compile(r"dtype descriptor: '[<>|=]?f1'")
 
 # A worker of Dask has several threads. The filters of warnings are those of all, and so is the depth that
 # Python 3.11 counts as it parses: SystemError, where another thread does so in between.
@@ -52,7 +57,9 @@ class NpyFile(Reader):
             self.refused[name] = str(reason)
             return
         except ValueError as error:
-            raise ActivationsError(f"{self.path} is not a .npy array: {error}") from error
+            raise ActivationsError(
+                f"{self.path} is not a .npy array: {_why(path, error)}"
+            ) from error
         if size - header.offset != header.array.nbytes:
             raise ActivationsError(
                 f"{self.path}: its header asks for {header.array.nbytes} bytes {header.array}, the "
@@ -63,6 +70,17 @@ class NpyFile(Reader):
 
     def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         return self._mapped[start:stop]
+
+
+def _why(path: str | os.PathLike[str], error: ValueError) -> str:
+    with open(path, "rb") as file:
+        if file.read(len(_MAGIC)) == _MAGIC:
+            return str(error)
+    last = Path(path).name
+    return (
+        "it has no header; if these are raw numbers, as np.memmap and tofile write them, give them one with "
+        f'np.save("with-header-{last}", np.memmap("{last}", "float32", "r", shape=(N, d)))'
+    )
 
 
 def read_header(file: IO[bytes]) -> NpyHeader:
@@ -87,5 +105,10 @@ def read_header(file: IO[bytes]) -> NpyHeader:
                 raise ValueError(f"version {version} is not read")
             shape, fortran, dtype = read(file, max_header_size=MAX_HEADER)
     except Exception as error:  # NumPy evaluates the header, and states no list of what that raises
+        if _FLOAT8.search(str(error)):
+            raise Refused(
+                "has dtype '<f1', as NumPy saves float8 of ml_dtypes, and does not say which: "
+                + AS_SAFETENSORS
+            ) from error
         raise ValueError(first_line(error)) from error
     return NpyHeader(check_array(shape, dtype), "F" if fortran else "C", file.tell())

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import ActivationsError, ArrayFile, open_arrays
+from .foreign import explained, is_foreign_name
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")  # a letter and a colon is a Windows drive
 _CHUNK = 2**20  # bytes that are copied at once
 
@@ -97,6 +100,32 @@ def local_path(url: str | os.PathLike[str], cache_folder: str | os.PathLike[str]
     if not target.exists():
         _copy(name, target, Path(cache_folder))
     return target
+
+
+def open_file(url: str, cache_folder: str | os.PathLike[str]) -> ArrayFile:
+    """Open a file of arrays, here or elsewhere; messages name it as it was named.
+
+    Raises
+    ------
+    ActivationsError
+        If it does not read; of a URL that ends like a file that is not read, before it is copied.
+    OSError, ImportError
+        See `local_path`.
+    """
+    if _URL.match(url) and is_foreign_name(re.split(r"[?#]|::", url)[0]):
+        raise ActivationsError(explained("", url) or f"{url} is not read")
+    return open_arrays(local_path(url, cache_folder), url)
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL of fsspec.
+
+    Examples
+    --------
+    >>> is_url("s3://bucket/labels.npy"), is_url("labels.npy")
+    (True, False)
+    """
+    return _URL.match(name) is not None
 
 
 def _copy(url: str, target: Path, folder: Path) -> None:

@@ -15,7 +15,7 @@ from ..files import write_atomically
 from ..labels import class_labels
 from ..moments import Phase
 from ..nc3 import Head
-from ..sums import IGNORE_INDEX
+from ..sums import IGNORE_INDEX, check_num_classes
 from .manifest import NAME, PHASES, FileRecord, Manifest, sha256_of, stored_name
 
 SHARD_BYTES = 2**28  # 256 MB
@@ -72,8 +72,7 @@ class Writer:
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
         self.folder = Path(folder)
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: there must be at least one class")
+        num_classes = check_num_classes(num_classes)
         if phase not in PHASES:
             raise ValueError(f"phase={phase!r}: choose one of {', '.join(PHASES)}")
         if shard_bytes < 1:

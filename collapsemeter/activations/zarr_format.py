@@ -25,11 +25,15 @@ from .array_file import (
     check_expansion,
     first_line,
 )
-from .chunk_grid import ChunkGrid, Index
+from .chunk_grid import ChunkGrid, Index, indices
 from .zarr_codecs import unpack
 from .zarr_metadata import Plan, Shard, plan_v2, plan_v3
 
 _V3, _V2 = "zarr.json", ".zarray"
+_REMEDY = (
+    "they were never written, or they are the fill value alone, which Zarr does not store by default; "
+    'write the array with config={"write_empty_chunks": True}, or with fill_value=nan'
+)
 _MISSING = 2**64 - 1  # place and length of a chunk that a shard does not have
 
 
@@ -67,10 +71,11 @@ class ZarrFolder(Reader):
         try:
             plan = _plan(folder)
             stored = _stored(folder)
-            check_expansion(plan.array, stored)
             read = _shard_reader(folder, plan, plan.shard) if plan.shard else _reader(folder, plan)
-            grid = ChunkGrid(plan.array, plan.chunk, plan.fill, read)
+            grid = ChunkGrid(plan.array, plan.chunk, plan.fill, read, _REMEDY)
             check_chunk(grid.nbytes, stored)
+            _check_files(folder, plan, grid)
+            check_expansion(plan.array, stored)
             self._grids[name] = grid
             self.arrays[name] = plan.array
         except Refused as reason:
@@ -201,6 +206,16 @@ def _index(packed: npt.NDArray[np.uint8], shard: Shard) -> npt.NDArray[np.uint64
     raw = unpack(part, shard.codecs, shard.nbytes - 4 * len(shard.codecs))
     numbers: npt.NDArray[np.uint64] = np.frombuffer(raw.tobytes(), ">u8" if shard.big else "<u8")
     return numbers.reshape(*shard.grid, 2)
+
+
+def _check_files(folder: Path, plan: Plan, grid: ChunkGrid) -> None:
+    """Refuse an array of which a file is missing; what is missing within a shard is seen when it is read."""
+    inner = plan.shard.grid if plan.shard else (1,) * len(plan.chunk)
+    outer = tuple(-(-count // n) for count, n in zip(grid.counts, inner, strict=True))
+    for at in indices(outer):
+        if not os.path.lexists(_file(folder, plan, at)):
+            grid.missing(tuple(i * n for i, n in zip(at, inner, strict=True)))
+            return
 
 
 def _file(folder: Path, plan: Plan, at: Index) -> Path:

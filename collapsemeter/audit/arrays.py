@@ -9,9 +9,10 @@ from pathlib import PurePath
 
 import numpy as np
 
-from ..activations import Array, open_arrays
+from ..activations import Array
+from ..activations.foreign import is_foreign_name
 from ..activations.manifest import RESERVED, layer_of
-from ..activations.remote import local_path
+from ..activations.remote import is_url, open_file
 from ..selection import listed
 from .shard import ArrayAt
 
@@ -104,7 +105,9 @@ def _contents(file: str, named: Mapping[str, str], cache: str, found: Found) -> 
         elif name in RESERVED:
             found.skipped[name] = "not asked for: others were named"
         elif len(array.shape) < 2 or array.dtype.kind not in "fV":
-            found.skipped[name] = f"{array}: a layer is an array of floats with two axes or more"
+            found.skipped[name] = (
+                f"{array}: a layer is an array of floats with two axes or more{_remedy(array)}"
+            )
         elif _is_head(name, array, arrays):
             found.skipped[name] = (
                 f"{array}: the weight of a head, it seems; pass it with --head {file}"
@@ -116,9 +119,17 @@ def _contents(file: str, named: Mapping[str, str], cache: str, found: Found) -> 
     return _Contents(file, layers, at)
 
 
+def _remedy(array: Array) -> str:
+    if array.dtype.kind in "iub" and len(array.shape) > 1:
+        return "; if these are features, save them as floats, x.astype('float32')"
+    if array.dtype.kind in "fV" and len(array.shape) == 1:
+        return "; if these are features, one a row, save x.reshape(-1, 1)"
+    return ""
+
+
 def arrays_of(file: str, cache: str, refused: dict[str, str] | None = None) -> dict[str, Array]:
     """Return what a file says of its arrays; put those that are not read in ``refused``."""
-    with open_arrays(local_path(file, cache)) as opened:
+    with open_file(file, cache) as opened:
         if refused is not None:
             refused.update(opened.refused)
         return dict(opened.arrays)
@@ -147,7 +158,7 @@ def _are_layers(contents: Sequence[_Contents], cache: str) -> bool:
 
 
 def _whole(at: ArrayAt, cache: str) -> np.ndarray:
-    with open_arrays(local_path(at.file, cache)) as opened:
+    with open_file(at.file, cache) as opened:
         return opened.read(at.name, 0, at.array.shape[0])
 
 
@@ -167,15 +178,17 @@ def is_file_name(text: str) -> bool:
     >>> is_file_name("labels.npy"), is_file_name("y")
     (True, False)
     """
-    return text.rstrip("/").lower().endswith(ENDINGS)
+    return text.rstrip("/").lower().endswith(ENDINGS) or is_foreign_name(text) or is_url(text)
 
 
-def described(arrays: Mapping[str, Array]) -> str:
-    """Return arrays in words.
+def described(arrays: Mapping[str, Array], refused: Mapping[str, str] | None = None) -> str:
+    """Return arrays in words, with those that are not read and why.
 
     Examples
     --------
-    >>> described({"y": Array((5,), np.dtype("int64"))})
-    'y (5,) int64'
+    >>> described({"y": Array((5,), np.dtype("int64"))}, {"names": "has dtype <U3"})
+    "y (5,) int64; not read: 'names' has dtype <U3"
     """
-    return listed((f"{name} {array}" for name, array in arrays.items()), 12)
+    found = listed((f"{name} {array}" for name, array in arrays.items()), 12) or "none"
+    whys = listed((f"{name!r} {why}" for name, why in (refused or {}).items()), 3)
+    return f"{found}; not read: {whys}" if whys else found

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..activations import open_arrays
-from ..activations.remote import local_path
+from ..activations.remote import open_file
 from ..nc3 import Head
 from ..suggest import did_you_mean
 from .arrays import described
@@ -41,7 +40,7 @@ def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str
     ValueError
         If there is no one weight to take; the message lists what was found.
     """
-    with open_arrays(local_path(file, cache)) as opened:
+    with open_file(file, cache) as opened:
         arrays = opened.arrays
         matrices = [n for n, a in arrays.items() if len(a.shape) == 2 and a.dtype.kind in "fV"]
         prefixes = {n.rpartition(".")[0]: n for n in matrices if n.rpartition(".")[2] in _WEIGHTS}
@@ -54,14 +53,16 @@ def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str
         if chosen is None:
             asked = f"no head named {name!r}" if name is not None else "no one weight of a head"
             raise ValueError(
-                f"{file} has {asked}; arrays found: {described(arrays)}. Pass --head-name NAME, for NAME.weight "
-                "(C, d) and NAME.bias (C,); of a single logit they are (1, d) and (1,)"
-                f"{'' if name is None else did_you_mean(name, prefixes)}."
+                f"{file} has {asked}; arrays found: {described(arrays, opened.refused)}. Pass --head-name NAME, "
+                "for NAME.weight (C, d) and NAME.bias (C,); of a single logit they are (1, d) and (1,)"
+                f"{did_you_mean(name or '', prefixes) or '.'}"
             )
         prefix, _, last = chosen.rpartition(".")
         weight = opened.read(chosen, 0, arrays[chosen].shape[0]).astype(np.float64)
         beside = f"{prefix}.bias" if prefix else "bias"
         bias = None
+        if last in _WEIGHTS and beside in opened.refused:
+            raise ValueError(f"{file}: array {beside!r} {opened.refused[beside]}")
         if last in _WEIGHTS and beside in arrays:
             bias = opened.read(beside, 0, arrays[beside].shape[0]).astype(np.float64)
     weight = weight.T if last == "kernel" else weight

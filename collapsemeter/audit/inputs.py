@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from ..activations.foreign import explained
 from ..activations.manifest import NAME, Manifest
 from ..activations.remote import expand, local_path
 
@@ -86,6 +87,9 @@ def _manifest(name: str) -> str | None:
 def _inside(folder: str) -> list[str]:
     found = [str(path) for path in Path(folder).iterdir() if path.name.endswith(READ)]
     if not found:
+        what = explained(folder)
+        if what is not None:
+            raise ValueError(what)
         raise ValueError(
             f"folder {folder} holds no manifest.json and no file that ends in {', '.join(READ)}: pass the "
             "folder of a finished dump, or files"

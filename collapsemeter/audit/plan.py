@@ -188,12 +188,16 @@ def _same_length(parts: Mapping[str, ArrayAt]) -> None:
 
 
 def _only_array(file: str, role: str, cache: str) -> ArrayAt:
-    arrays = arrays_of(file, cache)
+    refused: dict[str, str] = {}
+    arrays = arrays_of(file, cache, refused)
     name = role if role in arrays else next(iter(arrays)) if len(arrays) == 1 else None
-    if name is None:
+    if role in refused or name is None:
+        unread = role if role in refused else next(iter(refused)) if len(refused) == 1 else None
+        if unread is not None and (unread == role or not arrays):
+            raise ValueError(f"{role} {file}: array {unread!r} {refused[unread]}")
         raise ValueError(
-            f'{file} has no array "{role}"; arrays found: {described(arrays)}. Keep one array in it, or '
-            f"name one {role!r}."
+            f'{file} has no array "{role}"; arrays found: {described(arrays, refused)}. Keep one array in '
+            f"it, or name one {role!r}."
         )
     return ArrayAt(file, name, arrays[name])
 
@@ -232,13 +236,16 @@ def _with(shard: Shard, attribute: str, at: ArrayAt) -> Shard:
 
 
 def _missing(role: str, wanted: str, files: Sequence[str], cache: str) -> str:
-    arrays = arrays_of(files[0], cache)
+    refused: dict[str, str] = {}
+    arrays = arrays_of(files[0], cache, refused)
+    if wanted in refused:
+        return f"{files[0]}: array {wanted!r} {refused[wanted]}"
     option = role.removeprefix("attention_")
     return (
-        f'{PurePath(files[0]).name} has no array "{wanted}"; arrays found: {described(arrays)}. Pass --{option} NAME, '
-        f"or --{option} FILE{did_you_mean(wanted, arrays)}."
+        f'{PurePath(files[0]).name} has no array "{wanted}"; arrays found: {described(arrays, refused)}. '
+        f"Pass --{option} NAME, or --{option} FILE{did_you_mean(wanted, [*arrays, *refused]) or '.'}"
     )
 
 
 def _reasons(skipped: Mapping[str, str]) -> str:
-    return "".join(f"; {name!r} is {why}" for name, why in list(skipped.items())[:3])
+    return "".join(f"; {name!r} {why}" for name, why in list(skipped.items())[:3])

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..accumulate import widened
-from ..activations import ArrayFile, open_arrays
-from ..activations.remote import local_path
+from ..activations import ArrayFile
+from ..activations.remote import open_file
 from ..labels import class_labels
 from ..nc3 import argmax_or_none
 from ..reduction import Reduction, feature_rows
@@ -83,7 +83,7 @@ class OpenPiece:
 
     def _file(self, name: str) -> ArrayFile:
         if name not in self._open:
-            opened = open_arrays(local_path(name, self._cache))
+            opened = open_file(name, self._cache)
             self._open[name] = self._stack.enter_context(opened)
         return self._open[name]
 

@@ -10,9 +10,10 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ..consistency import check_stored, listed
 from ..moments import ClassMoments, Phase
 from ..state_files import CorruptStateError, StateFile, write_state
-from ..sums import Nonfinite
+from ..sums import Nonfinite, ScatterKind, check_num_classes
 from .epochs import Labelled, LabelsOf
 
 FORMAT = "collapsemeter.AuditState"
@@ -181,34 +182,45 @@ class SavedState:
             raise CorruptStateError(f"{self.path} is not the state of an audit: {error}") from error
 
     def _moments(self, i: int, entry: Mapping[str, Any], whole: bool) -> ClassMoments:
-        counts = self._file.read(f"{i}.counts")
-        present = np.flatnonzero(counts)
-        sketch: dict[str, Any] = {}
-        scatter = None
+        names = ["counts", "means", "means_low", "traces"]
         if whole and entry["kind"] == "sketch":
-            signs = _spread(self._file.read(f"{i}.signs").T, present, len(counts)).T
-            sketch = {"sketch": self._file.read(f"{i}.sketch"), "signs": signs}
-            sketch["seeds"] = frozenset(entry["seeds"])
+            names += ["sketch", "signs"]
         elif whole and entry["kind"] != "trace":
-            scatter = self._file.read(f"{i}.scatter")
-            if entry["kind"] == "class":
-                scatter = _spread(scatter, present, len(counts))
-        found = ClassMoments(
-            counts=counts,
-            means=_spread(self._file.read(f"{i}.means"), present, len(counts)),
-            scatter=scatter,
-            traces=_spread(self._file.read(f"{i}.traces"), present, len(counts)),
+            names.append("scatter")
+        parts = {name: self._file.read(f"{i}.{name}") for name in names}
+        check_stored(parts)
+        counts = parts["counts"]
+        present = np.flatnonzero(counts)
+        for name in ("means", "means_low", "traces"):
+            parts[name] = _spread(parts[name], present, len(counts))
+        if "signs" in parts:
+            parts["signs"] = _spread(parts["signs"].T, present, len(counts)).T
+        if entry["kind"] == "class" and "scatter" in parts:
+            parts["scatter"] = _spread(parts["scatter"], present, len(counts))
+        found = ClassMoments.summed_in(
+            np.float64,
+            **{"scatter": None, **parts},
             feature_dtype=entry["feature_dtype"],
             phase=entry["phase"],
-            shards=frozenset(entry["shards"]),
+            shards=frozenset(listed(entry["shards"])),
             ignored=entry["ignored"],
             nonfinite=entry["nonfinite"],
-            means_low=_spread(self._file.read(f"{i}.means_low"), present, len(counts)),
-            **sketch,
+            seeds=frozenset(listed(entry["seeds"])) if "sketch" in parts else frozenset(),
         )
-        if found.means.shape != (entry["num_classes"], entry["width"]):
-            raise ValueError(f"layer {entry['name']!r} has moments of shape {found.means.shape}")
+        self._check_moments(entry, found)
         return found
+
+    def _check_moments(self, entry: Mapping[str, Any], found: ClassMoments) -> None:
+        """Raise ValueError unless moments are as large as the header says, and of as many rows."""
+        name, shape = entry["name"], (entry["num_classes"], entry["width"])
+        if found.means.shape != shape or shape[0] != self.key["num_classes"]:
+            raise ValueError(f"layer {name!r} has moments of shape {found.means.shape}")
+        counted = found.rows + found.ignored
+        if self.key["nonfinite"] != "propagate":
+            counted += found.nonfinite
+        due = sum(record.rows for record in self.shards)
+        if counted != due:
+            raise ValueError(f"layer {name!r} has counted {counted} rows, its shards have {due}")
 
     def state(self, scatter: bool = True) -> AuditState:
         """Read the whole state; without a scatter where means are enough."""
@@ -233,6 +245,8 @@ def _check_header(header: Mapping[str, Any]) -> None:
         for name, kind in due.items():
             if not isinstance(entry[name], kind):
                 raise TypeError(f"{name} of a layer is {entry[name]!r}")
+        if entry["kind"] not in get_args(ScatterKind):
+            raise ValueError(f"it keeps a scatter of kind {str(entry['kind'])[:50]!r}")
     names = [entry["name"] for entry in header["layers"]]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"its layers are {names}")
@@ -245,7 +259,8 @@ def _check_header(header: Mapping[str, Any]) -> None:
         ):
             raise TypeError("a record of a shard has no right types")
     key = header["key"]
-    if not isinstance(key["num_classes"], int) or not isinstance(key["ignore_index"], int):
-        raise TypeError("its classes are no number")
+    check_num_classes(key["num_classes"])
+    if not isinstance(key["ignore_index"], int):
+        raise TypeError("its ignore_index is no number")
     if key["phase"] not in get_args(Phase) or key["nonfinite"] not in get_args(Nonfinite):
         raise ValueError(f"it was counted with {key}")

@@ -142,24 +142,16 @@ def test_hdf5(tmp_path, layout, version, userblock):
     assert_same(tmp_path / "acts.h5", arrays)
 
 
-def test_hdf5_small_and_unwritten_datasets(tmp_path):
-    expected = {
-        "compact": np.arange(6.0).reshape(3, 2),
-        "unwritten": np.full((4, 2), 7.0),
-        "unwritten chunks": np.full((4, 2), 7.0),
-        "some chunks": np.repeat([7.0, 1.0], 4).reshape(4, 2),
-    }
+def test_hdf5_small_datasets(tmp_path):
+    compact = np.arange(6.0).reshape(3, 2)
     with h5py.File(tmp_path / "acts.hdf5", "w", userblock_size=512) as file:
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_layout(h5py.h5d.COMPACT)
         space = h5py.h5s.create_simple((3, 2))
         h5py.h5d.create(file.id, b"compact", h5py.h5t.IEEE_F64LE, space, plist).write(
-            h5py.h5s.ALL, h5py.h5s.ALL, expected["compact"]
+            h5py.h5s.ALL, h5py.h5s.ALL, compact
         )
-        file.create_dataset("unwritten", (4, 2), "f8", fillvalue=7)
-        file.create_dataset("unwritten chunks", (4, 2), "f8", fillvalue=7, chunks=(3, 1))
-        file.create_dataset("some chunks", (4, 2), "f8", fillvalue=7, chunks=(2, 2))[2:] = 1
-    assert_same(tmp_path / "acts.hdf5", expected)
+    assert_same(tmp_path / "acts.hdf5", {"compact": compact})
 
 
 def test_hdf5_compressible_runs_of_lzf(tmp_path):
@@ -185,6 +177,7 @@ def test_hdf5_groups_may_hold_themselves(tmp_path):
         assert len(file.arrays) <= 3
 
 
+WHOLE = {"write_empty_chunks": True}
 ZARR = {
     "2, blosc": (2, {}),
     "2, plain": (2, {"compressors": None}),
@@ -215,7 +208,7 @@ def test_zarr(tmp_path, layout):
         group = zarr.open_group(tmp_path / "acts.zarr", mode="w", zarr_format=version)
         for name, array in arrays.items():
             chunks = tuple(max(1, n - 1) for n in array.shape)
-            group.create_array(name, data=array, chunks=chunks, **options)
+            group.create_array(name, data=array, chunks=chunks, config=WHOLE, **options)
     if "big" in layout:
         arrays = {
             name: array.astype(array.dtype.newbyteorder(">")) for name, array in arrays.items()
@@ -241,9 +234,9 @@ def test_zarr_transposed(tmp_path, order):
 @pytest.mark.parametrize("location", ["start", "end"])
 def test_zarr_shards(tmp_path, location):
     array = example("f4", (9, 4, 5))
-    array[4:] = 0  # chunks of the fill value are left out of a shard, and shards out of the folder
+    array[4:] = 0
     zarr.create_array(
-        tmp_path / "a.zarr", data=array, chunks=(2, 2, 5), compressors=codecs.GzipCodec(),
+        tmp_path / "a.zarr", data=array, chunks=(2, 2, 5), compressors=codecs.GzipCodec(), config=WHOLE,
         shards={"shape": (4, 4, 5), "index_location": location},
     )  # fmt: skip
     assert_same(tmp_path / "a.zarr", {"a": array})
@@ -257,19 +250,6 @@ def test_zarr_of_what_its_library_does_not_know(tmp_path, dtype):
     meta = tmp_path / "a.zarr" / "zarr.json"
     meta.write_text(meta.read_text().replace(bits.dtype.name, array.dtype.name))
     assert_same(tmp_path / "a.zarr", {"a": array})
-
-
-@pytest.mark.parametrize(
-    ("value", "dtype"),
-    [(np.nan, "f4"), (np.inf, "f8"), (-np.inf, "f2"), (2.5, "f4"), (7, "i8"), (True, "bool")],
-)
-@pytest.mark.parametrize("version", [2, 3])
-def test_zarr_chunks_that_are_not_stored(tmp_path, version, value, dtype):
-    zarr.create_array(
-        tmp_path / "a.zarr", shape=(5, 2), chunks=(2, 2), dtype=dtype, fill_value=value,
-        zarr_format=version,
-    )  # fmt: skip
-    assert_same(tmp_path / "a.zarr", {"a": np.full((5, 2), value, dtype)})
 
 
 def test_a_fill_value_may_be_bits(tmp_path):
@@ -395,11 +375,3 @@ def test_an_archive_with_a_comment_that_looks_like_its_end(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
         archive.comment = b"PK\5\6" + b"x" * 30 + b"PK\5\6"
     assert_same(tmp_path / "a.npz", {"a": example("f4")})
-
-
-def test_zarr_shards_that_are_not_stored(tmp_path):
-    array = np.zeros((9, 3), np.float32)
-    array[1] = 1
-    zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(2, 3), shards=(4, 3))
-    assert len(list((tmp_path / "a.zarr" / "c").iterdir())) == 1
-    assert_same(tmp_path / "a.zarr", {"a": array})
