@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from .undefined import FLAGS, REASONS
 
@@ -34,7 +34,9 @@ _WORDS = {
     "NC3": "head and class means differ by {} of unrelated ones",
     "NC4": "{} of rows are not decided by the nearest class mean",
 }
-_GENERIC = 0.1  # distance from a simplex ETF, at most 2: so near are random class means of a wide layer
+_GENERIC = (
+    0.1  # distance from a simplex ETF, at most 2: so near are random class means of a wide layer
+)
 _WIDE = "the layer is so wide that random class means are nearly a simplex ETF"
 _TWO = "two class means are a simplex ETF about their centre whatever they are"
 _UNRECORDED = "the report does not record how many classes and features were measured"
@@ -52,13 +54,16 @@ class Judgement(NamedTuple):
     band : str
         ``collapsed``, ``nearly collapsed``, ``partly collapsed``, ``not collapsed`` or ``not judged``.
     words : str
-        The share in words, or why it is not judged.
+        What is so much of what, or why it is not judged.
+    figure : str
+        The percentage in these words; empty without a share.
     """
 
     property: str
     share: float
     band: Band
     words: str
+    figure: str = ""
 
     def __str__(self) -> str:
         return f"{self.property} {self.band}: {self.words}"
@@ -172,8 +177,9 @@ class Criteria:
         if why:
             return Judgement("geometry", math.nan, "not judged", why)
         share = distance / unit
-        said = f"class means are {self.percent(share)} as far from {name} as random ones from a simplex ETF"
-        return Judgement("geometry", share, self.band(share), said)
+        figure = self.percent(share)
+        said = f"class means are {figure} as far from {name} as random ones from a simplex ETF"
+        return Judgement("geometry", share, self.band(share), said, figure)
 
     def percent(self, share: float) -> str:
         """Return a share in percent, with as many digits, two at least, as its band asks for.
@@ -195,11 +201,12 @@ class Criteria:
             return Judgement(name, math.nan, "not judged", why)
         value = layer[PROPERTIES[name]]
         share = _share(layer, name, value)
-        said = _WORDS[name].format(self.percent(value if name == "NC4" else share))
+        figure = self.percent(value if name == "NC4" else share)
+        said = _WORDS[name].format(figure)
         explained = _explained(layer, name)
         if explained:
-            return Judgement(name, share, "not judged", f"{said}, but {explained}")
-        return Judgement(name, share, self.band(share), said)
+            return Judgement(name, share, "not judged", f"{said}, but {explained}", figure)
+        return Judgement(name, share, self.band(share), said, figure)
 
 
 def sentences(judged: Iterable[Judgement]) -> list[str]:
@@ -215,6 +222,18 @@ def sentences(judged: Iterable[Judgement]) -> list[str]:
     for judgement in judged:
         together.setdefault((judgement.band, judgement.words), []).append(judgement.property)
     return [f"{_listed(names)} {band}: {words}" for (band, words), names in together.items()]
+
+
+def worst(bands: Iterable[Band]) -> Band:
+    """Return the worst of the bands that are judged; ``not judged`` without any.
+
+    Examples
+    --------
+    >>> worst(["collapsed", "not judged", "nearly collapsed"])
+    'nearly collapsed'
+    """
+    known = [band for band in bands if band != "not judged"]
+    return max(known, key=get_args(Band).index, default="not judged")
 
 
 def pinv_words(layer: LayerReport) -> str:
@@ -256,8 +275,9 @@ def missing(layer: LayerReport, metric: str) -> str:
     >>> missing(LayerReport({}), "nc3_cosine")
     'not measured'
     """
-    if math.isfinite(layer.get(metric, math.nan)):
-        return ""
+    value = layer.get(metric, math.nan)
+    if not math.isnan(value):
+        return "infinite" if math.isinf(value) else ""
     code = layer.reason(metric)
     if code is None:
         return "no reason is known" if metric in layer else "not measured"

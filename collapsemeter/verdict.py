@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from .comparison import Status
-from .criteria import Band, Judgement
+from .criteria import Judgement, worst
 from .matching import FOUND
-
-_WORST_LAST: tuple[Band, ...] = get_args(Band)
 
 
 class Evidence(NamedTuple):
@@ -65,9 +63,9 @@ def verdict(seen: Evidence) -> tuple[Status, str]:
 
 def _alike(seen: Evidence) -> tuple[Status, str]:
     """The worse of two bands, of NC1 and of the geometry."""
-    band = max(seen.nc1.band, seen.geometry.band, key=_WORST_LAST.index)
-    if band == "not judged":
-        return band, f"{seen.nc1}; {seen.geometry.words}"
+    if not seen.nc1.judged:
+        return "not judged", f"{seen.nc1}; {seen.geometry.words}"
+    band = worst([seen.nc1.band, seen.geometry.band])
     below = f", below DNC rank ({seen.rank} of {seen.classes} classes)" if _low(seen) else ""
     return band, f"{band} to {seen.name}{below}: {seen.nc1.words}; {seen.geometry.words}"
 
