@@ -34,11 +34,9 @@ _WORDS = {
     "NC3": "head and class means differ by {} of unrelated ones",
     "NC4": "{} of rows are not decided by the nearest class mean",
 }
-_GENERIC = (
-    0.1  # distance from a simplex ETF, at most 2: so near are random class means of a wide layer
-)
+_GENERIC = 0.1  # so near a simplex ETF (0 to 2) are random class means of a wide layer
 _WIDE = "the layer is so wide that random class means are nearly a simplex ETF"
-_TWO = "two class means are a simplex ETF about their centre whatever they are"
+_TWO = "two class means are a simplex ETF about their centre whatever they are: see nc2_of_error"
 _UNRECORDED = "the report does not record how many classes and features were measured"
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..catalogue import METRICS
-from ..comparison import Comparison, Status
+from ..comparison import Comparison
 from ..criteria import missing
 from ..report import CollapseReport, LayerReport
 from .formulas import FORMULAS
@@ -19,7 +19,7 @@ from .words import metric_value, number, target
 MOST_CLASSES = 50
 MOST_PAIRS = 10
 _ABREAST = 8  # layers beside each other in a table
-STATUS_MARKS: dict[Status, str] = {**MARKS, "below DNC rank": "◐", "other geometry": "○", "free": "◇",
+STATUS_MARKS = {**MARKS, "below DNC rank": "◐", "other geometry": "○", "free": "◇",
                 "infeasible": "✕", "nothing learned": "–", "unmeasured": "–"}  # fmt: skip
 
 

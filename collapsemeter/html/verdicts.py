@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ..criteria import PROPERTIES, Band, Criteria, Judgement, missing, pinv_words
+from ..criteria import PROPERTIES, Criteria, Judgement, missing, pinv_words
 from ..figure import History
 from ..report import LayerReport
 from .words import metric_value, number, times
@@ -16,7 +16,7 @@ TITLES = {
     "NC3": "distance of head and means",
     "NC4": "nearest-centre mismatch",
 }
-MARKS: dict[Band, str] = {
+MARKS: dict[str, str] = {
     "collapsed": "●",
     "nearly collapsed": "◕",
     "partly collapsed": "◑",
