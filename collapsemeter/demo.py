@@ -58,7 +58,8 @@ class Outcome(NamedTuple):
     def fall(self) -> float:
         """By what factor NC1 of the final layer fell from the untrained network to the end."""
         first, last = self.history[0].frozen.final, self.history[-1].frozen.final
-        return first["nc1_pinv"] / last["nc1_pinv"] if last["nc1_pinv"] > 0 else math.inf
+        start, end = (layer.get("nc1_pinv", math.nan) for layer in (first, last))
+        return start / end if end != 0 else math.inf
 
     @property
     def band(self) -> Band:
@@ -223,12 +224,19 @@ def verdict(outcome: Outcome) -> str:
             f"{HEADLINES[outcome.band]} after {outcome.history[-1].number} epochs; {error}. "
             f"At the input of {list(last)[-1]!r}:",
             *(f"  {_moved(before[name], after[name])}" for name in after),
-            f"  {pinv_words(last.final)}, {outcome.fall:.0f} times less than before training",
+            *_fell(outcome),
             f"  In depth, separation fuzziness shrinks {math.exp(-slope):.1f} times a block "
             f"(r = {r:.3f}); least collapsed digits: {', '.join(map(str, last.final.worst_classes()))}",
             f"Figure: {outcome.folder / 'collapse.png'}   Curves: tensorboard --logdir {outcome.folder}",
         ]
     )
+
+
+def _fell(outcome: Outcome) -> list[str]:
+    words = pinv_words(outcome.history[-1].frozen.final)
+    if math.isnan(outcome.fall):
+        return []
+    return [f"  {words}, {outcome.fall:.0f} times less than before training"]
 
 
 def _moved(before: Judgement, after: Judgement) -> str:

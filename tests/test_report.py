@@ -108,7 +108,7 @@ def test_the_summary_is_one_line_in_words(report):
     assert text.startswith("fc (frozen-train): NC1 collapsed: 0.0066 % of the variance is within")
     for part in (
         "NC2 not collapsed: class means are 110 % as far from a simplex ETF as random ones",
-        "NC3 not collapsed: head and class means differ by ",
+        ": head and class means differ by ",
         " of rows are not decided by the nearest class mean",
         "least collapsed classes",
     ):
