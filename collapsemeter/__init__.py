@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .comparing import compare
     from .comparison import Comparison, LayerComparison
     from .convention import PRESETS, Convention
+    from .criteria import Criteria
     from .frames import simplex_etf
     from .measuring import measure
     from .moments import ClassMoments
@@ -31,6 +32,7 @@ __all__ = [
     "Comparison",
     "Convention",
     "CorruptStateError",
+    "Criteria",
     "Decisions",
     "Head",
     "LayerComparison",
@@ -54,6 +56,7 @@ _HOMES = {
     "Comparison": "comparison",
     "Convention": "convention",
     "CorruptStateError": "state_files",
+    "Criteria": "criteria",
     "Decisions": "nc4",
     "Head": "nc3",
     "LayerComparison": "comparison",

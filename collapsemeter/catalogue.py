@@ -16,7 +16,7 @@ class Metric(NamedTuple):
 _PAPYAN = "Papyan, Han & Donoho 2020"
 
 METRICS: dict[str, Metric] = {
-    "nc1_pinv": Metric("within-class over between-class scatter, tr(S_W S_B^+)/C", 0.0, _PAPYAN),
+    "nc1_pinv": Metric("within-class variability, tr(S_W S_B^+)/C", 0.0, _PAPYAN),
     "nc1_trace_ratio": Metric("tr S_W / tr S_B", 0.0, "Tirer & Bruna 2022"),
     "nc1_cdnv": Metric("class-distance normalised variance", 0.0, "Galanti et al. 2021"),
     "nc1_fuzziness": Metric("separation fuzziness tr(S_W S_B^+), by rows", 0.0, "He & Su 2023"),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .comparison import Comparison, Gap, LayerComparison, Ranks
+from .criteria import Criteria
 from .frames import EPS64, Floats
 from .matching import match_classes
 from .moments import ClassMoments
@@ -36,6 +37,7 @@ def compare(
     *,
     before_activation: bool = False,
     tolerance: float = TOLERANCE,
+    criteria: Criteria | None = None,
 ) -> Comparison:
     r"""Put measured geometry and a reference side by side.
 
@@ -60,8 +62,10 @@ def compare(
         Whether hidden layers were measured before their ReLU; by default they compare with what
         comes out of it.
     tolerance : float
-        Up to this NC1 (``nc1_trace_ratio``) and Gram distance count as collapsed; singular values
-        below this fraction of the largest are not counted in the rank.
+        Singular values below this fraction of the largest are not counted in the rank.
+    criteria : Criteria, optional
+        What counts as collapsed: NC1 as in every summary, and the larger of the two Gram distances
+        over what NC2 is divided by.
 
     Returns
     -------
@@ -84,18 +88,20 @@ def compare(
     >>> problem = DUFM(10, 50, 4, feature_decay=0.004, weight_decay=0.004)
     >>> comparison = compare(srg(problem).moments(), dnc(problem))
     >>> print(comparison["3"].verdict)  # doctest: +NORMALIZE_WHITESPACE
-    below DNC rank: rank 5 of 10 classes (dnc has 10); NC1 is 0 and the Gram matrix 0.86 away
+    below DNC rank: rank 5 of 10 classes (dnc has 10); NC1 collapsed: 0 % of the variance is within
+    classes; class means are 190 % as far from dnc as random ones from a simplex ETF
     >>> comparison["1"].status  # the theory leaves it open
     'free'
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: pass a positive number, such as {TOLERANCE}")
+    criteria = Criteria.chosen(criteria)
     found = measured_side(report, before_activation)
     convention, center_head = convention_of(found.layers)
     wanted = reference_side(reference, before_activation, convention, center_head)
     pairs = pair_layers(found, wanted, layers)
     compared = {
-        name: _compare_layer(name, other, found, wanted, before_activation, tolerance)
+        name: _compare_layer(name, other, found, wanted, before_activation, tolerance, criteria)
         for name, other in pairs.items()
     }
     listed = ", ".join(f"{name} to {other}" for name, other in pairs.items())
@@ -108,6 +114,7 @@ def compare(
         mapping=f"layers, {how}: {listed}{left}",
         unmatched=unmatched,
         low_rank="" if wanted.low_rank is None else wanted.low_rank.name,
+        criteria=criteria,
         last_hidden=next((n for n, other in pairs.items() if other == wanted.last_hidden), ""),
     )
 
@@ -116,7 +123,13 @@ HOW = {True: "by number", False: "in order from the end"}
 
 
 def _compare_layer(
-    name: str, other: str, found: Side, wanted: Side, before_activation: bool, tolerance: float
+    name: str,
+    other: str,
+    found: Side,
+    wanted: Side,
+    before_activation: bool,
+    tolerance: float,
+    criteria: Criteria,
 ) -> LayerComparison:
     layer, target = found.layers[name], wanted.layers[other]
     free = other in wanted.free
@@ -141,10 +154,12 @@ def _compare_layer(
     spectrum = math.nan if free or obstacle else _spectrum_distance(values, predicted)
     nuclear = before_activation and other == "2"
     scale = _free_scale(layer, target, nuclear) if free else _scale(values, predicted)
+    away = max(gram, centred)
     evidence = Evidence(
         name=wanted.name,
-        nc1=layer.get("nc1_trace_ratio", math.nan),
-        gram=gram,
+        nc1=criteria.judge(layer)["NC1"],
+        geometry=criteria.beside(wanted.name, away, layer),
+        gram=away,
         rank=ranks.counted,
         predicted_rank=_counted(predicted, tolerance),
         predicted_nc1=target.get("nc1_trace_ratio", math.nan),
@@ -152,7 +167,7 @@ def _compare_layer(
         free=free,
         obstacle=obstacle,
     )
-    status, verdict = say(evidence, tolerance)
+    status, verdict = say(evidence)
     return LayerComparison(
         layer=name,
         reference_layer=other,

@@ -7,14 +7,20 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from .criteria import Band, Criteria
 from .report import plain, printable
 
-Status = Literal["collapsed", "below DNC rank", "not collapsed", "free", "infeasible", "unmeasured"]
+Status: TypeAlias = (
+    Band
+    | Literal[
+        "below DNC rank", "other geometry", "free", "infeasible", "nothing learned", "unmeasured"
+    ]
+)
 COLUMNS = {  # characters of each column, spaces included
     "nc1": 9, "gram": 9, "spectrum": 10, "scale": 9, "erank": 7, "optimal": 9, "K": 5, "low": 7,
 }  # fmt: skip
@@ -70,7 +76,9 @@ class LayerComparison:
         the root mean square norm of the class means, before the activation the nuclear norm.
     ranks : Ranks
     status : str
-        ``collapsed``, ``below DNC rank``, ``not collapsed``, ``free``, ``infeasible``, ``unmeasured``.
+        ``collapsed``, ``nearly collapsed`` or ``partly collapsed`` to the reference, the worse of NC1
+        and geometry; ``not collapsed`` or ``not judged`` within classes; ``below DNC rank``; ``other
+        geometry``; ``free``; ``infeasible``; ``nothing learned``; ``unmeasured``.
     verdict : str
         The same in one sentence, with the figures it rests on.
     """
@@ -145,6 +153,8 @@ class Comparison(Mapping[str, LayerComparison]):
         Measured layers that no layer of the reference stands for.
     low_rank : str
         Name of the best low-rank structure of the problem; empty if none is known.
+    criteria : Criteria
+        What counted as collapsed.
 
     Examples
     --------
@@ -152,7 +162,7 @@ class Comparison(Mapping[str, LayerComparison]):
     >>> from collapsemeter import compare
     >>> best = DUFM(2, 5, 2, feature_decay=0.01, weight_decay=0.01).optimum()
     >>> print(compare(best, best).summary())
-    2 (reference layer 2): collapsed to dnc, NC1 is 0 and the Gram matrix 0 away
+    2 (reference layer 2): collapsed to dnc: 0 % of the variance is within classes; class means are 0 % as far from dnc as random ones from a simplex ETF
     """
 
     layers: dict[str, LayerComparison]
@@ -160,6 +170,7 @@ class Comparison(Mapping[str, LayerComparison]):
     mapping: str
     unmatched: tuple[str, ...] = ()
     low_rank: str = ""
+    criteria: Criteria = field(default_factory=Criteria)
     last_hidden: str = field(default="", repr=False)
 
     def __getitem__(self, layer: str) -> LayerComparison:

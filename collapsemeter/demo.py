@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .criteria import Band, Criteria, Judgement, pinv_words, worst
 from .report import CollapseReport
 
 TRAINERS = {
@@ -19,7 +20,13 @@ TRAINERS = {
     "flax": "collapsemeter_flax.demo",
 }
 EPOCHS = 60
-FALL = 100.0  # what the verdict calls collapse: NC1 of the final layer falls by this factor
+HEADLINES: dict[Band, str] = {
+    "collapsed": "Neural collapse",
+    "nearly collapsed": "Nearly neural collapse",
+    "partly collapsed": "Partial neural collapse",
+    "not collapsed": "No neural collapse yet",
+    "not judged": "Nothing can be judged",
+}
 
 
 class Epoch(NamedTuple):
@@ -51,12 +58,14 @@ class Outcome(NamedTuple):
     def fall(self) -> float:
         """By what factor NC1 of the final layer fell from the untrained network to the end."""
         first, last = self.history[0].frozen.final, self.history[-1].frozen.final
-        return first["nc1_pinv"] / last["nc1_pinv"] if last["nc1_pinv"] > 0 else math.inf
+        start, end = (layer.get("nc1_pinv", math.nan) for layer in (first, last))
+        return start / end if end != 0 else math.inf
 
     @property
-    def collapsed(self) -> bool:
-        """Whether NC1 fell far enough and every row is decided by nearest class centre."""
-        return self.fall >= FALL and self.history[-1].frozen.final["nc4_mismatch"] == 0
+    def band(self) -> Band:
+        """The worst band of NC1 to NC4 of the final layer at the end, of those that are judged."""
+        judged = Criteria().judge(self.history[-1].frozen.final).values()
+        return worst(judgement.band for judgement in judged)
 
 
 def run(
@@ -203,26 +212,32 @@ def _row(epoch: Epoch) -> str:
 def verdict(outcome: Outcome) -> str:
     """Return in words, with the run's own figures, whether the network collapsed."""
     first, last = outcome.history[0].frozen, outcome.history[-1].frozen
-    name, start, end = list(last)[-1], first.final, last.final
-    happened = "Neural collapse" if outcome.collapsed else "No full collapse yet"
     zero = outcome.zero_error_epoch
     error = (
         f"zero training error from epoch {zero}" if zero else "training error never reached zero"
     )
     slope, r = last.separation_law()
+    criteria = Criteria()
+    before, after = criteria.judge(first.final), criteria.judge(last.final)
     return "\n".join(
         [
-            f"{happened} after {outcome.history[-1].number} epochs; {error}. At the input of {name!r}:",
-            f"  NC1  within-class variability fell {outcome.fall:.0f} times, from "
-            f"{start['nc1_pinv']:.3g} to {end['nc1_pinv']:.3g} (nc1_pinv)",
-            f"  NC2  distance of the class means to a simplex ETF: {start['nc2_etf_error']:.3g} to "
-            f"{end['nc2_etf_error']:.3g} (nc2_etf_error)",
-            f"  NC3  distance of the head to the class means: {start['nc3_self_duality']:.3g} to "
-            f"{end['nc3_self_duality']:.3g} (nc3_self_duality)",
-            f"  NC4  images not decided as the nearest class centre: {start['nc4_mismatch']:.2%} to "
-            f"{end['nc4_mismatch']:.2%} (nc4_mismatch)",
+            f"{HEADLINES[outcome.band]} after {outcome.history[-1].number} epochs; {error}. "
+            f"At the input of {list(last)[-1]!r}:",
+            *(f"  {_moved(before[name], after[name])}" for name in after),
+            *_fell(outcome),
             f"  In depth, separation fuzziness shrinks {math.exp(-slope):.1f} times a block "
-            f"(r = {r:.3f}); least collapsed digits: {', '.join(map(str, end.worst_classes()))}",
+            f"(r = {r:.3f}); least collapsed digits: {', '.join(map(str, last.final.worst_classes()))}",
             f"Figure: {outcome.folder / 'collapse.png'}   Curves: tensorboard --logdir {outcome.folder}",
         ]
     )
+
+
+def _fell(outcome: Outcome) -> list[str]:
+    words = pinv_words(outcome.history[-1].frozen.final)
+    if math.isnan(outcome.fall):
+        return []
+    return [f"  {words}, {outcome.fall:.0f} times less than before training"]
+
+
+def _moved(before: Judgement, after: Judgement) -> str:
+    return str(after) + (f"; {before.figure} before" if before.figure else "")

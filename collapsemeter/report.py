@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .catalogue import METRICS
+from .criteria import Criteria, pinv_words, sentences
 from .undefined import REASONS
 
 FORMAT, VERSION = "collapsemeter.CollapseReport", 1
@@ -213,24 +214,29 @@ class CollapseReport(Mapping[str, LayerReport]):
             return slope, math.nan
         return slope, float(np.corrcoef(depth, logs)[0, 1])
 
-    def summary(self) -> str:
+    def summary(self, criteria: Criteria | None = None) -> str:
         """Return one line in words about the final layer, with its worst classes named.
+
+        Parameters
+        ----------
+        criteria : Criteria, optional
+            What counts as collapsed.
 
         Examples
         --------
-        >>> CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}).summary()
-        'fc (frozen-eval): within-class scatter is 0.25 of between-class (nc1_pinv)'
+        >>> CollapseReport({"fc": LayerReport({"nc1_trace_ratio": 0.25})}).summary()
+        'fc (frozen-eval): NC1 partly collapsed: 20 % of the variance is within classes; NC2, NC3 and NC4 not judged: not measured'
         """
+        criteria = Criteria.chosen(criteria)
         if not self.layers:
             return "no layer was measured"
         name, layer = list(self.layers.items())[-1]
-        parts = [words for metric, form in _SUMMARY if (words := _said(layer, metric, form))]
+        parts = sentences(criteria.judge(layer).values())
+        parts += filter(None, [pinv_words(layer)])
         worst = layer.worst_classes()
         if worst and len(layer.per_class["variance"]) > 2:
             parts.append(f"least collapsed classes {', '.join(map(str, worst))}")
-        if not parts:
-            parts = [f"nothing could be measured: {_first_reason(layer)}"]
-        text = f"{name} ({self.phase}): {'; '.join(parts)}"
+        text = f"{printable(name)} ({printable(self.phase)}): {'; '.join(parts)}"
         return text + (f" [{', '.join(layer.flags)}]" if layer.flags else "")
 
     def table(self, metrics: Sequence[str] = TABLE, width: int = 80) -> str:
@@ -384,29 +390,12 @@ class CollapseReport(Mapping[str, LayerReport]):
         >>> import tempfile, pathlib
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "report.json"
         >>> _ = path.write_text(CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}).to_json())
-        >>> CollapseReport.load(path).summary()
-        'fc (frozen-eval): within-class scatter is 0.25 of between-class (nc1_pinv)'
+        >>> CollapseReport.load(path)["fc"]["nc1_pinv"]
+        0.25
         """
         from .report_file import load_report
 
         return load_report(path)
-
-
-_SUMMARY = (
-    ("nc1_pinv", "within-class scatter is {:.3g} of between-class (nc1_pinv)"),
-    ("nc2_etf_error", "class means {:.3g} from a simplex ETF (nc2_etf_error)"),
-    ("nc3_self_duality", "head {:.3g} from the class means (nc3_self_duality)"),
-    ("nc4_mismatch", "{:.2%} of rows not decided by nearest class centre (nc4_mismatch)"),
-)
-
-
-def _said(layer: LayerReport, metric: str, form: str) -> str | None:
-    value = layer.get(metric, math.nan)
-    return form.format(value) if math.isfinite(value) else None
-
-
-def _first_reason(layer: LayerReport) -> str:
-    return next((REASONS[code] for code in layer.reasons.values()), "no metric was asked for")
 
 
 _CELL = 8  # characters of a value: 1.23e-05

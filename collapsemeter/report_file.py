@@ -105,7 +105,8 @@ def read_history(path: str | os.PathLike[str]) -> list[tuple[int, CollapseReport
     Returns
     -------
     list of (int, CollapseReport)
-        Step and report in the order of the file. They hold metrics, reasons and flags only.
+        Step and report in the order of the file. They hold metrics, reasons, flags and the
+        numbers of classes and features only.
 
     Raises
     ------

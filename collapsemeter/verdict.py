@@ -6,13 +6,16 @@ import math
 from typing import NamedTuple
 
 from .comparison import Status
+from .criteria import Judgement, worst
+from .matching import FOUND
 
 
 class Evidence(NamedTuple):
-    """What a verdict rests on."""
+    """What a verdict rests on: NC1 and the geometry as `Criteria` judges them, and the ranks."""
 
     name: str
-    nc1: float
+    nc1: Judgement
+    geometry: Judgement
     gram: float
     rank: int
     predicted_rank: int
@@ -22,41 +25,51 @@ class Evidence(NamedTuple):
     obstacle: str
 
 
-def verdict(seen: Evidence, tolerance: float) -> tuple[Status, str]:
+def verdict(seen: Evidence) -> tuple[Status, str]:
     """Return what a layer is beside the reference, as a code and as one sentence.
 
     Examples
     --------
-    >>> seen = Evidence("dnc", 0.3, 0.9, 10, 10, 0.0, 10, False, "")
-    >>> verdict(seen, 0.05)
-    ('not collapsed', 'not collapsed: within-class scatter is 0.3 of between-class')
+    >>> nc1 = Judgement("NC1", 0.6, "not collapsed", "60 % of the variance is within classes")
+    >>> near = Judgement("geometry", 0.02, "nearly collapsed", "class means are 2 % as far from dnc")
+    >>> seen = Evidence("dnc", nc1, near, 0.01, 10, 10, 0.0, 10, False, "")
+    >>> verdict(seen)
+    ('not collapsed', 'not collapsed: 60 % of the variance is within classes')
     """
-    name, nc1 = seen.name, seen.nc1
+    name, nc1, geometry = seen.name, seen.nc1, seen.geometry
     if seen.obstacle:
         return "infeasible", f"reference infeasible: {seen.obstacle}"
-    if math.isnan(nc1) and math.isnan(seen.predicted_nc1) and seen.gram <= tolerance:
-        return "collapsed", f"nothing is learned here, as at {name}"
-    if math.isnan(nc1):
-        return "not collapsed", "not collapsed: the class means do not differ, NC1 is undefined"
-    if nc1 > tolerance:
-        return "not collapsed", f"not collapsed: within-class scatter is {nc1:.2g} of between-class"
+    if math.isnan(nc1.share) and math.isnan(seen.predicted_nc1) and seen.gram <= FOUND:
+        return "nothing learned", f"nothing is learned here, as at {name}"
+    if math.isnan(nc1.share):
+        return "not judged", str(nc1)
+    if nc1.band == "not collapsed":
+        return "not collapsed", f"not collapsed: {nc1.words}"
     if seen.free:
-        return "free", f"NC1 is {nc1:.2g}; {name} leaves the frame of this layer free"
+        return "free", f"{nc1}; {name} leaves the frame of this layer free"
     if math.isnan(seen.gram):
-        return "unmeasured", f"NC1 is {nc1:.2g}; no Gram matrix is kept to compare with {name}"
-    away = f"NC1 is {nc1:.2g} and the Gram matrix {seen.gram:.2g} away"
-    low = seen.rank < min(seen.classes - 1, _collapsed_rank(seen))
-    if seen.gram <= tolerance:
-        below = f", below DNC rank ({seen.rank} of {seen.classes} classes)" if low else ""
-        return "collapsed", f"collapsed to {name}{below}, {away}"
-    if low or seen.rank < seen.predicted_rank:
+        return "unmeasured", f"{nc1}; no Gram matrix is kept to compare with {name}"
+    if not geometry.judged:
+        return "not judged", f"{nc1}; not judged beside {name}: {geometry.words}"
+    if geometry.band != "not collapsed":
+        return _alike(seen)
+    if _low(seen) or seen.rank < seen.predicted_rank:
         return "below DNC rank", (
             f"below DNC rank: rank {seen.rank} of {seen.classes} classes "
-            f"({name} has {seen.predicted_rank}); {away}"
+            f"({name} has {seen.predicted_rank}); {nc1}; {geometry.words}"
         )
-    return "not collapsed", f"not collapsed to {name}: {away}"
+    return "other geometry", f"{nc1}, in another geometry than {name}: {geometry.words}"
 
 
-def _collapsed_rank(seen: Evidence) -> int:
-    """Rank of the class means at collapse: K, or K - 1 of a simplex ETF."""
-    return seen.classes if seen.predicted_rank == seen.classes else seen.classes - 1
+def _alike(seen: Evidence) -> tuple[Status, str]:
+    """The worse of two bands, of NC1 and of the geometry."""
+    if not seen.nc1.judged:
+        return "not judged", f"{seen.nc1}; {seen.geometry.words}"
+    band = worst([seen.nc1.band, seen.geometry.band])
+    below = f", below DNC rank ({seen.rank} of {seen.classes} classes)" if _low(seen) else ""
+    return band, f"{band} to {seen.name}{below}: {seen.nc1.words}; {seen.geometry.words}"
+
+
+def _low(seen: Evidence) -> bool:
+    """Whether the rank is below that at collapse: K, or K - 1 of a simplex ETF."""
+    return seen.rank < seen.classes - 1

@@ -105,26 +105,26 @@ def test_undefined_cells_are_explained_below_the_table():
 
 def test_the_summary_is_one_line_in_words(report):
     text = report.summary()
-    assert text.startswith("fc (frozen-train): within-class scatter is ")
+    assert text.startswith("fc (frozen-train): NC1 collapsed: 0.0066 % of the variance is within")
     for part in (
-        "(nc1_pinv)",
-        "from a simplex ETF",
-        "head",
-        "nearest class centre",
+        "NC2 not collapsed: class means are 110 % as far from a simplex ETF as random ones",
+        ": head and class means differ by ",
+        " of rows are not decided by the nearest class mean",
         "least collapsed classes",
     ):
         assert part in text
     assert "\n" not in text
-    assert f"{report.final['nc1_pinv']:.3g}" in text
+    assert f"nc1_pinv = tr(S_W S_B^+)/C = {report.final['nc1_pinv']:.3g}" in text
     assert repr(report) == f"<CollapseReport {text}>"
     assert CollapseReport({}).summary() == "no layer was measured"
     nan = cm.measure(cm.ClassMoments.from_batch(np.eye(2), [0, 0], 3))
     assert (
-        "nothing could be measured: only one class is present"
+        "x (frozen-eval): NC1 and NC2 not judged: only one class is present; NC3 not judged: no cl"
         in CollapseReport({"x": nan}).summary()
     )
     assert "[absent_classes]" in CollapseReport({"x": nan}).summary()
-    assert "no metric was asked for" in CollapseReport({"x": LayerReport({})}).summary()
+    nothing = CollapseReport({"x": LayerReport({})}).summary()
+    assert nothing == "x (frozen-eval): NC1, NC2, NC3 and NC4 not judged: not measured"
 
 
 def test_the_worst_class_is_named():

@@ -124,14 +124,17 @@ def test_phases_are_never_mixed(tmp_path: Path, capsys) -> None:
     path = tmp_path / "run.jsonl"
     sink = JsonlSink(path)
     for phase, value in (("live", 0.5), ("frozen-train", 0.25)):
-        sink.write(0, CollapseReport({"fc": LayerReport({"nc1_pinv": value})}, phase))
+        sink.write(0, CollapseReport({"fc": LayerReport({"nc1_trace_ratio": value})}, phase))
     assert main(["show", str(path)]) == 2
     assert capsys.readouterr().err == (
         f"collapsemeter: {path} holds reports of the phases frozen-train, live, which are different "
         "quantities: choose one with --phase frozen-train\n"
     )
     assert main(["show", str(path), "--quiet", "--phase", "live"]) == 0
-    assert "within-class scatter is 0.5 of" in capsys.readouterr().out
+    assert (
+        "(live): NC1 partly collapsed: 33 % of the variance is within classes"
+        in capsys.readouterr().out
+    )
     assert main(["show", str(path), "--phase", "dead"]) == 2
     assert capsys.readouterr().err == (
         f"collapsemeter: {path} holds no report of phase 'dead', but of frozen-train, live\n"

@@ -1,4 +1,4 @@
-"""Thresholds for continuous integration: ``fc:nc1_pinv>0.1`` fails the audit."""
+"""Thresholds for continuous integration: ``fc:NC1>10%`` or ``fc:nc1_pinv>0.1`` fails the audit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..catalogue import METRICS
+from ..criteria import PROPERTIES, Criteria
 from ..report import CollapseReport, printable
 from ..suggest import did_you_mean
 from ..undefined import REASONS
@@ -35,13 +36,15 @@ class Threshold:
         As it was given.
     layer : str or None
         Name or shell pattern; the final layer if None.
-    metric, sign : str
+    metric : str
+        A metric, or a property from NC1 to NC4: its share as `Criteria` judges it.
+    sign : str
     limit : float
 
     Examples
     --------
-    >>> Threshold.parse("fc:nc1_pinv > 0.1").limit
-    0.1
+    >>> Threshold.parse("fc:nc1_pinv > 0.1").limit, Threshold.parse("NC1>10%").limit
+    (0.1, 0.1)
     """
 
     text: str
@@ -52,7 +55,7 @@ class Threshold:
 
     @classmethod
     def parse(cls, text: str) -> Threshold:
-        """Read a condition ``LAYER:METRIC>NUMBER``; without a layer the final one is meant.
+        """Read a condition ``LAYER:METRIC>NUMBER``, also in percent; without a layer the final one is meant.
 
         Raises
         ------
@@ -61,17 +64,18 @@ class Threshold:
         """
         found = _FORM.fullmatch(text.strip())
         try:
-            limit = math.nan if found is None else float(found["limit"])
+            limit = math.nan if found is None else _number(found["limit"])
         except ValueError:
             limit = math.nan
         if found is None or math.isnan(limit):
             raise ValueError(
                 f"--fail-if {text!r}: write LAYER:METRIC>NUMBER, such as 'fc:nc1_pinv>0.1'"
             )
-        if found["metric"] not in METRICS:
+        if found["metric"] not in (*PROPERTIES, *METRICS):
             raise ValueError(
-                f"--fail-if {text!r}: no metric is named {found['metric']!r}; there are {', '.join(METRICS)}"
-                + did_you_mean(found["metric"], METRICS)
+                f"--fail-if {text!r}: no metric is named {found['metric']!r}; there are "
+                f"{', '.join((*PROPERTIES, *METRICS))}"
+                + did_you_mean(found["metric"], (*PROPERTIES, *METRICS))
             )
         return cls(text, found["layer"], found["metric"], found["sign"], limit)
 
@@ -106,14 +110,25 @@ class Threshold:
         return names
 
     def _failure(self, report: CollapseReport, name: str) -> str | None:
-        layer = report[name]
-        value, shown = layer.get(self.metric, math.nan), printable(name)
+        layer, shown = report[name], printable(name)
+        if self.metric in PROPERTIES:
+            judgement = Criteria().judge(layer)[self.metric]
+            failed = math.isnan(judgement.share) or self._holds(judgement.share)
+            return f"layer {shown!r}: {judgement}: --fail-if {self.text!r}" if failed else None
+        value = layer.get(self.metric, math.nan)
         if math.isnan(value):
             code = layer.reason(self.metric)
             why = REASONS.get(code, code) if code is not None else "it was not measured"
             return (
                 f"layer {shown!r} has no {self.metric} to compare ({why}): --fail-if {self.text!r}"
             )
-        if _COMPARISONS[self.sign](value, self.limit):
+        if self._holds(value):
             return f"layer {shown!r} has {self.metric} = {value:.6g}: --fail-if {self.text!r}"
         return None
+
+    def _holds(self, value: float) -> bool:
+        return _COMPARISONS[self.sign](value, self.limit)
+
+
+def _number(text: str) -> float:
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..comparison import Comparison
+from ..criteria import missing
 from ..drawing import readable, svg
 from ..figure import FINAL, HEAD, History, drawable, layer_names, top_of
 from ..frames import Floats
 from ..report import CollapseReport, LayerReport
 from .inline import Picture, inline
-from .words import number, reason
+from .words import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def no_value(layer: LayerReport, metric: str) -> str:
-    return "no value:\n" + "\n".join(textwrap.wrap(reason(layer, metric), 30))
+    return "no value:\n" + "\n".join(textwrap.wrap(missing(layer, metric), 30))
 
 
 def values_of(report: CollapseReport, metric: str, log: bool) -> Floats:
@@ -175,9 +176,7 @@ def over_epochs(history: History) -> Picture | None:
     np.log10(values, out=logs, where=values > 0)
     caption = "log10 of nc1_pinv of every layer (the final one at the bottom) at every epoch"
     caption += (
-        "; darker is more collapsed. Grey: no value."
-        if np.isnan(logs).any()
-        else "; darker is more collapsed."
+        "; darker is lower. Grey: no value." if np.isnan(logs).any() else "; darker is lower."
     )
     steps = [step for step, _ in history]
     return picture("epochs", "NC1 over epochs", caption, lambda: _draw_epochs(logs, names, steps))

@@ -12,8 +12,8 @@ from importlib.resources import files
 from typing import Any
 
 from .. import __version__
-from ..comparing import TOLERANCE
 from ..comparison import Comparison
+from ..criteria import Criteria
 from ..figure import History, checked_history, layer_colours, layer_names
 from ..files import write_atomically
 from ..report import CollapseReport
@@ -28,13 +28,14 @@ def write_html(
     *,
     comparison: Comparison | None = None,
     title: str | None = None,
+    criteria: Criteria | None = None,
 ) -> None:
     """Write the HTML report; the file is the old one or the new one, never half of one.
 
     Parameters
     ----------
     path : str or path
-    history, comparison, title
+    history, comparison, title, criteria
         See `render`.
 
     Raises
@@ -55,7 +56,7 @@ def write_html(
     >>> path.read_text(encoding="utf-8")[:15]
     '<!doctype html>'
     """
-    page = render(history, comparison=comparison, title=title)
+    page = render(history, comparison=comparison, title=title, criteria=criteria)
     write_atomically(path, page.encode())
 
 
@@ -64,6 +65,7 @@ def render(
     *,
     comparison: Comparison | None = None,
     title: str | None = None,
+    criteria: Criteria | None = None,
 ) -> str:
     """Return the HTML report of a run: one page that needs no network and no other file.
 
@@ -75,6 +77,8 @@ def render(
     comparison : Comparison, optional
         From `compare`: verdicts per layer, and dashed lines in the figures.
     title : str, optional
+    criteria : Criteria, optional
+        What counts as collapsed; by default what did for the comparison.
 
     Returns
     -------
@@ -84,7 +88,7 @@ def render(
     Raises
     ------
     ValueError
-        If the history holds no layer or mixes phases.
+        If the history holds no layer or mixes phases, or the comparison has other criteria.
     ImportError
         If Jinja or matplotlib is missing.
 
@@ -101,7 +105,7 @@ def render(
         raise ValueError(
             f"the last report, of epoch {steps[-1][0]}, holds no layer: leave it out of the history"
         )
-    context = _context(steps, comparison, title)
+    context = _context(steps, comparison, title, _agreed(criteria, comparison))
     text: str = templates.get_template("report.html.j2").render(context)
     # A lone surrogate, which JSON can carry into a name, has no place in UTF-8.
     return text.encode("utf-8", "backslashreplace").decode()
@@ -144,7 +148,21 @@ def _packaged(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8")
 
 
-def _context(history: History, comparison: Comparison | None, title: str | None) -> dict[str, Any]:
+def _agreed(criteria: Criteria | None, comparison: Comparison | None) -> Criteria:
+    """Return the criteria of the whole page: it must not say two things of one layer."""
+    if comparison is None:
+        return Criteria.chosen(criteria)
+    if criteria not in (None, comparison.criteria):
+        raise ValueError(
+            f"criteria={criteria!r}, but the comparison was made with {comparison.criteria!r}: "
+            "pass the same to compare"
+        )
+    return comparison.criteria
+
+
+def _context(
+    history: History, comparison: Comparison | None, title: str | None, criteria: Criteria
+) -> dict[str, Any]:
     from . import class_figures, figures, formulas, panels, provenance, tables, verdicts, words
 
     report = history[-1][1]
@@ -161,10 +179,9 @@ def _context(history: History, comparison: Comparison | None, title: str | None)
         "final_name": list(report)[-1],
         "final": final,
         "steps": [step for step, _ in history],
-        "tolerance": TOLERANCE,
-        "summary": report.summary(),
-        "cards": verdicts.cards(history),
-        "target_words": verdicts.target_words,
+        "summary": report.summary(criteria),
+        "cards": verdicts.cards(history, criteria),
+        "bands": verdicts.bands(criteria),
         "cautions": _cautions(report, words.flag),
         "panels": panels.six_panels(history),
         "legend": _legend(history),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..criteria import missing
 from ..figure import (
     FINAL,
     HEAD,
@@ -22,7 +23,7 @@ from ..figure import (
 from ..report import CollapseReport
 from .figures import EARLIER, canvas, name_layers, no_value, picture, values_of
 from .inline import Picture
-from .words import number, reason
+from .words import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +66,7 @@ def _panel_caption(panel: Panel, report: CollapseReport) -> str:
     for metric in filter(None, (panel.metric, panel.of_head)):
         value = layer.get(metric, math.nan)
         known = math.isfinite(value)
-        said.append(f"{metric} {number(value)}" if known else f"{metric}: {reason(layer, metric)}")
+        said.append(f"{metric} {number(value)}" if known else f"{metric}: {missing(layer, metric)}")
     return f"At the final layer: {'; '.join(said)}."
 
 

@@ -10,15 +10,17 @@ import numpy as np
 
 from ..catalogue import METRICS
 from ..comparison import Comparison
+from ..criteria import missing
 from ..report import CollapseReport, LayerReport
 from .formulas import FORMULAS
-from .words import metric_value, number, reason, target
+from .verdicts import MARKS
+from .words import metric_value, number, target
 
 MOST_CLASSES = 50
 MOST_PAIRS = 10
 _ABREAST = 8  # layers beside each other in a table
-STATUS_MARKS = {"collapsed": "●", "below DNC rank": "◐", "not collapsed": "○", "free": "◇",
-                "infeasible": "✕", "unmeasured": "–"}  # fmt: skip
+STATUS_MARKS = {**MARKS, "below DNC rank": "◐", "other geometry": "○", "free": "◇",
+                "infeasible": "✕", "nothing learned": "–", "unmeasured": "–"}  # fmt: skip
 
 
 class Cell(NamedTuple):
@@ -166,7 +168,7 @@ def all_values(report: CollapseReport) -> Values:
             error = layer.standard_errors.get(metric)
             spread = "" if error is None else f" ± {number(error)}"
             return Cell(metric_value(metric, value) + spread)
-        why = reason(layer, metric)
+        why = missing(layer, metric)
         return Cell("–", "", notes.setdefault(why, len(notes) + 1), why)
 
     measured = [name for name in METRICS if any(name in layer for layer in report.values())]
@@ -204,7 +206,7 @@ def compared(comparison: Comparison) -> Table:
     >>> from collapsemeter.dufm import DUFM
     >>> best = DUFM(2, 5, 2, feature_decay=0.01, weight_decay=0.01).optimum()
     >>> [cell.text for cell in compared(compare(best, best)).rows[0]][:4]
-    ['1', '1', '◇ free', 'NC1 is 0; dnc leaves the frame of this layer free']
+    ['1', '1', '◇ free', 'NC1 collapsed: 0 % of the variance is within classes; dnc leaves the frame of this layer free']
     """
     rows = []
     for name, layer in comparison.items():

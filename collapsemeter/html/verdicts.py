@@ -5,22 +5,29 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ..catalogue import METRICS
-from ..comparing import TOLERANCE
+from ..criteria import PROPERTIES, Criteria, Judgement, missing, pinv_words
 from ..figure import History
 from ..report import LayerReport
-from .words import metric_value, number, reason, target, times
+from .words import metric_value, number, times
 
-STRIP = (
-    ("NC1", "within-class variability", "nc1_pinv"),
-    ("NC2", "distance to a simplex ETF", "nc2_etf_error"),
-    ("NC3", "distance of head and means", "nc3_self_duality"),
-    ("NC4", "nearest-centre mismatch", "nc4_mismatch"),
-)
+TITLES = {
+    "NC1": "within-class variability",
+    "NC2": "distance to a simplex ETF",
+    "NC3": "distance of head and means",
+    "NC4": "nearest-centre mismatch",
+}
+MARKS: dict[str, str] = {
+    "collapsed": "●",
+    "nearly collapsed": "◕",
+    "partly collapsed": "◑",
+    "not collapsed": "○",
+    "not judged": "–",
+}
+_KINDS = {"collapsed": "near", "not judged": "none"}  # the others are far
 
 
 class Card(NamedTuple):
-    """One property: its value, how far it is from collapse (as a mark, a kind and words), and notes."""
+    """One property: its figure, the band of it (as a mark, a kind and words), and notes."""
 
     property: str
     title: str
@@ -32,56 +39,72 @@ class Card(NamedTuple):
     notes: tuple[str, ...]
 
 
-def cards(history: History) -> list[Card]:
+def cards(history: History, criteria: Criteria | None = None) -> list[Card]:
     """Return NC1 to NC4 of the final layer of the last report, with the trend over the history.
 
     Parameters
     ----------
     history : sequence of (int, CollapseReport)
         In the order of its steps, not empty.
+    criteria : Criteria, optional
+        What counts as collapsed.
 
     Examples
     --------
     >>> from collapsemeter import CollapseReport
-    >>> run = [(e, CollapseReport({"fc": LayerReport({"nc1_pinv": 0.5**e})})) for e in (0, 9)]
-    >>> cards(run)[0].verdict, cards(run)[0].notes[0]
-    ('within 0.05 of collapse', '▼ fell 512 times since epoch 0, from 1')
+    >>> run = [(e, CollapseReport({"fc": LayerReport({"nc1_trace_ratio": 0.5**e})})) for e in (0, 9)]
+    >>> card = cards(run)[0]
+    >>> card.value, card.verdict, card.notes[0]
+    ('0.19 %', 'collapsed', '0.19 % of the variance is within classes')
+    >>> card.notes[2]
+    '▼ fell 512 times since epoch 0, from 1'
     """
-    return [_card(history, *entry) for entry in STRIP]
+    judged = Criteria.chosen(criteria).judge(history[-1][1].final)
+    return [_card(history, judgement) for judgement in judged.values()]
 
 
-def _card(history: History, property: str, title: str, metric: str) -> Card:
+def _card(history: History, judgement: Judgement) -> Card:
     last = history[-1][1]
-    name, layer = list(last)[-1], last.final
-    value = layer.get(metric, math.nan)
-    if not math.isfinite(value):
-        words = "no value" if math.isnan(value) else "infinite"
-        why = reason(layer, metric)
-        return Card(property, title, metric, "–", "–", "none", words, (why,))
+    name, layer, metric = list(last)[-1], last.final, PROPERTIES[judgement.property]
     points = [
         (step, report[name].get(metric, math.nan)) for step, report in history if name in report
     ]
-    mark, kind, verdict = _distance(layer, metric, value)
-    notes = [
-        *trend(metric, points),
-        *_interval(layer, metric),
-        *_error(layer, metric),
-        *_floor(layer, metric),
-    ]
+    notes = [judgement.words]
+    if not missing(layer, metric):
+        notes += [
+            f"{metric} {number(layer[metric])}",
+            *trend(metric, points),
+            *_interval(layer, metric),
+            *_floor(layer, metric),
+        ]
+    if judgement.property == "NC1":
+        notes += [*filter(None, [pinv_words(layer)]), *_error(layer, "nc1_pinv")]
     return Card(
-        property, title, metric, metric_value(metric, value), mark, kind, verdict, tuple(notes)
+        judgement.property,
+        TITLES[judgement.property],
+        metric,
+        judgement.figure or "–",
+        MARKS[judgement.band],
+        _KINDS.get(judgement.band, "far"),
+        judgement.band,
+        tuple(notes),
     )
 
 
-def _distance(layer: LayerReport, metric: str, value: float) -> tuple[str, str, str]:
-    floor = layer.provenance.get("dtype_floor", {}).get(metric)
-    if floor is not None and value <= 2 * floor:
-        dtype = layer.provenance.get("feature_dtype", "the activations' dtype")
-        return "≈", "near", f"at the floor of {dtype}: as collapsed as can be seen"
-    away = abs(value - (METRICS[metric].at_collapse or 0.0))
-    if away <= TOLERANCE:
-        return "●", "near", f"within {TOLERANCE:g} of collapse"
-    return "○", "far", f"{number(away)} from collapse"
+def bands(criteria: Criteria) -> list[tuple[str, str]]:
+    """Return the marks of the bands and what they stand for.
+
+    Examples
+    --------
+    >>> bands(Criteria())[:2]
+    [('●', 'collapsed: at most 1 %'), ('◕', 'nearly collapsed: at most 10 %')]
+    """
+    edges = (criteria.collapsed, criteria.nearly, criteria.partly)
+    said = [f": at most {criteria.percent(edge)}" for edge in edges]
+    return [
+        (mark, band + extent)
+        for (band, mark), extent in zip(MARKS.items(), [*said, ": above", ""], strict=True)
+    ]
 
 
 def _interval(layer: LayerReport, metric: str) -> list[str]:
@@ -147,14 +170,3 @@ def _moved(metric: str, first: int, start: float, end: float) -> str:
         return f"▼ {how} {since}, from {origin}"
     how = f"rose {times(end / start)}" if start > 0 else "rose"
     return f"▲ {how} {since}, from {origin}"
-
-
-def target_words(metric: str) -> str:
-    """Return the value of a metric at collapse, as the strip says it.
-
-    Examples
-    --------
-    >>> target_words("nc1_pinv")
-    '0 at collapse'
-    """
-    return f"{target(metric)} at collapse"

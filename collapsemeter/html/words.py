@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from ..catalogue import METRICS
-from ..report import LayerReport
 from ..undefined import FLAGS, REASONS
 
 _SHARES = ("nc4_agreement", "nc4_mismatch", "ncc_accuracy")
@@ -47,24 +46,6 @@ def target(name: str) -> str:
     if due is None:
         return ""
     return f"{due:.0%}".replace("%", " %") if name in _SHARES else number(due)
-
-
-def reason(layer: LayerReport, name: str) -> str:
-    """Return in words why a metric of a layer has no value; empty where it has one.
-
-    Examples
-    --------
-    >>> reason(LayerReport({}, {"nc3_cosine": "no_head"}), "nc3_cosine")
-    'no classifier head belongs to this layer'
-    >>> reason(LayerReport({}), "nc3_cosine")
-    'not measured'
-    """
-    if math.isfinite(layer.get(name, math.nan)):
-        return ""
-    code = layer.reason(name)
-    if code is None:
-        return "no reason is known" if name in layer else "not measured"
-    return REASONS.get(code, code)
 
 
 def flag(code: str) -> str:

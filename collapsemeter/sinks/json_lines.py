@@ -7,7 +7,8 @@ import math
 import os
 from typing import Any
 
-from ..report import CollapseReport, LayerReport
+from ..criteria import RECORDED
+from ..report import CollapseReport, LayerReport, plain
 from .append import AppendedFile
 from .guard import GuardedSink
 
@@ -16,7 +17,7 @@ class JsonlSink(GuardedSink):
     """Append one line of strict JSON per report, the values in float64.
 
     A line holds ``step``, ``phase``, ``warnings`` and, per layer, ``metrics`` (null where undefined),
-    ``reasons`` and ``flags``. Vectors and per-class values stay in the report (`CollapseReport.to_json`).
+    ``reasons``, ``flags``, and how many classes and features there are. Vectors and per-class values stay in the report (`CollapseReport.to_json`).
 
     Parameters
     ----------
@@ -60,4 +61,8 @@ def _layer(layer: LayerReport) -> dict[str, Any]:
         # A gap that has no reason code says at least which of nan, inf and -inf it was.
         "reasons": gaps | layer.reasons,
         "flags": list(layer.flags),
+        # What the criteria need, so that a history is judged as its reports are.
+        "provenance": {
+            key: plain(layer.provenance[key]) for key in RECORDED if key in layer.provenance
+        },
     }

@@ -54,7 +54,7 @@ def test_a_reference(acts, cli, refused):
     status, out, _ = cli("acts", "--dufm", "weight_decay=1e-3", "depth=2")
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
-    assert "fc: not collapsed: within-class scatter is" in out
+    assert "fc: not collapsed: " in out
     for texts, words in (
         (["depth=2"], "--dufm needs weight_decay=NUMBER"),
         (["weight_decay=x"], "--dufm weight_decay=x: 'x' is not a number"),

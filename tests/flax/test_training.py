@@ -148,7 +148,7 @@ def test_the_example_runs(name, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     printed = capsys.readouterr().out
     assert printed.count("epoch ") == 5
-    assert "(frozen-train): within-class scatter is" in printed
+    assert "(frozen-train): NC1 " in printed
     assert list(tmp_path.glob("runs/*/reports.jsonl"))
 
 
@@ -165,9 +165,11 @@ def test_the_demos_final_layer_collapses(outcome: demo.Outcome) -> None:
     assert outcome.fall >= 100
     assert outcome.history[-1].frozen.final["nc4_mismatch"] == 0
     assert outcome.zero_error_epoch is not None
-    assert outcome.collapsed
+    assert outcome.band != "not collapsed"
+    judged = Criteria().judge(outcome.history[-1].frozen.final)
+    assert [judged[name].band for name in ("NC1", "NC4")] == ["collapsed", "collapsed"]
     assert demo.verdict(outcome).startswith(
-        "Neural collapse after 60 epochs; zero training error from"
+        f"{demo.HEADLINES[outcome.band]} after 60 epochs; zero training error from"
     )
 
 

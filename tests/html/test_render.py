@@ -16,10 +16,12 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter import METRICS, CollapseReport, LayerReport
+from collapsemeter.criteria import PROPERTIES
 from collapsemeter.dufm import DUFM
 from collapsemeter.figure import PANELS
 from collapsemeter.html import page, render, write_html
 from collapsemeter.html.formulas import FORMULAS
+from collapsemeter.html.verdicts import MARKS
 from collapsemeter.measuring import undefined_report
 from collapsemeter.report_file import read_history
 from collapsemeter.sinks import JsonlSink
@@ -122,14 +124,17 @@ def test_hostile_names_are_text() -> None:
 def test_the_strip_says_value_target_trend_floor_and_interval(run: str) -> None:
     last, first = history()[-1][1].final, history()[0][1].final
     text = Page(run).text
-    for metric in ("nc1_pinv", "nc2_etf_error", "nc3_self_duality"):
-        assert f"{last[metric]:.3g} 0 at collapse" in text
-    fell = first["nc1_pinv"] / last["nc1_pinv"]
-    assert f"▼ fell {fell:.0f} times since epoch 0, from {first['nc1_pinv']:.3g}" in text
-    assert (
-        f"rounding of float32 alone gives {last.provenance['dtype_floor']['nc1_pinv']:.3g}" in text
-    )
-    assert "within 0.05 of collapse" in text
+    for name, judgement in cm.Criteria().judge(last).items():
+        assert judgement.judged
+        shown = f"{judgement.figure} 0 % at collapse"
+        assert f"{shown} {MARKS[judgement.band]} {judgement.band} {judgement.words}" in text, name
+        assert f"{PROPERTIES[name]} {last[PROPERTIES[name]]:.3g}" in text
+    assert f"nc1_pinv = tr(S_W S_B^+)/C = {last['nc1_pinv']:.3g}" in text
+    fell, start = first["nc1_trace_ratio"] / last["nc1_trace_ratio"], first["nc1_trace_ratio"]
+    assert f"▼ fell {fell:.0f} times since epoch 0, from {start:.3g}" in text
+    floor = last.provenance["dtype_floor"]["nc1_trace_ratio"]
+    assert f"rounding of float32 alone gives {floor:.3g}" in text
+    assert "● collapsed: at most 1 %, ◕ nearly collapsed: at most 10 %, ◑ partly" in text
     assert history()[-1][1].summary() in text
     assert "Epochs 0 to 15, 4 reports." in text
 
@@ -147,10 +152,11 @@ def test_what_has_no_value_says_why_in_words() -> None:
     moments = cm.ClassMoments.from_batch(np.eye(2), [0, 0], 3)
     made = CollapseReport({"fc": cm.measure(moments)}, warnings=("the layer saw too little",))
     text = Page(render([(0, made)])).text
-    assert (
-        "NC1 within-class variability – 0 at collapse – no value only one class is present" in text
-    )
-    assert "NC3 distance of head and means – 0 at collapse – no value no classifier head" in text
+    for words in (
+        "NC1 within-class variability – 0 % at collapse – not judged only one class is present",
+        "NC3 distance of head and means – 0 % at collapse – not judged no classifier head",
+    ):
+        assert words in text
     assert "⚠ the layer saw too little" in text
     assert "⚠ classes without a row are left out of every mean over classes (fc)" in text
     titles = {a.get("title") for a in Page(render([(0, made)])).all("td")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from collapsemeter import demo
+from collapsemeter import Criteria, demo
 from collapsemeter.demo_report import agreement
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "keras_fit.py"
@@ -19,8 +19,10 @@ EPOCHS = 25  # the verdict holds well before the demo's sixty
 def test_the_demo_collapses(tmp_path):
     outcome = demo.run("keras", EPOCHS, str(tmp_path / "demo"))
     final = outcome.history[-1]
-    assert outcome.collapsed
-    assert demo.verdict(outcome).startswith(f"Neural collapse after {EPOCHS} epochs; zero training")
+    assert outcome.band != "not collapsed"
+    assert Criteria().judge(final.frozen.final)["NC1"].band in ("collapsed", "nearly collapsed")
+    due = f"{demo.HEADLINES[outcome.band]} after {EPOCHS} epochs; zero training error from"
+    assert demo.verdict(outcome).startswith(due)
     assert list(final.frozen) == ["conv1", "conv2", "conv3", "hidden", "fc"]
     assert final.live.provenance["rows"] == final.frozen.provenance["rows"] == 1797
     assert not final.live.warnings
