@@ -317,11 +317,11 @@ class CollapseReport(Mapping[str, LayerReport]):
             "format": FORMAT,
             "version": VERSION,
             "collapsemeter": __version__,
+            "provenance": plain(self.provenance),
             "phase": self.phase,
             "summary": self.summary(),
             "warnings": list(self.warnings),
             "skipped": dict(self.skipped),
-            "provenance": plain(self.provenance),
             "layers": {name: layer.to_dict(matrices) for name, layer in self.layers.items()},
         }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .catalogue import METRICS
 from .comparing import compare
+from .origin import origin
 from .report import TABLE, CollapseReport
 from .report_file import load_report, read_history
 from .suggest import did_you_mean
@@ -83,16 +84,25 @@ def show(path: str, wish: Wish) -> None:
     if wish.json:
         print(report.to_json(indent=2))
     elif wish.quiet:
-        print(report.summary())
+        print(line(report))
     else:
         print(words(history, wish))
+
+
+def line(report: CollapseReport) -> str:
+    """Return what a report is of and its summary, in one line."""
+    return "; ".join([*origin(report)[:1], report.summary()])
 
 
 def words(history: History, wish: Wish) -> str:
     """Return the last report of a history as text: a summary and a table."""
     width = _width()
     step, report = history[-1]
-    lines = textwrap.wrap(report.summary(), width, subsequent_indent="  ")
+    lines = [
+        part
+        for text in [*origin(report), report.summary()]
+        for part in textwrap.wrap(text, width, subsequent_indent="  ")
+    ]
     if len(history) > 1:
         lines.append(f"epoch {step}, the last of {len(history)} reports")
     lines += ["", report.table(wish.metrics, width)]

@@ -67,3 +67,19 @@ def usable_threads() -> int:
         cores = os.cpu_count() or 1
     chosen = os.environ.get("OMP_NUM_THREADS", "")  # as for the threads of BLAS
     return max(1, min(cores, MOST, int(chosen) if chosen.isdecimal() else MOST))
+
+
+def check_jobs(jobs: int) -> None:
+    """Raise ValueError unless this machine can run so many processes.
+
+    Examples
+    --------
+    >>> check_jobs(0)
+    Traceback (most recent call last):
+    ValueError: jobs=0: there must be at least one process
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: there must be at least one process")
+    cores = os.cpu_count() or 1
+    if jobs > max(64, 4 * cores):
+        raise ValueError(f"jobs={jobs}: this machine has {cores} cores; pass about as many")

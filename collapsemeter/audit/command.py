@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -200,13 +201,25 @@ def _print(history: History, comparison: Comparison | None, wish: Wish) -> None:
                 print(json.dumps({"step": step, **record}, allow_nan=False))
         return
     if wish.quiet:
-        print(report.summary())
+        print(show.line(report))
         return
+    if len(history) > 1:
+        print(f"{_over_epochs(history)}\n")
     print(show.words(history, show.Wish(html=wish.html)))
     if comparison is not None:
         print(f"\n{comparison.table()}")
     if wish.report is not None:
         print(f"JSON: {wish.report}")
+
+
+def _over_epochs(history: History) -> str:
+    """Return a table of the final layer, an epoch a line."""
+    shown = {str(step): report.final for step, report in history[-_EPOCHS:] if len(report)}
+    about = f"The final layer over {len(shown)} epochs"
+    return f"{about}\n\n{re.sub('(?m)^layer', 'epoch', CollapseReport(shown).table())}"
+
+
+_EPOCHS = 20  # lines of the table
 
 
 def _reference(report: CollapseReport, problem: dict[str, str]) -> Comparison:

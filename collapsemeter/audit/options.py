@@ -12,6 +12,7 @@ from ..moments import Phase
 from ..reduction import Reduction, check_reduction
 from ..sketch import SKETCH_ROWS
 from ..sums import Nonfinite, ScatterKind
+from ..threads import check_jobs
 
 
 @dataclass(frozen=True)
@@ -158,10 +159,6 @@ class Running:
 
 def check_workers(jobs: int, dask: str | None) -> None:
     """Raise ValueError if ``jobs`` is no number of processes for this machine, or ``dask`` is given, too."""
-    if jobs < 1:
-        raise ValueError(f"jobs={jobs}: there must be at least one process")
-    cores = os.cpu_count() or 1
-    if jobs > max(64, 4 * cores):
-        raise ValueError(f"jobs={jobs}: this machine has {cores} cores; pass about as many")
+    check_jobs(jobs)
     if dask is not None and jobs != 1:
         raise ValueError(f"jobs={jobs} and dask={dask!r}: choose one of them")

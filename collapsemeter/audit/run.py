@@ -16,6 +16,7 @@ from .. import __version__
 from ..activations.remote import expand
 from ..finalise import moments_report
 from ..nc4 import Decisions
+from ..origin import AUDIT
 from ..report import CollapseReport, LayerReport
 from ..selection import listed
 from ..threads import threads
@@ -311,7 +312,7 @@ def _provenance(job: Job, merged: SavedState) -> dict[str, Any]:
         files = {file: digest for record in merged.shards for file, digest in record.files.items()}
     settings = job.counting.settings
     return {
-        "framework": "saved activations",
+        "framework": AUDIT,
         "collapsemeter": __version__,
         "numpy": np.__version__,
         "classes": settings.num_classes,

@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"collapsemeter: {str(error) or 'interrupted'}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"collapsemeter: there is not enough memory: {error}", file=sys.stderr)
+        return 2
     except (ValueError, ImportError, OSError) as error:
         print(f"collapsemeter: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..memory import check_memory
+from ..threads import check_jobs
+
 _EXAMPLES = """\
 examples:
   the optimum of a four-layer head on ten classes of fifty samples
@@ -65,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
     from ..dufm import DUFM  # SciPy takes its time
     from ..dufm.command import Wish, run
 
+    _check_sizes(options)
     features = options.weight_decay[0] if options.feature_decay is None else options.feature_decay
     problem = DUFM(
         options.classes,
@@ -89,6 +93,17 @@ def run(options: argparse.Namespace) -> None:
         quiet=options.quiet,
     )
     run(problem, wish)
+
+
+def _check_sizes(options: argparse.Namespace) -> None:
+    """Refuse what cannot be computed before it is tried."""
+    for name, most in (("depth", 1000), ("restarts", 10**6)):
+        if vars(options)[name] > most:
+            raise ValueError(f"--{name} {vars(options)[name]}: pass {most} or less")
+    check_jobs(max(options.jobs, 1))
+    classes, width = options.classes, max(options.width or [0])
+    widest = max(classes, width)
+    check_memory(f"--classes {classes} of width {widest}", 8.0 * 3 * max(classes, 1) * widest)
 
 
 def _one_or_many(values: list[Any]) -> Any:

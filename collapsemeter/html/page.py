@@ -16,6 +16,7 @@ from ..comparison import Comparison
 from ..criteria import Criteria
 from ..figure import History, checked_history, layer_colours, layer_names
 from ..files import write_atomically
+from ..origin import origin
 from ..report import CollapseReport
 
 MOST_EMBEDDED = 500_000  # entries of all matrices that the page's JSON may hold: 10 MB
@@ -179,6 +180,7 @@ def _context(
         "final_name": list(report)[-1],
         "final": final,
         "steps": [step for step, _ in history],
+        "begin": origin(report),
         "summary": report.summary(criteria),
         "cards": verdicts.cards(history, criteria),
         "bands": verdicts.bands(criteria),

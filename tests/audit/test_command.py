@@ -47,7 +47,10 @@ def test_what_is_printed_for_people(acts, cli, tmp_path):
     status, out, err = cli("acts", "--quiet")
     assert (status, err) == (0, "")
     assert out.count("\n") == 1
-    assert out.startswith("fc (frozen-eval): within-class scatter is")
+    assert out.startswith(
+        "400 rows of 6 classes in 5 shards, from 6 files: shard-00000.safetensors, "
+    )
+    assert "; fc (frozen-eval): within-class scatter is" in out
 
 
 def test_a_reference(acts, cli, refused):
