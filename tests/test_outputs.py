@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import shutil
 from pathlib import Path
@@ -23,7 +24,7 @@ from collapsemeter.sinks.json_lines import JsonlSink
 def made(tmp_path_factory):
     """A folder of everything that a command reads; refused commands leave it as it is."""
     folder = tmp_path_factory.mktemp("outputs")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)
         _make()
     return folder

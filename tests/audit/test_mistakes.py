@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from collapsemeter.cli import main
 @pytest.fixture(scope="module")
 def made(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)
         _make(data, folder)
     return folder
