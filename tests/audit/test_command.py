@@ -48,7 +48,7 @@ def test_what_is_printed_for_people(acts, cli, tmp_path):
     assert (status, err) == (0, "")
     assert out.count("\n") == 1
     assert out.startswith(
-        "400 rows of 6 classes in 5 shards, from 6 files: shard-00000.safetensors, "
+        "400 rows of 6 classes in 4 shards, from 4 files: shard-00000.safetensors, "
     )
     assert "; fc (frozen-eval): within-class scatter is" in out
 
