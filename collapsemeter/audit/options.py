@@ -11,7 +11,7 @@ from ..convention import Convention
 from ..moments import Phase
 from ..reduction import Reduction, check_reduction
 from ..sketch import SKETCH_ROWS
-from ..sums import Nonfinite, ScatterKind
+from ..sums import Nonfinite, ScatterKind, check_num_classes
 from ..threads import check_jobs
 
 
@@ -91,8 +91,8 @@ class Options:
         sizes = ("auto", "exact", "none")
         if self.nc4 not in sizes and not (isinstance(self.nc4, int) and self.nc4 > 0):
             raise ValueError(f"nc4={self.nc4!r}: choose {', '.join(sizes)} or a number of rows")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"num_classes={self.num_classes}: there must be at least one class")
+        if self.num_classes is not None:
+            check_num_classes(self.num_classes)
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: pass 0 or more")
         if self.sketch_rows < 2:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -29,8 +28,7 @@ from .plan import Plan, Wish, plan_shards
 from .rows import Counting, OpenPiece
 from .shard import Piece, Shard
 
-_MANY_LABELS = 2**16  # more, of few rows, is rather something else than labels
-_MANY_CLASSES = 2**20  # more, of few rows, is rather a slip
+_MANY_CLASSES = 2**16  # more, of few rows, is rather something else than labels
 _OF_EACH = 3  # arrays of one row for each class that are at hand at once
 
 
@@ -146,12 +144,7 @@ def _classes(
             check_classes(head, classes)
         return len(head.weight)
     if classes is not None:
-        _check_many(
-            classes,
-            plan,
-            "the manifest" if options.num_classes is None else "--num-classes",
-            mapping,
-        )
+        _check_memory(classes, plan)
         return classes
     if mapping and len(plan.shards) == 1:
         raise ValueError(
@@ -160,17 +153,10 @@ def _classes(
     return _largest_label(plan.shards, cache, ignore_index) + 1
 
 
-def _check_many(classes: int, plan: Plan, source: str, mapping: bool) -> None:
-    """Raise if there are far more classes than rows, or more than fit into memory."""
-    rows = sum(s.samples * math.prod(s.labels.array.shape[1:]) for s in plan.shards)
-    if classes > max(_MANY_CLASSES, (1000 if mapping else 10) * rows):
-        raise ValueError(
-            f"{source} says num_classes={classes}, and there are {rows} rows: pass as many as there are classes"
-        )
+def _check_memory(classes: int, plan: Plan) -> None:
+    """Raise if rows of as many classes do not fit into memory."""
     widest = max(at.array.shape[-1] for shard in plan.shards for at in shard.layers.values())
-    check_memory(
-        f"num_classes={classes} ({source}) of {widest} features", 8.0 * _OF_EACH * classes * widest
-    )
+    check_memory(f"num_classes={classes} of {widest} features", 8.0 * _OF_EACH * classes * widest)
 
 
 def settings_of(options: Options, classes: int, ignore_index: int) -> Settings:
@@ -229,7 +215,7 @@ def _largest_label(shards: Sequence[Shard], cache: str, ignore_index: int) -> in
     if largest < 0:
         raise ValueError("there is no labelled row: every label is ignored, or there is none")
     rows = sum(shard.samples for shard in shards)
-    if largest >= max(_MANY_LABELS, 10 * rows):
+    if largest >= max(_MANY_CLASSES, 10 * rows):
         raise ValueError(
             f"the largest label is {largest} and there are {rows} rows: if there are so many classes, pass "
             "--num-classes"
