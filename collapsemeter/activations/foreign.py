@@ -223,7 +223,7 @@ def sentence(name: str, found: Foreign) -> str:
     """
     last = PurePath(re.split(r"[?#]|::", name)[0].rstrip("/")).name
     stem, ending = os.path.splitext(last)
-    if "{stem}" + ending in found.remedy:  # no line may write over what it reads
+    if ending and "{stem}" + ending in found.remedy:  # no line may write over what it reads
         stem += "-converted"
     remedy = found.remedy.replace("{file}", _quoted(last)).replace("{stem}", _quoted(stem))
     return f"{name} is {found.what}: {remedy}"
@@ -361,7 +361,7 @@ def json_object(found: Mapping[str, Any]) -> Foreign:
     keys = ", ".join(repr(str(key)[:40]) for key in list(found)[:_SHOWN])
     code = 'np.savez("{stem}.npz", **{k: np.asarray(v) for k, v in json.loads(pathlib.Path("{file}").read_text()).items()})'
     return Foreign(
-        _plain(f"a JSON object with {keys or 'nothing in it'}, and no manifest of activations"),
+        _plain(f"not a manifest of activations, but a JSON object with {keys or 'nothing in it'}"),
         _line("json, numpy as np, pathlib", code, "if these are arrays, "),
     )
 

@@ -107,7 +107,9 @@ WHAT = {
     "the index of a sharded checkpoint": lambda: json.dumps(
         {"metadata": {}, "weight_map": {"fc.weight": "model-00001-of-00002.safetensors"}}
     ).encode(),
-    "a JSON object with 'features'": lambda: json.dumps({"features": ROWS.tolist()}).encode(),
+    "not a manifest of activations, but a JSON object with 'features'": lambda: json.dumps(
+        {"features": ROWS.tolist()}
+    ).encode(),
     "empty (0 bytes)": lambda: b"",
     "an SQLite database": lambda: b"SQLite format 3\0" + b"\0" * 20,
 }
