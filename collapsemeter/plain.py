@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def plain(values: Any, what: str, dtype: npt.DTypeLike = None) -> npt.NDArray[Any]:
+def plain(values: Any, what: str, dtype: Any = None) -> npt.NDArray[Any]:
     """Return values as a NumPy array; refuse masked entries, which `numpy.asarray` takes for data.
 
     Parameters
@@ -48,7 +48,7 @@ def check_unmasked(values: Any, what: str) -> None:
         return
     if not isinstance(values, np.ma.MaskedArray) or not np.ma.is_masked(values):
         return
-    hidden, filled = int(np.ma.count_masked(values)), "filled(np.nan)"
+    hidden, filled = int(np.sum(values.mask)), "filled(np.nan)"
     if what in ("labels", "predictions"):
         filled = "filled(-100)"
     elif values.dtype.kind != "f":

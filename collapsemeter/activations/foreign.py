@@ -310,18 +310,27 @@ def _of_text(text: str, path: str | os.PathLike[str], ending: str) -> Foreign:
         return Foreign(
             "a web page (HTML or XML), perhaps the error of a download", "fetch the file itself"
         )
-    line = (start.splitlines() or [""])[0]
-    separator = next((c for c in "\t,;" if c in line), None)
-    first = line.split(separator)[0]
+    lines = start.splitlines()[:2] or [""]
+    separator = next((c for c in "\t,;" if c in lines[0]), None)
+    numbers = [_is_number(line.split(separator)[0]) for line in lines]
     given = f", delimiter={json.dumps(separator)}" if separator is not None else ""
+    code = 'np.save("{stem}.npy", np.loadtxt("{file}"' + given
+    if len(lines) == 2 and not any(numbers):  # names of classes, one a line
+        code = (
+            code.replace("np.loadtxt", "np.unique(np.loadtxt")
+            + ", dtype=str), return_inverse=True)[1])"
+        )
+    else:
+        code += "))" if numbers[0] else ", skiprows=1))"
+    return Foreign(f"text, which begins {lines[0][:40]!r}", _line("numpy as np", code))
+
+
+def _is_number(text: str) -> bool:
     try:
-        float(first)
+        float(text)
     except ValueError:
-        given += ", skiprows=1"
-    return Foreign(
-        f"text, which begins {line[:40]!r}",
-        _line("numpy as np", 'np.save("{stem}.npy", np.loadtxt("{file}"' + given + "))"),
-    )
+        return False
+    return True
 
 
 def _json(path: str | os.PathLike[str], ending: str) -> Foreign:

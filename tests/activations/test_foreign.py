@@ -217,6 +217,18 @@ def test_the_line_converts_the_file(tmp_path, monkeypatch, capsys, ending):
         np.testing.assert_allclose(file.read(name, 0, 99), ROWS, rtol=1e-6)
 
 
+@pytest.mark.parametrize("names", [["setosa", "versicolor", "virginica"], ["7", "8", "9"]])
+@pytest.mark.parametrize("ending", [".csv", ".txt"])
+def test_the_line_numbers_classes(tmp_path, monkeypatch, capsys, names, ending):
+    monkeypatch.chdir(tmp_path)
+    np.save("acts.npy", ROWS)
+    (tmp_path / f"y{ending}").write_text("\n".join(names[c] for c in LABELS))
+    assert main(["audit", "acts.npy", "--labels", f"y{ending}"]) == 2
+    converted(capsys.readouterr().err.strip())
+    found = np.load("y.npy")
+    assert found.tolist() == (LABELS if names[0] == "setosa" else LABELS + 7).tolist()
+
+
 @pytest.mark.parametrize("role", ["FILE", "--labels", "--head", "--predictions", "--logits"])
 @pytest.mark.parametrize("ending", [".pt", ".csv", ".parquet", ".pkl", ".mat", ".npy"])
 def test_in_whatever_role_it_is_given(tmp_path, capsys, role, ending):
