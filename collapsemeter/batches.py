@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
+from .plain import check_unmasked
+
 
 def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
     """Return the batches, with a progress bar on standard error if asked for.
@@ -54,14 +56,19 @@ def split(item: Any) -> tuple[Any, Any, Any]:
     """
     if isinstance(item, Mapping) and "labels" in item:
         inputs = {name: value for name, value in item.items() if name != "labels"}
-        return inputs, item["labels"], item.get("attention_mask")
+        return inputs, _unmasked(item["labels"]), item.get("attention_mask")
     if isinstance(item, tuple | list) and len(item) == 2:
-        return item[0], item[1], None
+        return item[0], _unmasked(item[1]), None
     length = f" of length {len(item)}" if isinstance(item, tuple | list) else ""
     raise ValueError(
         f"observe got a {type(item).__name__}{length}: each batch is a pair (inputs, labels) or a "
         "dict with 'labels'"
     )
+
+
+def _unmasked(labels: Any) -> Any:
+    check_unmasked(labels, "labels")
+    return labels
 
 
 def check_phase(phase: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .frames import row_blocks
+from .plain import plain
 
 if TYPE_CHECKING:
     from .moments import ClassMoments
@@ -50,7 +51,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         value = fields.get(name)
         if value is None:
             continue
-        array = np.asarray(value)
+        array = plain(value, name)
         if array.dtype.kind not in "fiu":
             raise ValueError(f"{name} have dtype {array.dtype}: pass real numbers")
         if name == "counts" and array.dtype.kind == "f" and (array != np.floor(array)).any():

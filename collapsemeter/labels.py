@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .plain import is_untyped, plain
 from .sums import IGNORE_INDEX
 
 
@@ -42,7 +43,7 @@ def class_labels(
         ...
     ValueError: label 3 at row 1 is outside 0..2 (num_classes=3) and is not ignore_index=-100
     """
-    array = np.asarray(labels)
+    array = plain(labels, "labels")
     if is_one_hot(array, num_classes):
         return np.asarray(array.argmax(axis=-1), np.int64)
     if array.dtype.kind not in "iu" and array.size:  # an empty list has no integers to show
@@ -92,12 +93,17 @@ def labelled_rows(
     >>> labelled_rows([[0.5], [1.5]], [[0], [1]], num_classes=2)[1]
     array([0, 1])
     """
-    rows = np.asarray(features)
+    rows = plain(features, "features")
     # "V" is the kind of bfloat16 and other narrow floats that NumPy does not know by itself.
     if rows.ndim != 2 or rows.dtype.kind not in "fiubV" or rows.dtype.names:
         raise ValueError(
             f"features have shape {rows.shape} and dtype {rows.dtype}: pass one row of real numbers "
             "per sample, shape (N, d)"
+        )
+    if is_untyped(rows.dtype):
+        raise ValueError(
+            f"features have shape {rows.shape} and dtype {rows.dtype}, bytes that say no type of number, as "
+            "NumPy reads what it saved of bfloat16: pass features.view(ml_dtypes.bfloat16), or what they are"
         )
     bins = class_labels(labels, num_classes, ignore_index=ignore_index)
     if bins.shape == (len(rows), 1):

@@ -22,6 +22,7 @@ from .moments import EPS, ClassMoments
 from .nc2 import HeadFrame
 from .nc3 import Head, HeadLike
 from .nc4 import Decisions, wilson_interval
+from .plain import plain
 from .report import LayerReport
 from .undefined import Undefined, require
 
@@ -80,8 +81,8 @@ def measure(
     True
     """
     convention = Convention.named(convention)
-    fed = None if weight is None else np.asarray(weight, np.float64)
-    into = None if incoming is None else np.asarray(incoming, np.float64)
+    fed = None if weight is None else plain(weight, "weights", np.float64)
+    into = None if incoming is None else plain(incoming, "incoming weights", np.float64)
     head = None if head is None else Head.of(head)
     if head is not None:
         head.check_fit(moments.num_classes, moments.width)

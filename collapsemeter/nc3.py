@@ -23,6 +23,7 @@ from .frames import (
     row_blocks,
 )
 from .pairs import TILE
+from .plain import plain
 from .undefined import Undefined, require
 
 _SINGLE_LOGIT = "of a single logit pass Head.from_single_logit(weight, bias)"
@@ -54,8 +55,8 @@ class Head:
     bias: Floats
 
     def __init__(self, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> None:
-        rows = np.asarray(weight, np.float64)
-        offset = np.zeros(rows.shape[:1]) if bias is None else np.asarray(bias, np.float64)
+        rows = plain(weight, "weights", np.float64)
+        offset = np.zeros(rows.shape[:1]) if bias is None else plain(bias, "biases", np.float64)
         if rows.ndim != 2 or offset.shape != rows.shape[:1]:
             single = f"; {_SINGLE_LOGIT}" if rows.ndim == 1 else ""
             raise ValueError(
@@ -75,8 +76,8 @@ class Head:
         array([[-1., -2.],
                [ 1.,  2.]])
         """
-        half = np.ravel(np.asarray(weight, np.float64)) / 2
-        shift = float(np.ravel(np.asarray(bias, np.float64))[0]) / 2
+        half = np.ravel(plain(weight, "weights", np.float64)) / 2
+        shift = float(np.ravel(plain(bias, "biases", np.float64))[0]) / 2
         return cls(np.stack([-half, half]), [-shift, shift])
 
     @classmethod
@@ -100,7 +101,7 @@ class Head:
         try:
             if isinstance(head, tuple) and len(head) == 2 and np.ndim(head[0]) > 1:
                 weight, bias = head
-            rows = np.asarray(weight, np.float64)
+            rows = plain(weight, "weights", np.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"head is of type {type(head).__name__} ({error}): pass Head(weight, bias), a weight (C, d) "
@@ -132,7 +133,7 @@ class Head:
 
     def logits(self, features: npt.ArrayLike) -> Floats:
         """Return W h + b for every row, (N, C)."""
-        logits = product(np.asarray(features, np.float64), self.weight.T)
+        logits = product(plain(features, "features", np.float64), self.weight.T)
         return logits + self.bias
 
     def decide(self, features: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -145,7 +146,7 @@ class Head:
         >>> Head(np.eye(2)).decide([[1.0, 2.0], [np.nan, 0.0]])
         array([ 1, -1])
         """
-        rows = np.asarray(features)
+        rows = plain(features, "features")
         decided = np.empty(len(rows), np.int64)
         step = max(1, TILE * TILE // len(self.weight))
         with np.errstate(invalid="ignore", over="ignore"):

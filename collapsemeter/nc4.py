@@ -20,6 +20,7 @@ from .labels import labelled_rows
 from .moments import ClassMoments
 from .nc3 import Head, HeadLike, argmax_or_none
 from .pairs import TILE
+from .plain import plain
 from .sums import IGNORE_INDEX
 
 TILE_ENTRIES = 2**17  # 1 MB in float64, which stays in a core's cache
@@ -182,9 +183,9 @@ def _network_decision(
     predictions: npt.ArrayLike | None,
 ) -> npt.NDArray[Any] | None:
     if predictions is not None:
-        decided = np.asarray(predictions)
+        decided = plain(predictions, "predictions")
     elif logits is not None:
-        scores = np.asarray(logits)
+        scores = plain(logits, "logits")
         if scores.ndim != 2 or scores.shape[1] < 2:
             raise ValueError(
                 f"logits have shape {scores.shape}: pass one column per class, (N, C); "
@@ -329,7 +330,7 @@ def nearest_class(moments: ClassMoments, features: npt.ArrayLike) -> Counts:
     >>> nearest_class(m, [[0.9], [0.1]])
     array([2, 0])
     """
-    return ClassCentres(moments).nearest(np.asarray(features))
+    return ClassCentres(moments).nearest(plain(features, "features"))
 
 
 def _nearest_row(points: Floats, centres: Floats, norms: Floats) -> npt.NDArray[np.intp]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def plain(values: Any, what: str) -> npt.NDArray[Any]:
+def plain(values: Any, what: str, dtype: Any = None) -> npt.NDArray[Any]:
     """Return values as a NumPy array; refuse masked entries, which `numpy.asarray` takes for data.
 
     Parameters
@@ -16,36 +16,47 @@ def plain(values: Any, what: str) -> npt.NDArray[Any]:
     values : array_like
     what : str
         What they are, in the plural.
+    dtype : dtype, optional
 
     Raises
     ------
     ValueError
-        If an entry is masked; the message says how to leave it out.
+        See `check_unmasked`.
 
     Examples
     --------
     >>> plain([1, 2], "labels")
     array([1, 2])
-    >>> plain(np.ma.masked_equal([1, 2], 2), "labels")
+    """
+    check_unmasked(values, what)
+    return np.asarray(values, dtype)
+
+
+def check_unmasked(values: Any, what: str) -> None:
+    """Raise ValueError if an entry is masked; the message says how to leave it out. Tensors pass.
+
+    Examples
+    --------
+    >>> check_unmasked(np.ma.masked_equal([1, 2], 2), "labels")
     Traceback (most recent call last):
         ...
     ValueError: labels of shape (2,) and dtype int64 are masked in 1 of 2 entries: labels.filled(-100) leaves them out and counts them
     """
-    if isinstance(values, list | tuple):  # NumPy makes one array of them, and drops every mask
-        masked = any(isinstance(value, np.ma.MaskedArray) for value in values)
-        values = np.ma.asarray(np.ma.stack(values)) if masked else values
-    if isinstance(values, np.ma.MaskedArray):
-        hidden = int(np.ma.count_masked(values))
-        if hidden:
-            filled = "filled(-100)" if what in ("labels", "predictions") else "filled(np.nan)"
-            if values.dtype.kind != "f" and filled == "filled(np.nan)":
-                filled = f"astype(float).{filled}"
-            raise ValueError(
-                f"{what} of shape {values.shape} and dtype {values.dtype} are masked in {hidden} of "
-                f"{values.size} entries: {what}.{filled} leaves them out and counts them"
-            )
-        return np.asarray(values.data)
-    return np.asarray(values)
+    if isinstance(values, list | tuple):  # NumPy makes one array of them, and drops their masks
+        for value in values:
+            check_unmasked(value, what)
+        return
+    if not isinstance(values, np.ma.MaskedArray) or not np.ma.is_masked(values):
+        return
+    hidden, filled = int(np.sum(values.mask)), "filled(np.nan)"
+    if what in ("labels", "predictions"):
+        filled = "filled(-100)"
+    elif values.dtype.kind != "f":
+        filled = "astype(float).filled(np.nan)"
+    raise ValueError(
+        f"{what} of shape {values.shape} and dtype {values.dtype} are masked in {hidden} of "
+        f"{values.size} entries: {what}.{filled} leaves them out and counts them"
+    )
 
 
 def is_untyped(dtype: np.dtype[Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,42 @@ _ROWS = np.arange(30, dtype="<f4").reshape(10, 3)
 
 def npy() -> Iterator[bytes]:
     """C and Fortran order, two versions, and what is refused."""
-    for array in (_ROWS, np.asfortranarray(_ROWS), np.arange(5), np.float64(1), np.array(["a"])):
+    void = np.zeros((3, 2), "V2")  # as bfloat16 is written
+    for array in (
+        _ROWS,
+        np.asfortranarray(_ROWS),
+        np.arange(5),
+        np.float64(1),
+        np.array(["a"]),
+        void,
+    ):
         for version in ((1, 0), (2, 0)):
             file = io.BytesIO()
             np.lib.format.write_array(file, np.asanyarray(array), version)
             yield file.getvalue()
+    yield from foreign()
+
+
+def foreign() -> Iterator[bytes]:
+    """What is recognised by its first bytes, and text, JSON and archives."""
+    yield from (
+        b"PAR1",
+        b"\x80\x04\x95joblib",
+        b"\x1f\x8b",
+        b"MATLAB 5.0 MAT-file",
+        b"\x89PNG",
+        b"",
+    )
+    yield from (
+        b"a,b\n1,2\n",
+        b"setosa\nvirginica\n",
+        b'{"weight_map": {"a": "b.safetensors"}}',
+        b"<html>",
+    )
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("acts/data.pkl", b"\x80\x02.")
+    yield file.getvalue()
 
 
 def npz() -> Iterator[bytes]:
@@ -52,6 +84,7 @@ def hdf5() -> Iterator[bytes]:
         {}, {"chunks": (4, 2)}, {"chunks": (4, 2), "compression": "gzip", "shuffle": True},
         {"chunks": (4, 2), "compression": "lzf", "fletcher32": True},
         {"chunks": (4, 2), "maxshape": (None, None)},
+        {"chunks": (4, 2), "fillvalue": np.nan},
     ]  # fmt: skip
     for version in ("earliest", "latest"):
         for layout in layouts:
@@ -59,6 +92,7 @@ def hdf5() -> Iterator[bytes]:
             with h5py.File(file, "w", libver=version) as archive:
                 archive.create_dataset("a", data=_ROWS, **layout)
                 archive["group/y"] = np.arange(5)
+                archive.create_dataset("unwritten", (10, 3), "f4", **layout)
             yield file.getvalue()
 
 
@@ -69,7 +103,7 @@ def zarr() -> Iterator[bytes]:
 
     layouts: list[tuple[int, dict[str, Any]]] = [
         (2, {}), (2, {"order": "F", "compressors": None}), (3, {}),
-        (3, {"shards": (8, 2)}),
+        (3, {"shards": (8, 2)}), (3, {"fill_value": np.nan}),
         (3, {"compressors": [codecs.GzipCodec(), codecs.Crc32cCodec()]}),
         (3, {"filters": [codecs.TransposeCodec(order=(1, 0))], "compressors": codecs.BloscCodec()}),
     ]  # fmt: skip
@@ -109,7 +143,7 @@ def unpack_folder(data: bytes, folder: Path) -> None:
 
 def state() -> Iterator[bytes]:
     """State files without their checksum."""
-    for kind in ("class", "pooled", "trace"):
+    for kind in ("class", "pooled", "sketch", "trace"):
         moments = ClassMoments.from_batch(_ROWS, np.arange(10) % 3, 3, scatter=kind)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "state")

@@ -13,6 +13,9 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from ..plain import is_untyped
+from ..suggest import did_you_mean
+
 MAX_EXPANSION = 200  # an honest array of floats does not shrink this much
 SMALL = 2**20  # bytes; labels in order do shrink that much, and so little memory harms nobody
 MAX_DIRECTORY = 2**19  # bytes; names, shapes and places of some thousand arrays
@@ -26,8 +29,9 @@ AS_SAFETENSORS = (
     "x.astype('float32')"
 )
 _CLASSES = "np.unique(labels, return_inverse=True)[1]"
+NUMBER_LABELS = f"; if these are labels, {_CLASSES} numbers the classes"
 _REMEDIES = {
-    "T": f"; if these are labels, {_CLASSES} numbers the classes",
+    "T": NUMBER_LABELS,
     "O": f"; of labels, {_CLASSES} numbers the classes, and of rows of features np.stack(rows) is an array",
     "c": "; save x.real and x.imag side by side, or abs(x)",
 }
@@ -128,6 +132,7 @@ class Reader(abc.ABC):
         if name not in self.arrays:
             raise ActivationsError(
                 f"{self.path} has no array {name!r}; arrays found: {self._found()}"
+                + did_you_mean(name, self.arrays)
             )
         start, stop, _ = slice(start, stop).indices(self.arrays[name].shape[0])
         try:
@@ -209,17 +214,6 @@ def check_array(shape: tuple[Any, ...], dtype: np.dtype[Any]) -> Array:
     if not shape:
         raise Refused("is a scalar: it has no rows")
     return Array(shape, dtype)
-
-
-def is_untyped(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype is of bytes that say no type of number.
-
-    Examples
-    --------
-    >>> is_untyped(np.dtype("V2")), is_untyped(np.dtype("float32"))
-    (True, False)
-    """
-    return dtype.kind == "V" and not dtype.name.startswith(("bfloat16", "float"))
 
 
 def check_expansion(array: Array, stored: int) -> Array:

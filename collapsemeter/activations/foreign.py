@@ -46,8 +46,8 @@ _TORCH = Foreign(
 _PICKLE = Foreign(
     "a pickle",
     _line(
-        "numpy as np, pickle",
-        'np.savez("{stem}.npz", **pickle.load(open("{file}", "rb")))  # of a dict of arrays',
+        "numpy as np, pathlib, pickle",
+        'np.savez("{stem}.npz", **pickle.loads(pathlib.Path("{file}").read_bytes()))  # of a dict of arrays',
         _TRUSTED,
     ),
 )
@@ -108,8 +108,8 @@ _WEIGHTS_ELSEWHERE = "run the model, and write its layers with collapsemeter.act
 
 
 def _packed(what: str, module: str) -> Foreign:
-    code = f'shutil.copyfileobj({module}.open("' + '{file}"), open("{stem}", "wb"))'
-    return Foreign(f"compressed by {what}", _line(f"{module}, shutil", code))
+    code = 'pathlib.Path("{stem}").write_bytes(%s.decompress(pathlib.Path("{file}").read_bytes()))'
+    return Foreign(f"compressed by {what}", _line(f"{module}, pathlib", code % module))
 
 
 _SIGNATURES: tuple[tuple[int, bytes, Foreign], ...] = (
@@ -223,7 +223,7 @@ def sentence(name: str, found: Foreign) -> str:
     """
     last = PurePath(re.split(r"[?#]|::", name)[0].rstrip("/")).name
     stem, ending = os.path.splitext(last)
-    if ending in (".npy", ".npz"):  # no line may write over what it reads
+    if ending and "{stem}" + ending in found.remedy:  # no line may write over what it reads
         stem += "-converted"
     remedy = found.remedy.replace("{file}", _quoted(last)).replace("{stem}", _quoted(stem))
     return f"{name} is {found.what}: {remedy}"
@@ -235,6 +235,8 @@ def _quoted(name: str) -> str:
 
 
 def _by_content(path: str | os.PathLike[str], ending: str) -> Foreign | None:
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return None
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD)
@@ -308,18 +310,27 @@ def _of_text(text: str, path: str | os.PathLike[str], ending: str) -> Foreign:
         return Foreign(
             "a web page (HTML or XML), perhaps the error of a download", "fetch the file itself"
         )
-    line = (start.splitlines() or [""])[0]
-    separator = next((c for c in "\t,;" if c in line), None)
-    first = line.split(separator)[0]
+    lines = start.splitlines()[:2] or [""]
+    separator = next((c for c in "\t,;" if c in lines[0]), None)
+    numbers = [_is_number(line.split(separator)[0]) for line in lines]
     given = f", delimiter={json.dumps(separator)}" if separator is not None else ""
+    code = 'np.save("{stem}.npy", np.loadtxt("{file}"' + given
+    if len(lines) == 2 and not any(numbers):  # names of classes, one a line
+        code = (
+            code.replace("np.loadtxt", "np.unique(np.loadtxt")
+            + ", dtype=str), return_inverse=True)[1])"
+        )
+    else:
+        code += "))" if numbers[0] else ", skiprows=1))"
+    return Foreign(f"text, which begins {lines[0][:40]!r}", _line("numpy as np", code))
+
+
+def _is_number(text: str) -> bool:
     try:
-        float(first)
+        float(text)
     except ValueError:
-        given += ", skiprows=1"
-    return Foreign(
-        f"text, which begins {line[:40]!r}",
-        _line("numpy as np", 'np.save("{stem}.npy", np.loadtxt("{file}"' + given + "))"),
-    )
+        return False
+    return True
 
 
 def _json(path: str | os.PathLike[str], ending: str) -> Foreign:
@@ -333,8 +344,8 @@ def _json(path: str | os.PathLike[str], ending: str) -> Foreign:
     if ending in (".jsonl", ".ndjson"):
         code = 'np.savez("{stem}.npz", **{k: np.stack(v) for k, v in pd.read_json("{file}", lines=True).items()})'
         return Foreign("JSON lines", _line("numpy as np, pandas as pd", code))
-    code = 'np.save("{stem}.npy", np.asarray(json.load(open("{file}"))))'
-    return Foreign("a JSON file", _line("json, numpy as np", code))
+    code = 'np.save("{stem}.npy", np.asarray(json.loads(pathlib.Path("{file}").read_text())))'
+    return Foreign("a JSON file", _line("json, numpy as np, pathlib", code))
 
 
 def json_object(found: Mapping[str, Any]) -> Foreign:
@@ -357,12 +368,10 @@ def json_object(found: Mapping[str, Any]) -> Foreign:
             + (" ..." if len(files) > _SHOWN else ""),
         )
     keys = ", ".join(repr(str(key)[:40]) for key in list(found)[:_SHOWN])
-    code = (
-        'np.savez("{stem}.npz", **{k: np.asarray(v) for k, v in json.load(open("{file}")).items()})'
-    )
+    code = 'np.savez("{stem}.npz", **{k: np.asarray(v) for k, v in json.loads(pathlib.Path("{file}").read_text()).items()})'
     return Foreign(
-        _plain(f"a JSON object with {keys or 'nothing in it'}, and no manifest of activations"),
-        _line("json, numpy as np", code, "if these are arrays, "),
+        _plain(f"not a manifest of activations, but a JSON object with {keys or 'nothing in it'}"),
+        _line("json, numpy as np, pathlib", code, "if these are arrays, "),
     )
 
 

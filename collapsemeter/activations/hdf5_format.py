@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .array_file import (
+    NUMBER_LABELS,
     ActivationsError,
     Array,
     Reader,
@@ -113,6 +114,11 @@ class Hdf5File(Reader):
                 raise Refused(found)
             if not isinstance(found, self._h5py.Dataset):
                 raise Refused("is not a dataset")
+            if "MATLAB_class" in found.attrs:
+                raise Refused(
+                    "was written by MATLAB, whose arrays are transposed in HDF5: save them as "
+                    f"np.savez('x.npz', x=h5py.File(file)[{name!r}][()].T)"
+                )
             array = self._describe(found)
             self._rows_of[name] = self._locate(found, array)
             self.arrays[name] = array
@@ -130,8 +136,10 @@ class Hdf5File(Reader):
                 if dataset.shape is None:
                     raise Refused("is empty: it has no shape")
                 return check_array(dataset.shape, np.dtype(dtype))
+        text = kind.get_class() == h5t.STRING
         raise Refused(
             f"has dtype {str(dataset.dtype)[:200]}, which in HDF5 is no plain type of real numbers"
+            + (NUMBER_LABELS if text else "")
         )
 
     def _locate(self, dataset: Any, array: Array) -> ChunkGrid | npt.NDArray[Any]:

@@ -15,10 +15,12 @@ from ..files import write_atomically
 from ..labels import class_labels
 from ..moments import Phase
 from ..nc3 import Head
+from ..plain import plain
 from ..sums import IGNORE_INDEX, check_num_classes
 from .manifest import NAME, PHASES, FileRecord, Manifest, sha256_of, stored_name
 
 SHARD_BYTES = 2**28  # 256 MB
+_WRITTEN = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
 class Writer:
@@ -128,12 +130,12 @@ class Writer:
         if self._closed:
             raise ValueError(f"the dump in {self.folder} is closed: write before close")
         rows = class_labels(labels, self._classes, ignore_index=self._ignore_index)
-        batch = {name: np.asarray(values) for name, values in layers.items()}
+        batch = {name: plain(values, "features") for name, values in layers.items()}
         extras = {"labels": rows}
         if predictions is not None:
-            extras["predictions"] = np.asarray(predictions)
+            extras["predictions"] = plain(predictions, "predictions")
         if logits is not None:
-            extras["logits"] = np.asarray(logits)
+            extras["logits"] = plain(logits, "logits")
         self._check(batch, extras)
         named = {stored_name(name): array for name, array in batch.items()}
         for name, array in (named | extras).items():
@@ -147,7 +149,7 @@ class Writer:
         self, batch: Mapping[str, npt.NDArray[Any]], extras: Mapping[str, npt.NDArray[Any]]
     ) -> None:
         shape = extras["labels"].shape
-        for name, axes, kinds in (("predictions", 0, "iu"), ("logits", 1, "fV")):
+        for name, axes, kinds in (("predictions", 0, "iu"), ("logits", 1, _WRITTEN)):
             array = extras.get(name)
             if array is None:
                 continue
@@ -155,16 +157,16 @@ class Writer:
                 raise ValueError(
                     f"{name} have shape {array.shape} and labels {shape}: pass one for each label"
                 )
-            if array.dtype.kind not in kinds:
+            if array.dtype.kind not in kinds and array.dtype.name not in kinds:
                 raise ValueError(
                     f"{name} have dtype {array.dtype}: pass classes, or scores of them"
                 )
         found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         for name, array in batch.items():
-            if array.ndim < 2 or array.shape[0] != shape[0] or array.dtype.kind not in "fV":
+            if array.ndim < 2 or array.shape[0] != shape[0] or array.dtype.name not in _WRITTEN:
                 raise ValueError(
                     f"layer {name!r} has shape {array.shape} and dtype {array.dtype}, labels have "
-                    f"shape {shape}: pass one row of floats for each label"
+                    f"shape {shape}: pass one row of floats for each label ({', '.join(_WRITTEN)})"
                 )
             found[name] = array.shape[1:], array.dtype
         if self._head_layer is not None and self._head_layer not in found:

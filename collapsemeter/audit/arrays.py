@@ -189,6 +189,7 @@ def described(arrays: Mapping[str, Array], refused: Mapping[str, str] | None = N
     >>> described({"y": Array((5,), np.dtype("int64"))}, {"names": "has dtype <U3"})
     "y (5,) int64; not read: 'names' has dtype <U3"
     """
-    found = listed((f"{name} {array}" for name, array in arrays.items()), 12) or "none"
-    whys = listed((f"{name!r} {why}" for name, why in (refused or {}).items()), 3)
-    return f"{found}; not read: {whys}" if whys else found
+    found = listed((f"{name} {array}" for name, array in arrays.items()), 12)
+    if not refused:
+        return found
+    return f"{found}; not read: {listed((f'{name!r} {why}' for name, why in refused.items()), 3)}"

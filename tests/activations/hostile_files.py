@@ -58,8 +58,17 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 
 NPY = {
-    "empty": (lambda: b"", "is not a .npy array"),
-    "garbage": (lambda: b"garbage " * 20, "is not a .npy array"),
+    "empty": (lambda: b"", r"acts\.npy is empty \(0 bytes\)"),
+    "garbage": (lambda: b"garbage " * 20, r"acts\.npy is text, which begins 'garbage"),
+    "raw numbers": (
+        lambda: ROWS.tobytes(),
+        "it has no header; if these are raw numbers, as np.memmap",
+    ),
+    "float8": (
+        lambda: npy_of("(2, 3)", "'<f1'") + b"123456",
+        "has dtype '<f1', .* float8 .* save it as",
+    ),
+    "pickle of another name": (lambda: b"\x80\x04\x95" + b"\0" * 30, r"acts\.npy is a pickle: "),
     "version 9": (lambda: npy_header("{}", b"\x09\0"), r"version \(9, 0\) is not read"),
     "shape bomb": (lambda: npy_of("(8589934592,)"), "asks for 34359738368 bytes .* holds 0"),
     "trailing bytes": (lambda: npy_bytes(ROWS) + b"x", "asks for 240 bytes .* holds 241"),
@@ -134,8 +143,10 @@ def quoted_zip() -> bytes:
 A, B = ("a.npy", npy_bytes(ROWS)), ("b.npy", npy_bytes(ROWS + 1))
 BOMB = npy_of("(30000000,)", "'|u1'")
 NPZ = {
-    "empty": (lambda: b"", "it is truncated, or no zip file"),
-    "garbage": (lambda: b"garbage " * 20, "it is truncated, or no zip file"),
+    "empty": (lambda: b"", r"acts\.npz is empty \(0 bytes\)"),
+    "garbage": (lambda: b"garbage " * 20, r"acts\.npz is text, which begins 'garbage"),
+    "no zip": (lambda: b"garbage\0" * 20, "it is truncated, or no zip file"),
+    "pictures": (lambda: b"\x89PNG\r\n\x1a\n" + b"\0" * 30, r"acts\.npz is a picture \(PNG\)"),
     "bomb": (
         lambda: raw_zip(("a.npy", BOMB + b"\0" * 30_000_000)),
         r"'a' expands 10\d\d times, from 2\d{4} bytes to 30000000: at most 200 times",
@@ -243,8 +254,10 @@ def tensor(
 
 
 TENSORS = {
-    "empty": (lambda: b"", "its header asks for 0 bytes, it has 0"),
-    "short": (lambda: b"abc", "its header asks for"),
+    "empty": (lambda: b"", r"acts\.safetensors is empty \(0 bytes\)"),
+    "short": (lambda: b"ab\0", "its header asks for"),
+    "a checkpoint": (
+        lambda: raw_zip(("acts/data.pkl", b"\x80\x02.")), r"acts\.safetensors is a PyTorch checkpoint"),
     "huge header": (lambda: tensors({}, length=2**63), "asks for 9223372036854775808 bytes, it has"),
     "long header": (lambda: tensors('{"a": 1' + " " * 2**20 + "}"), "at most 524288 are read"),
     "the longest header": (
@@ -304,8 +317,17 @@ def hdf5(name: str, text: str):
     return register
 
 
-file("hdf5: empty", "is not a whole HDF5 file", ".h5", lambda: b"")
-file("hdf5: garbage", "is not a whole HDF5 file", ".h5", lambda: b"garbage " * 20)
+file("hdf5: empty", r"acts\.h5 is empty \(0 bytes\)", ".h5", lambda: b"")
+file("hdf5: garbage", "is not a whole HDF5 file", ".h5", lambda: b"garbage\0" * 20)
+file("hdf5: a table", r"acts\.h5 is a Parquet table: ", ".h5", lambda: b"PAR1" + b"\0" * 60)
+file(
+    "unknown: nested JSON", r"acts\.json is a JSON file", ".json", lambda: b"{" + b'"a":{' * 100_000
+)
+file("unknown: an index of nothing", "is the index of a sharded checkpoint, of nothing", ".json",
+     lambda: b'{"weight_map": {}}')  # fmt: skip
+file("unknown: a zip bomb", r"acts\.zip is a zip archive: unpack it", ".zip",
+     lambda: raw_zip(("a.txt", b"\0" * 10**7)))  # fmt: skip
+file("unknown: bytes", r"acts\.bin is a PyTorch checkpoint", ".bin", lambda: b"\1\2\3\0" * 40)
 file("hdf5: signature only", "is not a whole HDF5 file", ".h5", lambda: b"\x89HDF\r\n\x1a\n")
 
 
@@ -333,12 +355,38 @@ def _(made):
 
 @hdf5("fill value bomb", "'a' expands .* times, from 0 bytes to 4398046511104")
 def _(made):
-    made.create_dataset("a", (2**40,), "f4", chunks=(2**10,), fillvalue=1)
+    made.create_dataset("a", (2**40,), "f4", chunks=(2**10,), fillvalue=np.nan)
 
 
 @hdf5("late allocation bomb", "'a' expands .* times, from 0 bytes to 4398046511104")
 def _(made):
+    made.create_dataset("a", (2**40,), "f4", fillvalue=np.nan)
+
+
+@hdf5(
+    "chunks never written",
+    r"'a' has no stored values in rows 0 to 1024 \(chunk 0\): they were never",
+)
+def _(made):
+    made.create_dataset("a", (2**40,), "f4", chunks=(2**10,), fillvalue=1)
+
+
+@hdf5("a chunk never written", r"'a' has no stored values in rows 10 to 20 \(chunk 1\.0\)")
+def _(made):
+    made.create_dataset("a", (20, 3), "f4", chunks=(10, 3))[:10] = 1
+
+
+@hdf5(
+    "never written", "'a' has no stored values in rows 0 to 1099511627776: they were never written"
+)
+def _(made):
     made.create_dataset("a", (2**40,), "f4")
+
+
+@hdf5("MATLAB's", "'a' was written by MATLAB, whose arrays are transposed")
+def _(made):
+    made["a"] = ROWS
+    made["a"].attrs["MATLAB_class"] = np.bytes_(b"double")
 
 
 @hdf5("chunk bomb", "'a' has chunks of 536870912 bytes, which must be in memory whole")

@@ -93,7 +93,12 @@ v2(
 v2("fill value", "has fill value 'x', which is no float32", fill_value="x")
 v2("fill value of a list", r"has fill value '\[1\]', which is no float32", fill_value=[1])
 v2("fill value too large", "has fill value '300', which is no uint8", fill_value=300, dtype="|u1")
-v2("shape bomb", "expands .* times, from .* to 4398046511104", shape=[2**40], chunks=[2**10])
+v2("shape bomb", "expands .* times, from .* to 4398046511104", shape=[2**40], chunks=[2**10],
+   fill_value="NaN")  # fmt: skip
+v2("chunks never written", r"has no stored values in rows 0 to 1024 \(chunk 0\)",
+   shape=[2**40], chunks=[2**10])  # fmt: skip
+v2("a chunk never written", r"in rows 10 to 20 \(chunk 1\.0\): .*write_empty_chunks", b"1" * 120,
+   chunks=[10, 3])  # fmt: skip
 v2("chunk bomb", "has chunks of 536870912 bytes", shape=[10], chunks=[2**27])
 v2("short chunk", "has a chunk that unpacks to 5 bytes, not 240: it is damaged", b"12345")
 v2("empty chunk", "has a chunk that unpacks to 0 bytes, not 240", b"")
@@ -180,6 +185,10 @@ def index(*numbers: int) -> bytes:
     return body + struct.pack("<I", google_crc32c.value(body))
 
 
+MISSING = (2**64 - 1, 2**64 - 1)
+sharded("shard never written", r"has no stored values in rows 0 to 10 \(chunk 0\.0\)")
+sharded("chunk of a shard never written", r"has no stored values in rows 10 to 20 \(chunk 1\.0\)",
+        b"x" * 120 + index(0, 120, *MISSING))  # fmt: skip
 sharded("shard too short", "has a shard of 3 bytes, its index alone has 36", b"abc")
 sharded("shard with another checksum", "has a chunk with another checksum", b"x" * 300)
 sharded("chunk outside of its shard", "has a chunk of 120 bytes at 999 in a shard of 156",

@@ -151,7 +151,7 @@ INPUTS = {
     "twice": (["loose/shard-0.safetensors", "loose/*"], "is given twice: its rows would count twice"),
     "mixed": (["acts", "loose/shard-0.safetensors"], "is no manifest and acts/manifest.json is one"),
     "other json": (["other.json"], "other.json is not a manifest of activations"),
-    "an ending": (["a.txt"], "a.txt: only .safetensors"),
+    "an ending": (["a.txt"], "a.txt is text, which begins 'a': convert it"),
     "no bytes": (["zero.npz"], "zero.npz"),
     "garbage": (["garbage.safetensors"], "garbage.safetensors"),
     "a name of two lines": (["two\nlines.npz"], "two?lines.npz"),

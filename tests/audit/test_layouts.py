@@ -285,7 +285,7 @@ WRONG = {
     "layers": ({}, "--layers x*: no layer is named so; there are conv, fc", ["--layers", "x*"]),
     "no predictions": ({}, 'acts.npz has no array "p"; arrays found: conv', ["--predictions", "p"]),
     "no labels file": ({}, "no file matches 'none.npy'", ["--labels", "none.npy"]),
-    "no ending": ({}, "labels.txt: only .safetensors", ["--labels", "labels.txt"]),
+    "no ending": ({}, "labels.txt is text, which begins '0 1 2': convert it", ["--labels", "labels.txt"]),
     "two heads": ({}, "head.safetensors has no one weight of a head; arrays found: a.weight (6, 8) float32, "
                   "b.weight (6, 8) float32. Pass --head-name NAME", ["--head", "head.safetensors"]),
     "no such head": ({}, "has no head named 'c'", ["--head", "head.safetensors", "--head-name", "c"]),
