@@ -47,7 +47,7 @@ def test_what_is_printed_for_people(acts, cli, tmp_path):
     status, out, err = cli("acts", "--quiet")
     assert (status, err) == (0, "")
     assert out.count("\n") == 1
-    assert out.startswith("fc (frozen-eval): within-class scatter is")
+    assert out.startswith("fc (frozen-eval): NC1 ")
 
 
 def test_a_reference(acts, cli, refused):
