@@ -270,7 +270,7 @@ def test_the_edges_of_the_default_bands() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("two classes", "NC2 not judged: two class means are a simplex ETF about their centre"),
+        ("two classes", "NC2 not judged: with two classes this is the same whatever the features"),
         ("more classes than features + 1", "NC2 not judged: there are more classes than features"),
         ("so wide that random is an ETF", "NC2 not judged: the layer is so wide that random class"),
         ("no head", "NC3 and NC4 not judged: no classifier head belongs to this layer"),
@@ -365,7 +365,7 @@ def test_a_share_is_a_threshold() -> None:
     assert len(Threshold.parse(f"NC1>={share!r}").failures(report)) == 1
     assert Threshold.parse("nc4_mismatch>=150%").failures(report) == []
     (missing,) = Threshold.parse("NC2<1%").failures(CollapseReport({"fc": LAYERS["two classes"]()}))
-    assert missing.startswith("layer 'fc': NC2 not judged: two class means are a simplex ETF")
+    assert missing.startswith("layer 'fc': NC2 not judged: with two classes this is the same")
     with pytest.raises(
         ValueError, match="no metric is named 'NC5'; there are NC1, NC2, NC3, NC4, "
     ):
