@@ -36,7 +36,6 @@ _WORDS = {
 }
 _GENERIC = 0.1  # so near a simplex ETF (0 to 2) are random class means of a wide layer
 _WIDE = "the layer is so wide that random class means are nearly a simplex ETF"
-_TWO = "two class means are a simplex ETF about their centre whatever they are: see nc2_of_error"
 _UNRECORDED = "the report does not record how many classes and features were measured"
 
 
@@ -296,7 +295,7 @@ def _no_share(layer: LayerReport, name: str) -> str:
     """Say why there is no share of a property; nothing where there is one."""
     classes = _recorded(layer, "classes_present")
     if name == "NC2" and classes == 2:
-        return _TWO
+        return REASONS["two_classes_trivial"]
     metric = PROPERTIES[name]
     why = missing(layer, metric)
     if why:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import runpy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -269,7 +270,7 @@ def test_the_edges_of_the_default_bands() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("two classes", "NC2 not judged: two class means are a simplex ETF about their centre"),
+        ("two classes", "NC2 not judged: with two classes this is the same whatever the features"),
         ("more classes than features + 1", "NC2 not judged: there are more classes than features"),
         ("so wide that random is an ETF", "NC2 not judged: the layer is so wide that random class"),
         ("no head", "NC3 and NC4 not judged: no classifier head belongs to this layer"),
@@ -337,6 +338,20 @@ def cm_page(
     return render([(0, report)], comparison=comparison, criteria=criteria)
 
 
+def test_collapsed_to_a_frame_is_never_nearer_than_nc2() -> None:
+    # Means whose Gram matrix leaves the orthogonal frame within the centred subspace only.
+    v, w = np.array([1, -1, 0]) / math.sqrt(2), np.array([1, 1, -2]) / math.sqrt(6)
+    away = 0.0095 * random_etf_error(3, 16) * math.sqrt(3 / 2)
+    values, vectors = np.linalg.eigh(np.eye(3) + away * (np.outer(v, v) - np.outer(w, w)))
+    means = (vectors * np.sqrt(values)) @ np.eye(3, 16)
+    rows = means.repeat(20, 0) + 1e-4 * np.random.default_rng(0).standard_normal((60, 16))
+    made = cm.measure(cm.ClassMoments.from_batch(rows, np.arange(3).repeat(20), 3))
+    beside = cm.compare(CollapseReport({"fc": made}), optima(3)[1])["fc"]
+    criteria = Criteria()
+    assert criteria.beside("dnc", beside.gram_distance, made).band == "collapsed"
+    assert criteria.judge(made)["NC2"].band == beside.status == "nearly collapsed"
+
+
 def test_a_share_is_a_threshold() -> None:
     report = CollapseReport({"conv": LAYERS["not"](), "fc": LAYERS["partly"]()})
     words = str(Criteria().judge(report["fc"])["NC1"])
@@ -350,7 +365,7 @@ def test_a_share_is_a_threshold() -> None:
     assert len(Threshold.parse(f"NC1>={share!r}").failures(report)) == 1
     assert Threshold.parse("nc4_mismatch>=150%").failures(report) == []
     (missing,) = Threshold.parse("NC2<1%").failures(CollapseReport({"fc": LAYERS["two classes"]()}))
-    assert missing.startswith("layer 'fc': NC2 not judged: two class means are a simplex ETF")
+    assert missing.startswith("layer 'fc': NC2 not judged: with two classes this is the same")
     with pytest.raises(
         ValueError, match="no metric is named 'NC5'; there are NC1, NC2, NC3, NC4, "
     ):
@@ -361,6 +376,15 @@ def test_what_rounding_explains_is_below_a_threshold_all_the_same() -> None:
     report = CollapseReport({"fc": LAYERS["at the floor of float16"]()})
     assert Criteria().judge(report.final)["NC1"].band == "not judged"
     assert Threshold.parse("NC1>1%").failures(report) == []
+
+
+def test_the_example_prints_what_the_documents_say(capsys) -> None:
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "criteria.py"))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.split(maxsplit=2)[1:] == [
+        "0.039",
+        "not collapsed: 71 % of the variance is within classes",
+    ]
 
 
 def test_every_property_has_a_metric() -> None:

@@ -119,7 +119,7 @@ def test_the_summary_is_one_line_in_words(report):
     assert CollapseReport({}).summary() == "no layer was measured"
     nan = cm.measure(cm.ClassMoments.from_batch(np.eye(2), [0, 0], 3))
     assert (
-        "x (frozen-eval): NC1 and NC2 not judged: only one class is present; NC3 not judged: no cl"
+        "x (frozen-eval): NC1 and NC2 not judged: only one class is present; NC3 and NC4 not judged: "
         in CollapseReport({"x": nan}).summary()
     )
     assert "[absent_classes]" in CollapseReport({"x": nan}).summary()

@@ -50,14 +50,14 @@ def test_what_is_printed_for_people(acts, cli, tmp_path):
     assert out.startswith(
         "400 rows of 6 classes in 4 shards, from 4 files: shard-00000.safetensors, "
     )
-    assert "; fc (frozen-eval): within-class scatter is" in out
+    assert "; fc (frozen-eval): NC1 " in out
 
 
 def test_a_reference(acts, cli, refused):
     status, out, _ = cli("acts", "--dufm", "weight_decay=1e-3", "depth=2")
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
-    assert "fc: not collapsed: " in out
+    assert "\nfc: NC1 partly collapsed: 13 % of the variance is within classes" in out
     for texts, words in (
         (["depth=2"], "--dufm needs weight_decay=NUMBER"),
         (["weight_decay=x"], "--dufm weight_decay=x: 'x' is not a number"),
@@ -79,7 +79,7 @@ FAILS = {
     "fc:nc1_pinv<=-1": (0, ""),
     "conv:nc3_self_duality>5": (3, "layer 'conv' has no nc3_self_duality to compare (the layer does not"),
     "x:nc1_pinv>0": (2, "no layer is named 'x'; there are conv, fc"),
-    "fc:nc1>0": (2, "no metric is named 'nc1'; there are nc1_pinv"),
+    "fc:nc1>0": (2, "no metric is named 'nc1'; there are NC1, NC2, NC3, NC4, nc1_pinv"),
     "fc:nc1_pinv=0": (2, "write LAYER:METRIC>NUMBER, such as"),
     "fc:nc1_pinv>x": (2, "write LAYER:METRIC>NUMBER, such as"),
     "fc:nc1_pinv>nan": (2, "write LAYER:METRIC>NUMBER, such as"),

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import nnx
 
 import collapsemeter_flax as cf
-from collapsemeter import demo
+from collapsemeter import Criteria, demo
 from collapsemeter.demo_report import agreement, audited_report
 from collapsemeter_flax import demo as flax_demo
 
