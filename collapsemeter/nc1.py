@@ -240,7 +240,7 @@ def _whitened(factor: Floats, within: Floats, rank: int, least: float) -> Floats
     Undefined where more than ``least`` of A is outside them.
     """
     variances, axes = principal_axes(within)
-    kept = variances > max(variances[-1], 0.0) * negligible(len(within))
+    kept = variances > variances[-1] * negligible(len(within))
     kept[: max(len(kept) - rank, 0)] = False
     inside = product(factor, axes[:, kept])
     if not kept.all():
