@@ -173,10 +173,9 @@ def nc1_vci(geometry: ClassGeometry, convention: Convention) -> float:
     :math:`\frac1r \operatorname{tr}(I + A S_W^{-1} A^\top)^{-1}`, which does not subtract nearly equal
     numbers at collapse.
 
-    Class means that differ along a direction in which no class varies contribute 0, whatever the data:
-    with fewer than d rows more than there are classes, that is all of them. There is no value then, and
-    at exact collapse neither, since zero variance looks the same. A feature that never changes is no such
-    direction.
+    Class means that differ along a direction in which no class varies contribute 0, whatever the data.
+    With N - C < d rows these are as a rule all directions. There is no value then. Exact collapse looks
+    the same and has no value either. A feature that never changes is no such direction.
 
     Raises
     ------
@@ -240,7 +239,7 @@ def _whitened(factor: Floats, within: Floats, rank: int, least: float) -> Floats
     Undefined where more than ``least`` of A is outside them.
     """
     variances, axes = principal_axes(within)
-    kept = variances > max(variances[-1], 0.0) * negligible(len(within))
+    kept = variances > variances[-1] * negligible(len(within))
     kept[: max(len(kept) - rank, 0)] = False
     inside = product(factor, axes[:, kept])
     if not kept.all():

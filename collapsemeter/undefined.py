@@ -28,8 +28,8 @@ REASONS: dict[str, str] = {
     "nonfinite_head": "the head or weight matrix holds NaN, Inf or values beyond 1e75",
     "head_row_without_direction": "a row of the head's weight is zero: it has no direction",
     "nonfinite_statistics": "the statistics hold NaN or Inf (a non-finite row was propagated, or a sum overflowed)",
-    "out_of_range": "values are so large (beyond 1e75, or 1e19 in sums of float32) or all so small (below 1e-75, or "
-    "1e-14) that their squares leave the range of floats",
+    "out_of_range": "values beyond 1e75, or below 1e-75 in all (1e19 and 1e-14 in sums of float32): their squares leave "
+    "the range of floats",
     "degraded": "the measurement of this layer failed during training",
     "never_fired": "the layer never ran on a labelled batch",
     "rows_missing": "the layer saw fewer label rows than were given",
