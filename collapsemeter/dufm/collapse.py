@@ -53,6 +53,8 @@ def best_bias(problem: DUFM) -> FloatArray:
     shares = problem.counts / problem.num_samples
     if problem.loss == "mse":
         return np.asarray(shares / (1 + problem.bias_decay))
+    if problem.balanced:
+        return np.zeros(problem.num_classes)
     bias = np.log(shares) - float(np.mean(np.log(shares)))
     if problem.bias_decay == 0:
         return np.asarray(bias)

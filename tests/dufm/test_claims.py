@@ -15,7 +15,7 @@ from collapsemeter.dufm.sweep import Sweep, run_sweep
 COLLAPSED_NAMES = {build.__name__ for build in COLLAPSED}
 LOW_RANK_NAMES = {build.__name__ for build in LOW_RANK}
 ROW = re.compile(
-    r"(\S+) +(\d+\.\d{10}) +(-|[\d.]+) +(\S.*?)  +(theorem|best known|upper bound)  +\["
+    r"(\S+) +(\d+\.\d{10}) +(-|[\d.e+]+) +(\S.*?)  +(theorem|best known|upper bound)  +\["
 )
 
 
@@ -79,20 +79,23 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("loss", "activation", "bias"), KINDS, ids=map(str, range(len(KINDS))))
-def test_no_sentence_contradicts_the_table(loss, activation, bias, capsys):
-    shapes = [["--classes", "6"], ["--classes", "4", "--per-class", "4", "3", "2", "1"]]
-    for shape, depth, width in product(shapes, ("1", "2", "4"), WIDTHS.values()):
-        for decay in DECAYS:
-            arguments = [
-                "dufm", *shape, "--depth", depth, *width, "--weight-decay", decay,
-                "--loss", loss, "--activation", activation, *bias,
-            ]  # fmt: skip
-            assert main(arguments) == 0, arguments
-            printed = capsys.readouterr()
-            assert printed.err == "", arguments
-            assert max(map(len, printed.out.splitlines())) <= 80, arguments
-            assert contradictions(printed.out, int(shape[1])) == [], arguments
+SHAPES = [["--classes", "6"], ["--classes", "4", "--per-class", "4", "3", "2", "1"]]
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)))
+def test_no_sentence_contradicts_the_table(number, capsys):
+    loss, activation, bias = KINDS[number]
+    grid = list(product(SHAPES, ("1", "2", "4"), WIDTHS.values(), DECAYS))
+    for shape, depth, width, decay in grid[number % 5 :: 5]:  # a fifth, another for every kind
+        arguments = [
+            "dufm", *shape, "--depth", depth, *width, "--weight-decay", decay,
+            "--loss", loss, "--activation", activation, *bias,
+        ]  # fmt: skip
+        assert main(arguments) == 0, arguments
+        printed = capsys.readouterr()
+        assert printed.err == "", arguments
+        assert max(map(len, printed.out.splitlines())) <= 80, arguments
+        assert contradictions(printed.out, int(shape[1])) == [], arguments
 
 
 @pytest.mark.parametrize(
@@ -265,12 +268,13 @@ def test_zero_is_best_known_only_where_nothing_can_be_lower(capsys):
 def test_best_closed_form_and_best_known_are_two_labels(capsys):
     arguments = "dufm --classes 2 --depth 2 --bias --bias-decay 0.1 --weight-decay 0.02 --width 4"
     assert main([*arguments.split(), "--solve", "--restarts", "2"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    text = " ".join(printed.split())
     assert "best closed form: dnc, loss 0.0591" in text
     assert re.search(
         r"best known: solved, loss [\d.]+, [\d.]+ % below collapse \(dnc\); found", text
     )
-    assert contradictions(text, 2) == [] or "best known: solved" in text
+    assert contradictions(printed, 2) == []
 
 
 def test_collapse_of_each_kind_is_in_the_list_or_says_what_forbids_it():
