@@ -1,8 +1,10 @@
 """What ``collapsemeter dufm`` says agrees with the table below it and with what descent finds."""
 
 import re
+from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 
 from collapsemeter import compare
@@ -328,6 +330,21 @@ def test_honest_mistakes_get_one_sentence(arguments, said, capsys):
     assert (status, printed.out) == (2, "")
     assert printed.err.count("\n") == 1
     assert said in printed.err
+
+
+@pytest.mark.parametrize("decay", [1e-9, 2e-4, 0.3, 50.0])
+def test_the_bias_of_the_zero_network_is_its_best(decay):
+    # Plain Newton steps diverge here: nearly all samples are of one class.
+    problem = model(10, [1, 2, 5, 5000, 2, 2, 2, 5, 2, 2], 2, 1.0, loss="ce", bias=True)
+    problem = replace(problem, bias_decay=decay)
+    bias, shares = zero(problem).bias, problem.counts / problem.num_samples
+    chances = np.exp(bias) / np.exp(bias).sum()
+    np.testing.assert_allclose(chances + decay * bias, shares, atol=1e-12)
+    assert zero(problem).loss <= np.log(10)
+
+
+def test_equal_classes_need_no_bias():
+    assert zero(model(6, 1, 4, 3.0, loss="ce", bias=True)).ranks == (0, 0, 0, 0)
 
 
 def test_tiny_decays_keep_their_digits():
