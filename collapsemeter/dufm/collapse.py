@@ -53,16 +53,35 @@ def best_bias(problem: DUFM) -> FloatArray:
     shares = problem.counts / problem.num_samples
     if problem.loss == "mse":
         return np.asarray(shares / (1 + problem.bias_decay))
+    if problem.balanced:
+        return np.zeros(problem.num_classes)
     bias = np.log(shares) - float(np.mean(np.log(shares)))
     if problem.bias_decay == 0:
         return np.asarray(bias)
-    bias = np.zeros(problem.num_classes)
-    for _ in range(60):  # Newton: the objective is smooth and strongly convex
+    return _decayed_log_odds(shares, problem.bias_decay)
+
+
+def _decayed_log_odds(shares: FloatArray, decay: float) -> FloatArray:
+    """The bias b that minimises cross-entropy with decay, by Newton steps that never climb."""
+
+    def loss(bias: FloatArray) -> float:
+        shifted = bias - bias.max()
+        fit = np.log(np.sum(np.exp(shifted))) - shares @ shifted
+        return float(fit + 0.5 * decay * (bias @ bias))
+
+    bias = np.zeros(shares.size)
+    for _ in range(100):
         weights = np.exp(bias - bias.max())
         weights /= weights.sum()
-        slope = weights - shares + problem.bias_decay * bias
-        curvature = np.diag(weights + problem.bias_decay) - np.outer(weights, weights)
-        bias = bias - np.linalg.solve(curvature, slope)
+        slope = weights - shares + decay * bias
+        if np.max(np.abs(slope)) < 1e-15:
+            break
+        curvature = np.diag(weights + decay) - np.outer(weights, weights)
+        step = np.linalg.solve(curvature, slope)
+        size, reached = 1.0, loss(bias) * (1 + 1e-15)  # near the end rounding hides the descent
+        while size > 1e-10 and loss(bias - size * step) > reached - 0.1 * size * (slope @ step):
+            size /= 2
+        bias = bias - size * step
     return np.asarray(bias)
 
 

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial as bind
 
 import numpy as np
 
 from collapsemeter.dufm.applies import require, require_survival
 from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.factors import check_widths, split_linear, widths_of
+from collapsemeter.dufm.factors import Chain, check_widths, split_linear, widths_of
 from collapsemeter.dufm.optimum import Optimum
 from collapsemeter.dufm.problem import DUFM
 from collapsemeter.frames import centring
@@ -41,6 +42,10 @@ def shallow_mse(problem: DUFM) -> ShallowFit:
     mean = 1 - g - g / decay
     rest = g**2 / (2 * classes) * (1 + 1 / decay) + g / classes * mean
     return ShallowFit(centred + rest, t, mean, g / decay)
+
+
+def _simplex_chain(classes: int, fit: float, mean: float) -> Chain:
+    return split_linear(fit * centring(classes) + mean / classes, 1)
 
 
 def ufm_mse(problem: DUFM) -> Optimum:
@@ -81,14 +86,12 @@ def ufm_mse(problem: DUFM) -> Optimum:
     found = shallow_mse(problem)
     require_survival("ufm_mse", [found.fit, found.mean])
     classes = problem.num_classes
-    target = found.fit * centring(classes) + found.mean / classes
-    chain = split_linear(target, 1)
-    check_widths(problem, widths_of(chain), "ufm_mse")
+    check_widths(problem, (classes if found.mean else classes - 1,), "ufm_mse")
     return Optimum(
         problem=problem,
         name="ufm_mse",
         loss=found.loss,
-        chain=chain,
+        chain=bind(_simplex_chain, classes, found.fit, found.mean),
         status="theorem",
         holds_for="theorem: global optimum for one layer, squared loss, balanced classes",
         source="Tirer & Bruna 2022; Zhou et al. 2022",
@@ -140,13 +143,12 @@ def ufm_ce(problem: DUFM) -> Optimum:
     require(problem, "ufm_ce", depth=1, loss="ce", balanced=True)
     margin, loss = shallow_ce(problem)
     require_survival("ufm_ce", [margin])
-    chain = split_linear(margin * centring(problem.num_classes), 1)
-    check_widths(problem, widths_of(chain), "ufm_ce")
+    check_widths(problem, (problem.num_classes - 1,), "ufm_ce")
     return Optimum(
         problem=problem,
         name="ufm_ce",
         loss=loss,
-        chain=chain,
+        chain=bind(_simplex_chain, problem.num_classes, margin, 0.0),
         status="theorem",
         holds_for="theorem: global optimum for one layer, cross-entropy, balanced classes",
         source="Zhu et al. 2021",

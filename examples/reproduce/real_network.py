@@ -173,8 +173,8 @@ def study(options: Options) -> Numbers:
         "verdicts": {name: layer.verdict for name, layer in compared.layers.items()},
         "reference": {
             "loss": reference.loss,
-            "best_known": problem.optimum().name,
-            "best_known_loss": problem.optimum().loss,
+            "best_closed_form": problem.optimum().name,
+            "best_closed_form_loss": problem.optimum().loss,
             "lower_bound": lower_bound(problem),
             "singular_values": values,
             "free_layers": [LAYERS[layer - 1] for layer in reference.free_layers],
@@ -190,8 +190,8 @@ def report(numbers: Numbers) -> Iterator[str]:
     last, reference = numbers["history"][-1], numbers["reference"]
     yield (
         f"loss {last['loss']:.5f}; of DNC {reference['loss']:.5f} "
-        f"({last['loss'] / reference['loss'] - 1:+.2%}), of the best known structure, "
-        f"{reference['best_known']}, {reference['best_known_loss']:.5f}; proven lower bound "
+        f"({last['loss'] / reference['loss'] - 1:+.2%}), of the best closed form, "
+        f"{reference['best_closed_form']}, {reference['best_closed_form_loss']:.5f}; proven lower bound "
         f"{reference['lower_bound']:.5f}"
     )
     yield f"training accuracy {numbers['accuracy']:.4f}"
@@ -239,8 +239,8 @@ def draw_loss(axes: Axes, numbers: Numbers) -> None:
     x = [row["step"] for row in history]
     axes.plot(x, [row["loss"] for row in history], color=COLOURS[4], label="network on digits")
     axes.axhline(reference["loss"], color=BLACK, linestyle="--", label="DNC of the model")
-    best = f"best known, {reference['best_known']}"
-    axes.axhline(reference["best_known_loss"], color=COLOURS[5], linestyle=":", label=best)
+    best = f"best closed form, {reference['best_closed_form']}"
+    axes.axhline(reference["best_closed_form_loss"], color=COLOURS[5], linestyle=":", label=best)
     axes.axhline(reference["lower_bound"], color=GREY, linewidth=1, label="proven lower bound")
     axes.set(xscale="log", yscale="log", xlabel="step", title="Loss with its decays")
     axes.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2]))

@@ -1,8 +1,10 @@
 """What ``collapsemeter dufm`` says agrees with the table below it and with what descent finds."""
 
 import re
+from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 
 from collapsemeter import compare
@@ -15,7 +17,7 @@ from collapsemeter.dufm.sweep import Sweep, run_sweep
 COLLAPSED_NAMES = {build.__name__ for build in COLLAPSED}
 LOW_RANK_NAMES = {build.__name__ for build in LOW_RANK}
 ROW = re.compile(
-    r"(\S+) +(\d+\.\d{10}) +(-|[\d.]+) +(\S.*?)  +(theorem|best known|upper bound)  +\["
+    r"(\S+) +(\d+\.\d{10}) +(-|[\d.e+]+) +(\S.*?)  +(theorem|best known|upper bound)  +\["
 )
 
 
@@ -79,20 +81,23 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("loss", "activation", "bias"), KINDS, ids=map(str, range(len(KINDS))))
-def test_no_sentence_contradicts_the_table(loss, activation, bias, capsys):
-    shapes = [["--classes", "6"], ["--classes", "4", "--per-class", "4", "3", "2", "1"]]
-    for shape, depth, width in product(shapes, ("1", "2", "4"), WIDTHS.values()):
-        for decay in DECAYS:
-            arguments = [
-                "dufm", *shape, "--depth", depth, *width, "--weight-decay", decay,
-                "--loss", loss, "--activation", activation, *bias,
-            ]  # fmt: skip
-            assert main(arguments) == 0, arguments
-            printed = capsys.readouterr()
-            assert printed.err == "", arguments
-            assert max(map(len, printed.out.splitlines())) <= 80, arguments
-            assert contradictions(printed.out, int(shape[1])) == [], arguments
+SHAPES = [["--classes", "6"], ["--classes", "4", "--per-class", "4", "3", "2", "1"]]
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)))
+def test_no_sentence_contradicts_the_table(number, capsys):
+    loss, activation, bias = KINDS[number]
+    grid = list(product(SHAPES, ("1", "2", "4"), WIDTHS.values(), DECAYS))
+    for shape, depth, width, decay in grid[number % 5 :: 5]:  # a fifth, another for every kind
+        arguments = [
+            "dufm", *shape, "--depth", depth, *width, "--weight-decay", decay,
+            "--loss", loss, "--activation", activation, *bias,
+        ]  # fmt: skip
+        assert main(arguments) == 0, arguments
+        printed = capsys.readouterr()
+        assert printed.err == "", arguments
+        assert max(map(len, printed.out.splitlines())) <= 80, arguments
+        assert contradictions(printed.out, int(shape[1])) == [], arguments
 
 
 @pytest.mark.parametrize(
@@ -164,8 +169,9 @@ def test_collapse_fits_a_first_layer_of_half_the_classes(classes):
     best, wide = dnc(problem), dnc(model(classes, 2, 3, 0.002))
     assert best.loss == wide.loss
     assert best.rank(1) == half
-    found = solve(problem, restarts=2, rng=0)
-    assert found.loss == pytest.approx(best.loss, rel=1e-6)
+    if classes < 5:
+        found = solve(problem, restarts=1, structured=1, rng=0, steps=500)
+        assert found.loss == pytest.approx(best.loss, rel=1e-6)
     with pytest.raises(DoesNotApply, match=r"dnc needs widths \(\d, \d, \d\)"):
         dnc(model(classes, 2, 3, 0.002, widths=[half, classes, classes - 1]))
     if half > 1:
@@ -236,7 +242,7 @@ def test_the_solver_finds_nothing_below_what_is_called_optimal(
 ):
     problem = model(classes, counts, depth, decay, widths=widths, **kind)
     known = overview(problem)
-    found = solve(problem, restarts=2, structured=1, rng=0, steps=300)
+    found = solve(problem, restarts=1, structured=1, rng=0, steps=300)
     assert found.loss >= lower_bound(problem) * (1 - 1e-7)
     for reference in known.references:
         if reference.status != "upper bound":
@@ -265,12 +271,13 @@ def test_zero_is_best_known_only_where_nothing_can_be_lower(capsys):
 def test_best_closed_form_and_best_known_are_two_labels(capsys):
     arguments = "dufm --classes 2 --depth 2 --bias --bias-decay 0.1 --weight-decay 0.02 --width 4"
     assert main([*arguments.split(), "--solve", "--restarts", "2"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    text = " ".join(printed.split())
     assert "best closed form: dnc, loss 0.0591" in text
     assert re.search(
         r"best known: solved, loss [\d.]+, [\d.]+ % below collapse \(dnc\); found", text
     )
-    assert contradictions(text, 2) == [] or "best known: solved" in text
+    assert contradictions(printed, 2) == []
 
 
 def test_collapse_of_each_kind_is_in_the_list_or_says_what_forbids_it():
@@ -324,6 +331,21 @@ def test_honest_mistakes_get_one_sentence(arguments, said, capsys):
     assert (status, printed.out) == (2, "")
     assert printed.err.count("\n") == 1
     assert said in printed.err
+
+
+@pytest.mark.parametrize("decay", [1e-9, 2e-4, 0.3, 50.0])
+def test_the_bias_of_the_zero_network_is_its_best(decay):
+    # Plain Newton steps diverge here: nearly all samples are of one class.
+    problem = model(10, [1, 2, 5, 5000, 2, 2, 2, 5, 2, 2], 2, 1.0, loss="ce", bias=True)
+    problem = replace(problem, bias_decay=decay)
+    bias, shares = zero(problem).bias, problem.counts / problem.num_samples
+    chances = np.exp(bias) / np.exp(bias).sum()
+    np.testing.assert_allclose(chances + decay * bias, shares, atol=1e-12)
+    assert zero(problem).loss <= np.log(10)
+
+
+def test_equal_classes_need_no_bias():
+    assert zero(model(6, 1, 4, 3.0, loss="ce", bias=True)).ranks == (0, 0, 0, 0)
 
 
 def test_tiny_decays_keep_their_digits():
