@@ -19,7 +19,8 @@ from collapsemeter.sinks import Fan
 
 
 def of(value: float, run: str = "", phase: str = "live", name: str = "fc") -> CollapseReport:
-    layer = LayerReport({"nc1_pinv": value, "nc2_equinorm": value})
+    metrics = ("nc1_pinv", "nc1_trace_ratio", "nc2_equinorm")
+    layer = LayerReport(dict.fromkeys(metrics, value))
     return CollapseReport({name: layer}, phase, provenance={"run": run} if run else {})
 
 

@@ -244,10 +244,10 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path, limit: int) -> 
     )
     steps = [line["step"] for line in json_lines(paths[0])]
     table = rows(paths[1])
-    assert (steps, [int(row["step"]) for row in table]) == (
-        list(range(len(steps))),
-        list(range(len(table))),
-    )
+    for written in (steps, [int(row["step"]) for row in table]):
+        assert written == sorted(
+            set(written)
+        )  # a shorter line may still fit behind one that did not
     assert int(done.stdout) == 40 - len(steps) - len(table) > 0
     for path in paths:
         assert not path.read_bytes() or path.read_bytes().endswith(b"\n")
