@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .criteria import Band, Criteria
-from .report import plain, printable
+from .escaping import printable
+from .report import plain
 
 Status: TypeAlias = (
     Band
@@ -194,7 +195,7 @@ class Comparison(Mapping[str, LayerComparison]):
         """Return one sentence: the verdict of the last hidden layer, which the head reads."""
         name = self.last_hidden or list(self.layers)[-1]
         layer = self.layers[name]
-        return f"{name} (reference layer {layer.reference_layer}): {layer.verdict}"
+        return printable(f"{name} (reference layer {layer.reference_layer}): {layer.verdict}")
 
     def table(self, metrics: Sequence[str] = (), width: int = 80) -> str:
         """Return the layers as text, with the verdicts; or named metrics beside the reference.
@@ -227,7 +228,7 @@ class Comparison(Mapping[str, LayerComparison]):
 
     def _metric_rows(self, metrics: Sequence[str], width: int) -> list[str]:
         longest = max(map(len, ["metric", *metrics]))
-        room = min(max(map(len, ["layer", *self.layers])), width - longest - 33)
+        room = min(max(map(len, ["layer", *map(printable, self.layers)])), width - longest - 33)
         head = f"{'layer':<{room}}  {'metric':<{longest}}  {'measured':>8}  {'reference':>9}  {'gap':>8}"
         lines = [head, "─" * len(head)]
         for name, layer in self.layers.items():
@@ -241,9 +242,14 @@ class Comparison(Mapping[str, LayerComparison]):
         return lines
 
     def _overview(self, width: int) -> list[str]:
-        room = min(max(map(len, ["layer", *self.layers])), width - 4 - sum(COLUMNS.values()))
-        lines = textwrap.wrap(f"reference: {self.reference}", width, subsequent_indent="  ")
-        lines += textwrap.wrap(self.mapping, width, subsequent_indent="  ")
+        room = min(
+            max(map(len, ["layer", *map(printable, self.layers)])),
+            width - 4 - sum(COLUMNS.values()),
+        )
+        lines = textwrap.wrap(
+            f"reference: {printable(self.reference)}", width, subsequent_indent="  "
+        )
+        lines += textwrap.wrap(printable(self.mapping), width, subsequent_indent="  ")
         head = f"{'layer':<{room}} ref" + "".join(
             f"{name:>{size}}" for name, size in COLUMNS.items()
         )
@@ -255,7 +261,9 @@ class Comparison(Mapping[str, LayerComparison]):
             lines.append(f"{_fitted(name, room):<{room}} {reference:>3}{cells}")
         lines.append("")
         for name, layer in self.layers.items():
-            lines += textwrap.wrap(f"{name}: {layer.verdict}", width, subsequent_indent="  ")
+            lines += textwrap.wrap(
+                f"{printable(name)}: {layer.verdict}", width, subsequent_indent="  "
+            )
         if self.low_rank:
             lines.append(f"low: effective rank of {self.low_rank}, a low-rank structure")
         return lines

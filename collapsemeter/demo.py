@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .criteria import Band, Criteria, Judgement, pinv_words, worst
 from .report import CollapseReport
+from .terminal import say
 
 TRAINERS = {
     "torch": "collapsemeter_torch.demo",
@@ -105,7 +106,7 @@ def run(
     train = _trainer(framework)
     images, labels = digits()
     target = _fresh(Path(folder))
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"{len(images)} scans of handwritten digits, 8 x 8; training a network in {framework}"
     )
@@ -133,9 +134,9 @@ def run(
         plot(reports, target / name, zero_error_epoch=zero, title=_TITLE)
     audited = audited_report(target)
     outcome = Outcome(history, zero, target, audited)
-    console.print(f"\n{verdict(outcome)}\n{agreement(history[-1].frozen, audited)}")
+    say(f"\n{verdict(outcome)}\n{agreement(history[-1].frozen, audited)}")
     page = write_report(target, [*reports[:-1], (history[-1].number, audited)], _TITLE)
-    console.print(f"Report: {page}")
+    say(f"Report: {page}")
     return outcome
 
 

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .escaping import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -106,9 +108,7 @@ def readable(name: str, longest: int) -> str:
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont("DejaVu Sans"))
-    text = "".join(
-        c if c.isprintable() and font.get_char_index(ord(c)) else ascii(c)[1:-1] for c in name
-    )
+    text = "".join(c if font.get_char_index(ord(c)) else ascii(c)[1:-1] for c in printable(name))
     if len(text) > longest:
         half = (longest - 1) // 2
         text = f"{text[: longest - 1 - half]}…{text[-half:]}"

@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .drawing import check_ending, readable, write_figure
-from .report import CollapseReport
+from .history import Entries, History
 from .undefined import REASONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-
-History = Sequence[tuple[int, CollapseReport]]
 
 
 class Panel(NamedTuple):
@@ -43,6 +41,7 @@ FINAL = "#D55E00"
 # The head runs on top of the means: where the two agree both must be seen.
 HEAD = "#1A1A1A"
 DASHES = (0, (4, 2))
+PALE = 0.3  # of earlier runs
 _ZERO_ERROR = "#555555"
 _MOST_NAMES = 9
 _LONGEST_NAME = 36
@@ -50,7 +49,7 @@ _ROUND_OFF = 1e-9
 
 
 def plot(
-    history: History,
+    history: Entries,
     path: str | os.PathLike[str],
     *,
     zero_error_epoch: int | None = None,
@@ -61,7 +60,7 @@ def plot(
 
     Earlier layers are thin and blue, darker with depth; the final layer is thick. Solid lines are the
     class means, dashed ones the head. A value that is undefined breaks the line; one that was not
-    measured at a step does not.
+    measured at a step does not. Each run has lines of its own, see `History`; all but the last are pale.
 
     Parameters
     ----------
@@ -91,7 +90,7 @@ def plot(
     Examples
     --------
     >>> import tempfile
-    >>> from collapsemeter import LayerReport
+    >>> from collapsemeter import CollapseReport, LayerReport
     >>> history = [(e, CollapseReport({"fc": LayerReport({"nc1_pinv": 0.5**e})})) for e in range(5)]
     >>> import pathlib
     >>> target = pathlib.Path(tempfile.mkdtemp()) / "collapse.svg"
@@ -105,9 +104,9 @@ def plot(
     write_figure(lambda: _draw(history, names, zero_error_epoch, title), path)
 
 
-def checked_history(history: History) -> History:
-    """Return the history in the order of its steps; ValueError where it is empty or mixes phases."""
-    steps = [(int(step), report) for step, report in history]
+def checked_history(history: Entries) -> History:
+    """Return the history in order, run after run; ValueError where it is empty or mixes phases."""
+    steps = History(history)
     if not any(report.layers for _, report in steps):
         raise ValueError("there is nothing to draw: the history holds no layer")
     phases = sorted({report.phase for _, report in steps})
@@ -116,10 +115,10 @@ def checked_history(history: History) -> History:
             f"the history mixes the phases {', '.join(phases)}, which are different quantities: draw "
             f"one, for example [(e, r) for e, r in history if r.phase == {phases[0]!r}]"
         )
-    return sorted(steps, key=lambda entry: entry[0])
+    return steps
 
 
-def layer_names(history: History, layers: Sequence[str] | None = None) -> list[str]:
+def layer_names(history: Entries, layers: Sequence[str] | None = None) -> list[str]:
     """Return the layers of all steps in the order of the network, or those of them that are asked for."""
     last = list(history[-1][1])
     seen = dict.fromkeys(name for _, report in history for name in report)
@@ -151,7 +150,8 @@ def _draw(history: History, names: list[str], zero_error: int | None, title: str
         axes.locator_params(axis="x", integer=True)
     if title is not None:
         figure.suptitle(readable(title, 90), parse_math=False)
-    rows = _legend(figure, names, colours, zero_error, headed)
+    kinds = _kinds(history, names, zero_error, headed)
+    rows = _legend(figure, names, colours, kinds)
     figure.set_figheight(5.9 + 0.24 * rows)
     return figure
 
@@ -173,15 +173,10 @@ def draw_panel(
     axes: Axes, panel: Panel, history: History, names: list[str], colours: dict[str, Any]
 ) -> bool:
     """Draw one panel; return whether a line of the head is in it."""
-    headed = False
-    for name in names:
-        final = name == names[-1]
-        style = {"color": colours[name], "linewidth": 2.6 if final else 1.3, "markersize": 4.5}
-        _stroke(axes, _points(history, name, panel.metric, panel.log), style)
-        if panel.of_head is not None:
-            style |= {"color": HEAD if final else colours[name]}
-            style |= {"linewidth": 1.6, "linestyle": DASHES}
-            headed |= _stroke(axes, _points(history, name, panel.of_head, panel.log), style)
+    *earlier, last = history.runs.values()
+    for run in earlier:
+        _draw_run(axes, panel, run, names, colours, {"alpha": PALE})
+    headed = _draw_run(axes, panel, last, names, colours, {})
     axes.set_title(panel.title, loc="left")
     if not axes.lines:
         why = _why_missing(history, names[-1], panel.metric)
@@ -197,16 +192,37 @@ def draw_panel(
     return headed
 
 
+def _draw_run(
+    axes: Axes,
+    panel: Panel,
+    run: Entries,
+    names: list[str],
+    colours: dict[str, Any],
+    more: dict[str, Any],
+) -> bool:
+    """Draw the lines of one run; return whether one of the head is among them."""
+    headed = False
+    for name in names:
+        final = name == names[-1]
+        style = {"color": colours[name], "linewidth": 2.6 if final else 1.3, "markersize": 4.5}
+        _stroke(axes, _points(run, name, panel.metric, panel.log), style | more)
+        if panel.of_head is not None:
+            style |= {"color": HEAD if final else colours[name]}
+            style |= {"linewidth": 1.6, "linestyle": DASHES}
+            headed |= _stroke(axes, _points(run, name, panel.of_head, panel.log), style | more)
+    return headed
+
+
 def top_of(axes: Axes) -> float:
     """Return the largest value drawn, 1 where all are zero to round-off, which would fill the panel."""
     top = float(axes.dataLim.y1)
     return top if top > _ROUND_OFF else 1.0
 
 
-def _points(history: History, name: str, metric: str, log: bool) -> list[tuple[int, float]]:
+def _points(run: Entries, name: str, metric: str, log: bool) -> list[tuple[int, float]]:
     """Steps at which a metric was measured, with NaN where it has no value that can be drawn."""
     points = []
-    for step, report in history:
+    for step, report in run:
         value = report[name].get(metric) if name in report else None
         if value is not None:
             points.append((step, drawable(value, log)))
@@ -251,22 +267,34 @@ def _why_missing(history: History, name: str, metric: str) -> str:
     return "no value:\n" + "\n".join(textwrap.wrap(REASONS.get(code, code), 26))
 
 
-def _legend(
-    figure: Figure, names: list[str], colours: dict[str, Any], zero_error: int | None, headed: bool
-) -> int:
-    """Put the layers below on the left, what the kinds of line mean on the right; return the rows."""
-    layers = [
-        (_line(colours[name], 2.6 if name == names[-1] else 1.3), label)
-        for name, label in _labels(names).items()
-    ]
+def _kinds(
+    history: History, names: list[str], zero_error: int | None, headed: bool
+) -> list[tuple[Line2D, str]]:
+    """Return what the kinds of line mean."""
     kinds = []
     if headed:
         kinds += [(_line(FINAL, 2.6), "class means"), (_line(HEAD, 1.6, DASHES), "head")]
+    earlier = len(history.runs) - 1
+    if earlier:
+        pale = _line(FINAL, 2.6)
+        pale.set_alpha(PALE)
+        kinds.append((pale, "an earlier run" if earlier == 1 else f"{earlier} earlier runs"))
     if zero_error is not None:
         dots = _line(_ZERO_ERROR, 1.4, ":")
         kinds.append((dots, f"zero training error (epoch {zero_error})"))
     if len(names) > _MOST_NAMES:
         kinds.append((_line("none"), f"{len(names)} layers, darker is deeper"))
+    return kinds
+
+
+def _legend(
+    figure: Figure, names: list[str], colours: dict[str, Any], kinds: list[tuple[Line2D, str]]
+) -> int:
+    """Put the layers below on the left, the kinds of line on the right; return the rows."""
+    layers = [
+        (_line(colours[name], 2.6 if name == names[-1] else 1.3), label)
+        for name, label in _labels(names).items()
+    ]
     widest = max(len(label) for _, label in layers)
     columns = min(-(-len(layers) // 3), max(1, (72 if kinds else 110) // (widest + 8)))
     _key(figure, layers, "outside lower left", columns)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
-from .report import CollapseReport, printable
+from .escaping import printable
+from .report import CollapseReport
 from .selection import listed
 
 AUDIT = "saved activations"  # the framework of an audit's report

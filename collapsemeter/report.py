@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .catalogue import METRICS
 from .criteria import Criteria, pinv_words, sentences
+from .escaping import printable
 from .undefined import REASONS
 
 FORMAT, VERSION = "collapsemeter.CollapseReport", 1
@@ -236,8 +237,8 @@ class CollapseReport(Mapping[str, LayerReport]):
         worst = layer.worst_classes()
         if worst and len(layer.per_class["variance"]) > 2:
             parts.append(f"least collapsed classes {', '.join(map(str, worst))}")
-        text = f"{printable(name)} ({printable(self.phase)}): {'; '.join(parts)}"
-        return text + (f" [{', '.join(layer.flags)}]" if layer.flags else "")
+        text = f"{name} ({self.phase}): {'; '.join(parts)}"
+        return printable(text + (f" [{', '.join(layer.flags)}]" if layer.flags else ""))
 
     def table(self, metrics: Sequence[str] = TABLE, width: int = 80) -> str:
         """Return a table of layers against metrics as text.
@@ -403,10 +404,6 @@ _CELL = 8  # characters of a value: 1.23e-05
 
 def _cell(layer: LayerReport, metric: str) -> str:
     return f"{layer[metric]:.3g}" if metric in layer else "-"
-
-
-def printable(name: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _blocks(

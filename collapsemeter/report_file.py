@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .catalogue import METRICS
 from .convention import Convention
+from .history import Entry, History, name_runs, run_of
 from .report import FORMAT, VERSION, CollapseReport, LayerReport
 from .undefined import REASONS
 
@@ -49,7 +50,7 @@ def load_report(path: str | os.PathLike[str]) -> CollapseReport:
     0.25
     """
     source = os.fspath(path)
-    record = _parse(_text(path), source)
+    record = _parse(_decoded(Path(path).read_bytes(), source), source)
     try:
         return report_from_dict(record)
     except ValueError as error:
@@ -93,10 +94,10 @@ def report_from_dict(record: Any) -> CollapseReport:
     )
 
 
-def read_history(path: str | os.PathLike[str]) -> list[tuple[int, CollapseReport]]:
-    """Read the reports of a run from the JSON lines that `JsonlSink` wrote.
+def read_history(path: str | os.PathLike[str]) -> History:
+    """Read the reports of one or several runs from the JSON lines that `JsonlSink` wrote.
 
-    A line that a crash left unfinished at the end of the file is left out.
+    A line that does not read, such as one that a full disk cut, is left out and counted in the notes.
 
     Parameters
     ----------
@@ -104,14 +105,15 @@ def read_history(path: str | os.PathLike[str]) -> list[tuple[int, CollapseReport
 
     Returns
     -------
-    list of (int, CollapseReport)
-        Step and report in the order of the file. They hold metrics, reasons, flags and the
-        numbers of classes and features only.
+    History
+        Step and report, run after run, the one that wrote last at the end. They hold metrics, reasons,
+        flags and the numbers of classes and features only. In a file that names no runs, a step that
+        goes back starts another.
 
     Raises
     ------
     ValueError
-        If a line is not JSON or not a report, in one sentence with the line's number.
+        If no line is a report, in one sentence on the first of them.
     OSError
         If the file cannot be read.
 
@@ -124,45 +126,59 @@ def read_history(path: str | os.PathLike[str]) -> list[tuple[int, CollapseReport
     >>> [(step, report["fc"]["nc1_pinv"]) for step, report in read_history(path)]
     [(3, 0.25)]
     """
-    text = _text(path)
-    *lines, unfinished = text.split("\n")
-    if not lines:  # a file of one line without its end is not a crash's
-        lines = [unfinished]
-    history = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        source = f"{os.fspath(path)}, line {number}"
-        record = _parse(line, source)
-        try:
-            history.append(_entry(record))
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
-    if not history:
-        raise ValueError(f"{os.fspath(path)} holds no report: pass a history that JsonlSink wrote")
-    return history
+    source = os.fspath(path)
+    entries, wrong = [], []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            try:
+                entries.append(_entry(line, f"{source}, line {number}"))
+            except ValueError as error:
+                wrong.append(str(error))
+    if not entries:
+        empty = f"{source} holds no report: pass a history that JsonlSink wrote"
+        raise ValueError(wrong[0] if wrong else empty)
+    named = name_runs(entries)
+    several = len({run_of(report) for _, report in named}) > 1
+    return History(named if several else entries, _left_out(wrong, len(entries)))
 
 
-def _entry(record: Any) -> tuple[int, CollapseReport]:
+def _left_out(wrong: list[str], read: int) -> list[str]:
+    if not wrong:
+        return []
+    were = "line was" if len(wrong) == 1 else "lines were"
+    return [f"{len(wrong)} of {len(wrong) + read} {were} left out: {wrong[0]}"]
+
+
+def _entry(line: bytes, source: str) -> Entry:
+    record = _parse(_decoded(line, source), source)
+    try:
+        return _step_and_report(record)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _step_and_report(record: Any) -> Entry:
     if not isinstance(record, dict) or not {"step", "phase", "layers"} <= record.keys():
         raise ValueError(
             "not a line of a history: it has no step, phase and layers; pass a file that JsonlSink wrote"
         )
     step = _integer(record["step"], "step")
     layers = _mapping(record, "layers")
+    run = {"run": _string(record["run"], "run")} if "run" in record else {}
     report = CollapseReport(
         {name: _layer(layer, f"layers[{name!r}]") for name, layer in layers.items()},
         phase=_string(record["phase"], "phase"),
         warnings=_strings(record, "warnings"),
+        provenance=run,
     )
     return step, report
 
 
-def _text(path: str | os.PathLike[str]) -> str:
+def _decoded(data: bytes, source: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{os.fspath(path)} is not JSON, but binary: {_WRITE}") from error
+        raise ValueError(f"{source} is not JSON, but binary: {_WRITE}") from error
 
 
 def _parse(text: str, source: str) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
+from .escaping import printable
+
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """Return the names that a name or shell pattern selects, in the order of the model.
@@ -160,7 +162,10 @@ def description(
     collapsemeter watches 10 classes in: fc (input of the head)
       not drop: passes its input on
     """
-    names = [f"{name} (input of the head)" if name == head else name for name in watched]
+    names = [
+        f"{printable(name)} (input of the head)" if name == head else printable(name)
+        for name in watched
+    ]
     lines = [f"collapsemeter watches {num_classes} classes in: {', '.join(names)}"]
     if head is None:
         lines.append(
@@ -169,6 +174,6 @@ def description(
         )
     by_reason: dict[str, list[str]] = {}
     for name, reason in skipped.items():
-        by_reason.setdefault(reason, []).append(name)
+        by_reason.setdefault(printable(reason), []).append(printable(name))
     lines += [f"  not {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
     return "\n".join(lines)

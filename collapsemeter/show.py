@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import textwrap
@@ -11,12 +10,13 @@ from dataclasses import dataclass
 
 from .catalogue import METRICS
 from .comparing import compare
+from .escaping import printable
+from .history import Entries, History
 from .origin import origin
 from .report import TABLE, CollapseReport
 from .report_file import load_report, read_history
 from .suggest import did_you_mean
-
-History = list[tuple[int, CollapseReport]]
+from .terminal import say, say_json
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def show(path: str, wish: Wish) -> None:
     Examples
     --------
     >>> import pathlib, tempfile
-    >>> from collapsemeter import LayerReport
+    >>> from collapsemeter import CollapseReport, LayerReport
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "report.json"
     >>> _ = file.write_text(CollapseReport({"fc": LayerReport({"nc1_trace_ratio": 0.25})}).to_json())
     >>> show(str(file), Wish(quiet=True))
@@ -82,11 +82,13 @@ def show(path: str, wish: Wish) -> None:
 
         write_html(wish.html, history)
     if wish.json:
-        print(report.to_json(indent=2))
+        say_json(report.to_dict(), indent=2)
     elif wish.quiet:
-        print(line(report))
+        say(line(report))
     else:
-        print(words(history, wish))
+        say(words(history, wish))
+        return
+    say_notes(history)
 
 
 def line(report: CollapseReport) -> str:
@@ -94,9 +96,10 @@ def line(report: CollapseReport) -> str:
     return "; ".join([*origin(report)[:1], report.summary()])
 
 
-def words(history: History, wish: Wish) -> str:
-    """Return the last report of a history as text: a summary and a table."""
+def words(history: Entries, wish: Wish) -> str:
+    """Return the last report of a history as text: its rows, a summary, a table, and what the history lacks."""
     width = _width()
+    history = History(history)
     step, report = history[-1]
     lines = [
         part
@@ -104,14 +107,23 @@ def words(history: History, wish: Wish) -> str:
         for part in textwrap.wrap(text, width, subsequent_indent="  ")
     ]
     if len(history) > 1:
-        lines.append(f"epoch {step}, the last of {len(history)} reports")
+        lines.append(f"epoch {step}, the last of {len(history.last)} reports")
+    lines += textwrap.wrap(history.earlier_runs(), width, subsequent_indent="  ")
     lines += ["", report.table(wish.metrics, width)]
+    for note in history.notes:
+        lines += textwrap.wrap(f"! {printable(note)}", width, subsequent_indent="  ")
     overhead = report.provenance.get("overhead")
     if isinstance(overhead, float):
         lines += ["", f"measuring took {overhead:.1%} of the training's time"]
     if wish.html is not None:
         lines += ["", f"HTML report: {wish.html}"]
     return "\n".join(lines)
+
+
+def say_notes(history: Entries) -> None:
+    """Say on standard error what a history lacks, where standard output is for something else."""
+    for note in History(history).notes:
+        say(f"collapsemeter: {printable(note)}", error=True)
 
 
 def _width() -> int:
@@ -123,7 +135,7 @@ def _history(path: str, phase: str | None) -> History:
     if os.fspath(path).lower().endswith(".jsonl"):
         history = read_history(path)
     else:
-        history = [(0, load_report(path))]
+        history = History([(0, load_report(path))])
     phases = sorted({report.phase for _, report in history})
     if phase is not None and phase not in phases:
         raise ValueError(
@@ -135,7 +147,7 @@ def _history(path: str, phase: str | None) -> History:
             f"{path} holds reports of the phases {', '.join(phases)}, which are different "
             f"quantities: choose one with --phase {phases[0]}"
         )
-    return [entry for entry in history if phase in (None, entry[1].phase)]
+    return history if phase is None else history.of_phase(phase)
 
 
 def compare_files(path: str, reference: str, wish: Wish) -> None:
@@ -156,7 +168,7 @@ def compare_files(path: str, reference: str, wish: Wish) -> None:
     Examples
     --------
     >>> import pathlib, tempfile
-    >>> from collapsemeter import ClassMoments, measure
+    >>> from collapsemeter import ClassMoments, CollapseReport, measure
     >>> moments = ClassMoments.from_batch([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1], 2)
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "report.json"
     >>> _ = file.write_text(CollapseReport({"fc": measure(moments)}).to_json(matrices=True))
@@ -172,8 +184,9 @@ def compare_files(path: str, reference: str, wish: Wish) -> None:
 
         write_html(wish.html, history, comparison=comparison)
     if wish.json:
-        print(json.dumps(comparison.to_dict(), indent=2, allow_nan=False))
+        say_json(comparison.to_dict(), indent=2)
     elif wish.quiet:
-        print(comparison.summary())
+        say(comparison.summary())
     else:
-        print(comparison.table(metrics, _width()))
+        say(comparison.table(metrics, _width()))
+    say_notes(history)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 import warnings
+
+from .escaping import printable
+from .terminal import say
 
 
 def warn(message: str, stacklevel: int = 3) -> None:
     """Warn without ever raising, also where the user has turned warnings into errors.
+
+    Parameters
+    ----------
+    message : str
+        One line; what does not print, in the name of a layer for example, is escaped.
+    stacklevel : int
+        As `warnings.warn` takes it, from the caller's view.
 
     Examples
     --------
@@ -15,7 +25,9 @@ def warn(message: str, stacklevel: int = 3) -> None:
     ...     warnings.simplefilter("ignore")
     ...     warn("the disk is full")
     """
+    text = printable(message)
     try:
-        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
+        warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)
     except RuntimeWarning:
-        print(f"RuntimeWarning: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # standard error is closed
+            say(f"RuntimeWarning: {text}", error=True)

@@ -13,6 +13,7 @@ from collapsemeter.batches import check_phase
 from collapsemeter.moments import Phase
 from collapsemeter.selection import description
 from collapsemeter.settings import Settings
+from collapsemeter.terminal import say
 
 from . import finalise, linen_models, nnx_models, observing
 from .capturing import captured, find
@@ -91,7 +92,7 @@ class CollapseMeter:
         if self._selection is None:
             self._selection = find(model, args, kwargs, **self._chosen)
             if self._verbose:
-                print(self.describe())
+                say(self.describe())
         return self._selection
 
     @property

@@ -24,6 +24,7 @@ from collapsemeter.selection import classes_of, description
 from collapsemeter.settings import Settings
 from collapsemeter.sketch import SKETCH_ROWS
 from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
+from collapsemeter.terminal import say
 from collapsemeter.warning import warn
 
 from . import finalise, frozen
@@ -238,7 +239,7 @@ class CollapseMeter(keras.callbacks.Callback):
             for name, layer in self.selection.layers.items()
         }
         if self.verbose:
-            print(self.describe())
+            say(self.describe())
 
     def _find_shapes(self, model: keras.Model) -> None:
         assert self._instrument is not None

@@ -27,6 +27,7 @@ from collapsemeter.selection import classes_of, description
 from collapsemeter.settings import Settings
 from collapsemeter.sketch import SKETCH_ROWS
 from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
+from collapsemeter.terminal import say
 from collapsemeter.warning import warn
 
 from . import compiled, finalise
@@ -172,7 +173,7 @@ class CollapseMeter:
             self._watch_criterion(criterion)
         self.attach()
         if verbose:
-            print(self.describe())
+            say(self.describe())
 
     # Attaching
 

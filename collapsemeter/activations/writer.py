@@ -168,6 +168,10 @@ class Writer:
                     f"layer {name!r} has shape {array.shape} and dtype {array.dtype}, labels have "
                     f"shape {shape}: pass one row of floats for each label ({', '.join(_WRITTEN)})"
                 )
+            if any("\ud800" <= character <= "\udfff" for character in name):
+                raise ValueError(
+                    f"layer {name!r} has half a character in its name, which no file can hold: rename it"
+                )
             found[name] = array.shape[1:], array.dtype
         if self._head_layer is not None and self._head_layer not in found:
             raise ValueError(

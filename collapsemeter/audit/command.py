@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +13,11 @@ from .. import show
 from ..comparing import compare
 from ..comparison import Comparison
 from ..files import write_atomically
+from ..history import Entries, History, of_run, run_of
 from ..report import CollapseReport
 from ..report_file import read_history
 from ..suggest import did_you_mean
+from ..terminal import say, say_json
 from .first_pass import states_in
 from .mapping import hash_of
 from .options import Options, Running
@@ -26,8 +26,6 @@ from .thresholds import Threshold
 
 if TYPE_CHECKING:
     from ..dufm import DUFM
-
-History = list[tuple[int, CollapseReport]]
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def run_map(files: Sequence[str], options: Options, running: Running, quiet: boo
     """Write one state file per shard, and print their names."""
     for path in map_files(files, options, running):
         if not quiet:
-            print(path)
+            say(str(path))
     return 0
 
 
@@ -159,19 +157,23 @@ def _with_past(measured: list[tuple[int | None, CollapseReport]], wish: Wish) ->
         if len(measured) > 1:
             raise ValueError(f"--step {wish.step}: there are {len(measured)} steps; use --epoch")
         measured = [(wish.step, measured[0][1])]
-    past: History = []
+    past = History([])
     if wish.history is not None:
         phase = measured[-1][1].phase
-        past = [entry for entry in read_history(wish.history) if entry[1].phase == phase]
+        past = read_history(wish.history).of_phase(phase)
         if not past:
             raise ValueError(
                 f"--history {wish.history} holds no report of phase {phase!r}, which was audited: pass "
                 "--phase, or another history"
             )
     following = past[-1][0] + 1 if past else 0  # of files that do not say their step
+    # What is audited goes on with the run that trained last, and stands for what that said of its epoch.
+    run = run_of(past[-1][1]) if past else ""
     history = [(following if step is None else step, report) for step, report in measured]
     audited = {step for step, _ in history}
-    return sorted([e for e in past if e[0] not in audited] + history, key=lambda entry: entry[0])
+    before = [e for e in past if e[0] not in audited or run_of(e[1]) != run]
+    own = [(step, of_run(report, run) if run else report) for step, report in history]
+    return History([*before, *own], past.notes)
 
 
 def _give(history: History, wish: Wish) -> int:
@@ -186,33 +188,35 @@ def _give(history: History, wish: Wish) -> int:
     _print(history, comparison, wish)
     failed = [words for threshold in wish.fail_if for words in threshold.failures(report)]
     for words in failed:
-        print(f"collapsemeter: {words}", file=sys.stderr)
+        say(f"collapsemeter: {words}", error=True)
     return 3 if failed else 0
 
 
 def _print(history: History, comparison: Comparison | None, wish: Wish) -> None:
     report = history[-1][1]
+    if wish.json or wish.quiet:
+        show.say_notes(history)
     if wish.json:
-        records: list[Any] = [r.to_dict(matrices=True) for _, r in history]
         if len(history) == 1:
-            print(json.dumps(records[0], indent=1, allow_nan=False))
+            say_json(report.to_dict(matrices=True), indent=1)
         else:  # JSON lines, as a history is
-            for (step, _), record in zip(history, records, strict=True):
-                print(json.dumps({"step": step, **record}, allow_nan=False))
+            for step, past in history:
+                run = {"run": run_of(past)} if run_of(past) else {}
+                say_json({**run, "step": step, **past.to_dict(matrices=True)})
         return
     if wish.quiet:
-        print(show.line(report))
+        say(show.line(report))
         return
-    if len(history) > 1:
-        print(f"{_over_epochs(history)}\n")
-    print(show.words(history, show.Wish(html=wish.html)))
+    if len(history.last) > 1:
+        say(f"{_over_epochs(history.last)}\n")
+    say(show.words(history, show.Wish(html=wish.html)))
     if comparison is not None:
-        print(f"\n{comparison.table()}")
+        say(f"\n{comparison.table()}")
     if wish.report is not None:
-        print(f"JSON: {wish.report}")
+        say(f"JSON: {wish.report}")
 
 
-def _over_epochs(history: History) -> str:
+def _over_epochs(history: Entries) -> str:
     """Return a table of the final layer, an epoch a line."""
     shown = {str(step): report.final for step, report in history[-_EPOCHS:] if len(report)}
     about = f"The final layer over {len(shown)} epochs"

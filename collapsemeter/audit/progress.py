@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..escaping import printable
+
 Advance = Callable[[int], None]
 
 
@@ -31,9 +33,10 @@ def bar(words: str, total: int, shown: bool) -> Iterator[Advance]:
         yield lambda count: None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     # It goes when it is done: what remains on the screen is the report.
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(words, total=total)
+        task = progress.add_task(escape(printable(words)), total=total)
         yield lambda count: progress.advance(task, count)

@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 
 from ..catalogue import METRICS
 from ..criteria import PROPERTIES, Criteria
-from ..report import CollapseReport, printable
+from ..escaping import printable
+from ..report import CollapseReport
 from ..suggest import did_you_mean
 from ..undefined import REASONS
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from ..escaping import printable
+from ..terminal import say
 from . import audit_command, demo_command, dufm_command, show_command
 from .parser import Parser
 from .signals import ended_by_signals
@@ -40,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
-        print(f"collapsemeter: {str(error) or 'interrupted'}", file=sys.stderr)
+        say(f"collapsemeter: {printable(str(error)) or 'interrupted'}", error=True)
         return 2
     except MemoryError as error:
         print(f"collapsemeter: there is not enough memory: {error}", file=sys.stderr)
         return 2
     except (ValueError, ImportError, OSError) as error:
-        print(f"collapsemeter: {error}", file=sys.stderr)
+        say(f"collapsemeter: {printable(str(error))}", error=True)
         return 2
     return status
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..convention import PRESETS
-from ..report import printable
+from ..escaping import printable
 from ..sketch import SKETCH_ROWS
 from ..sums import Nonfinite, ScatterKind
 

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from ..escaping import printable
 from ..outputs import Kind, Output, check_outputs
 from ..suggest import did_you_mean
+from ..terminal import say
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +43,8 @@ class Parser(argparse.ArgumentParser):
         check_outputs(outputs, inputs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"collapsemeter: {message} (see {self.prog} --help)\n")
+        say(f"collapsemeter: {printable(message)} (see {self.prog} --help)", error=True)
+        self.exit(2)
 
     def unknown(self, arguments: list[str]) -> NoReturn:
         """Refuse what no option or argument took."""

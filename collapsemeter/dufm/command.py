@@ -1,6 +1,5 @@
 """``collapsemeter dufm``: the optimum of a problem as text, JSON and a figure."""
 
-import json
 import math
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from collapsemeter.dufm.solution import Solution
 from collapsemeter.dufm.solver import check_search, solve
 from collapsemeter.dufm.sweep import Point, parse_sweep, run_sweep
 from collapsemeter.report import plain
+from collapsemeter.terminal import say, say_json
 
 WIDTH = 80
 SHOWN = 3
@@ -95,16 +95,16 @@ def run(problem: DUFM, wish: Wish) -> None:
         check_memory(problem)
     known = overview(problem)
     if not (wish.json or wish.quiet):
-        print(table(known))
+        say(table(known))
     solution = wish.solution(problem) if wish.solve else None
     if wish.json:
-        _print_json(record(known, solution))
+        say_json(plain(record(known, solution)), indent=2)
     elif wish.quiet:
-        print(known.words() if solution is None else solution.verdict)
+        say(known.words() if solution is None else solution.verdict)
     else:
         if solution is not None:
-            print("\nsolved: " + _wrapped(solution.summary()))
-        print(_paragraph(known.words(solution)))
+            say("\nsolved: " + _wrapped(solution.summary()))
+        say(_paragraph(known.words(solution)))
     if wish.plot is not None:
         plot_problem(known, solution, wish.plot)
 
@@ -112,10 +112,6 @@ def run(problem: DUFM, wish: Wish) -> None:
 def _wrapped(text: str) -> str:
     lines = [textwrap.wrap(line, WIDTH - 8, subsequent_indent="  ") for line in text.splitlines()]
     return "\n".join(line for part in lines for line in part)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def describe(problem: DUFM) -> str:
@@ -227,19 +223,18 @@ def rank_words(values: Sequence[int]) -> str:
 
 def _print_sweep(name: str, points: list[Point], wish: Wish) -> None:
     if wish.json:
-        _print_json(
-            {
-                "format": "collapsemeter.DUFMSweep",
-                "version": 1,
-                "name": name,
-                "points": [{"value": p.value, **record(p.known, p.solution)} for p in points],
-            }
-        )
+        sweep = {
+            "format": "collapsemeter.DUFMSweep",
+            "version": 1,
+            "name": name,
+            "points": [{"value": p.value, **record(p.known, p.solution)} for p in points],
+        }
+        say_json(plain(sweep), indent=2)
     elif wish.quiet:
         for point in points:
-            print(f"{name} = {point.value:.6g}: {_swept_best(point)}")
+            say(f"{name} = {point.value:.6g}: {_swept_best(point)}")
     else:
-        print(sweep_table(name, points))
+        say(sweep_table(name, points))
 
 
 def _swept_best(point: Point) -> str:

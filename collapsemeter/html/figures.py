@@ -13,8 +13,9 @@ import numpy as np
 from ..comparison import Comparison
 from ..criteria import missing
 from ..drawing import readable, svg
-from ..figure import FINAL, HEAD, History, drawable, layer_names, top_of
+from ..figure import FINAL, HEAD, drawable, layer_names, top_of
 from ..frames import Floats
+from ..history import Entries
 from ..report import CollapseReport, LayerReport
 from .inline import Picture, inline
 from .words import number
@@ -160,8 +161,8 @@ def _draw_profile(report: CollapseReport, metric: str, predicted: Floats) -> Fig
     return figure
 
 
-def over_epochs(history: History) -> Picture | None:
-    """Return log10 of NC1, layers against epochs; None of a single epoch."""
+def over_epochs(history: Entries) -> Picture | None:
+    """Return log10 of NC1, layers against epochs of one run; None of a single epoch."""
     if len(history) < 2:
         return None
     names = layer_names(history)

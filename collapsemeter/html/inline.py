@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from ..escaping import printable
+
 _REMOVED = re.compile(
     r"<!--.*?-->|<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL
 )
@@ -55,7 +57,7 @@ def inline(svg: str, prefix: str, label: str) -> Markup:
         width, height = (float(size) * 4 / 3 for size in found.groups())
         return (
             f'<svg class="plot" width="{width:.0f}" height="{height:.0f}" '
-            f'viewBox="0 0 {found[1]} {found[2]}" role="img" aria-label="{escape(label)}">'
+            f'viewBox="0 0 {found[1]} {found[2]}" role="img" aria-label="{escape(printable(label))}">'
         )
 
     return Markup(_OPENING.sub(opening, body, count=1))

@@ -7,15 +7,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 from .. import __version__
 from ..comparison import Comparison
 from ..criteria import Criteria
-from ..figure import History, checked_history, layer_colours, layer_names
+from ..escaping import printable
+from ..figure import checked_history, layer_colours, layer_names
 from ..files import write_atomically
+from ..history import Entries, History, run_of
 from ..origin import origin
 from ..report import CollapseReport
 
@@ -25,7 +26,7 @@ _LISTED = 12
 
 def write_html(
     path: str | os.PathLike[str],
-    history: Sequence[tuple[int, CollapseReport]],
+    history: Entries,
     *,
     comparison: Comparison | None = None,
     title: str | None = None,
@@ -62,7 +63,7 @@ def write_html(
 
 
 def render(
-    history: Sequence[tuple[int, CollapseReport]],
+    history: Entries,
     *,
     comparison: Comparison | None = None,
     title: str | None = None,
@@ -73,8 +74,8 @@ def render(
     Parameters
     ----------
     history : sequence of (int, CollapseReport)
-        Epoch and report, all of one phase; one entry for a single measurement. The last one is what the
-        page is about, the others are its past.
+        Epoch and report, all of one phase; one entry for a single measurement. The last one, of the run
+        that wrote last, is what the page is about; the others of its run are its past. See `History`.
     comparison : Comparison, optional
         From `compare`: verdicts per layer, and dashed lines in the figures.
     title : str, optional
@@ -130,6 +131,7 @@ def environment() -> Any:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_packaged),
         autoescape=True,
+        finalize=_printed,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -138,11 +140,17 @@ def environment() -> Any:
     return environment
 
 
+def _printed(value: Any) -> Any:
+    """Text as it stands on the page: no character of a name turns or ends the text around it."""
+    # Markup, which is text too, is made here or escaped already.
+    return printable(value) if type(value) is str else value
+
+
 def _breakable(name: str) -> Any:
     """A name that may go on in the next line after a dot, a slash or an underscore."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"([./_])", r"\1<wbr>", str(escape(name))))
+    return Markup(re.sub(r"([./_])", r"\1<wbr>", str(escape(printable(name)))))
 
 
 def _packaged(name: str) -> str:
@@ -166,7 +174,8 @@ def _context(
 ) -> dict[str, Any]:
     from . import class_figures, figures, formulas, panels, provenance, tables, verdicts, words
 
-    report = history[-1][1]
+    past = history.last
+    report = past[-1][1]
     final = report.final
     style, script = _packaged("style.css"), _packaged("script.js")
     data = _embedded(history)
@@ -179,16 +188,19 @@ def _context(
         "report": report,
         "final_name": list(report)[-1],
         "final": final,
-        "steps": [step for step, _ in history],
         "begin": origin(report),
+        "steps": [step for step, _ in past],
+        "several": len(history) > 1,
+        "earlier_runs": history.earlier_runs(),
+        "warnings": [*report.warnings, *history.notes],
         "summary": report.summary(criteria),
-        "cards": verdicts.cards(history, criteria),
+        "cards": verdicts.cards(past, criteria),
         "bands": verdicts.bands(criteria),
         "cautions": _cautions(report, words.flag),
         "panels": panels.six_panels(history),
         "legend": _legend(history),
         "profile": figures.profile(report, comparison),
-        "epochs": figures.over_epochs(history),
+        "epochs": figures.over_epochs(past),
         "spectra": figures.singular_values(report, comparison),
         "cosines": class_figures.cosines(final),
         "histogram": class_figures.histogram(final),
@@ -266,6 +278,7 @@ def _embedded(history: History) -> str:
     report = history[-1][1]
     values = [
         {
+            **({"run": run_of(past)} if run_of(past) else {}),
             "step": step,
             "layers": {name: past_layer.to_dict()["metrics"] for name, past_layer in past.items()},
         }

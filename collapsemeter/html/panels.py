@@ -13,13 +13,13 @@ from ..figure import (
     FINAL,
     HEAD,
     PANELS,
-    History,
     Panel,
     draw_panel,
     layer_colours,
     layer_names,
     top_of,
 )
+from ..history import History
 from ..report import CollapseReport
 from .figures import EARLIER, canvas, name_layers, no_value, picture, values_of
 from .inline import Picture

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from ..criteria import PROPERTIES, Criteria, Judgement, missing, pinv_words
-from ..figure import History
+from ..history import Entries
 from ..report import LayerReport
 from .words import metric_value, number, times
 
@@ -39,7 +39,7 @@ class Card(NamedTuple):
     notes: tuple[str, ...]
 
 
-def cards(history: History, criteria: Criteria | None = None) -> list[Card]:
+def cards(history: Entries, criteria: Criteria | None = None) -> list[Card]:
     """Return NC1 to NC4 of the final layer of the last report, with the trend over the history.
 
     Parameters
@@ -63,7 +63,7 @@ def cards(history: History, criteria: Criteria | None = None) -> list[Card]:
     return [_card(history, judgement) for judgement in judged.values()]
 
 
-def _card(history: History, judgement: Judgement) -> Card:
+def _card(history: Entries, judgement: Judgement) -> Card:
     last = history[-1][1]
     name, layer, metric = list(last)[-1], last.final, PROPERTIES[judgement.property]
     points = [

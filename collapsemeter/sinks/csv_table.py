@@ -6,32 +6,46 @@ import csv
 import io
 import math
 import os
+import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 from ..catalogue import METRICS
+from ..escaping import printable
 from ..report import CollapseReport, LayerReport
+from ..warning import warn
 from .append import AppendedFile
 from .guard import GuardedSink
+from .runs import checked_run
 
-_COLUMNS = ("step", "phase", "layer", *METRICS, "flags")
+_KEYS = ("run", "step", "phase", "layer")
+_COLUMNS = (*_KEYS, *METRICS, "flags")
+_OURS = (
+    ",".join(_KEYS),
+    "step,phase,layer",
+)  # how the tables of this and of earlier versions begin
 
 
 class CsvSink(GuardedSink):
     """Append one row per layer and report; the columns are every metric there is, from the first on.
 
     A table of this form needs no reshaping in pandas: ``df[df.layer == "fc"].plot("step", "nc1_pinv")``,
-    or ``df.pivot(index="step", columns="layer", values="nc1_pinv")``. Cells are float64, written so that
-    they read back equal; an undefined or absent value is an empty cell (its reason is in the JSON lines).
+    or ``df.pivot(index="step", columns="layer", values="nc1_pinv")`` where it holds one run. Cells are
+    float64, written so that they read back equal; an undefined or absent value is an empty cell (its
+    reason is in the JSON lines). Names that a spreadsheet would take for a formula get an apostrophe.
 
     Parameters
     ----------
     path : str or path
-        Made with its folder; a file with the same columns is continued.
+        Made with its folder; a file with the same columns is continued. Where it is a table of another
+        version, with other columns, a numbered one beside it is begun, with a warning.
+    run : str, optional
+        Name of the run, in every row; see `Fan`.
 
     Raises
     ------
     ValueError
-        If the file exists and has other columns.
+        If the file exists and is another table.
     OSError
         If the file cannot be opened for appending.
 
@@ -39,31 +53,51 @@ class CsvSink(GuardedSink):
     --------
     >>> import tempfile, pathlib
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.csv"
-    >>> sink = CsvSink(path)
+    >>> sink = CsvSink(path, run="night-3")
     >>> sink.write(1, CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}))
     >>> row = next(csv.DictReader(path.read_text().splitlines()))
-    >>> row["layer"], row["nc1_pinv"], row["nc3_cosine"]
-    ('fc', '0.25', '')
+    >>> row["run"], row["layer"], row["nc1_pinv"], row["nc3_cosine"]
+    ('night-3', 'fc', '0.25', '')
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, run: str | None = None) -> None:
+        self.run = checked_run(run)
         self.name = f"CsvSink({os.fspath(path)})"
         self._file = AppendedFile(path)
-        self._check_columns()
+        count = 1
+        while self._has_other_columns():
+            count += 1
+            first = Path(path)
+            self._file = AppendedFile(first.with_name(f"{first.stem}-{count}{first.suffix}"))
+        if count > 1:
+            self.name = f"CsvSink({self._file.path})"
+            warn(
+                f"{os.fspath(path)} has the columns of another version: the rows go to "
+                f"{self._file.path.name} beside it",
+                stacklevel=3,
+            )
 
-    def _check_columns(self) -> None:
+    def _has_other_columns(self) -> bool:
+        """Whether the file is a table of ours that other columns head; ValueError where it is none."""
         if self._file.empty():
-            return
+            return False
         with self._file.path.open(encoding="utf-8", errors="replace", newline="") as file:
-            header = file.readline().rstrip("\r\n")
-        if header != ",".join(_COLUMNS):
+            line = file.readline(1 << 16)
+        header = line.rstrip("\r\n")
+        cut = header == line  # the only line, and it may go on anyhow
+        ours = any(header.startswith(start) or start.startswith(header) for start in _OURS)
+        if not ours:
             raise ValueError(
                 f"{self._file.path} has other columns than this version writes ({header[:120]!r}...): "
                 "move it away or pass another path, so that two tables are not mixed in one file"
             )
+        return not cut and header != ",".join(_COLUMNS)
 
     def _write(self, step: int, report: CollapseReport) -> None:
-        rows = [_row(step, report.phase, name, layer) for name, layer in report.items()]
+        rows = [self._row(step, report.phase, name, layer) for name, layer in report.items()]
+        self._mend()
+        if self._has_other_columns():
+            raise ValueError(f"{self._file.path} has got other columns meanwhile")
         # The header goes out with the first rows: a run that fails before them leaves an empty file.
         self._file.append(_lines([_COLUMNS, *rows] if self._file.empty() else rows))
         unknown = sorted({metric for layer in report.values() for metric in layer} - METRICS.keys())
@@ -72,19 +106,45 @@ class CsvSink(GuardedSink):
                 f"the table has no column for {', '.join(unknown)}; the rest is written"
             )
 
+    def _mend(self) -> None:
+        """Finish what a crash cut: a header is written anew, a row keeps its whole cells."""
+        cut = self._file.unfinished()
+        if not cut:
+            return
+        header_alone = len(cut) == self._file.path.stat().st_size
+        cells = _cells(cut.decode("utf-8", "replace"))
+        if len(cells) < len(_COLUMNS):
+            cells.pop()  # it may be half a number
+        self._file.take_back(len(cut))
+        if not header_alone and len(cells) > len(_KEYS):
+            self._file.append(_lines([cells + [""] * (len(_COLUMNS) - len(cells))]))
 
-def _row(step: int, phase: str, name: str, layer: LayerReport) -> list[str]:
-    return [
-        str(step),
-        phase,
-        name,
-        *(_cell(layer.get(metric, math.nan)) for metric in METRICS),
-        " ".join(layer.flags),
-    ]
+    def _row(self, step: int, phase: str, name: str, layer: LayerReport) -> list[str]:
+        return [
+            _text(self.run),
+            str(step),
+            _text(phase),
+            _text(name),
+            *(_cell(layer.get(metric, math.nan)) for metric in METRICS),
+            _text(" ".join(layer.flags)),
+        ]
+
+
+def _cells(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]))
+    except csv.Error:  # no row at all, but a block that a crash left
+        return [""]
 
 
 def _cell(value: float) -> str:
     return repr(float(value)) if math.isfinite(value) else ""
+
+
+def _text(name: str) -> str:
+    """A name as a cell that is one line, and no formula: =, +, - and @ begin one, in full width too."""
+    formula = unicodedata.normalize("NFKC", name[:1]) in ("=", "+", "-", "@")
+    return ("'" if formula else "") + printable(name)
 
 
 def _lines(rows: Iterable[Iterable[str]]) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
+import re
 import time
-import uuid
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from ..report import CollapseReport
 from ..undefined import LACKS_WEIGHT
 from .guard import GuardedSink
-from .scalars import Scalars
+from .runs import checked_run
+from .scalars import Scalars, safe_name
 
 Layout = dict[str, dict[str, list[Any]]]
 
@@ -50,6 +50,10 @@ class TensorBoardSink(GuardedSink):
         its ``flush`` may lag, and on a full disk it blocks whoever writes to it. Prefer the folder.
     layout : bool
         Whether to add that page; False where the run has a layout of its own, which this would replace.
+    run : str, optional
+        Name of the run, see `Fan`. A folder that holds another run of ours already gets a folder of that
+        name in it: TensorBoard draws one line for each folder. Where a run is resumed, TensorBoard leaves
+        out what it had from that step on.
 
     Raises
     ------
@@ -70,19 +74,24 @@ class TensorBoardSink(GuardedSink):
     >>> class Writer:
     ...     def add_scalar(self, tag, value, step):
     ...         print(tag, value, step)
-    >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25, "nc2_equinorm": math.nan})})
+    >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25, "nc2_equinorm": float("nan")})})
     >>> TensorBoardSink(Writer()).write(1, report)
     nc1_pinv/fc 0.25 1
     """
 
     def __init__(
-        self, target: str | os.PathLike[str] | ScalarWriter, *, layout: bool = True
+        self,
+        target: str | os.PathLike[str] | ScalarWriter,
+        *,
+        layout: bool = True,
+        run: str | None = None,
     ) -> None:
+        self.run = checked_run(run)
         self._owned: EventFile | None = None
         self._writer: Any = target
         if isinstance(target, (str, os.PathLike)):
             self.name = f"TensorBoardSink({os.fspath(target)})"
-            self._writer = self._owned = EventFile(target)
+            self._writer = self._owned = EventFile(target, self.run)
         elif callable(getattr(target, "add_scalar", None)):
             self.name = f"TensorBoardSink({type(target).__name__})"
         else:
@@ -94,8 +103,7 @@ class TensorBoardSink(GuardedSink):
 
     def _write(self, step: int, report: CollapseReport) -> None:
         for tag, value in self._scalars.of(report).items():
-            if math.isfinite(value):
-                self._writer.add_scalar(tag, value, step)
+            self._writer.add_scalar(tag, value, step)
         # After the curves: a writer that cannot take the page has them all the same.
         if self._layout_due and report.layers:
             self._layout_due = False
@@ -143,6 +151,9 @@ class EventFile:
     Parameters
     ----------
     folder : str or path
+        Where it holds event files of another run, the file goes to a folder in it.
+    run : str
+        Is part of the file's name.
 
     Raises
     ------
@@ -155,28 +166,35 @@ class EventFile:
     --------
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
-    >>> file = EventFile(folder)
+    >>> file = EventFile(folder, "night-3")
     >>> file.add_scalar("nc1_pinv/fc", 0.5, 1); file.flush(); file.close()
     >>> len(os.listdir(folder))
     1
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], run: str) -> None:
         try:
             from tensorboardX import summary
             from tensorboardX.event_file_writer import EventsWriter
-            from tensorboardX.proto.event_pb2 import Event
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
         except ImportError as error:
             raise ImportError(
                 f"writing TensorBoard events to {os.fspath(folder)!r} needs tensorboardX: "
                 "pip install 'collapsemeter[tensorboard]', or pass a writer that you have"
             ) from error
         self._summary, self._event, self._closed = summary, Event, False
+        name = safe_name(run).replace("/", "_")
         path = Path(folder).absolute()
-        # The name holds whole seconds: without a suffix a second sink of that second erases the first.
-        suffix = f".{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        # The name holds whole seconds: without a suffix a second sink of that second erases the first,
+        # and TensorBoard reads files in the order of their names.
+        suffix = f".run-{name}.{os.getpid()}.{time.time_ns() % 10**9:08x}"
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if _runs_in(path) - {name}:
+                path = path / name
+                path.mkdir(exist_ok=True)
+            # TensorBoard drops what a resumed run had from the first step on that is written again.
+            self._start = SessionLog(status=SessionLog.START) if name in _runs_in(path) else None
             self._file = EventsWriter(str(path / "events"), suffix)
         except OSError as error:
             raise type(error)(f"cannot write in {path}: {error.strerror or error}") from error
@@ -190,6 +208,9 @@ class EventFile:
         self._add(self._summary.custom_scalars(layout), 0)
 
     def _add(self, summary: Any, step: int) -> None:
+        if self._start is not None:
+            start, self._start = self._start, None
+            self._file.write_event(self._event(session_log=start, step=step, wall_time=time.time()))
         self._file.write_event(self._event(summary=summary, step=step, wall_time=time.time()))
 
     def flush(self) -> None:
@@ -201,3 +222,13 @@ class EventFile:
         if not self._closed:
             self._closed = True
             self._file.close()
+
+
+# A file of ours: before 0.2 without the run.
+_OURS = re.compile(r"(?:\.run-(?P<run>.+))?\.\d+\.[0-9a-f]{8}$")
+
+
+def _runs_in(folder: Path) -> set[str]:
+    """The runs whose event files lie in a folder; files of other writers are none of ours."""
+    found = (_OURS.search(path.name) for path in folder.glob("events.out.tfevents.*"))
+    return {match["run"] or "" for match in found if match}

@@ -12,12 +12,13 @@ from .event_files import TensorBoardSink
 from .guard import GuardedSink, Sink
 from .json_lines import JsonlSink
 from .loggers import LoggerSink, takes
+from .runs import checked_run
 
 # Endings that name a file, so that a slip of the pen does not make a folder of event files.
 _OTHER_FILES = (".json", ".ndjson", ".tsv", ".txt", ".log", ".html", ".svg", ".png", ".parquet")
 
 
-def to(destination: Any) -> Sink:
+def to(destination: Any, *, run: str | None = None) -> Sink:
     """Return the sink that fits a destination.
 
     Parameters
@@ -26,6 +27,8 @@ def to(destination: Any) -> Sink:
         A path ending in ``.jsonl`` or ``.csv``; any other path is a folder of TensorBoard events. An
         object with ``add_scalar``, ``log_metrics``, ``write_scalars`` or ``log``; a callable of
         ``(step, report)``; a sink, which is returned as it is.
+    run : str, optional
+        Name of the run for files, see `Fan`.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def to(destination: Any) -> Sink:
     3 []
     """
     if isinstance(destination, (str, os.PathLike)):
-        return _to_path(Path(destination))
+        return _to_path(Path(destination), run)
     if _is_sink(destination):
         sink: Sink = destination
         return sink
@@ -56,18 +59,18 @@ def to(destination: Any) -> Sink:
     return LoggerSink(destination)
 
 
-def _to_path(path: Path) -> Sink:
+def _to_path(path: Path, run: str | None) -> Sink:
     ending = path.suffix.lower()
     if ending == ".jsonl":
-        return JsonlSink(path)
+        return JsonlSink(path, run=run)
     if ending == ".csv":
-        return CsvSink(path)
+        return CsvSink(path, run=run)
     if ending in _OTHER_FILES or path.is_file():
         raise ValueError(
             f"no sink writes {path}: expected a path ending in .jsonl or .csv, or a folder for "
             "TensorBoard events"
         )
-    return TensorBoardSink(path)
+    return TensorBoardSink(path, run=run)
 
 
 def _is_sink(destination: Any) -> bool:
@@ -83,10 +86,17 @@ class Fan:
     ----------
     *destinations : str, path or object
         Whatever `to` takes.
+    run : str, optional
+        Name of the run, which every record in a file carries. To resume a run, pass the name it had:
+        its records go on as one line, and of two of one step the later one counts. Without a name a
+        new run begins, which no line joins to those that the files hold already. Trackers have runs of
+        their own, and a sink that is passed keeps the name it has.
 
     Attributes
     ----------
     sinks : tuple of sinks, in the order given
+    run : str
+        The name given, or a new one: keep it with a checkpoint, to resume.
 
     Raises
     ------
@@ -101,8 +111,9 @@ class Fan:
     two 1
     """
 
-    def __init__(self, *destinations: Any) -> None:
-        self.sinks = tuple(_guarded(to(destination)) for destination in destinations)
+    def __init__(self, *destinations: Any, run: str | None = None) -> None:
+        self.run = checked_run(run)
+        self.sinks = tuple(_guarded(to(one, run=self.run)) for one in destinations)
 
     @property
     def failures(self) -> int:

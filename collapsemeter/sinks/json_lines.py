@@ -11,18 +11,22 @@ from ..criteria import RECORDED
 from ..report import CollapseReport, LayerReport, plain
 from .append import AppendedFile
 from .guard import GuardedSink
+from .runs import checked_run
 
 
 class JsonlSink(GuardedSink):
     """Append one line of strict JSON per report, the values in float64.
 
-    A line holds ``step``, ``phase``, ``warnings`` and, per layer, ``metrics`` (null where undefined),
-    ``reasons``, ``flags``, and how many classes and features there are. Vectors and per-class values stay in the report (`CollapseReport.to_json`).
+    A line holds ``run``, ``step``, ``phase``, ``warnings`` and, per layer, ``metrics`` (null where
+    undefined), ``reasons``, ``flags``, and how many classes and features there are. Vectors and
+    per-class values stay in the report (`CollapseReport.to_json`).
 
     Parameters
     ----------
     path : str or path
         Made with its folder; an existing file is continued.
+    run : str, optional
+        Name of the run, in every line; see `Fan`.
 
     Raises
     ------
@@ -39,12 +43,14 @@ class JsonlSink(GuardedSink):
     {'nc1_pinv': 1e-46}
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, run: str | None = None) -> None:
+        self.run = checked_run(run)
         self.name = f"JsonlSink({os.fspath(path)})"
         self._file = AppendedFile(path)
 
     def _write(self, step: int, report: CollapseReport) -> None:
         record = {
+            "run": self.run,
             "step": step,
             "phase": report.phase,
             "warnings": list(report.warnings),

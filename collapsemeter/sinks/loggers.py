@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ..report import CollapseReport
+from . import wandb_runs
 from .guard import GuardedSink
 from .scalars import Scalars
 
@@ -21,14 +22,14 @@ class LoggerSink(GuardedSink):
     =============================  =========================================================
     ``log_metrics(metrics, step)`` ``log_metrics(scalars, step=step)``: Lightning, MLflow, Comet
     ``write_scalars``              ``write_scalars(step, scalars)``: CLU
-    ``log`` that takes a step      ``log(scalars, step=step)``: W&B
+    ``log``, ``define_metric``     `wandb_runs.log`: W&B, under a step metric of its own
+    ``log`` that takes a step      ``log(scalars, step=step)``: trackers of Accelerate, and others
     ``log`` that takes none        ``log(scalars)``: the Hugging Face Trainer has its own step
     only a call                    ``logger(step, report)``
     =============================  =========================================================
 
-    Scalars are plain floats under tags like ``nc1_pinv/fc``; every key is there from the first write on,
-    NaN where the value is undefined. W&B drops a step that is lower than one it has seen: pass the
-    count of steps that the rest of the run is logged with.
+    Scalars are plain floats under tags like ``nc1_pinv/fc``. A value that is undefined is not logged: a
+    gap, since MLflow, for one, shows no page of a run that holds NaN. Its reason is in the JSON lines.
 
     Parameters
     ----------
@@ -59,10 +60,20 @@ class LoggerSink(GuardedSink):
         if self._method is None:
             self._logger(step, report)
             return
-        # Looked up at each write: wandb.log is another function after wandb.init().
-        method = getattr(self._logger, self._method)
         scalars = self._scalars.of(report)
-        if self._method == "write_scalars":
+        for logger in _behind(self._logger):
+            if scalars:
+                self._log(logger, self._method, step, scalars, report.phase)
+
+    def _log(
+        self, logger: Any, name: str, step: int, scalars: dict[str, float], phase: str
+    ) -> None:
+        if wandb_runs.is_one(logger):
+            wandb_runs.log(logger, step, scalars, phase)
+            return
+        # Looked up at each write: some modules replace their functions once a run begins.
+        method = getattr(logger, name)
+        if name == "write_scalars":
             method(step, scalars)
         elif takes(method, {}, step=0):
             method(scalars, step=step)
@@ -70,8 +81,19 @@ class LoggerSink(GuardedSink):
             method(scalars)
 
 
+def _behind(logger: Any) -> list[Any]:
+    """The loggers that one hands on to: an Accelerator has trackers, and gives each the step as it is."""
+    trackers = getattr(logger, "trackers", [logger])
+    if not trackers:
+        raise RuntimeError(f"{_called(logger)} has no tracker: call init_trackers() first")
+    inner = [(tracker, getattr(tracker, "tracker", None)) for tracker in trackers]
+    return [run if wandb_runs.is_one(run) else tracker for tracker, run in inner]
+
+
 def _method(logger: Any) -> str | None:
     """Return the name of the method to call, or None for the logger itself."""
+    if wandb_runs.is_one(logger):  # before wandb.init() its log has the signature of a method
+        return "log"
     if _can(logger, "log_metrics", {}, step=0):
         return "log_metrics"
     if _can(logger, "write_scalars", 0, {}):

@@ -1,13 +1,13 @@
-"""Reports as flat scalars: one safe tag per curve, every key from the first write on."""
+"""Reports as flat scalars: one safe tag per curve, and a gap where a value is undefined."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 
 from ..catalogue import METRICS
-from ..report import CollapseReport, LayerReport
-from ..undefined import LACKS_WEIGHT
+from ..report import CollapseReport
 from ..warning import warn
 
 # Every tracker accepts ASCII word characters, dot, dash and slash. MLflow may store a metric as a file of
@@ -29,7 +29,7 @@ def safe_name(layer: str) -> str:
 
 
 class Scalars:
-    """Turns reports into ``{tag: value}``; remembers the keys, so that none comes and goes.
+    """Turns reports into ``{tag: value}``; remembers the tags, so that no two layers share one.
 
     Parameters
     ----------
@@ -38,35 +38,34 @@ class Scalars:
 
     Examples
     --------
+    >>> from collapsemeter import LayerReport
     >>> scalars = Scalars("a sink")
-    >>> scalars.of(CollapseReport({"fc": LayerReport({"nc1_pinv": 0.5})}))
+    >>> layer = LayerReport({"nc1_pinv": 0.5, "nc2_equinorm": math.nan})
+    >>> scalars.of(CollapseReport({"fc": layer}))
     {'nc1_pinv/fc': 0.5}
-    >>> scalars.of(CollapseReport({}))
-    {'nc1_pinv/fc': nan}
     """
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
-        self._keys: dict[str, None] = {}
         self._names: dict[str, str] = {}
         self._phase = ""
         self._mixed = False
 
     def of(self, report: CollapseReport) -> dict[str, float]:
-        """Return every tag seen so far with its value, NaN where this report has none."""
+        """Return the values by tag; one that is not finite is left out: some trackers choke on NaN."""
         self._check_phase(report.phase)
-        values: dict[str, float] = {}
-        for name, layer in report.items():
-            for metric in _metrics(layer):
-                values[self.tag(metric, name)] = float(layer.get(metric, math.nan))
-        self._keys |= dict.fromkeys(values)
-        return {key: values.get(key, math.nan) for key in self._keys}
+        return {
+            self.tag(metric, name): float(layer[metric])
+            for name, layer in report.items()
+            for metric in sorted(layer, key=_place)
+            if math.isfinite(layer[metric])
+        }
 
     def tag(self, metric: str, layer: str) -> str:
         """Return the tag of one curve, metric first: TensorBoard groups by the text before the slash."""
         if layer not in self._names:
             self._names[layer] = _untaken(safe_name(layer), set(self._names.values()))
-        return f"{metric}/{self._names[layer]}"
+        return f"{safe_name(metric)}/{self._names[layer]}"
 
     def _check_phase(self, phase: str) -> None:
         self._phase = self._phase or phase
@@ -79,18 +78,25 @@ class Scalars:
             )
 
 
-def _metrics(layer: LayerReport) -> list[str]:
-    """Metrics with a value, or without one for now; those of a weight the layer lacks never come."""
-    known = [
-        m for m in METRICS if m in layer or layer.reasons.get(m, "no_head") not in LACKS_WEIGHT
-    ]
-    return known + [m for m in layer if m not in METRICS]
+_PLACES = {metric: place for place, metric in enumerate(METRICS)}
+
+
+def _place(metric: str) -> int:
+    """Metrics stand in the order of the catalogue; one of somebody's own comes after them."""
+    return _PLACES.get(metric, len(_PLACES))
 
 
 def _untaken(name: str, taken: set[str]) -> str:
-    """Number a name whose safe form another layer has already: ``a#0`` and ``a_0`` stay two curves."""
-    candidate, count = name, 1
-    while candidate in taken:
-        count += 1
-        candidate = f"{name}_{count}"
-    return candidate
+    """Change a name that cannot stand beside those of other layers: ``a#0`` and ``a_0`` are two curves.
+
+    Nor can one be the folder of another, where each metric is a file.
+    """
+    candidates = itertools.chain(
+        (name, name.replace("/", ".")), (f"{name}_{count}" for count in itertools.count(2))
+    )
+    return next(candidate for candidate in candidates if not _meets(candidate, taken))
+
+
+def _meets(name: str, taken: set[str]) -> bool:
+    within = {name[:i] for i, character in enumerate(name) if character == "/"}
+    return bool(taken & {name, *within}) or any(other.startswith(f"{name}/") for other in taken)

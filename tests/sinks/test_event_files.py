@@ -293,3 +293,58 @@ def test_a_phase_that_changes_is_said_once(
         "TensorBoardSink(Plain) got a frozen-eval report after live ones: these are different "
         "quantities, and its curves now mix them; give each phase a sink of its own"
     ]
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    return scalars(folder)["nc1_pinv/fc"]
+
+
+def of(value: float) -> CollapseReport:
+    return CollapseReport({"fc": LayerReport({"nc1_pinv": value})})
+
+
+def write(folder: Path, run: str | None, points: dict[int, float]) -> None:
+    with TensorBoardSink(folder, run=run) as sink:
+        for step, value in points.items():
+            sink.write(step, of(value))
+    assert sink.failures == 0
+
+
+def test_another_run_is_another_folder_and_no_line_joins_them(tmp_path: Path) -> None:
+    write(tmp_path, "a/../1", {0: 1.0, 1: 0.5})
+    write(tmp_path, "b", {0: 0.25})
+    write(tmp_path, None, {0: 0.125})
+    assert curve(tmp_path) == [(0, 1.0), (1, 0.5)]
+    assert curve(tmp_path / "b") == [(0, 0.25)]
+    (third,) = (path for path in tmp_path.iterdir() if path.is_dir() and path.name != "b")
+    assert curve(third) == [(0, 0.125)]
+
+
+def test_the_last_record_of_a_step_wins_when_a_run_is_resumed(tmp_path: Path) -> None:
+    write(tmp_path, "a", {0: 1.0, 1: 0.5, 2: 0.25})
+    write(tmp_path, "b", {0: 8.0, 1: 4.0})
+    write(tmp_path, "a", {1: 0.75, 2: 0.375})
+    write(tmp_path, "b", {1: 2.0})
+    assert curve(tmp_path) == [(0, 1.0), (1, 0.75), (2, 0.375)]
+    assert curve(tmp_path / "b") == [(0, 8.0), (1, 2.0)]
+
+
+def test_event_files_of_an_earlier_version_are_another_run(tmp_path: Path) -> None:
+    write(tmp_path, "a", {0: 1.0})
+    (file,) = tmp_path.iterdir()
+    file.rename(tmp_path / re.sub(r"\.run-a", "", file.name))
+    write(tmp_path, "a", {0: 0.5})
+    assert curve(tmp_path) == [(0, 1.0)]
+    assert curve(tmp_path / "a") == [(0, 0.5)]
+
+
+@pytest.mark.parametrize("open_writer", [open_torch, open_tensorboardx])
+def test_curves_stand_beside_those_of_the_users_own_writer(
+    tmp_path: Path, open_writer: Any
+) -> None:
+    """A writer that logs the loss to the same folder is no other run of ours."""
+    writer = open_writer(tmp_path)
+    writer.add_scalar("loss", 1.0, 0)
+    writer.close()
+    write(tmp_path, None, {0: 0.5})
+    assert curve(tmp_path) == [(0, 0.5)]

@@ -6,13 +6,16 @@ import csv
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from collapsemeter import METRICS, CollapseReport, LayerReport
-from collapsemeter.sinks import CsvSink, JsonlSink
+from collapsemeter.escaping import printable
+from collapsemeter.sinks import CsvSink, Fan, JsonlSink, TensorBoardSink
 
 
 def refuse(constant: str) -> float:
@@ -154,7 +157,7 @@ def test_a_table_has_a_row_per_layer_and_a_column_per_metric(
     for step, report in reports.items():
         sink.write(step, report)
     found = rows(path)
-    assert list(found[0]) == ["step", "phase", "layer", *METRICS, "flags"]
+    assert list(found[0]) == ["run", "step", "phase", "layer", *METRICS, "flags"]
     assert [(row["step"], row["layer"]) for row in found] == [
         ("1", "conv1"),
         ("1", "fc"),
@@ -202,7 +205,158 @@ def test_odd_names_come_back_as_they_were(tmp_path: Path, odd_report: CollapseRe
     JsonlSink(tmp_path / "run.jsonl").write(1, odd_report)
     CsvSink(tmp_path / "run.csv").write(1, odd_report)
     assert list(json_lines(tmp_path / "run.jsonl")[0]["layers"]) == list(odd_report)
-    # A lone surrogate has no UTF-8: the table spells it out.
-    expected = [name.replace("\ud800", "\\ud800") for name in odd_report]
+    # A row is one line, and a lone surrogate has no UTF-8: the table spells them out.
+    expected = [printable(name) for name in odd_report]
+    assert expected[3:5] == [r"two\nlines", "😀"]
     assert [row["layer"] for row in rows(tmp_path / "run.csv")] == expected
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.csv", "run.jsonl"]
+
+
+def of(value: float, name: str = "fc", phase: str = "frozen-eval") -> CollapseReport:
+    return CollapseReport({name: LayerReport({"nc1_pinv": value})}, phase)
+
+
+LIMITED = """
+import resource, signal, sys, warnings
+from collapsemeter import CollapseReport, LayerReport
+from collapsemeter.sinks import Fan
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit, *paths = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+sink = Fan(*paths, run="a")
+with warnings.catch_warnings(record=True):
+    warnings.simplefilter("always")
+    for step in range(20):
+        sink.write(step, CollapseReport({"fc": LayerReport({"nc1_pinv": 1 / (step + 1)})}))
+print(sink.failures)
+"""
+
+
+@pytest.mark.parametrize("limit", [20, 100, 700, 1500])
+def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path, limit: int) -> None:
+    """A limit of the file size is a full disk: the last write of each file is cut within a line."""
+    paths = tmp_path / "run.jsonl", tmp_path / "run.csv"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(limit), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    steps = [line["step"] for line in json_lines(paths[0])]
+    table = rows(paths[1])
+    for written in (steps, [int(row["step"]) for row in table]):
+        assert written == sorted(
+            set(written)
+        )  # a shorter line may still fit behind one that did not
+    assert int(done.stdout) == 40 - len(steps) - len(table) > 0
+    for path in paths:
+        assert not path.read_bytes() or path.read_bytes().endswith(b"\n")
+    again = Fan(*paths, run="a")  # there is room again
+    again.write(99, of(0.125))
+    assert again.failures == 0
+    assert json_lines(paths[0])[-1]["step"] == 99
+    assert [row["nc1_pinv"] for row in rows(paths[1])][-1] == "0.125"
+    for row in rows(paths[1]):
+        assert float(row["nc1_pinv"]) == (
+            1 / (int(row["step"]) + 1) if row["step"] != "99" else 0.125
+        )
+
+
+def header() -> str:
+    return ",".join(["run", "step", "phase", "layer", *METRICS, "flags"])
+
+
+@pytest.mark.parametrize("left", [1, 12, 60, "all"])
+def test_a_header_that_was_cut_is_written_whole(tmp_path: Path, left: int | str) -> None:
+    path = tmp_path / "run.csv"
+    path.write_text(header() if left == "all" else header()[: int(left)])
+    sink = CsvSink(path)
+    sink.write(1, of(0.166))
+    assert list(rows(path)[0]) == header().split(",")
+    assert [row["nc1_pinv"] for row in rows(path)] == ["0.166"]
+    assert sink.failures == 0
+
+
+def test_every_cut_of_a_row_leaves_no_wrong_number(tmp_path: Path, report: CollapseReport) -> None:
+    path, source = tmp_path / "run.csv", tmp_path / "whole.csv"
+    CsvSink(source, run="a, b").write(1, report)
+    (first, second), whole = rows(source), source.read_text()
+    start = whole.rindex("\n", 0, -1) + 1
+    for end in range(start + 1, len(whole)):
+        path.write_text(whole[:end])
+        CsvSink(path, run="c").write(2, of(0.5))
+        kept, *cut, last = rows(path)
+        assert kept == first
+        assert (last["run"], last["step"], last["nc1_pinv"]) == ("c", "2", "0.5")
+        for row in cut:
+            assert all(row[key] in ("", second[key]) for key in row if key != "flags")
+    assert cut == [second]  # nothing was missing but the end of the line
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        "step,phase,layer,nc1_pinv,flags\n0,live,fc,0.5,\n",  # before runs were named
+        header().replace("nc1_cdnv,", "") + "\n",  # another set of metrics
+        header()[:30] + "\n",  # cut, and continued by an earlier version
+    ],
+)
+def test_a_table_of_another_version_is_left_and_one_beside_it_begun(
+    tmp_path: Path, old: str
+) -> None:
+    path, beside = tmp_path / "run.csv", tmp_path / "run-2.csv"
+    path.write_text(old)
+    for step in (1, 2):
+        with pytest.warns(RuntimeWarning, match=r"run.csv has the columns of another version: the rows go to run-2.csv"):  # fmt: skip
+            sink = CsvSink(path)
+        sink.write(step, of(0.5))
+        assert sink.failures == 0
+    assert path.read_text() == old
+    assert [row["step"] for row in rows(beside)] == ["1", "2"]
+
+
+def test_columns_that_change_below_a_sink_get_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    sink = CsvSink(path)
+    path.write_text("step,phase,layer,nc1_cdnv,flags\n")
+    with pytest.warns(RuntimeWarning, match="has got other columns meanwhile"):
+        sink.write(1, of(0.5))
+    assert path.read_text() == "step,phase,layer,nc1_cdnv,flags\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\uff1d1", "\t=1", "\r=1"]
+)
+def test_no_cell_of_the_table_is_a_formula(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "run.csv"
+    layer = LayerReport({"nc1_pinv": -0.5}, flags=(name,))
+    CsvSink(path, run=name).write(-1, CollapseReport({name: layer}, name))
+    (row,) = rows(path)
+    for key in ("run", "phase", "layer", "flags"):
+        assert row[key][0] in "'\\"
+        assert row[key].lstrip("'") == printable(name)
+    assert (row["step"], row["nc1_pinv"]) == ("-1", "-0.5")  # numbers stay numbers
+
+
+def test_a_run_is_named_in_every_record_and_resumed_by_name(tmp_path: Path) -> None:
+    paths = tmp_path / "run.jsonl", tmp_path / "run.csv"
+    for run, steps in (("a", (0, 1)), (None, (0, 1)), ("a", (1, 2))):
+        fan = Fan(*paths, run=run)
+        for step in steps:
+            fan.write(step, of(0.5))
+        named = [line["run"] for line in json_lines(paths[0])]
+        assert [row["run"] for row in rows(paths[1])] == named
+        assert named[-2:] == [fan.run, fan.run]
+    assert (named[0], named[1], named[4], named[5]) == ("a",) * 4
+    assert named[2] != "a"
+    assert Fan().run != Fan().run
+
+
+@pytest.mark.parametrize(
+    ("run", "kind", "words"), [("", ValueError, "run=''"), (" ", ValueError, "run=' '"), (3, TypeError, "run=3")]
+)  # fmt: skip
+@pytest.mark.parametrize("sink", [Fan, JsonlSink, CsvSink, TensorBoardSink])
+def test_a_run_without_a_name_is_refused(tmp_path: Path, run: Any, kind: Any, words: str, sink: Any) -> None:  # fmt: skip
+    with pytest.raises(kind, match=f"{words}: name the run"):
+        sink(tmp_path / "run.csv", run=run)
+    assert list(tmp_path.iterdir()) == []

@@ -106,9 +106,12 @@ def test_each_library_is_called_its_own_way(report: CollapseReport, make: Any, s
     assert seen == step
     assert scalars["nc1_pinv/fc"] == report["fc"]["nc1_pinv"]
     assert {type(value) for value in scalars.values()} == {float}
-    measured = {f"{metric}/{name}" for name, layer in report.items() for metric in layer}
-    assert set(scalars) == measured | {"ncc_accuracy/conv1"}
-    assert math.isnan(scalars["ncc_accuracy/conv1"])  # for want of decisions, which may yet come
+    assert scalars == {
+        f"{metric}/{name}": value
+        for name, layer in report.items()
+        for metric, value in layer.items()
+        if math.isfinite(value)
+    }
 
 
 def test_wandb_as_a_module_is_looked_up_at_each_write(report: CollapseReport) -> None:
@@ -126,37 +129,39 @@ def test_wandb_as_a_module_is_looked_up_at_each_write(report: CollapseReport) ->
     assert [step for _, step in run.calls] == [1]
 
 
-def test_every_key_is_there_from_the_first_write_on(
-    undefined_report: CollapseReport, report: CollapseReport
+@pytest.mark.parametrize("make", [Lightning, Comet, Trainer, Clu, mlflow_module])
+def test_what_is_undefined_or_absent_is_a_gap_everywhere(
+    undefined_report: CollapseReport, report: CollapseReport, make: Any
 ) -> None:
-    logger = Lightning()
+    logger = make()
     sink = LoggerSink(logger)
-    for step, each in enumerate((undefined_report, report, CollapseReport({"fc": report["fc"]}))):
+    infinite = CollapseReport({"fc": LayerReport({"nc1_pinv": math.inf, "nc1_vci": -math.inf})})
+    for step, each in enumerate((undefined_report, report, infinite, CollapseReport({}))):
         sink.write(step, each)
-    keys = [list(scalars) for scalars, _ in logger.calls]
-    assert keys[0] == keys[1] == keys[2]
-    first, second, third = (scalars["nc1_pinv/conv1"] for scalars, _ in logger.calls)
-    assert math.isnan(first)
-    assert second == report["conv1"]["nc1_pinv"]
-    assert math.isnan(third)
-
-
-def test_a_metric_that_waits_for_decisions_has_its_key_already(report: CollapseReport) -> None:
-    values = {k: v for k, v in report["fc"].items() if not k.startswith("nc4")}
-    waiting = LayerReport(values, {"nc4_mismatch": "no_decisions", "nc3_cosine": "no_head"})
-    logger = Lightning()
-    LoggerSink(logger).write(1, CollapseReport({"fc": waiting}))
-    ((scalars, _),) = logger.calls
-    assert math.isnan(scalars["nc4_mismatch/fc"])
-    assert "nc4_agreement/fc" not in scalars
+    first, second = (scalars for scalars, _ in logger.calls)  # the others held nothing to log
+    assert "nc1_pinv/conv1" not in first
+    assert second["nc1_pinv/conv1"] == report["conv1"]["nc1_pinv"]
+    assert all(map(math.isfinite, [*first.values(), *second.values()]))
+    assert sink.failures == 0
 
 
 def test_a_metric_of_ones_own_comes_after_the_known_ones() -> None:
     logger = Lightning()
-    layer = LayerReport({"my_metric": 1.0, "nc1_pinv": 0.5})
+    layer = LayerReport({"my metric#1": 1.0, "nc1_vci": 0.25, "nc1_pinv": 0.5})
     LoggerSink(logger).write(1, CollapseReport({"fc": layer}))
-    assert list(logger.calls[0][0]) == ["nc1_pinv/fc", "my_metric/fc"]
-    assert "my_metric" not in METRICS
+    assert list(logger.calls[0][0]) == ["nc1_pinv/fc", "nc1_vci/fc", "my_metric_1/fc"]
+    assert "my metric#1" not in METRICS
+
+
+def test_no_layer_is_the_folder_of_another_where_metrics_are_files() -> None:
+    names = ("block", "block/conv", "top/conv", "top", "block.conv")
+    layers = {name: LayerReport({"nc1_pinv": float(i)}) for i, name in enumerate(names)}
+    logger = Lightning()
+    LoggerSink(logger).write(1, CollapseReport(layers))
+    ((scalars, _),) = logger.calls
+    assert list(scalars.values()) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    for tag in scalars:
+        assert not any(other.startswith(f"{tag}/") for other in scalars)
 
 
 def test_a_callable_gets_the_report(report: CollapseReport) -> None:

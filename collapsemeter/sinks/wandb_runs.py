@@ -1,0 +1,88 @@
+"""Weights & Biases: reports under a step metric of their own, so that none is dropped.
+
+W&B has one count of steps for all that is logged to a run, and drops, without an error, what comes with a
+step below it. A loop that logs every batch is far beyond the epoch of a report.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+STEP = "collapsemeter/step"
+
+
+class _Told:
+    """What a run was told by all sinks: metrics it knows, the first phase, and what the open row holds."""
+
+    def __init__(self, phase: str) -> None:
+        self.metrics: set[str] = set()
+        self.phase = phase
+        self.row: dict[str, float] = {}
+        self.row_at = -1
+
+
+_RUNS: weakref.WeakKeyDictionary[Any, _Told] = weakref.WeakKeyDictionary()
+
+
+def is_one(logger: Any) -> bool:
+    """Whether a logger is a run of W&B, or the module ``wandb``, which logs to its current run."""
+    return callable(getattr(logger, "define_metric", None)) and callable(
+        getattr(logger, "log", None)
+    )
+
+
+def log(logger: Any, step: int, scalars: Mapping[str, float], phase: str) -> None:
+    """Log scalars to a run against `STEP`, whatever its own count of steps is.
+
+    They join the row that is open, so that the loop's own steps stay as they are. Where that row holds
+    another report, whose values these would replace, it is closed first.
+
+    Parameters
+    ----------
+    logger : wandb.Run or the module wandb
+    step : int
+        The user's step, logged as `STEP` beside the scalars.
+    scalars : mapping of str to float
+    phase : str
+        What was measured: the tags of a second phase in one run name it, as in ``nc1_pinv/live/fc``.
+    """
+    run = logger.run if isinstance(logger, ModuleType) else logger
+    if run is None:
+        raise RuntimeError("wandb has no run: call wandb.init() before the first report")
+    told = _RUNS.setdefault(run, _Told(phase))
+    _define(run, told, scalars)
+    record = {STEP: step, **(scalars if phase == told.phase else _of_phase(scalars, phase))}
+    at = _step_of(run)
+    if at is None:  # several processes write to one run: every call is a row
+        run.log(record)
+        return
+    row = told.row if at == told.row_at else {}
+    if any(row.get(tag, value) != value for tag, value in record.items()):
+        run.log({}, commit=True)
+        row, at = {}, _step_of(run)
+    run.log(record, commit=False)
+    told.row, told.row_at = {**row, **record}, -1 if at is None else at
+
+
+def _of_phase(scalars: Mapping[str, float], phase: str) -> dict[str, float]:
+    return {tag.replace("/", f"/{phase}/", 1): value for tag, value in scalars.items()}
+
+
+def _define(run: Any, told: _Told, scalars: Mapping[str, float]) -> None:
+    metrics = {tag.split("/")[0] for tag in scalars}
+    if not told.metrics:
+        run.define_metric(STEP, hidden=True)
+    for metric in sorted(metrics - told.metrics):
+        run.define_metric(f"{metric}/*", step_metric=STEP)
+    told.metrics |= metrics
+
+
+def _step_of(run: Any) -> int | None:
+    """The run's own count; None in shared mode, which has none."""
+    try:
+        return int(run.step)
+    except Exception:
+        return None
