@@ -464,3 +464,14 @@ def test_no_more_axes_vary_than_rows_can_tell():
     assert nc1._whitened(factor, within, 3, 1e-8).shape == (1, 3)
     with pytest.raises(ArithmeticError, match="in which no class varies"):
         nc1._whitened(factor, within, 2, 1e-8)
+
+
+@pytest.mark.parametrize("d", [4, 120])
+def test_a_scatter_of_more_rank_than_its_rows_have_is_rounding(d):
+    """As sums in float32 leave it: S_W looks regular, and 3 of its directions at most are of the data."""
+    means = np.random.default_rng(0).normal(size=(3, d))
+    few, many = (
+        cm.ClassMoments(np.full(3, n), means, np.eye(d), np.full(3, d / 3)) for n in (2, d)
+    )
+    assert cm.measure(few).reason("nc1_vci") == "within_scatter_rank_deficient"
+    assert cm.measure(many)["nc1_vci"] > 0
