@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"collapsemeter: {printable(str(error)) or 'interrupted'}", error=True)
         return 2
     except MemoryError as error:
-        say(f"collapsemeter: there is not enough memory: {error}", error=True)
+        say(f"collapsemeter: there is not enough memory: {printable(str(error))}", error=True)
         return 2
     except (ValueError, ImportError, OSError) as error:
         say(f"collapsemeter: {printable(str(error))}", error=True)
