@@ -136,6 +136,8 @@ def test_a_pre_activation_is_on_a_corner_up_to_a_thousandth_of_the_largest():
     point = Variables(np.eye(3), (rows, np.ones((3, 2))))
     assert stationarity(problem, point).corners == 2
     assert stationarity(problem, point, corner=1.003e-3).corners == 4
+    negative = Variables(np.eye(3), (-rows, np.ones((3, 2))))
+    assert stationarity(problem, negative).corners == 2
     # The layer after decides for itself: its largest is another one.
     deeper = DUFM(3, 1, 3, [3, 2, 2], feature_decay=0.1, weight_decay=0.1)
     point = Variables(np.eye(3), (rows, np.array([[1e-3, 0.0], [0.0, 1.0]]), np.ones((3, 2))))

@@ -88,7 +88,7 @@ SHAPES = [["--classes", "6"], ["--classes", "4", "--per-class", "4", "3", "2", "
 def test_no_sentence_contradicts_the_table(number, capsys):
     loss, activation, bias = KINDS[number]
     grid = list(product(SHAPES, ("1", "2", "4"), WIDTHS.values(), DECAYS))
-    for shape, depth, width, decay in grid[number % 5 :: 5]:  # a fifth, another for every kind
+    for shape, depth, width, decay in grid[number % 11 :: 11]:  # others for every kind
         arguments = [
             "dufm", *shape, "--depth", depth, *width, "--weight-decay", decay,
             "--loss", loss, "--activation", activation, *bias,
@@ -261,7 +261,7 @@ def test_zero_is_best_known_only_where_nothing_can_be_lower(capsys):
     assert known.best_known() is None
     assert known.words().startswith("best known: nothing, since no closed form is below")
     assert overview(model(3, 1, 4, 2.0)).best_known() == ("zero", 0.5)
-    assert solve(problem, restarts=1, structured=6, rng=0).loss < 0.499
+    assert solve(problem, restarts=1, structured=3, rng=0, steps=500).loss < 0.499
     arguments = "--classes 3 --depth 4 --width 7 --weight-decay 0.0705 --quiet"
     sweep = "--sweep feature_decay=0.0705:0.070501:2"
     assert main(["dufm", *arguments.split(), *sweep.split()]) == 0
