@@ -19,7 +19,7 @@ CASES = [(2, 2), (3, 2), (3, 3)]
 def skewed(depth, **more):
     """Every decay another one, so that none can stand for a second."""
     return DUFM(
-        3, COUNTS, depth, 9, feature_decay=0.05, weight_decay=[0.11, 0.23, 0.31][:depth],
+        3, COUNTS, depth, 9, feature_decay=0.05, weight_decay=[0.11, 0.93, 0.31][:depth],
         bias=True, bias_decay=0.4, **more,
     )  # fmt: skip
 
