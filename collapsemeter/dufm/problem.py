@@ -90,16 +90,20 @@ class DUFM:
     activation: Literal["relu", "linear"] = "relu"
 
     def __post_init__(self) -> None:
-        _check_whole("num_classes", self.num_classes, 2, MOST_CLASSES, "a classification has two")
+        _check_whole(
+            "num_classes", self.num_classes, 2, MOST_CLASSES, "a classification has two classes"
+        )
         _check_whole("depth", self.depth, 1, MOST_LAYERS, "count the weight matrices")
         widths = default_width(self.num_classes) if self.widths is None else self.widths
         counts = _spread("per_class", self.per_class, self.num_classes, "class")
         layers = _spread("widths", widths, self.depth, "layer")
         decays = _spread("weight_decay", self.weight_decay, self.depth, "layer")
         for k, count in enumerate(counts):
-            _check_whole(f"per_class of class {k}", count, 1, MOST_SAMPLES, "count the samples")
+            _check_whole(
+                f"per_class of class {k}", count, 1, MOST_SAMPLES, "leave empty classes out"
+            )
         for number, width in enumerate(layers, start=1):
-            _check_whole(f"width of layer {number}", width, 1, MOST_WIDTH, "count the neurons")
+            _check_whole(f"width of layer {number}", width, 1, MOST_WIDTH, "pass a dimension")
         for number, decay in enumerate(decays, start=1):
             _check_positive(f"weight_decay of layer {number}", decay)
         _check_positive("feature_decay", self.feature_decay)
@@ -220,10 +224,9 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _check_bias(bias: bool, decay: float) -> None:
-    if not (0 <= decay < math.inf):
-        raise ValueError(
-            f"bias_decay must not be negative and must be finite, got {decay}: "
-            "pass 0 for a free bias."
-        )
+    if not decay >= 0:
+        raise ValueError(f"bias_decay must not be negative, got {decay}: pass 0 for a free bias.")
+    if decay == math.inf:
+        raise ValueError("bias_decay must be finite, got inf: leave the bias out instead.")
     if decay and not bias:
         raise ValueError(f"bias_decay {decay} was given without a bias: pass bias=True as well.")

@@ -19,7 +19,7 @@ CASES = [(2, 2), (3, 2), (3, 3)]
 def skewed(depth, **more):
     """Every decay another one, so that none can stand for a second."""
     return DUFM(
-        3, COUNTS, depth, 9, feature_decay=0.05, weight_decay=[0.11, 0.23, 0.31][:depth],
+        3, COUNTS, depth, 9, feature_decay=0.05, weight_decay=[0.11, 0.93, 0.31][:depth],
         bias=True, bias_decay=0.4, **more,
     )  # fmt: skip
 
@@ -136,6 +136,8 @@ def test_a_pre_activation_is_on_a_corner_up_to_a_thousandth_of_the_largest():
     point = Variables(np.eye(3), (rows, np.ones((3, 2))))
     assert stationarity(problem, point).corners == 2
     assert stationarity(problem, point, corner=1.003e-3).corners == 4
+    negative = Variables(np.eye(3), (-rows, np.ones((3, 2))))
+    assert stationarity(problem, negative).corners == 2
     # The layer after decides for itself: its largest is another one.
     deeper = DUFM(3, 1, 3, [3, 2, 2], feature_decay=0.1, weight_decay=0.1)
     point = Variables(np.eye(3), (rows, np.array([[1e-3, 0.0], [0.0, 1.0]]), np.ones((3, 2))))
@@ -145,6 +147,7 @@ def test_a_pre_activation_is_on_a_corner_up_to_a_thousandth_of_the_largest():
 def test_a_system_of_exactly_the_largest_size_is_solved_together(monkeypatch):
     problem = skewed(2)
     point = at_corners(problem, 2, 0)
+    point.weights[0][8] = point.weights[1][:, 8] = 0.0  # no part of the system: nothing reads it
     together = stationarity(problem, point, corner=1e-5).generalised
     size = len(PLACES) * (9 * 9 + 9 * 3)
     found = []
