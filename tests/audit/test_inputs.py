@@ -150,11 +150,11 @@ INPUTS = {
     "empty folder": (["empty"], "folder empty holds no manifest.json and no file that ends in .safetensors"),
     "twice": (["loose/shard-0.safetensors", "loose/*"], "is given twice: its rows would count twice"),
     "mixed": (["acts", "loose/shard-0.safetensors"], "is no manifest and acts/manifest.json is one"),
-    "other json": (["other.json"], "other.json is a JSON object with nothing in it, and no manifest of activations"),
+    "other json": (["other.json"], "other.json is not a manifest of activations"),
     "an ending": (["a.txt"], "a.txt is text, which begins 'a': convert it"),
     "no bytes": (["zero.npz"], "zero.npz"),
     "garbage": (["garbage.safetensors"], "garbage.safetensors"),
-    "a name of two lines": (["two\nlines.npz"], "two?lines.npz"),
+    "a name of two lines": (["two\nlines.npz"], "two\\nlines.npz"),
     "a folder as a file": (["folder.npz"], "folder.npz"),
 }  # fmt: skip
 
