@@ -154,7 +154,7 @@ INPUTS = {
     "an ending": (["a.txt"], "a.txt is text, which begins 'a': convert it"),
     "no bytes": (["zero.npz"], "zero.npz"),
     "garbage": (["garbage.safetensors"], "garbage.safetensors"),
-    "a name of two lines": (["two\nlines.npz"], "two?lines.npz"),
+    "a name of two lines": (["two\nlines.npz"], "two\\nlines.npz"),
     "a folder as a file": (["folder.npz"], "folder.npz"),
 }  # fmt: skip
 
