@@ -438,8 +438,13 @@ def test_a_misspelt_name_is_told_the_one_that_is_close(tmp_path, capsys, option,
     weights = {"classifier.weight": np.eye(3, 4), "other.weight": np.eye(3, 4)}
     save_file(weights, tmp_path / "head.safetensors")
     np.savez(tmp_path / "acts.npz", fc=ROWS, labels=LABELS, targets=LABELS, decisions=LABELS)
-    head = ["--head", str(tmp_path / "head.safetensors"), "--head-name", "classifier"]
-    assert main(["audit", str(tmp_path / "acts.npz"), *head, option, name]) == 2
+    given = {
+        "--head": str(tmp_path / "head.safetensors"),
+        "--head-name": "classifier",
+        option: name,
+    }
+    pairs = [text for pair in given.items() for text in pair]
+    assert main(["audit", str(tmp_path / "acts.npz"), *pairs]) == 2
     assert f"did you mean {meant!r}?" in capsys.readouterr().err
 
 
