@@ -194,7 +194,7 @@ def check_array(shape: tuple[Any, ...], dtype: np.dtype[Any]) -> Array:
     >>> check_array((10, 3), np.dtype(object))
     Traceback (most recent call last):
         ...
-    collapsemeter.activations.array_file.Refused: has dtype object: only real numbers are read, and pickle never
+    collapsemeter.activations.array_file.Refused: has dtype object: only real numbers are read, and pickle never; of labels, np.unique(labels, return_inverse=True)[1] numbers the classes, and of rows of features np.stack(rows) is an array
     """
     if len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
         raise Refused(f"has shape {str(shape)[:200]}: not a shape")

@@ -14,166 +14,24 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any
+
+from .foreign_kinds import (
+    ENDINGS,
+    JOBLIB,
+    PICKLE,
+    PICTURES,
+    SIGNATURES,
+    TFRECORD,
+    TORCH,
+    UNPACK,
+    WEIGHTS_ELSEWHERE,
+    Foreign,
+    python_line,
+)
 
 _HEAD = 2**13  # bytes at the start of a file that tell what it is
 _SHOWN = 4  # names in a sentence
-
-
-class Foreign(NamedTuple):
-    """What a file is, what to do about it, and the endings under which it would be read."""
-
-    what: str
-    remedy: str
-    endings: tuple[str, ...] = ()
-
-
-def _line(imports: str, code: str, more: str = "") -> str:
-    """Return a line of Python, in which `explained` fills in {file} and {stem}."""
-    return f"convert it, {more}with: import {imports}; {code}"
-
-
-_TRUSTED = "if you trust it, "
-_TORCH = Foreign(
-    "a PyTorch checkpoint",
-    _line(
-        "torch, safetensors.torch as s",
-        's.save_file({k: v.contiguous() for k, v in torch.load("{file}", map_location="cpu").items()}, '
-        '"{stem}.safetensors")',
-    )
-    + '  # a tensor x alone: {"features": x}',
-)
-_PICKLE = Foreign(
-    "a pickle",
-    _line(
-        "numpy as np, pathlib, pickle",
-        'np.savez("{stem}.npz", **pickle.loads(pathlib.Path("{file}").read_bytes()))  # of a dict of arrays',
-        _TRUSTED,
-    ),
-)
-_JOBLIB = Foreign(
-    "a pickle of joblib",
-    _line(
-        "numpy as np, joblib",
-        'np.savez("{stem}.npz", **joblib.load("{file}"))  # of a dict of arrays',
-        _TRUSTED,
-    ),
-)
-_PARQUET = Foreign(
-    "a Parquet table",
-    _line(
-        "numpy as np, pandas as pd",
-        'np.save("{stem}.npy", pd.read_parquet("{file}").to_numpy("float32"))',
-    ),
-)
-_FEATHER = Foreign(
-    "an Arrow table (Feather)",
-    _line(
-        "numpy as np, pandas as pd",
-        'np.save("{stem}.npy", pd.read_feather("{file}").to_numpy("float32"))',
-    ),
-)
-_ARROW = Foreign(
-    "an Arrow stream, as datasets are cached in",
-    _line(
-        "datasets, numpy as np",
-        'np.save("{stem}.npy", datasets.Dataset.from_file("{file}").with_format("numpy")["features"])',
-    ),
-)
-_MATLAB = Foreign(
-    "a MATLAB file of version 5",
-    _line(
-        "numpy as np, scipy.io",
-        'np.savez("{stem}.npz", **{k: v for k, v in scipy.io.loadmat("{file}").items() if k[0] != "_"})',
-    ),
-)
-_MATLAB_73 = Foreign(
-    "a MATLAB file of version 7.3, whose arrays are transposed in HDF5",
-    _line(
-        "h5py, numpy as np",
-        'f = h5py.File("{file}"); np.savez("{stem}.npz", **{k: f[k][()].T for k in f if k[0] != "#"})',
-    ),
-)
-_TFRECORD = Foreign(
-    "a TFRecord file",
-    _line(
-        "numpy as np, tensorflow as tf",
-        'np.save("{stem}.npy", [tf.io.parse_single_example(r, {"features": tf.io.FixedLenFeature([d], '
-        'tf.float32)})["features"] for r in tf.data.TFRecordDataset("{file}")])',
-    ),
-)
-_PICTURES = "the audit reads activations: run the network on the pictures, and write its layers with collapsemeter.activations.Writer"
-_UNPACK = "unpack it, and pass what is in it"
-_WEIGHTS_ELSEWHERE = "run the model, and write its layers with collapsemeter.activations.Writer"
-
-
-def _packed(what: str, module: str) -> Foreign:
-    code = 'pathlib.Path("{stem}").write_bytes(%s.decompress(pathlib.Path("{file}").read_bytes()))'
-    return Foreign(f"compressed by {what}", _line(f"{module}, pathlib", code % module))
-
-
-_SIGNATURES: tuple[tuple[int, bytes, Foreign], ...] = (
-    (0, b"\x93NUMPY", Foreign("a .npy array", "name it {stem}.npy", (".npy",))),
-    (0, b"MATLAB 5.0", _MATLAB),
-    (0, b"MATLAB 7.3", _MATLAB_73),
-    *(
-        (
-            at,
-            b"\x89HDF\r\n\x1a\n",
-            Foreign("an HDF5 file", "name it {stem}.h5", (".h5", ".hdf5")),
-        )
-        for at in (0, 512, 1024, 2048, 4096)
-    ),
-    (0, b"PAR1", _PARQUET),
-    (0, b"ARROW1", _FEATHER),
-    (0, b"FEA1", _FEATHER),
-    (0, b"\xff\xff\xff\xff", _ARROW),
-    (0, b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", _TORCH),  # before zip archives
-    (0, b"\x1f\x8b", _packed("gzip", "gzip")),
-    (0, b"BZh", _packed("bzip2", "bz2")),
-    (0, b"\xfd7zXZ\0", _packed("xz", "lzma")),
-    (0, b"\x28\xb5\x2f\xfd", Foreign("compressed by zstd", "unpack it with: zstd -d {file}")),
-    (0, b"7z\xbc\xaf\x27\x1c", Foreign("a 7z archive", _UNPACK)),
-    (257, b"ustar", Foreign("a tar archive", _UNPACK)),
-    (0, b"\x89PNG", Foreign("a picture (PNG)", _PICTURES)),
-    (0, b"\xff\xd8\xff", Foreign("a picture (JPEG)", _PICTURES)),
-    (0, b"GIF8", Foreign("a picture (GIF)", _PICTURES)),
-    (0, b"II*\0", Foreign("a picture (TIFF)", _PICTURES)),
-    (0, b"MM\0*", Foreign("a picture (TIFF)", _PICTURES)),
-    (8, b"WEBP", Foreign("a picture (WebP)", _PICTURES)),
-    (0, b"GGUF", Foreign("a GGUF file of weights", _WEIGHTS_ELSEWHERE)),
-    (0, b"SQLite format 3\0", Foreign("an SQLite database", "save its numbers as .npz")),
-    (0, b"%PDF", Foreign("a PDF document", "pass a file of arrays")),
-    (
-        0,
-        b"version https://git-lfs",
-        Foreign("a pointer of Git LFS, not the file itself", "fetch the file with: git lfs pull"),
-    ),
-)
-_ENDINGS = {
-    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), _TORCH),
-    **dict.fromkeys((".pkl", ".pickle"), _PICKLE),
-    ".joblib": _JOBLIB,
-    **dict.fromkeys((".parquet", ".pq"), _PARQUET),
-    ".feather": _FEATHER,
-    ".arrow": _ARROW,
-    ".mat": _MATLAB,
-    **dict.fromkeys((".tfrecord", ".tfrecords"), _TFRECORD),
-    ".onnx": Foreign("an ONNX model", _WEIGHTS_ELSEWHERE),
-    ".keras": Foreign("a Keras model", _WEIGHTS_ELSEWHERE),
-    ".gz": _packed("gzip", "gzip"),
-    ".bz2": _packed("bzip2", "bz2"),
-    ".xz": _packed("xz", "lzma"),
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z"), Foreign("an archive", _UNPACK)),
-    **dict.fromkeys(
-        (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp"),
-        Foreign("a picture", _PICTURES),
-    ),
-    **dict.fromkeys(
-        (".csv", ".tsv", ".txt", ".dat"), None
-    ),  # the content tells how it is separated
-    **dict.fromkeys((".json", ".jsonl", ".yaml", ".yml", ".xlsx", ".h5ad"), None),
-}
 
 
 def is_foreign_name(name: str) -> bool:
@@ -184,7 +42,7 @@ def is_foreign_name(name: str) -> bool:
     >>> is_foreign_name("labels.CSV"), is_foreign_name("labels"), is_foreign_name("labels.npy")
     (True, False, False)
     """
-    return os.path.splitext(name)[1].lower() in _ENDINGS
+    return os.path.splitext(name)[1].lower() in ENDINGS
 
 
 def explained(path: str | os.PathLike[str], called: str | None = None) -> str | None:
@@ -207,7 +65,7 @@ def explained(path: str | os.PathLike[str], called: str | None = None) -> str | 
     name = os.fspath(path) if called is None else called
     ending = os.path.splitext(name.rstrip("/"))[1].lower()
     found = _folder(Path(path)) if os.path.isdir(path) else _by_content(path, ending)
-    found = found or _ENDINGS.get(ending)
+    found = found or ENDINGS.get(ending)
     if found is None or ending in found.endings:
         return None
     return sentence(name, found)
@@ -244,15 +102,15 @@ def _by_content(path: str | os.PathLike[str], ending: str) -> Foreign | None:
         return None
     if not head:
         return Foreign("empty (0 bytes)", "write it again")
-    for at, signature, found in _SIGNATURES:
+    for at, signature, found in SIGNATURES:
         if head.startswith(signature, at):
             return found
     if head.startswith(b"PK\3\4"):  # of an .npz the reader has said what is wrong with it
         return _archive(path) if ending != ".npz" else None
     if re.match(rb"\x80[\x02-\x05]", head):
-        return _JOBLIB if b"joblib" in head else _PICKLE
+        return JOBLIB if b"joblib" in head else PICKLE
     if _begins_record(head):
-        return _TFRECORD
+        return TFRECORD
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):
         return Foreign("a safetensors file", "name it {stem}.safetensors", (".safetensors",))
     text = _text(head)
@@ -278,18 +136,18 @@ def _archive(path: str | os.PathLike[str]) -> Foreign:
         return Foreign("a damaged zip archive", "copy or write it again", (".npz",))
     lasts = {PurePath(name).name for name in names}
     if "data.pkl" in lasts:
-        return _TORCH
+        return TORCH
     if {"zarr.json", ".zgroup", ".zarray"} & lasts:
         return Foreign("a Zarr folder in a zip archive", "unzip it to {stem}.zarr")
     if "model.weights.h5" in lasts:
-        return Foreign("a Keras model", _WEIGHTS_ELSEWHERE)
+        return Foreign("a Keras model", WEIGHTS_ELSEWHERE)
     if "[Content_Types].xml" in lasts:
-        return Foreign("an Excel workbook", _line(
+        return Foreign("an Excel workbook", python_line(
             "numpy as np, pandas as pd", 'np.save("{stem}.npy", pd.read_excel("{file}").to_numpy("float32"))'
         ))  # fmt: skip
     if any(name.endswith(".npy") for name in names):
         return Foreign("an .npz archive", "name it {stem}.npz", (".npz",))
-    return Foreign("a zip archive", _UNPACK, (".npz",))
+    return Foreign("a zip archive", UNPACK, (".npz",))
 
 
 def _text(head: bytes) -> str | None:
@@ -322,7 +180,7 @@ def _of_text(text: str, path: str | os.PathLike[str], ending: str) -> Foreign:
         )
     else:
         code += "))" if numbers[0] else ", skiprows=1))"
-    return Foreign(f"text, which begins {lines[0][:40]!r}", _line("numpy as np", code))
+    return Foreign(f"text, which begins {lines[0][:40]!r}", python_line("numpy as np", code))
 
 
 def _is_number(text: str) -> bool:
@@ -343,9 +201,9 @@ def _json(path: str | os.PathLike[str], ending: str) -> Foreign:
         pass
     if ending in (".jsonl", ".ndjson"):
         code = 'np.savez("{stem}.npz", **{k: np.stack(v) for k, v in pd.read_json("{file}", lines=True).items()})'
-        return Foreign("JSON lines", _line("numpy as np, pandas as pd", code))
+        return Foreign("JSON lines", python_line("numpy as np, pandas as pd", code))
     code = 'np.save("{stem}.npy", np.asarray(json.loads(pathlib.Path("{file}").read_text())))'
-    return Foreign("a JSON file", _line("json, numpy as np, pathlib", code))
+    return Foreign("a JSON file", python_line("json, numpy as np, pathlib", code))
 
 
 def json_object(found: Mapping[str, Any]) -> Foreign:
@@ -353,7 +211,7 @@ def json_object(found: Mapping[str, Any]) -> Foreign:
 
     Examples
     --------
-    >>> json_object({"weight_map": {"fc.weight": "model-1.safetensors"}).what
+    >>> json_object({"weight_map": {"fc.weight": "model-1.safetensors"}}).what
     "the index of a sharded checkpoint, 'fc.weight' in model-1.safetensors"
     """
     shards = found.get("weight_map")
@@ -371,7 +229,7 @@ def json_object(found: Mapping[str, Any]) -> Foreign:
     code = 'np.savez("{stem}.npz", **{k: np.asarray(v) for k, v in json.loads(pathlib.Path("{file}").read_text()).items()})'
     return Foreign(
         _plain(f"not a manifest of activations, but a JSON object with {keys or 'nothing in it'}"),
-        _line("json, numpy as np, pathlib", code, "if these are arrays, "),
+        python_line("json, numpy as np, pathlib", code, "if these are arrays, "),
     )
 
 
@@ -385,21 +243,21 @@ def _folder(folder: Path) -> Foreign | None:
     if {"zarr.json", ".zgroup", ".zarray"} & set(names):
         return Foreign("a Zarr folder", "name it {stem}.zarr", (".zarr",))
     if "saved_model.pb" in names:
-        return Foreign("a model saved by TensorFlow", _WEIGHTS_ELSEWHERE)
+        return Foreign("a model saved by TensorFlow", WEIGHTS_ELSEWHERE)
     if "dataset_info.json" in names:
         code = 'np.save("{stem}.npy", datasets.load_from_disk("{file}").with_format("numpy")["features"])'
-        return Foreign("a data set of Hugging Face", _line("datasets, numpy as np", code))
+        return Foreign("a data set of Hugging Face", python_line("datasets, numpy as np", code))
     endings = Counter(
         os.path.splitext(name)[1].lower()
         for _, _, files in itertools.islice(os.walk(folder), 100)
         for name in files
     )
-    common = next((e for e, _ in endings.most_common() if _ENDINGS.get(e)), None)
+    common = next((e for e, _ in endings.most_common() if ENDINGS.get(e)), None)
     if common is None:
         return None
-    found = _ENDINGS[common]
+    found = ENDINGS[common]
     assert found is not None
     what = _plain(f"a folder of {endings[common]} files {common}")
     if found.what == "a picture":
-        return Foreign(f"{what}, pictures", _PICTURES)
+        return Foreign(f"{what}, pictures", PICTURES)
     return Foreign(f"{what}, each {found.what}", "convert each, or pass one to be told how")

@@ -24,7 +24,8 @@ import pytest
 import zarr
 from safetensors.numpy import save_file
 
-from collapsemeter.activations import ActivationsError, foreign, open_arrays
+from collapsemeter.activations import ActivationsError, open_arrays
+from collapsemeter.activations.foreign_kinds import ENDINGS
 from collapsemeter.activations.remote import open_file
 from collapsemeter.cli import main
 
@@ -113,10 +114,10 @@ WHAT = {
     "empty (0 bytes)": lambda: b"",
     "an SQLite database": lambda: b"SQLite format 3\0" + b"\0" * 20,
 }
-ENDINGS = (".npy", ".npz", ".safetensors", ".h5", ".pt", ".bin", "")
+NAMED = (".npy", ".npz", ".safetensors", ".h5", ".pt", ".bin", "")
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", NAMED)
 @pytest.mark.parametrize("what", WHAT)
 def test_the_content_tells_whatever_the_ending_says(tmp_path, what, ending):
     path = tmp_path / f"acts{ending}"
@@ -153,7 +154,7 @@ def test_what_is_read_under_another_name(tmp_path, content, what, right, ending)
         assert str(error) == f"{path} is {what}: {right}"  # noqa: PT017
 
 
-@pytest.mark.parametrize("ending", sorted(foreign._ENDINGS))
+@pytest.mark.parametrize("ending", sorted(ENDINGS))
 def test_files_that_look_like_nothing(tmp_path, ending):
     path = tmp_path / f"acts{ending}"
     path.write_bytes(bytes(range(1, 250)))
@@ -438,8 +439,13 @@ def test_a_misspelt_name_is_told_the_one_that_is_close(tmp_path, capsys, option,
     weights = {"classifier.weight": np.eye(3, 4), "other.weight": np.eye(3, 4)}
     save_file(weights, tmp_path / "head.safetensors")
     np.savez(tmp_path / "acts.npz", fc=ROWS, labels=LABELS, targets=LABELS, decisions=LABELS)
-    head = ["--head", str(tmp_path / "head.safetensors"), "--head-name", "classifier"]
-    assert main(["audit", str(tmp_path / "acts.npz"), *head, option, name]) == 2
+    given = {
+        "--head": str(tmp_path / "head.safetensors"),
+        "--head-name": "classifier",
+        option: name,
+    }
+    pairs = [text for pair in given.items() for text in pair]
+    assert main(["audit", str(tmp_path / "acts.npz"), *pairs]) == 2
     assert f"did you mean {meant!r}?" in capsys.readouterr().err
 
 

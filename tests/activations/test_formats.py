@@ -315,13 +315,14 @@ def test_of_many_arrays_twenty_are_named(tmp_path):
 
 
 def test_an_unknown_ending(tmp_path):
+    (tmp_path / "acts.abc").write_bytes(bytes(range(1, 250)))
     with pytest.raises(
-        ActivationsError, match=r"acts\.pt: only \.safetensors, \.npy, .* are read$"
+        ActivationsError, match=r"acts\.abc: only \.safetensors, \.npy, .* are read$"
     ):
-        open_arrays(tmp_path / "acts.pt")
+        open_arrays(tmp_path / "acts.abc")
 
 
-@pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "h5", "zarr"])
+@pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "h5", "zarr", "pt"])
 def test_a_missing_file(tmp_path, ending):
     with pytest.raises(FileNotFoundError, match=f"none.{ending}"):
         open_arrays(tmp_path / f"none.{ending}")
