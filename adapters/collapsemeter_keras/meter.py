@@ -23,6 +23,7 @@ from collapsemeter.report import TABLE
 from collapsemeter.selection import classes_of, description
 from collapsemeter.settings import Settings
 from collapsemeter.sketch import SKETCH_ROWS
+from collapsemeter.suggest import did_you_mean
 from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 from collapsemeter.terminal import say
 from collapsemeter.warning import warn
@@ -465,7 +466,7 @@ class CollapseMeter(keras.callbacks.Callback):
         if (layer, call) not in found.layers or not found.batches_seen():
             raise ValueError(
                 f"layer {layer!r} has counted nothing (call {call}); watched are "
-                f"{', '.join(self.selection.watched)}"
+                f"{', '.join(self.selection.watched)}{did_you_mean(layer, self.selection.watched)}"
             )
         return found.tally((layer, call)).moments(_PHASES[stream])
 
@@ -601,6 +602,7 @@ def _known(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
         if name not in METRICS:
             raise ValueError(
                 f"log_metrics={name!r}: no metric has that name; choose of {', '.join(METRICS)}"
+                f"{did_you_mean(name, METRICS)}"
             )
     return chosen
 
