@@ -68,7 +68,7 @@ def unfit_head(name: str, outputs: int, num_classes: int) -> str:
     """
     why = f"it has {outputs} outputs, which is no head of num_classes={num_classes}"
     warn(
-        f"no head is watched, so NC3 and NC4 are not measured: {name!r} is the model's last linear layer, and {why}; "
+        f"no head is watched, so NC3 is not measured: {name!r} is the model's last linear layer, and {why}; "
         f"pass num_classes={max(outputs, 2)}, name another layer with head=, or pass head=None",
         stacklevel=4,
     )

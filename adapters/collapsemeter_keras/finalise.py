@@ -169,7 +169,7 @@ def state_dict(meter: CollapseMeter) -> dict[str, np.ndarray[Any, Any]]:
 
 def load_state_dict(meter: CollapseMeter, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Fill the live streams from `state_dict`, or leave them as they are where the state is another's."""
-    if not all(option in state for option in _OPTIONS):
+    if not hasattr(state, "keys") or not set(_OPTIONS) <= set(state.keys()):
         raise not_a_state(state)
     keys = {name: list(_saved_layers(state, name)) for name in meter._streams}
     _check_same(meter, state, {key[0]: width for made in keys.values() for key, width, _ in made})

@@ -157,6 +157,11 @@ class CollapseMeter(keras.callbacks.Callback):
         verbose: bool = True,
     ) -> None:
         super().__init__()
+        if isinstance(layers, keras.Model):
+            raise ValueError(
+                f"layers is the model {layers.name!r}: the meter gets its model from fit, evaluate or observe; pass "
+                "callbacks=[CollapseMeter()], or call collapsemeter.watch(model)"
+            )
         self._asked = (layers, head, num_classes)
         self._options: dict[str, Any] = {
             "reduction": reduction,

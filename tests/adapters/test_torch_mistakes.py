@@ -138,8 +138,8 @@ def test_half_a_batch_under_compile_is_told_both_sizes():
         ),
         (
             [(X, None)],
-            "observe got a tuple of 2 (a Tensor of shape (12, 4), a NoneType), and labels are missing: pass pairs "
-            "(inputs, labels)",
+            "observe got a tuple of 2 (a Tensor of shape (12, 4), a NoneType), and labels are missing: pass a "
+            "loader that gives batches (inputs, labels)",
         ),
         (
             TensorDataset(X, Y),
