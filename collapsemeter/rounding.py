@@ -102,12 +102,11 @@ def merged(
     >>> merged(one, None, [3], [1]).means
     array([0.75])
     """
-    if a is None or b is None:
-        one, part, rest = (a, counts_a, counts_b) if b is None else (b, counts_b, counts_a)
-        if one is None:
-            return None
-        share = np.asarray(part) / np.maximum(np.add(part, rest), 1)
-        return Rounding(one.traces, one.features, one.means * share)
+    known = b if a is None else a
+    if known is None:
+        return None
+    nothing = Rounding(*(np.zeros_like(getattr(known, part.name)) for part in fields(known)))
+    a, b = a or nothing, b or nothing
     share = np.asarray(counts_b) / np.maximum(np.add(counts_a, counts_b), 1)
     means = a.means + (b.means - a.means) * share
     return Rounding(a.traces + b.traces, a.features + b.features, means)
