@@ -82,9 +82,26 @@ class Rounding:
 
     @classmethod
     def among(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Rounding | None:
-        """Return the bounds among the arrays of a state file; None where there are none."""
+        """Return the bounds among the arrays of a state file; None where there are none.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit the means, or are negative.
+        """
         named = [arrays.get(f"rounding_{part.name}") for part in fields(cls)]
-        return None if any(array is None for array in named) else cls(*map(np.asarray, named))
+        if all(array is None for array in named):
+            return None
+        classes, width = arrays["means"].shape
+        for array, size in zip(named, (classes, width, classes), strict=True):
+            if (
+                array is None
+                or array.shape != (size,)
+                or array.dtype.kind != "f"
+                or (array < 0).any()
+            ):
+                raise ValueError("its bounds of rounding errors are not those of its means")
+        return cls(*map(np.asarray, named))
 
     def arrays(self) -> dict[str, Floats]:
         """Return the bounds under the names that `among` looks for."""

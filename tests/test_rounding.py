@@ -121,6 +121,17 @@ def test_the_bounds_travel_with_merged_and_saved_moments(tmp_path):
     assert ClassMoments.load(tmp_path / "layer.npz").rounding is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"traces": np.zeros(9)}, {"features": np.full(WIDTH, -1.0)}, {"means": None}],
+)
+def test_bounds_that_are_not_those_of_the_means_are_refused(change):
+    arrays = {"means": np.zeros((C, WIDTH))} | moments(batches(0), "trace").rounding.arrays()
+    arrays |= {f"rounding_{name}": array for name, array in change.items()}
+    with pytest.raises(ValueError, match="not those of its means"):
+        Rounding.among({name: array for name, array in arrays.items() if array is not None})
+
+
 def test_bounds_of_merged_moments():
     one = Rounding(np.full(2, 1.0), np.full(3, 2.0), np.full(2, 4.0))
     other = Rounding(np.full(2, 10.0), np.full(3, 20.0), np.full(2, 8.0))

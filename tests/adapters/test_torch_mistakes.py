@@ -220,7 +220,7 @@ def test_a_head_that_is_named_must_have_as_many_outputs_as_there_are_classes():
         "classifier"),
         ({"layers": ["body"], "reduction": {"bodi": "mean"}}, "reduction={'bodi': ...}: no such layer is watched; "
         "watched are body, classifier; did you mean 'body'?"),
-        ({"num_classes": "3"}, "num_classes='3' is a str: pass an integer"),
+        ({"num_classes": "3"}, "num_classes='3' is not a whole number"),
         ({"num_classes": 0}, "num_classes=0: there must be at least two classes"),
     ],
 )  # fmt: skip

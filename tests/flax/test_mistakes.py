@@ -92,7 +92,7 @@ def test_a_data_set_of_another_form_is_told_what_it_gave(batches, sentence):
         ({"layers": [1]}, "layers=[1]: 1 is a int, and names are strings; the model has stem, body, fc"),
         ({"reduction": {"bodi": "mean"}}, "reduction={'bodi': ...}: no such layer is watched; watched are stem, body, "
         "fc; did you mean 'body'?"),
-        ({"num_classes": "3"}, "num_classes='3' is a str: pass an integer"),
+        ({"num_classes": "3"}, "num_classes='3' is not a whole number"),
         ({"num_classes": 9, "head": "fc"}, "head 'fc' has 3 outputs and num_classes=9: they must agree"),
     ],
 )  # fmt: skip

@@ -79,7 +79,7 @@ def test_labels_may_be_among_the_inputs_where_that_is_said():
         ({"layers": [1]}, "layers=[1]: 1 is a int, and names are strings; the model has one, two, fc"),
         ({"layers": ["two"], "reduction": {"tow": "mean"}}, "reduction={'tow': ...}: no such layer is watched; watched "
         "are two, fc; did you mean 'two'?"),
-        ({"num_classes": "4"}, "num_classes='4' is a str: pass an integer"),
+        ({"num_classes": "4"}, "num_classes='4' is not a whole number"),
         ({"num_classes": 9, "head": "fc"}, "head 'fc' has 4 outputs and num_classes=9: they must agree"),
     ],
 )  # fmt: skip
