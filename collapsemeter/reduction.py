@@ -205,7 +205,7 @@ def _number(labels: Shape) -> int | None:
 
 def _of_another_batch(shape: Shape, labels: Shape) -> bool:
     """Whether the labels are those of a larger or smaller batch, however the output is reduced."""
-    if len(shape) < 2 or not labels or shape[0] in (None, labels[0]) or labels[0] is None:
+    if len(shape) < 2 or not labels or None in (shape[0], *labels) or shape[0] == labels[0]:
         return False
     # Positions may come before the batch, and tokens in one long row.
     return labels[0] not in shape[1:-1] and shape[0] != _number(labels)
