@@ -110,7 +110,10 @@ def measure(
                 values[name], reasons[name] = math.nan, undefined.code
     reasons |= _absent(values, head, decisions)
     errors = rounding.relative_errors(geometry, convention, values.get("nc1_pinv"))
-    for name in rounding.undetermined(errors, values.keys() - reasons.keys()):
+    # What rounding made of a scatter may look as if rows had been too few.
+    looks = {"within_scatter_rank_deficient"} if rounding.displaced(errors) else set()
+    open_names = [name for name in values if reasons.get(name) in (None, *looks)]
+    for name in rounding.undetermined(errors, open_names):
         values[name], reasons[name] = math.nan, rounding.CODE
     floor = _dtype_floor(geometry, convention)
     return LayerReport(

@@ -30,8 +30,9 @@ REASONS: dict[str, str] = {
     "nonfinite_statistics": "the statistics hold NaN or Inf (a non-finite row was propagated, or a sum overflowed)",
     "out_of_range": "values beyond 1e75, or below 1e-75 in all (1e19 and 1e-14 in sums of float32): their squares leave "
     "the range of floats",
-    "float32_sums_displaced": "the first rows of a class lie so far from the rest that sums in float32 may have "
-    "lost every digit of this: call reset() after them, or use observe(), which sums in float64",
+    "float32_sums_displaced": "sums in float32 may have lost every digit of this, because the first rows of a class "
+    "lie far from the rest or the scatter is nearly singular: call reset() after such rows, or use observe(), which "
+    "sums in float64",
     "degraded": "the measurement of this layer failed during training",
     "never_fired": "the layer never ran on a labelled batch",
     "rows_missing": "the layer saw fewer label rows than were given",

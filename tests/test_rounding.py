@@ -66,6 +66,10 @@ def test_every_metric_is_within_its_bound_or_refused(kind, displaced, far):
         if math.isnan(due[name]):
             assert found.reason(name) == due.reason(name)
         elif math.isnan(found[name]):
+            if found.reason(name) == "within_scatter_rank_deficient":  # rounding may look like that, too
+                assert name == "nc1_vci"
+                assert bounds[name] > 1
+                continue
             assert found.reason(name) == CODE
             assert max(common, bounds.get(name, 0.0), bounds.get("nc1_pinv", 0.0)) > 1
         else:
