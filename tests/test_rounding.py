@@ -66,7 +66,9 @@ def test_every_metric_is_within_its_bound_or_refused(kind, displaced, far):
         if math.isnan(due[name]):
             assert found.reason(name) == due.reason(name)
         elif math.isnan(found[name]):
-            if found.reason(name) == "within_scatter_rank_deficient":  # rounding may look like that, too
+            if (
+                found.reason(name) == "within_scatter_rank_deficient"
+            ):  # rounding may look like that, too
                 assert name == "nc1_vci"
                 assert bounds[name] > 1
                 continue

@@ -63,7 +63,10 @@ def test_live_every_metric_is_right_or_its_layer_flagged(far, compiled, rows):
         "nc2_equinorm",
         "nc2_etf_error",
     ):
-        if CODE in layer.flags or layer.reason(name) == CODE:
+        if math.isnan(layer[name]):
+            assert layer.reason(name) in (CODE, "within_scatter_rank_deficient")
+            continue
+        if CODE in layer.flags:
             continue
         assert abs(layer[name] - exact[name]) <= FLAGGED * exact[name], name
     if far == 1e6 and (compiled or rows > 2000):
@@ -83,5 +86,5 @@ def test_a_frozen_pass_is_right():
     layer = CollapseMeter(network(), ["0"], verbose=False).observe(data, progress=False)["0"]
     exact = due(data)
     assert layer.provenance["float32_error"] == {}
-    for name in ("nc1_pinv", "nc1_vci", "nc2_etf_error"):
+    for name in ("nc1_pinv", "nc1_trace_ratio", "nc2_etf_error"):
         assert layer[name] == pytest.approx(exact[name], rel=1e-6)
