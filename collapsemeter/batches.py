@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from .plain import check_unmasked
+
+_LABELS = ("label", "target", "targets", "class", "y", "fine_label")  # as data sets call them
 
 
 def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
@@ -57,13 +59,71 @@ def split(item: Any) -> tuple[Any, Any, Any]:
     if isinstance(item, Mapping) and "labels" in item:
         inputs = {name: value for name, value in item.items() if name != "labels"}
         return inputs, _unmasked(item["labels"]), item.get("attention_mask")
-    if isinstance(item, tuple | list) and len(item) == 2:
+    if isinstance(item, tuple | list) and len(item) == 2 and not _is_sample(item[1]):
         return item[0], _unmasked(item[1]), None
-    length = f" of length {len(item)}" if isinstance(item, tuple | list) else ""
-    raise ValueError(
-        f"observe got a {type(item).__name__}{length}: each batch is a pair (inputs, labels) or a "
-        "dict with 'labels'"
-    )
+    raise ValueError(f"observe got {_described(item)}")
+
+
+def _is_sample(labels: Any) -> bool:
+    """Whether these are no labels of a batch: one label, or none."""
+    return labels is None or isinstance(labels, int) or getattr(labels, "shape", None) == ()
+
+
+def _described(item: Any) -> str:
+    """Say what a batch is that is not one, and what to pass in its place."""
+    due = "each batch is a pair (inputs, labels) or a dict with 'labels'"
+    if isinstance(item, Mapping):
+        return _dict_without_labels([str(name) for name in item])
+    if not isinstance(item, tuple | list):
+        return f"{_shaped(item)}, and {due}"
+    if len(item) > 2:
+        due += ": pass ((b[0], b[1]) for b in loader)"
+    elif len(item) == 2:
+        due = "labels are missing" if item[1] is None else "that is one sample and not a batch"
+        due += ": pass a loader that gives batches (inputs, labels)"
+    parts = ", ".join(map(_shaped, item))
+    return f"a {type(item).__name__} of {len(item)} ({parts}), and {due}"
+
+
+def _dict_without_labels(names: list[str]) -> str:
+    labels = next((name for name in names if name.lower() in _LABELS), None)
+    inputs = [name for name in names if name != labels]
+    if labels is None:
+        example = "a pair (inputs, labels) for each batch"
+    elif len(inputs) == 1:
+        example = f"((b[{inputs[0]!r}], b[{labels!r}]) for b in loader)"
+    else:
+        rest = f"{{k: v for k, v in b.items() if k != {labels!r}}}"
+        example = f"(({rest}, b[{labels!r}]) for b in loader)"
+    return f"a dict with the keys {', '.join(map(repr, names)) or 'none'} and no 'labels': pass {example}"
+
+
+def _shaped(part: Any) -> str:
+    shape = getattr(part, "shape", None)
+    return f"a {type(part).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
+
+
+def require_labels(labels: Any) -> None:
+    """Raise ValueError where labels were forgotten, or are still in the batch that they came in.
+
+    Examples
+    --------
+    >>> require_labels({"image": 1, "label": 2})
+    Traceback (most recent call last):
+        ...
+    ValueError: labels are a dict with the keys 'image', 'label': pass the labels alone, batch['label']
+    """
+    if labels is None:
+        raise ValueError(
+            "labels are None: pass those of this batch, one integer class for each row"
+        )
+    if isinstance(labels, Mapping):
+        names = [str(name) for name in labels]
+        near = [name for name in names if name.lower() in ("labels", *_LABELS)]
+        raise ValueError(
+            f"labels are a {type(labels).__name__} with the keys {', '.join(map(repr, names)) or 'none'}: pass the "
+            f"labels alone, batch[{near[0] if near else 'KEY'!r}]"
+        )
 
 
 def _unmasked(labels: Any) -> Any:
@@ -93,6 +153,10 @@ def no_batch(batches: Any) -> ValueError:
     >>> no_batch([])
     ValueError('observe got no batch from list: pass (inputs, labels) pairs')
     """
-    return ValueError(
-        f"observe got no batch from {type(batches).__name__}: pass (inputs, labels) pairs"
+    once = isinstance(batches, Iterator)
+    advice = (
+        "what it held was taken before; make a new one, or pass a list or a loader"
+        if once
+        else "pass (inputs, labels) pairs"
     )
+    return ValueError(f"observe got no batch from {type(batches).__name__}: {advice}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import nc1, nc2, nc3, rank
+from . import nc1, nc2, nc3, rank, rounding
 from .blas import product
 from .catalogue import METRICS
 from .convention import Convention
@@ -109,17 +109,23 @@ def measure(
             except Undefined as undefined:
                 values[name], reasons[name] = math.nan, undefined.code
     reasons |= _absent(values, head, decisions)
+    errors = rounding.relative_errors(geometry, convention, values.get("nc1_pinv"))
+    # What rounding made of a scatter may look as if rows had been too few.
+    looks = {"within_scatter_rank_deficient"} if rounding.displaced(errors) else set()
+    open_names = [name for name in values if reasons.get(name) in (None, *looks)]
+    for name in rounding.undetermined(errors, open_names):
+        values[name], reasons[name] = math.nan, rounding.CODE
     floor = _dtype_floor(geometry, convention)
     return LayerReport(
         values_by_name={name: values[name] for name in METRICS if name in values},
         reasons=reasons,
-        flags=_flags(geometry, values, floor),
+        flags=_flags(geometry, values, floor, errors),
         per_class=per_class(geometry, decisions),
         vectors=vectors(geometry),
         matrices=matrices(geometry, head, center_head),
         intervals=_intervals(decisions, values),
         standard_errors=_standard_errors(geometry, convention, values),
-        provenance=_provenance(geometry, convention, center_head, decisions, floor),
+        provenance=_provenance(geometry, convention, center_head, decisions, floor, errors),
     )
 
 
@@ -389,7 +395,10 @@ def _dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, f
 
 
 def _flags(
-    geometry: ClassGeometry, values: dict[str, float], floor: dict[str, float]
+    geometry: ClassGeometry,
+    values: dict[str, float],
+    floor: dict[str, float],
+    errors: dict[str, float],
 ) -> tuple[str, ...]:
     moments = geometry.moments
     # Where rounding makes up half of a value or more, the value says more of the dtype than of the network.
@@ -400,6 +409,7 @@ def _flags(
         "absent_classes": geometry.num_present < moments.num_classes,
         "single_sample_classes": bool((moments.counts == 1).any()),
         "nonfinite_rows": moments.nonfinite > 0,
+        rounding.CODE: rounding.displaced(errors),
     }
     return tuple(flag for flag, up in raised.items() if up)
 
@@ -410,6 +420,7 @@ def _provenance(
     center_head: bool,
     decisions: Decisions | None,
     floor: dict[str, float],
+    errors: dict[str, float],
 ) -> dict[str, Any]:
     moments = geometry.moments
     spectrum: Spectrum | None
@@ -432,6 +443,7 @@ def _provenance(
         "shards": sorted(moments.shards),
         "feature_dtype": moments.feature_dtype,
         "dtype_floor": floor,
+        "float32_error": errors,
         "convention": {"name": convention.name, **asdict(convention), "center_head": center_head},
         "nc4_rows": None if decisions is None else int(decisions.rows.sum()),
         "nc4_sampled": None if decisions is None else decisions.sampled,

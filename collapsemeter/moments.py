@@ -21,6 +21,7 @@ from .consistency import check_consistent, check_fields, check_stored, listed
 from .frames import row_blocks
 from .labels import labelled_rows
 from .namespace import NUMPY
+from .rounding import Rounding, merged
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
 from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, Sums, check_num_classes
@@ -73,6 +74,8 @@ class ClassMoments:
         Sum of the signs of each class in each row of the sketch, which merging needs.
     seeds : frozenset of int
         What the buckets and signs in the sketch were hashed with; empty without one.
+    rounding : Rounding, optional
+        What the rounding of float32 sums may have taken, see `collapsemeter.rounding`; None of float64 sums.
 
     Raises
     ------
@@ -103,6 +106,7 @@ class ClassMoments:
     sketch: Floats | None = None
     signs: Floats | None = None
     seeds: frozenset[int] = frozenset()
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
         self._check(np.float32)
@@ -375,6 +379,7 @@ class ClassMoments:
             sketch=sketch,
             signs=signs,
             seeds=frozenset([seed]) if signs is not None and counts.any() else frozenset(),
+            rounding=Rounding.of(state),
         )
 
     def update(self, features: npt.ArrayLike, labels: npt.ArrayLike, **options: Any) -> Self:
@@ -487,6 +492,7 @@ class ClassMoments:
             sketch=sketch,
             signs=signs,
             seeds=a.seeds | b.seeds,
+            rounding=merged(self.rounding, other.rounding, a.counts, b.counts),
         )
 
     @property
@@ -634,6 +640,8 @@ class ClassMoments:
         for name in ("scatter", "sketch", "signs"):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
+        if self.rounding is not None:
+            arrays |= self.rounding.arrays()
         write_state(path, header, arrays)
 
     @classmethod
@@ -674,6 +682,7 @@ class ClassMoments:
                 ignored=header["ignored"],
                 nonfinite=header["nonfinite"],
                 seeds=frozenset(listed(header.get("seeds", []))),
+                rounding=Rounding.among(arrays),
             )
             if header.get("rows", found.rows) != found.rows:  # older files do not say it
                 raise ValueError(f"its counts add up to {found.rows} rows of {header['rows']}")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+from .suggest import did_you_mean
+
 Array = Any  # of the framework that the operations speak for
 Named = Literal["auto", "flatten", "mean", "mean_last", "tokens", "first", "last"]
 Reduction = Named | Callable[[Any], Array]
@@ -15,6 +17,7 @@ _NAMES = ", ".join(get_args(Named)[1:])
 _ROWS = "expected one row of floats (d,) for each label; pass reduction={LAYER: ...}"
 _CHOOSE = "no rule pairs them; pass reduction={LAYER: ...}, one of " + _NAMES + " or a callable"
 TAKE_ONE = "pass reduction={LAYER: ...}, a callable from this output to a tensor (rows, d)"
+_SIZES = "the layer ran on a batch of ROWS and there are labels for LABELS: pass a label for every row of the batch"
 _MASK = "a mask must have the shape (batch, positions) of the sequence"
 _SEQUENCE = (
     "say which row of the sequence belongs to a label with reduction={LAYER: 'first'} "
@@ -41,6 +44,8 @@ class BatchError(ValueError):
         layer, found, labels, advice = self.args
         what = f"features of shape {tuple(found)}" if isinstance(found, tuple) else found
         advice = advice.replace("LAYER", repr(layer))
+        if advice == _SIZES:
+            advice = advice.replace("ROWS", str(found[0])).replace("LABELS", str(labels[0]))
         return f"layer {layer!r} gave {what} and labels have shape {tuple(labels)}: {advice}"
 
 
@@ -92,7 +97,7 @@ def check_reduction(
             if layer not in watched:
                 raise ValueError(
                     f"reduction={{{layer!r}: ...}}: no such layer is watched; watched are "
-                    f"{', '.join(watched)}"
+                    f"{', '.join(watched)}{did_you_mean(layer, watched)}"
                 )
 
 
@@ -184,6 +189,8 @@ def feature_rows(
             raise BatchError(layer, "a " + type(rows).__name__, labels, _ROWS)
     else:
         x = tensor_of(output, layer, labels, ops)
+        if _of_another_batch(tuple(x.shape), labels):
+            raise BatchError(layer, tuple(x.shape), labels, _SIZES)
         rows = _reduced(x, labels, mask, ops, layer, layout, reduction)
     if len(rows.shape) != 2 or not _alike((rows.shape[0],), (_number(labels),)):
         raise BatchError(layer, tuple(rows.shape), labels, _ROWS)
@@ -194,6 +201,14 @@ def feature_rows(
 
 def _number(labels: Shape) -> int | None:
     return None if None in labels else math.prod(labels)  # type: ignore[arg-type]  # none is None
+
+
+def _of_another_batch(shape: Shape, labels: Shape) -> bool:
+    """Whether the labels are those of a larger or smaller batch, however the output is reduced."""
+    if len(shape) < 2 or not labels or None in (shape[0], *labels) or shape[0] == labels[0]:
+        return False
+    # Positions may come before the batch, and tokens in one long row.
+    return labels[0] not in shape[1:-1] and shape[0] != _number(labels)
 
 
 def _alike(a: Shape, b: Shape) -> bool:

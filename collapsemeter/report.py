@@ -15,6 +15,7 @@ import numpy.typing as npt
 from .catalogue import METRICS
 from .criteria import Criteria, pinv_words, sentences
 from .escaping import printable
+from .suggest import did_you_mean
 from .undefined import REASONS
 
 FORMAT, VERSION = "collapsemeter.CollapseReport", 1
@@ -80,7 +81,8 @@ class LayerReport(Mapping[str, float]):
             return f"{name} is not measured for this layer: {REASONS[self.reasons[name]]}"
         if name in METRICS:
             return f"{name} was not measured"
-        return f"no metric is named {name!r}; measured: {', '.join(self.values_by_name)}"
+        meant = did_you_mean(str(name), METRICS)
+        return f"no metric is named {name!r}{meant}; measured: {', '.join(self.values_by_name)}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values_by_name)
@@ -167,6 +169,7 @@ class CollapseReport(Mapping[str, LayerReport]):
             why = f" (skipped: {self.skipped[layer]})" if layer in self.skipped else ""
             raise KeyError(
                 f"no layer is named {layer!r}{why}; measured: {', '.join(self.layers)}"
+                f"{did_you_mean(str(layer), self.layers)}"
             ) from None
 
     def __iter__(self) -> Iterator[str]:
@@ -250,6 +253,11 @@ class CollapseReport(Mapping[str, LayerReport]):
         width : int
             Characters a line at most.
 
+        Raises
+        ------
+        ValueError
+            If no metric has that name.
+
         Examples
         --------
         >>> layers = {"conv1": LayerReport({"nc1_pinv": 1.5}), "fc": LayerReport({"nc1_pinv": 0.25})}
@@ -259,6 +267,12 @@ class CollapseReport(Mapping[str, LayerReport]):
         conv1       1.5             -
         fc         0.25             -
         """
+        known = {*METRICS, *(name for layer in self.layers.values() for name in layer)}
+        for metric in metrics:
+            if metric not in known:
+                raise ValueError(
+                    f"table(metrics=...): no metric is named {metric!r}{did_you_mean(metric, METRICS)}"
+                )
         labels = {name: printable(name) for name in self.layers}
         blocks = _blocks(metrics, width, max(map(len, ["layer", *labels.values()])))
         lines = []

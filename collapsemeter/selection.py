@@ -6,6 +6,8 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
 from .escaping import printable
+from .suggest import did_you_mean
+from .warning import warn
 
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -24,14 +26,53 @@ def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     names = list(names)
     chosen: set[str] = set()
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(
+                f"layers={list(patterns)!r}: {pattern!r} is a {type(pattern).__name__}, and names are strings; the "
+                f"model has {listed(names)}"
+            )
         matched = fnmatch.filter(names, pattern)
         if not matched:
             raise ValueError(
                 f"layers={list(patterns)!r}: {pattern!r} matches no module; the model has "
-                f"{listed(names)}"
+                f"{listed(names)}{did_you_mean(pattern, names)}"
             )
         chosen.update(matched)
     return [name for name in names if name in chosen]
+
+
+def unknown_head(head: str, names: Iterable[str]) -> ValueError:
+    """Return the error for a head that the model does not have.
+
+    Examples
+    --------
+    >>> unknown_head("fcc", ["conv", "fc"])
+    ValueError("head='fcc' is not a layer of the model; it has conv, fc; did you mean 'fc'?")
+    """
+    names = list(names)
+    return ValueError(
+        f"head={head!r} is not a layer of the model; it has {listed(names)}{did_you_mean(head, names)}"
+    )
+
+
+def unfit_head(name: str, outputs: int, num_classes: int) -> str:
+    """Warn that a model's last linear layer is no head for so many classes; return why it is not watched as one.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     unfit_head("fc", 100, 10)
+    'it has 100 outputs, which is no head of num_classes=10'
+    """
+    why = f"it has {outputs} outputs, which is no head of num_classes={num_classes}"
+    warn(
+        f"no head is watched, so NC3 is not measured: {name!r} is the model's last linear layer, and {why}; "
+        f"pass num_classes={max(outputs, 2)}, name another layer with head=, or pass head=None",
+        stacklevel=4,
+    )
+    return why
 
 
 def listed(named: Iterable[str], most: int = 12) -> str:

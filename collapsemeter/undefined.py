@@ -30,6 +30,9 @@ REASONS: dict[str, str] = {
     "nonfinite_statistics": "the statistics hold NaN or Inf (a non-finite row was propagated, or a sum overflowed)",
     "out_of_range": "values beyond 1e75, or below 1e-75 in all (1e19 and 1e-14 in sums of float32): their squares leave "
     "the range of floats",
+    "float32_sums_displaced": "sums in float32 may have lost every digit of this, because the first rows of a class "
+    "lie far from the rest or the scatter is nearly singular: call reset() after such rows, or use observe(), which "
+    "sums in float64",
     "degraded": "the measurement of this layer failed during training",
     "never_fired": "the layer never ran on a labelled batch",
     "rows_missing": "the layer saw fewer label rows than were given",
@@ -42,6 +45,8 @@ FLAGS: dict[str, str] = {
     "absent_classes": "classes without a row are left out of every mean over classes",
     "single_sample_classes": "some classes have one row: their variance counts as zero",
     "nonfinite_rows": "rows that hold NaN or Inf were left out, or propagated if that was asked for",
+    "float32_sums_displaced": "the first rows of a class lie far from the rest, so that rounding of sums in float32 "
+    "may be more than 1% of a value: provenance float32_error has the bounds; observe() sums in float64",
 }
 """What a flag of a layer cautions about; codes of `REASONS` are flags, too."""
 

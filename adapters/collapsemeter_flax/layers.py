@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from collapsemeter.selection import classes_of, listed, matching, why_skipped
+from collapsemeter.selection import (
+    classes_of,
+    listed,
+    matching,
+    unfit_head,
+    unknown_head,
+    why_skipped,
+)
 
 Layers = Literal["auto"] | str | Iterable[str] | Callable[[str, type], bool]
 Path = tuple[str, ...]
@@ -157,8 +164,8 @@ def select(root: Part, layers: Layers, head: str | None, num_classes: int | None
         If a name or pattern matches nothing, nothing is selected, or the head is not a linear layer.
     """
     named = {part.name: part for part in everything(root) if part.path and not _is_bare(part)}
-    its_head = _find_head(named, head, num_classes)
     skipped: dict[str, str] = {}
+    its_head = _find_head(named, head, num_classes, skipped)
     automatic = isinstance(layers, str) and layers == "auto"
     if automatic:
         chosen = _choose_blocks(root, its_head, skipped)
@@ -174,7 +181,9 @@ def select(root: Part, layers: Layers, head: str | None, num_classes: int | None
         )
     head_name = None if its_head is None else its_head.name
     for name, part in named.items():
-        if name not in chosen and name != head_name:
+        if name in chosen:
+            skipped.pop(name, None)
+        elif name != head_name:
             never = "its __call__ never ran" if part.order == math.inf else None
             why = never or why_skipped(
                 name,
@@ -196,13 +205,15 @@ def _is_bare(part: Part) -> bool:
     return part.framework_type in ("List", "Dict")
 
 
-def _find_head(named: Mapping[str, Part], head: str | None, num_classes: int | None) -> Part | None:
+def _find_head(
+    named: Mapping[str, Part], head: str | None, num_classes: int | None, skipped: dict[str, str]
+) -> Part | None:
     if head is None:
         return None
     if head != "auto":
         part = named.get(head)
         if part is None:
-            raise ValueError(f"head={head!r} is not a module of the model; it has {listed(named)}")
+            raise unknown_head(head, named)
         if part.outputs is None:
             raise ValueError(
                 f"head={head!r} is a {part.type.__name__}: name a linear layer (nnx.Linear, "
@@ -210,14 +221,13 @@ def _find_head(named: Mapping[str, Part], head: str | None, num_classes: int | N
             )
         return part
     wanted = None if num_classes is None else {num_classes} | ({1} if num_classes == 2 else set())
-    linear = [
-        part
-        for part in named.values()
-        if part.outputs is not None
-        and part.order < math.inf
-        and (wanted is None or part.outputs in wanted)
-    ]
-    return max(linear, key=lambda part: part.order, default=None)
+    linear = [part for part in named.values() if part.outputs is not None and part.order < math.inf]
+    fitting = [part for part in linear if wanted is None or part.outputs in wanted]
+    if linear and not fitting and num_classes is not None:
+        last = max(linear, key=lambda part: part.order)
+        assert last.outputs is not None
+        skipped[last.name] = unfit_head(last.name, last.outputs, num_classes)
+    return max(fitting, key=lambda part: part.order, default=None)
 
 
 def _choose_blocks(root: Part, head: Part | None, skipped: dict[str, str]) -> list[str]:

@@ -28,7 +28,8 @@ def merge(a: State, b: State) -> State:
     .. math:: G = S_a + S_b + \sum_c \frac{n_a n_b}{n_a + n_b}\, \delta \delta^\top
 
     (Chan, Golub & LeVeque 1983) loses no digits to the distance between the shifts; of a class that
-    only one holds, the sums are taken as they are. The row samples become one uniform sample of all
+    only one holds, the sums are taken as they are. A class whose shift lies far from its rows keeps it, so
+    that `report` still knows what that has cost (`collapsemeter.rounding`). The row samples become one uniform sample of all
     rows. A pure function, which works under ``jit``; the empty state is its identity, bit for bit.
 
     States of one `init` have one seed, so that rows of equal numbers share bucket and sign in the sketch
@@ -126,31 +127,43 @@ def merged_sums(a: Sums, b: Sums, turn: tuple[Array, Array]) -> Sums:
     n_a, n_b = a.counts.astype(dtype), b.counts.astype(dtype)
     offset_a = a.sums / jnp.maximum(n_a, 1)[:, None]
     offset_b = b.sums / jnp.maximum(n_b, 1)[:, None]
-    both = (a.counts > 0) & (b.counts > 0)
+    both = ((a.counts > 0) & (b.counts > 0))[:, None]
+    # A shift far from its rows has cost their sums digits: it stays, for the report to see how many.
+    kept = both & (_is_far(a, offset_a) | _is_far(b, offset_b))[:, None]
+    joint, keeps_a = both & ~kept, (a.squares >= b.squares)[:, None]
+    alone = (b.counts > 0)[:, None] & ~both  # only b has the class
     share = n_b / jnp.maximum(n_a + n_b, 1)
     delta = (b.shift - a.shift) + (offset_b - offset_a)
-    step = jnp.where(both[:, None], delta * jnp.sqrt(n_a * share)[:, None], 0.0)
+    step = jnp.where(joint, delta * jnp.sqrt(n_a * share)[:, None], 0.0)
 
     # The joint mean as a shift, and as sums what its rounding took.
     offset = offset_a + delta * share[:, None]
     mean = a.shift + jnp.where(jnp.isfinite(offset), offset, 0.0)
     rest = (offset - (mean - a.shift)) * (n_a + n_b)[:, None]
-    alone = (b.counts > 0)[:, None] & ~both[:, None]  # only b has the class
-    left = jnp.where(both[:, None], rest, 0.0)
-    # Sums of squares move to another centre: off their own shifts, on to the joint one.
+    left = jnp.where(joint, rest, 0.0)
+    shift = jnp.where(alone | (kept & ~keeps_a), b.shift, a.shift)
+    shift = jnp.where(joint, mean, shift)
+    # Of a class that keeps a shift the other part moves to it.
+    moved = jnp.where(keeps_a, b.sums, a.sums)
+    far = jnp.where(kept, jnp.where(keeps_a, a.shift - b.shift, b.shift - a.shift), 0.0)
+    added = jnp.where(keeps_a, n_b[:, None], n_a[:, None]) * far
+    # Sums of squares move to another centre: off their own shifts, on to the new one.
     products = (
         (step, step),
         (left, left / jnp.maximum(n_a + n_b, 1)[:, None]),
-        (jnp.where(both[:, None], -a.sums, 0.0), offset_a),
-        (jnp.where(both[:, None], -b.sums, 0.0), offset_b),
+        (jnp.where(joint, -a.sums, -far), jnp.where(kept, moved, offset_a)),
+        (
+            jnp.where(joint, -b.sums, added - jnp.where(kept, moved, 0.0)),
+            jnp.where(kept, far, offset_b),
+        ),
     )
-    shift = jnp.where(both[:, None], mean, jnp.where(alone, b.shift, a.shift))
-    moves = [jnp.where(both[:, None], shift - part.shift, 0.0) for part in (a, b)]
+    totals = jnp.where(kept, a.sums + b.sums - added, jnp.where(alone, b.sums, a.sums))
+    moves = [jnp.where(both, shift - part.shift, 0.0) for part in (a, b)]
     sketch, signs = _sketch(a, b, moves, turn)
     return Sums(
         counts=counted(a.counts, b.counts),
         shift=shift,
-        sums=jnp.where(both[:, None], rest, jnp.where(alone, b.sums, a.sums)),
+        sums=jnp.where(joint, rest, totals),
         squares=a.squares + b.squares + sum((u * v).sum(axis=1) for u, v in products),
         scatter=_scatter(a.scatter, b.scatter, products),
         ignored=counted(a.ignored, b.ignored),
@@ -159,6 +172,15 @@ def merged_sums(a: Sums, b: Sums, turn: tuple[Array, Array]) -> Sums:
         sketch=sketch,
         signs=signs,
     )
+
+
+def _is_far(part: Sums, offset: Array) -> Array:
+    """(C,): the shift is much farther from the mean than the rows are, and than rounding of the features."""
+    distance = (offset**2).sum(axis=1)
+    around = distance * part.counts.astype(distance.dtype)
+    resolved = 2.0**-40 * (part.shift**2).sum(axis=1)
+    far: Array = (around > 8 * (part.squares - around)) & (distance > resolved)
+    return far
 
 
 def _sketch(

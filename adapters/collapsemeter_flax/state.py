@@ -298,6 +298,8 @@ def load(path: str | os.PathLike[str], like: State) -> State:
     FileNotFoundError
         If there is none.
     """
+    if not isinstance(like, State):
+        raise ValueError(f"like= is a {type(like).__name__}: pass a State that the same init made")
     header, arrays = read_state(path)
     if header.get("holds") != _HOLDS:
         raise CorruptStateError(f"{os.fspath(path)} is a state file, but not one of this adapter")

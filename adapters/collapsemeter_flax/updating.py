@@ -12,9 +12,11 @@ import numpy as np
 from jax import Array
 
 from collapsemeter import sums
+from collapsemeter.batches import require_labels
 from collapsemeter.labels import class_labels
 from collapsemeter.moments import EPS
 from collapsemeter.sketch import row_hashes
+from collapsemeter.suggest import did_you_mean
 
 from .namespace import FULL, AxisName, JaxNamespace, counted
 from .reduction import feature_rows
@@ -175,7 +177,10 @@ def _check_names(features: Any, spec: Spec) -> None:
     if missing or unknown:
         what = [f"lack {', '.join(missing)}"] if missing else []
         what += [f"hold {', '.join(unknown)}, which init was not told of"] if unknown else []
-        raise ValueError(f"features {' and '.join(what)}: the state counts {', '.join(spec.names)}")
+        meant = did_you_mean(unknown[0], spec.names) if unknown else ""
+        raise ValueError(
+            f"features {' and '.join(what)}: the state counts {', '.join(spec.names)}{meant}"
+        )
 
 
 def _rows(
@@ -243,6 +248,7 @@ def _read_shape(
 
 def _labels(labels: Any, features: Mapping[str, Any], spec: Spec) -> tuple[tuple[int, ...], Array]:
     """Return the labels' shape, (B,) or (B, T), and the labels as (N,) int32."""
+    require_labels(labels)
     classes, ignored = spec.settings.num_classes, spec.settings.ignore_index
     given = labels if isinstance(labels, Array | np.ndarray) else np.asarray(labels)
     shape, one_hot = _read_shape(given, features, classes)

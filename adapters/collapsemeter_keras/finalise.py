@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from collapsemeter import CollapseReport, Head, LayerReport
 from collapsemeter.finalise import layer_report
 from collapsemeter.measuring import undefined_report
 from collapsemeter.moments import Phase
+from collapsemeter.resuming import check_same, check_widths, not_a_state
 
 from .layers import Selection
 from .statistics import Key, Stream
@@ -146,14 +148,15 @@ def _host(variable: Any) -> np.ndarray[Any, Any]:
     return array.astype(np.float64)
 
 
+_OPTIONS = ("num_classes", "sample_rows", "sketch_rows", "seed")
+
+
 def state_dict(meter: CollapseMeter) -> dict[str, np.ndarray[Any, Any]]:
     """Return the variables of the live streams by name, with what is needed to make them again."""
     state: dict[str, np.ndarray[Any, Any]] = {
-        "num_classes": np.asarray(meter.settings.num_classes),
-        "sample_rows": np.asarray(meter.settings.sample_rows),
-        "sketch_rows": np.asarray(meter.settings.sketch_rows),
-        "seed": np.asarray(meter.settings.seed),
+        option: np.asarray(getattr(meter.settings, option)) for option in _OPTIONS
     }
+    state["watched"] = np.asarray(meter.selection.watched)
     for name, stream in meter._streams.items():
         for number, (layer, call) in enumerate(stream.layers):
             made = stream.layers[layer, call]
@@ -165,22 +168,11 @@ def state_dict(meter: CollapseMeter) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def load_state_dict(meter: CollapseMeter, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Fill the live streams from `state_dict`."""
-    for option in ("num_classes", "sample_rows", "sketch_rows", "seed"):
-        found, due = int(state[option]), getattr(meter.settings, option)
-        if found != due:
-            raise ValueError(f"the state has {option}={found}, this meter {due}: make them agree")
-    keys: dict[str, list[tuple[Key, int, str]]] = {}
-    for name in meter._streams:
-        keys[name] = []
-        while f"{name}/{len(keys[name])}" in state:
-            layer, call, width, dtype = state[f"{name}/{len(keys[name])}"].tolist()
-            if layer not in meter.selection.watched:
-                raise ValueError(
-                    f"the state counts layer {layer!r}, this meter watches "
-                    f"{', '.join(meter.selection.watched)}"
-                )
-            keys[name].append(((layer, int(call)), int(width), dtype))
+    """Fill the live streams from `state_dict`, or leave them as they are where the state is another's."""
+    if not hasattr(state, "keys") or not set(_OPTIONS) <= set(state.keys()):
+        raise not_a_state(state)
+    keys = {name: list(_saved_layers(state, name)) for name in meter._streams}
+    _check_same(meter, state, {key[0]: width for made in keys.values() for key, width, _ in made})
     for name, stream in meter._streams.items():
         for key, width, dtype in keys[name]:
             stream.allocate(key, width, dtype)
@@ -189,3 +181,32 @@ def load_state_dict(meter: CollapseMeter, state: Mapping[str, np.ndarray[Any, An
             if f"{name}/{variable.name}" in state:
                 variable.assign(state[f"{name}/{variable.name}"])
         stream.resume()
+
+
+def _saved_layers(
+    state: Mapping[str, np.ndarray[Any, Any]], stream: str
+) -> Iterator[tuple[Key, int, str]]:
+    for number in itertools.count():
+        if f"{stream}/{number}" not in state:
+            return
+        layer, call, width, dtype = state[f"{stream}/{number}"].tolist()
+        yield (layer, int(call)), int(width), dtype
+
+
+def _check_same(
+    meter: CollapseMeter, state: Mapping[str, np.ndarray[Any, Any]], counted: dict[str, int]
+) -> None:
+    """Raise unless the state is of these layers and options."""
+    watched = meter.selection.watched
+    before = set(counted) <= set(watched)  # states did not always say what was watched
+    layers = state["watched"].tolist() if "watched" in state else watched if before else [*counted]
+    check_same(
+        {option: int(state[option]) for option in _OPTIONS} | {"layers": layers},
+        {option: getattr(meter.settings, option) for option in _OPTIONS} | {"layers": watched},
+    )
+    head, widths = meter.selection.head_layer, {}
+    if meter.selection.head is not None and head is not None and head.built:
+        widths[meter.selection.head] = int(head.input_spec.axes[-1])
+    for stream in meter._streams.values():
+        widths |= {layer: int(made.rows.shape[1]) for (layer, _), made in stream.layers.items()}
+    check_widths(counted, widths)

@@ -48,6 +48,8 @@ def batches_of(data: Any, batch_size: int) -> Iterable[Any]:
     if not isinstance(data, tuple) or len(data) not in (2, 3):
         return data  # type: ignore[no-any-return]  # what is no iterable is refused by name later
     x, y = data[:2]
+    if y is None:
+        raise ValueError("observe got labels that are None: pass (x, y), or batches of both")
     rows = len(tree.flatten(x)[0])
 
     def cut(start: int) -> tuple[Any, Any]:
@@ -68,9 +70,11 @@ def inputs_and_labels(item: Any, meter: CollapseMeter) -> tuple[Any, Any]:
     """
     if isinstance(item, tuple | list) and len(item) == 3:
         item = item[:2]
-    if meter.labels is not None and not (isinstance(item, tuple | list) and len(item) == 2):
-        item = (item, None)
-    x, y, _ = split(item)
+    if meter.labels is None:
+        x, y, _ = split(item)
+    else:  # it says where they are, among the inputs too
+        pair = isinstance(item, tuple | list) and len(item) == 2
+        x, y = item if pair else (item, None)
     return x, given_labels(x, y, meter.labels)
 
 

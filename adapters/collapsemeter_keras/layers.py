@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import keras
 
-from collapsemeter.selection import listed, matching, why_skipped
+from collapsemeter.selection import listed, matching, unfit_head, unknown_head, why_skipped
 
 Layer: TypeAlias = keras.layers.Layer
 Predicate = Callable[[str, Layer], bool]
@@ -123,7 +123,7 @@ def select(
     named = named_layers(model)
     hidden = _hidden(named)
     chosen = Selection()
-    chosen.head, chosen.head_layer = _find_head(named, hidden, head, num_classes)
+    chosen.head, chosen.head_layer = _find_head(named, hidden, head, num_classes, chosen.skipped)
     automatic = isinstance(layers, str) and layers == "auto"
     if automatic:
         _choose_blocks(model, named, hidden, chosen)
@@ -138,7 +138,9 @@ def select(
         if name in hidden:
             raise ValueError(f"layer {name!r} {hidden[name]}")
     for name, layer in named.items():
-        if name not in chosen.watched:
+        if name in chosen.layers:
+            chosen.skipped.pop(name, None)
+        elif name != chosen.head:
             reason = hidden.get(name) or why_skipped(
                 name,
                 chosen.layers,
@@ -177,13 +179,14 @@ def _find_head(
     hidden: dict[str, str],
     head: str | None,
     num_classes: int | None,
+    skipped: dict[str, str],
 ) -> tuple[str | None, keras.layers.Dense | None]:
     if head is None:
         return None, None
     if head != "auto":
         layer = named.get(head)
         if layer is None:
-            raise ValueError(f"head={head!r} is not a layer of the model; it has {listed(named)}")
+            raise unknown_head(head, named)
         if not isinstance(layer, keras.layers.Dense):
             raise ValueError(
                 f"head={head!r} is a {type(layer).__name__}: name a Dense layer, or pass head=None"
@@ -192,10 +195,17 @@ def _find_head(
     outputs = {num_classes} if num_classes is not None else None
     if num_classes == 2:
         outputs = {1, 2}  # one logit decides between two classes
-    for name, layer in reversed(named.items()):
-        dense = isinstance(layer, keras.layers.Dense) and name not in hidden
-        if dense and (outputs is None or layer.units in outputs):
+    dense = {
+        name: layer
+        for name, layer in reversed(named.items())
+        if isinstance(layer, keras.layers.Dense) and name not in hidden
+    }
+    for name, layer in dense.items():
+        if outputs is None or layer.units in outputs:
             return name, layer
+    if num_classes is not None and dense:
+        name, layer = next(iter(dense.items()))
+        skipped[name] = unfit_head(name, int(layer.units), num_classes)
     return None, None
 
 

@@ -23,6 +23,7 @@ from collapsemeter.report import TABLE
 from collapsemeter.selection import classes_of, description
 from collapsemeter.settings import Settings
 from collapsemeter.sketch import SKETCH_ROWS
+from collapsemeter.suggest import did_you_mean
 from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 from collapsemeter.terminal import say
 from collapsemeter.warning import warn
@@ -156,6 +157,11 @@ class CollapseMeter(keras.callbacks.Callback):
         verbose: bool = True,
     ) -> None:
         super().__init__()
+        if isinstance(layers, keras.Model):
+            raise ValueError(
+                f"layers is the model {layers.name!r}: the meter gets its model from fit, evaluate or observe; pass "
+                "callbacks=[CollapseMeter()], or call collapsemeter.watch(model)"
+            )
         self._asked = (layers, head, num_classes)
         self._options: dict[str, Any] = {
             "reduction": reduction,
@@ -465,7 +471,7 @@ class CollapseMeter(keras.callbacks.Callback):
         if (layer, call) not in found.layers or not found.batches_seen():
             raise ValueError(
                 f"layer {layer!r} has counted nothing (call {call}); watched are "
-                f"{', '.join(self.selection.watched)}"
+                f"{', '.join(self.selection.watched)}{did_you_mean(layer, self.selection.watched)}"
             )
         return found.tally((layer, call)).moments(_PHASES[stream])
 
@@ -601,6 +607,7 @@ def _known(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
         if name not in METRICS:
             raise ValueError(
                 f"log_metrics={name!r}: no metric has that name; choose of {', '.join(METRICS)}"
+                f"{did_you_mean(name, METRICS)}"
             )
     return chosen
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from collapsemeter.batches import require_labels
 from collapsemeter.warning import warn
 
 from . import compiled
@@ -40,6 +41,7 @@ class Batch:
         self._complete = False  # every row is known to have a class
         self._device = device_of(meter._root)
         if due:  # by the budget; of a batch that is not, nothing is looked at
+            require_labels(labels)
             known = meter.num_classes, meter.settings.ignore_index
             self._complete = are_classes(labels, *known)
             self._labels = (

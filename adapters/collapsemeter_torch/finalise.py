@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from collapsemeter import CollapseReport, Head, LayerReport
 from collapsemeter.finalise import Tally, layer_report
 from collapsemeter.measuring import undefined_report
 from collapsemeter.moments import Phase
+from collapsemeter.resuming import check_same, check_widths, not_a_state
 
 from . import compiled
 from .device import LayerState, device_of
@@ -200,12 +202,15 @@ def _waiting(state: LayerState) -> list[Tensor]:
     return [rows.cpu().clone(), labels.cpu(), torch.from_numpy(numbers)]
 
 
-def state_dict(store: Store, steps: list[int], num_classes: int) -> dict[str, Any]:
+def state_dict(
+    store: Store, steps: list[int], num_classes: int, watched: list[str]
+) -> dict[str, Any]:
     """Return a store as tensors and plain values, which ``torch.load(weights_only=True)`` reads."""
     store.flush_decisions()
     return {
         "version": STATE_VERSION,
         "num_classes": num_classes,
+        "watched": list(watched),
         "expected": store.expected,
         "batches": store.batches,
         "next_row": store.next_row,
@@ -241,55 +246,22 @@ def state_dict(store: Store, steps: list[int], num_classes: int) -> dict[str, An
 
 
 def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> list[int]:
-    """Fill a store from `state_dict`; return the steps."""
-    version = state.get("version")
+    """Fill a store from `state_dict`, or leave it as it is where the state is another's; return the steps."""
+    if not isinstance(state, Mapping) or not {"version", "num_classes", "layers"} <= state.keys():
+        raise not_a_state(state)
+    version = state["version"]
     if version != STATE_VERSION:
         raise ValueError(
             f"the state has version {version}, this collapsemeter reads {STATE_VERSION}: "
             "upgrade collapsemeter, or start from reset()"
         )
-    if state["num_classes"] != meter.num_classes:
-        raise ValueError(
-            f"the state counts {state['num_classes']} classes, this meter {meter.num_classes}"
-        )
-    sizes, due = (
-        {len(saved["ids"]) - 1 for saved in state["predictions"]},
-        meter.settings.sample_sizes,
-    )
-    sizes |= {len(saved["tensors"]["sample_ids"]) - 1 for saved in state["layers"]}
-    if not sizes <= set(due):
-        raise ValueError(
-            f"the state keeps samples of {sorted(sizes)} rows, this meter of {sorted(due)}: "
-            "pass the same sample_rows="
-        )
-    _check_sketches(meter, state["layers"])
-    store.clear()
+    _check_same(meter, store, state)
     device = device_of(meter._root)
-    for saved in state["layers"]:
-        tensors: dict[str, Tensor] = saved["tensors"]
-        rows = torch.empty(
-            0, tensors["shift"].shape[1], dtype=tensors["shift"].dtype, device=device
-        )
-        size = tensors["sample_rows"].shape[0] - 1
-        layer = LayerState(
-            rows,
-            meter.num_classes,
-            saved["kind"],
-            size,
-            sketch_rows=meter.settings.sketch_rows,
-            seed=meter.settings.seed,
-            ignore_index=meter.settings.ignore_index,
-            propagate=meter.settings.propagate,
-        )
-        if saved["waiting"]:
-            rows, labels, numbers = saved["waiting"]
-            layer.gathered.put(
-                rows.to(device), labels.to(device, copy=True), numbers.clone().numpy()
-            )
-        layer.feature_dtype = saved["feature_dtype"]
-        for name, tensor in layer.tensors().items():
-            tensor.copy_(tensors[name])
-        store.layers[saved["layer"], saved["call"]] = layer
+    layers = {
+        (saved["layer"], saved["call"]): _loaded(meter, saved, device) for saved in state["layers"]
+    }
+    store.clear()
+    store.layers |= layers
     for saved in state["predictions"]:
         decisions = PredictionState(device, len(saved["ids"]) - 1)
         decisions.ids.copy_(saved["ids"])
@@ -301,6 +273,54 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
     store.next_row, store.degraded = state["next_row"], dict(state["degraded"])
     store.partial = {(layer, call): rows for layer, call, rows in state["partial"]}
     return list(state["steps"])
+
+
+def _loaded(meter: CollapseMeter, saved: dict[str, Any], device: torch.device) -> LayerState:
+    """Make the state of a layer from what was saved of it."""
+    tensors: dict[str, Tensor] = saved["tensors"]
+    shift, settings = tensors["shift"], meter.settings
+    layer = LayerState(
+        torch.empty(0, shift.shape[1], dtype=shift.dtype, device=device),
+        meter.num_classes,
+        saved["kind"],
+        tensors["sample_rows"].shape[0] - 1,
+        sketch_rows=settings.sketch_rows,
+        seed=settings.seed,
+        ignore_index=settings.ignore_index,
+        propagate=settings.propagate,
+    )
+    if saved["waiting"]:
+        rows, labels, numbers = saved["waiting"]
+        layer.gathered.put(rows.to(device), labels.to(device, copy=True), numbers.clone().numpy())
+    layer.feature_dtype = saved["feature_dtype"]
+    for name, tensor in layer.tensors().items():
+        tensor.copy_(tensors[name])
+    return layer
+
+
+def _check_same(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> None:
+    """Raise unless the state is of these layers and classes, and rows to come are kept as those before."""
+    watched, widths = meter.selection.watched, {}
+    counted = {saved["layer"]: saved["tensors"]["shift"].shape[1] for saved in state["layers"]}
+    before = set(counted) <= set(watched)  # states did not always say what was watched
+    layers = state.get("watched", watched if before else list(counted))
+    check_same(
+        {"classes": state["num_classes"], "layers": layers},
+        {"classes": meter.num_classes, "layers": watched},
+    )
+    if meter.selection.head is not None and meter.selection.head_module is not None:
+        widths[meter.selection.head] = meter.selection.head_module.in_features
+    widths |= {name: layer.width for (name, _), layer in store.layers.items()}
+    check_widths(counted, widths)
+    due = meter.settings.sample_sizes
+    sizes = {len(saved["ids"]) - 1 for saved in state["predictions"]}
+    sizes |= {len(saved["tensors"]["sample_ids"]) - 1 for saved in state["layers"]}
+    if not sizes <= set(due):
+        raise ValueError(
+            f"the state keeps samples of {sorted(sizes)} rows, this meter of {sorted(due)}: "
+            "pass the same sample_rows="
+        )
+    _check_sketches(meter, state["layers"])
 
 
 def _check_sketches(meter: CollapseMeter, layers: list[dict[str, Any]]) -> None:

@@ -27,6 +27,11 @@ def _make_inert() -> Callable[..., None]:
     return _inert
 
 
+def recomputing() -> bool:
+    """Whether a backward pass is running: this forward is activation checkpointing's second one."""
+    return torch._C._current_graph_task_id() != -1
+
+
 class Hook:
     """A hook that holds its meter weakly, returns nothing, and is left out of copies."""
 
@@ -51,8 +56,7 @@ class Hook:
             return None
         if torch.compiler.is_compiling():
             return scope
-        # A graph task is running: this is activation checkpointing's second forward.
-        if torch._C._current_graph_task_id() != -1:
+        if recomputing():
             return None
         # A CUDA graph would run again without what the host does beside.
         if scope.device_type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -206,6 +210,6 @@ class RootPreHook(Hook):
         if scope is None:
             return
         if scope.done:
-            scope.again = True
+            scope.again |= torch.compiler.is_compiling() or not recomputing()
         elif not scope.anyway:
             scope.counted = module.training and torch.is_grad_enabled()

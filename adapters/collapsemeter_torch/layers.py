@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from collapsemeter.selection import listed, matching, why_skipped
+from collapsemeter.selection import listed, matching, unfit_head, unknown_head, why_skipped
 
 Predicate = Callable[[str, nn.Module], bool]
 Layers = Literal["auto"] | str | Iterable[str] | Predicate
@@ -128,7 +128,7 @@ def select(
     """
     named = named_layers(model)
     chosen = Selection()
-    chosen.head, chosen.head_module = _find_head(named, head, num_classes)
+    chosen.head, chosen.head_module = _find_head(named, head, num_classes, chosen.skipped)
     if isinstance(layers, str) and layers == "auto":
         chosen.automatic = True
         _choose_blocks(innermost(model), chosen)
@@ -140,7 +140,9 @@ def select(
     if chosen.head is not None:
         chosen.layers.pop(chosen.head, None)
     for name, module in named.items():
-        if name not in chosen.layers and name != chosen.head:
+        if name in chosen.layers:
+            chosen.skipped.pop(name, None)
+        elif name != chosen.head:
             why = why_skipped(
                 name,
                 chosen.layers,
@@ -166,14 +168,17 @@ def select(
 
 
 def _find_head(
-    named: dict[str, nn.Module], head: str | None, num_classes: int | None
+    named: dict[str, nn.Module],
+    head: str | None,
+    num_classes: int | None,
+    skipped: dict[str, str],
 ) -> tuple[str | None, nn.Linear | None]:
     if head is None:
         return None, None
     if head != "auto":
         module = named.get(head)
         if module is None:
-            raise ValueError(f"head={head!r} is not a module of the model; it has {listed(named)}")
+            raise unknown_head(head, named)
         if not isinstance(module, nn.Linear):
             raise ValueError(
                 f"head={head!r} is a {type(module).__name__}: name an nn.Linear, or pass head=None"
@@ -182,9 +187,13 @@ def _find_head(
     outputs = {num_classes} if num_classes is not None else None
     if num_classes == 2:
         outputs = {1, 2}  # one logit decides between two classes
-    for name, module in reversed(named.items()):
-        if isinstance(module, nn.Linear) and (outputs is None or module.out_features in outputs):
+    linear = {name: m for name, m in reversed(named.items()) if isinstance(m, nn.Linear)}
+    for name, module in linear.items():
+        if outputs is None or module.out_features in outputs:
             return name, module
+    if num_classes is not None and linear:
+        name, module = next(iter(linear.items()))
+        skipped[name] = unfit_head(name, module.out_features, num_classes)
     return None, None
 
 

@@ -26,7 +26,8 @@ from collapsemeter.reduction import Layout, Reduction, check_reduction, reductio
 from collapsemeter.selection import classes_of, description
 from collapsemeter.settings import Settings
 from collapsemeter.sketch import SKETCH_ROWS
-from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
+from collapsemeter.suggest import did_you_mean
+from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes
 from collapsemeter.terminal import say
 from collapsemeter.warning import warn
 
@@ -137,6 +138,15 @@ class CollapseMeter:
         sketch_rows: int = SKETCH_ROWS,
         verbose: bool = True,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            what = (
+                f"the class {model.__name__}"
+                if isinstance(model, type)
+                else f"a {type(model).__name__}"
+            )
+            raise ValueError(f"model is {what}: pass the nn.Module that is trained")
+        if num_classes is not None:
+            num_classes = check_num_classes(num_classes, least=2)
         self.budget = Budget(every, max_rows)
         self.selection = select(model, layers, head, num_classes)
         check_reduction(reduction, self.selection.watched)
@@ -451,7 +461,7 @@ class CollapseMeter:
         if state is None:
             raise ValueError(
                 f"layer {layer!r} has counted nothing (call {call}); watched are "
-                f"{', '.join(self.selection.watched)}"
+                f"{', '.join(self.selection.watched)}{did_you_mean(layer, self.selection.watched)}"
             )
         with self._lock:
             sums = state.host_sums()
@@ -473,7 +483,9 @@ class CollapseMeter:
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted as tensors and plain values, for ``torch.save``."""
         with self._lock:
-            return finalise.state_dict(self._live, self._steps, self.num_classes)
+            return finalise.state_dict(
+                self._live, self._steps, self.num_classes, self.selection.watched
+            )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`, also in the phase of ``every``; `overhead` begins anew.
@@ -481,7 +493,7 @@ class CollapseMeter:
         Raises
         ------
         ValueError
-            If it is of other classes or of a newer version.
+            If it is of other layers, widths or classes, of a newer version, or no state; nothing is loaded then.
         """
         self._steps = finalise.load_state(self, self._live, state)
 

@@ -206,7 +206,7 @@ def counted(*runs: int):
             (1, 1, 2),
             "layer 'block' was called 2 times in batch 3 and 1 times in those before: every batch",
         ),
-        ((), "observe got no batch from generator: pass (inputs, labels) pairs"),
+        ((), "observe got no batch from generator: what it held was taken before; make a new one"),
     ],
 )
 def test_calls_that_differ_are_refused(runs, message: str, tmp_path: Path) -> None:

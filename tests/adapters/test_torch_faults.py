@@ -195,6 +195,62 @@ def test_activation_checkpointing_counts_each_sample_once(reentrant, backward_in
     assert {layer.provenance["rows"] for layer in report.values()} == {36}
 
 
+class Nested(Checkpointed):
+    def forward(self, x):
+        def inner(x):
+            return checkpoint(self.block, x, use_reentrant=self.reentrant)
+
+        return self.fc(checkpoint(inner, x, use_reentrant=self.reentrant))
+
+
+class Forces(Checkpointed):
+    """Differentiates inside its forward, as models of molecules do: the block runs again before it ends."""
+
+    def forward(self, x):
+        energy = super().forward(x)
+        energy.sum().backward(inputs=None if self.reentrant else [x])
+        return energy.detach().requires_grad_()
+
+
+def in_one(net, x):
+    return net(x)
+
+
+def in_parts(net, x):
+    """Without the model's own forward nothing says where it ends."""
+    return net.fc(checkpoint(net.block, x, use_reentrant=net.reentrant))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "call"), [(Nested, in_one), (Forces, in_one), (Checkpointed, in_parts)]
+)
+def test_a_block_that_runs_again_inside_the_block_of_labels_counts_once(
+    kind, call, reentrant, autocast
+):
+    net = kind(reentrant)
+    meter = CollapseMeter(net, layers="block*", verbose=False)
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), meter.batch(Y):
+            call(net, torch.randn(12, 4, requires_grad=True)).sum().backward()
+    report = meter.compute()
+    assert not report.warnings
+    assert list(report) == ["block", "block.0", "block.1", "block.2", "block.3", "fc"]
+    assert {layer.provenance["rows"] for layer in report.values()} == {36}
+
+
+def test_a_whole_model_that_is_checkpointed_is_not_said_to_have_run_twice():
+    net = mlp()
+    meter = CollapseMeter(net, verbose=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with meter.batch(Y):
+            checkpoint(net, torch.randn(12, 4), use_reentrant=False).sum().backward()
+    assert not caught
+    assert {layer.provenance["rows"] for layer in meter.compute().values()} == {12}
+
+
 # 4
 
 

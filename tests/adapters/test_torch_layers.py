@@ -395,7 +395,7 @@ def test_names_patterns_and_predicates(layers, expected):
         ),
         (
             {"head": "classifier"},
-            "head='classifier' is not a module of the model; it has conv1, bn1",
+            "head='classifier' is not a layer of the model; it has conv1, bn1",
         ),
         ({"head": "layer1"}, "head='layer1' is a Sequential: name an nn.Linear, or pass head=None"),
         (

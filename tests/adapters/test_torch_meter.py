@@ -496,6 +496,38 @@ def test_autocast_does_not_reach_the_sums():
     assert meter.compute()["0"]["nc1_pinv"] == pytest.approx(truth["nc1_pinv"], rel=SUM_TOLERANCE)
 
 
+@pytest.mark.parametrize("count", [200, 5000])
+def test_autocast_does_not_reach_the_reduction(count):
+    """A reduction of the user's own is part of the measurement, not of the network."""
+    rows, labels = features(5, 8, spread=1e-2, offset=0.0)
+    more = -(-count // len(rows))
+    x, y = torch.tensor(rows).repeat(more, 1), torch.tensor(labels).repeat(more)
+    turn, _ = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    net = nn.Sequential(nn.Identity(), nn.Linear(8, 5))
+    meter = CollapseMeter(net, ["0"], reduction={"0": lambda x: x @ turn}, verbose=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16), meter.batch(y):
+        net(x)
+    truth = measure(ClassMoments.from_batch((x @ turn).numpy(), y.numpy(), 5))
+    found = meter.compute()["0"]
+    assert found.provenance["feature_dtype"] == "float32"
+    assert found["nc1_pinv"] == pytest.approx(truth["nc1_pinv"], rel=SUM_TOLERANCE)
+
+
+@pytest.mark.parametrize("scatter", ["class", "pooled"])
+def test_autocast_does_not_reach_the_products_of_a_graph(scatter):
+    rows, labels = features(5, 8, spread=1e-2, offset=0.0)
+    found = []
+    for autocast in (False, True):
+        net = nn.Sequential(nn.Identity(), nn.Linear(8, 5))
+        torch.compiler.reset()
+        compiled = torch.compile(net, backend="aot_eager")
+        meter = CollapseMeter(compiled, ["0"], scatter=scatter, verbose=False)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), meter.batch(labels):
+            compiled(torch.tensor(rows))
+        found.append(meter.compute()["0"]["nc1_pinv"])
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
 def test_the_users_matmul_precision_does_not_touch_the_result_and_stays():
     rows, labels = features(5, 8, spread=1e-3, offset=0.0)
     before = torch.backends.mkldnn.matmul.fp32_precision

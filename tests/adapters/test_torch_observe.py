@@ -101,10 +101,16 @@ def test_an_exception_restores_modes_and_hooks():
         ([], "observe got no batch from list: pass (inputs, labels) pairs"),
         (
             [X],
-            "observe got a Tensor: each batch is a pair (inputs, labels) or a dict with 'labels'",
+            "observe got a Tensor of shape (24, 4), and each batch is a pair (inputs, labels) or a dict with 'labels'",
         ),
-        ([(X, X, Y)], "observe got a tuple of length 3: each batch is a pair"),
-        ([{"x": X}], "observe got a dict: each batch is a pair"),
+        (
+            [(X, X, Y)],
+            "observe got a tuple of 3 (a Tensor of shape (24, 4), a Tensor of shape (24, 4), a Tensor of",
+        ),
+        (
+            [{"x": X}],
+            "observe got a dict with the keys 'x' and no 'labels': pass a pair (inputs, labels) for each batch",
+        ),
         ([(X, Y[:5])], "features of shape (24, 8) and labels have shape (5,)"),
     ],
 )

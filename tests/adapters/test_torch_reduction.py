@@ -160,7 +160,7 @@ def test_what_cannot_be_rows_is_refused():
     )
     refused(
         torch.randn(B + 1, D),
-        "features of shape (7, 8) and labels have shape (6,): expected one row of floats (d,) for each label",
+        "features of shape (7, 8) and labels have shape (6,): the layer ran on a batch of 7 and there are labels for 6",
     )
     refused(torch.zeros(B, D, dtype=torch.long), "features that are not floats")
     refused(torch.randn(B, D), "a list", reduction=lambda x: [x])

@@ -224,7 +224,7 @@ def test_what_went_wrong_is_saved_too():
             {},
             "the state has version 99, this collapsemeter reads 1: upgrade collapsemeter",
         ),
-        ({"num_classes": 5}, {}, "the state counts 5 classes, this meter 3"),
+        ({"num_classes": 5}, {}, "nothing was loaded: it has classes 5, this meter 3"),
         (
             {},
             {"sample_rows": 32},

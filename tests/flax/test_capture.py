@@ -319,7 +319,7 @@ def test_two_captures_in_one_step_do_not_meet():
             {"layers": "conv*"},
             "layers=['conv*']: 'conv*' matches no module; the model has first, second",
         ),
-        ({"head": "out"}, "head='out' is not a module of the model; it has first, second, fc"),
+        ({"head": "out"}, "head='out' is not a layer of the model; it has first, second, fc"),
         (
             {"layers": lambda name, kind: False, "head": None},
             "selects nothing of Mlp; its modules: first",

@@ -233,7 +233,11 @@ def test_a_second_pass_is_not_compiled_again(net):
     [
         ([], {}, "observe got no batch from list: pass (inputs, labels) pairs"),
         (42, {}, "observe got a int: pass an iterable of (inputs, labels) pairs"),
-        ([(IMAGES, LABELS, 1)], {}, "observe got a tuple of length 3: each batch is a pair"),
+        (
+            [(IMAGES, LABELS, 1)],
+            {},
+            "a int), and each batch is a pair",
+        ),
         ([(IMAGES, LABELS + 1)], {}, "label 4 at row 3 is outside 0..3 (num_classes=4)"),
         (BATCHES, {"phase": "live"}, "phase='live': choose 'frozen-eval' or 'frozen-train'"),
         (
