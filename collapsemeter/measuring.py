@@ -400,6 +400,8 @@ def _flags(
         "absent_classes": geometry.num_present < moments.num_classes,
         "single_sample_classes": bool((moments.counts == 1).any()),
         "nonfinite_rows": moments.nonfinite > 0,
+        "unlabelled_rows": moments.unlabelled > 0,
+        "mixed_rows": moments.mixed > 0,
     }
     return tuple(flag for flag, up in raised.items() if up)
 
@@ -425,6 +427,8 @@ def _provenance(
         "single_sample_classes": np.flatnonzero(moments.counts == 1).tolist(),
         "ignored_rows": moments.ignored,
         "nonfinite_rows": moments.nonfinite,
+        "unlabelled_rows": moments.unlabelled,
+        "mixed_rows": moments.mixed,
         "width": moments.width,
         "scatter": moments.kind,
         "sketch_rows": None if moments.sketch is None else len(moments.sketch),

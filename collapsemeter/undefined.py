@@ -30,6 +30,7 @@ REASONS: dict[str, str] = {
     "nonfinite_statistics": "the statistics hold NaN or Inf (a non-finite row was propagated, or a sum overflowed)",
     "out_of_range": "values beyond 1e75, or below 1e-75 in all (1e19 and 1e-14 in sums of float32): their squares leave "
     "the range of floats",
+    "mixed_labels": "most labels name several classes or parts of them",
     "degraded": "the measurement of this layer failed during training",
     "never_fired": "the layer never ran on a labelled batch",
     "rows_missing": "the layer saw fewer label rows than were given",
@@ -42,6 +43,8 @@ FLAGS: dict[str, str] = {
     "absent_classes": "classes without a row are left out of every mean over classes",
     "single_sample_classes": "some classes have one row: their variance counts as zero",
     "nonfinite_rows": "rows that hold NaN or Inf were left out, or propagated if that was asked for",
+    "unlabelled_rows": "rows whose one-hot label is all zeros were left out",
+    "mixed_rows": "rows whose label names several classes, or parts of them, were left out",
 }
 """What a flag of a layer cautions about; codes of `REASONS` are flags, too."""
 

@@ -14,6 +14,7 @@ from collapsemeter import CollapseReport, Head, LayerReport
 from collapsemeter.finalise import Tally, layer_report
 from collapsemeter.measuring import undefined_report
 from collapsemeter.moments import Phase
+from collapsemeter.sums import COUNTERS
 
 from . import compiled
 from .device import LayerState, device_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .meter import CollapseMeter
 
 STATE_VERSION = 1
+ADDED = ("unlabelled", "mixed")  # counters that older states lack
 
 
 def report(
@@ -95,7 +97,7 @@ def _states_of(store: Store, name: str) -> dict[int, LayerState | None]:
 
 def _is_empty(state: LayerState) -> bool:
     sums = state.sums
-    return not int(sums.counts.sum() + sums.ignored + sums.invalid + sums.nonfinite)
+    return not int(sums.counts.sum() + sum(getattr(sums, cause) for cause in COUNTERS))
 
 
 def _tally(store: Store, name: str, call: int, state: LayerState) -> Tally:
@@ -288,7 +290,8 @@ def load_state(meter: CollapseMeter, store: Store, state: dict[str, Any]) -> lis
             )
         layer.feature_dtype = saved["feature_dtype"]
         for name, tensor in layer.tensors().items():
-            tensor.copy_(tensors[name])
+            if name in tensors or name not in ADDED:
+                tensor.copy_(tensors[name])
         store.layers[saved["layer"], saved["call"]] = layer
     for saved in state["predictions"]:
         decisions = PredictionState(device, len(saved["ids"]) - 1)
