@@ -17,7 +17,7 @@ import numpy.typing as npt
 from .moments import ClassMoments, Phase
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, row_hashes
-from .sums import IGNORE_INDEX, ScatterKind, init
+from .sums import IGNORE_INDEX, MIXED, UNLABELLED, ScatterKind, init
 from .symmetric import add_product
 
 SORTED_ENTRIES = 2**24  # taken in the order of classes: of a thousand, a tile meets a few dozen
@@ -81,7 +81,8 @@ class Accumulator:
         ----------
         rows : (N, d) array
         labels : (N,) int64 array
-            0..C-1, or ``ignore_index``.
+            0..C-1, ``ignore_index``, or the code of a row that names no single class, as
+            `collapsemeter.labels.class_labels` returns them.
         """
         most = max(len(self._buffer), SORTED_ENTRIES // max(rows.shape[1], 1))
         for part in _parts(len(rows), most):
@@ -89,8 +90,11 @@ class Accumulator:
                 self._add_sorted(rows[part], labels[part])
 
     def _add_sorted(self, rows: npt.NDArray[Any], labels: Ints) -> None:
-        used = np.flatnonzero(labels != self.ignore_index)
-        self.sums.ignored += np.int64(len(labels) - len(used))
+        used = np.flatnonzero((labels >= 0) & (labels != self.ignore_index))
+        if len(used) < len(labels):
+            self.sums.ignored += np.count_nonzero(labels == self.ignore_index)
+            self.sums.unlabelled += np.count_nonzero(labels == UNLABELLED)
+            self.sums.mixed += np.count_nonzero(labels == MIXED)
         order = np.argsort(labels[used], kind="stable")
         numbers, self._next_row = self._next_row + order, self._next_row + len(used)
         places = used[order]

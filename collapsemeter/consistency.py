@@ -56,7 +56,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} have dtype {array.dtype}: pass real numbers")
         if name == "counts" and array.dtype.kind == "f" and (array != np.floor(array)).any():
             raise ValueError(f"{name} have dtype {array.dtype}: pass whole numbers")
-    for name in ("ignored", "nonfinite"):
+    for name in ("ignored", "nonfinite", "unlabelled", "mixed"):
         if not _natural(fields.get(name, 0)):
             raise ValueError(f"{name}={fields[name]!r} is no number of rows")
     if not isinstance(fields.get("feature_dtype", ""), str):

@@ -15,7 +15,7 @@ from .nc3 import Head
 from .nc4 import Decisions, decide
 from .report import LayerReport
 from .settings import Settings
-from .sums import Sums
+from .sums import COUNTERS, Sums
 
 Array = npt.NDArray[Any]
 
@@ -48,8 +48,8 @@ class Tally:
 
     def seen(self, propagate: bool) -> int:
         """Label rows that came by; a propagated row that is not finite is among the counts."""
-        left_out = int(self.sums.ignored) + int(self.sums.invalid)
-        left_out += 0 if propagate else int(self.sums.nonfinite)
+        causes = [cause for cause in COUNTERS if not (propagate and cause == "nonfinite")]
+        left_out = sum(int(getattr(self.sums, cause)) for cause in causes)
         return int(np.asarray(self.sums.counts, np.int64).sum()) + left_out
 
     def moments(self, phase: Phase) -> ClassMoments:
@@ -121,9 +121,17 @@ def layer_report(
     sums, notes = tally.sums, []
     if sums.invalid:
         notes.append(
-            f"layer {name!r} got {int(sums.invalid)} labels outside 0..{settings.num_classes - 1} that are not "
-            f"ignore_index={settings.ignore_index}: their rows were left out"
+            f"layer {name!r} got {int(sums.invalid)} labels that are none of the classes "
+            f"0..{settings.num_classes - 1} and not ignore_index={settings.ignore_index}: their rows were "
+            f"left out{_of_hinge(sums, settings)}"
         )
+    if 2 * int(sums.mixed) > due - int(sums.ignored) - int(sums.unlabelled):
+        notes.append(
+            f"layer {name!r} is not measured, because {int(sums.mixed)} of {due} labels name several classes "
+            "or parts of them (multi-label, smoothed or mixed): pass the class numbers from before they were "
+            "smoothed or mixed"
+        )
+        return undefined_report("mixed_labels", is_head), notes
     if sums.nonfinite and settings.nonfinite == "raise":
         raise ValueError(
             f"layer {name!r} gave {int(sums.nonfinite)} rows that hold NaN or Inf: pass "
@@ -136,6 +144,13 @@ def layer_report(
         name, moments, settings, head, tally.decisions(moments, decider)
     )
     return measured, notes + more
+
+
+def _of_hinge(sums: Sums, settings: Settings) -> str:
+    """Return what to do where all labels were -1 or 1, as far as the counts tell."""
+    if settings.num_classes > 2 or int(np.asarray(sums.counts)[0]):
+        return ""
+    return "; labels of -1 and 1 are passed as (labels + 1) // 2"
 
 
 def fits(head: Head | None, moments: ClassMoments) -> bool:
@@ -169,6 +184,19 @@ def moments_report(
         What to warn of.
     """
     notes = []
+    causes = (
+        (moments.unlabelled, "their one-hot label is all zeros"),
+        (moments.mixed, "their label names several classes or parts of them"),
+    )
+    left_out = [f"{rows} because {why}" for rows, why in causes if rows]
+    if left_out:
+        notes.append(f"layer {name!r}: rows were left out, {' and '.join(left_out)}")
+    binary = settings.num_classes == 2 and settings.ignore_index == -1
+    if binary and moments.ignored and not moments.counts[0]:
+        notes.append(
+            f"layer {name!r} has no row of class 0, and {moments.ignored} of label -1, which is "
+            "ignore_index: labels of -1 and 1 are passed as (labels + 1) // 2"
+        )
     if moments.kind == "sketch" and settings.scatter == "auto":
         notes.append(
             f"layer {name!r} is too wide for a scatter ({moments.width} features): a sketch of it was kept, so "

@@ -410,6 +410,8 @@ def _flags(
         "single_sample_classes": bool((moments.counts == 1).any()),
         "nonfinite_rows": moments.nonfinite > 0,
         rounding.CODE: rounding.displaced(errors),
+        "unlabelled_rows": moments.unlabelled > 0,
+        "mixed_rows": moments.mixed > 0,
     }
     return tuple(flag for flag, up in raised.items() if up)
 
@@ -436,6 +438,8 @@ def _provenance(
         "single_sample_classes": np.flatnonzero(moments.counts == 1).tolist(),
         "ignored_rows": moments.ignored,
         "nonfinite_rows": moments.nonfinite,
+        "unlabelled_rows": moments.unlabelled,
+        "mixed_rows": moments.mixed,
         "width": moments.width,
         "scatter": moments.kind,
         "sketch_rows": None if moments.sketch is None else len(moments.sketch),

@@ -24,20 +24,13 @@ from .namespace import NUMPY
 from .rounding import Rounding, merged
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
+from .sums import EPS as EPS
 from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, Sums, check_num_classes
 from .symmetric import add_product, mirror, mirrored
 
 Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
 Floats = npt.NDArray[np.float64]
 
-EPS: dict[str, float] = {
-    "float64": 2.0**-52,
-    "float32": 2.0**-23,
-    "float16": 2.0**-10,
-    "bfloat16": 2.0**-7,
-    "float8_e4m3fn": 2.0**-3,
-    "float8_e5m2": 2.0**-2,
-}
 HOST_CLASS_ENTRIES = 2**24  # 128 MB: the host affords more than a training step
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "sketch", "trace")  # from fine to coarse
 
@@ -63,8 +56,9 @@ class ClassMoments:
         What was measured: a training stream while weights moved, a frozen pass, or a theory.
     shards : frozenset of str
         The shards that were counted, so that none is counted twice.
-    ignored, nonfinite : int
-        Rows left out: label ``ignore_index``; NaN or Inf.
+    ignored, nonfinite, unlabelled, mixed : int
+        Rows left out: label ``ignore_index``; NaN or Inf; a one-hot label of zeros; a label of several
+        classes or of parts of them.
     means_low : (C, d) float64, optional
         What rounding took from ``means``: under a large offset it carries the digits that differ.
     sketch : (k, d) float64, optional
@@ -107,6 +101,8 @@ class ClassMoments:
     signs: Floats | None = None
     seeds: frozenset[int] = frozenset()
     rounding: Rounding | None = None
+    unlabelled: int = 0
+    mixed: int = 0
 
     def __post_init__(self) -> None:
         self._check(np.float32)
@@ -260,7 +256,8 @@ class ClassMoments:
         Parameters
         ----------
         features : (N, d) array_like of float
-        labels : (N,) array_like of int, or (N, C) one-hot
+        labels : (N,) or (N, 1) array_like of class numbers, or (N, C) one-hot
+            Whole numbers of any dtype. Rows that name no single class are left out and counted.
         num_classes : int
             C.
         scatter : {"auto", "class", "pooled", "sketch", "trace"}
@@ -306,7 +303,8 @@ class ClassMoments:
         kind = _kind(scatter, num_classes, width)
         hashes = None
         if kind == "sketch":
-            numbers = first_row - 1 + np.cumsum(bins != ignore_index)
+            usable = (bins >= 0) & (bins != ignore_index)
+            numbers = first_row - 1 + np.cumsum(usable)
             hashes = row_hashes(numbers, sketch_rows, seed, low_32_bits)
         with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf or NaN
             state = _sums.update(
@@ -375,6 +373,8 @@ class ClassMoments:
             shards=frozenset(shards),
             ignored=int(state.ignored),
             nonfinite=int(state.nonfinite),
+            unlabelled=int(state.unlabelled),
+            mixed=int(state.mixed),
             means_low=low,
             sketch=sketch,
             signs=signs,
@@ -488,6 +488,8 @@ class ClassMoments:
             shards=self.shards | other.shards,
             ignored=self.ignored + other.ignored,
             nonfinite=self.nonfinite + other.nonfinite,
+            unlabelled=self.unlabelled + other.unlabelled,
+            mixed=self.mixed + other.mixed,
             means_low=low,
             sketch=sketch,
             signs=signs,
@@ -628,6 +630,8 @@ class ClassMoments:
             "shards": sorted(self.shards),
             "ignored": self.ignored,
             "nonfinite": self.nonfinite,
+            "unlabelled": self.unlabelled,
+            "mixed": self.mixed,
             "seeds": sorted(self.seeds),
             "rows": self.rows,
         }
@@ -681,6 +685,8 @@ class ClassMoments:
                 shards=frozenset(listed(header["shards"])),
                 ignored=header["ignored"],
                 nonfinite=header["nonfinite"],
+                unlabelled=header.get("unlabelled", 0),  # older files lack both
+                mixed=header.get("mixed", 0),
                 seeds=frozenset(listed(header.get("seeds", []))),
                 rounding=Rounding.among(arrays),
             )
@@ -725,7 +731,7 @@ def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
 def _refuse_nonfinite(
     rows: npt.NDArray[Any], bins: npt.NDArray[np.int64], ignore_index: int
 ) -> None:
-    stray = np.flatnonzero(~np.isfinite(rows).all(axis=1) & (bins != ignore_index))
+    stray = np.flatnonzero(~np.isfinite(rows).all(axis=1) & (bins >= 0) & (bins != ignore_index))
     if len(stray):
         raise ValueError(
             f"row {stray[0]} of the features (label {bins[stray[0]]}) holds NaN or Inf: "

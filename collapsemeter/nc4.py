@@ -99,7 +99,8 @@ def decide(
         The final class means.
     features : (N, d) array_like of float
         Rows to decide on.
-    labels : (N,) array_like of int
+    labels : (N,) or (N, 1) array_like of class numbers, or (N, C) one-hot
+        As of `collapsemeter.ClassMoments.from_batch`; rows that name no single class are left out.
     head : Head, or its weight (C, d), or the pair (weight, bias), optional
         As `measure` takes it: the network's decision as :math:`\arg\max W h + b`.
     logits : (N, C) array_like, or predictions : (N,) array_like of int, optional
@@ -140,7 +141,7 @@ def decide(
         head.check_fit(moments.num_classes, moments.width)
     decided = _network_decision(rows, head, logits, predictions)
     centres = ClassCentres(moments) if centres is None else centres
-    usable = (bins != ignore_index) & _bounded(rows)
+    usable = (bins >= 0) & (bins != ignore_index) & _bounded(rows)
     usable[usable] = centres.known[bins[usable]]
     if not usable.all():
         rows, bins = rows[usable], bins[usable]

@@ -28,7 +28,20 @@ from .sketch import SKETCH_ROWS
 ScatterKind = Literal["class", "pooled", "sketch", "trace"]
 Nonfinite = Literal["skip", "raise", "propagate"]
 
+EPS: dict[str, float] = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "float8_e4m3fn": 2.0**-3,
+    "float8_e5m2": 2.0**-2,
+}
+
 IGNORE_INDEX = -100
+# Labels of rows that name no single class; within 32 bits, and no number that people use for something.
+UNLABELLED = -(2**30)  # a one-hot row of zeros
+MIXED = UNLABELLED - 1  # several classes, or parts of them
+COUNTERS = ("ignored", "nonfinite", "invalid", "unlabelled", "mixed")
 CLASS_SCATTER_ENTRIES = 2**20  # up to 8 MB in float64: every class keeps its own scatter
 MOST_CLASSES = 2**20  # more is rather something else: an id, a hash, a number of rows
 MOST_ENTRIES = 2**32  # of one array: 32 GiB in float64
@@ -49,8 +62,9 @@ class Sums:
         Sum of squared residual norms.
     scatter : (C, d, d) or (d, d) float, or None
         :math:`R^T R` of each class, of all rows, or not kept. Only the lower triangle counts.
-    ignored, nonfinite, invalid : scalar integers
-        Rows left out: label ``ignore_index``; NaN or Inf in the row; any other label outside 0..C-1.
+    ignored, nonfinite, invalid, unlabelled, mixed : scalar integers
+        Rows left out: label ``ignore_index``; NaN or Inf in the row; any other label outside 0..C-1;
+        label `UNLABELLED`; label `MIXED`.
     sketch : (k, d) float, or None
         Sketch of the residuals, see `collapsemeter.sketch`.
     signs : (k, C) float, or None
@@ -65,6 +79,8 @@ class Sums:
     ignored: Array
     nonfinite: Array
     invalid: Array
+    unlabelled: Array
+    mixed: Array
     sketch: Array | None = None
     signs: Array | None = None
 
@@ -187,8 +203,9 @@ def update(
     rows : (B, d) float array of any precision
         Features, one row per label.
     labels : (B,) integer array
-        Classes 0..C-1; rows labelled ``ignore_index`` are left out and counted, and so are rows with
-        any other label (`Sums.invalid`) and rows that hold NaN or Inf (`Sums.nonfinite`).
+        Classes 0..C-1; rows labelled ``ignore_index`` are left out and counted, and so are rows that
+        name no single class (`UNLABELLED`, `MIXED`), rows with any other label (`Sums.invalid`) and
+        rows that hold NaN or Inf (`Sums.nonfinite`).
     xp : Namespace
         The operations of the arrays' framework.
     propagate : bool
@@ -218,6 +235,7 @@ def update(
     num_classes = sums.counts.shape[0]
     rows = xp.to_float(rows)
     ignored = labels == ignore_index  # it may be a class's number, such as a padding token's
+    unlabelled, mixed = labels == UNLABELLED, labels == MIXED
     known = (labels >= 0) & (labels < num_classes) & ~ignored
     finite = xp.finite_rows(rows)
     used = known & finite
@@ -267,7 +285,9 @@ def update(
         scatter=scatter,
         ignored=xp.add(sums.ignored, xp.count(ignored)),
         nonfinite=xp.add(sums.nonfinite, xp.count(known & ~finite)),
-        invalid=xp.add(sums.invalid, xp.count(~known & ~ignored)),
+        invalid=xp.add(sums.invalid, xp.count(~(known | ignored | unlabelled | mixed))),
+        unlabelled=xp.add(sums.unlabelled, xp.count(unlabelled)),
+        mixed=xp.add(sums.mixed, xp.count(mixed)),
         sketch=sketch,
         signs=signs,
     )
@@ -302,15 +322,12 @@ def init(
     shape = scatter_shape(kind, num_classes, width)
     sketched = sketch_shapes(kind, num_classes, width, sketch_rows)
     _check_entries(num_classes, width, [(num_classes, width), shape, *sketched.values()])
-    zero = np.int64(0)
     return Sums(
         counts=np.zeros(num_classes, np.int64),
         shift=np.zeros((num_classes, width), dtype),
         sums=np.zeros((num_classes, width), dtype),
         squares=np.zeros(num_classes, dtype),
         scatter=None if shape is None else np.zeros(shape, dtype),
-        ignored=zero,
-        nonfinite=zero,
-        invalid=zero,
+        **dict.fromkeys(COUNTERS, np.int64(0)),
         **{name: np.zeros(shape, dtype) for name, shape in sketched.items()},
     )

@@ -33,6 +33,7 @@ REASONS: dict[str, str] = {
     "float32_sums_displaced": "sums in float32 may have lost every digit of this, because the first rows of a class "
     "lie far from the rest or the scatter is nearly singular: call reset() after such rows, or use observe(), which "
     "sums in float64",
+    "mixed_labels": "most labels name several classes or parts of them",
     "degraded": "the measurement of this layer failed during training",
     "never_fired": "the layer never ran on a labelled batch",
     "rows_missing": "the layer saw fewer label rows than were given",
@@ -47,6 +48,8 @@ FLAGS: dict[str, str] = {
     "nonfinite_rows": "rows that hold NaN or Inf were left out, or propagated if that was asked for",
     "float32_sums_displaced": "the first rows of a class lie far from the rest, so that rounding of sums in float32 "
     "may be more than 1% of a value: provenance float32_error has the bounds; observe() sums in float64",
+    "unlabelled_rows": "rows whose one-hot label is all zeros were left out",
+    "mixed_rows": "rows whose label names several classes, or parts of them, were left out",
 }
 """What a flag of a layer cautions about; codes of `REASONS` are flags, too."""
 

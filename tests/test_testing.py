@@ -555,6 +555,27 @@ class TakesIntegersOnly(ToyDriver):
         super().feed(features, labels)
 
 
+@sabotage("float_labels", "binary_labels")
+class RefusesFloats(ToyDriver):
+    def feed(self, features, labels):
+        if labels.dtype.kind == "f" and labels.shape[-1] != self.spec.num_classes:
+            raise TypeError("labels must be integers")
+        super().feed(features, labels)
+
+
+@sabotage("rows_of_zeros")
+class TakesZerosForTheFirstClass(ToyDriver):
+    def feed(self, features, labels):
+        super().feed(features, labels.argmax(1) if labels.dtype.kind == "f" else labels)
+
+
+@sabotage("rows_of_zeros")
+class DropsRowsOfZeros(ToyDriver):
+    def feed(self, features, labels):
+        kept = labels.any(axis=1)
+        super().feed(features[kept], labels[kept])
+
+
 @sabotage("column_labels")
 class TakesColumnsForTokens(ToyDriver):
     def feed(self, features, labels):

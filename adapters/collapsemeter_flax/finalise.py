@@ -17,7 +17,7 @@ from collapsemeter import ClassMoments, CollapseReport, Head, LayerReport
 from collapsemeter.finalise import Tally, layer_report
 from collapsemeter.moments import Phase
 from collapsemeter.sketch import derived_seed
-from collapsemeter.sums import Sums
+from collapsemeter.sums import COUNTERS, Sums
 from collapsemeter.warning import warn
 
 from .merging import merge
@@ -188,7 +188,7 @@ def _tally(parts: list[State], number: int) -> Tally:
     sums = Sums(
         **{
             name: sum(getattr(tally.sums, name) for tally in tallies)
-            for name in ("counts", "ignored", "nonfinite", "invalid")
+            for name in ("counts", *COUNTERS)
         },
         **dict.fromkeys(("shift", "sums", "squares", "scatter")),
     )
@@ -230,7 +230,7 @@ def _one_tally(part: State, number: int, checked: bool = True) -> Tally:
 
 def _host_sums(layer: LayerState, name: str, checked: bool) -> Sums:
     parts = {part.name: getattr(layer.sums, part.name) for part in fields(Sums)}
-    for counter in ("counts", "ignored", "nonfinite", "invalid"):
+    for counter in ("counts", *COUNTERS):
         if checked and np.any(np.asarray(parts[counter]) == FULL):
             raise ValueError(
                 f"layer {name!r} has counted 2^32 - 1 rows or more of a kind ({counter}), where "

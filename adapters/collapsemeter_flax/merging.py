@@ -12,7 +12,7 @@ from jax import Array
 
 from collapsemeter.sampling import mixed
 from collapsemeter.sketch import turning_keys
-from collapsemeter.sums import Sums
+from collapsemeter.sums import COUNTERS, Sums
 
 from .namespace import counted, product
 from .sample import joint_slots
@@ -166,9 +166,7 @@ def merged_sums(a: Sums, b: Sums, turn: tuple[Array, Array]) -> Sums:
         sums=jnp.where(joint, rest, totals),
         squares=a.squares + b.squares + sum((u * v).sum(axis=1) for u, v in products),
         scatter=_scatter(a.scatter, b.scatter, products),
-        ignored=counted(a.ignored, b.ignored),
-        nonfinite=counted(a.nonfinite, b.nonfinite),
-        invalid=counted(a.invalid, b.invalid),
+        **{cause: counted(getattr(a, cause), getattr(b, cause)) for cause in COUNTERS},
         sketch=sketch,
         signs=signs,
     )

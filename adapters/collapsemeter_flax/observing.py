@@ -15,7 +15,7 @@ from jax import Array
 
 from collapsemeter import CollapseReport
 from collapsemeter.batches import check_phase, no_batch, shown, split
-from collapsemeter.labels import class_labels
+from collapsemeter.labels import class_labels, host_array
 from collapsemeter.moments import Phase
 from collapsemeter.reduction import Reduction, check_reduction, reduction_of
 
@@ -26,7 +26,7 @@ from .layers import Layers, Selection
 from .nnx_models import abstract
 from .reduction import feature_rows
 from .state import State, init
-from .updating import label_shape, update
+from .updating import label_shape, token_labels, update
 
 # What models call the switch between training and evaluation, and its value in evaluation.
 MODES = {
@@ -111,10 +111,11 @@ def run(
 ) -> CollapseReport:
     """Pass every batch through a frozen model, and measure the layers selected, or chosen at the first."""
     state: State | None = None
+    tokens: dict[tuple[int, ...], bool] = {}  # whether labels of a shape are one for each token
     for item in shown(batches, progress):
         inputs, labels, mask = split(item)
         args, kwargs = frozen.arguments(inputs)
-        labels = np.asarray(labels)
+        labels = labels if isinstance(labels, np.ndarray | jax.Array) else host_array(labels)
         mask = None if mask is None else np.asarray(mask)
         if selection is None:
             selection = find(frozen.model, frozen.with_weights(args), kwargs, **chosen)
@@ -123,7 +124,15 @@ def run(
             features = frozen.features(selection, args, kwargs)
             state = first_state(features, labels, mask, classes, options)
         settings = state.spec.settings
-        class_labels(labels, settings.num_classes, ignore_index=settings.ignore_index)
+        if labels.shape not in tokens:
+            features = frozen.features(selection, args, kwargs)
+            tokens[labels.shape] = token_labels(labels.shape, features)
+        labels = class_labels(
+            labels,
+            settings.num_classes,
+            ignore_index=settings.ignore_index,
+            tokens=tokens[labels.shape],
+        )
         state = frozen.count(state, selection, args, kwargs, labels, mask)
     if state is None or selection is None:
         raise no_batch(batches)

@@ -16,7 +16,7 @@ from collapsemeter.moments import EPS
 from collapsemeter.reduction import Reduction, check_reduction, reduction_of
 from collapsemeter.settings import Settings
 from collapsemeter.state_files import CorruptStateError, read_state, write_state
-from collapsemeter.sums import ScatterKind, Sums, scatter_shape, sketch_shapes
+from collapsemeter.sums import COUNTERS, ScatterKind, Sums, scatter_shape, sketch_shapes
 
 from .sample import EMPTY
 
@@ -204,10 +204,8 @@ def _empty(spec: Spec) -> State:
             sums=jnp.zeros((classes, width), dtype),
             squares=jnp.zeros(classes, dtype),
             scatter=None if shape is None else jnp.zeros(shape, dtype),
-            # Three arrays, not one thrice: a donated buffer may be given only once.
-            ignored=jnp.zeros((), jnp.uint32),
-            nonfinite=jnp.zeros((), jnp.uint32),
-            invalid=jnp.zeros((), jnp.uint32),
+            # An array for each: a donated buffer may be given only once.
+            **{cause: jnp.zeros((), jnp.uint32) for cause in COUNTERS},
             **{name: jnp.zeros(size, dtype) for name, size in sketch.items()},
         )
         rows = jnp.zeros((spec.settings.sample_size(width), width), dtype)
@@ -309,6 +307,7 @@ def load(path: str | os.PathLike[str], like: State) -> State:
     leaves, tree = jax.tree.flatten(like)
     try:
         loaded = [arrays[f"leaf{i}"].reshape(s) for i, s in enumerate(header["shapes"])]
+        loaded = _with_added(loaded, like)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
     for old, new in zip(leaves, loaded, strict=True):
@@ -320,6 +319,21 @@ def load(path: str | os.PathLike[str], like: State) -> State:
             )
     state: State = jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in loaded])
     return state
+
+
+def _with_added(loaded: list[Any], like: State) -> list[Any]:
+    """Return the arrays of a file with the counters that older files lack, at zero."""
+    names = [str(path[-1]) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
+    added = [name in (".unlabelled", ".mixed") for name in names]
+    if len(loaded) != len(names) - sum(added):
+        return loaded
+    old = iter(loaded)
+    whole: list[Any] = []
+    for is_new in added:
+        whole.append(
+            np.zeros_like(whole[-1]) if is_new else next(old)
+        )  # after a counter of its shape
+    return whole
 
 
 def _described(spec: Spec) -> str:

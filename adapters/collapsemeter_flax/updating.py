@@ -13,7 +13,14 @@ from jax import Array
 
 from collapsemeter import sums
 from collapsemeter.batches import require_labels
-from collapsemeter.labels import class_labels
+from collapsemeter.labels import (
+    ArrayLabels,
+    check_dtype,
+    class_labels,
+    coded,
+    dtype_name,
+    host_array,
+)
 from collapsemeter.moments import EPS
 from collapsemeter.sketch import row_hashes
 from collapsemeter.suggest import did_you_mean
@@ -46,9 +53,11 @@ def update(
     state : State
     features : mapping of str to array
         What each layer gave, (B, d), (B, H, W, d), (B, T, d), ..., by the names of `init`.
-    labels : (B,) or (B, T) integers, or one-hot over a last axis of length C
-        ``ignore_index`` leaves a row out. Any other label outside 0..C-1 is counted and reported; so is
-        a soft label. Where the values are at hand, outside ``jit``, it raises.
+    labels : (B,), (B, 1) or (B, T) class numbers, or one-hot over a last axis of length C
+        Whole numbers of any dtype, such as the 0.0 and 1.0 of a binary loss. ``ignore_index`` leaves a
+        row out. Rows that name no single class (zeros, several ones, mixtures) are left out, counted and
+        reported; so is any other label that is no class, which raises where the values are at hand,
+        outside ``jit``.
     logits : (B, C) or (B, T, C) array, optional
         The network's own output, for NC4 of every layer: its decision is the largest. (B, 1) or (B,)
         between two classes: by the sign.
@@ -223,39 +232,45 @@ def _read_shape(
 ) -> tuple[tuple[int, ...], bool]:
     """Return the shape of one integer a row, and whether the labels are one-hot.
 
-    Integers whose last axis has length C may be both: they are one-hot unless a layer gave a row of
-    features for each of them. The shapes alone decide, as they must where a step is compiled.
+    Integers whose last axis has length C may be both: they are one-hot unless every layer gave a row of
+    features for each of them. Shapes and dtype alone decide, as they must where a step is compiled.
     """
     shape: tuple[int, ...] = labels.shape
-    tokens = len(shape) > 1 and any(
-        np.shape(leaf)[:-1] == shape
-        for value in features.values()
-        for leaf in jax.tree.leaves(value)
-    )
-    integers = labels.dtype.kind in "iu" or 0 in shape
-    one_hot = len(shape) > 1 and shape[-1] == num_classes and not (tokens and integers)
-    if not one_hot and not integers:
-        raise ValueError(
-            f"labels have dtype {labels.dtype} and shape {shape}: pass integer classes "
-            f"0..{num_classes - 1}, or one-hot rows of {num_classes}"
-        )
+    tokens = token_labels(shape, features)
+    integers = labels.dtype.kind in "iu"
+    one_hot = len(shape) > 1 and shape[-1] == num_classes >= 2 and not (tokens and integers)
     if not shape:
         raise ValueError("labels are one number: pass one label per row, shape (B,)")
+    if not one_hot:
+        check_dtype(dtype_name(labels.dtype), shape, num_classes)
     if one_hot or (len(shape) == 2 and shape[1] == 1 and not tokens):
         shape = shape[:-1]
     return shape, one_hot
+
+
+def token_labels(labels: tuple[int, ...], features: Mapping[str, Any]) -> bool:
+    """Whether labels of this shape may be one for each token: every layer gave a row for each of them."""
+    shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(value)] for value in features.values()]
+    return len(labels) > 1 and all(
+        any(shape[:-1] == labels for shape in of_layer) for of_layer in shapes
+    )
 
 
 def _labels(labels: Any, features: Mapping[str, Any], spec: Spec) -> tuple[tuple[int, ...], Array]:
     """Return the labels' shape, (B,) or (B, T), and the labels as (N,) int32."""
     require_labels(labels)
     classes, ignored = spec.settings.num_classes, spec.settings.ignore_index
-    given = labels if isinstance(labels, Array | np.ndarray) else np.asarray(labels)
+    given = labels if isinstance(labels, Array | np.ndarray) else host_array(labels)
     shape, one_hot = _read_shape(given, features, classes)
     if _is_at_hand(labels):
-        class_labels(np.asarray(given), classes, ignore_index=ignored)
-    read = _of_one_hot if one_hot else _int32
-    return shape, read(given, classes, ignored).reshape(-1)
+        tokens = token_labels(given.shape, features)
+        found = class_labels(given, classes, ignore_index=ignored, tokens=tokens)
+    else:
+        found = coded(given, classes, ignored, JAX_LABELS, one_hot=one_hot)
+    return shape, jnp.asarray(found, jnp.int32).reshape(-1)
+
+
+JAX_LABELS = ArrayLabels(jnp, jnp.int32)
 
 
 def _is_at_hand(labels: Any) -> bool:
@@ -265,30 +280,6 @@ def _is_at_hand(labels: Any) -> bool:
     if isinstance(labels, Array):
         return labels.is_fully_addressable and all(d.platform == "cpu" for d in labels.devices())
     return True
-
-
-def _stray(num_classes: int, ignore_index: int) -> int:
-    """A label that is neither a class nor ``ignore_index``: its row is counted as invalid."""
-    return num_classes if ignore_index != num_classes else num_classes + 1
-
-
-def _of_one_hot(given: Any, num_classes: int, ignore_index: int) -> Array:
-    array = jnp.asarray(given)
-    exact = ((array == 0) | (array == 1)).all(axis=-1) & (array.sum(axis=-1) == 1)
-    return jnp.where(exact, array.argmax(axis=-1), _stray(num_classes, ignore_index)).astype(
-        jnp.int32
-    )
-
-
-def _int32(given: Any, num_classes: int, ignore_index: int) -> Array:
-    """Narrow integers of any width; what does not fit is a stray label, never another class."""
-    xp = np if isinstance(given, np.ndarray) else jnp
-    if given.dtype.itemsize >= 4 and given.dtype != np.int32:
-        beyond = given > np.iinfo(np.int32).max
-        if given.dtype.kind == "i":
-            beyond |= given < np.iinfo(np.int32).min
-        given = xp.where(beyond, _stray(num_classes, ignore_index), given)
-    return jnp.asarray(given.astype(np.int32))
 
 
 def _decided(logits: Any, labels: tuple[int, ...], num_classes: int) -> Array:

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 from keras.src.backend.common.masking import get_keras_mask  # JAX has it elsewhere than the tensor
 
+from collapsemeter.labels import check_dtype, coded
 from collapsemeter.settings import Settings
 
 from .operations import COUNT, Tensor
@@ -112,41 +113,65 @@ def given_labels(x: Any, y: Any, labels: Any, output: str | int | None = None) -
 def class_labels(y: Tensor, y_pred: Tensor, settings: Settings) -> Tensor:
     """Return integer labels, (B,) or (B, T, ...), whatever form the loss takes them in.
 
-    One-hot rows, which have the shape of the scores, name their class; a row that is not one-hot, such
-    as a mixture of two, and a number that is no integer get a label that is no class and is counted as
-    such.
+    Class numbers are whole numbers of any dtype. One-hot rows, which have the shape of the scores, name
+    their class. A row that names no single class, such as a mixture of two, gets a code, and any other
+    number that is not whole a label that is no class, see `collapsemeter.labels.coded`.
 
     Raises
     ------
     ValueError
-        If targets and scores do not fit each other.
+        If targets and scores do not fit each other, or the targets' dtype does not hold every class.
     """
     y = ops.stop_gradient(ops.convert_to_tensor(y))
     num_classes = settings.num_classes
-    no_class = num_classes + (settings.ignore_index == num_classes)
     axes, width = len(y.shape), y.shape[-1] if len(y.shape) else None
     scores = len(y_pred.shape)
-    if axes == scores and width == num_classes and y_pred.shape[-1] == num_classes:
-        hot = y == 1
-        pure = ops.all(hot | (y == 0), axis=-1) & (ops.sum(ops.cast(hot, "int32"), axis=-1) == 1)
-        return ops.where(pure, ops.argmax(ops.cast(hot, "int32"), axis=-1), no_class)
-    if axes == scores and width == 1:
-        y = ops.squeeze(y, axis=-1)
-    elif axes != scores - 1:
-        raise ValueError(
-            f"the targets have shape {tuple(y.shape)} and the scores {tuple(y_pred.shape)}: pass "
-            "integer classes or one-hot rows, or say where the labels are with labels="
-        )
-    dtype = keras.backend.standardize_dtype(y.dtype)
-    # Unsigned labels would not hold an ignore_index below zero, and uint8 not every class.
-    whole = ops.cast(y, "int32")
-    if dtype == "bool":
-        return whole
-    # What the cast changed is no class: a fraction, or a number beyond 32 bits, which wraps.
-    kept = ops.cast(whole, y.dtype) == y
-    if dtype.startswith("uint"):
-        kept = kept & (whole >= 0)
-    return ops.where(kept, whole, no_class)
+    one_hot = axes == scores and width == num_classes == y_pred.shape[-1]
+    if one_hot:
+        if keras.backend.standardize_dtype(y.dtype) == "bool":
+            y = ops.cast(y, "int32")  # TensorFlow compares no boolean with a number
+    else:
+        if axes == scores and width == 1:
+            y = ops.squeeze(y, axis=-1)
+        elif axes != scores - 1:
+            raise ValueError(
+                f"the targets have shape {tuple(y.shape)} and the scores {tuple(y_pred.shape)}: pass "
+                "integer classes or one-hot rows, or say where the labels are with labels="
+            )
+        check_dtype(keras.backend.standardize_dtype(y.dtype), tuple(y.shape), num_classes)
+    return coded(y, num_classes, settings.ignore_index, KERAS_LABELS, one_hot=one_hot)
+
+
+class KerasLabels:
+    """Keras' operations for `collapsemeter.labels.coded`."""
+
+    def integers(self, x: Tensor) -> Tensor:
+        return ops.cast(x, "int32")
+
+    def keeps(self, x: Tensor) -> bool:
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        return dtype in ("bool", "int8", "int16", "int32", "uint8", "uint16")
+
+    def same(self, whole: Tensor, x: Tensor) -> Tensor:
+        kept = ops.cast(whole, x.dtype) == x  # a number beyond 32 bits wraps
+        if keras.backend.standardize_dtype(x.dtype).startswith("uint"):
+            kept = kept & (whole >= 0)
+        return kept
+
+    def is_float(self, x: Tensor) -> bool:
+        return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)))
+
+    def where(self, condition: Tensor, a: Tensor | int, b: Tensor | int) -> Tensor:
+        return ops.where(condition, a, b)
+
+    def count_last(self, flags: Tensor) -> Tensor:
+        return ops.sum(ops.cast(flags, "int32"), axis=-1)
+
+    def place_last(self, flags: Tensor) -> Tensor:
+        return ops.cast(ops.argmax(ops.cast(flags, "int32"), axis=-1), "int32")
+
+
+KERAS_LABELS = KerasLabels()
 
 
 def without_masked(labels: Tensor, y_pred: Tensor, sample_weight: Any, ignore_index: int) -> Tensor:

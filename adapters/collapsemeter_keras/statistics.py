@@ -14,7 +14,7 @@ from keras import ops
 from collapsemeter.budget import Budget
 from collapsemeter.finalise import Tally
 from collapsemeter.settings import Settings
-from collapsemeter.sums import Sums, scatter_shape, sketch_shapes, update
+from collapsemeter.sums import COUNTERS, Sums, scatter_shape, sketch_shapes, update
 
 from .namespaces import namespace_of
 from .operations import (
@@ -124,12 +124,10 @@ class Stream(keras.metrics.Metric):
             "sums": (classes, width),
             "squares": (classes,),
             "scatter": scatter_shape(kind, classes, width),
-            "ignored": (),
-            "nonfinite": (),
-            "invalid": (),
+            **dict.fromkeys(COUNTERS, ()),
             **sketch_shapes(kind, classes, width, settings.sketch_rows),
         }
-        integers = ("counts", "ignored", "nonfinite", "invalid")
+        integers = ("counts", *COUNTERS)
         sums = {
             part: self._variable(shape, COUNT if part in integers else sums_dtype, f"{name}_{part}")
             for part, shape in shapes.items()

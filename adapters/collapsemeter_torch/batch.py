@@ -47,7 +47,7 @@ class Batch:
             self._labels = (
                 labels.detach().clone()
                 if self._complete
-                else label_tensor(labels, *known, self._device)
+                else label_tensor(labels, *known, self._device, mask)
             )
             self._mask = None if mask is None else to_device(torch.as_tensor(mask), self._device)
         self._scope: Scope | LeftOut | None = None

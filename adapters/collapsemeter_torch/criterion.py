@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .batch import Batch
@@ -27,7 +26,7 @@ class Pending:
 
     def add(self, hook: LayerHook, output: Any) -> None:
         """Keep a copy of a layer's output."""
-        copied = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), output)
+        copied = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), output)
         self.outputs.append((hook, copied))
 
     def take(self) -> list[tuple[LayerHook, Any]]:
@@ -69,13 +68,37 @@ class CriterionHook(Hook):
                 f"criterion {type(module).__name__} was called without labels as second argument or "
                 "target=: use `with meter.batch(labels):` instead"
             )
-        with meter.batch(labels):
-            scope = current_scope(meter._slot)
-            if not isinstance(scope, Scope):
-                return
-            for hook, output in waiting:
-                hook.guarded(meter, scope, output)
-            logits = args[0] if args else kwargs.get("input")
-            if isinstance(logits, torch.Tensor) and logits.ndim == scope.labels.ndim + 1:
-                # Loss modules take the classes on axis 1, however many positions follow.
-                HeadOutputHook(meter).guarded(meter, scope, logits.movedim(1, -1))
+        logits = args[0] if args else kwargs.get("input")
+        if isinstance(logits, Tensor):
+            logits, labels = of_one_logit(logits, labels)
+        if isinstance(module, nn.BCELoss) and isinstance(logits, Tensor):
+            logits = logits.detach() - 0.5  # of probabilities: a half decides, and not zero
+        try:
+            with meter.batch(labels):
+                scope = current_scope(meter._slot)
+                if not isinstance(scope, Scope):
+                    return
+                for hook, output in waiting:
+                    hook.guarded(meter, scope, output)
+                if isinstance(logits, Tensor) and logits.ndim == scope.labels.ndim + 1:
+                    # Loss modules take the classes on axis 1, however many positions follow.
+                    HeadOutputHook(meter).guarded(meter, scope, logits.movedim(1, -1))
+        except ValueError as error:  # the loop was not edited for us: it must not notice us either
+            meter._live.degrade(meter, "criterion=", error)
+
+
+def of_one_logit(logits: Tensor, labels: Any) -> tuple[Tensor, Any]:
+    """Return a binary loss's logits with their one column, and its labels without: it takes both in one shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> logits, labels = of_one_logit(torch.zeros(8, 1, 5), torch.ones(8, 1, 5))
+    >>> logits.shape, labels.shape
+    (torch.Size([8, 1, 5]), torch.Size([8, 5]))
+    """
+    if not isinstance(labels, Tensor) or labels.shape != logits.shape:
+        return logits, labels
+    if logits.ndim == 1:
+        return logits[:, None], labels
+    return (logits, labels[:, 0]) if logits.shape[1] == 1 else (logits, labels)

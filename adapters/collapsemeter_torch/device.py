@@ -16,6 +16,7 @@ from collapsemeter.namespace import block_rows
 from collapsemeter.sampling import low_32_bits
 from collapsemeter.sketch import SKETCH_ROWS, row_hashes
 from collapsemeter.sums import (
+    COUNTERS,
     IGNORE_INDEX,
     ScatterKind,
     Sums,
@@ -293,7 +294,7 @@ class LayerState:
         self.dtype = dtype
 
         def zeros(*size: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.zeros(*size, dtype=dtype, device=device)
+            return torch.zeros(size, dtype=dtype, device=device)
 
         self.ignore_index = ignore_index
         self.propagate = propagate
@@ -305,9 +306,7 @@ class LayerState:
             sums=zeros(num_classes, width),
             squares=zeros(num_classes),
             scatter=None if shape is None else zeros(*shape),
-            ignored=torch.zeros((), dtype=torch.int64, device=device),
-            nonfinite=torch.zeros((), dtype=torch.int64, device=device),
-            invalid=torch.zeros((), dtype=torch.int64, device=device),
+            **{cause: zeros(dtype=torch.int64) for cause in COUNTERS},
             **{
                 name: zeros(*size)
                 for name, size in sketch_shapes(kind, num_classes, width, sketch_rows).items()

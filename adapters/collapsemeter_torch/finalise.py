@@ -16,6 +16,7 @@ from collapsemeter.finalise import Tally, layer_report
 from collapsemeter.measuring import undefined_report
 from collapsemeter.moments import Phase
 from collapsemeter.resuming import check_same, check_widths, not_a_state
+from collapsemeter.sums import COUNTERS
 
 from . import compiled
 from .device import LayerState, device_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .meter import CollapseMeter
 
 STATE_VERSION = 1
+ADDED = ("unlabelled", "mixed")  # counters that older states lack
 
 
 def report(
@@ -97,7 +99,7 @@ def _states_of(store: Store, name: str) -> dict[int, LayerState | None]:
 
 def _is_empty(state: LayerState) -> bool:
     sums = state.sums
-    return not int(sums.counts.sum() + sums.ignored + sums.invalid + sums.nonfinite)
+    return not int(sums.counts.sum() + sum(getattr(sums, cause) for cause in COUNTERS))
 
 
 def _tally(store: Store, name: str, call: int, state: LayerState) -> Tally:
@@ -294,7 +296,8 @@ def _loaded(meter: CollapseMeter, saved: dict[str, Any], device: torch.device) -
         layer.gathered.put(rows.to(device), labels.to(device, copy=True), numbers.clone().numpy())
     layer.feature_dtype = saved["feature_dtype"]
     for name, tensor in layer.tensors().items():
-        tensor.copy_(tensors[name])
+        if name in tensors or name not in ADDED:
+            tensor.copy_(tensors[name])
     return layer
 
 

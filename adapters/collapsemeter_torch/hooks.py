@@ -181,6 +181,8 @@ class HeadOutputHook(CountingHook):
         rows = output.detach().flatten(0, -2)
         if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
             return  # not one decision per label: NC4 is absent, with its reason
+        if rows.shape[1] == 1 and meter.num_classes > 2:
+            return  # a score of something else
         # One logit decides between two classes by its sign.
         decided = rows.argmax(1) if rows.shape[1] > 1 else (rows[:, 0] > 0).to(torch.int64)
         scope.store.add_decisions(meter, scope, decided)

@@ -267,7 +267,10 @@ class CollapseMeter:
 
         Parameters
         ----------
-        labels : (B,) or (B, T) integer tensor or array, or one-hot
+        labels : (B,), (B, 1) or (B, T) tensor or array of class numbers, or one-hot (B, C)
+            Whole numbers of any dtype, such as the 0.0 and 1.0 of a binary loss. Rows that name no
+            single class are left out and counted. Integers (B, C) of 0 and 1 are one-hot where most rows
+            name one class; those of a sequence of C tokens need its ``mask``.
         mask : (B, T) tensor, optional
             Attention mask of a padded sequence.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from collapsemeter.budget import Clock
-from collapsemeter.labels import class_labels
+from collapsemeter.labels import check_dtype, class_labels, coded, dtype_name
 from collapsemeter.reduction import BatchError
 from collapsemeter.sampling import low_32_bits, reservoir_slots
 from collapsemeter.settings import Settings
@@ -326,7 +326,13 @@ def are_classes(labels: Any, num_classes: int, ignore_index: int) -> bool:
     return int(low) >= 0 and int(high) < num_classes
 
 
-def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch.device) -> Tensor:
+def label_tensor(
+    labels: Any,
+    num_classes: int,
+    ignore_index: int,
+    device: torch.device,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Return labels as int64 in memory of our own, which the loop does not write into.
 
     On the host they are checked and stay, others go to the model's device.
@@ -334,43 +340,71 @@ def label_tensor(labels: Any, num_classes: int, ignore_index: int, device: torch
     Parameters
     ----------
     labels : tensor or array_like
-        Integers of any shape, or one-hot over the last axis.
+        Class numbers of any shape and dtype, or one-hot over the last axis. Rows that name no single
+        class get a code, see `collapsemeter.labels.class_labels`.
     num_classes, ignore_index : int
     device : torch.device
+    mask : tensor, optional
+        Attention mask: labels of its shape are one for each token.
 
     Raises
     ------
     ValueError
-        As `collapsemeter.labels.class_labels`, for labels on the host. On another device a value out
-        of range is counted there and reported by ``compute``, so that no batch waits.
+        As `collapsemeter.labels.class_labels`, for labels on the host. On another device a value that is
+        no class is counted there and reported by ``compute``, so that no batch waits.
 
     Examples
     --------
     >>> label_tensor([[0, 1], [1, 0]], 2, -100, torch.device("cpu"))
     tensor([1, 0])
     """
-    if not isinstance(labels, Tensor) or labels.device.type == "cpu":
-        host = _array(labels) if isinstance(labels, Tensor) else labels
-        checked = class_labels(host, num_classes, ignore_index=ignore_index)
-        if checked.ndim == 2 and checked.shape[1] == 1:
-            checked = checked[:, 0]
-        return torch.from_numpy(checked)
-    labels = labels.detach()
-    if labels.ndim == 2 and labels.shape[1] == num_classes and labels.is_floating_point():
-        one_hot = ((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)
-        classes: Tensor = torch.where(one_hot, labels.argmax(1), -1)
-        return classes.to(device)
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)}: pass integer "
-            f"classes 0..{num_classes - 1}, or one-hot rows of {num_classes}"
-        )
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    moved: Tensor = labels.to(device, torch.int64, copy=True)
-    return moved
+    # Else nothing is known of the features, which come later.
+    tokens = True if mask is not None and np.shape(mask) == np.shape(labels) else None
+    if isinstance(labels, Tensor) and labels.device.type != "cpu":
+        coded = _on_device(labels.detach(), num_classes, ignore_index, tokens).to(device)
+    else:
+        checked = class_labels(labels, num_classes, ignore_index=ignore_index, tokens=tokens)
+        coded = torch.from_numpy(checked)
+    return coded[:, 0] if coded.ndim == 2 and coded.shape[1] == 1 else coded
 
 
-def _array(labels: Tensor) -> np.ndarray[Any, Any]:
-    labels = labels.detach()
-    return (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()  # NumPy has none
+def _on_device(labels: Tensor, num_classes: int, ignore_index: int, tokens: bool | None) -> Tensor:
+    """Code labels where they are, in memory of our own; without a look at them their shape decides."""
+    integers = not labels.is_floating_point() and labels.dtype != torch.bool
+    one_hot = labels.ndim >= 2 and labels.shape[-1] == num_classes >= 2
+    if integers:
+        one_hot = one_hot and labels.ndim == 2 and tokens is None
+    if not one_hot:
+        check_dtype(dtype_name(labels.dtype), tuple(labels.shape), num_classes)
+    if labels.is_floating_point() and labels.itemsize < 4:
+        labels = labels.float()  # not every operation has a form for narrow ones
+    found: Tensor = coded(labels, num_classes, ignore_index, TORCH_LABELS, one_hot=one_hot)
+    return found.clone() if found is labels else found
+
+
+class TorchLabels:
+    """PyTorch's operations for `collapsemeter.labels.coded`."""
+
+    def integers(self, x: Tensor) -> Tensor:
+        return x.to(torch.int64)
+
+    def keeps(self, x: Tensor) -> bool:
+        return not x.is_floating_point() and x.dtype != torch.uint64
+
+    def same(self, whole: Tensor, x: Tensor) -> Tensor:
+        return (whole.to(x.dtype) == x) & ((whole < 0) == (x < 0))
+
+    def is_float(self, x: Tensor) -> bool:
+        return x.is_floating_point()
+
+    def where(self, condition: Tensor, a: Tensor | int, b: Tensor | int) -> Tensor:
+        return torch.where(condition, a, b)
+
+    def count_last(self, flags: Tensor) -> Tensor:
+        return flags.sum(-1)
+
+    def place_last(self, flags: Tensor) -> Tensor:
+        return flags.to(torch.uint8).argmax(-1)
+
+
+TORCH_LABELS = TorchLabels()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..files import write_atomically
-from ..labels import class_labels
+from ..labels import are_tokens, class_labels
 from ..moments import Phase
 from ..nc3 import Head
 from ..plain import plain
@@ -118,7 +118,8 @@ class Writer:
         layers : mapping from name to (B, ...) array of float
             The same layers, of the same width and dtype, in every batch. Float dtypes are kept as they are,
             bfloat16 (of ml_dtypes) too.
-        labels : (B,) or (B, T) array_like of int
+        labels : (B,) or (B, T) array_like of class numbers, or one-hot
+            Rows that name no single class are written as `collapsemeter.sums.UNLABELLED` or ``MIXED``.
         predictions : array_like of int, shaped as the labels, optional
             The network's own decisions; or ``logits``, with the classes as one more axis.
 
@@ -129,8 +130,11 @@ class Writer:
         """
         if self._closed:
             raise ValueError(f"the dump in {self.folder} is closed: write before close")
-        rows = class_labels(labels, self._classes, ignore_index=self._ignore_index)
         batch = {name: plain(values, "features") for name, values in layers.items()}
+        tokens = are_tokens(np.shape(labels), [array.shape for array in batch.values()])
+        rows = class_labels(labels, self._classes, ignore_index=self._ignore_index, tokens=tokens)
+        if rows.shape[1:] == (1,) and not tokens:
+            rows = rows[:, 0]
         extras = {"labels": rows}
         if predictions is not None:
             extras["predictions"] = plain(predictions, "predictions")
@@ -149,7 +153,7 @@ class Writer:
         self, batch: Mapping[str, npt.NDArray[Any]], extras: Mapping[str, npt.NDArray[Any]]
     ) -> None:
         shape = extras["labels"].shape
-        for name, axes, kinds in (("predictions", 0, "iu"), ("logits", 1, _WRITTEN)):
+        for name, axes, kinds in (("predictions", 0, "iub"), ("logits", 1, _WRITTEN)):
             array = extras.get(name)
             if array is None:
                 continue

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from ..activations.manifest import Manifest
 from ..activations.remote import expand
-from ..labels import is_one_hot
 from ..memory import check_memory
 from ..nc3 import Head
 from ..settings import Settings
@@ -201,17 +202,18 @@ def _largest_label(shards: Sequence[Shard], cache: str, ignore_index: int) -> in
         at, features = shard.labels, next(iter(shard.layers.values())).array
         with OpenPiece(Piece(shard, 0, shard.samples), Counting(Settings(2)), cache) as opened:
             labels = opened.raw(at)
-        if labels.ndim == len(features.shape) == 2 < labels.shape[1] and is_one_hot(
-            labels, labels.shape[1]
-        ):
-            largest = max(largest, labels.shape[1] - 1)
+        if labels.ndim == len(features.shape) == 2 < labels.shape[1]:  # one-hot
+            largest = max(largest, labels.shape[1] - 1 if labels.any() else -1)
             continue
-        if labels.dtype.kind not in "iu":
+        if labels.dtype.kind not in "biuf":
             raise ValueError(
-                f"labels {at} have dtype {labels.dtype}: pass integers, or --num-classes for one-hot rows"
+                f"labels {at} have dtype {labels.dtype}: pass class numbers, or --num-classes for one-hot rows"
             )
         used = labels[labels != ignore_index]
-        largest = max(largest, int(used.max()) if used.size else -1)
+        top = used.max() if used.size else -1
+        if not np.isfinite(top):
+            raise ValueError(f"labels {at} hold {top}: pass class numbers, or --num-classes")
+        largest = max(largest, int(top))
     if largest < 0:
         raise ValueError("there is no labelled row: every label is ignored, or there is none")
     rows = sum(shard.samples for shard in shards)

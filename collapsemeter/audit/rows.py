@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..accumulate import widened
 from ..activations import ArrayFile
 from ..activations.remote import open_file
-from ..labels import class_labels
+from ..labels import are_tokens, class_labels
 from ..nc3 import argmax_or_none
 from ..reduction import Reduction, feature_rows
 from ..settings import Settings
@@ -107,7 +107,12 @@ class OpenPiece:
             found = self.raw(piece.shard.labels)
             try:
                 labels = class_labels(
-                    found, settings.num_classes, ignore_index=settings.ignore_index
+                    found,
+                    settings.num_classes,
+                    ignore_index=settings.ignore_index,
+                    tokens=are_tokens(
+                        found.shape, [at.array.shape for at in piece.shard.layers.values()]
+                    ),
                 )
             except ValueError as error:
                 first = piece.start + piece.shard.labels.offset

@@ -126,6 +126,8 @@ def _entry(name: str, moments: ClassMoments) -> dict[str, Any]:
         "shards": sorted(moments.shards),
         "ignored": moments.ignored,
         "nonfinite": moments.nonfinite,
+        "unlabelled": moments.unlabelled,
+        "mixed": moments.mixed,
         "seeds": sorted(moments.seeds),
     }
 
@@ -205,6 +207,8 @@ class SavedState:
             shards=frozenset(listed(entry["shards"])),
             ignored=entry["ignored"],
             nonfinite=entry["nonfinite"],
+            unlabelled=entry.get("unlabelled", 0),  # older files lack both
+            mixed=entry.get("mixed", 0),
             seeds=frozenset(listed(entry["seeds"])) if "sketch" in parts else frozenset(),
         )
         self._check_moments(entry, found)
@@ -215,7 +219,7 @@ class SavedState:
         name, shape = entry["name"], (entry["num_classes"], entry["width"])
         if found.means.shape != shape or shape[0] != self.key["num_classes"]:
             raise ValueError(f"layer {name!r} has moments of shape {found.means.shape}")
-        counted = found.rows + found.ignored
+        counted = found.rows + found.ignored + found.unlabelled + found.mixed
         if self.key["nonfinite"] != "propagate":
             counted += found.nonfinite
         due = sum(record.rows for record in self.shards)

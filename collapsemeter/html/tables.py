@@ -229,7 +229,8 @@ def compared(comparison: Comparison) -> Table:
 
 
 _LAYER_COLUMNS = ("rows", "ignored_rows", "nonfinite_rows", "classes_present", "width",
-                  "feature_dtype", "scatter", "between_rank", "nc4_rows", "nc4_sampled")  # fmt: skip
+                  "feature_dtype", "scatter", "between_rank", "nc4_rows", "nc4_sampled",
+                  "unlabelled_rows", "mixed_rows")  # fmt: skip
 
 
 def layer_origins(report: CollapseReport) -> Table | None:

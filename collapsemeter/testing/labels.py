@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..sums import MIXED, UNLABELLED
 from .case import attached, case, feed, quiet, turned_away
 from .driver import Batch, Case, Make, Spec
 from .oracle import Oracle, require
@@ -24,6 +25,45 @@ def one_hot_labels(make: Make) -> None:
         for features, labels in stream:
             driver.feed(features, np.eye(4, dtype=np.float32)[labels])
         Oracle(spec, stream).check(driver)
+
+
+@case(CASES)
+def float_labels(make: Make) -> None:
+    """Whole numbers are class numbers whatever their dtype: here float32."""
+    spec = spec_of()
+    stream = stream_of(spec)
+    with attached(make, spec) as driver:
+        for features, labels in stream:
+            driver.feed(features, labels.astype(np.float32))
+        Oracle(spec, stream).check(driver)
+
+
+@case(CASES)
+def binary_labels(make: Make) -> None:
+    """Labels 0.0 and 1.0 in a column, as a binary loss takes them, are two classes."""
+    spec = spec_of(num_classes=2)
+    stream = stream_of(spec, counts=(56, 40))
+    with attached(make, spec) as driver:
+        for features, labels in stream:
+            driver.feed(features, labels.astype(np.float32)[:, None])
+        Oracle(spec, stream).check(driver)
+
+
+@case(CASES)
+def rows_of_zeros(make: Make) -> None:
+    """A one-hot row of zeros names no class: it is left out and counted as such, and is not class 0."""
+    spec = spec_of()
+    stream = stream_of(spec).with_labels(slice(0, 96, 7), UNLABELLED)
+    with attached(make, spec) as driver, quiet():
+        for features, labels in stream:
+            one_hot = np.zeros((len(labels), 4), np.float32)
+            one_hot[labels >= 0, labels[labels >= 0]] = 1
+            driver.feed(features, one_hot)
+        report = Oracle(spec, stream).check(driver)
+        require(
+            any("label" in text for text in report.warnings),
+            "rows without a class were left out, and no warning of the report speaks of labels",
+        )
 
 
 @case(CASES)
@@ -63,16 +103,16 @@ def labels_out_of_range(make: Make) -> None:
 
 @case(CASES)
 def soft_labels(make: Make) -> None:
-    """Labels that are mixtures of classes (mixup) name no class: refused, or left out with a
-    warning, but not the largest part's class.
+    """Labels that are mixtures of classes (mixup) or several of them name no single class: refused, or
+    left out with a warning, but not the class of the first or the largest part.
     """
     spec = spec_of()
     stream = stream_of(spec)
-    unlabelled = stream.with_labels(slice(32, 64), -1)
-    first, mixed, *rest = stream
-    mixture = 0.7 * np.eye(4, dtype=np.float32)[mixed[1]] + np.float32(0.3 / 4)
-    given = [first, (mixed[0], mixture), *rest]
-    _refused_or_left_out(make, spec, unlabelled, given)
+    left_out = stream.with_labels(slice(32, 64), MIXED).with_labels([5, 70], MIXED)
+    first, mixed, *rest = ((features, np.eye(4, dtype=np.float32)[y]) for features, y in stream)
+    first[1][5], rest[0][1][70 - 64] = [1, 0, 1, 0], [0.5, 0.5, 0, 0]
+    mixture = 0.7 * mixed[1] + np.float32(0.3 / 4)
+    _refused_or_left_out(make, spec, left_out, [first, (mixed[0], mixture), *rest])
 
 
 @case(CASES)

@@ -15,11 +15,19 @@ from ..nc3 import Head
 from ..nc4 import decide
 from ..report import CollapseReport, LayerReport
 from ..sampling import reservoir_slots
+from ..sums import MIXED, UNLABELLED
 from .driver import Batch, Driver, Features, Labels, Spec
 
 Rows = npt.NDArray[np.float64]
 LOOSEST = 1e-4
-_COUNTED = ("rows", "ignored_rows", "nonfinite_rows", "classes_present")
+_COUNTED = (
+    "rows",
+    "ignored_rows",
+    "nonfinite_rows",
+    "unlabelled_rows",
+    "mixed_rows",
+    "classes_present",
+)
 _DESCRIBED = ("scatter", "sketch_rows", "feature_dtype", "phase")
 
 
@@ -54,7 +62,8 @@ def reduced(features: Features, labels: Labels) -> tuple[Rows, npt.NDArray[np.in
 class Oracle:
     """What the core says of batches: moments, and reports with and without the head.
 
-    Labels other than classes and ``ignore_index`` are rows left out, as if they had not been fed.
+    Labels other than classes, ``ignore_index``, and the codes of rows that name no single class are rows
+    left out, as if they had not been fed.
     """
 
     def __init__(self, spec: Spec, batches: Iterable[Batch]) -> None:
@@ -82,7 +91,7 @@ class Oracle:
         self, rows: Rows, labels: npt.NDArray[np.int64]
     ) -> tuple[Rows, npt.NDArray[np.int64]]:
         known = (labels >= 0) & (labels < self.spec.num_classes)
-        known |= labels == self.spec.settings.ignore_index
+        known |= np.isin(labels, (self.spec.settings.ignore_index, UNLABELLED, MIXED))
         return rows[known], labels[known]
 
     @property
@@ -122,7 +131,15 @@ class Oracle:
     def check_moments(self, found: ClassMoments) -> None:
         """Raise AssertionError unless the moments are right."""
         due, rtol = self.moments, self.rtol
-        for name in ("kind", "phase", "feature_dtype", "ignored", "nonfinite"):
+        for name in (
+            "kind",
+            "phase",
+            "feature_dtype",
+            "ignored",
+            "nonfinite",
+            "unlabelled",
+            "mixed",
+        ):
             a, b = getattr(found, name), getattr(due, name)
             require(a == b, f"the moments have {name}={a!r}, it should be {b!r}")
         _close("counts of the moments", found.counts, due.counts)

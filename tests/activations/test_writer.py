@@ -15,6 +15,7 @@ import collapsemeter as cm
 from collapsemeter.activations import Writer, open_arrays
 from collapsemeter.activations.manifest import RESERVED, Manifest, sha256_of_path
 from collapsemeter.audit import audit
+from collapsemeter.sums import MIXED, UNLABELLED
 
 
 def read_back(folder) -> dict[str, np.ndarray]:
@@ -75,6 +76,35 @@ def test_labels_of_tokens_and_one_hot_ones(tmp_path):
     with Writer(tmp_path / "o", num_classes=3) as writer:
         writer.write({"h": np.zeros((3, 5))}, np.eye(3))
     np.testing.assert_array_equal(read_back(tmp_path / "o")["labels"], [0, 1, 2])
+
+
+def test_labels_that_name_no_single_class_are_read_back_as_such(tmp_path):
+    labels = np.eye(4)[[0, 1, 2, 3, 3]]
+    labels[0], labels[2] = 0, [0.5, 0.5, 0, 0]
+    with Writer(tmp_path / "d", num_classes=4) as writer:
+        writer.write({"fc": np.eye(5)}, labels, predictions=np.zeros(5, bool))
+        writer.write(
+            {"fc": np.eye(5)}, np.array([[0.0], [1], [3], [2], [0]]), predictions=np.ones(5, bool)
+        )
+    found = read_back(tmp_path / "d")["labels"]
+    assert found.tolist() == [UNLABELLED, 1, MIXED, 3, 3, 0, 1, 3, 2, 0]
+    provenance = audit(str(tmp_path / "d"))["fc"].provenance
+    assert [provenance[name] for name in ("rows", "unlabelled_rows", "mixed_rows", "nc4_rows")] == [
+        8,
+        1,
+        1,
+        8,
+    ]
+
+
+def test_tokens_as_many_as_classes_are_written_as_they_are(tmp_path):
+    tokens = [[0, 1, 0], [1, 0, 0]]
+    with Writer(tmp_path / "t", num_classes=3) as writer:
+        writer.write({"h": np.zeros((2, 3, 5))}, tokens)
+    assert read_back(tmp_path / "t")["labels"].tolist() == tokens
+    with Writer(tmp_path / "o", num_classes=3) as writer:
+        writer.write({"h": np.zeros((2, 3, 5)), "pooled": np.zeros((2, 5))}, tokens)
+    assert read_back(tmp_path / "o")["labels"].tolist() == [1, 0]
 
 
 GOOD = {"fc": np.zeros((2, 3))}

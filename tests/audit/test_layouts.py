@@ -26,6 +26,8 @@ FORMS = {
     "int32": lambda y: y.astype(np.int32),
     "uint64": lambda y: y.astype(np.uint64),
     "column": lambda y: y[:, None],
+    "float32": lambda y: y.astype(np.float32),
+    "float16 column": lambda y: y[:, None].astype(np.float16),
     "one-hot": lambda y: np.eye(6)[y],
     "one-hot float16": lambda y: np.eye(6, dtype=np.float16)[y],
     "one-hot bool": lambda y: np.eye(6, dtype=bool)[y],
@@ -39,6 +41,46 @@ def test_labels_of_every_form(data, tmp_path, assert_report, form, classes):
     """Without a number of classes it is seen in the labels, one-hot ones too."""
     path = one_file(data, tmp_path, FORMS[form](data.labels))
     assert_report(audit(path, Options(num_classes=classes)), data.oracle(head=False))
+
+
+def test_rows_that_name_no_single_class_are_left_out_and_counted(data, tmp_path, assert_report):
+    """In two shards of two passes and a merge: zeros are not class 0, and several ones not the first."""
+    one_hot = np.eye(6, dtype=np.float32)[data.labels]
+    one_hot[::50], one_hot[1::80] = 0, 0.5
+    for i, part in enumerate(np.array_split(np.arange(400), 2)):
+        np.savez(
+            tmp_path / f"{i}.npz", conv=data.conv[part], fc=data.fc[part], labels=one_hot[part]
+        )
+    report = audit(str(tmp_path / "*.npz"))
+    kept = one_hot.max(axis=1) == 1
+    for layer, rows in (("conv", data.conv), ("fc", data.fc)):
+        m = cm.ClassMoments.from_batch(rows[kept], data.labels[kept], 6)
+        due = cm.measure(m, decisions=cm.decide(m, rows[kept], data.labels[kept]))
+        for metric in ("nc1_pinv", "ncc_accuracy"):
+            assert report[layer][metric] == pytest.approx(due[metric], rel=1e-12)
+        assert report[layer].per_class["count"].tolist() == m.counts.tolist()
+        found = report[layer].provenance
+        assert (found["unlabelled_rows"], found["mixed_rows"], found["nc4_rows"]) == (8, 5, 387)
+        assert set(report[layer].flags) >= {"unlabelled_rows", "mixed_rows"}
+    assert [text for text in report.warnings if "fc" in text] == [
+        "layer 'fc': rows were left out, 8 because their one-hot label is all zeros and 5 because their "
+        "label names several classes or parts of them"
+    ]
+
+
+def test_tokens_as_many_as_classes_are_not_one_hot(tmp_path):
+    """The features decide: (3, 3) labels of (3, 3, d) are tokens, of (3, d) one-hot rows."""
+    labels = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    np.savez(
+        tmp_path / "tokens.npz",
+        block=np.random.default_rng(0).normal(size=(3, 3, 4)),
+        labels=labels,
+    )
+    np.savez(tmp_path / "rows.npz", fc=np.random.default_rng(0).normal(size=(3, 4)), labels=labels)
+    tokens = audit(str(tmp_path / "tokens.npz"), Options(num_classes=3))
+    rows = audit(str(tmp_path / "rows.npz"), Options(num_classes=3))
+    assert tokens["block"].per_class["count"].tolist() == [6, 3, 0]
+    assert rows["fc"].per_class["count"].tolist() == [1, 1, 1]
 
 
 def test_labels_apart_for_each_shard(data, tmp_path, assert_report):
@@ -264,15 +306,20 @@ WRONG = {
                 "labels (400,) int64. Pass --labels NAME, or --labels FILE.", ["--labels", "y"]),
     "range": ({"labels": np.arange(400) % 7}, "label 6 at row 6 is outside 0..5", ["--num-classes", "6"]),
     "negative": ({"labels": np.arange(400) - 1}, "label -1 at row 0 is outside", []),
-    "float": ({"labels": np.ones(400)}, "have dtype float64: pass integers", []),
-    "float16": ({"labels": np.ones(400, np.float16)}, "labels have dtype float16", ["--num-classes", "6"]),
-    "bool": ({"labels": np.ones(400, bool)}, "have dtype bool: pass integers", []),
+    "fraction": ({"labels": np.full(400, 2.5)}, "label 2.5 at row 0 is no whole number", []),
+    "float16": ({"labels": np.full(400, 2.5, np.float16)}, "labels of dtype float16", ["--num-classes", "6"]),
+    "nan": ({"labels": np.full(400, np.nan)}, "hold nan: pass class numbers", []),
+    "bool": ({"labels": np.ones(400, bool)}, "labels have dtype bool", ["--num-classes", "6"]),
+    "hinge": ({"labels": np.where(np.arange(400) % 2, 1, -1)}, "pass (labels + 1) // 2", []),
+    "multi-label": ({"labels": np.ones((400, 3))}, "400 of 400 rows name several classes", []),
+    "logits as labels": ({"labels": np.full((400, 3), -7.5)}, "one-hot rows of 3, and hold -7.5", []),
     "short": ({"labels": np.zeros(399, int)}, "labels have 399 rows and the activations 400", []),
     "ignored": ({"labels": np.full(400, -100)}, "there is no labelled row: every label is ignored", []),
     "ignored uint8": ({"labels": np.full(400, 255, np.uint8)}, "there is no labelled row", ["--ignore-index", "255"]),
     "huge": ({"labels": np.arange(400) * 10**9}, "the largest label is 399000000000 and there are 400 rows", []),
     "square": ({"labels": np.zeros((400, 3), int)}, "layer 'conv' gave features of shape (400, 12) and labels "
-               "have shape (400, 3)", []),
+               "have shape (400, 3)", ["--num-classes", "6"]),
+    "zeros": ({"labels": np.zeros((400, 3), int)}, "there is no labelled row", []),
     "predictions": ({"predictions": np.zeros(400)}, "predictions 'predictions' of", []),
     "predictions short": ({"predictions": np.zeros(40, int)}, "predictions have 40 rows", []),
     "logits": ({"logits": np.zeros((400, 2, 3))}, "pass one row of C scores, or a single logit", []),

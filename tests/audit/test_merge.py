@@ -13,7 +13,7 @@ import pytest
 from collapsemeter import CorruptStateError
 from collapsemeter.audit import Options, Running, audit, map_files, merge_files
 from collapsemeter.audit.state import FORMAT, SavedState
-from collapsemeter.state_files import write_state
+from collapsemeter.state_files import read_state, write_state
 
 
 def mapped(files, folder, **options) -> list[str]:
@@ -36,6 +36,27 @@ def test_merged_states_give_what_an_audit_gives(data, tmp_path):
         other = merge_files(list(order), tmp_path / "o", Options(head=head))
         for layer, metric in itertools.product(("conv", "fc"), ("nc1_pinv", "nc2_etf_error")):
             np.testing.assert_allclose(other[layer][metric], due[layer][metric], rtol=1e-10)
+
+
+def test_states_hold_the_causes_and_those_without_them_load(data, tmp_path):
+    one_hot = np.eye(6)[data.labels]
+    one_hot[:3], one_hot[7] = 0, 0.5
+    for i, part in enumerate((slice(0, 200), slice(200, 400))):
+        np.savez(tmp_path / f"{i}.npz", fc=data.fc[part], labels=one_hot[part])
+    states = mapped([str(tmp_path / "0.npz"), str(tmp_path / "1.npz")], tmp_path / "S")
+    merged = merge_files(states, tmp_path / "m.state", Options())
+    provenance = merged["fc"].provenance
+    assert (provenance["unlabelled_rows"], provenance["mixed_rows"], provenance["rows"]) == (
+        3,
+        1,
+        396,
+    )
+    header, arrays = read_state(states[1], FORMAT)
+    for entry in header["layers"]:
+        del entry["unlabelled"], entry["mixed"]
+    write_state(states[1], header, arrays, FORMAT)
+    again = merge_files(states, tmp_path / "again.state", Options())
+    assert again.to_json(matrices=True) == merged.to_json(matrices=True)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz", "npy", "h5"])

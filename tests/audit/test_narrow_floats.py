@@ -58,3 +58,16 @@ def test_logits_of_another_byte_order_keep_their_digits(data, tmp_path):
     little, big = (audit(str(tmp_path / f"{order}.npz"))["fc"] for order in "<>")
     nearest = nearest_class(cm.ClassMoments.from_batch(data.fc, data.labels, 6), data.fc)
     assert big["nc4_agreement"] == little["nc4_agreement"] == (nearest == 2).mean()
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_labels_of_narrow_floats(dtype, shape):
+    labels = np.array([0, 1, 1, 0]).astype(dtype).reshape(shape)
+    assert cm.ClassMoments.from_batch(np.eye(4), labels, 2).counts.tolist() == [2, 2]
+    one_hot = np.eye(2)[[0, 1, 1]].astype(dtype)
+    assert cm.ClassMoments.from_batch(np.eye(3), one_hot, 2).counts.tolist() == [1, 2]
+    with pytest.raises(
+        ValueError, match=r"does not tell whole numbers above .* apart; pass integers"
+    ):
+        cm.ClassMoments.from_batch(np.eye(4), labels, 3000)

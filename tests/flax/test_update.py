@@ -22,7 +22,7 @@ from collapsemeter_flax.merging import _turn
 from collapsemeter_flax.namespace import FULL
 from collapsemeter_flax.namespace import counted as add_counts
 from collapsemeter_flax.sample import numbered, shares, slots_of
-from collapsemeter_flax.updating import _dtype_code
+from collapsemeter_flax.updating import _dtype_code, _labels
 
 EPS32 = EPS["float32"]
 # Sums of n residuals in float32 lose at most n eps of the sum of their magnitudes; the shift is within
@@ -199,10 +199,75 @@ def test_labels_come_as_column_one_hot_and_any_integer():
         np.eye(3, dtype=bool)[plain],
         np.eye(3, dtype=np.int64)[plain],
         *(plain.astype(dtype) for dtype in ("int8", "uint8", "uint32", "int64", "uint64")),
+        *(plain.astype(dtype) for dtype in ("float16", "float32", "float64", jnp.bfloat16)),
+        plain[:, None].astype(np.float32),
     ]
+    state = cf.init({"fc": 4}, 3)
     for labels in forms:
-        state = cf.update(cf.init({"fc": 4}, 3), {"fc": rows}, labels)
-        np.testing.assert_array_equal(state.layers[0].sums.counts, [1, 2, 1], err_msg=repr(labels))
+        for given in (labels, jnp.asarray(labels)):
+            found = cf.update(state, {"fc": rows}, given).layers[0].sums
+            np.testing.assert_array_equal(found.counts, [1, 2, 1], err_msg=repr(given))
+    for labels in map(jnp.asarray, forms):  # in a trace, where nobody looks at a value
+        found = jax.jit(lambda y: _labels(y, {"fc": rows}, state.spec)[1])(labels)
+        np.testing.assert_array_equal(found, plain, err_msg=repr(labels))
+
+
+def test_float_labels_of_a_binary_loss():
+    rows, plain = np.eye(4, dtype=np.float32), np.array([0, 1, 1, 0])
+    for dtype in (np.float32, jnp.bfloat16, bool):
+        for labels in (plain.astype(dtype), plain[:, None].astype(dtype)):
+            for update in (cf.update, jax.jit(cf.update)):
+                state = update(
+                    cf.init({"fc": 4}, 2),
+                    {"fc": rows},
+                    jnp.asarray(labels),
+                    logits=jnp.ones((4, 1)),
+                )
+                np.testing.assert_array_equal(state.layers[0].sums.counts, [2, 2])
+    assert cf.report(state)["fc"].provenance["nc4_rows"] == 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, bool])
+def test_rows_that_name_no_single_class_are_left_out_and_counted(dtype):
+    """All zeros are not class 0, and several ones not the first of them; traced or not."""
+    rows = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    labels = np.eye(3)[[0, 1, 2, 0, 1, 2, 2, 1]]
+    labels[2], labels[5] = 0, [1, 0, 1]
+    labels, kept = labels.astype(dtype), [0, 1, 3, 4, 6, 7]
+    empty = cf.init({"fc": 3}, 3)
+    for update in (cf.update, jax.jit(cf.update)):
+        state = update(empty, {"fc": rows}, jnp.asarray(labels))
+        sums = state.layers[0].sums
+        assert (int(sums.unlabelled), int(sums.mixed), int(sums.invalid)) == (1, 1, 0)
+        due = ClassMoments.from_batch(rows[kept], [0, 1, 0, 1, 2, 1], 3)
+        assert_moments(cf.to_moments(state)["fc"], due)
+        assert int(state.next_row) == 6
+    merged = cf.merge(state, state)
+    with pytest.warns(
+        RuntimeWarning, match="2 because their one-hot label is all zeros and 2 because"
+    ):
+        found = cf.report(merged)["fc"].provenance
+    assert (found["unlabelled_rows"], found["mixed_rows"]) == (2, 2)
+
+
+def test_a_file_without_the_counters_of_labels_loads(tmp_path):
+    rows = np.eye(3, dtype=np.float32)
+    labels = np.array([[1.0, 0], [0, 1], [0, 0]])
+    state = cf.update(cf.init({"fc": 3, "b": 3}, 2), {"fc": rows, "b": rows}, labels)
+    cf.save(state, tmp_path / "new.npz")
+    header, arrays = read_state(tmp_path / "new.npz")
+    names = [str(path[-1]) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    kept = [i for i, name in enumerate(names) if name not in (".unlabelled", ".mixed")]
+    assert len(kept) == len(names) - 4
+    header["shapes"] = [header["shapes"][i] for i in kept]
+    old = {f"leaf{new}": arrays[f"leaf{i}"] for new, i in enumerate(kept)}
+    write_state(tmp_path / "old.npz", header, old)
+    loaded = cf.load(tmp_path / "old.npz", like=state)
+    assert int(loaded.layers[0].sums.unlabelled) == 0
+    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(state), strict=True):
+        assert a.shape == b.shape
+    np.testing.assert_array_equal(loaded.layers[1].sums.counts, [1, 1])
+    assert int(cf.load(tmp_path / "new.npz", like=state).layers[1].sums.unlabelled) == 1
 
 
 def test_tokens_as_many_as_classes_are_not_taken_for_one_hot():
@@ -232,17 +297,21 @@ def test_labels_of_no_class_are_counted_in_a_trace_and_reported(ignore_index):
     assert (int(sums.ignored), int(sums.counts.sum())) == (ignored, known)
     assert int(sums.invalid) == 9 - ignored - known
     with pytest.warns(
-        RuntimeWarning, match=r"'fc' got \d labels outside 0..2 that are not ignore_index="
+        RuntimeWarning, match=r"'fc' got \d labels that are none of the classes 0..2 and not ignore"
     ):
         report = cf.report(state)
     assert report.provenance["rows"] == 9
 
 
-def test_soft_labels_are_invalid_not_argmaxed():
+def test_soft_labels_are_mixed_not_argmaxed():
     soft = jnp.array([[0.9, 0.1], [0.0, 1.0], [1.0, 1.0]])
     state = jax.jit(cf.update)(cf.init({"fc": 2}, 2), {"fc": jnp.ones((3, 2))}, soft)
-    assert int(state.layers[0].sums.invalid) == 2
+    assert int(state.layers[0].sums.mixed) == 2
     np.testing.assert_array_equal(state.layers[0].sums.counts, [0, 1])
+    with pytest.warns(RuntimeWarning, match="2 of 3 labels name several classes or parts of them"):
+        report = cf.report(state)
+    assert report["fc"].flags == ("mixed_labels",)
+    assert np.isnan(report["fc"]["nc1_pinv"])
 
 
 def test_labels_at_hand_that_are_wrong_raise():
@@ -250,12 +319,14 @@ def test_labels_at_hand_that_are_wrong_raise():
     for labels in ([0, 5], jnp.array([0, 5])):
         with pytest.raises(ValueError, match=r"label 5 at row 1 is outside 0..1 \(num_classes=2\)"):
             cf.update(state, rows, labels)
-    with pytest.raises(
-        ValueError, match=r"labels have dtype float32 and shape \(2,\): pass integer classes"
-    ):
-        cf.update(state, rows, jnp.array([0.0, 1.0]))
-    with pytest.raises(ValueError, match=r"labels have dtype float32 and shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"label 1.5 at row 1 is no whole number"):
+        cf.update(state, rows, jnp.array([0.0, 1.5]))
+    with pytest.raises(ValueError, match=r"pass \(labels \+ 1\) // 2"):
+        cf.update(state, rows, jnp.array([-1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"labels have shape \(2, 3\)"):
         jax.jit(cf.update)(state, rows, jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"labels have dtype bool and shape \(2,\): pass integer"):
+        jax.jit(cf.update)(cf.init({"fc": 2}, 3), rows, jnp.ones(2, bool))
     with pytest.raises(ValueError, match="labels are one number: pass one label per row"):
         cf.update(state, rows, 1)
 

@@ -11,6 +11,7 @@ from keras import layers, ops
 
 from collapsemeter import ClassMoments
 from collapsemeter.settings import Settings
+from collapsemeter.sums import MIXED, UNLABELLED
 from collapsemeter_keras import CollapseMeter
 from collapsemeter_keras.labels import class_labels
 from collapsemeter_keras.operations import COUNT, FULL
@@ -288,16 +289,58 @@ def test_every_form_of_labels(form):
     assert_counted(meter, model)
 
 
-def test_mixtures_of_classes_name_none():
+def categorical() -> keras.Model:
+    model = sequential()
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_rows_that_name_no_single_class_are_left_out_and_counted():
+    """All zeros are not class 0, several ones not the first, and a mixture not its largest part."""
+    given = np.eye(CLASSES, dtype="float32")[Y]
+    given[:5], given[7], given[9] = 0, [1, 0, 1, 0], [0.7, 0.1, 0.1, 0.1]
+    kept = given.max(axis=1) == 1
+    kept[7] = False
+    model, meter = categorical(), watch()
+    with pytest.warns(
+        RuntimeWarning, match="5 because their one-hot label is all zeros and 2 because"
+    ):
+        fit(model, meter, y=given)
+    assert_counted(meter, model, x=X[kept], y=Y[kept])
+    found = meter.reports["train"][0].report["fc"]
+    assert (found.provenance["unlabelled_rows"], found.provenance["mixed_rows"]) == (5, 2)
+    assert found.provenance["nc4_rows"] == kept.sum()
+
+
+def test_labels_that_are_mostly_mixtures_have_no_number():
     mixed = 0.7 * np.eye(CLASSES, dtype="float32")[Y] + np.float32(0.3 / CLASSES)
     mixed[:10] = np.eye(CLASSES)[Y[:10]]
-    model, meter = sequential(), watch()
-    model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(from_logits=True))
+    model, meter = categorical(), watch()
     with pytest.warns(
-        RuntimeWarning, match=r"got 38 labels outside 0..3 .*their rows were left out"
+        RuntimeWarning, match="38 of 48 labels name several classes or parts of them"
     ):
         fit(model, meter, y=mixed)
-    assert_counted(meter, model, x=X[:10], y=Y[:10])
+    found = meter.reports["train"][0].report["fc"]
+    assert found.flags == ("mixed_labels",)
+    assert np.isnan(found["nc1_pinv"])
+
+
+@pytest.mark.parametrize("shape", [(ROWS,), (ROWS, 1)])
+def test_float_labels_of_a_binary_loss(shape):
+    model = keras.Sequential(
+        [keras.Input((WIDTH,)), layers.Dense(8, "relu", name="two"), layers.Dense(1, name="fc")]
+    )
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.BinaryCrossentropy(from_logits=True))
+    meter, y = CollapseMeter(num_classes=2, verbose=False, strict=True), Y % 2
+    fit(model, meter, y=y.astype("float32").reshape(shape))
+    found = meter.moments("fc")
+    weight, bias = (np.asarray(w, np.float64) for w in model.get_layer("two").get_weights())
+    rows = np.maximum(X @ weight + bias, 0)
+    due = ClassMoments.from_batch(rows, y, 2)
+    np.testing.assert_array_equal(found.counts, due.counts)
+    np.testing.assert_allclose(found.means, due.means, rtol=1e-5, atol=1e-6)
+    frozen_report = meter.observe(model, (X, y.astype("float32").reshape(shape)), progress=False)
+    assert frozen_report["fc"].per_class["count"].tolist() == due.counts.tolist()
 
 
 @pytest.mark.parametrize(
@@ -306,7 +349,7 @@ def test_mixtures_of_classes_name_none():
         ("int64", [1, 2**32 + 1, -100, 2**32 - 100], [1, 4, -100, 4]),
         ("uint32", [1, 2**32 - 100], [1, 4]),
         ("float32", [1.0, 1.5, -100.0], [1, 4, -100]),
-        ("bool", [True, False], [1, 0]),
+        ("float16", [1.0, 3.0, float("nan")], [1, 3, 4]),
     ],
 )
 def test_a_label_that_no_cast_may_change(dtype, values, expected):
@@ -317,6 +360,22 @@ def test_a_label_that_no_cast_may_change(dtype, values, expected):
     y = ops.convert_to_tensor(np.array(values, dtype))
     found = class_labels(y, ops.zeros((len(values), CLASSES)), Settings(CLASSES))
     assert ops.convert_to_numpy(found).tolist() == expected
+
+
+def test_boolean_labels_and_narrow_ones_of_many_classes():
+    def found(values, dtype, classes):
+        y = ops.convert_to_tensor(np.array(values, dtype))
+        scores = ops.zeros((len(values), classes))
+        return ops.convert_to_numpy(class_labels(y, scores, Settings(classes))).tolist()
+
+    assert found([True, False], "bool", 2) == [1, 0]
+    assert found([[True, False], [False, False]], "bool", 2) == [0, UNLABELLED]
+    assert found([[1, 0, 1], [0, 1, 0]], "int64", 3) == [MIXED, 1]
+    assert found([0.5, 1.0], "float32", 2) == [MIXED, 1]
+    with pytest.raises(ValueError, match="labels have dtype bool"):
+        found([True, False], "bool", 3)
+    with pytest.raises(ValueError, match="float16 does not tell whole numbers above 2048 apart"):
+        found([0, 1], "float16", 5000)
 
 
 def test_targets_that_do_not_fit_the_scores():
