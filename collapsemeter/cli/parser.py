@@ -14,7 +14,7 @@ from ..terminal import say
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser for which an option has one name, comes once, and has one sentence where it is wrong."""
+    """A parser for which an option has one name, a file comes once, and what is wrong is one sentence."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **given})
@@ -29,6 +29,10 @@ class Parser(argparse.ArgumentParser):
     def writes(self, **arguments: Kind) -> None:
         """Declare arguments that name outputs, and what each will be."""
         self._writes |= arguments
+
+    def names_files(self, argument: str) -> bool:
+        """Say whether an argument names inputs or an output."""
+        return argument in self._reads or argument in self._writes
 
     def check_files(self, options: argparse.Namespace) -> None:
         """Refuse outputs that would overwrite something, see `check_outputs`."""
@@ -75,7 +79,7 @@ _STEP = re.compile("-?[0-9]+=")
 
 
 class _Once(argparse._StoreAction):
-    """Refuse a second value: which of the two was meant?"""
+    """Refuse a second file for one option: neither is overwritten or left out in silence."""
 
     def __call__(
         self,
@@ -85,7 +89,11 @@ class _Once(argparse._StoreAction):
         option_string: str | None = None,
     ) -> None:
         given = vars(namespace).setdefault("given", set())
-        if option_string is not None:
+        if (
+            option_string is not None
+            and isinstance(parser, Parser)
+            and parser.names_files(self.dest)
+        ):
             if self.dest in given:
                 raise argparse.ArgumentError(self, "given twice: pass it once")
             given.add(self.dest)

@@ -258,7 +258,7 @@ def test_not_enough_memory(acts, refused, monkeypatch):
         raise MemoryError("Unable to allocate 1 TiB\nof something")
 
     monkeypatch.setattr("collapsemeter.audit.first_pass.map_piece", fill)
-    assert "there is not enough memory: Unable to allocate 1 TiB?of something" in refused("acts")
+    assert "there is not enough memory: Unable to allocate 1 TiB\\nof something" in refused("acts")
 
 
 def on_a_terminal(arguments: list[str], cwd: Path, **environment: str) -> tuple[int, str, str]:
