@@ -254,13 +254,13 @@ def moments_of(counts=(4, 4, 4), kind="pooled", *, scale=1.0, broken=None, trace
     labels = np.repeat(np.arange(3), counts)
     rows = scale * rng.normal(size=(len(labels), 4))
     m = cm.ClassMoments.from_batch(rows, labels, 3, scatter=kind, sketch_rows=8)
-    parts = dict(m.__dict__)
     if broken is not None:
-        parts[broken] = np.array(parts[broken])
-        parts[broken].flat[0] = np.nan
+        part = np.array(getattr(m, broken))
+        part.flat[0] = np.nan
+        object.__setattr__(m, broken, part)  # the constructor refuses what no data have
     if traces is not None:
-        parts["traces"] = np.full(3, traces)
-    return cm.ClassMoments._trusted(**parts)  # the constructor would refuse them
+        object.__setattr__(m, "traces", np.full(3, traces))
+    return m
 
 
 def with_means(means):
