@@ -43,7 +43,7 @@ POLISHED = 3
 SAME = 1e-7
 """Relative difference of losses below which two starts count as one minimum."""
 
-MOST_RESTARTS = 100_000
+MOST_RESTARTS = 1_000_000
 """Random starts of one search."""
 
 REACHED = 1e-12

@@ -306,9 +306,9 @@ def test_a_sweep_of_classes_keeps_the_widths_that_were_asked_for():
         ("--weight-decay x", "invalid float value: 'x'"),
         ("--width 5 6", "widths must be one value or 4, one per layer, got 2: [5, 6]"),
         ("--width 0", "width of layer 1 must be at least 1, got 0"),
-        ("--width 1000000000", "width of layer 1 must be at most 1000000, got 1000000000"),
-        ("--classes 100000000", "num_classes must be at most 10000, got 100000000"),
-        ("--depth 100000000", "depth must be at most 1000, got 100000000"),
+        ("--width 1000000000", "--classes 10 of width 1000000000 needs"),
+        ("--classes 100000000", "--classes 100000000 of width 100000000 needs"),
+        ("--depth 100000000", "--depth 100000000: pass 1000 or less"),
         ("--per-class 99999999999999999999", "per_class of class 0 must be at most 1000000000000"),
         ("--width 20000 --solve", "have 1.2e+09 numbers, more than 5e+08: pass smaller widths"),
         ("--width 20000 --plot x.svg", "have 1.2e+09 numbers, more than 5e+08"),
@@ -319,7 +319,7 @@ def test_a_sweep_of_classes_keeps_the_widths_that_were_asked_for():
         ("--sweep lr=1:2:3", "sweep one of weight_decay, feature_decay, classes, depth"),
         ("--width 5 6 7 8 --sweep depth=1:3:3", "a sweep of depth needs one --width for all, got"),
         ("--restarts 0", "restarts must be at least 1, got 0"),
-        ("--solve --restarts 1000000000", "restarts must be at most 100000, got 1000000000"),
+        ("--solve --restarts 1000000000", "--restarts 1000000000: pass 1000000 or less"),
         ("--solve --seed=-1", "seed must not be negative, got -1"),
     ],
 )
@@ -349,6 +349,24 @@ def test_the_bias_of_the_zero_network_is_its_best(decay):
 
 def test_equal_classes_need_no_bias():
     assert zero(model(6, 1, 4, 3.0, loss="ce", bias=True)).ranks == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_classes": 10**8}, "num_classes must be at most 10000, got 100000000"),
+        ({"depth": 10**8}, "depth must be at most 1000, got 100000000"),
+        ({"widths": 10**9}, "width of layer 1 must be at most 1000000, got 1000000000"),
+        ({"per_class": 10**20}, "per_class of class 0 must be at most 1000000000000, got 1000000"),
+        (
+            {"feature_decay": 1e-300},
+            "feature_decay must be between 1e-100 and 1e\\+100, got 1e-300",
+        ),
+    ],
+)
+def test_absurd_problems_are_refused_before_anything_is_built(changes, said):
+    with pytest.raises(ValueError, match=said):
+        replace(model(3, 1, 2, 0.01), **changes)
 
 
 def test_tiny_decays_keep_their_digits():
