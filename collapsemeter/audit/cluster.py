@@ -163,12 +163,14 @@ def cluster(address: str) -> Iterator[Dask]:
     """
     try:
         from distributed import Client
+        from distributed.comm import get_address_host_port
     except ImportError as error:
         raise ImportError(
             f"an audit on {address} needs Dask: pip install 'collapsemeter[dask]'"
         ) from error
     with _silent():
         try:
+            get_address_host_port(address)  # a client that cannot read it complains once more as it goes
             client = _within(
                 CONNECT + 1, lambda: Client(address, timeout=CONNECT, set_as_default=False)
             )

@@ -125,6 +125,19 @@ def test_nobody_answers(data, tmp_path, refused, kind):
     assert not list(tmp_path.glob("*.state"))
 
 
+@pytest.mark.parametrize("address", ["nonsense", "http://localhost:8786"])
+def test_an_address_that_does_not_read_is_one_sentence_to_the_end_of_the_process(
+    data, tmp_path, address
+):
+    (file,) = data.shards(tmp_path / "acts", 1)
+    command = [sys.executable, "-m", "collapsemeter", "audit", file, "--dask", address]
+    with within_ten_seconds():
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"collapsemeter: no Dask scheduler answers at {address!r}")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_cluster_without_a_worker(data, tmp_path, refused):
     files = data.shards(tmp_path / "acts", 1)
     with LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:
