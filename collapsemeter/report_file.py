@@ -208,7 +208,7 @@ def _check_format(record: Any) -> None:
         written = f" {_shown(record['collapsemeter'])}" if "collapsemeter" in record else ""
         raise ValueError(
             f"the report has version {version}, of a newer collapsemeter{written}; this one reads up "
-            f"to {VERSION}: pip install --upgrade collapsemeter"
+            f"to {VERSION}: install a newer collapsemeter"
         )
 
 
@@ -238,7 +238,7 @@ def _layer(record: Any, where: str) -> LayerReport:
     if stray:
         raise ValueError(
             f"{where} has the metric {_shown(stray[0])}, which this version does not know: it is "
-            "mistyped, or pip install --upgrade collapsemeter"
+            "mistyped, or install a newer collapsemeter"
         )
     values = {name: _number(value, f"{where}.metrics.{name}") for name, value in names.items()}
     reasons = _reasons(record, values, where)
