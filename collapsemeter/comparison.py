@@ -219,9 +219,9 @@ class Comparison(Mapping[str, LayerComparison]):
         layer  metric        measured  reference       gap
         ──────────────────────────────────────────────────
         1      nc1_pinv             0          0         0
-        1      nc2_equinorm         0          0         0
+        1      nc2_equinorm         -          -         -
         2      nc1_pinv             0          0         0
-        2      nc2_equinorm         0          0         0
+        2      nc2_equinorm         -          -         -
         """
         lines = self._metric_rows(metrics, width) if metrics else self._overview(width)
         return "\n".join(lines)
