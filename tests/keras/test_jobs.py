@@ -13,14 +13,14 @@ from collapsemeter import Criteria, demo
 from collapsemeter.demo_report import agreement
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "keras_fit.py"
-EPOCHS = 25  # the verdict holds well before the demo's sixty
+EPOCHS = 25  # NC1 and NC4 are there well before the demo's sixty, NC2 is not
 
 
 def test_the_demo_collapses(tmp_path):
     outcome = demo.run("keras", EPOCHS, str(tmp_path / "demo"))
     final = outcome.history[-1]
-    assert outcome.band != "not collapsed"
-    assert Criteria().judge(final.frozen.final)["NC1"].band in ("collapsed", "nearly collapsed")
+    judged = Criteria().judge(final.frozen.final)
+    assert {judged[name].band for name in ("NC1", "NC4")} <= {"collapsed", "nearly collapsed"}
     due = f"{demo.HEADLINES[outcome.band]} after {EPOCHS} epochs; zero training error from"
     assert demo.verdict(outcome).startswith(due)
     assert list(final.frozen) == ["conv1", "conv2", "conv3", "hidden", "fc"]
