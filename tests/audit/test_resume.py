@@ -371,8 +371,13 @@ def test_a_state_folder_that_is_none(data, tmp_path, refused, inside):
     files = data.shards(tmp_path / "acts", 1)
     (tmp_path / "S").write_text("a file")
     err = refused(*files, "--state", "S/inside" if inside else "S")
-    assert "states cannot be written to S" in err
-    assert "pass --state FOLDER" in err
+    due = "S/inside cannot be written: " if inside else "S is a file: name a folder"
+    assert f"--state {due}" in err
+    state = tmp_path / ("S/inside" if inside else "S")
+    with pytest.raises(
+        ValueError, match=rf"^states cannot be written to {state} .*pass --state FOLDER"
+    ):
+        audit(files, running=Running(state=state))
 
 
 def test_a_piece_that_was_left_elsewhere(data, tmp_path, cli, monkeypatch, save_arrays):

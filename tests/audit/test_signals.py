@@ -20,8 +20,11 @@ def slowly(*given):
     return real(*given)
 first_pass.map_piece = slowly
 if __name__ == "__main__":
-    import sys
+    import signal, sys
     from collapsemeter.cli import main
+    # As a terminal starts a command: `nohup` and `&` of a script leave these two ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))
 """
 
