@@ -11,6 +11,7 @@ from .escaping import printable
 from .report import CollapseReport
 from .selection import listed
 
+COUNTED = ("rows", "classes")  # a layer of its own says these, too
 AUDIT = "saved activations"  # the framework of an audit's report
 
 
@@ -34,7 +35,7 @@ def origin(report: CollapseReport) -> list[str]:
     >>> origin(CollapseReport({}, provenance=about))
     ['400 rows of 4 classes in 2 shards, from 2 files: a.npz, b.npz']
     """
-    words = _counted(report.provenance)
+    words = _counted(report)
     lines = [words] if words else []
     missing = list(_missing(report))
     if missing:
@@ -45,8 +46,10 @@ def origin(report: CollapseReport) -> list[str]:
     return lines
 
 
-def _counted(about: dict[str, Any]) -> str:
-    rows, classes, shards = (about.get(name) for name in ("rows", "classes", "shards"))
+def _counted(report: CollapseReport) -> str:
+    final = report.final.provenance if len(report) else {}
+    about: dict[str, Any] = {key: final[key] for key in COUNTED if key in final} | report.provenance
+    rows, classes, shards = (about.get(name) for name in (*COUNTED, "shards"))
     if not isinstance(rows, int):
         return ""
     words = _many(rows, "row")

@@ -145,8 +145,9 @@ def read_history(path: str | os.PathLike[str]) -> History:
 def _left_out(wrong: list[str], read: int) -> list[str]:
     if not wrong:
         return []
-    were = "line was" if len(wrong) == 1 else "lines were"
-    return [f"{len(wrong)} of {len(wrong) + read} {were} left out: {wrong[0]}"]
+    lines = len(wrong) + read
+    were = f"line{'' if lines == 1 else 's'} {'was' if len(wrong) == 1 else 'were'}"
+    return [f"{len(wrong)} of {lines} {were} left out: {wrong[0]}"]
 
 
 def _entry(line: bytes, source: str) -> Entry:

@@ -170,7 +170,9 @@ def cluster(address: str) -> Iterator[Dask]:
         ) from error
     with _silent():
         try:
-            get_address_host_port(address)  # a client that cannot read it complains once more as it goes
+            get_address_host_port(
+                address
+            )  # a client that cannot read it complains once more as it goes
             client = _within(
                 CONNECT + 1, lambda: Client(address, timeout=CONNECT, set_as_default=False)
             )

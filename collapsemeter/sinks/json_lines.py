@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from ..criteria import RECORDED
+from ..origin import COUNTED
 from ..report import CollapseReport, LayerReport, plain
 from .append import AppendedFile
 from .guard import GuardedSink
@@ -67,8 +68,10 @@ def _layer(layer: LayerReport) -> dict[str, Any]:
         # A gap that has no reason code says at least which of nan, inf and -inf it was.
         "reasons": gaps | layer.reasons,
         "flags": list(layer.flags),
-        # What the criteria need, so that a history is judged as its reports are.
+        # What a history is of, and what the criteria need, so that it is judged as its reports are.
         "provenance": {
-            key: plain(layer.provenance[key]) for key in RECORDED if key in layer.provenance
+            key: plain(layer.provenance[key])
+            for key in (*COUNTED, *RECORDED)
+            if key in layer.provenance
         },
     }

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from collapsemeter import CollapseReport, LayerReport
+from collapsemeter import ClassMoments, CollapseReport, LayerReport, measure
 from collapsemeter.cli import main
 from collapsemeter.figure import PALE, PANELS, plot
 from collapsemeter.history import History, run_of
@@ -191,3 +192,13 @@ def test_what_a_history_lacks_is_said_beside_other_output(
     assert error not in out
     assert main(["compare", str(two), str(two), option]) == 0
     assert capsys.readouterr().err == error
+
+
+def test_a_history_of_training_begins_with_its_rows_and_classes(tmp_path, capsys):
+    rows, labels = np.random.default_rng(0).normal(size=(40, 6)), np.arange(40) % 4
+    layer = measure(ClassMoments.from_batch(rows, labels, 4))
+    with Fan(tmp_path / "h.jsonl") as sink:
+        sink.write(0, CollapseReport({"fc": layer}))
+    main(["show", str(tmp_path / "h.jsonl"), "--html", str(tmp_path / "h.html")])
+    assert capsys.readouterr().out.startswith("40 rows of 4 classes\n")
+    assert '<p class="begin">40 rows of 4 classes</p>' in (tmp_path / "h.html").read_text()
