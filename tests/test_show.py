@@ -57,7 +57,7 @@ def test_a_report_is_shown_in_80_columns(saved: Path, capsys) -> None:
     out = capsys.readouterr().out
     report = CollapseReport.load(saved)
     assert report.table() in out
-    assert " ".join(out.split()).startswith(report.summary())
+    assert " ".join(out.split()).startswith(f"48 rows of 4 classes {report.summary()}")
     assert "! mind the step" in out
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out
@@ -100,7 +100,8 @@ def test_json_is_the_report_and_nothing_else(saved: Path, capsys) -> None:
 
 def test_quiet_is_one_line(saved: Path, capsys) -> None:
     assert main(["show", str(saved), "--quiet"]) == 0
-    assert capsys.readouterr().out == CollapseReport.load(saved).summary() + "\n"
+    summary = CollapseReport.load(saved).summary()
+    assert capsys.readouterr().out == f"48 rows of 4 classes; {summary}\n"
 
 
 def test_the_last_report_of_a_history_is_shown(run: Path, capsys) -> None:

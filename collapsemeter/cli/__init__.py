@@ -48,9 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"collapsemeter: there is not enough memory: {printable(str(error))}", error=True)
         return 2
     except (ValueError, ImportError, OSError) as error:
-        say(f"collapsemeter: {printable(str(error))}", error=True)
+        say(f"collapsemeter: {printable(_words(error))}", error=True)
         return 2
     return status
+
+
+def _words(error: Exception) -> str:
+    """Return what an error says; one of the system begins with the file, and has no number."""
+    if not isinstance(error, OSError) or error.filename is None or not error.strerror:
+        return str(error)
+    path = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    return f"{error.filename}: {error.strerror}{': check the path' if path else ''}"
 
 
 def _parser() -> Parser:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..convention import PRESETS
-from ..escaping import printable
 from ..sketch import SKETCH_ROWS
 from ..sums import Nonfinite, ScatterKind
 
@@ -56,7 +54,7 @@ examples:
 
 def add(commands: Any) -> None:
     command = _parser(commands, "audit", "measure saved activations", _EXAMPLES)
-    command.set_defaults(run=_one_line(_audit))
+    command.set_defaults(run=_audit)
     command.add_argument("files", nargs="*", metavar="FILE",
         help="activations (.safetensors .npy .npz .zarr .h5), globs, URLs, a manifest or its folder")  # fmt: skip
     command.add_argument("--epoch", nargs="+", action="append", default=[], metavar="STEP FILE",
@@ -74,7 +72,7 @@ def add(commands: Any) -> None:
     _add_output(command, "-o", "--out")
 
     command = _parser(commands, "audit map", "write one state file per shard", _MAP)
-    command.set_defaults(run=_one_line(_map))
+    command.set_defaults(run=_map)
     command.add_argument("files", nargs="+", metavar="SHARD", help="as for audit")
     command.add_argument("-o", "--out", required=True, metavar="FOLDER", help="where states go")
     command.reads("files")
@@ -86,7 +84,7 @@ def add(commands: Any) -> None:
     add("--quiet", action="store_true", help="print nothing")
 
     command = _parser(commands, "audit merge", "merge state files and measure them", _MERGE)
-    command.set_defaults(run=_one_line(_merge))
+    command.set_defaults(run=_merge)
     command.add_argument("files", nargs="+", metavar="STATE", help="files that audit map wrote")
     command.add_argument("-o", "--out", required=True, metavar="FILE", help="the merged state")
     command.reads("files", "head")
@@ -173,24 +171,6 @@ def _add_output(command: Any, *report: str) -> None:
     add = command.add_mutually_exclusive_group().add_argument
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--quiet", action="store_true", help="print one line, and no progress")
-
-
-def _one_line(
-    run: Callable[[argparse.Namespace], int],
-) -> Callable[[argparse.Namespace], int]:
-    """Let what goes wrong be one line: names of files and arrays may hold anything."""
-
-    def run_or_say(options: argparse.Namespace) -> int:
-        try:
-            return run(options)
-        except (BrokenPipeError, ImportError):
-            raise
-        except MemoryError as error:
-            raise ValueError(f"there is not enough memory: {printable(str(error))}") from error
-        except (ValueError, OSError) as error:
-            raise ValueError(printable(str(error))) from error
-
-    return run_or_say
 
 
 def _audit(options: argparse.Namespace) -> int:

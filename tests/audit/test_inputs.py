@@ -140,7 +140,9 @@ def test_steps_on_the_command_line(data, tmp_path, cli, refused):
     assert "h.jsonl holds no report of phase 'live'" in refused(
         "loose", "--history", "h.jsonl", "--phase", "live"
     )
-    assert "No such file or directory: 'none.jsonl'" in refused("loose", "--history", "none.jsonl")
+    assert "none.jsonl: No such file or directory: check the path" in refused(
+        "loose", "--history", "none.jsonl"
+    )
 
 
 INPUTS = {
