@@ -178,7 +178,7 @@ def _context(
     report = past[-1][1]
     final = report.final
     style, script = _packaged("style.css"), _packaged("script.js")
-    data = _embedded(history)
+    data = _embedded(history, criteria)
     return {
         "title": title or f"Neural collapse at {list(report)[-1]}",
         "version": __version__,
@@ -273,7 +273,7 @@ def _few_matrices(report: CollapseReport) -> bool:
     return sum(sizes) <= MOST_EMBEDDED
 
 
-def _embedded(history: History) -> str:
+def _embedded(history: History, criteria: Criteria) -> str:
     """The last report, and the metrics of all of them, as one line of JSON."""
     report = history[-1][1]
     values = [
@@ -284,7 +284,8 @@ def _embedded(history: History) -> str:
         }
         for step, past in history
     ]
-    record = report.to_dict(matrices=_few_matrices(report)) | {"history": values}
+    record = report.to_dict(matrices=_few_matrices(report))
+    record |= {"summary": report.summary(criteria), "history": values}
     return json.dumps(record, allow_nan=False, separators=(",", ":"))
 
 
