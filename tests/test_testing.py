@@ -563,6 +563,20 @@ class RefusesFloats(ToyDriver):
         super().feed(features, labels)
 
 
+@sabotage("displaced_first_rows")
+class CallsItsSumsExact(ToyMeter):
+    """Float32 sums are handed over as float64, and so without bounds of their rounding."""
+
+    def tally(self, layer):
+        tally = super().tally(layer)
+        if tally is None:
+            return None
+        wide = {part.name: getattr(tally.sums, part.name) for part in fields(Sums)}
+        wide |= {k: v.astype(np.float64) for k, v in wide.items() if getattr(v, "ndim", 0) > 0}
+        wide["counts"] = tally.sums.counts
+        return replace(tally, sums=Sums(**wide))
+
+
 @sabotage("rows_of_zeros")
 class TakesZerosForTheFirstClass(ToyDriver):
     def feed(self, features, labels):

@@ -170,7 +170,7 @@ def _of_text(text: str, path: str | os.PathLike[str], ending: str) -> Foreign:
         )
     lines = start.splitlines()[:2] or [""]
     separator = next((c for c in "\t,;" if c in lines[0]), None)
-    numbers = [_is_number(line.split(separator)[0]) for line in lines]
+    numbers = [_is_number((line.split(separator) or [""])[0]) for line in lines]
     given = f", delimiter={json.dumps(separator)}" if separator is not None else ""
     code = 'np.save("{stem}.npy", np.loadtxt("{file}"' + given
     if len(lines) == 2 and not any(numbers):  # names of classes, one a line

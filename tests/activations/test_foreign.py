@@ -484,3 +484,12 @@ def test_nothing_is_unpickled_or_unpacked_to_find_out(tmp_path):
             open_arrays(tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 5
     assert sys.getrecursionlimit() >= 1000
+
+
+@pytest.mark.parametrize("content", [b"x\n   \nx", b" \n \n", b"\n\n1", b",\n,"])
+def test_text_of_blank_lines_is_told_as_text(tmp_path, capsys, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    assert main(["audit", str(tmp_path / "a.npy")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"collapsemeter: {tmp_path / 'a.npy'} ")
+    assert err.count("\n") == 1

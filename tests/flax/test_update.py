@@ -378,7 +378,7 @@ def test_maps_tokens_sequences_and_wider_things_become_rows(features):
         (
             (3, 4),
             2,
-            r"'fc' gave features of shape \(3, 4\) and labels have shape \(2,\): expected one row",
+            r"'fc' gave features of shape \(3, 4\) and labels have shape \(2,\): the layer ran on a batch of 3",
         ),
         (
             (2, 5, 4),
@@ -778,7 +778,9 @@ def test_a_head_of_another_width_is_said():
 def test_wide_layers_keep_a_sketch_and_a_sixteenth_of_the_sample():
     state = cf.init({"wide": 4100, "fc": 4}, 2, sample_rows=64)
     assert [layer.rows.shape[0] for layer in state.layers] == [4, 64]
-    shown = {"wide": np.eye(4, 4100, dtype=np.float32), "fc": np.eye(4, dtype=np.float32)}
+    # Rows that vary along the difference of their means, too: else float32 cannot tell NC1.
+    rows = np.random.default_rng(0).normal(size=(4, 4100)).astype(np.float32)
+    shown = {"wide": rows, "fc": np.eye(4, dtype=np.float32)}
     state = cf.update(state, shown, [0, 1, 0, 1])
     with pytest.warns(
         RuntimeWarning, match=r"'wide' is too wide for a scatter \(4100 features\): a sketch of it"
