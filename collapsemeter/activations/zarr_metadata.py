@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,8 +153,10 @@ def _codec(name: str, config: dict[str, Any]) -> tuple[str, int]:
 
 def _dtype(stored: str) -> np.dtype[Any]:
     try:
-        return np.dtype(stored)
-    except (TypeError, ValueError, SyntaxError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of names that NumPy no longer has
+            return np.dtype(stored)
+    except (TypeError, ValueError, SyntaxError, DeprecationWarning) as error:
         raise Refused(f"has dtype {stored[:100]!r}, which is not read") from error
 
 
