@@ -84,5 +84,5 @@ def _step_of(run: Any) -> int | None:
     """The run's own count; None in shared mode, which has none."""
     try:
         return int(run.step)
-    except Exception:
+    except Exception:  # of W&B's own kinds, which are not imported here
         return None
