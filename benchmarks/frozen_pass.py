@@ -14,7 +14,7 @@ from networks import subject
 from pairwise import Sheet, in_turn, options, ratio
 
 import collapsemeter_torch.meter
-from collapsemeter.demo import digits
+from collapsemeter.cli.demo import digits
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.demo import DigitsNet
 from collapsemeter_torch.scope import Store

@@ -30,7 +30,7 @@ import torch
 from pairwise import Figure, Sheet, in_turn, options, share, wait_for_device
 from torch import Tensor, nn
 
-from collapsemeter.sums import update
+from collapsemeter.stats.sums import update
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.device import LayerState, TorchNamespace
 from collapsemeter_torch.gathering import MOST_ROWS

@@ -16,7 +16,7 @@ from finalise import given
 from pairwise import Figure, Sheet, device, in_turn, options, wait_for_device
 
 from collapsemeter import measure
-from collapsemeter.sums import update
+from collapsemeter.stats.sums import update
 from collapsemeter_torch.device import LayerState, TorchNamespace
 
 Shape = tuple[int, int, int]  # rows, width, classes

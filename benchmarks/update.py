@@ -31,8 +31,8 @@ from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from collapsemeter import ClassMoments
-from collapsemeter.accumulate import Accumulator
-from collapsemeter.sums import init, update
+from collapsemeter.stats.accumulate import Accumulator
+from collapsemeter.stats.sums import init, update
 from collapsemeter_torch.device import LayerState, TorchNamespace
 
 SAMPLE, MANY = 4096, 20_000

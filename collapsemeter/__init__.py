@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import dufm as dufm
     from . import sinks as sinks
-    from .catalogue import METRICS
-    from .comparing import compare
-    from .comparison import Comparison, LayerComparison
-    from .convention import PRESETS, Convention
-    from .criteria import Criteria
-    from .frames import simplex_etf
-    from .measuring import measure
-    from .moments import ClassMoments
-    from .nc3 import Head
-    from .nc4 import Decisions, decide
-    from .plugins import watch
-    from .report import CollapseReport, LayerReport
-    from .state_files import CorruptStateError
-    from .undefined import REASONS
+    from .adapter.watch import watch
+    from .comparison.compare import compare
+    from .comparison.result import Comparison, LayerComparison
+    from .metrics.catalogue import METRICS
+    from .metrics.convention import PRESETS, Convention
+    from .metrics.frames import simplex_etf
+    from .metrics.layer import LayerReport
+    from .metrics.measure import measure
+    from .metrics.nc4 import Decisions, decide
+    from .report.criteria import Criteria
+    from .report.report import CollapseReport
+    from .stats.head import Head
+    from .stats.moments import ClassMoments
+    from .stats.state_file import CorruptStateError
+    from .stats.undefined import REASONS
 
 __version__ = "0.1.0"
 
@@ -48,24 +49,24 @@ __all__ = [
 # package to save a state does not wait for the comparison. No module may have the name of what it
 # holds: Python binds an imported module here, under its own name, and would hide the function.
 _HOMES = {
-    "METRICS": "catalogue",
-    "PRESETS": "convention",
-    "REASONS": "undefined",
-    "ClassMoments": "moments",
-    "CollapseReport": "report",
-    "Comparison": "comparison",
-    "Convention": "convention",
-    "CorruptStateError": "state_files",
-    "Criteria": "criteria",
-    "Decisions": "nc4",
-    "Head": "nc3",
-    "LayerComparison": "comparison",
-    "LayerReport": "report",
-    "compare": "comparing",
-    "decide": "nc4",
-    "measure": "measuring",
-    "simplex_etf": "frames",
-    "watch": "plugins",
+    "METRICS": "metrics.catalogue",
+    "PRESETS": "metrics.convention",
+    "REASONS": "stats.undefined",
+    "ClassMoments": "stats.moments",
+    "CollapseReport": "report.report",
+    "Comparison": "comparison.result",
+    "Convention": "metrics.convention",
+    "CorruptStateError": "stats.state_file",
+    "Criteria": "report.criteria",
+    "Decisions": "metrics.nc4",
+    "Head": "stats.head",
+    "LayerComparison": "comparison.result",
+    "LayerReport": "metrics.layer",
+    "compare": "comparison.compare",
+    "decide": "metrics.nc4",
+    "measure": "metrics.measure",
+    "simplex_etf": "metrics.frames",
+    "watch": "adapter.watch",
 }
 _PACKAGES = ("dufm", "sinks")
 

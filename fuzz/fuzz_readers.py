@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["collapsemeter", "numpy.lib", "json", "
     import seeds
 
     from collapsemeter import ClassMoments, CorruptStateError
-    from collapsemeter.activations import (  # imported late otherwise, and then not instrumented
+    from collapsemeter.activations import (
         ActivationsError,
         hdf5_format,
         npy_format,

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import collapsemeter as cm
-from collapsemeter import plugins
+from collapsemeter.adapter import watch as plugins
 
 HEAVY = (
     "torch",
@@ -57,7 +57,7 @@ def test_an_import_loads_nothing_until_a_name_is_asked_for():
 
 def test_a_measurement_does_not_load_files_and_the_comparison():
     loaded = run(USE + LOADED).stdout.split()
-    assert "collapsemeter.measuring" in loaded
+    assert "collapsemeter.metrics.measure" in loaded
     unused = {f"collapsemeter.{name}" for name in ("state_files", "files", "comparing", "matching")}
     assert not unused & set(loaded)
 

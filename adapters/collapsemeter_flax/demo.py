@@ -16,8 +16,8 @@ from flax import nnx
 from jax import Array
 
 from collapsemeter.activations import Writer
-from collapsemeter.demo import Epoch
-from collapsemeter.reduction import Reduction
+from collapsemeter.adapter.reduction import Reduction
+from collapsemeter.cli.demo import Epoch
 
 from .finalise import head_of
 from .meter import CollapseMeter

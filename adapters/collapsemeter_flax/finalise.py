@@ -14,11 +14,11 @@ import numpy.typing as npt
 from flax import linen, nnx
 
 from collapsemeter import ClassMoments, CollapseReport, Head, LayerReport
-from collapsemeter.finalise import Tally, layer_report
-from collapsemeter.moments import Phase
-from collapsemeter.sketch import derived_seed
-from collapsemeter.sums import COUNTERS, Sums
-from collapsemeter.warning import warn
+from collapsemeter.adapter.layer_report import Tally, layer_report
+from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.sketch import derived_seed
+from collapsemeter.stats.sums import COUNTERS, Sums
+from collapsemeter.system.warning import warn
 
 from .merging import merge
 from .namespace import FULL

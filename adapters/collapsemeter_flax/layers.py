@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from collapsemeter.selection import (
+from collapsemeter.adapter.selection import (
     classes_of,
     listed,
     matching,
@@ -114,7 +114,7 @@ class Selection:
         return [*self.layers, *([] if self.head is None else [self.head])]
 
     def classes(self, num_classes: int | None) -> int:
-        """Return C, by default the head's outputs, see `collapsemeter.selection.classes_of`."""
+        """Return C, by default the head's outputs, see `collapsemeter.adapter.selection.classes_of`."""
         kind = "nnx.Linear or nn.Dense"
         return classes_of(self.head, self.head_outputs, num_classes, kind)
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from collapsemeter.sampling import mixed
-from collapsemeter.sketch import turning_keys
-from collapsemeter.sums import COUNTERS, Sums
+from collapsemeter.stats.sampling import mixed
+from collapsemeter.stats.sketch import turning_keys
+from collapsemeter.stats.sums import COUNTERS, Sums
 
 from .namespace import counted, product
 from .sample import joint_slots
@@ -29,7 +29,7 @@ def merge(a: State, b: State) -> State:
 
     (Chan, Golub & LeVeque 1983) loses no digits to the distance between the shifts; of a class that
     only one holds, the sums are taken as they are. A class whose shift lies far from its rows keeps it, so
-    that `report` still knows what that has cost (`collapsemeter.rounding`). The row samples become one uniform sample of all
+    that `report` still knows what that has cost (`collapsemeter.stats.rounding`). The row samples become one uniform sample of all
     rows. A pure function, which works under ``jit``; the empty state is its identity, bit for bit.
 
     States of one `init` have one seed, so that rows of equal numbers share bucket and sign in the sketch

@@ -9,11 +9,11 @@ import jax
 from flax import linen, nnx
 
 from collapsemeter import CollapseReport
-from collapsemeter.batches import check_phase
-from collapsemeter.moments import Phase
-from collapsemeter.selection import description
-from collapsemeter.settings import Settings
-from collapsemeter.terminal import say
+from collapsemeter.adapter.batches import check_phase
+from collapsemeter.adapter.selection import description
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.moments import Phase
+from collapsemeter.system.terminal import say
 
 from . import finalise, linen_models, nnx_models, observing
 from .capturing import captured, find

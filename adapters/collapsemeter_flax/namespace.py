@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from collapsemeter.namespace import block_rows
+from collapsemeter.stats.namespace import block_rows
 
 FULL = 2**32 - 1  # where a counter stops: a report of a state that holds it raises
 AxisName = str | tuple[str, ...] | None
@@ -42,7 +42,7 @@ def counted(total: Array, part: Array) -> Array:
 
 
 class JaxNamespace:
-    """JAX's operations for `collapsemeter.sums.update`.
+    """JAX's operations for `collapsemeter.stats.sums.update`.
 
     Parameters
     ----------

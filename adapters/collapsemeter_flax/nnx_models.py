@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import errors, nnx
 
-from collapsemeter.selection import listed
+from collapsemeter.adapter.selection import listed
 
 from .calls import Calls, key_of, leaf_of, place_of
 from .layers import Part, Selection

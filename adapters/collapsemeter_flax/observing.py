@@ -14,10 +14,10 @@ from flax import linen, nnx
 from jax import Array
 
 from collapsemeter import CollapseReport
-from collapsemeter.batches import check_phase, no_batch, shown, split
-from collapsemeter.labels import class_labels, host_array
-from collapsemeter.moments import Phase
-from collapsemeter.reduction import Reduction, check_reduction, reduction_of
+from collapsemeter.adapter.batches import check_phase, no_batch, shown, split
+from collapsemeter.adapter.reduction import Reduction, check_reduction, reduction_of
+from collapsemeter.stats.labels import class_labels, host_array
+from collapsemeter.stats.moments import Phase
 
 from . import linen_models, nnx_models
 from .capturing import Captured, captured, find, of_linen

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from collapsemeter import reduction as core
-from collapsemeter.reduction import Layout, Reduction
+from collapsemeter.adapter import reduction as core
+from collapsemeter.adapter.reduction import Layout, Reduction
 
 
 class JaxOperations:
-    """JAX's operations for `collapsemeter.reduction.feature_rows`."""
+    """JAX's operations for `collapsemeter.adapter.reduction.feature_rows`."""
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, Array | np.ndarray)
@@ -64,7 +64,7 @@ def feature_rows(
     layer: str,
     reduction: Reduction,
 ) -> tuple[Array, str]:
-    """Reduce what a layer gave to one row per label, see `collapsemeter.reduction.feature_rows`.
+    """Reduce what a layer gave to one row per label, see `collapsemeter.adapter.reduction.feature_rows`.
 
     Channels come last, as everywhere in Flax.
 

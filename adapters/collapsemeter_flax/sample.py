@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from collapsemeter.sampling import drawn_slots, mixed, scaled
+from collapsemeter.stats.sampling import drawn_slots, mixed, scaled
 
 from .namespace import FULL
 
@@ -33,7 +33,7 @@ def numbered(usable: Array, first: Array) -> tuple[Array, Array]:
 
 
 def slots_of(numbers: Array, usable: Array, size: int, seed: int) -> Array:
-    """Return the slot of each row, as `collapsemeter.sampling.reservoir_slots` does; ``size`` for none.
+    """Return the slot of each row, as `collapsemeter.stats.sampling.reservoir_slots` does; ``size`` for none.
 
     Examples
     --------

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from collapsemeter.moments import EPS
-from collapsemeter.reduction import Reduction, check_reduction, reduction_of
-from collapsemeter.settings import Settings
-from collapsemeter.state_files import CorruptStateError, read_state, write_state
-from collapsemeter.sums import COUNTERS, ScatterKind, Sums, scatter_shape, sketch_shapes
+from collapsemeter.adapter.reduction import Reduction, check_reduction, reduction_of
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.moments import EPS
+from collapsemeter.stats.state_file import CorruptStateError, read_state, write_state
+from collapsemeter.stats.sums import COUNTERS, ScatterKind, Sums, scatter_shape, sketch_shapes
 
 from .sample import EMPTY
 
@@ -144,10 +144,10 @@ def init(
     dtype : {"auto", "float32", "float64"}
         What the sums are kept in.
     reduction : str, callable, or mapping from layer name to one
-        How what a layer gives becomes one row per label, see `collapsemeter.reduction.feature_rows`.
+        How what a layer gives becomes one row per label, see `collapsemeter.adapter.reduction.feature_rows`.
     **options
         ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``, ``sample_rows``, ``seed`` and
-        ``sketch_rows`` of `collapsemeter.settings.Settings`.
+        ``sketch_rows`` of `collapsemeter.adapter.settings.Settings`.
 
     Returns
     -------

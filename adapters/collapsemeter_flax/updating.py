@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from collapsemeter import sums
-from collapsemeter.batches import require_labels
-from collapsemeter.labels import (
+from collapsemeter.adapter.batches import require_labels
+from collapsemeter.stats import sums
+from collapsemeter.stats.labels import (
     ArrayLabels,
     check_dtype,
     class_labels,
@@ -21,9 +21,9 @@ from collapsemeter.labels import (
     dtype_name,
     host_array,
 )
-from collapsemeter.moments import EPS
-from collapsemeter.sketch import row_hashes
-from collapsemeter.suggest import did_you_mean
+from collapsemeter.stats.moments import EPS
+from collapsemeter.stats.sketch import row_hashes
+from collapsemeter.system.suggest import did_you_mean
 
 from .namespace import FULL, AxisName, JaxNamespace, counted
 from .reduction import feature_rows
@@ -44,7 +44,7 @@ def update(
     r"""Return the state with one batch more.
 
     With :math:`r_i = h_i - k_{y_i}`, a batch adds :math:`n_c`, :math:`\sum r_i`, :math:`\sum r_i r_i^\top`
-    and :math:`\sum |r_i|^2` (see `collapsemeter.sums`), in full precision whatever the default of
+    and :math:`\sum |r_i|^2` (see `collapsemeter.stats.sums`), in full precision whatever the default of
     matrix products is. A pure function: use it under ``jit``, ``scan``, ``vmap``, ``grad``, with
     donated states and sharded arrays.
 

@@ -13,7 +13,7 @@ from keras import layers, ops
 
 from collapsemeter import Head
 from collapsemeter.activations import Writer
-from collapsemeter.demo import Epoch
+from collapsemeter.cli.demo import Epoch
 
 from .meter import CollapseMeter
 

@@ -12,10 +12,10 @@ import numpy as np
 from keras import ops
 
 from collapsemeter import CollapseReport, Head, LayerReport
-from collapsemeter.finalise import layer_report
-from collapsemeter.measuring import undefined_report
-from collapsemeter.moments import Phase
-from collapsemeter.resuming import check_same, check_widths, not_a_state
+from collapsemeter.adapter.layer_report import layer_report
+from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state
+from collapsemeter.metrics.measure import undefined_report
+from collapsemeter.stats.moments import Phase
 
 from .layers import Selection
 from .statistics import Key, Stream

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops, tree
 from keras.src.backend import compute_output_spec  # nothing public infers shapes of a function
 
-from collapsemeter.batches import split
+from collapsemeter.adapter.batches import split
 
 from .instrument import Stash, takes_training
 from .labels import given_labels

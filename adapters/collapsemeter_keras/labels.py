@@ -9,8 +9,8 @@ import keras
 from keras import ops
 from keras.src.backend.common.masking import get_keras_mask  # JAX has it elsewhere than the tensor
 
-from collapsemeter.labels import check_dtype, coded
-from collapsemeter.settings import Settings
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.labels import check_dtype, coded
 
 from .operations import COUNT, Tensor
 
@@ -115,7 +115,7 @@ def class_labels(y: Tensor, y_pred: Tensor, settings: Settings) -> Tensor:
 
     Class numbers are whole numbers of any dtype. One-hot rows, which have the shape of the scores, name
     their class. A row that names no single class, such as a mixture of two, gets a code, and any other
-    number that is not whole a label that is no class, see `collapsemeter.labels.coded`.
+    number that is not whole a label that is no class, see `collapsemeter.stats.labels.coded`.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def class_labels(y: Tensor, y_pred: Tensor, settings: Settings) -> Tensor:
 
 
 class KerasLabels:
-    """Keras' operations for `collapsemeter.labels.coded`."""
+    """Keras' operations for `collapsemeter.stats.labels.coded`."""
 
     def integers(self, x: Tensor) -> Tensor:
         return ops.cast(x, "int32")

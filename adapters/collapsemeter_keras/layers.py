@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import keras
 
-from collapsemeter.selection import listed, matching, unfit_head, unknown_head, why_skipped
+from collapsemeter.adapter.selection import listed, matching, unfit_head, unknown_head, why_skipped
 
 Layer: TypeAlias = keras.layers.Layer
 Predicate = Callable[[str, Layer], bool]

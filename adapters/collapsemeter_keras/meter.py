@@ -14,19 +14,25 @@ from keras import ops
 from keras.src.backend.common.masking import get_keras_mask
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
-from collapsemeter.batches import check_phase, no_batch, shown
-from collapsemeter.budget import Budget, Clock
-from collapsemeter.catalogue import METRICS
-from collapsemeter.moments import Phase
-from collapsemeter.reduction import Layout, Reduction, check_reduction, feature_rows, reduction_of
-from collapsemeter.report import TABLE
-from collapsemeter.selection import classes_of, description
-from collapsemeter.settings import Settings
-from collapsemeter.sketch import SKETCH_ROWS
-from collapsemeter.suggest import did_you_mean
-from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind
-from collapsemeter.terminal import say
-from collapsemeter.warning import warn
+from collapsemeter.adapter.batches import check_phase, no_batch, shown
+from collapsemeter.adapter.budget import Budget, Clock
+from collapsemeter.adapter.reduction import (
+    Layout,
+    Reduction,
+    check_reduction,
+    feature_rows,
+    reduction_of,
+)
+from collapsemeter.adapter.selection import classes_of, description
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.metrics.catalogue import METRICS
+from collapsemeter.report.report import TABLE
+from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.sketch import SKETCH_ROWS
+from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind
+from collapsemeter.system.suggest import did_you_mean
+from collapsemeter.system.terminal import say
+from collapsemeter.system.warning import warn
 
 from . import finalise, frozen
 from .instrument import Instrument
@@ -96,7 +102,7 @@ class CollapseMeter(keras.callbacks.Callback):
         Which metrics go into Keras' ``logs``, and so into History, CSVLogger and the progress bar:
         ``nc1_pinv/fc``, ``val_nc1_pinv/fc``, ``probe_nc1_pinv/fc``.
     reduction, scatter, convention, ignore_index, nonfinite, sample_rows, seed, sketch_rows
-        See `collapsemeter.settings.Settings`.
+        See `collapsemeter.adapter.settings.Settings`.
     strict : bool
         Re-raise a failure of the meter itself instead of marking the layer ``degraded``.
     verbose : bool

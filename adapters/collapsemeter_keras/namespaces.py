@@ -1,4 +1,4 @@
-"""What `collapsemeter.sums.update` needs, in the operations of Keras' backend."""
+"""What `collapsemeter.stats.sums.update` needs, in the operations of Keras' backend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from collapsemeter.namespace import Namespace, block_rows
+from collapsemeter.stats.namespace import Namespace, block_rows
 
 from .operations import Tensor, counted, saturated
 

@@ -9,8 +9,8 @@ import keras
 from keras import ops
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
-from collapsemeter.sampling import Wrap, drawn_slots, low_32_bits, uint32
-from collapsemeter.sketch import row_hashes
+from collapsemeter.stats.sampling import Wrap, drawn_slots, low_32_bits, uint32
+from collapsemeter.stats.sketch import row_hashes
 
 Tensor = Any  # of the backend
 _JAX = keras.backend.backend() == "jax"
@@ -67,7 +67,7 @@ def saturated(total: Tensor, part: Tensor) -> Tensor:
 
 
 class KerasOperations:
-    """Keras' operations for `collapsemeter.reduction.feature_rows`."""
+    """Keras' operations for `collapsemeter.adapter.reduction.feature_rows`."""
 
     def is_tensor(self, value: Any) -> bool:
         return keras.ops.is_tensor(value) or isinstance(value, keras.KerasTensor)
@@ -113,7 +113,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def hashed(numbers: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return bucket and sign of each row in a sketch, see `collapsemeter.sketch.row_hashes`.
+    """Return bucket and sign of each row in a sketch, see `collapsemeter.stats.sketch.row_hashes`.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def hashed(numbers: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def sample_slots(numbers: Tensor, usable: Tensor, size: int, seed: int) -> Tensor:
-    """Say where each row goes in the sample, as `collapsemeter.sampling.reservoir_slots` does.
+    """Say where each row goes in the sample, as `collapsemeter.stats.sampling.reservoir_slots` does.
 
     Parameters
     ----------

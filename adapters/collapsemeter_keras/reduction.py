@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import keras
 
-from collapsemeter.reduction import Layout
+from collapsemeter.adapter.reduction import Layout
 
 
 def layout_of(

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from collapsemeter.budget import Budget
-from collapsemeter.finalise import Tally
-from collapsemeter.settings import Settings
-from collapsemeter.sums import COUNTERS, Sums, scatter_shape, sketch_shapes, update
+from collapsemeter.adapter.budget import Budget
+from collapsemeter.adapter.layer_report import Tally
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.sums import COUNTERS, Sums, scatter_shape, sketch_shapes, update
 
 from .namespaces import namespace_of
 from .operations import (

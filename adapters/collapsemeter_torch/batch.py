@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from collapsemeter.batches import require_labels
-from collapsemeter.warning import warn
+from collapsemeter.adapter.batches import require_labels
+from collapsemeter.system.warning import warn
 
 from . import compiled
 from .device import device_of

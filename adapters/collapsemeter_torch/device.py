@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from collapsemeter.namespace import block_rows
-from collapsemeter.sampling import low_32_bits
-from collapsemeter.sketch import SKETCH_ROWS, row_hashes
-from collapsemeter.sums import (
+from collapsemeter.stats.namespace import block_rows
+from collapsemeter.stats.sampling import low_32_bits
+from collapsemeter.stats.sketch import SKETCH_ROWS, row_hashes
+from collapsemeter.stats.sums import (
     COUNTERS,
     IGNORE_INDEX,
     ScatterKind,
@@ -37,7 +37,7 @@ CACHED_BYTES = 2**22
 
 
 class TorchNamespace:
-    """PyTorch's operations for `collapsemeter.sums.update`; totals are updated in place.
+    """PyTorch's operations for `collapsemeter.stats.sums.update`; totals are updated in place.
 
     Parameters
     ----------
@@ -259,7 +259,7 @@ class LayerState:
         Of a sketch: k, and what its hashes are of.
     ignore_index : int
     propagate : bool
-        See `collapsemeter.sums.update`.
+        See `collapsemeter.stats.sums.update`.
 
     Examples
     --------

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from collapsemeter import CollapseReport, Head, LayerReport
-from collapsemeter.finalise import Tally, layer_report
-from collapsemeter.measuring import undefined_report
-from collapsemeter.moments import Phase
-from collapsemeter.resuming import check_same, check_widths, not_a_state
-from collapsemeter.sums import COUNTERS
+from collapsemeter.adapter.layer_report import Tally, layer_report
+from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state
+from collapsemeter.metrics.measure import undefined_report
+from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.sums import COUNTERS
 
 from . import compiled
 from .device import LayerState, device_of

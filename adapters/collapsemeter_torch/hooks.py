@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from collapsemeter.reduction import BatchError, Layout, Reduction
+from collapsemeter.adapter.reduction import BatchError, Layout, Reduction
 
 from .reduction import feature_rows
 from .scope import HEAD_OUTPUT, Scope, current_scope

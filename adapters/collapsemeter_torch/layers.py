@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from collapsemeter.selection import listed, matching, unfit_head, unknown_head, why_skipped
+from collapsemeter.adapter.selection import listed, matching, unfit_head, unknown_head, why_skipped
 
 Predicate = Callable[[str, nn.Module], bool]
 Layers = Literal["auto"] | str | Iterable[str] | Predicate

@@ -19,17 +19,17 @@ from collapsemeter import ClassMoments, CollapseReport, Convention
 from collapsemeter.activations import Writer
 from collapsemeter.activations.manifest import NAME as MANIFEST
 from collapsemeter.activations.writer import SHARD_BYTES
-from collapsemeter.batches import check_phase, no_batch
-from collapsemeter.budget import Budget
-from collapsemeter.moments import Phase
-from collapsemeter.reduction import Layout, Reduction, check_reduction, reduction_of
-from collapsemeter.selection import classes_of, description
-from collapsemeter.settings import Settings
-from collapsemeter.sketch import SKETCH_ROWS
-from collapsemeter.suggest import did_you_mean
-from collapsemeter.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes
-from collapsemeter.terminal import say
-from collapsemeter.warning import warn
+from collapsemeter.adapter.batches import check_phase, no_batch
+from collapsemeter.adapter.budget import Budget
+from collapsemeter.adapter.reduction import Layout, Reduction, check_reduction, reduction_of
+from collapsemeter.adapter.selection import classes_of, description
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.sketch import SKETCH_ROWS
+from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes
+from collapsemeter.system.suggest import did_you_mean
+from collapsemeter.system.terminal import say
+from collapsemeter.system.warning import warn
 
 from . import compiled, finalise
 from .batch import Batch
@@ -67,7 +67,7 @@ class CollapseMeter:
     reduction : str, callable, or mapping from layer name to one
         How an output becomes one row per label, see `reduction.feature_rows`.
     scatter : {"auto", "class", "pooled", "sketch", "trace"}
-        What is kept of the within-class scatter, see `collapsemeter.sums.scatter_kind`.
+        What is kept of the within-class scatter, see `collapsemeter.stats.sums.scatter_kind`.
     criterion : nn.Module, optional
         A loss module called as ``criterion(output, labels)``: its labels are used, and the loop needs
         no other change. Not under torch.compile.
@@ -94,7 +94,7 @@ class CollapseMeter:
         Of the row sample, and of the sketch of wide layers: where the moments of several processes
         are to be merged, one each (``seed=rank``).
     sketch_rows : int
-        Rows of the sketch that a wide layer keeps, see `collapsemeter.settings.Settings`.
+        Rows of the sketch that a wide layer keeps, see `collapsemeter.adapter.settings.Settings`.
     verbose : bool
         Print what is watched, and why the rest is not.
 
@@ -419,7 +419,7 @@ class CollapseMeter:
 
         Its provenance holds ``first_step`` and ``last_step``, numbers of labelled training batches
         whether they were counted or not, and ``overhead``, the share of the training's time that the
-        hooks took, see `collapsemeter.budget.Clock`.
+        hooks took, see `collapsemeter.adapter.budget.Clock`.
 
         Raises
         ------

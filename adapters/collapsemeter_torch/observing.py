@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from collapsemeter.batches import shown, split
+from collapsemeter.adapter.batches import shown, split
 
 from .batch import Batch
 from .device import device_of

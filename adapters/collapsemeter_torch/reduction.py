@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from collapsemeter import reduction as core
-from collapsemeter.reduction import TAKE_ONE, BatchError, Layout, Reduction
+from collapsemeter.adapter import reduction as core
+from collapsemeter.adapter.reduction import TAKE_ONE, BatchError, Layout, Reduction
 
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
@@ -25,7 +25,7 @@ _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention, nn.Embedding)
 
 
 class TorchOperations:
-    """PyTorch's operations for `collapsemeter.reduction.feature_rows`."""
+    """PyTorch's operations for `collapsemeter.adapter.reduction.feature_rows`."""
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, Tensor)
@@ -65,7 +65,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def tensor_of(output: Any, layer: str, labels: Tensor) -> Tensor:
-    """Return the features among what a module returned, see `collapsemeter.reduction.tensor_of`.
+    """Return the features among what a module returned, see `collapsemeter.adapter.reduction.tensor_of`.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def feature_rows(
     layout: Layout | None,
     reduction: Reduction,
 ) -> Tensor:
-    """Reduce a module's output to one row per label, see `collapsemeter.reduction.feature_rows`.
+    """Reduce a module's output to one row per label, see `collapsemeter.adapter.reduction.feature_rows`.
 
     Nothing of it is recorded for gradients.
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from collapsemeter.sampling import reservoir_slots
+from collapsemeter.stats.sampling import reservoir_slots
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -36,7 +36,7 @@ def chosen(
     Parameters
     ----------
     numbers : (B,) int64 array
-        As of `collapsemeter.sampling.reservoir_slots`.
+        As of `collapsemeter.stats.sampling.reservoir_slots`.
     seed : int
     kept : (size + 1,) tensor
         Numbers of the rows in the sample. A row whose slot a later one took while it waited goes to the bin.

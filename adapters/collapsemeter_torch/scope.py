@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collapsemeter.budget import Clock
-from collapsemeter.labels import check_dtype, class_labels, coded, dtype_name
-from collapsemeter.reduction import BatchError
-from collapsemeter.sampling import low_32_bits, reservoir_slots
-from collapsemeter.settings import Settings
-from collapsemeter.sketch import row_hashes
-from collapsemeter.warning import warn
+from collapsemeter.adapter.budget import Clock
+from collapsemeter.adapter.reduction import BatchError
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.labels import check_dtype, class_labels, coded, dtype_name
+from collapsemeter.stats.sampling import low_32_bits, reservoir_slots
+from collapsemeter.stats.sketch import row_hashes
+from collapsemeter.system.warning import warn
 
 from .compiled import graphs_may_come
 from .device import LayerState, has_float64, products_are_reduced
@@ -341,7 +341,7 @@ def label_tensor(
     ----------
     labels : tensor or array_like
         Class numbers of any shape and dtype, or one-hot over the last axis. Rows that name no single
-        class get a code, see `collapsemeter.labels.class_labels`.
+        class get a code, see `collapsemeter.stats.labels.class_labels`.
     num_classes, ignore_index : int
     device : torch.device
     mask : tensor, optional
@@ -350,7 +350,7 @@ def label_tensor(
     Raises
     ------
     ValueError
-        As `collapsemeter.labels.class_labels`, for labels on the host. On another device a value that is
+        As `collapsemeter.stats.labels.class_labels`, for labels on the host. On another device a value that is
         no class is counted there and reported by ``compute``, so that no batch waits.
 
     Examples
@@ -383,7 +383,7 @@ def _on_device(labels: Tensor, num_classes: int, ignore_index: int, tokens: bool
 
 
 class TorchLabels:
-    """PyTorch's operations for `collapsemeter.labels.coded`."""
+    """PyTorch's operations for `collapsemeter.stats.labels.coded`."""
 
     def integers(self, x: Tensor) -> Tensor:
         return x.to(torch.int64)

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..plain import is_untyped
-from ..suggest import did_you_mean
+from ..stats.plain import is_untyped
+from ..system.suggest import did_you_mean
 
 MAX_EXPANSION = 200  # an honest array of floats does not shrink this much
 SMALL = 2**20  # bytes; labels in order do shrink that much, and so little memory harms nobody

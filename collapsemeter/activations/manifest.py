@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..moments import Phase
-from ..sums import check_num_classes
+from ..stats.moments import Phase
+from ..stats.sums import check_num_classes
 from .array_file import ActivationsError
 from .foreign import json_object, sentence
 

@@ -11,12 +11,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..files import write_atomically
-from ..labels import are_tokens, class_labels
-from ..moments import Phase
-from ..nc3 import Head
-from ..plain import plain
-from ..sums import IGNORE_INDEX, check_num_classes
+from ..stats.head import Head
+from ..stats.labels import are_tokens, class_labels
+from ..stats.moments import Phase
+from ..stats.plain import plain
+from ..stats.sums import IGNORE_INDEX, check_num_classes
+from ..system.files import write_atomically
 from .manifest import NAME, PHASES, FileRecord, Manifest, sha256_of, stored_name
 
 SHARD_BYTES = 2**28  # 256 MB
@@ -119,7 +119,7 @@ class Writer:
             The same layers, of the same width and dtype, in every batch. Float dtypes are kept as they are,
             bfloat16 (of ml_dtypes) too.
         labels : (B,) or (B, T) array_like of class numbers, or one-hot
-            Rows that name no single class are written as `collapsemeter.sums.UNLABELLED` or ``MIXED``.
+            Rows that name no single class are written as `collapsemeter.stats.sums.UNLABELLED` or ``MIXED``.
         predictions : array_like of int, shaped as the labels, optional
             The network's own decisions; or ``logits``, with the classes as one more axis.
 

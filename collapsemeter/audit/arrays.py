@@ -13,7 +13,7 @@ from ..activations import Array
 from ..activations.foreign import is_foreign_name
 from ..activations.manifest import RESERVED, layer_of
 from ..activations.remote import is_url, open_file
-from ..selection import listed
+from ..adapter.selection import listed
 from .shard import ArrayAt
 
 LABELS, PREDICTIONS, LOGITS, MASK = RESERVED

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..moments import ClassMoments
-from ..nc3 import Head
-from ..nc4 import ClassCentres, Decisions, decide
+from ..metrics.nc4 import ClassCentres, Decisions, decide
+from ..stats.head import Head
+from ..stats.moments import ClassMoments
 from .mapping import Task
 from .rows import Chunk, OpenPiece
 

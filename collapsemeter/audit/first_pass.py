@@ -9,20 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..moments import ClassMoments
-from ..state_files import CorruptStateError
+from ..stats.moments import ClassMoments
+from ..stats.state_file import CorruptStateError
 from .cluster import Dask
 from .job import Job
-from .mapping import (
-    Task,
-    digests_of,
-    hash_of,
-    key_of,
-    labels_id,
-    map_piece,
-    of_shard,
-    shard_id,
-)
+from .mapping import Task, digests_of, hash_of, key_of, labels_id, map_piece, of_shard, shard_id
 from .merging import merge_saved, tree
 from .progress import bar
 from .shard import Piece, Shard

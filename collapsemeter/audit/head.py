@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..activations.remote import open_file
-from ..nc3 import Head
-from ..suggest import did_you_mean
+from ..stats.head import Head
+from ..system.suggest import did_you_mean
 from .arrays import described
 from .deciding import Reader
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..moments import Phase
-from ..nc3 import Head
+from ..stats.head import Head
+from ..stats.moments import Phase
 from .deciding import Reader
 from .mapping import Task
 from .rows import Counting

@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from .. import __version__
-from ..accumulate import Accumulator
 from ..activations.manifest import sha256_of_path
 from ..activations.remote import local_path
-from ..moments import HOST_CLASS_ENTRIES, ClassMoments
-from ..sketch import derived_seed
-from ..sums import ScatterKind, scatter_kind
+from ..stats.accumulate import Accumulator
+from ..stats.moments import HOST_CLASS_ENTRIES, ClassMoments
+from ..stats.sketch import derived_seed
+from ..stats.sums import ScatterKind, scatter_kind
 from .epochs import LabelsOf, labels_of
 from .rows import Counting, OpenPiece
 from .shard import ArrayAt, Piece, Shard

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..moments import ClassMoments
+from ..stats.moments import ClassMoments
 from .state import SavedState, save_layers
 
 _T = TypeVar("_T")
@@ -119,7 +119,7 @@ def merge_saved(
     advance : callable
         Told that a layer is done.
     lasting : bool
-        See `collapsemeter.files.write_atomically`.
+        See `collapsemeter.system.files.write_atomically`.
 
     Raises
     ------

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..convention import Convention
-from ..moments import Phase
-from ..reduction import Reduction, check_reduction
-from ..sketch import SKETCH_ROWS
-from ..sums import Nonfinite, ScatterKind, check_num_classes
-from ..threads import check_jobs
+from ..adapter.reduction import Reduction, check_reduction
+from ..metrics.convention import Convention
+from ..stats.moments import Phase
+from ..stats.sketch import SKETCH_ROWS
+from ..stats.sums import Nonfinite, ScatterKind, check_num_classes
+from ..system.threads import check_jobs
 
 
 @dataclass(frozen=True)

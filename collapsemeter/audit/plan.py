@@ -9,8 +9,8 @@ from pathlib import PurePath
 from typing import Any
 
 from ..activations.manifest import Manifest
-from ..selection import listed, matching
-from ..suggest import did_you_mean
+from ..adapter.selection import listed, matching
+from ..system.suggest import did_you_mean
 from .arrays import LABELS, LOGITS, MASK, PREDICTIONS, Found, arrays_of, described, find_arrays
 from .shard import ArrayAt, Shard
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from ..activations.manifest import Manifest
 from ..activations.remote import expand
-from ..memory import check_memory
-from ..nc3 import Head
-from ..settings import Settings
-from ..suggest import did_you_mean
-from ..sums import IGNORE_INDEX
+from ..adapter.settings import Settings
+from ..stats.head import Head
+from ..stats.sums import IGNORE_INDEX
+from ..system.memory import check_memory
+from ..system.suggest import did_you_mean
 from .arrays import LABELS, is_file_name
 from .deciding import Reader
 from .epochs import Labelled, check_layers, check_one_epoch

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..escaping import printable
+from ..system.escaping import printable
 
 Advance = Callable[[int], None]
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..accumulate import widened
 from ..activations import ArrayFile
 from ..activations.remote import open_file
-from ..labels import are_tokens, class_labels
-from ..nc3 import argmax_or_none
-from ..reduction import Reduction, feature_rows
-from ..settings import Settings
+from ..adapter.reduction import Reduction, feature_rows
+from ..adapter.settings import Settings
+from ..stats.accumulate import widened
+from ..stats.head import argmax_or_none
+from ..stats.labels import are_tokens, class_labels
 from .shard import ArrayAt, Piece
 
 CHUNK_BYTES = 2**26  # 64 MB of what a file holds

@@ -14,12 +14,13 @@ import numpy as np
 
 from .. import __version__
 from ..activations.remote import expand
-from ..finalise import moments_report
-from ..nc4 import Decisions
-from ..origin import AUDIT
-from ..report import CollapseReport, LayerReport
-from ..selection import listed
-from ..threads import threads
+from ..adapter.layer_report import moments_report
+from ..adapter.selection import listed
+from ..metrics.layer import LayerReport
+from ..metrics.nc4 import Decisions
+from ..report.origin import AUDIT
+from ..report.report import CollapseReport
+from ..system.threads import threads
 from .epochs import check_one_epoch
 from .first_pass import map_shards, merge_states, merged_path
 from .head import check_classes, check_width, load_head, read_layer

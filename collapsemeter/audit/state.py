@@ -10,10 +10,10 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..consistency import check_stored, listed
-from ..moments import ClassMoments, Phase
-from ..state_files import CorruptStateError, StateFile, write_state
-from ..sums import Nonfinite, ScatterKind, check_num_classes
+from ..stats.consistency import check_stored, listed
+from ..stats.moments import ClassMoments, Phase
+from ..stats.state_file import CorruptStateError, StateFile, write_state
+from ..stats.sums import Nonfinite, ScatterKind, check_num_classes
 from .epochs import Labelled, LabelsOf
 
 FORMAT = "collapsemeter.AuditState"
@@ -87,7 +87,7 @@ def save_layers(
 ) -> None:
     """Write a state layer by layer: they need not be in memory together.
 
-    Of absent classes nothing is kept. ``lasting``: see `collapsemeter.files.write_atomically`.
+    Of absent classes nothing is kept. ``lasting``: see `collapsemeter.system.files.write_atomically`.
 
     Raises
     ------

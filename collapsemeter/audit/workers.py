@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from ..processes import processes
+from ..system.processes import processes
 from .options import check_workers
 
 T = TypeVar("T")

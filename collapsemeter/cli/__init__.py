@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..escaping import printable
-from ..terminal import say
-from . import audit_command, demo_command, dufm_command, show_command
+from ..system.escaping import printable
+from ..system.terminal import say
+from . import audit as audit_command
+from . import demo_command, show_command
+from . import dufm as dufm_command
 from .parser import Parser
 from .signals import ended_by_signals
 

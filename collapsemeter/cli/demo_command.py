@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import demo
+from . import demo
 
 
 def add(commands: Any) -> None:

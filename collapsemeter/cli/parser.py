@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from ..escaping import printable
-from ..outputs import Kind, Output, check_outputs
-from ..suggest import did_you_mean
-from ..terminal import say
+from ..system.escaping import printable
+from ..system.outputs import Kind, Output, check_outputs
+from ..system.suggest import did_you_mean
+from ..system.terminal import say
 
 
 class Parser(argparse.ArgumentParser):

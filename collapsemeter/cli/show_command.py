@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import show
-from ..report import TABLE
+from ..report.report import TABLE
+from . import show
 
 _SHOW = """\
 examples:

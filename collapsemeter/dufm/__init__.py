@@ -18,23 +18,21 @@
 SciPy is imported only here, and this package only when it is asked for.
 """
 
-from collapsemeter.dufm.applies import DoesNotApply
-from collapsemeter.dufm.blocks import (
-    Block,
-    best_blocks,
-    blocks,
-    srg,
-)
-from collapsemeter.dufm.bounds import lower_bound, nuclear_bound
-from collapsemeter.dufm.certificates import Stationarity, stationarity
-from collapsemeter.dufm.collapse import dnc, partial, zero
-from collapsemeter.dufm.convex import certify, convex
-from collapsemeter.dufm.deep_ce import linear_ce_dnc, linear_ce_pairs, linear_ce_polygon, pairs
-from collapsemeter.dufm.descent import gradient_descent
-from collapsemeter.dufm.frames import orthogonal_frame
-from collapsemeter.dufm.identities import Identities, stationarity_identities
-from collapsemeter.dufm.linear import gof, linear, minority_threshold
-from collapsemeter.dufm.network import (
+from .applies import DoesNotApply
+from .certificates import Stationarity, stationarity
+from .closed.blocks import Block, best_blocks, blocks, srg
+from .closed.bounds import lower_bound, nuclear_bound
+from .closed.collapse import dnc, partial, zero
+from .closed.convex import certify, convex
+from .closed.cross_entropy import linear_ce_dnc, linear_ce_pairs, linear_ce_polygon, pairs
+from .closed.linear import gof, linear, minority_threshold
+from .closed.one_layer import seli, seli_grams, ufm_ce, ufm_mse
+from .closed.references import references
+from .closed.triangular import srg_effective_classes
+from .descent import gradient_descent
+from .frames import orthogonal_frame
+from .identities import Identities, stationarity_identities
+from .network import (
     Variables,
     class_columns,
     class_loss_and_gradient,
@@ -42,9 +40,9 @@ from collapsemeter.dufm.network import (
     loss_and_gradient,
     sample_columns,
 )
-from collapsemeter.dufm.optimum import Optimum
-from collapsemeter.dufm.problem import DUFM
-from collapsemeter.dufm.reductions import (
+from .optimum import Optimum
+from .problem import DUFM
+from .reductions import (
     canonical,
     cheapest_samples,
     from_canonical,
@@ -52,12 +50,9 @@ from collapsemeter.dufm.reductions import (
     repeat_samples,
     to_canonical,
 )
-from collapsemeter.dufm.references import references
-from collapsemeter.dufm.scalar import collapse_threshold, critical_strength, ell, ell_minimiser
-from collapsemeter.dufm.shallow import seli, seli_grams, ufm_ce, ufm_mse
-from collapsemeter.dufm.solution import Solution, Start, Trajectory
-from collapsemeter.dufm.solver import solve
-from collapsemeter.dufm.triangular import srg_effective_classes
+from .scalar import collapse_threshold, critical_strength, ell, ell_minimiser
+from .solution import Solution, Start, Trajectory
+from .solver import solve
 
 __all__ = [
     "DUFM",

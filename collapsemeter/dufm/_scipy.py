@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize  # type: ignore[import-untyped, unused-ignore]
 
-from collapsemeter.dufm.arrays import FloatArray
+from .arrays import FloatArray
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from collapsemeter.dufm.problem import DUFM
+from .problem import DUFM
 
 
 class DoesNotApply(ValueError):

@@ -5,16 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsemeter.dufm._scipy import bounded_least_squares
-from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.network import (
-    Variables,
-    check_shapes,
-    class_columns,
-    fit_and_slope,
-    forward,
-)
-from collapsemeter.dufm.problem import DUFM
+from ._scipy import bounded_least_squares
+from .arrays import FloatArray
+from .network import Variables, check_shapes, class_columns, fit_and_slope, forward
+from .problem import DUFM
 
 CORNER = 1e-3
 """Pre-activations below this fraction of the largest of a layer count as zero."""

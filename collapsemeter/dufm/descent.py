@@ -4,16 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.network import (
-    Variables,
-    column_loss_and_gradient,
-    fit_and_slope,
-    forward,
-    sample_columns,
-)
-from collapsemeter.dufm.problem import DUFM
-from collapsemeter.dufm.solution import Trajectory
+from .arrays import FloatArray
+from .network import Variables, column_loss_and_gradient, fit_and_slope, forward, sample_columns
+from .problem import DUFM
+from .solution import Trajectory
 
 _BLOWN_UP = 1e6
 

@@ -9,10 +9,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from collapsemeter.dufm.applies import TooNarrow
-from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.network import Variables
-from collapsemeter.dufm.problem import DUFM
+from .applies import TooNarrow
+from .arrays import FloatArray
+from .network import Variables
+from .problem import DUFM
 
 Chain = tuple[FloatArray, ...]
 

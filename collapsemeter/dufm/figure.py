@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collapsemeter.drawing import write_figure
-from collapsemeter.dufm.optimum import Geometry, Optimum
-from collapsemeter.dufm.overview import Overview
-from collapsemeter.dufm.solution import Solution
-from collapsemeter.dufm.sweep import WHOLE, Point
+from ..report.drawing import write_figure
+from .optimum import Geometry, Optimum
+from .overview import Overview
+from .solution import Solution
+from .sweep import WHOLE, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.network import Columns, Variables, class_columns, fit_and_slope
-from collapsemeter.dufm.problem import DUFM
+from .arrays import FloatArray
+from .network import Columns, Variables, class_columns, fit_and_slope
+from .problem import DUFM
 
 
 @dataclass(frozen=True)

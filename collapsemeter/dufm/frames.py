@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 
-from collapsemeter.dufm.arrays import FloatArray
+from .arrays import FloatArray
 
 
 def orthogonal_frame(

@@ -4,14 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.network import (
-    Columns,
-    Variables,
-    fit_and_slope,
-    forward,
-)
-from collapsemeter.dufm.problem import DUFM
+from .arrays import FloatArray
+from .network import Columns, Variables, fit_and_slope, forward
+from .problem import DUFM
 
 
 @dataclass(frozen=True)

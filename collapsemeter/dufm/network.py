@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.problem import DUFM
+from .arrays import FloatArray
+from .problem import DUFM
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.factors import Chain, pad
-from collapsemeter.dufm.network import Variables, forward
-from collapsemeter.dufm.problem import DUFM
-from collapsemeter.dufm.reductions import from_canonical, repeat_samples
+from .arrays import FloatArray
+from .factors import Chain, pad
+from .network import Variables, forward
+from .problem import DUFM
+from .reductions import from_canonical, repeat_samples
 
 if TYPE_CHECKING:
-    from collapsemeter.moments import ClassMoments
+    from ..stats.moments import ClassMoments
 
 Status = Literal["theorem", "best known", "upper bound"]
 
@@ -126,7 +126,7 @@ class Geometry:
         dict
             Keys 1 to L + 1; layer 1 is the free features, L + 1 the output.
         """
-        from collapsemeter.moments import ClassMoments
+        from ..stats.moments import ClassMoments
 
         classes = self.problem.num_classes
         moments = {}

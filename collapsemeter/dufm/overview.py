@@ -5,15 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from collapsemeter.dufm.applies import DoesNotApply, TooNarrow, TooStrong
-from collapsemeter.dufm.bounds import lower_bound
-from collapsemeter.dufm.collapse import zero
-from collapsemeter.dufm.linear import minority_threshold
-from collapsemeter.dufm.optimum import Optimum
-from collapsemeter.dufm.problem import DUFM
-from collapsemeter.dufm.references import Survey, collapsed, low_rank, survey
-from collapsemeter.dufm.scalar import collapse_threshold, critical_strength
-from collapsemeter.dufm.solution import SAME, Solution
+from .applies import DoesNotApply, TooNarrow, TooStrong
+from .closed.bounds import lower_bound
+from .closed.collapse import zero
+from .closed.linear import minority_threshold
+from .closed.references import Survey, collapsed, low_rank, survey
+from .optimum import Optimum
+from .problem import DUFM
+from .scalar import collapse_threshold, critical_strength
+from .solution import SAME, Solution
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collapsemeter.dufm.optimum import Optimum
+    from .optimum import Optimum
 
 T = TypeVar("T")
 
@@ -159,7 +159,7 @@ class DUFM:
 
     def references(self) -> "tuple[Optimum, ...]":
         """All closed forms that apply to this problem, lowest loss first: upper bounds of its optimum."""
-        from collapsemeter.dufm.references import references
+        from .closed.references import references
 
         return references(self)
 

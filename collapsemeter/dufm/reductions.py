@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.network import Variables, fit_and_slope, forward, sample_columns
-from collapsemeter.dufm.problem import DUFM
+from .arrays import FloatArray
+from .network import Variables, fit_and_slope, forward, sample_columns
+from .problem import DUFM
 
 
 def one_per_class(problem: DUFM) -> DUFM:

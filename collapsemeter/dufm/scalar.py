@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from collapsemeter.dufm._scipy import root
+from ._scipy import root
 
 
 def _check_depth(depth: int) -> None:

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.factors import Chain, balance, pad, split_first
-from collapsemeter.dufm.frames import subset_signs, triangular_incidence
-from collapsemeter.dufm.network import Variables
-from collapsemeter.dufm.problem import DUFM
-from collapsemeter.dufm.triangular import best_subset_size
+from .arrays import FloatArray
+from .closed.triangular import best_subset_size
+from .factors import Chain, balance, pad, split_first
+from .frames import subset_signs, triangular_incidence
+from .network import Variables
+from .problem import DUFM
 
 
 def equal_norms(point: Variables) -> Variables:

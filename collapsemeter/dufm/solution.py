@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from collapsemeter.dufm.arrays import FloatArray
-from collapsemeter.dufm.bounds import lower_bound
-from collapsemeter.dufm.certificates import Stationarity, stationarity
-from collapsemeter.dufm.identities import Identities, stationarity_identities
-from collapsemeter.dufm.network import Variables, class_columns, forward, sample_columns
-from collapsemeter.dufm.optimum import Geometry, Optimum
-from collapsemeter.dufm.reductions import canonical, cheapest_samples, to_canonical
+from .arrays import FloatArray
+from .certificates import Stationarity, stationarity
+from .closed.bounds import lower_bound
+from .identities import Identities, stationarity_identities
+from .network import Variables, class_columns, forward, sample_columns
+from .optimum import Geometry, Optimum
+from .reductions import canonical, cheapest_samples, to_canonical
 
 if TYPE_CHECKING:
-    from collapsemeter.moments import ClassMoments
+    from ..stats.moments import ClassMoments
 
 PROOF_TOLERANCE = 1e-6
 """Relative distance from the lower bound up to which a loss is called optimal."""
@@ -158,7 +158,7 @@ class Solution(Geometry):
         """Class moments of every layer, with the scatter that descent left."""
         if not self.by_sample:
             return super().moments(before_activation)
-        from collapsemeter.moments import ClassMoments
+        from ..stats.moments import ClassMoments
 
         labels = sample_columns(self.problem).labels
         moments = {}

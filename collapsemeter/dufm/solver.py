@@ -8,15 +8,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from collapsemeter.dufm._scipy import lbfgs
-from collapsemeter.dufm.bounds import lower_bound
-from collapsemeter.dufm.descent import gradient_descent
-from collapsemeter.dufm.factors import check_memory, pad
-from collapsemeter.dufm.flat import Layout, objective
-from collapsemeter.dufm.network import Variables
-from collapsemeter.dufm.problem import DUFM
-from collapsemeter.dufm.reductions import canonical, from_canonical
-from collapsemeter.dufm.seeds import (
+from ..system.processes import processes
+from ._scipy import lbfgs
+from .closed.bounds import lower_bound
+from .descent import gradient_descent
+from .factors import check_memory, pad
+from .flat import Layout, objective
+from .network import Variables
+from .problem import DUFM
+from .reductions import canonical, from_canonical
+from .seeds import (
     edge_start,
     equal_neurons,
     equal_norms,
@@ -25,8 +26,7 @@ from collapsemeter.dufm.seeds import (
     jitter,
     random_start,
 )
-from collapsemeter.dufm.solution import Solution, Start, Trajectory
-from collapsemeter.processes import processes
+from .solution import Solution, Start, Trajectory
 
 R = TypeVar("R")
 T = TypeVar("T")

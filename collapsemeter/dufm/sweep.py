@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from collapsemeter.dufm.overview import Overview, overview
-from collapsemeter.dufm.problem import DUFM, default_width
-from collapsemeter.dufm.solution import Solution
+from .overview import Overview, overview
+from .problem import DUFM, default_width
+from .solution import Solution
 
 MOST_POINTS = 10_000
 """Values of one sweep."""

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..frames import Floats
-from ..pairs import COSINE_BINS
-from ..report import LayerReport
+from ..metrics.layer import LayerReport
+from ..metrics.pairs import COSINE_BINS
+from ..stats.linalg import Floats
 from .figures import EARLIER, canvas, picture, present
 from .inline import Picture
 

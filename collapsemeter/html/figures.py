@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..comparison import Comparison
-from ..criteria import missing
-from ..drawing import readable, svg
-from ..figure import FINAL, HEAD, drawable, layer_names, top_of
-from ..frames import Floats
-from ..history import Entries
-from ..report import CollapseReport, LayerReport
+from ..comparison.result import Comparison
+from ..metrics.layer import LayerReport
+from ..report.criteria import missing
+from ..report.drawing import readable, svg
+from ..report.figure import FINAL, HEAD, drawable, layer_names, top_of
+from ..report.history import Entries
+from ..report.report import CollapseReport
+from ..stats.linalg import Floats
 from .inline import Picture, inline
 from .words import number
 

@@ -11,14 +11,14 @@ from importlib.resources import files
 from typing import Any
 
 from .. import __version__
-from ..comparison import Comparison
-from ..criteria import Criteria
-from ..escaping import printable
-from ..figure import checked_history, layer_colours, layer_names
-from ..files import write_atomically
-from ..history import Entries, History, run_of
-from ..origin import origin
-from ..report import CollapseReport
+from ..comparison.result import Comparison
+from ..report.criteria import Criteria
+from ..report.figure import checked_history, layer_colours, layer_names
+from ..report.history import Entries, History, run_of
+from ..report.origin import origin
+from ..report.report import CollapseReport
+from ..system.escaping import printable
+from ..system.files import write_atomically
 
 MOST_EMBEDDED = 500_000  # entries of all matrices that the page's JSON may hold: 10 MB
 _LISTED = 12

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..criteria import missing
-from ..figure import (
+from ..report.criteria import missing
+from ..report.figure import (
     FINAL,
     HEAD,
     PANELS,
@@ -19,8 +19,8 @@ from ..figure import (
     layer_names,
     top_of,
 )
-from ..history import History
-from ..report import CollapseReport
+from ..report.history import History
+from ..report.report import CollapseReport
 from .figures import EARLIER, canvas, name_layers, no_value, picture, values_of
 from .inline import Picture
 from .words import number

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..catalogue import METRICS
-from ..comparison import Comparison
-from ..criteria import missing
-from ..report import CollapseReport, LayerReport
+from ..comparison.result import Comparison
+from ..metrics.catalogue import METRICS
+from ..metrics.layer import LayerReport
+from ..report.criteria import missing
+from ..report.report import CollapseReport
 from .formulas import FORMULAS
 from .verdicts import MARKS
 from .words import metric_value, number, target

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ..criteria import PROPERTIES, Criteria, Judgement, missing, pinv_words
-from ..history import Entries
-from ..report import LayerReport
+from ..metrics.layer import LayerReport
+from ..report.criteria import PROPERTIES, Criteria, Judgement, missing, pinv_words
+from ..report.history import Entries
 from .words import metric_value, number, times
 
 TITLES = {

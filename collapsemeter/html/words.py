@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..catalogue import METRICS
-from ..undefined import FLAGS, REASONS
+from ..metrics.catalogue import METRICS
+from ..stats.undefined import FLAGS, REASONS
 
 _SHARES = ("nc4_agreement", "nc4_mismatch", "ncc_accuracy")
 

@@ -10,10 +10,11 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..catalogue import METRICS
-from ..escaping import printable
-from ..report import CollapseReport, LayerReport
-from ..warning import warn
+from ..metrics.catalogue import METRICS
+from ..metrics.layer import LayerReport
+from ..report.report import CollapseReport
+from ..system.escaping import printable
+from ..system.warning import warn
 from .append import AppendedFile
 from .guard import GuardedSink
 from .runs import checked_run

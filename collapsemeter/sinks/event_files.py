@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from ..report import CollapseReport
-from ..undefined import LACKS_WEIGHT
+from ..report.report import CollapseReport
+from ..stats.undefined import LACKS_WEIGHT
 from .guard import GuardedSink
 from .runs import checked_run
 from .scalars import Scalars, safe_name

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from ..report import CollapseReport
+from ..report.report import CollapseReport
 from .csv_table import CsvSink
 from .event_files import TensorBoardSink
 from .guard import GuardedSink, Sink

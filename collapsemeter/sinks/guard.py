@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
-from ..report import CollapseReport
-from ..warning import warn
+from ..report.report import CollapseReport
+from ..system.warning import warn
 
 
 class Sink(Protocol):

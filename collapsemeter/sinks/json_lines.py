@@ -7,9 +7,10 @@ import math
 import os
 from typing import Any
 
-from ..criteria import RECORDED
-from ..origin import COUNTED
-from ..report import CollapseReport, LayerReport, plain
+from ..metrics.layer import LayerReport, plain
+from ..report.criteria import RECORDED
+from ..report.origin import COUNTED
+from ..report.report import CollapseReport
 from .append import AppendedFile
 from .guard import GuardedSink
 from .runs import checked_run

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ..report import CollapseReport
+from ..report.report import CollapseReport
 from . import wandb_runs
 from .guard import GuardedSink
 from .scalars import Scalars

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..history import new_run
+from ..report.history import new_run
 
 
 def checked_run(run: str | None) -> str:

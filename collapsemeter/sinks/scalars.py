@@ -6,9 +6,9 @@ import itertools
 import math
 import re
 
-from ..catalogue import METRICS
-from ..report import CollapseReport
-from ..warning import warn
+from ..metrics.catalogue import METRICS
+from ..report.report import CollapseReport
+from ..system.warning import warn
 
 # Every tracker accepts ASCII word characters, dot, dash and slash. MLflow may store a metric as a file of
 # that name, so no segment may be empty, "." or "..", and takes 250 characters, the metric's included.

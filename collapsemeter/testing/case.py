@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from ..report import CollapseReport
+from ..report.report import CollapseReport
 from .driver import Batch, Case, Driver, Make, Spec
 from .oracle import Oracle
 from .streams import Stream

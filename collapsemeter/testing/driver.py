@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..moments import ClassMoments, Phase
-from ..report import CollapseReport
-from ..settings import Settings
+from ..adapter.settings import Settings
+from ..report.report import CollapseReport
+from ..stats.moments import ClassMoments, Phase
 
 Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[Any]
@@ -45,7 +45,7 @@ class Spec:
         Whether batches are fed as training steps or as a pass with frozen weights. Under ``frozen-eval``
         only `Driver.feed`, `Driver.report` and `Driver.close` are called.
     options : mapping
-        What the adapter is told besides ``num_classes``: arguments of `collapsemeter.settings.Settings`.
+        What the adapter is told besides ``num_classes``: arguments of `collapsemeter.adapter.settings.Settings`.
 
     Examples
     --------

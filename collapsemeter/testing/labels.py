@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..sums import MIXED, UNLABELLED
+from ..stats.sums import MIXED, UNLABELLED
 from .case import attached, case, feed, quiet, turned_away
 from .driver import Batch, Case, Make, Spec
 from .oracle import Oracle, require

@@ -9,13 +9,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ..measuring import measure
-from ..moments import EPS, ClassMoments
-from ..nc3 import Head
-from ..nc4 import decide
-from ..report import CollapseReport, LayerReport
-from ..sampling import reservoir_slots
-from ..sums import MIXED, UNLABELLED
+from ..metrics.layer import LayerReport
+from ..metrics.measure import measure
+from ..metrics.nc4 import decide
+from ..report.report import CollapseReport
+from ..stats.head import Head
+from ..stats.moments import EPS, ClassMoments
+from ..stats.sampling import reservoir_slots
+from ..stats.sums import MIXED, UNLABELLED
 from .driver import Batch, Driver, Features, Labels, Spec
 
 Rows = npt.NDArray[np.float64]
@@ -162,7 +163,7 @@ class Oracle:
 
 
 def sampled_rows(spec: Spec, batches: Iterable[npt.NDArray[np.int64]]) -> list[int]:
-    """Return which rows are in the sample that `collapsemeter.sampling` draws, in order of slots.
+    """Return which rows are in the sample that `collapsemeter.stats.sampling` draws, in order of slots.
 
     Parameters
     ----------

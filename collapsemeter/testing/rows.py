@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..rounding import CODE, FLAGGED
+from ..metrics.rounding_errors import CODE, FLAGGED
 from .case import NEAR, OFFSET, agrees, attached, case, feed
 from .driver import Case, Make
 from .oracle import Oracle, require
@@ -90,7 +90,7 @@ def every_scatter(make: Make) -> None:
     """The option scatter= as 'class', 'pooled', 'sketch' and 'trace'.
 
     What is not kept must be NaN with its reason. Buckets and signs of a sketch are those of
-    collapsemeter.sketch, for every seed, by the row numbers of the sample: over all batches, of rows that
+    collapsemeter.stats.sketch, for every seed, by the row numbers of the sample: over all batches, of rows that
     have a class.
     """
     for kind in ("class", "pooled", "trace"):
@@ -257,7 +257,7 @@ def tokens(make: Make) -> None:
 
 @case(CASES)
 def same_sample(make: Make) -> None:
-    """A sample of 20 rows must be that of collapsemeter.sampling, for every seed: drawn over all
+    """A sample of 20 rows must be that of collapsemeter.stats.sampling, for every seed: drawn over all
     batches, numbering only rows that have a class. The first rows, or a framework's own random
     numbers, are another sample.
     """

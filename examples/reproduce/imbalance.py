@@ -24,7 +24,7 @@ from collapsemeter.dufm import (
     seli_grams,
     solve,
 )
-from collapsemeter.dufm.linear import imbalanced_strengths
+from collapsemeter.dufm.closed.linear import imbalanced_strengths
 
 COUNTS = (200, 100, 50, 50)  # of the synthetic experiment of Dang et al., as is the depth of 6
 DEPTHS = (2, 6)

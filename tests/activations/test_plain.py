@@ -9,8 +9,8 @@ import pytest
 import collapsemeter as cm
 from collapsemeter import ClassMoments, Head, decide
 from collapsemeter.activations import Writer
-from collapsemeter.batches import split
-from collapsemeter.nc4 import nearest_class
+from collapsemeter.adapter.batches import split
+from collapsemeter.metrics.nc4 import nearest_class
 
 ROWS = np.random.default_rng(0).normal(size=(12, 4))
 LABELS = np.arange(12) % 3

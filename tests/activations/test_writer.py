@@ -15,7 +15,7 @@ import collapsemeter as cm
 from collapsemeter.activations import Writer, open_arrays
 from collapsemeter.activations.manifest import RESERVED, Manifest, sha256_of_path
 from collapsemeter.audit import audit
-from collapsemeter.sums import MIXED, UNLABELLED
+from collapsemeter.stats.sums import MIXED, UNLABELLED
 
 
 def read_back(folder) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import pytest
 from collapsemeter import ClassMoments
 from collapsemeter.audit import Options, Running, audit
 from collapsemeter.audit.state import SavedState
-from collapsemeter.sketch import derived_seed
+from collapsemeter.stats.sketch import derived_seed
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz", "npy", "h5", "zarr"])

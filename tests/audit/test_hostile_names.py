@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from collapsemeter import CollapseReport, LayerReport
 from collapsemeter.activations import Writer
 from collapsemeter.cli import main
-from collapsemeter.figure import plot
-from collapsemeter.report_file import load_report
+from collapsemeter.report.figure import plot
+from collapsemeter.report.file import load_report
 from collapsemeter.sinks import TensorBoardSink
 
 from ..hostile_names import HOSTILE, unsafe

@@ -13,7 +13,7 @@ import pytest
 from collapsemeter import CorruptStateError
 from collapsemeter.audit import Options, Running, audit, map_files, merge_files
 from collapsemeter.audit.state import FORMAT, SavedState
-from collapsemeter.state_files import read_state, write_state
+from collapsemeter.stats.state_file import read_state, write_state
 
 
 def mapped(files, folder, **options) -> list[str]:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import collapsemeter as cm
-from collapsemeter.accumulate import Accumulator
 from collapsemeter.activations import Writer
 from collapsemeter.audit import audit
-from collapsemeter.nc4 import nearest_class
+from collapsemeter.metrics.nc4 import nearest_class
+from collapsemeter.stats.accumulate import Accumulator
 
 NARROW = [np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 

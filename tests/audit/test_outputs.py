@@ -16,8 +16,8 @@ import collapsemeter as cm
 from collapsemeter import CollapseReport
 from collapsemeter.audit import Options, merge_files
 from collapsemeter.cli import main
-from collapsemeter.outputs import Output, check_outputs
 from collapsemeter.sinks.json_lines import JsonlSink
+from collapsemeter.system.outputs import Output, check_outputs
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collapsemeter import state_files
 from collapsemeter.audit import (
     Options,
     Running,
@@ -28,6 +27,7 @@ from collapsemeter.audit import (
     state,
 )
 from collapsemeter.cli import main
+from collapsemeter.stats import state_file as state_files
 
 
 def slow_main(arguments: list[str], out: Path) -> None:

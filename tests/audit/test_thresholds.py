@@ -7,7 +7,7 @@ import math
 import pytest
 
 import collapsemeter as cm
-from collapsemeter.audit.thresholds import Threshold
+from collapsemeter.cli.thresholds import Threshold
 
 # sign: does the audit fail for a value below, on and above the limit?
 FAILS = {

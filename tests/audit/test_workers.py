@@ -3,7 +3,7 @@
 import os
 
 from collapsemeter.audit.workers import workers
-from collapsemeter.threads import usable_threads
+from collapsemeter.system.threads import usable_threads
 
 
 def test_processes_have_one_thread_each_and_this_one_keeps_its_own(monkeypatch):

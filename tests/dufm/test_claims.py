@@ -10,8 +10,8 @@ import pytest
 from collapsemeter import compare
 from collapsemeter.cli import main
 from collapsemeter.dufm import DUFM, DoesNotApply, dnc, lower_bound, partial, solve, zero
+from collapsemeter.dufm.closed.references import COLLAPSED, LOW_RANK, collapsed
 from collapsemeter.dufm.overview import overview
-from collapsemeter.dufm.references import COLLAPSED, LOW_RANK, collapsed
 from collapsemeter.dufm.sweep import Sweep, run_sweep
 
 COLLAPSED_NAMES = {build.__name__ for build in COLLAPSED}

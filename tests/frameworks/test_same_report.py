@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import collapsemeter as cm
-from collapsemeter.sampling import reservoir_slots
+from collapsemeter.stats.sampling import reservoir_slots
 
 SCRIPT = Path(__file__).with_name("one_network.py")
 _spec = importlib.util.spec_from_file_location("one_network", SCRIPT)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from collapsemeter import ClassMoments
-from collapsemeter.sums import update
+from collapsemeter.stats.sums import update
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.device import LayerState, TorchNamespace, products_are_reduced
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from collapsemeter import ClassMoments
-from collapsemeter.moments import EPS
+from collapsemeter.stats.moments import EPS
 from collapsemeter.testing.oracle import tolerance
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.gathering import MOST_ROWS

@@ -8,7 +8,7 @@ import pytest
 
 from collapsemeter.cli import main
 from collapsemeter.html import render
-from collapsemeter.report_file import load_report, read_history
+from collapsemeter.report.file import load_report, read_history
 from collapsemeter.sinks import JsonlSink
 
 from .pages import history, report

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from collapsemeter import ClassMoments, CollapseReport, LayerReport, measure
 from collapsemeter.cli import main
-from collapsemeter.figure import PALE, PANELS, plot
-from collapsemeter.history import History, run_of
 from collapsemeter.html import render
-from collapsemeter.report_file import read_history
+from collapsemeter.report.figure import PALE, PANELS, plot
+from collapsemeter.report.file import read_history
+from collapsemeter.report.history import History, run_of
 from collapsemeter.sinks import Fan
 
 

@@ -16,16 +16,16 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter import METRICS, CollapseReport, LayerReport
-from collapsemeter.criteria import PROPERTIES
 from collapsemeter.dufm import DUFM
-from collapsemeter.escaping import printable
-from collapsemeter.figure import PANELS
 from collapsemeter.html import page, render, write_html
 from collapsemeter.html.formulas import FORMULAS
 from collapsemeter.html.verdicts import MARKS
-from collapsemeter.measuring import undefined_report
-from collapsemeter.report_file import read_history
+from collapsemeter.metrics.measure import undefined_report
+from collapsemeter.report.criteria import PROPERTIES
+from collapsemeter.report.figure import PANELS
+from collapsemeter.report.file import read_history
 from collapsemeter.sinks import JsonlSink
+from collapsemeter.system.escaping import printable
 
 from .pages import HOSTILE, Page, history, layer, report
 

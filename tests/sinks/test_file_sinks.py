@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from collapsemeter import METRICS, CollapseReport, LayerReport
-from collapsemeter.escaping import printable
 from collapsemeter.sinks import CsvSink, Fan, JsonlSink, TensorBoardSink
+from collapsemeter.system.escaping import printable
 
 
 def refuse(constant: str) -> float:

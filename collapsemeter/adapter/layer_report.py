@@ -1,0 +1,215 @@
+"""From what a layer counted to its report: check that nothing was missed, then measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..metrics.layer import LayerReport
+from ..metrics.measure import measure, undefined_report
+from ..metrics.nc4 import Decisions, decide
+from ..stats.head import Head
+from ..stats.moments import ClassMoments, Phase
+from ..stats.sums import COUNTERS, Sums
+from .settings import Settings
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """What a layer counted, copied to the host.
+
+    Attributes
+    ----------
+    sums : Sums
+        NumPy arrays.
+    feature_dtype : str
+        The dtype the network computed in.
+    rows : (K, d), labels : (K,), ids : (K,) arrays
+        Rows kept for NC4, their labels and row numbers.
+    decided : pair of (J,) arrays, or None
+        Row numbers, and the classes that the network decided on for them.
+    seed : int
+        What the sketch was hashed with, where there is one.
+    """
+
+    sums: Sums
+    feature_dtype: str
+    rows: Array
+    labels: Array
+    ids: Array
+    decided: tuple[Array, Array] | None = None
+    seed: int = 0
+
+    def seen(self, propagate: bool) -> int:
+        """Label rows that came by; a propagated row that is not finite is among the counts."""
+        causes = [cause for cause in COUNTERS if not (propagate and cause == "nonfinite")]
+        left_out = sum(int(getattr(self.sums, cause)) for cause in causes)
+        return int(np.asarray(self.sums.counts, np.int64).sum()) + left_out
+
+    def moments(self, phase: Phase) -> ClassMoments:
+        """Finalise in float64."""
+        return ClassMoments.from_sums(self.sums, self.feature_dtype, phase, seed=self.seed)
+
+    def decisions(self, moments: ClassMoments, head: Head | None = None) -> Decisions:
+        """Decide on the rows kept; the network's own decisions, where there are any, come before the head's."""
+        usable = (self.labels >= 0) & (self.labels < moments.num_classes)
+        if self.decided is None or not len(self.decided[0]):
+            return decide(moments, self.rows[usable], self.labels[usable], head=head)
+        numbers, classes = self.decided
+        usable &= np.isin(self.ids, numbers)
+        order = np.argsort(numbers)
+        found = order[np.searchsorted(numbers, self.ids[usable], sorter=order)]
+        return decide(moments, self.rows[usable], self.labels[usable], predictions=classes[found])
+
+
+def layer_report(
+    name: str,
+    tally: Tally | None,
+    settings: Settings,
+    *,
+    phase: Phase,
+    due: int,
+    is_head: bool,
+    head: Head | None,
+    cause: Callable[[str], str],
+) -> tuple[LayerReport, list[str]]:
+    """Measure one layer, unless its numbers would not be right.
+
+    Parameters
+    ----------
+    name : str
+        The layer's, for what is said of it.
+    tally : Tally or None
+        None for a layer that never fired.
+    settings : Settings
+    phase : str
+    due : int
+        Label rows that the layer should have seen.
+    is_head : bool
+        Whether it is what the head reads.
+    head : Head, optional
+    cause : callable
+        From ``never_fired``, ``rows_missing`` or ``rows_counted_twice`` to the likely cause in words.
+
+    Returns
+    -------
+    report : LayerReport
+    notes : list of str
+        What to warn of.
+
+    Raises
+    ------
+    ValueError
+        If a row is not finite under ``nonfinite="raise"``.
+    """
+    seen = 0 if tally is None else tally.seen(settings.propagate)
+    if tally is None or seen != due:
+        code = (
+            "never_fired" if seen == 0 else "rows_missing" if seen < due else "rows_counted_twice"
+        )
+        note = (
+            f"layer {name!r} saw {seen} of {due} label rows, so it is not measured: {cause(code)}"
+        )
+        return undefined_report(code, is_head), [note]
+
+    sums, notes = tally.sums, []
+    if sums.invalid:
+        notes.append(
+            f"layer {name!r} got {int(sums.invalid)} labels that are none of the classes "
+            f"0..{settings.num_classes - 1} and not ignore_index={settings.ignore_index}: their rows were "
+            f"left out{_of_hinge(sums, settings)}"
+        )
+    if 2 * int(sums.mixed) > due - int(sums.ignored) - int(sums.unlabelled):
+        notes.append(
+            f"layer {name!r} is not measured, because {int(sums.mixed)} of {due} labels name several classes "
+            "or parts of them (multi-label, smoothed or mixed): pass the class numbers from before they were "
+            "smoothed or mixed"
+        )
+        return undefined_report("mixed_labels", is_head), notes
+    if sums.nonfinite and settings.nonfinite == "raise":
+        raise ValueError(
+            f"layer {name!r} gave {int(sums.nonfinite)} rows that hold NaN or Inf: pass "
+            "nonfinite='skip' to leave such rows out"
+        )
+    moments = tally.moments(phase)
+    # A live stream was decided on by heads that are gone: the last one must not speak for them.
+    decider = None if phase == "live" or not fits(head, moments) else head
+    measured, more = moments_report(
+        name, moments, settings, head, tally.decisions(moments, decider)
+    )
+    return measured, notes + more
+
+
+def _of_hinge(sums: Sums, settings: Settings) -> str:
+    """Return what to do where all labels were -1 or 1, as far as the counts tell."""
+    if settings.num_classes > 2 or int(np.asarray(sums.counts)[0]):
+        return ""
+    return "; labels of -1 and 1 are passed as (labels + 1) // 2"
+
+
+def fits(head: Head | None, moments: ClassMoments) -> bool:
+    """Whether the head takes the features that the moments are about (or there is none)."""
+    return head is None or head.weight.shape == moments.means.shape
+
+
+def moments_report(
+    name: str,
+    moments: ClassMoments,
+    settings: Settings,
+    head: Head | None,
+    decisions: Decisions | None,
+) -> tuple[LayerReport, list[str]]:
+    """Measure one layer, and say what could not be.
+
+    Parameters
+    ----------
+    name : str
+        The layer's, for what is said of it.
+    moments : ClassMoments
+    settings : Settings
+    head : Head, optional
+        What reads the layer.
+    decisions : Decisions, optional
+
+    Returns
+    -------
+    report : LayerReport
+    notes : list of str
+        What to warn of.
+    """
+    notes = []
+    causes = (
+        (moments.unlabelled, "their one-hot label is all zeros"),
+        (moments.mixed, "their label names several classes or parts of them"),
+    )
+    left_out = [f"{rows} because {why}" for rows, why in causes if rows]
+    if left_out:
+        notes.append(f"layer {name!r}: rows were left out, {' and '.join(left_out)}")
+    binary = settings.num_classes == 2 and settings.ignore_index == -1
+    if binary and moments.ignored and not moments.counts[0]:
+        notes.append(
+            f"layer {name!r} has no row of class 0, and {moments.ignored} of label -1, which is "
+            "ignore_index: labels of -1 and 1 are passed as (labels + 1) // 2"
+        )
+    if moments.kind == "sketch" and settings.scatter == "auto":
+        notes.append(
+            f"layer {name!r} is too wide for a scatter ({moments.width} features): a sketch of it was kept, so "
+            "nc1_pinv and nc1_fuzziness are estimates with a standard error, and nc1_vci and "
+            "features_effective_rank have no value; a narrower reduction such as 'mean' gives all four"
+        )
+    suits = fits(head, moments)
+    if not suits:
+        notes.append(f"layer {name!r} is not what the head reads: NC3 is not measured")
+    measured = measure(
+        moments,
+        head=head if suits else None,
+        decisions=decisions,
+        convention=settings.named_convention,
+    )
+    return measured, notes

@@ -1,0 +1,307 @@
+"""What a comparison with a reference says: gaps, distances, and a sentence for every layer."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..metrics.layer import plain
+from ..report.criteria import Band, Criteria
+from ..system.escaping import printable
+
+Status: TypeAlias = (
+    Band
+    | Literal[
+        "below DNC rank", "other geometry", "free", "infeasible", "nothing learned", "unmeasured"
+    ]
+)
+COLUMNS = {  # characters of each column, spaces included
+    "nc1": 9, "gram": 9, "spectrum": 10, "scale": 9, "erank": 7, "optimal": 9, "K": 5, "low": 7,
+}  # fmt: skip
+
+
+class Gap(NamedTuple):
+    """One metric: measured, at the reference, and their difference; NaN where one is undefined."""
+
+    measured: float
+    reference: float
+
+    @property
+    def gap(self) -> float:
+        """Measured less reference."""
+        with np.errstate(invalid="ignore"):
+            return float(np.subtract(self.measured, self.reference))
+
+
+class Ranks(NamedTuple):
+    """Effective ranks of the uncentred class means, beside the number of classes.
+
+    ``low_rank`` is that of the best low-rank structure of the problem in the same layer, NaN if none
+    is known; ``counted`` the number of measured singular values above the tolerance.
+    """
+
+    measured: float
+    reference: float
+    classes: int
+    low_rank: float
+    counted: int
+
+
+@dataclass(frozen=True, eq=False)
+class LayerComparison:
+    r"""One layer beside the reference.
+
+    Attributes
+    ----------
+    layer, reference_layer : str
+        Names; the layers of a reference optimum are numbered 1 (features) to L + 1 (output).
+    metrics : dict of str to Gap
+        Metrics that both sides have and that the theory fixes here; see `compare`.
+    gram_distance, gram_distance_centred : float
+        Of the uncentred and centred class means, see `match_classes`; between 0 and 2.
+    order : tuple of int
+        Class of the reference that stands for each present class (uncentred Gram matrices).
+    singular_values : Gap of arrays as a pair
+        Of the uncentred class means, measured and predicted, in descending order.
+    spectrum_distance : float
+        :math:`\| s/\|s\| - s'/\|s'\| \|`: without scale.
+    scale : Gap
+        What the theory fixes of the scale. Ordinarily :math:`\|s\|` and :math:`\|s'\|`; in a free layer
+        the root mean square norm of the class means, before the activation the nuclear norm.
+    ranks : Ranks
+    status : str
+        ``collapsed``, ``nearly collapsed`` or ``partly collapsed`` to the reference, the worse of NC1
+        and geometry; ``not collapsed`` or ``not judged`` within classes; ``below DNC rank``; ``other
+        geometry``; ``free``; ``infeasible``; ``nothing learned``; ``unmeasured``.
+    verdict : str
+        The same in one sentence, with the figures it rests on.
+    """
+
+    layer: str
+    reference_layer: str
+    metrics: dict[str, Gap]
+    gram_distance: float
+    gram_distance_centred: float
+    order: tuple[int, ...]
+    singular_values: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+    spectrum_distance: float
+    scale: Gap
+    ranks: Ranks
+    status: Status
+    verdict: str
+
+    @property
+    def worst_gap(self) -> float:
+        """The largest of all gaps and distances, scale relative to the reference; NaNs left out.
+
+        Examples
+        --------
+        >>> from collapsemeter.dufm import DUFM
+        >>> from collapsemeter import compare
+        >>> best = DUFM(3, 5, 2, feature_decay=0.01, weight_decay=0.01).optimum()
+        >>> max(layer.worst_gap for layer in compare(best, best).values()) < 1e-12
+        True
+        """
+        values = [gap.gap for gap in self.metrics.values()]
+        values += [self.gram_distance, self.gram_distance_centred, self.spectrum_distance]
+        values.append(self.scale.gap / (self.scale.reference or 1.0))
+        return max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain Python values, NaN as None, ready for JSON."""
+
+        def triple(gap: Gap) -> dict[str, float]:
+            return {"measured": gap.measured, "reference": gap.reference, "gap": gap.gap}
+
+        measured, predicted = self.singular_values
+        parts: dict[str, Any] = plain(
+            {
+                "reference_layer": self.reference_layer,
+                "status": self.status,
+                "verdict": self.verdict,
+                "metrics": {name: triple(gap) for name, gap in self.metrics.items()},
+                "gram_distance": self.gram_distance,
+                "gram_distance_centred": self.gram_distance_centred,
+                "class_order": self.order,
+                "singular_values": {"measured": measured, "reference": predicted},
+                "spectrum_distance": self.spectrum_distance,
+                "scale": triple(self.scale),
+                "effective_rank": self.ranks._asdict(),
+            }
+        )
+        return parts
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Mapping[str, LayerComparison]):
+    """A network beside a reference, layer by layer: ``comparison["fc"].verdict``.
+
+    Attributes
+    ----------
+    layers : dict of str to LayerComparison
+    reference : str
+        What the network was compared with, and how sure that is an optimum.
+    mapping : str
+        Which measured layer stands for which layer of the reference, in words.
+    unmatched : tuple of str
+        Measured layers that no layer of the reference stands for.
+    low_rank : str
+        Name of the best low-rank structure of the problem; empty if none is known.
+    criteria : Criteria
+        What counted as collapsed.
+
+    Examples
+    --------
+    >>> from collapsemeter.dufm import DUFM
+    >>> from collapsemeter import compare
+    >>> best = DUFM(2, 5, 2, feature_decay=0.01, weight_decay=0.01).optimum()
+    >>> print(compare(best, best).summary())
+    2 (reference layer 2): collapsed to dnc: 0 % of the variance is within classes; class means are 0 % as far from dnc as random ones from a simplex ETF
+    """
+
+    layers: dict[str, LayerComparison]
+    reference: str
+    mapping: str
+    unmatched: tuple[str, ...] = ()
+    low_rank: str = ""
+    criteria: Criteria = field(default_factory=Criteria)
+    last_hidden: str = field(default="", repr=False)
+
+    def __getitem__(self, layer: str) -> LayerComparison:
+        try:
+            return self.layers[layer]
+        except KeyError:
+            raise KeyError(
+                f"no layer {layer!r} was compared; compared: {', '.join(self.layers)}"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __repr__(self) -> str:
+        return f"<Comparison {self.summary()}>"
+
+    def summary(self) -> str:
+        """Return one sentence: the verdict of the last hidden layer, which the head reads."""
+        name = self.last_hidden or list(self.layers)[-1]
+        layer = self.layers[name]
+        return printable(f"{name} (reference layer {layer.reference_layer}): {layer.verdict}")
+
+    def table(self, metrics: Sequence[str] = (), width: int = 80) -> str:
+        """Return the layers as text, with the verdicts; or named metrics beside the reference.
+
+        Parameters
+        ----------
+        metrics : sequence of str
+            Metrics to list by layer: measured, reference, gap. Without any, the overview: NC1
+            (``nc1_trace_ratio``), distances of Gram matrix and spectrum, scale over that of the
+            reference, effective rank measured and optimal, classes, and effective rank of the best
+            low-rank structure.
+        width : int
+            Characters a line at most.
+
+        Examples
+        --------
+        >>> from collapsemeter.dufm import DUFM
+        >>> from collapsemeter import compare
+        >>> best = DUFM(2, 5, 1, feature_decay=0.01, weight_decay=0.01).optimum()
+        >>> print(compare(best, best).table(["nc1_pinv", "nc2_equinorm"]))
+        layer  metric        measured  reference       gap
+        ──────────────────────────────────────────────────
+        1      nc1_pinv             0          0         0
+        1      nc2_equinorm         -          -         -
+        2      nc1_pinv             0          0         0
+        2      nc2_equinorm         -          -         -
+        """
+        lines = self._metric_rows(metrics, width) if metrics else self._overview(width)
+        return "\n".join(lines)
+
+    def _metric_rows(self, metrics: Sequence[str], width: int) -> list[str]:
+        longest = max(map(len, ["metric", *metrics]))
+        room = min(max(map(len, ["layer", *map(printable, self.layers)])), width - longest - 33)
+        head = f"{'layer':<{room}}  {'metric':<{longest}}  {'measured':>8}  {'reference':>9}  {'gap':>8}"
+        lines = [head, "─" * len(head)]
+        for name, layer in self.layers.items():
+            for metric in metrics:
+                gap = layer.metrics.get(metric)
+                cells = ("-", "-", "-") if gap is None else tuple(map(_cell, (*gap, gap.gap)))
+                lines.append(
+                    f"{_fitted(name, room):<{room}}  {metric:<{longest}}  "
+                    f"{cells[0]:>8}  {cells[1]:>9}  {cells[2]:>8}"
+                )
+        return lines
+
+    def _overview(self, width: int) -> list[str]:
+        room = min(
+            max(map(len, ["layer", *map(printable, self.layers)])),
+            width - 4 - sum(COLUMNS.values()),
+        )
+        lines = textwrap.wrap(
+            f"reference: {printable(self.reference)}", width, subsequent_indent="  "
+        )
+        lines += textwrap.wrap(printable(self.mapping), width, subsequent_indent="  ")
+        head = f"{'layer':<{room}} ref" + "".join(
+            f"{name:>{size}}" for name, size in COLUMNS.items()
+        )
+        lines += ["", head, "─" * len(head)]
+        for name, layer in self.layers.items():
+            row = zip(_overview_row(layer), COLUMNS.values(), strict=True)
+            cells = "".join(f"{_cell(value):>{size}}" for value, size in row)
+            reference = _fitted(layer.reference_layer, 3)
+            lines.append(f"{_fitted(name, room):<{room}} {reference:>3}{cells}")
+        lines.append("")
+        for name, layer in self.layers.items():
+            lines += textwrap.wrap(
+                f"{printable(name)}: {layer.verdict}", width, subsequent_indent="  "
+            )
+        if self.low_rank:
+            lines.append(f"low: effective rank of {self.low_rank}, a low-rank structure")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain Python values, NaN as None, ready for JSON."""
+        from .. import __version__
+
+        return {
+            "format": "collapsemeter.Comparison",
+            "version": 1,
+            "collapsemeter": __version__,
+            "reference": self.reference,
+            "mapping": self.mapping,
+            "unmatched": list(self.unmatched),
+            "low_rank_structure": self.low_rank or None,
+            "summary": self.summary(),
+            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Return the comparison as strict JSON (undefined values are null)."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+
+def _overview_row(layer: LayerComparison) -> tuple[float, ...]:
+    nc1 = layer.metrics.get("nc1_trace_ratio", Gap(math.nan, math.nan)).measured
+    scale, ranks = layer.scale, layer.ranks
+    ratio = scale.measured / scale.reference if scale.reference else math.nan
+    return (nc1, layer.gram_distance, layer.spectrum_distance, ratio, ranks.measured,
+            ranks.reference, ranks.classes, ranks.low_rank)  # fmt: skip
+
+
+def _cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def _fitted(name: str, room: int) -> str:
+    """Shorten a name at its front: the end of a layer's path tells layers apart."""
+    shown = printable(name)
+    return shown if len(shown) <= room else "…" + shown[len(shown) - room + 1 :]

@@ -1,0 +1,80 @@
+"""What a result is of, in the lines that it begins with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+
+from ..adapter.selection import listed
+from ..system.escaping import printable
+from .report import CollapseReport
+
+COUNTED = ("rows", "classes")  # a layer of its own says these, too
+AUDIT = "saved activations"  # the framework of an audit's report
+
+
+def origin(report: CollapseReport) -> list[str]:
+    """Say which rows, classes, shards and files a report is of, and what a head would add.
+
+    Parameters
+    ----------
+    report : CollapseReport
+        What its ``provenance`` does not hold is not said.
+
+    Returns
+    -------
+    list of str
+        No line, or one, or two.
+
+    Examples
+    --------
+    >>> files = [{"path": "acts/a.npz"}, {"path": "acts/b.npz"}]
+    >>> about = {"rows": 400, "classes": 4, "shards": 2, "files": files}
+    >>> origin(CollapseReport({}, provenance=about))
+    ['400 rows of 4 classes in 2 shards, from 2 files: a.npz, b.npz']
+    """
+    words = _counted(report)
+    lines = [words] if words else []
+    missing = list(_missing(report))
+    if missing:
+        lines.append(
+            f"no head: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not measured; pass "
+            "--head FILE, with weight (C, d) and bias (C,), to collapsemeter audit"
+        )
+    return lines
+
+
+def _counted(report: CollapseReport) -> str:
+    final = report.final.provenance if len(report) else {}
+    about: dict[str, Any] = {key: final[key] for key in COUNTED if key in final} | report.provenance
+    rows, classes, shards = (about.get(name) for name in (*COUNTED, "shards"))
+    if not isinstance(rows, int):
+        return ""
+    words = _many(rows, "row")
+    if isinstance(classes, int):
+        words += f" of {_many(classes, 'class')}"
+    if isinstance(shards, int):
+        words += f" in {_many(shards, 'shard')}"
+    files = about.get("files")
+    if isinstance(files, list) and files:
+        paths = [str(file.get("path")) for file in files if isinstance(file, dict)]
+        names = listed((printable(PurePath(path).name) for path in paths), 3)
+        words += f", from {_many(len(files), 'file')}: {names}"
+    return words
+
+
+def _many(count: int, what: str) -> str:
+    plural = "es" if what.endswith("s") else "s"
+    return f"{count:,} {what}{'' if count == 1 else plural}"
+
+
+def _missing(report: CollapseReport) -> Iterator[str]:
+    """Yield what was not measured of saved activations for want of a head."""
+    about = report.provenance
+    if about.get("framework") != AUDIT or about.get("head_layer") is not None or not len(report):
+        return
+    yield "NC3"
+    if math.isnan(report.final.get("nc4_agreement", math.nan)):
+        yield "NC4"

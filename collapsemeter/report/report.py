@@ -1,0 +1,336 @@
+"""What a measurement says: named numbers, and in words why one is missing."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..metrics.catalogue import METRICS
+from ..metrics.layer import LayerReport, plain
+from ..stats.undefined import REASONS
+from ..system.escaping import printable
+from ..system.suggest import did_you_mean
+from .criteria import Criteria, pinv_words, sentences
+
+FORMAT, VERSION = "collapsemeter.CollapseReport", 1
+TABLE = ("nc1_pinv", "nc2_equinorm", "nc2_etf_error", "nc3_self_duality", "nc4_mismatch")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CollapseReport(Mapping[str, LayerReport]):
+    """The layers of a network in order, by name: ``report["fc"]["nc1_pinv"]``.
+
+    Attributes
+    ----------
+    layers : dict of str to LayerReport
+    phase : str
+        ``live`` (statistics of the training stream), ``frozen-train`` or ``frozen-eval``.
+    skipped : dict of str to str
+        Layers that were not watched, with the reason.
+    warnings : tuple of str
+        What the reader must know before trusting a number.
+    provenance : dict
+        Rows, steps and settings of the whole measurement.
+
+    Examples
+    --------
+    >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})})
+    >>> report["fc"]["nc1_pinv"], list(report)
+    (0.25, ['fc'])
+    """
+
+    layers: dict[str, LayerReport]
+    phase: str = "frozen-eval"
+    skipped: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, layer: str) -> LayerReport:
+        try:
+            return self.layers[layer]
+        except KeyError:
+            why = f" (skipped: {self.skipped[layer]})" if layer in self.skipped else ""
+            raise KeyError(
+                f"no layer is named {layer!r}{why}; measured: {', '.join(self.layers)}"
+                f"{did_you_mean(str(layer), self.layers)}"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __repr__(self) -> str:
+        return f"<CollapseReport {self.summary()}>"
+
+    @property
+    def final(self) -> LayerReport:
+        """The last layer: the one the head reads, where there is a head."""
+        if not self.layers:
+            raise KeyError("the report has no layer")
+        return self.layers[list(self.layers)[-1]]
+
+    def separation_law(self) -> tuple[float, float]:
+        r"""Fit a line to :math:`\log D` against depth, D the separation fuzziness of each layer.
+
+        Returns
+        -------
+        slope, r : float
+            Change of the natural logarithm per layer, and the correlation coefficient; NaN with fewer
+            than three layers that have a positive ``nc1_fuzziness``.
+
+        References
+        ----------
+        He & Su 2023.
+
+        Examples
+        --------
+        >>> layers = {f"l{i}": LayerReport({"nc1_fuzziness": 0.5**i}) for i in range(4)}
+        >>> slope, r = CollapseReport(layers).separation_law()
+        >>> round(slope / math.log(0.5), 12), round(r, 12)
+        (1.0, -1.0)
+        """
+        values = [layer.get("nc1_fuzziness", math.nan) for layer in self.layers.values()]
+        points = [(depth, math.log(v)) for depth, v in enumerate(values) if v > 0]
+        if len(points) < 3:
+            return math.nan, math.nan
+        depth, logs = np.array(points).T
+        slope = float(np.polyfit(depth, logs, 1)[0])
+        if not logs.std() > 0:
+            return slope, math.nan
+        return slope, float(np.corrcoef(depth, logs)[0, 1])
+
+    def summary(self, criteria: Criteria | None = None) -> str:
+        """Return one line in words about the final layer, with its worst classes named.
+
+        Parameters
+        ----------
+        criteria : Criteria, optional
+            What counts as collapsed.
+
+        Examples
+        --------
+        >>> CollapseReport({"fc": LayerReport({"nc1_trace_ratio": 0.25})}).summary()
+        'fc (frozen-eval): NC1 partly collapsed: 20 % of the variance is within classes; NC2, NC3 and NC4 not judged: not measured'
+        """
+        criteria = Criteria.chosen(criteria)
+        if not self.layers:
+            return "no layer was measured"
+        name, layer = list(self.layers.items())[-1]
+        parts = sentences(criteria.judge(layer).values())
+        parts += filter(None, [pinv_words(layer)])
+        worst = layer.worst_classes()
+        if worst and len(layer.per_class["variance"]) > 2:
+            parts.append(f"least collapsed classes {', '.join(map(str, worst))}")
+        text = f"{name} ({self.phase}): {'; '.join(parts)}"
+        return printable(text + (f" [{', '.join(layer.flags)}]" if layer.flags else ""))
+
+    def table(self, metrics: Sequence[str] = TABLE, width: int = 80) -> str:
+        """Return a table of layers against metrics as text.
+
+        Parameters
+        ----------
+        metrics : sequence of str
+            The columns.
+        width : int
+            Characters a line at most.
+
+        Raises
+        ------
+        ValueError
+            If no metric has that name.
+
+        Examples
+        --------
+        >>> layers = {"conv1": LayerReport({"nc1_pinv": 1.5}), "fc": LayerReport({"nc1_pinv": 0.25})}
+        >>> print(CollapseReport(layers).table(["nc1_pinv", "nc4_mismatch"]))
+        layer  nc1_pinv  nc4_mismatch
+        ─────────────────────────────
+        conv1       1.5             -
+        fc         0.25             -
+        """
+        known = {*METRICS, *(name for layer in self.layers.values() for name in layer)}
+        for metric in metrics:
+            if metric not in known:
+                raise ValueError(
+                    f"table(metrics=...): no metric is named {metric!r}{did_you_mean(metric, METRICS)}"
+                )
+        labels = {name: printable(name) for name in self.layers}
+        blocks = _blocks(metrics, width, max(map(len, ["layer", *labels.values()])))
+        lines = []
+        for names, columns, gap in blocks:
+            size = [max(len(metric), _CELL) for metric in columns]
+            head = [
+                metric.rjust(length + gap) for metric, length in zip(columns, size, strict=True)
+            ]
+            lines += [
+                "layer".ljust(names) + "".join(head),
+                "─" * (names + sum(size) + gap * len(size)),
+            ]
+            for name, layer in self.layers.items():
+                cells = [
+                    _cell(layer, metric).rjust(length + gap)
+                    for metric, length in zip(columns, size, strict=True)
+                ]
+                first, *rest = textwrap.wrap(labels[name], names) or [""]
+                lines += [first.ljust(names) + "".join(cells), *rest]
+        notes = [
+            f"nan: {labels[name]}: {note}" for name in labels for note in self._notes(name, metrics)
+        ]
+        notes += [
+            f"±: {labels[name]}: {metric} {layer[metric]:.3g} ± {layer.standard_errors[metric]:.2g} "
+            "(standard error of a sketch)"
+            for name, layer in self.layers.items()
+            for metric in metrics
+            if metric in layer.standard_errors and metric in layer
+        ]
+        for note in [*notes, *(f"! {printable(warning)}" for warning in self.warnings)]:
+            lines += textwrap.wrap(note, width, subsequent_indent="  ")
+        return "\n".join(lines)
+
+    def _notes(self, name: str, metrics: Sequence[str]) -> list[str]:
+        """Say of the values of a layer that are undefined why they are, once for each reason."""
+        layer = self.layers[name]
+        undefined = [m for m in metrics if m in layer and not math.isfinite(layer[m])]
+        by_code: dict[str, list[str]] = {}
+        for metric in undefined:
+            by_code.setdefault(layer.reasons.get(metric, ""), []).append(metric)
+        return [
+            f"{', '.join(of)}: {REASONS.get(code, 'no reason is known')}"
+            for code, of in by_code.items()
+        ]
+
+    def to_dict(self, matrices: bool = False) -> dict[str, Any]:
+        """Return plain Python values, NaN as None, ready for JSON and for `from_dict`.
+
+        Parameters
+        ----------
+        matrices : bool
+            Whether the C x C matrices of every layer are in it, which `compare` needs.
+        """
+        from .. import __version__
+
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "collapsemeter": __version__,
+            "provenance": plain(self.provenance),
+            "phase": self.phase,
+            "summary": self.summary(),
+            "warnings": list(self.warnings),
+            "skipped": dict(self.skipped),
+            "layers": {name: layer.to_dict(matrices) for name, layer in self.layers.items()},
+        }
+
+    def to_json(self, indent: int | None = None, matrices: bool = False) -> str:
+        """Return the report as strict JSON (undefined values are null, with their reason).
+
+        Parameters
+        ----------
+        indent : int, optional
+            Spaces a level; one line if left out.
+        matrices : bool
+            See `to_dict`.
+
+        Examples
+        --------
+        >>> import json
+        >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": math.nan}, {"nc1_pinv": "one_class"})})
+        >>> json.loads(report.to_json())["layers"]["fc"]["metrics"]
+        {'nc1_pinv': None}
+        """
+        import json  # a measurement is made without it
+
+        return json.dumps(self.to_dict(matrices), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, record: Any) -> CollapseReport:
+        """Return the report that `to_dict` wrote, null as NaN and lists as arrays.
+
+        Parameters
+        ----------
+        record : dict
+            As read from JSON.
+
+        Raises
+        ------
+        ValueError
+            If it is not a report, is damaged, or was written by a newer version; in one sentence.
+
+        Examples
+        --------
+        >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})})
+        >>> CollapseReport.from_dict(report.to_dict())["fc"]["nc1_pinv"]
+        0.25
+        """
+        from .file import report_from_dict
+
+        return report_from_dict(record)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CollapseReport:
+        """Return the report in a file that holds what `to_json` returned.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Raises
+        ------
+        ValueError
+            As `from_dict`, with the path; also if the file is not JSON.
+        OSError
+            If the file cannot be read.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "report.json"
+        >>> _ = path.write_text(CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}).to_json())
+        >>> CollapseReport.load(path)["fc"]["nc1_pinv"]
+        0.25
+        """
+        from .file import load_report
+
+        return load_report(path)
+
+
+_CELL = 8  # characters of a value: 1.23e-05
+
+
+def _cell(layer: LayerReport, metric: str) -> str:
+    return f"{layer[metric]:.3g}" if metric in layer else "-"
+
+
+def _blocks(
+    metrics: Sequence[str], width: int, longest: int
+) -> Iterator[tuple[int, list[str], int]]:
+    """Split columns over as many tables as the width asks for.
+
+    Yields
+    ------
+    tuple of int, list of str, int
+        Characters of the layer names (longer ones are folded), columns, spaces before each.
+    """
+    gap = 2
+    sizes = [max(len(metric), _CELL) for metric in metrics]
+    if longest + sum(sizes) + gap * len(sizes) > width:
+        gap = 1
+    # Names are folded before columns move to another table, but not below 12 characters.
+    names = max(min(longest, 12), min(longest, width - sum(sizes) - gap * len(sizes)))
+    columns: list[str] = []
+    room = width - names
+    for metric, size in zip(metrics, sizes, strict=True):
+        if columns and size + gap > room:
+            yield names, columns, gap
+            columns, room = [], width - names
+        columns.append(metric)
+        room -= size + gap
+    yield names, columns, gap

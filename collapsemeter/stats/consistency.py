@@ -1,0 +1,259 @@
+r"""What moments of any data satisfy: a state that does not was altered, whatever its checksum says.
+
+The trace of a scatter is the sum of the squares in ``traces``, its diagonal is not negative, and
+:math:`S_{ij}^2 \le S_{ii} S_{jj}`. Rounding breaks each by a little. Sums of n rows about a shift that is
+off by D lose :math:`\epsilon n^{3/2} D^2`; the shift is a mean of rows, so :math:`D^2` is at most the trace
+(or the rounding of the mean, :math:`\epsilon^2 |\mu|^2`). That bound, for sums in float32, is the tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .linalg import row_blocks
+from .plain import plain
+
+if TYPE_CHECKING:
+    from .moments import ClassMoments
+
+Floats = npt.NDArray[np.float64]
+
+MOST_ROWS = 2**53  # of a class: beyond, float64 does not count them
+_BLOCK = 2**20  # entries that are compared at once
+_UNLIKELY = 40.0  # an honest sketch is refused with probability exp(-40)
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Raise unless arrays hold real numbers, and the numbers and names beside them are such.
+
+    Parameters
+    ----------
+    fields : mapping
+        Those of `ClassMoments`, as they were passed.
+
+    Raises
+    ------
+    ValueError
+
+    Examples
+    --------
+    >>> check_fields({"counts": [1, 2.5]})
+    Traceback (most recent call last):
+        ...
+    ValueError: counts have dtype float64: pass whole numbers
+    """
+    for name in ("counts", "means", "scatter", "traces", "means_low", "sketch", "signs"):
+        value = fields.get(name)
+        if value is None:
+            continue
+        array = plain(value, name)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{name} have dtype {array.dtype}: pass real numbers")
+        if name == "counts" and array.dtype.kind == "f" and (array != np.floor(array)).any():
+            raise ValueError(f"{name} have dtype {array.dtype}: pass whole numbers")
+    for name in ("ignored", "nonfinite", "unlabelled", "mixed"):
+        if not _natural(fields.get(name, 0)):
+            raise ValueError(f"{name}={fields[name]!r} is no number of rows")
+    if not isinstance(fields.get("feature_dtype", ""), str):
+        raise ValueError(f"feature_dtype={fields['feature_dtype']!r} is not the name of a dtype")
+    if not all(isinstance(shard, str) for shard in fields.get("shards", ())):
+        raise ValueError(f"shards={str(fields['shards'])[:100]}: a shard is named by a text")
+    if not all(_natural(abs(seed)) for seed in fields.get("seeds", ())):
+        raise ValueError(f"seeds={str(fields['seeds'])[:100]}: a seed is a whole number")
+
+
+def _natural(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
+
+
+def check_stored(arrays: Mapping[str, npt.NDArray[Any] | None]) -> None:
+    """Raise TypeError unless arrays have the dtypes that a state is written in.
+
+    Examples
+    --------
+    >>> check_stored({"counts": np.zeros(2)})
+    Traceback (most recent call last):
+        ...
+    TypeError: counts have dtype float64, int64 is written
+    """
+    for name, array in arrays.items():
+        due = np.dtype(np.int64 if name == "counts" else np.float64)
+        if array is not None and array.dtype.newbyteorder("=") != due:
+            raise TypeError(f"{name} have dtype {array.dtype}, {due} is written")
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a list of a header; raise TypeError if it is something else."""
+    if not isinstance(value, list):
+        raise TypeError(f"{str(value)[:100]!r} is not a list")
+    return value
+
+
+def check_consistent(moments: ClassMoments, dtype: type[np.floating[Any]] = np.float32) -> None:
+    """Raise unless some data have these moments, to the rounding of sums in ``dtype``.
+
+    Parameters
+    ----------
+    moments : ClassMoments
+        Of fitting shapes.
+    dtype : type
+        What rows were summed in at the least.
+
+    Raises
+    ------
+    ValueError
+        The message names the class and what is wrong with it.
+
+    Examples
+    --------
+    >>> from collapsemeter import ClassMoments
+    >>> ClassMoments([2, 1], np.eye(2), None, [-1.0, 0.0])
+    Traceback (most recent call last):
+        ...
+    ValueError: no data have such moments: class 0 has a sum of squares of -1
+    """
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        _check_classes(moments)
+        error = _rounding(moments, dtype)
+        alone = (moments.counts == 1) & (moments.traces > error)
+        if alone.any():
+            c = int(np.argmax(alone))
+            _refuse(f"class {c} has 1 row and a sum of squares of {moments.traces[c]:g} about it")
+        if moments.scatter is not None:
+            _check_scatter(moments, moments.scatter, error, float(np.finfo(dtype).max))
+        if moments.sketch is not None and moments.signs is not None:
+            _check_sketch(moments, moments.sketch, moments.signs, float(error.sum()))
+
+
+def _refuse(what: str) -> None:
+    raise ValueError(f"no data have such moments: {what}")
+
+
+def _first(flags: Any) -> int:
+    return int(np.argmax(flags))
+
+
+def _check_classes(moments: ClassMoments) -> None:
+    """Check what concerns each class by itself: counts, traces, means."""
+    counts, traces, means, low = moments.counts, moments.traces, moments.means, moments.means_low
+    assert low is not None
+    for flags, what in (
+        ((counts < 0) | (counts > MOST_ROWS), "{n} rows"),
+        (traces < 0, "a sum of squares of {t:g}"),
+        ((counts == 0) & (traces != 0), "no row and a sum of squares of {t:g}"),
+    ):
+        if flags.any():
+            c = _first(flags)
+            _refuse(f"class {c} has " + what.format(n=counts[c], t=traces[c]))
+    for part in row_blocks(means):
+        _check_means(means[part], low[part], counts[part], np.isfinite(traces[part]), part.start)
+
+
+def _check_means(
+    means: Floats,
+    low: Floats,
+    counts: npt.NDArray[np.int64],
+    finite: npt.NDArray[np.bool_],
+    first: int,
+) -> None:
+    for flags, what in (
+        ((counts == 0) & (means.any(axis=1) | low.any(axis=1)), "no row and a mean that is not 0"),
+        (
+            finite & ~np.isfinite(means + low).all(axis=1),
+            "a mean that is not finite and a finite sum of squares",
+        ),
+        (
+            finite & (np.abs(low) > 2.0**-52 * np.abs(means)).any(axis=1),
+            "means_low beyond the rounding of its mean",
+        ),
+    ):
+        if flags.any():
+            _refuse(f"class {first + _first(flags)} has {what}")
+
+
+def _rounding(moments: ClassMoments, dtype: type[np.floating[Any]]) -> Floats:
+    """(C,): what rounding may add to or take from the trace of each class's scatter."""
+    info, n = np.finfo(dtype), moments.counts.astype(np.float64)
+    relative = float(info.eps) * (moments.width + 4.0 * n**1.5)
+    largest = moments.traces
+    if moments.kind == "class":
+        assert moments.scatter is not None
+        largest = np.fmax(largest, np.trace(moments.scatter, axis1=1, axis2=2))
+    norms = np.vecdot(moments.means, moments.means)
+    error = relative * (largest + n * float(info.eps) ** 2 * norms)
+    error += n * moments.width * float(info.tiny)
+    return np.where(np.isfinite(error), error, np.inf)  # a square overflows: nothing can be told
+
+
+def _check_scatter(moments: ClassMoments, scatter: Floats, error: Floats, largest: float) -> None:
+    """Check a scatter against the traces; squares whose sum passes ``largest`` may have overflowed."""
+    near = moments.traces.max(initial=0.0) > largest / max(moments.rows * moments.num_classes, 1)
+    if near and not np.isfinite(scatter).all():
+        return
+    if scatter.ndim == 2:
+        if not np.isfinite(moments.traces).all():
+            return
+        each, due = scatter[None], np.asarray([moments.traces.sum()])
+        error = np.asarray([error.sum()])
+        of = ["the pooled scatter"]
+    else:
+        kept = np.flatnonzero(np.isfinite(moments.traces))
+        each, due, error = scatter[kept], moments.traces[kept], error[kept]
+        of = [f"the scatter of class {c}" for c in kept.tolist()]
+    if not np.isfinite(due).all():  # the sum overflows
+        return
+    found = np.trace(each, axis1=1, axis2=2)
+    apart = ~(np.abs(found - due) <= 2 * error)
+    if apart.any():
+        c = _first(apart)
+        _refuse(f"{of[c]} has trace {found[c]:g}, and the sums of squares are {due[c]:g}")
+    diagonal = np.diagonal(each, axis1=1, axis2=2)
+    if (diagonal < -error[:, None]).any():
+        c = _first((diagonal < -error[:, None]).any(axis=1))
+        _refuse(f"{of[c]} has {diagonal[c].min():g} on its diagonal")
+    roots = np.sqrt(np.maximum(diagonal, 0.0) + error[:, None])
+    for part, rows in _blocks(each):
+        block, slack = each[part, rows], 2 * error[part, None, None]
+        wrong = ~(np.abs(block) <= roots[part, rows, None] * roots[part, None, :] + slack)
+        turned = each[part, :, rows].swapaxes(1, 2)
+        if not np.array_equal(block, turned):
+            wrong |= ~(np.abs(block - turned) <= slack)
+        if wrong.any():
+            _refuse(f"{of[part.start + _first(wrong.any(axis=(1, 2)))]} is no scatter: not symmetric, "
+                    "not finite, or an entry is larger than its diagonal allows")  # fmt: skip
+
+
+def _blocks(each: Floats) -> Iterator[tuple[slice, slice]]:
+    """Cut (m, d, d) along the first two axes."""
+    m, d, _ = each.shape
+    step, height = max(1, _BLOCK // max(d * d, 1)), max(1, _BLOCK // max(d, 1))
+    for start in range(0, m, step):
+        for top in range(0, d, height):
+            yield slice(start, start + step), slice(top, top + height)
+
+
+def _check_sketch(moments: ClassMoments, sketch: Floats, signs: Floats, error: float) -> None:
+    """Check the signs, of which every row has one, and the sum of squares, which the traces are known by.
+
+    Some rows of most of the squares may share a bucket: m of k with probability k^(1-m).
+    """
+    finite = np.isfinite(moments.traces)
+    if not (signs == np.rint(signs)).all():
+        _refuse("a sum of signs is not a whole number")
+    total = np.abs(signs).sum(axis=0)
+    odd = finite & (total % 2 != moments.counts % 2)
+    wrong = (total > moments.counts) | odd
+    if wrong.any():
+        c = _first(wrong)
+        _refuse(f"class {c} has {moments.counts[c]} rows and signs of {total[c]:g} in its sketch")
+    if not finite.all():
+        return
+    k, due, found = len(sketch), float(moments.traces.sum()), float(np.vdot(sketch, sketch))
+    most = 2 + 2 * math.sqrt(_UNLIKELY / k) + _UNLIKELY * (2 / k + 1 / math.log(max(k, 2)))
+    if not found <= most * (due + 2 * error) and math.isfinite(most * due):
+        _refuse(f"the sketch has squares of {found:g}, and the sums of squares are {due:g}")

@@ -1,0 +1,739 @@
+r"""Class moments: what the sums of a layer finalise to, and what everything else exchanges.
+
+Counts :math:`n_c`, class means :math:`\mu_c` and within-class scatter
+:math:`S_c = \sum_{i \in c} (h_i - \mu_c)(h_i - \mu_c)^\top`, in float64. They merge exactly
+(Chan, Golub & LeVeque 1983), so a data set may be split over batches, shards and machines.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from . import sums as _sums
+from .consistency import check_consistent, check_fields, check_stored, listed
+from .labels import labelled_rows
+from .linalg import row_blocks
+from .namespace import NUMPY
+from .rounding import Rounding, merged
+from .sampling import low_32_bits
+from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
+from .sums import EPS as EPS
+from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, Sums, check_num_classes
+from .symmetric import add_product, mirror, mirrored
+
+Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
+Floats = npt.NDArray[np.float64]
+
+HOST_CLASS_ENTRIES = 2**24  # 128 MB: the host affords more than a training step
+_KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "sketch", "trace")  # from fine to coarse
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMoments:
+    r"""Sufficient statistics of one layer, in float64; merge is associative with an identity.
+
+    Parameters
+    ----------
+    counts : (C,) int64
+        Rows of each class; 0 for an absent class.
+    means : (C, d) float64
+        Class means :math:`\mu_c`; zeros for an absent class.
+    scatter : (d, d) or (C, d, d) float64, or None
+        Within-class scatter, not divided by any count: summed over the classes, or of each class
+        (which conventions that weight classes alike need when classes differ in size), or not kept.
+    traces : (C,) float64
+        :math:`\operatorname{tr} S_c = \sum_{i \in c} |h_i - \mu_c|^2`.
+    feature_dtype : str
+        The dtype the network computed in; its rounding sets a floor under NC1.
+    phase : {"live", "frozen-train", "frozen-eval", "reference"}
+        What was measured: a training stream while weights moved, a frozen pass, or a theory.
+    shards : frozenset of str
+        The shards that were counted, so that none is counted twice.
+    ignored, nonfinite, unlabelled, mixed : int
+        Rows left out: label ``ignore_index``; NaN or Inf; a one-hot label of zeros; a label of several
+        classes or of parts of them.
+    means_low : (C, d) float64, optional
+        What rounding took from ``means``: under a large offset it carries the digits that differ.
+    sketch : (k, d) float64, optional
+        Sketch K of the rows about their class means, in the place of a scatter: for every u,
+        :math:`|Ku|^2` is an unbiased estimate of :math:`u^\top \sum_c S_c u`, see `collapsemeter.stats.sketch`.
+    signs : (k, C) float64, optional
+        Sum of the signs of each class in each row of the sketch, which merging needs.
+    seeds : frozenset of int
+        What the buckets and signs in the sketch were hashed with; empty without one.
+    rounding : Rounding, optional
+        What the rounding of float32 sums may have taken, see `collapsemeter.stats.rounding`; None of float64 sums.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, the phase is unknown, or no data have such moments: a negative count, a
+        scatter whose trace is not that of ``traces``, see `collapsemeter.stats.consistency`.
+
+    Examples
+    --------
+    >>> a = ClassMoments.from_batch([[0.0, 0.0], [2.0, 0.0]], [0, 0], num_classes=2)
+    >>> b = ClassMoments.from_batch([[0.0, 5.0]], [1], num_classes=2)
+    >>> both = a.merge(b)
+    >>> both.counts, both.means, both.traces
+    (array([2, 1]), array([[1., 0.],
+           [0., 5.]]), array([2., 0.]))
+    """
+
+    counts: npt.NDArray[np.int64]
+    means: Floats
+    scatter: Floats | None
+    traces: Floats
+    feature_dtype: str = "float64"
+    phase: Phase = "frozen-eval"
+    shards: frozenset[str] = frozenset()
+    ignored: int = 0
+    nonfinite: int = 0
+    means_low: Floats | None = None
+    sketch: Floats | None = None
+    signs: Floats | None = None
+    seeds: frozenset[int] = frozenset()
+    rounding: Rounding | None = None
+    unlabelled: int = 0
+    mixed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check(np.float32)
+
+    def _check(self, dtype: type[np.floating[Any]]) -> None:
+        if self.phase not in get_args(Phase):
+            raise ValueError(f"phase={self.phase!r}: choose one of {', '.join(get_args(Phase))}")
+        check_fields(self.__dict__)
+        self._freeze()
+        self._check_shapes()
+        check_consistent(self, dtype)
+
+    @classmethod
+    def summed_in(cls, dtype: type[np.floating[Any]], **values: Any) -> Self:
+        """Return moments whose rows were summed in that dtype, checked to its rounding.
+
+        Parameters
+        ----------
+        dtype : type
+            The constructor takes float32 for granted, the least that sums are kept in.
+        **values
+            See `ClassMoments`.
+
+        Raises
+        ------
+        ValueError
+            See `ClassMoments`.
+
+        Examples
+        --------
+        >>> counts = np.array([10**6])
+        >>> ClassMoments.summed_in(np.float64, counts=counts, means=[[0.0]], scatter=[[2.0]], traces=[1.0])
+        Traceback (most recent call last):
+            ...
+        ValueError: no data have such moments: the pooled scatter has trace 2, and the sums of squares are 1
+        """
+        made = cls._unchecked(values)
+        made._check(dtype)
+        return made
+
+    @classmethod
+    def _trusted(cls, **values: Any) -> Self:
+        """Make moments of what was computed here: they are not checked again."""
+        made = cls._unchecked(values)
+        made._freeze()
+        return made
+
+    @classmethod
+    def _unchecked(cls, values: dict[str, Any]) -> Self:
+        made = object.__new__(cls)
+        for each in fields(cls):
+            object.__setattr__(made, each.name, values.get(each.name, each.default))
+        return made
+
+    def _with(self, **changes: Any) -> Self:
+        return self._trusted(**(self.__dict__ | changes))
+
+    def _freeze(self) -> None:
+        object.__setattr__(self, "counts", _frozen(self.counts, np.int64))
+        if self.means_low is None:
+            object.__setattr__(self, "means_low", np.zeros(np.shape(self.means)))
+        for name in ("means", "traces", "means_low", "scatter", "sketch", "signs"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _frozen(getattr(self, name), np.float64))
+
+    def _check_shapes(self) -> None:
+        if self.means.ndim != 2 or not (
+            self.counts.shape == self.traces.shape == self.means.shape[:1]
+            and self._low.shape == self.means.shape
+            and (self.scatter is None or self.scatter.shape == self._scatter_shape())
+        ):
+            found = None if self.scatter is None else self.scatter.shape
+            raise ValueError(
+                f"counts {self.counts.shape}, means {self.means.shape}, scatter {found}, traces "
+                f"{self.traces.shape}: expected (C,), (C, d), (d, d) or (C, d, d) or None, and (C,)"
+            )
+        shapes = [None if part is None else part.shape for part in (self.sketch, self.signs)]
+        size = 0 if self.sketch is None else len(self.sketch)
+        due = [None, None] if not size else [(size, self.width), (size, self.num_classes)]
+        if shapes != due or (size and self.scatter is not None):
+            raise ValueError(
+                f"sketch {shapes[0]}, signs {shapes[1]}, means {self.means.shape}: expected (k, d), (k, C) "
+                "and (C, d), and no scatter besides"
+            )
+
+    def _scatter_shape(self) -> tuple[int, ...] | None:
+        return _sums.scatter_shape(self.kind, self.num_classes, self.width)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes there are labels for, present or not."""
+        return int(self.means.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Features d."""
+        return int(self.means.shape[1])
+
+    @property
+    def rows(self) -> int:
+        """Rows counted, N."""
+        return int(self.counts.sum())
+
+    @property
+    def kind(self) -> ScatterKind:
+        """Which scatter is kept: ``class``, ``pooled``, ``sketch`` or ``trace``."""
+        if self.scatter is None:
+            return "trace" if self.sketch is None else "sketch"
+        return "class" if self.scatter.ndim == 3 else "pooled"
+
+    @classmethod
+    def empty(
+        cls,
+        num_classes: int,
+        width: int,
+        *,
+        scatter: ScatterKind | Literal["auto"] = "auto",
+        feature_dtype: str = "float64",
+        phase: Phase = "frozen-eval",
+        sketch_rows: int = SKETCH_ROWS,
+    ) -> Self:
+        """Return the identity of `merge`.
+
+        Examples
+        --------
+        >>> ClassMoments.empty(3, 8).rows
+        0
+        """
+        kind = _kind(scatter, num_classes, width)
+        state = _sums.init(num_classes, width, kind, sketch_rows=sketch_rows)
+        return cls.from_sums(state, feature_dtype, phase)
+
+    @classmethod
+    def from_batch(
+        cls,
+        features: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        num_classes: int,
+        *,
+        scatter: ScatterKind | Literal["auto"] = "auto",
+        phase: Phase = "frozen-eval",
+        shard: str | None = None,
+        ignore_index: int = IGNORE_INDEX,
+        nonfinite: Nonfinite = "skip",
+        sketch_rows: int = SKETCH_ROWS,
+        seed: int = 0,
+        first_row: int = 0,
+    ) -> Self:
+        """Measure the moments of one batch in float64.
+
+        Parameters
+        ----------
+        features : (N, d) array_like of float
+        labels : (N,) or (N, 1) array_like of class numbers, or (N, C) one-hot
+            Whole numbers of any dtype. Rows that name no single class are left out and counted.
+        num_classes : int
+            C.
+        scatter : {"auto", "class", "pooled", "sketch", "trace"}
+            What is kept of the within-class scatter; ``auto``: the finest that is affordable,
+            see `sums.scatter_kind`.
+        phase : str
+            See `ClassMoments`.
+        shard : str, optional
+            A name for these rows; merging two states that share one is refused.
+        ignore_index : int
+            Label of the rows to leave out.
+        nonfinite : {"skip", "raise", "propagate"}
+            What to do with a row that holds NaN or Inf: leave it out and count it; refuse;
+            or let its class become NaN.
+        sketch_rows : int
+            k, where a sketch is kept.
+        seed, first_row : int
+            Where a sketch is kept: what it is hashed with, and the number of the first row that has a
+            class. Two batches need another seed, or other row numbers: then use `update`.
+
+        Returns
+        -------
+        ClassMoments
+
+        Raises
+        ------
+        ValueError
+            If shapes or labels do not fit, or a row is not finite under ``nonfinite="raise"``.
+
+        Examples
+        --------
+        >>> m = ClassMoments.from_batch([[1.0, 0.0], [0.0, 1.0]], [0, 1], num_classes=2)
+        >>> m.rows, m.kind
+        (2, 'class')
+        """
+        num_classes = check_num_classes(num_classes)
+        if nonfinite not in get_args(Nonfinite):
+            raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
+        rows, bins = labelled_rows(features, labels, num_classes, ignore_index=ignore_index)
+        if nonfinite == "raise":
+            _refuse_nonfinite(rows, bins, ignore_index)
+        width = rows.shape[1]
+        kind = _kind(scatter, num_classes, width)
+        hashes = None
+        if kind == "sketch":
+            usable = (bins >= 0) & (bins != ignore_index)
+            numbers = first_row - 1 + np.cumsum(usable)
+            hashes = row_hashes(numbers, sketch_rows, seed, low_32_bits)
+        with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf or NaN
+            state = _sums.update(
+                _sums.init(num_classes, width, kind, sketch_rows=sketch_rows),
+                rows,
+                bins,
+                NUMPY,
+                ignore_index=ignore_index,
+                propagate=nonfinite == "propagate",
+                hashes=hashes,
+            )
+            shards = () if shard is None else (shard,)
+            return cls.from_sums(state, rows.dtype.name, phase, shards, seed)
+
+    @classmethod
+    def from_sums(
+        cls,
+        state: Sums,
+        feature_dtype: str,
+        phase: Phase,
+        shards: Iterable[str] = (),
+        seed: int = 0,
+    ) -> Self:
+        r"""Finalise class-shifted sums: :math:`\mu_c = k_c + s_c / n_c`, :math:`S = G - \sum_c s_c s_c^\top / n_c`.
+
+        Parameters
+        ----------
+        state : Sums
+            NumPy arrays of any float dtype, copied to the host.
+        feature_dtype, phase, shards
+            See `ClassMoments`.
+        seed : int
+            What the sketch was hashed with, where there is one.
+
+        Examples
+        --------
+        >>> ClassMoments.from_sums(_sums.init(2, 3, "pooled"), "float32", "live").phase
+        'live'
+        """
+        counts = np.array(state.counts, np.int64)  # a copy: the state may be updated in place
+        total = np.asarray(state.sums, np.float64)
+        offset = total / np.maximum(counts, 1)[:, None]
+        means, low = _two_sum(np.asarray(state.shift, np.float64), offset)
+        traces = np.asarray(state.squares, np.float64) - np.vecdot(total, offset)
+        if _squares_are_lost(state):
+            traces[counts > 1] = np.nan
+        scatter = None
+        if state.scatter is not None and state.scatter.ndim == 3:
+            scatter = mirrored(state.scatter) - total[:, :, None] * offset[:, None, :]
+        elif state.scatter is not None:
+            scatter = np.array(state.scatter, np.float64, order="C")
+            add_product(scatter, total / np.sqrt(np.maximum(counts, 1))[:, None], -1.0)
+            mirror(scatter)
+        sketch = signs = None
+        if state.sketch is not None:
+            signs = np.array(state.signs, np.float64)
+            sketch = recentred(np.asarray(state.sketch, np.float64), signs, offset)
+        return cls._trusted(
+            counts=counts,
+            means=means,
+            scatter=scatter,
+            # A sum of squares: rounding may leave it a hair below zero.
+            traces=np.maximum(traces, 0.0),
+            feature_dtype=feature_dtype,
+            phase=phase,
+            shards=frozenset(shards),
+            ignored=int(state.ignored),
+            nonfinite=int(state.nonfinite),
+            unlabelled=int(state.unlabelled),
+            mixed=int(state.mixed),
+            means_low=low,
+            sketch=sketch,
+            signs=signs,
+            seeds=frozenset([seed]) if signs is not None and counts.any() else frozenset(),
+            rounding=Rounding.of(state),
+        )
+
+    def update(self, features: npt.ArrayLike, labels: npt.ArrayLike, **options: Any) -> Self:
+        """Return the moments of these rows and the given ones (options as in `from_batch`).
+
+        Where a sketch is kept, row numbers go on, so that the sketch is that of all rows in one batch.
+
+        Examples
+        --------
+        >>> ClassMoments.empty(2, 3).update(np.eye(3), [0, 1, 1]).counts
+        array([1, 2])
+        """
+        options = {"scatter": self.kind, "phase": self.phase} | options
+        if self.sketch is not None:
+            options = {"sketch_rows": len(self.sketch)} | options
+        if "seed" in options:
+            return self.merge(type(self).from_batch(features, labels, self.num_classes, **options))
+        # No row of these seeds has a number as high as the count of all rows.
+        options |= {"seed": min(self.seeds, default=0), "first_row": self.rows + self.nonfinite}
+        batch = type(self).from_batch(features, labels, self.num_classes, **options)
+        self._check_mergeable(batch)
+        return self._merged(batch)
+
+    def merge(self, other: Self) -> Self:
+        r"""Return the moments of both sets of rows.
+
+        :math:`S = S_a + S_b + \sum_c \frac{n_a n_b}{n_a + n_b} (\mu_b - \mu_a)(\mu_b - \mu_a)^\top`.
+        Where one keeps a coarser scatter, so does the result; of a sketch and a scatter only traces are
+        left, since neither is made of the other. Sketches add up about the joint means,
+        :math:`K = \sum_i K_i - Z_i (\mu - \mu_i)`, if no row of one shares bucket and sign with
+        a row of the other by rule: their seeds must differ.
+
+        Parameters
+        ----------
+        other : ClassMoments
+            Of the same classes, width and phase.
+
+        Raises
+        ------
+        ValueError
+            If the layers differ, the phases differ, a shard is in both, or sketches have a seed in common
+            or differ in size.
+
+        References
+        ----------
+        Chan, Golub & LeVeque 1983.
+
+        Examples
+        --------
+        >>> a = ClassMoments.from_batch([[1.0]], [0], num_classes=1)
+        >>> a.merge(ClassMoments.empty(1, 1)).means
+        array([[1.]])
+        """
+        self._check_mergeable(other)
+        self._check_seeds(other)
+        return self._merged(other)
+
+    @np.errstate(over="ignore", invalid="ignore")  # squares beyond 1e308 read Inf or NaN
+    def _merged(self, other: Self) -> Self:
+        if not (self.rows and other.rows):  # an empty state has no phase or dtype of its own
+            described = other if other.rows else self
+        else:
+            described = max(self, other, key=lambda moments: EPS.get(moments.feature_dtype, 0.0))
+        kind = max(self.kind, other.kind, key=_KINDS.index)
+        if kind == "sketch" and self.kind != other.kind:
+            kind = "trace"
+        a, b = self.coarsen(kind), other.coarsen(kind)
+
+        counts = a.counts + b.counts
+        share = b.counts / np.maximum(counts, 1)
+        weight = a.counts * share  # n_a n_b / (n_a + n_b)
+        delta, means, low = (np.empty_like(a.means) for _ in range(3))
+        for part in row_blocks(delta):
+            delta[part] = (b.means[part] - a.means[part]) + (b._low[part] - a._low[part])
+            high, rest = _two_sum(a.means[part], delta[part] * share[part, None])
+            means[part], low[part] = _two_sum(high, rest + a._low[part])
+        alone = np.flatnonzero(a.counts == 0)
+        means[alone], low[alone] = b.means[alone], b._low[alone]
+
+        both = np.flatnonzero(weight)
+        steps = delta[both] * np.sqrt(weight[both])[:, None]
+        scatter = None
+        if a.scatter is not None and b.scatter is not None:
+            scatter = a.scatter + b.scatter
+            if scatter.ndim == 3:
+                scatter[both] += steps[:, :, None] * steps[:, None, :]
+            else:
+                add_product(scatter, steps)
+                mirror(scatter)
+        sketch = signs = None
+        if a.sketch is not None and b.sketch is not None:
+            assert a.signs is not None
+            assert b.signs is not None
+            sketch = recentred(a.sketch, a.signs, delta * share[:, None])
+            sketch += recentred(b.sketch, b.signs, delta * (share - 1)[:, None])
+            signs = a.signs + b.signs
+        traces = a.traces + b.traces
+        traces[both] += np.vecdot(steps, steps)
+        return self._with(
+            counts=counts,
+            means=means,
+            scatter=scatter,
+            traces=traces,
+            feature_dtype=described.feature_dtype,
+            phase=described.phase,
+            shards=self.shards | other.shards,
+            ignored=self.ignored + other.ignored,
+            nonfinite=self.nonfinite + other.nonfinite,
+            unlabelled=self.unlabelled + other.unlabelled,
+            mixed=self.mixed + other.mixed,
+            means_low=low,
+            sketch=sketch,
+            signs=signs,
+            seeds=a.seeds | b.seeds,
+            rounding=merged(self.rounding, other.rounding, a.counts, b.counts),
+        )
+
+    @property
+    def _low(self) -> Floats:
+        assert self.means_low is not None
+        return self.means_low
+
+    def _check_mergeable(self, other: Self) -> None:
+        if self.means.shape != other.means.shape:
+            raise ValueError(
+                f"these moments have (classes, width) {self.means.shape} and {other.means.shape}: "
+                "merge only the same layer of the same model"
+            )
+        if self.rows and other.rows and self.phase != other.phase:
+            raise ValueError(
+                f"one state is {self.phase!r} and the other {other.phase!r}: "
+                "they measure different things and are never merged"
+            )
+        twice = sorted(self.shards & other.shards)
+        if twice:
+            raise ValueError(f"shard {twice[0]!r} is in both states: it would be counted twice")
+
+        if self.sketch is not None and other.sketch is not None:
+            sizes = len(self.sketch), len(other.sketch)
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"one sketch has {sizes[0]} rows and the other {sizes[1]}: count both with the same "
+                    "sketch_rows"
+                )
+
+    def _check_seeds(self, other: Self) -> None:
+        shared = sorted(self.seeds & other.seeds)
+        if shared and self.kind == other.kind:
+            raise ValueError(
+                f"both sketches were hashed with seed={shared[0]}, so that their sum would be biased: count "
+                "every stream with a seed of its own (seed=rank), or merge other.reseeded(rank)"
+            )
+
+    def reseeded(self, seed: int) -> Self:
+        """Return the moments with the sketch as another seed might have made it; the estimates are the same.
+
+        Its rows change places and signs by random, which makes of a stream that was counted with the
+        seed of another one whose sketch may be added to that.
+
+        Parameters
+        ----------
+        seed : int
+            Of its own for every state to be merged.
+
+        Examples
+        --------
+        >>> a, b = (ClassMoments.from_batch(np.eye(3), [0, 1, 1], 2, scatter="sketch") for _ in "ab")
+        >>> a.merge(b.reseeded(1)).rows
+        6
+        """
+        if self.sketch is None or self.signs is None or not self.seeds:
+            return self
+        return self._with(
+            sketch=turned(self.sketch, seed),
+            signs=turned(self.signs, seed),
+            seeds=frozenset([seed]),
+        )
+
+    @classmethod
+    def merge_all(cls, states: Iterable[Self]) -> Self:
+        """Merge any number of states.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or two do not merge.
+
+        Examples
+        --------
+        >>> ClassMoments.merge_all([ClassMoments.empty(2, 3)] * 4).rows
+        0
+        """
+        states = list(states)
+        if not states:
+            raise ValueError("merge_all got no state: pass at least one ClassMoments")
+        return functools.reduce(lambda a, b: a.merge(b), states)
+
+    def coarsen(self, kind: ScatterKind) -> Self:
+        """Return the moments with a coarser scatter: ``class`` to ``pooled``, any to ``trace``.
+
+        Raises
+        ------
+        ValueError
+            If the scatter kept is coarser than ``kind``, or ``kind`` is a sketch and it is none.
+
+        Examples
+        --------
+        >>> ClassMoments.empty(2, 3, scatter="class").coarsen("pooled").kind
+        'pooled'
+        """
+        if kind == self.kind:
+            return self
+        if kind == "sketch" or _KINDS.index(kind) < _KINDS.index(self.kind):
+            raise ValueError(f"a {self.kind!r} scatter was kept: {kind!r} cannot be made of it")
+        if kind == "trace":
+            return self._with(scatter=None, sketch=None, signs=None, seeds=frozenset())
+        assert self.scatter is not None
+        return self._with(scatter=self.scatter.sum(axis=0))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file, atomically, with a SHA-256 checksum.
+
+        The file is an uncompressed ``.npz`` that NumPy reads without pickle; the checksum of every byte
+        before it is the archive's comment.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; an older file of that name is then untouched.
+
+        Examples
+        --------
+        >>> import tempfile, os
+        >>> path = os.path.join(tempfile.mkdtemp(), "layer.cm.npz")
+        >>> ClassMoments.from_batch(np.eye(3), [0, 1, 1], num_classes=2).save(path)
+        >>> ClassMoments.load(path).counts
+        array([1, 2])
+        """
+        from .state_file import write_state  # with zipfile: for those who save or load
+
+        header = {
+            "feature_dtype": self.feature_dtype,
+            "phase": self.phase,
+            "shards": sorted(self.shards),
+            "ignored": self.ignored,
+            "nonfinite": self.nonfinite,
+            "unlabelled": self.unlabelled,
+            "mixed": self.mixed,
+            "seeds": sorted(self.seeds),
+            "rows": self.rows,
+        }
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "counts": self.counts,
+            "means": self.means,
+            "means_low": self._low,
+            "traces": self.traces,
+        }
+        for name in ("scatter", "sketch", "signs"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
+        if self.rounding is not None:
+            arrays |= self.rounding.arrays()
+        write_state(path, header, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a state written by `save`.
+
+        Raises
+        ------
+        CorruptStateError
+            If the file is truncated, altered, or not a state file, was written by a newer version, or
+            holds what no data have, whatever its checksum says.
+        FileNotFoundError
+            If there is none.
+
+        Examples
+        --------
+        >>> import tempfile, os, pathlib
+        >>> path = os.path.join(tempfile.mkdtemp(), "layer.cm.npz")
+        >>> _ = pathlib.Path(path).write_bytes(b"not a state")
+        >>> ClassMoments.load(path)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        collapsemeter.stats.state_file.CorruptStateError: ...layer.cm.npz is not a whole state file: its checksum does not match
+        """
+        from .state_file import CorruptStateError, read_state
+
+        header, arrays = read_state(path)
+        try:
+            due = ("counts", "means", "means_low", "traces")
+            parts: dict[str, Any] = {name: arrays[name] for name in due}
+            parts |= {name: arrays.get(name) for name in ("scatter", "sketch", "signs")}
+            check_stored(parts)
+            found = cls(
+                **parts,
+                feature_dtype=header["feature_dtype"],
+                phase=header["phase"],
+                shards=frozenset(listed(header["shards"])),
+                ignored=header["ignored"],
+                nonfinite=header["nonfinite"],
+                unlabelled=header.get("unlabelled", 0),  # older files lack both
+                mixed=header.get("mixed", 0),
+                seeds=frozenset(listed(header.get("seeds", []))),
+                rounding=Rounding.among(arrays),
+            )
+            if header.get("rows", found.rows) != found.rows:  # older files do not say it
+                raise ValueError(f"its counts add up to {found.rows} rows of {header['rows']}")
+            return found
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
+
+
+def _kind(scatter: ScatterKind | Literal["auto"], num_classes: int, width: int) -> ScatterKind:
+    if scatter == "auto":
+        return _sums.scatter_kind(num_classes, width, HOST_CLASS_ENTRIES)
+    return scatter
+
+
+def _frozen(array: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Return a read-only view, so that a merged or shared state cannot be changed by accident."""
+    view = np.asarray(array, dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+def _squares_are_lost(state: Sums) -> bool:
+    """Say whether float32 sums are of rows so small that rounding of them squared is zero, and no more is seen."""
+    kind = np.finfo(state.squares.dtype)
+    if kind.bits >= 64:
+        return False
+    size = float(np.abs(state.shift).max(initial=0.0))
+    least = float(kind.smallest_normal) / float(kind.eps)
+    small = 0 < size * float(kind.eps) < least**0.5
+    return small and float(state.squares.max(initial=0.0)) < least
+
+
+def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Return ``a + b`` and what rounding took from it, exactly (Knuth 1969)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _refuse_nonfinite(
+    rows: npt.NDArray[Any], bins: npt.NDArray[np.int64], ignore_index: int
+) -> None:
+    stray = np.flatnonzero(~np.isfinite(rows).all(axis=1) & (bins >= 0) & (bins != ignore_index))
+    if len(stray):
+        raise ValueError(
+            f"row {stray[0]} of the features (label {bins[stray[0]]}) holds NaN or Inf: "
+            "pass nonfinite='skip' to leave such rows out"
+        )

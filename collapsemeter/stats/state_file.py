@@ -1,0 +1,195 @@
+"""State files: named arrays and a header under one checksum, read without pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..system.files import write_atomically
+
+FORMAT = "collapsemeter.ClassMoments"
+VERSION = 1
+_DIGEST = 64  # characters of a SHA-256
+_HEADER = "header"
+
+
+class CorruptStateError(ValueError):
+    """A state file is truncated, altered, or not a state file."""
+
+
+def write_state(
+    path: str | os.PathLike[str],
+    header: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+    arrays: Mapping[str, npt.NDArray[Any]] | Iterable[tuple[str, npt.NDArray[Any]]],
+    kind: str = FORMAT,
+    *,
+    lasting: bool = True,
+) -> None:
+    """Write an uncompressed ``.npz`` atomically; the checksum of all its bytes is its comment.
+
+    Parameters
+    ----------
+    path : str or path
+    header : mapping, or callable
+        Plain values; format and version are added. A callable is asked when all arrays are written.
+    arrays : mapping of str to array, or iterable of pairs
+        Taken and written one by one: they need not be in memory together. A scalar comes back as one
+        row.
+    kind : str
+        What the file holds.
+    lasting : bool
+        See `files.write_atomically`.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; an older file of that name is then untouched.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "a.npz")
+    >>> write_state(path, {"phase": "live"}, {"counts": np.array([1, 2])})
+    >>> read_state(path)
+    ({'format': 'collapsemeter.ClassMoments', 'version': 1, 'phase': 'live'}, {'counts': array([1, 2])})
+    """
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items() if isinstance(arrays, Mapping) else arrays:
+                _add(archive, name, array)
+            about = header() if callable(header) else header
+            text = json.dumps({"format": kind, "version": VERSION, **about})
+            _add(archive, _HEADER, np.frombuffer(text.encode(), np.uint8))
+            archive.comment = b"0" * _DIGEST
+        end = file.seek(0, os.SEEK_END) - _DIGEST
+        digest = _digest(file, end)
+        file.seek(end)
+        file.write(digest)
+
+    write_atomically(path, write, lasting=lasting)
+
+
+def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
+    # Without the date the bytes depend on the state alone.
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _digest(file: IO[bytes], end: int) -> bytes:
+    """Return the SHA-256 of a file's first bytes, as hexadecimal digits."""
+    file.seek(0)
+    digest, left = hashlib.sha256(), end
+    while left > 0 and (part := file.read(min(left, 2**20))):
+        digest.update(part)
+        left -= len(part)
+    return digest.hexdigest().encode()
+
+
+class StateFile:
+    """A state file whose checksum was compared; arrays are read when they are asked for.
+
+    Parameters
+    ----------
+    path : str or path
+    kind : str
+        What it should hold.
+
+    Attributes
+    ----------
+    header : dict
+    names : list of str
+        Of the arrays.
+    digest : str
+        The checksum, in hexadecimal digits.
+
+    Raises
+    ------
+    CorruptStateError
+        If the file is truncated, altered, or not a state file, or was written by a newer version.
+    FileNotFoundError
+        If there is none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], kind: str = FORMAT) -> None:
+        # Imported late: activations are written by what imports moments, which imports this.
+        from ..activations.zip_directory import read_members
+
+        self.path = os.fspath(path)
+        with open(path, "rb") as file:
+            # Nothing of the file is interpreted before it is known to be what was written.
+            end = max(0, file.seek(0, os.SEEK_END) - _DIGEST)
+            found = _digest(file, end)
+            file.seek(end)
+            if file.read() != found:
+                raise CorruptStateError(
+                    f"{self.path} is not a whole state file: its checksum does not match"
+                )
+        self.digest = found.decode()
+        try:
+            # Read strictly: a checksum is no signature, and what comes next may be crafted.
+            with open(path, "rb") as file:
+                members = read_members(file, end + _DIGEST)
+            self._members = {member.name.removesuffix(".npy"): member for member in members}
+            self.header: dict[str, Any] = json.loads(self.read(_HEADER).tobytes())
+            holds, version = self.header["format"], int(self.header["version"])
+        except CorruptStateError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise CorruptStateError(f"{self.path} is not a state file: {error}") from error
+        if holds != kind:
+            raise CorruptStateError(
+                f"{self.path} is not a state file of a {kind}: it holds {str(holds)[:100]!r}"
+            )
+        if version > VERSION:
+            raise CorruptStateError(
+                f"{self.path} has state version {version}, this collapsemeter reads up to {VERSION}: "
+                "upgrade collapsemeter"
+            )
+        self.names = [name for name in self._members if name != _HEADER]
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Read an array.
+
+        Raises
+        ------
+        CorruptStateError
+            If there is no such array, or it cannot be read.
+        """
+        from ..activations.array_file import Refused
+        from ..activations.npz_format import read_member
+
+        try:
+            with open(self.path, "rb") as file:
+                return read_member(file, self._members[name])
+        except KeyError as error:
+            raise CorruptStateError(
+                f"{self.path} is not a state file: it has no array {name!r}"
+            ) from error
+        except Refused as reason:
+            raise CorruptStateError(
+                f"{self.path} is not a state file: array {name!r} {reason}"
+            ) from reason
+
+
+def read_state(
+    path: str | os.PathLike[str], kind: str = FORMAT
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Return the header and arrays of a file written by `write_state`.
+
+    Raises
+    ------
+    CorruptStateError
+        If the file is truncated, altered, or not a state file, or was written by a newer version.
+    FileNotFoundError
+        If there is none.
+    """
+    file = StateFile(path, kind)
+    return file.header, {name: file.read(name) for name in file.names}

@@ -1,0 +1,333 @@
+r"""The update on the device: class-shifted sums, written once for every framework.
+
+Each class keeps a fixed shift :math:`k_c`, its mean in the first batch that shows it. With
+:math:`r_i = h_i - k_{y_i}`, a batch adds
+
+.. math:: n_c \mathrel{+}= |c|, \quad s_c \mathrel{+}= \sum_{i \in c} r_i, \quad
+          G \mathrel{+}= R^\top R, \quad v_c \mathrel{+}= \sum_{i \in c} |r_i|^2 .
+
+Residuals about a mean are small where features are collapsed, so float32 sums keep their digits;
+raw second moments do not (Chan, Golub & LeVeque 1983). The update is one matrix product, and a few passes
+over the rows of the batch: no pass over all classes, so that 50,000 cost what 100 do. Shapes are static and no
+value is read back from a device. Everything that divides belongs to `moments`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from .namespace import Array, Namespace
+from .sketch import SKETCH_ROWS
+
+ScatterKind = Literal["class", "pooled", "sketch", "trace"]
+Nonfinite = Literal["skip", "raise", "propagate"]
+
+EPS: dict[str, float] = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "float8_e4m3fn": 2.0**-3,
+    "float8_e5m2": 2.0**-2,
+}
+
+IGNORE_INDEX = -100
+# Labels of rows that name no single class; within 32 bits, and no number that people use for something.
+UNLABELLED = -(2**30)  # a one-hot row of zeros
+MIXED = UNLABELLED - 1  # several classes, or parts of them
+COUNTERS = ("ignored", "nonfinite", "invalid", "unlabelled", "mixed")
+CLASS_SCATTER_ENTRIES = 2**20  # up to 8 MB in float64: every class keeps its own scatter
+MOST_CLASSES = 2**20  # more is rather something else: an id, a hash, a number of rows
+MOST_ENTRIES = 2**32  # of one array: 32 GiB in float64
+POOLED_SCATTER_WIDTH = 4096  # 128 MB in float64: of wider layers a sketch is kept
+
+
+@dataclass(slots=True)
+class Sums:
+    """Class-shifted sums of one layer; arrays of the framework that filled them.
+
+    Attributes
+    ----------
+    counts : (C,) integers
+        Rows counted for each class.
+    shift, sums : (C, d) float
+        :math:`k_c`, and the sum of residuals about it.
+    squares : (C,) float
+        Sum of squared residual norms.
+    scatter : (C, d, d) or (d, d) float, or None
+        :math:`R^T R` of each class, of all rows, or not kept. Only the lower triangle counts.
+    ignored, nonfinite, invalid, unlabelled, mixed : scalar integers
+        Rows left out: label ``ignore_index``; NaN or Inf in the row; any other label outside 0..C-1;
+        label `UNLABELLED`; label `MIXED`.
+    sketch : (k, d) float, or None
+        Sketch of the residuals, see `collapsemeter.stats.sketch`.
+    signs : (k, C) float, or None
+        Sum of the signs of each class in each bucket.
+    """
+
+    counts: Array
+    shift: Array
+    sums: Array
+    squares: Array
+    scatter: Array | None
+    ignored: Array
+    nonfinite: Array
+    invalid: Array
+    unlabelled: Array
+    mixed: Array
+    sketch: Array | None = None
+    signs: Array | None = None
+
+
+def check_num_classes(num_classes: Any, least: int = 1) -> int:
+    """Return a number of classes as int, before anything of that size is allocated.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number, less than ``least``, or absurd.
+
+    Examples
+    --------
+    >>> check_num_classes(10**9)
+    Traceback (most recent call last):
+        ...
+    ValueError: num_classes=1000000000: at most 1048576 classes are measured; pass the number of classes
+    """
+    try:
+        number = operator.index(num_classes)
+    except TypeError as error:
+        raise ValueError(f"num_classes={num_classes!r} is not a whole number") from error
+    if number < least:
+        words = {1: "one class", 2: "two classes"}[least]
+        raise ValueError(f"num_classes={number}: there must be at least {words}")
+    if number > MOST_CLASSES:
+        raise ValueError(
+            f"num_classes={number}: at most {MOST_CLASSES} classes are measured; pass the number of classes"
+        )
+    return number
+
+
+def _check_entries(num_classes: int, width: int, shapes: Iterable[tuple[int, ...] | None]) -> None:
+    """Raise ValueError if an array is larger than any host affords."""
+    largest = max(math.prod(shape) for shape in shapes if shape is not None)
+    if largest > MOST_ENTRIES:
+        raise ValueError(
+            f"{num_classes} classes of {width} features: sums of {largest * 8 / 2**30:.0f} GiB are "
+            "not allocated; keep a coarser scatter, such as 'pooled' or 'trace', or narrower features"
+        )
+
+
+def scatter_kind(num_classes: int, width: int, entries: int = CLASS_SCATTER_ENTRIES) -> ScatterKind:
+    """Say which scatter a layer of this shape can afford.
+
+    One scatter per class while that stays small, else one pooled scatter, else a sketch of it.
+
+    Parameters
+    ----------
+    num_classes, width : int
+        C and d.
+    entries : int
+        Up to which C d d every class keeps its own.
+
+    Returns
+    -------
+    {"class", "pooled", "sketch"}
+
+    Examples
+    --------
+    >>> scatter_kind(10, 64), scatter_kind(1000, 2048), scatter_kind(10, 65536)
+    ('class', 'pooled', 'sketch')
+    """
+    if num_classes * width**2 <= entries:
+        return "class"
+    return "pooled" if width <= POOLED_SCATTER_WIDTH else "sketch"
+
+
+def scatter_shape(kind: ScatterKind, num_classes: int, width: int) -> tuple[int, ...] | None:
+    """Return the shape of a scatter of that kind; None where there is none.
+
+    Examples
+    --------
+    >>> scatter_shape("pooled", 10, 64)
+    (64, 64)
+    """
+    shapes: dict[str, tuple[int, ...] | None] = {
+        "class": (num_classes, width, width),
+        "pooled": (width, width),
+        "sketch": None,
+        "trace": None,
+    }
+    if kind not in shapes:
+        raise ValueError(f"scatter={kind!r}: choose 'class', 'pooled', 'sketch' or 'trace'")
+    return shapes[kind]
+
+
+def sketch_shapes(
+    kind: ScatterKind, num_classes: int, width: int, sketch_rows: int
+) -> dict[str, tuple[int, int]]:
+    """Return the shapes of `Sums.sketch` and `Sums.signs` by name; none where there is no sketch.
+
+    Examples
+    --------
+    >>> sketch_shapes("sketch", 10, 65536, 512)
+    {'sketch': (512, 65536), 'signs': (512, 10)}
+    """
+    if kind != "sketch":
+        return {}
+    return {"sketch": (sketch_rows, width), "signs": (sketch_rows, num_classes)}
+
+
+def update(
+    sums: Sums,
+    rows: Array,
+    labels: Array,
+    xp: Namespace,
+    *,
+    ignore_index: int = IGNORE_INDEX,
+    propagate: bool = False,
+    hashes: tuple[Array, Array] | None = None,
+) -> Sums:
+    """Add a batch to the sums, without leaving the device.
+
+    Parameters
+    ----------
+    sums : Sums
+        The state; its arrays may be updated in place.
+    rows : (B, d) float array of any precision
+        Features, one row per label.
+    labels : (B,) integer array
+        Classes 0..C-1; rows labelled ``ignore_index`` are left out and counted, and so are rows that
+        name no single class (`UNLABELLED`, `MIXED`), rows with any other label (`Sums.invalid`) and
+        rows that hold NaN or Inf (`Sums.nonfinite`).
+    xp : Namespace
+        The operations of the arrays' framework.
+    propagate : bool
+        Count a non-finite row and let it make its own class NaN, instead of leaving it out.
+    hashes : pair of (B,) arrays
+        Where a sketch is kept: the bucket of each row, and whether its sign is negative, of
+        `collapsemeter.stats.sketch.row_hashes`; of rows that are left out any.
+
+    Returns
+    -------
+    Sums
+
+    Raises
+    ------
+    ValueError
+        If a sketch is kept and no hashes are given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from collapsemeter.stats.namespace import NUMPY
+    >>> state = init(num_classes=2, width=3, kind="pooled")
+    >>> state = update(state, np.eye(3), np.array([0, 1, 1]), NUMPY)
+    >>> state.counts
+    array([1, 2])
+    """
+    num_classes = sums.counts.shape[0]
+    rows = xp.to_float(rows)
+    ignored = labels == ignore_index  # it may be a class's number, such as a padding token's
+    unlabelled, mixed = labels == UNLABELLED, labels == MIXED
+    known = (labels >= 0) & (labels < num_classes) & ~ignored
+    finite = xp.finite_rows(rows)
+    used = known & finite
+    kept = known if propagate else used
+    # Rows that are left out count as rows of zeros in class 0, so that shapes do not depend on the data.
+    bins = xp.where(kept, labels, 0)
+
+    new = used & (xp.rows_of(sums.counts, bins) == 0)
+    counts = xp.add_counts(sums.counts, bins, kept)
+
+    def first_means(shift: Array) -> Array:
+        # Twice: a long sum of large numbers has few digits, and a shift that is off by more than the
+        # spread of its class costs the scatter its own. The second mean is that of what was left.
+        divisor = xp.to_float(xp.where(new, xp.rows_of(counts, bins), 1))[:, None]
+        for _ in range(2):
+            left = xp.residuals(rows, shift, bins, new)
+            shift = xp.add_class_sum(shift, left / divisor, bins)
+        return shift
+
+    shift = xp.if_any(new, first_means, sums.shift)
+    residuals = xp.residuals(rows, shift, bins, used)
+    totals = xp.add_class_sum(sums.sums, residuals, bins)
+    squares = xp.add_class_sum(sums.squares, xp.square_norms(residuals), bins)
+    if propagate:
+        stray = xp.add_counts(counts * 0, bins, known & ~finite) > 0
+        poison = xp.where(stray, float("nan"), xp.to_float(stray))  # zeros elsewhere
+        totals = xp.add(totals, poison[:, None])
+        squares = xp.add(squares, poison)
+    scatter = sums.scatter
+    if scatter is not None and len(scatter.shape) == 3:
+        scatter = xp.add_class_products(scatter, residuals, bins)
+    elif scatter is not None:
+        scatter = xp.add_product(scatter, residuals)
+    sketch, signs = sums.sketch, sums.signs
+    if sketch is not None:
+        if hashes is None:
+            raise ValueError("these sums keep a sketch: pass hashes=row_hashes(numbers, k, seed)")
+        buckets, negative = hashes
+        sign = xp.where(used, 1.0 - 2.0 * xp.to_float(negative), 0.0)
+        sketch = xp.add_class_sum(sketch, residuals * sign[:, None], buckets)
+        signs = xp.add_entries(signs, sign, buckets, bins)
+    return Sums(
+        counts=counts,
+        shift=shift,
+        sums=totals,
+        squares=squares,
+        scatter=scatter,
+        ignored=xp.add(sums.ignored, xp.count(ignored)),
+        nonfinite=xp.add(sums.nonfinite, xp.count(known & ~finite)),
+        invalid=xp.add(sums.invalid, xp.count(~(known | ignored | unlabelled | mixed))),
+        unlabelled=xp.add(sums.unlabelled, xp.count(unlabelled)),
+        mixed=xp.add(sums.mixed, xp.count(mixed)),
+        sketch=sketch,
+        signs=signs,
+    )
+
+
+def init(
+    num_classes: int,
+    width: int,
+    kind: ScatterKind,
+    dtype: type[np.floating[Any]] = np.float64,
+    sketch_rows: int = SKETCH_ROWS,
+) -> Sums:
+    """Return empty sums in NumPy.
+
+    Parameters
+    ----------
+    num_classes, width : int
+        C and d.
+    kind : {"class", "pooled", "sketch", "trace"}
+        Which scatter is kept.
+    dtype : type
+        What the sums are kept in: that of the namespace which updates them.
+    sketch_rows : int
+        k, where a sketch is kept.
+
+    Examples
+    --------
+    >>> init(num_classes=2, width=3, kind="trace").scatter is None
+    True
+    """
+    num_classes = check_num_classes(num_classes)
+    shape = scatter_shape(kind, num_classes, width)
+    sketched = sketch_shapes(kind, num_classes, width, sketch_rows)
+    _check_entries(num_classes, width, [(num_classes, width), shape, *sketched.values()])
+    return Sums(
+        counts=np.zeros(num_classes, np.int64),
+        shift=np.zeros((num_classes, width), dtype),
+        sums=np.zeros((num_classes, width), dtype),
+        squares=np.zeros(num_classes, dtype),
+        scatter=None if shape is None else np.zeros(shape, dtype),
+        **dict.fromkeys(COUNTERS, np.int64(0)),
+        **{name: np.zeros(shape, dtype) for name, shape in sketched.items()},
+    )

@@ -1,0 +1,1 @@
+"""What touches the machine: files, processes, memory, the terminal and text that goes there."""

@@ -1,0 +1,151 @@
+"""Small batches wait for each other: nothing is lost, and nothing depends on when they are added."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from collapsemeter import ClassMoments
+from collapsemeter.stats.moments import EPS
+from collapsemeter.stats.sampling import reservoir_slots
+from collapsemeter_torch import CollapseMeter
+from collapsemeter_torch.device import LayerState
+from collapsemeter_torch.gathering import (
+    MOST_ENTRIES,
+    MOST_ENTRIES_ON_DEVICE,
+    MOST_ROWS,
+    Gathered,
+)
+
+WIDTH, CLASSES = 24, 5
+
+
+def data(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(rows) % CLASSES
+    means = torch.randn(CLASSES, WIDTH, generator=generator) + 10
+    return (means[labels] + 1e-2 * torch.randn(rows, WIDTH, generator=generator)).to(dtype), labels
+
+
+def filled(sizes: list[int], rows: torch.Tensor, labels: torch.Tensor, **options) -> LayerState:
+    state = LayerState(rows[:1], CLASSES, "pooled", 8, **options)
+    for part in torch.split(torch.arange(len(rows)), sizes):
+        state.update(rows[part], labels[part], part.numpy())
+    return state
+
+
+# Batches that wait, ones that fill the block to its end, and ones that are a block of their own.
+SIZES = [[400] * 25, [2048] * 4 + [1808], [4000, 28, 2400, 2048, 1524], [1] * 50 + [9950]]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_any_sizes_of_batches_give_the_moments_of_all_rows(sizes, dtype):
+    rows, labels = data(10_000, dtype)
+    found = ClassMoments.from_sums(filled(sizes, rows, labels).host_sums(), "float32", "live")
+    truth = ClassMoments.from_batch(rows.double().numpy(), labels.numpy(), CLASSES)
+    np.testing.assert_array_equal(found.counts, truth.counts)
+    # Sums of n residuals lose at most n eps of their magnitudes; the shift is near the mean.
+    atol = 4 * 10_000 * EPS["float32"] * truth.coarsen("pooled").scatter.max()
+    np.testing.assert_allclose(found.scatter, truth.coarsen("pooled").scatter, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_any_sizes_of_batches_give_the_sample_of_all_rows(sizes):
+    """A batch that is a block of its own overtakes the rows that wait: the later row keeps its slot."""
+    rows, labels = data(10_000)
+    state = filled(sizes, rows, labels)
+    state.flush()
+    slots = np.full(9, -1)
+    for number in range(10_000):  # algorithm R, one row after the other
+        slots[reservoir_slots(np.array([number]), 8, 0)] = number
+    assert state.sample_ids[:-1].tolist() == slots[:-1].tolist()
+    assert torch.equal(state.sample_rows[:-1], rows[slots[:-1]])
+    assert torch.equal(state.sample_labels[:-1], labels[slots[:-1]])
+
+
+def test_a_look_at_the_sums_adds_what_waits_and_changes_no_count():
+    rows, labels = data(300)
+    state = filled([100] * 3, rows, labels)
+    assert state.gathered.count == 300
+    assert int(state.sums.counts.sum()) == 300
+    assert state.gathered.count == 0
+    state.update(rows, labels, range(300))
+    assert int(state.host_sums().counts.sum()) == 600
+    state.update(rows, labels, range(300))
+    state.clear()
+    assert int(state.sums.counts.sum()) == 0
+
+
+def test_memory_is_bounded_at_any_width():
+    assert Gathered(16).room == MOST_ROWS
+    assert Gathered(65536).room * 65536 == MOST_ENTRIES
+    assert Gathered(65536, on_device=True).room * 65536 == MOST_ENTRIES_ON_DEVICE
+    assert not Gathered(2 * MOST_ENTRIES).takes(1)
+    gathered = Gathered(4)
+    gathered.put(torch.ones(3, 4, dtype=torch.float16), torch.zeros(3).long(), range(3))
+    assert gathered.nbytes == MOST_ROWS * 4 * 4 + 3 * 8
+
+
+def test_rows_wait_as_they_were_when_they_came():
+    """A loop may write into its activations once the forward is over."""
+    rows, labels = data(100)
+    own = rows.clone()
+    state = filled([100], rows, labels)
+    rows.fill_(torch.nan)
+    assert int(state.sums.nonfinite) == 0
+    expected = filled([100], own, labels)
+    assert torch.equal(state.sums.scatter, expected.sums.scatter)
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+def test_rows_that_are_not_finite_are_found_when_they_are_added(propagate):
+    rows, labels = data(60)
+    rows[7, 3], labels[11] = torch.inf, -100
+    sums = filled([20] * 3, rows, labels, propagate=propagate).host_sums()
+    assert (int(sums.nonfinite), int(sums.ignored)) == (1, 1)
+    assert int(sums.counts.sum()) == (59 if propagate else 58)
+    assert np.isnan(sums.squares).tolist() == [propagate and c == 2 for c in range(CLASSES)]
+
+
+@pytest.mark.parametrize("kind", ["class", "pooled", "sketch", "trace"])
+@pytest.mark.parametrize("propagate", [False, True])
+def test_parts_that_stay_in_the_caches_give_the_sums_of_the_whole(kind, propagate, monkeypatch):
+    rows, labels = data(1000)
+    rows[700, 3], labels[11], labels[500] = torch.inf, -100, CLASSES + 2
+    moments = []
+    for rows_at_once, parts in ((1000, 1), (110, 10)):  # the last part is shorter
+        cached = rows_at_once * WIDTH * 8
+        monkeypatch.setattr("collapsemeter_torch.device.CACHED_BYTES", cached)
+        state = LayerState(
+            rows[:1], CLASSES, kind, 8, wide=True, sketch_rows=16, propagate=propagate
+        )
+        assert len(state._parts(rows)) == parts
+        state.update(rows, labels, range(1000))
+        sums = state.host_sums()
+        assert (int(sums.nonfinite), int(sums.ignored), int(sums.invalid)) == (1, 1, 1)
+        moments.append(ClassMoments.from_sums(sums, "float32", "live"))
+    whole, in_parts = moments
+    np.testing.assert_array_equal(in_parts.counts, whole.counts)
+    for name in ("means", "traces", "scatter", "sketch"):
+        if getattr(whole, name) is not None:
+            found, due = getattr(in_parts, name), getattr(whole, name)
+            largest = np.abs(due[np.isfinite(due)]).max(initial=0.0)
+            atol = 1e-12 * largest  # in float64, of sums of a thousand residuals
+            np.testing.assert_allclose(found, due, rtol=0, atol=atol, err_msg=name)
+
+
+def test_a_report_under_autocast_is_that_without():
+    rows, labels = data(200)
+    net = nn.Sequential(nn.Identity(), nn.Linear(WIDTH, CLASSES))
+    reports = []
+    for autocast in (False, True):
+        with CollapseMeter(net, layers=["0"], verbose=False) as meter:
+            for x, y in zip(rows.split(50), labels.split(50), strict=True):
+                with meter.batch(y):
+                    net(x)
+            with torch.autocast("cpu", enabled=autocast, dtype=torch.bfloat16):
+                reports.append(meter.compute())
+    assert dict(reports[0]["0"]) == dict(reports[1]["0"])

@@ -1,0 +1,366 @@
+"""The sketch of a wide layer: hashes, brute force, laws of merge, bias and spread over seeds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import collapsemeter as cm
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats import sums
+from collapsemeter.stats.accumulate import Accumulator
+from collapsemeter.stats.moments import ClassMoments
+from collapsemeter.stats.namespace import NUMPY, OneHotNumpy
+from collapsemeter.stats.sampling import drawn_slots, low_32_bits
+from collapsemeter.stats.sketch import derived_seed, row_hashes, standard_error, turned
+
+EPS = np.finfo(float).eps
+
+
+def rows_and_labels(seed=0, N=60, C=4, d=5, std=1.0, offset=0.0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, C, N)
+    return offset + rng.normal(size=(C, d))[labels] + std * rng.normal(size=(N, d)), labels
+
+
+def omega(N, k, seed):
+    """The k x N sketching matrix of rows number 0..N-1."""
+    buckets, negative = row_hashes(np.arange(N, dtype=np.uint32), k, seed)
+    matrix = np.zeros((k, N))
+    matrix[buckets, np.arange(N)] = np.where(negative, -1.0, 1.0)
+    return matrix
+
+
+def brute(rows, labels, C, k, seed):
+    """K and Z in the notation of the module, in long double about the final class means."""
+    wide = rows.astype(np.longdouble)
+    for c in np.unique(labels):
+        wide[labels == c] -= wide[labels == c].mean(axis=0)
+    matrix = omega(len(rows), k, seed)
+    return (matrix @ wide).astype(float), matrix @ np.eye(C)[labels]
+
+
+def sketch_of(rows, labels, C=4, k=8, **options):
+    return ClassMoments.from_batch(rows, labels, C, scatter="sketch", sketch_rows=k, **options)
+
+
+def test_hashes_are_those_of_every_integer_type_and_of_numbers_modulo_2_to_the_32():
+    numbers = np.array([0, 1, 77, 2**31, 2**32 - 1], np.uint32)
+    for seed in (0, 1, -5, 2**62):
+        buckets, negative = row_hashes(numbers, 512, seed)
+        wide = row_hashes(numbers.astype(np.int64) + 2**32, 512, seed, low_32_bits)
+        np.testing.assert_array_equal(buckets, wide[0])
+        np.testing.assert_array_equal(negative, wide[1])
+
+
+@pytest.mark.parametrize("k", [2, 7, 512])
+def test_buckets_and_signs_are_uniform_and_apart_from_each_other_and_the_row_sample(k):
+    N = 2**16
+    numbers = np.arange(N, dtype=np.uint32)
+    buckets, negative = row_hashes(numbers, k, seed=3)
+    counts = np.bincount(buckets, minlength=k)
+    assert len(counts) == k
+    # Chi squared with k - 1 degrees of freedom: five standard deviations above its mean.
+    assert ((counts - N / k) ** 2).sum() / (N / k) < k - 1 + 5 * math.sqrt(2 * k)
+    # Sums of N independent signs, with whatever they are to be independent of.
+    others = np.where(row_hashes(numbers, k, seed=4)[1], -1, 1)
+    halves = np.where(buckets % 2 == 0, 1, -1)
+    halves = halves - halves.mean()
+    early = np.where(drawn_slots(numbers, 3) < numbers // 2, 1, -1)
+    signs = np.where(negative, -1, 1)
+    for with_ in (np.ones(N), others, halves, early, np.roll(signs, 1)):
+        assert abs((signs * with_).sum()) < 5 * math.sqrt(N)
+
+
+def test_a_batch_against_brute_force_with_rows_that_do_not_count():
+    rows, labels = rows_and_labels()
+    K, Z = brute(rows, labels, 4, 8, seed=5)
+    found = sketch_of(rows, labels, seed=5)
+    np.testing.assert_allclose(found.sketch, K, rtol=0, atol=60 * EPS * np.abs(rows).max())
+    np.testing.assert_array_equal(found.signs, Z)
+    assert (found.kind, found.seeds, found.scatter) == ("sketch", {5}, None)
+    # A row without a class has no number, one that is not finite has one.
+    more = np.insert(rows, [0, 20], np.nan, axis=0)
+    skipped = sketch_of(more, np.insert(labels, [0, 20], -100), seed=5)
+    np.testing.assert_allclose(skipped.sketch, K, rtol=0, atol=60 * EPS * np.abs(rows).max())
+    rows[7] = np.nan
+    poisoned = sketch_of(rows, labels, seed=5)
+    signs = Z.copy()
+    signs[:, labels[7]] -= omega(60, 8, 5)[:, 7]
+    np.testing.assert_array_equal(poisoned.signs, signs)
+
+
+@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 60), max_size=5).map(sorted))
+def test_a_split_stream_has_the_sketch_of_the_whole(seed, cuts):
+    rows, labels = rows_and_labels(seed)
+    labels[::9], rows[5] = -100, np.nan
+    whole = sketch_of(rows, labels, seed=seed)
+    K, Z = whole.sketch, whole.signs
+    updated = ClassMoments.empty(4, 5, scatter="sketch", sketch_rows=8)
+    accumulator = Accumulator(4, 5, "sketch", sketch_rows=8, seed=seed)
+    oracle = sums.init(4, 5, "sketch", sketch_rows=8)
+    for i, part in enumerate(np.split(np.arange(60), cuts)):
+        before = updated.rows + updated.nonfinite
+        first = {} if updated.rows else {"seed": seed, "first_row": before}
+        updated = updated.update(rows[part], labels[part], **first)
+        accumulator.add(rows[part], labels[part])
+        numbers = before - 1 + np.cumsum(labels[part] != -100)
+        hashes = row_hashes(numbers, 8, seed, low_32_bits)
+        form = OneHotNumpy() if i % 2 else NUMPY
+        oracle = sums.update(oracle, rows[part], labels[part], form, hashes=hashes)
+    for found in (
+        updated,
+        accumulator.moments("float64", "frozen-eval"),
+        ClassMoments.from_sums(oracle, "float64", "frozen-eval", seed=seed),
+    ):
+        assert found.seeds == {seed}
+        np.testing.assert_array_equal(found.signs, Z)
+        # A sum of 60 residuals about a shift within a few units of the mean.
+        np.testing.assert_allclose(found.sketch, K, rtol=0, atol=60 * 16 * EPS)
+
+
+@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 60), min_size=2, max_size=2))
+def test_merge_is_associative_commutative_and_recentres(seed, cuts):
+    rows, labels = rows_and_labels(seed)
+    parts = np.split(np.arange(60), sorted(cuts))
+    a, b, c = (sketch_of(rows[part], labels[part], seed=i) for i, part in enumerate(parts))
+    wide = rows.astype(np.longdouble)
+    means = {c: wide[labels == c].mean(axis=0) for c in np.unique(labels)}
+    due = np.zeros((8, 5))
+    for i, part in enumerate(parts):
+        residuals = [wide[j] - means[labels[j]] for j in part]
+        due += (omega(len(part), 8, i) @ np.array(residuals).reshape(-1, 5)).astype(float)
+    for merged in (a.merge(b).merge(c), a.merge(b.merge(c)), c.merge(a).merge(b)):
+        np.testing.assert_allclose(merged.sketch, due, rtol=0, atol=60 * 16 * EPS)
+        np.testing.assert_array_equal(merged.signs, a.signs + b.signs + c.signs)
+        assert merged.seeds == {i for i, part in enumerate(parts) if len(part)}
+    empty = ClassMoments.empty(4, 5, scatter="sketch", sketch_rows=8)
+    assert empty.seeds == frozenset()
+    for same in (a.merge(empty), empty.merge(a)):
+        np.testing.assert_array_equal(same.sketch, a.sketch)
+        np.testing.assert_array_equal(same.signs, a.signs)
+        assert same.seeds == a.seeds
+
+
+def test_what_must_not_merge_says_why():
+    rows, labels = rows_and_labels()
+    a, b = sketch_of(rows, labels), sketch_of(rows + 1, labels)
+    with pytest.raises(
+        ValueError, match=r"hashed with seed=0, .* \(seed=rank\), or merge other\.re"
+    ):
+        a.merge(b)
+    assert a.merge(b.reseeded(1)).seeds == {0, 1}
+    assert a.merge(sketch_of(rows, labels, seed=1)).seeds == {0, 1}
+    with pytest.raises(ValueError, match="one sketch has 8 rows and the other 16: count both with"):
+        a.merge(sketch_of(rows, labels, k=16, seed=1))
+    # Of a sketch and a scatter only traces are left, and those may share a seed.
+    pooled = ClassMoments.from_batch(rows, labels, 4, scatter="pooled")
+    for merged in (a.merge(pooled), pooled.merge(a)):
+        assert (merged.kind, merged.seeds, merged.sketch) == ("trace", frozenset(), None)
+        np.testing.assert_allclose(merged.traces, 2 * a.traces, rtol=1e-12)
+    assert a.merge(b.coarsen("trace")).kind == "trace"
+    for kind in ("class", "pooled"):
+        with pytest.raises(ValueError, match=f"a 'sketch' scatter was kept: '{kind}' cannot be"):
+            a.coarsen(kind)
+        with pytest.raises(ValueError, match=f"a '{kind}' scatter was kept: 'sketch' cannot be"):
+            ClassMoments.empty(4, 5, scatter=kind).coarsen("sketch")
+    with pytest.raises(ValueError, match="a 'trace' scatter was kept: 'sketch' cannot be made"):
+        a.coarsen("trace").coarsen("sketch")
+    with pytest.raises(ValueError, match=r"sketch \(8, 5\), signs None, means \(4, 5\): expected"):
+        ClassMoments(a.counts, a.means, None, a.traces, sketch=a.sketch)
+    with pytest.raises(ValueError, match="these sums keep a sketch: pass hashes="):
+        sums.update(sums.init(4, 5, "sketch"), rows, labels, NUMPY)
+    with pytest.raises(ValueError, match="sketch_rows=1: a sketch has at least two rows"):
+        Settings(4, sketch_rows=1)
+
+
+def test_another_seed_keeps_every_estimate_and_makes_copies_of_a_stream_add_up_without_bias():
+    rows, labels = rows_and_labels(N=200)
+    a = sketch_of(rows, labels, k=64)
+    value = cm.measure(a)["nc1_pinv"]
+    copies = [cm.measure(a.reseeded(seed))["nc1_pinv"] for seed in range(3)]
+    np.testing.assert_allclose(copies, value, rtol=1e-12)
+    # Added as they are, the signs of a copy make twice of every row: twice the value. With signs of its
+    # own it has the value of one, but for its spread.
+    pairs = [cm.measure(a.merge(a.reseeded(seed)))["nc1_pinv"] for seed in range(1, 401)]
+    error = np.std(pairs, ddof=1) / math.sqrt(400)
+    assert abs(np.mean(pairs) - value) < 4 * error < value / 10
+    matrix = turned(np.eye(6), seed=2)
+    np.testing.assert_array_equal(matrix @ matrix.T, np.eye(6))
+    assert not np.array_equal(matrix, turned(np.eye(6), seed=3))
+    assert derived_seed("a", 1) != derived_seed("a", 2)
+    assert ClassMoments.empty(2, 3).reseeded(1).seeds == frozenset()
+
+
+def test_updating_goes_on_with_numbers_that_no_merged_stream_has_used():
+    rows, labels = rows_and_labels()
+    a, b = sketch_of(rows[:20], labels[:20], seed=3), sketch_of(rows[20:45], labels[20:45], seed=9)
+    found = a.merge(b).update(rows[45:], labels[45:])
+    last = sketch_of(rows[45:], labels[45:], seed=3, first_row=45)
+    assert found.seeds == {3, 9}
+    np.testing.assert_array_equal(found.signs, a.signs + b.signs + last.signs)
+    assert a.update(rows[20:], labels[20:], seed=4).seeds == {3, 4}
+    with pytest.raises(ValueError, match="hashed with seed=3"):
+        a.update(rows[20:], labels[20:], seed=3)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("std", [1e-2, 1e-4, 1e-6])
+def test_near_collapse_under_an_offset_the_sketch_keeps_six_digits(std, offset):
+    rows, labels = rows_and_labels(N=400, std=std, offset=offset)
+    K, _ = brute(rows, labels, 4, 16, seed=0)
+    whole = sketch_of(rows, labels, k=16)
+    updated = ClassMoments.empty(4, 5, scatter="sketch", sketch_rows=16)
+    for part in np.array_split(np.arange(400), 40):
+        updated = updated.update(rows[part], labels[part])
+    parts = np.array_split(np.arange(400), 40)
+    merged = ClassMoments.merge_all(
+        sketch_of(rows[part], labels[part], k=16, seed=i) for i, part in enumerate(parts)
+    )
+    exact = sum(  # about the final means, with the seed of each part
+        (omega(len(part), 16, i) @ about(rows, labels)[part] for i, part in enumerate(parts)),
+        np.zeros((16, 5)),
+    )
+    for found, due in ((whole, K), (updated, K), (merged, exact)):
+        assert np.linalg.norm(found.sketch - due) <= 1e-6 * np.linalg.norm(due)
+
+
+def about(rows, labels):
+    wide = rows.astype(np.longdouble)
+    means = np.stack([wide[labels == c].mean(axis=0) for c in range(labels.max() + 1)])
+    return (wide - means[labels]).astype(float)
+
+
+# What is measured
+
+
+def textbook(rows, labels, k, seed):
+    """nc1_pinv of the sketched scatter and its standard error, in the notation of METRICS."""
+    C, N = labels.max() + 1, len(rows)
+    means = np.stack([rows[labels == c].mean(axis=0) for c in range(C)])
+    K = omega(N, k, seed) @ (rows - means[labels])
+    M = means - means.mean(axis=0)
+    _, s, U = np.linalg.svd(M / math.sqrt(C), full_matrices=False)
+    U, s = U[: C - 1], s[: C - 1]
+    P = (K @ U.T) / s / math.sqrt(N)
+    T, gram = (P**2).sum(), P.T @ P
+    spread = ((gram**2).sum() - T**2 / k) / (1 + 1 / k)
+    return T / C, math.sqrt(2 / k * max(spread, T**2 / (C - 1))) / C
+
+
+def test_metrics_of_a_sketch_against_the_formulas():
+    labels = np.arange(200) % 4
+    rows = rows_and_labels(N=200)[0] + 2 * np.eye(4, 5)[labels]
+    exact = cm.measure(ClassMoments.from_batch(rows, labels, 4))
+    found = cm.measure(sketch_of(rows, labels, k=32, seed=1))
+    value, error = textbook(rows, labels, 32, 1)
+    np.testing.assert_allclose(found["nc1_pinv"], value, rtol=1e-10)
+    np.testing.assert_allclose(found["nc1_fuzziness"], 4 * value, rtol=1e-10)
+    np.testing.assert_allclose(found.standard_errors["nc1_pinv"], error, rtol=1e-10)
+    np.testing.assert_allclose(found.standard_errors["nc1_fuzziness"], 4 * error, rtol=1e-10)
+    for name in ("nc1_vci", "features_effective_rank"):
+        assert math.isnan(found[name])
+        assert found.reason(name) == "only_a_sketch"
+    for name in exact:  # everything else knows of traces and means alone
+        if name not in ("nc1_pinv", "nc1_fuzziness", "nc1_vci", "features_effective_rank"):
+            np.testing.assert_allclose(found[name], exact[name], rtol=1e-12, err_msg=name)
+    assert (found.provenance["scatter"], found.provenance["sketch_rows"]) == ("sketch", 32)
+    assert exact.standard_errors == {}
+    assert exact.provenance["sketch_rows"] is None
+
+
+def test_conventions_that_weight_classes_alike_need_the_scatter_of_each_class():
+    rows, labels = rows_and_labels()
+    layer = cm.measure(sketch_of(rows, labels), convention="he_su2023")
+    assert layer.reason("nc1_pinv") == layer.reason("nc1_fuzziness") == "needs_class_scatter"
+    assert layer.standard_errors == {}
+
+
+def test_the_printed_fuzziness_weights_rows_and_needs_the_sketch_alone():
+    rows, labels = rows_and_labels()
+    layer = cm.measure(sketch_of(rows, labels))
+    by_rows = cm.measure(sketch_of(rows, labels), convention="he_su2023_imbalanced")
+    assert layer["nc1_fuzziness"] == by_rows["nc1_pinv"]
+    assert list(layer.standard_errors) == ["nc1_pinv", "nc1_fuzziness"]
+    assert layer.standard_errors["nc1_fuzziness"] == by_rows.standard_errors["nc1_pinv"]
+
+
+def test_a_report_carries_the_standard_error(tmp_path):
+    rows, labels = rows_and_labels()
+    report = cm.CollapseReport({"wide": cm.measure(sketch_of(rows, labels))})
+    layer = report.final
+    back = cm.CollapseReport.from_dict(report.to_dict())["wide"]
+    assert back.standard_errors == layer.standard_errors
+    assert back.reason("nc1_vci") == "only_a_sketch"
+    value, error = layer["nc1_pinv"], layer.standard_errors["nc1_pinv"]
+    table = " ".join(report.table(["nc1_pinv"]).split())
+    assert f"±: wide: nc1_pinv {value:.3g} ± {error:.2g} (standard error of a sketch)" in table
+
+
+def test_a_file_keeps_the_sketch_bit_for_bit(tmp_path):
+    m = sketch_of(*rows_and_labels(), seed=7)
+    m.save(tmp_path / "a.npz")
+    back = ClassMoments.load(tmp_path / "a.npz")
+    assert (back.sketch.tobytes(), back.signs.tobytes()) == (m.sketch.tobytes(), m.signs.tobytes())
+    assert (back.seeds, back.kind) == ({7}, "sketch")
+
+
+# Bias and spread, at the width of a convolutional map
+
+
+def wide_rows(N, d=65_536, C=3):
+    """Class means and noise in a few dimensions, turned into d; also as they are in those few."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(N) % C
+    narrow = 2 * np.eye(C, C + 1)[labels] + rng.normal(size=(N, C + 1))
+    frame = np.linalg.qr(rng.normal(size=(d, C + 1)))[0].T
+    return narrow @ frame, narrow, labels
+
+
+def test_a_wide_layer_has_the_estimate_of_the_few_dimensions_that_its_means_span():
+    """So that what is shown of those few, below, is shown of d = 65,536; and its state is small."""
+    wide, narrow, labels = wide_rows(96)
+    wide = wide + 1e-3 * np.random.default_rng(1).normal(size=65_536)  # the same for every row
+    m = ClassMoments.from_batch(wide, labels, 3, seed=4)
+    few = cm.measure(sketch_of(narrow, labels, 3, 512, seed=4))
+    layer = cm.measure(m)
+    assert m.kind == "sketch"
+    np.testing.assert_allclose(layer["nc1_pinv"], few["nc1_pinv"], rtol=1e-9)
+    error = layer.standard_errors["nc1_pinv"]
+    np.testing.assert_allclose(error, few.standard_errors["nc1_pinv"], rtol=1e-9)
+    exact = cm.measure(ClassMoments.from_batch(narrow, labels, 3))["nc1_pinv"]
+    assert abs(layer["nc1_pinv"] - exact) < 4 * error
+    assert layer["nc1_trace_ratio"] > 0
+    C, d, k = 3, 65_536, 512
+    state = sums.init(C, d, "sketch")
+    floats = state.shift, state.sums, state.squares, state.sketch, state.signs
+    assert sum(part.size for part in floats) == (2 * C + k) * d + k * C + C
+
+
+def test_unbiased_over_seeds_with_the_spread_that_is_stated():
+    _, narrow, labels = wide_rows(2048)
+    exact = cm.measure(ClassMoments.from_batch(narrow, labels, 3))["nc1_pinv"]
+    layers = [cm.measure(sketch_of(narrow, labels, 3, 512, seed=seed)) for seed in range(400)]
+    values = np.array([layer["nc1_pinv"] for layer in layers])
+    errors = np.array([layer.standard_errors["nc1_pinv"] for layer in layers])
+    for count in (50, 400):
+        assert abs(values[:count].mean() - exact) < 4 * values.std(ddof=1) / math.sqrt(count)
+    # The deviation of 400 values is known to 1 / sqrt(2 * 399) = 3.5 %: 20 % is beyond five of those.
+    stated = math.sqrt((errors**2).mean())
+    assert 0.8 < values.std(ddof=1) / stated < 1.2
+    # About sqrt(2 / (k r)) of the value, r = 2 directions of noise: 4.4 %, and each seed says so.
+    assert (np.abs(errors / values - math.sqrt(2 / 512 / 2)) < 0.2 * stated / exact).all()
+
+
+def test_the_standard_error_of_one_direction_and_of_many():
+    rng = np.random.default_rng(0)
+    for r in (1, 5, 40):
+        P = rng.normal(size=(512, r))
+        T = (P**2).sum()
+        # At most that of one direction, at least that of r alike.
+        assert math.sqrt(2 / 512 / r) * T <= standard_error(P) <= math.sqrt(2 / 512) * T * 1.000001
+    assert standard_error(np.zeros((4, 2))) == 0
