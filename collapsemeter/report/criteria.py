@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Judgement(NamedTuple):
     def __str__(self) -> str:
         return f"{self.property} {self.band}: {self.words}"
 
-    @property
+    @builtins.property  # the field of that name hides the plain one
     def judged(self) -> bool:
         """Whether the property has a band."""
         return self.band != "not judged"
