@@ -1,57 +1,345 @@
-"""Every metric by name: what it is, its value at collapse, and who defined it."""
+"""The catalogue of metrics, from which METRICS, `measure`, docs/metrics.md, the HTML page and `--help` are made.
+
+A metric is the function of its name in the file of its property, and one entry here.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Property = Literal["NC1", "NC2", "NC3", "NC4", "depth"]
+# What a metric is computed from: parts of the moments, what `measure` is given besides, and of the
+# decisions the network's own ("network").
+Need = Literal["means", "traces", "scatter", "head", "weight", "incoming", "decisions", "network"]
+Unit = Literal["", "share of rows", "directions", "logits"]
 
 
-class Metric(NamedTuple):
-    """One metric: its meaning in words, its value at collapse (None: none is implied), its source."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric.
 
+    Parameters
+    ----------
+    property : {"NC1", "NC2", "NC3", "NC4", "depth"}
+        The family that the metric belongs to.
+    meaning : str
+        What it is, in words.
+    formula : str
+        In the notation of `NOTATION`.
+    source : str
+        Who defined it, a key of `PAPERS`.
+    needs : tuple of str
+        What it is computed from.
+    range : (float, float)
+        Bounds of its value, whatever the data.
+    at_collapse : float or None
+        Its value at collapse; None where none is implied.
+    unit : {"", "share of rows", "directions", "logits"}
+    figure : str
+        Which figure of the source draws it.
+    """
+
+    property: Property
     meaning: str
-    at_collapse: float | None
+    formula: str
     source: str
+    needs: tuple[Need, ...]
+    range: tuple[float, float] = (0.0, math.inf)
+    at_collapse: float | None = 0.0
+    unit: Unit = ""
+    figure: str = ""
 
+
+NOTATION = (
+    "N rows with a valid label, n_c of class c; C classes that are present; μ_c class means; "
+    "m = (1/C) Σ_c μ_c; g = (1/N) Σ_i h_i; M has the rows μ_c − m (or μ_c − g); W, b the head; "
+    "v_c = (1/n_c) Σ_{i∈c} |h_i − μ_c|²; S_W and S_B the within- and between-class scatter; "
+    "⁺ Moore-Penrose; P = (I − 11ᵀ/C)/√(C−1), the Gram matrix of a simplex ETF with Frobenius norm 1; "
+    "|·| the Frobenius or Euclidean norm."
+)
+
+PAPERS: dict[str, str] = {
+    "Papyan, Han & Donoho 2020": "https://doi.org/10.1073/pnas.2015509117",
+    "Zhu et al. 2021": "https://arxiv.org/abs/2105.02375",
+    "Galanti, György & Hutter 2021": "https://arxiv.org/abs/2112.15121",
+    "Tirer & Bruna 2022": "https://arxiv.org/abs/2202.08087",
+    "Ben-Shaul & Dekel 2022": "https://arxiv.org/abs/2201.08924",
+    "He & Su 2023": "https://arxiv.org/abs/2210.17020",
+    "Xu & Liu 2023": "https://arxiv.org/abs/2306.03440",
+    "Liu et al. 2023": "https://arxiv.org/abs/2303.06484",
+    "Dang et al. 2023": "https://arxiv.org/abs/2301.00437",
+    "Súkeník, Mondelli & Lampert 2023": "https://arxiv.org/abs/2305.13165",
+    "Súkeník, Lampert & Mondelli 2024": "https://arxiv.org/abs/2405.14468",
+    "Wu & Papyan 2024": "https://arxiv.org/abs/2405.17767",
+    "Roy & Vetterli 2007": "https://ieeexplore.ieee.org/document/7098875",
+}
 
 _PAPYAN = "Papyan, Han & Donoho 2020"
+_ZHU = "Zhu et al. 2021"
+_LIU = "Liu et al. 2023"
+_SUKENIK = "Súkeník, Mondelli & Lampert 2023"
+_ROY = "Roy & Vetterli 2007"
 
 METRICS: dict[str, Metric] = {
-    "nc1_pinv": Metric("within-class variability, tr(S_W S_B^+)/C", 0.0, _PAPYAN),
-    "nc1_trace_ratio": Metric("tr S_W / tr S_B", 0.0, "Tirer & Bruna 2022"),
-    "nc1_cdnv": Metric("class-distance normalised variance", 0.0, "Galanti et al. 2021"),
-    "nc1_fuzziness": Metric("separation fuzziness tr(S_W S_B^+), by rows", 0.0, "He & Su 2023"),
-    "nc1_vci": Metric("variability collapse index", 0.0, "Xu & Liu 2023"),
-    "nc2_equinorm": Metric("spread of the norms of the class means", 0.0, _PAPYAN),
-    "nc2_equiangular": Metric("spread of the cosines between class means", 0.0, _PAPYAN),
-    "nc2_max_angle": Metric("mean distance of the cosines from -1/(C-1)", 0.0, _PAPYAN),
-    "nc2_etf_error": Metric("distance of the class means to a simplex ETF", 0.0, "Zhu et al. 2021"),
+    "nc1_pinv": Metric(
+        property="NC1",
+        meaning="within-class variability, tr(S_W S_B^+)/C",
+        formula="tr(S_W S_B⁺)/C",
+        source=_PAPYAN,
+        needs=("means", "scatter"),
+    ),
+    "nc1_trace_ratio": Metric(
+        property="NC1",
+        meaning="tr S_W / tr S_B",
+        formula="tr S_W / tr S_B",
+        source="Tirer & Bruna 2022",
+        needs=("means", "traces"),
+    ),
+    "nc1_cdnv": Metric(
+        property="NC1",
+        meaning="class-distance normalised variance",
+        formula="mean over pairs of (v_a + v_b) / (2 |μ_a − μ_b|²)",
+        source="Galanti, György & Hutter 2021",
+        needs=("means", "traces"),
+    ),
+    "nc1_fuzziness": Metric(
+        property="NC1",
+        meaning="separation fuzziness tr(S_W S_B^+), by rows",
+        formula="tr(S_W S_B⁺), both weighted by rows (under he_su2023 by classes), about g",
+        source="He & Su 2023",
+        needs=("means", "scatter"),
+    ),
+    "nc1_vci": Metric(
+        property="NC1",
+        meaning="variability collapse index",
+        formula="1 − tr((S_B + S_W)⁺ S_B)/rank(S_B)",
+        source="Xu & Liu 2023",
+        needs=("means", "scatter"),
+        range=(0.0, 1.0),
+    ),
+    "nc2_equinorm": Metric(
+        property="NC2",
+        meaning="spread of the norms of the class means",
+        formula="std_c |μ_c − m| / mean_c |μ_c − m|, ddof = 1",
+        source=_PAPYAN,
+        needs=("means",),
+        figure="figure 2",
+    ),
+    "nc2_equiangular": Metric(
+        property="NC2",
+        meaning="spread of the cosines between class means",
+        formula="population std over pairs of cos(μ_a − m, μ_b − m)",
+        source=_PAPYAN,
+        needs=("means",),
+        range=(0.0, 1.0),
+        figure="figure 3",
+    ),
+    "nc2_max_angle": Metric(
+        property="NC2",
+        meaning="mean distance of the cosines from -1/(C-1)",
+        formula="mean over pairs of |cos(μ_a − m, μ_b − m) + 1/(C−1)|",
+        source=_PAPYAN,
+        needs=("means",),
+        range=(0.0, 2.0),
+        figure="figure 4",
+    ),
+    "nc2_etf_error": Metric(
+        property="NC2",
+        meaning="distance of the class means to a simplex ETF",
+        formula="|G/|G| − P|, G = M Mᵀ",
+        source=_ZHU,
+        needs=("means",),
+        range=(0.0, math.sqrt(2.0)),
+    ),
     "nc2_of_error": Metric(
-        "distance of the uncentred class means to an orthogonal frame", None, "Sukenik et al. 2023"
+        property="NC2",
+        meaning="distance of the uncentred class means to an orthogonal frame",
+        formula="|G/|G| − I/√C|, G of the uncentred means",
+        source=_SUKENIK,
+        needs=("means",),
+        range=(0.0, math.sqrt(2.0)),
+        at_collapse=None,
     ),
     "gnc2_log_mean": Metric(
-        "mean log inverse distance of mean directions", None, "Liu et al. 2023"
+        property="NC2",
+        meaning="mean log inverse distance of mean directions",
+        formula="mean over pairs of −log|u_a − u_b|, u the unit rows of M",
+        source=_LIU,
+        needs=("means",),
+        range=(-math.log(2.0), math.inf),
+        at_collapse=None,
     ),
-    "gnc2_log_var": Metric("variance of the log inverse distances", 0.0, "Liu et al. 2023"),
-    "nc2_equinorm_head": Metric("spread of the norms of the head's rows", 0.0, _PAPYAN),
-    "nc2_equiangular_head": Metric("spread of the cosines between the head's rows", 0.0, _PAPYAN),
-    "nc2_max_angle_head": Metric("the same cosines' mean distance from -1/(C-1)", 0.0, _PAPYAN),
-    "nc2_etf_error_head": Metric("distance of the head to a simplex ETF", 0.0, "Zhu et al. 2021"),
-    "nc3_self_duality": Metric("squared distance of head and class means", 0.0, _PAPYAN),
-    "nc3_etf_error": Metric("distance of W M^T to a simplex ETF's Gram", 0.0, "Zhu et al. 2021"),
-    "nc3_cosine": Metric("mean cosine of head rows and class means", 1.0, _PAPYAN),
-    "nc3_uniform": Metric("variance of those cosines", 0.0, "Wu & Papyan 2024"),
-    "nc3_bias": Metric("norm of the head's output at the sample mean", None, "Zhu et al. 2021"),
-    "nc4_agreement": Metric("share decided as the nearest class centre", 1.0, _PAPYAN),
-    "nc4_mismatch": Metric("share not decided as the nearest class centre", 0.0, _PAPYAN),
-    "ncc_accuracy": Metric("accuracy of the nearest class centre", 1.0, "Ben-Shaul & Dekel 2022"),
+    "gnc2_log_var": Metric(
+        property="NC2",
+        meaning="variance of the log inverse distances",
+        formula="population variance over pairs of −log|u_a − u_b|",
+        source=_LIU,
+        needs=("means",),
+    ),
+    "nc2_equinorm_head": Metric(
+        property="NC2",
+        meaning="spread of the norms of the head's rows",
+        formula="std_c |w_c| / mean_c |w_c|, ddof = 1",
+        source=_PAPYAN,
+        needs=("head",),
+        figure="figure 2",
+    ),
+    "nc2_equiangular_head": Metric(
+        property="NC2",
+        meaning="spread of the cosines between the head's rows",
+        formula="population std over pairs of cos(w_a, w_b)",
+        source=_PAPYAN,
+        needs=("head",),
+        range=(0.0, 1.0),
+        figure="figure 3",
+    ),
+    "nc2_max_angle_head": Metric(
+        property="NC2",
+        meaning="the same cosines' mean distance from -1/(C-1)",
+        formula="mean over pairs of |cos(w_a, w_b) + 1/(C−1)|",
+        source=_PAPYAN,
+        needs=("head",),
+        range=(0.0, 2.0),
+        figure="figure 4",
+    ),
+    "nc2_etf_error_head": Metric(
+        property="NC2",
+        meaning="distance of the head to a simplex ETF",
+        formula="|G/|G| − P|, G = W Wᵀ",
+        source=_ZHU,
+        needs=("head",),
+        range=(0.0, math.sqrt(2.0)),
+    ),
+    "nc3_self_duality": Metric(
+        property="NC3",
+        meaning="squared distance of head and class means",
+        formula="|W/|W| − M/|M||²",
+        source=_PAPYAN,
+        needs=("means", "head"),
+        range=(0.0, 4.0),
+        figure="figure 5",
+    ),
+    "nc3_etf_error": Metric(
+        property="NC3",
+        meaning="distance of W M^T to a simplex ETF's Gram",
+        formula="|W Mᵀ/|W Mᵀ| − P|",
+        source=_ZHU,
+        needs=("means", "head"),
+        range=(0.0, 2.0),
+    ),
+    "nc3_cosine": Metric(
+        property="NC3",
+        meaning="mean cosine of head rows and class means",
+        formula="mean_c cos(w_c, μ_c − m)",
+        source=_PAPYAN,
+        needs=("means", "head"),
+        range=(-1.0, 1.0),
+        at_collapse=1.0,
+    ),
+    "nc3_uniform": Metric(
+        property="NC3",
+        meaning="variance of those cosines",
+        formula="variance over c (ddof = 1) of cos(w_c, μ_c − m)",
+        source="Wu & Papyan 2024",
+        needs=("means", "head"),
+        range=(0.0, 2.0),
+    ),
+    "nc3_bias": Metric(
+        property="NC3",
+        meaning="norm of the head's output at the sample mean",
+        formula="|W g + b|",
+        source=_ZHU,
+        needs=("means", "head"),
+        at_collapse=None,
+        unit="logits",
+    ),
+    "nc4_agreement": Metric(
+        property="NC4",
+        meaning="share decided as the nearest class centre",
+        formula="share of rows with decision = argmin_c |h − μ_c|",
+        source=_PAPYAN,
+        needs=("means", "decisions", "network"),
+        range=(0.0, 1.0),
+        at_collapse=1.0,
+        unit="share of rows",
+    ),
+    "nc4_mismatch": Metric(
+        property="NC4",
+        meaning="share not decided as the nearest class centre",
+        formula="1 − nc4_agreement",
+        source=_PAPYAN,
+        needs=("means", "decisions", "network"),
+        range=(0.0, 1.0),
+        unit="share of rows",
+        figure="figure 7",
+    ),
+    "ncc_accuracy": Metric(
+        property="NC4",
+        meaning="accuracy of the nearest class centre",
+        formula="share of rows with label = argmin_c |h − μ_c|",
+        source="Ben-Shaul & Dekel 2022",
+        needs=("means", "decisions"),
+        range=(0.0, 1.0),
+        at_collapse=1.0,
+        unit="share of rows",
+    ),
     "means_effective_rank": Metric(
-        "effective rank of the centred class means", None, "Roy & Vetterli 2007"
+        property="depth",
+        meaning="effective rank of the centred class means",
+        formula="exp of the entropy of the singular values of M",
+        source=_ROY,
+        needs=("means",),
+        range=(1.0, math.inf),
+        at_collapse=None,
+        unit="directions",
     ),
-    "means_stable_rank": Metric("|M|^2 / s_1^2", None, "Sukenik et al. 2024"),
-    "features_effective_rank": Metric("effective rank of S_W + S_B", None, "Roy & Vetterli 2007"),
-    "means_condition": Metric("s_1/s_C of the uncentred means", None, "Sukenik et al. 2023"),
-    "dnc3_sine": Metric("sine between weight rows and class means", None, "Sukenik et al. 2023"),
+    "means_stable_rank": Metric(
+        property="depth",
+        meaning="|M|^2 / s_1^2",
+        formula="|M|² / s₁²",
+        source="Súkeník, Lampert & Mondelli 2024",
+        needs=("means",),
+        range=(1.0, math.inf),
+        at_collapse=None,
+        unit="directions",
+    ),
+    "features_effective_rank": Metric(
+        property="depth",
+        meaning="effective rank of S_W + S_B",
+        formula="exp of the entropy of the eigenvalues of S_W + S_B",
+        source=_ROY,
+        needs=("means", "scatter"),
+        range=(1.0, math.inf),
+        at_collapse=None,
+        unit="directions",
+    ),
+    "means_condition": Metric(
+        property="depth",
+        meaning="s_1/s_C of the uncentred means",
+        formula="s₁/s_C of the uncentred class means",
+        source=_SUKENIK,
+        needs=("means",),
+        range=(1.0, math.inf),
+        at_collapse=None,
+    ),
+    "dnc3_sine": Metric(
+        property="depth",
+        meaning="sine between weight rows and class means",
+        formula="norm-weighted mean sine of weight rows to the closest uncentred class mean",
+        source=_SUKENIK,
+        needs=("means", "weight"),
+        range=(0.0, 1.0),
+        at_collapse=None,
+    ),
     "weight_balance": Metric(
-        "relative distance of the Gram matrices of weights in and out", None, "Dang et al. 2023"
+        property="depth",
+        meaning="relative distance of the Gram matrices of weights in and out",
+        formula="|A − B|/(|A| + |B|), A = λ_in W_in W_inᵀ, B = λ_out W_outᵀ W_out",
+        source="Dang et al. 2023",
+        needs=("incoming", "weight"),
+        range=(0.0, 1.0),
+        at_collapse=None,
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 Center = Literal["class", "sample"]
 Weighting = Literal["class", "sample"]
@@ -76,3 +76,37 @@ PRESETS: dict[str, Convention] = {
     "he_su2023": Convention(center="sample", within="class", divide_by_classes=False),
     "he_su2023_imbalanced": Convention(center="sample", between="sample", divide_by_classes=False),
 }
+
+
+class Switch(NamedTuple):
+    """One choice in which papers differ: an argument, what it chooses, and who chooses what."""
+
+    name: str
+    meaning: str
+    papers: str
+
+
+SWITCHES = (
+    Switch(
+        "center",
+        "the centre of M in NC1, NC2 and NC3: class (m) or sample (g)",
+        "m: Papyan, Han & Donoho 2020, Wu & Papyan 2024; g: Zhu et al. 2021, Zhou et al. 2022, "
+        "Rangamani et al. 2023",
+    ),
+    Switch(
+        "within",
+        "S_W as sample, (1/N) Σ_i, or class, (1/C) Σ_c (1/n_c) Σ_{i∈c}",
+        "class: He & Su 2023, balanced form",
+    ),
+    Switch(
+        "between",
+        "S_B weighted by class (1/C) or sample (n_c/N)",
+        "sample: He & Su 2023, imbalanced form",
+    ),
+    Switch("divide_by_classes", "whether nc1_pinv is divided by C", "not: He & Su 2023"),
+    Switch(
+        "center_head",
+        "whether the head's rows are centred over classes in NC3 and the _head metrics",
+        "not: Papyan, Han & Donoho 2020, Zhu et al. 2021",
+    ),
+)
