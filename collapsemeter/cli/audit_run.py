@@ -15,8 +15,7 @@ from ..audit.options import Options, Running
 from ..audit.run import map_files, measure_steps, merge_files
 from ..comparison.compare import compare
 from ..comparison.result import Comparison
-from ..report.file import read_history
-from ..report.history import Entries, History, of_run, run_of
+from ..report.history import Entries, History, of_run, read_history, run_of
 from ..report.report import CollapseReport
 from ..system.files import write_atomically
 from ..system.suggest import did_you_mean

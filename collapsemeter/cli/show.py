@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from ..comparison.compare import compare
 from ..metrics.catalogue import METRICS
-from ..report.file import load_report, read_history
-from ..report.history import Entries, History
+from ..report.history import Entries, History, read_history
 from ..report.origin import origin
 from ..report.report import TABLE, CollapseReport
 from ..system.escaping import printable
@@ -135,7 +134,7 @@ def _history(path: str, phase: str | None) -> History:
     if os.fspath(path).lower().endswith(".jsonl"):
         history = read_history(path)
     else:
-        history = History([(0, load_report(path))])
+        history = History([(0, CollapseReport.load(path))])
     phases = sorted({report.phase for _, report in history})
     if phase is not None and phase not in phases:
         raise ValueError(

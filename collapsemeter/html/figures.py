@@ -36,7 +36,7 @@ _LARGEST_LOG = 700.0  # of float64
 
 def picture(prefix: str, title: str, caption: str, draw: Callable[[], Figure]) -> Picture:
     """Draw a figure for the page; the prefix is that of its ids."""
-    return Picture(title, inline(svg(draw), prefix, f"{title}. {caption}"), caption)
+    return Picture(title, inline(svg(draw).decode(), prefix, f"{title}. {caption}"), caption)
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:

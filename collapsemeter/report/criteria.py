@@ -1,4 +1,4 @@
-"""What "collapsed" means, and how it is said: a share for each property, bands of it, and the words."""
+"""What "collapsed" means: a share for each property, bands of shares, and the words."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROPERTIES = {
 """The metric that each property is judged by."""
 
 RECORDED = ("classes_present", "width")
-"""What the criteria read of a layer's provenance: a file that keeps a report's metrics keeps these."""
+"""What the criteria read of a layer's provenance: a history keeps these beside the metrics."""
 
 _WORDS = {
     "NC1": "{} of the variance is within classes",
@@ -41,27 +41,13 @@ _UNRECORDED = "the report does not record how many classes and features were mea
 
 
 class Judgement(NamedTuple):
-    """What is said of one property.
+    """What is said of one property."""
 
-    Parameters
-    ----------
-    property : str
-        ``NC1`` to ``NC4``, or ``geometry`` beside a reference.
-    share : float
-        0 at collapse, 1 where there is no structure at all; NaN where there is none.
-    band : str
-        ``collapsed``, ``nearly collapsed``, ``partly collapsed``, ``not collapsed`` or ``not judged``.
-    words : str
-        What is so much of what, or why it is not judged.
-    figure : str
-        The percentage in these words; empty without a share.
-    """
-
-    property: str
-    share: float
+    property: str  # NC1 to NC4, or geometry beside a reference
+    share: float  # 0 at collapse, 1 without any structure, NaN where there is no share
     band: Band
-    words: str
-    figure: str = ""
+    words: str  # what is so much of what, or why it is not judged
+    figure: str = ""  # the percentage in these words
 
     def __str__(self) -> str:
         return f"{self.property} {self.band}: {self.words}"
@@ -131,13 +117,7 @@ class Criteria:
         return criteria
 
     def band(self, share: float) -> Band:
-        """Return the band of a share.
-
-        Examples
-        --------
-        >>> Criteria().band(0.1), Criteria().band(0.7)
-        ('nearly collapsed', 'not collapsed')
-        """
+        """Return the band of a share."""
         if share <= self.collapsed:
             return "collapsed"
         if share <= self.nearly:
@@ -145,32 +125,15 @@ class Criteria:
         return "partly collapsed" if share <= self.partly else "not collapsed"
 
     def judge(self, layer: LayerReport) -> dict[str, Judgement]:
-        """Return what is said of NC1 to NC4 of a layer.
+        """Return what is said of NC1 to NC4 of a layer, by property.
 
-        Parameters
-        ----------
-        layer : LayerReport
-
-        Returns
-        -------
-        dict of str to Judgement
-            By property, in order. A value that is undefined, that rounding explains, or that
-            would be the same without any collapse is not judged, and its words say why.
+        A value that is undefined, that rounding explains, or that would be the same without any
+        collapse is not judged, and its words say why.
         """
         return {name: self._judge(layer, name) for name in PROPERTIES}
 
     def beside(self, name: str, distance: float, layer: LayerReport) -> Judgement:
-        """Return what is said of a layer's class means beside those of a reference.
-
-        Parameters
-        ----------
-        name : str
-            Of the reference.
-        distance : float
-            Of the Gram matrices, each of norm 1.
-        layer : LayerReport
-            What was measured. The unit is that of NC2.
-        """
+        """Return what is said of class means at some Gram distance from a reference; the unit is NC2's."""
         unit, why = _random(layer)
         if why:
             return Judgement("geometry", math.nan, "not judged", why)
@@ -184,8 +147,8 @@ class Criteria:
 
         Examples
         --------
-        >>> Criteria().percent(0.0017), Criteria().percent(1.804), Criteria().percent(0.01002)
-        ('0.17 %', '180 %', '1.002 %')
+        >>> Criteria().percent(0.0017), Criteria().percent(0.01002)
+        ('0.17 %', '1.002 %')
         """
         for digits in range(2, 7):
             shown = float(f"{100 * share:.{digits}g}")
@@ -208,14 +171,7 @@ class Criteria:
 
 
 def sentences(judged: Iterable[Judgement]) -> list[str]:
-    """Return judgements in words; those that are not judged for one reason share a sentence.
-
-    Examples
-    --------
-    >>> from collapsemeter import LayerReport
-    >>> sentences(Criteria().judge(LayerReport({"nc1_trace_ratio": 0.0})).values())
-    ['NC1 collapsed: 0 % of the variance is within classes', 'NC2, NC3 and NC4 not judged: not measured']
-    """
+    """Return judgements in words; those that are not judged for one reason share a sentence."""
     together: dict[tuple[str, str], list[str]] = {}
     for judgement in judged:
         together.setdefault((judgement.band, judgement.words), []).append(judgement.property)
@@ -223,26 +179,13 @@ def sentences(judged: Iterable[Judgement]) -> list[str]:
 
 
 def worst(bands: Iterable[Band]) -> Band:
-    """Return the worst of the bands that are judged; ``not judged`` without any.
-
-    Examples
-    --------
-    >>> worst(["collapsed", "not judged", "nearly collapsed"])
-    'nearly collapsed'
-    """
+    """Return the worst of the bands that are judged; ``not judged`` without any."""
     known = [band for band in bands if band != "not judged"]
     return max(known, key=get_args(Band).index, default="not judged")
 
 
 def pinv_words(layer: LayerReport) -> str:
-    """Return ``nc1_pinv`` under its own name with its formula, which is no ratio of variances; empty without one.
-
-    Examples
-    --------
-    >>> from collapsemeter import LayerReport
-    >>> pinv_words(LayerReport({"nc1_pinv": 0.0392}))
-    'nc1_pinv = tr(S_W S_B^+)/C = 0.0392'
-    """
+    """Return ``nc1_pinv`` with its formula, as it is no ratio of variances; empty without a value."""
     value = layer.get("nc1_pinv", math.nan)
     if not math.isfinite(value):
         return ""
@@ -252,27 +195,12 @@ def pinv_words(layer: LayerReport) -> str:
 
 
 def random_etf_error(classes: int, width: int) -> float:
-    r"""Return about what ``nc2_etf_error`` is of random class means, :math:`\sqrt{2 - 2\sqrt{d/(d+C)}}`.
-
-    Examples
-    --------
-    >>> round(random_etf_error(10, 64), 3), round(random_etf_error(10, 2048), 3)
-    (0.374, 0.07)
-    """
+    r"""Return about what ``nc2_etf_error`` is of random class means, :math:`\sqrt{2 - 2\sqrt{d/(d+C)}}`."""
     return math.sqrt(2 - 2 * math.sqrt(width / (width + classes)))
 
 
 def missing(layer: LayerReport, metric: str) -> str:
-    """Return in words why a metric of a layer has no value; empty where it has one.
-
-    Examples
-    --------
-    >>> from collapsemeter import LayerReport
-    >>> missing(LayerReport({}, {"nc3_cosine": "no_head"}), "nc3_cosine")
-    'no classifier head belongs to this layer'
-    >>> missing(LayerReport({}), "nc3_cosine")
-    'not measured'
-    """
+    """Return in words why a metric of a layer has no value; empty where it has one."""
     value = layer.get(metric, math.nan)
     if not math.isnan(value):
         return "infinite" if math.isinf(value) else ""
@@ -311,10 +239,9 @@ def _no_share(layer: LayerReport, name: str) -> str:
 
 
 def _explained(layer: LayerReport, name: str) -> str:
-    """Say what explains a value without any collapse, such as rounding: the one place that knows of floors."""
-    if name == "NC1" and "at_dtype_floor" in layer.flags:
-        return FLAGS["at_dtype_floor"]
-    return ""
+    """Say what explains a value without any collapse: rounding."""
+    at_floor = name == "NC1" and "at_dtype_floor" in layer.flags
+    return FLAGS["at_dtype_floor"] if at_floor else ""
 
 
 def _random(layer: LayerReport) -> tuple[float, str]:

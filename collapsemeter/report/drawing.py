@@ -1,4 +1,4 @@
-"""How figures are drawn: one style, the same bytes for the same figure, as a file or as SVG text."""
+"""How every figure is drawn: one style, the same bytes for the same figure, as a file or as SVG text."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "collapsemeter",
 }
+# Without date and version in the metadata the bytes depend on what is drawn alone.
+_METADATA: dict[str, Any] = {"Date": None, "Creator": None}
 
 
 def check_ending(path: str | os.PathLike[str]) -> None:
@@ -37,15 +39,7 @@ def check_ending(path: str | os.PathLike[str]) -> None:
 
 
 def write_figure(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> None:
-    """Draw in the style of all figures and write the file, the same bytes for the same figure.
-
-    Parameters
-    ----------
-    draw : callable
-        Returns the figure; called once the style is set.
-    path : str or path
-        Ends in ``.svg`` or ``.png``.
-    """
+    """Draw once the style is set, and write a file that ends in .svg or .png."""
     check_ending(path)
     target = Path(path)
     with _style():
@@ -55,52 +49,12 @@ def write_figure(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> No
         figure.savefig(target, dpi=180, metadata=_METADATA if vector else {"Software": None})
 
 
-def svg(draw: Callable[[], Figure]) -> str:
-    """Draw in the style of all figures and return SVG text, the same for the same figure.
-
-    Parameters
-    ----------
-    draw : callable
-        Returns the figure; called once the style is set.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-
-    Examples
-    --------
-    >>> from matplotlib.figure import Figure
-    >>> svg(lambda: Figure(figsize=(1, 1))).count("<svg ")
-    1
-    """
+def svg(draw: Callable[[], Figure]) -> bytes:
+    """Draw once the style is set, and return the SVG file."""
     buffer = io.BytesIO()
     with _style():
         draw().savefig(buffer, format="svg", dpi=180, metadata=_METADATA)
-    return buffer.getvalue().decode()
-
-
-# Without date and version in the metadata the bytes depend on what is drawn alone.
-_METADATA: dict[str, Any] = {"Date": None, "Creator": None}
-
-
-def _style() -> AbstractContextManager[None]:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            "drawing the figure needs matplotlib: pip install 'collapsemeter[report]'"
-        ) from error
-    # The caller's own style would make the same history look different from run to run.
-    style: Any = {
-        k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")
-    }
-    context: AbstractContextManager[None] = matplotlib.rc_context(style | _STYLE)
-    return context
+    return buffer.getvalue()
 
 
 def readable(name: str, longest: int) -> str:
@@ -113,3 +67,29 @@ def readable(name: str, longest: int) -> str:
         half = (longest - 1) // 2
         text = f"{text[: longest - 1 - half]}…{text[-half:]}"
     return text or "(no name)"
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Return at most so many places of a list, the first and the last among them.
+
+    Examples
+    --------
+    >>> evenly(10, 4), evenly(3, 4), evenly(1, 4)
+    ([0, 3, 6, 9], [0, 1, 2], [0])
+    """
+    shown = min(count, most)
+    return sorted({round(i * (count - 1) / max(shown - 1, 1)) for i in range(shown)})
+
+
+def _style() -> AbstractContextManager[None]:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            "drawing the figure needs matplotlib: pip install 'collapsemeter[report]'"
+        ) from error
+    # The caller's own style would make the same history look different from run to run.
+    defaults = matplotlib.rcParamsDefault.items()
+    style: Any = {key: value for key, value in defaults if not key.startswith("backend")}
+    context: AbstractContextManager[None] = matplotlib.rc_context(style | _STYLE)
+    return context

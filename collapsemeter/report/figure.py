@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..stats.undefined import REASONS
-from .drawing import check_ending, readable, write_figure
+from .drawing import check_ending, evenly, readable, write_figure
 from .history import Entries, History
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Panel(NamedTuple):
-    """One panel: its title, the metric drawn solid, the one of the head drawn dashed, its scale."""
+    """One panel."""
 
     title: str
-    metric: str
-    of_head: str | None = None
+    metric: str  # drawn solid
+    of_head: str | None = None  # drawn dashed
     log: bool = False
 
 
@@ -92,11 +92,7 @@ def plot(
     >>> import tempfile
     >>> from collapsemeter import CollapseReport, LayerReport
     >>> history = [(e, CollapseReport({"fc": LayerReport({"nc1_pinv": 0.5**e})})) for e in range(5)]
-    >>> import pathlib
-    >>> target = pathlib.Path(tempfile.mkdtemp()) / "collapse.svg"
-    >>> plot(history, target, zero_error_epoch=2)
-    >>> target.stat().st_size > 0
-    True
+    >>> plot(history, f"{tempfile.mkdtemp()}/collapse.svg", zero_error_epoch=2)
     """
     check_ending(path)
     history = checked_history(history)
@@ -122,16 +118,16 @@ def layer_names(history: Entries, layers: Sequence[str] | None = None) -> list[s
     """Return the layers of all steps in the order of the network, or those of them that are asked for."""
     last = list(history[-1][1])
     seen = dict.fromkeys(name for _, report in history for name in report)
-    found = [name for name in seen if name not in last] + last
+    names = [name for name in seen if name not in last] + last
     if layers is None:
-        return found
-    unknown = [name for name in layers if name not in found]
+        return names
+    unknown = [name for name in layers if name not in names]
     if unknown or not layers:
         what = (
             f"no layer is named {', '.join(map(repr, unknown))}" if unknown else "no layer chosen"
         )
-        raise ValueError(f"{what}; measured: {', '.join(found)}")
-    return [name for name in found if name in layers]
+        raise ValueError(f"{what}; measured: {', '.join(names)}")
+    return [name for name in names if name in layers]
 
 
 def _draw(history: History, names: list[str], zero_error: int | None, title: str | None) -> Figure:
@@ -160,13 +156,10 @@ def layer_colours(names: list[str]) -> dict[str, Any]:
     """Return a colour for every layer: blues that darken with depth, vermilion for the final one."""
     from matplotlib import colormaps
 
-    shades = colormaps["Blues"]
-    earlier = len(names) - 1
-    spread = {
-        name: shades(0.35 + 0.6 * depth / max(earlier - 1, 1))
-        for depth, name in enumerate(names[:-1])
-    }
-    return spread | {names[-1]: FINAL}
+    earlier = names[:-1]
+    deepest = max(len(earlier) - 1, 1)
+    shades = [colormaps["Blues"](0.35 + 0.6 * depth / deepest) for depth in range(len(earlier))]
+    return dict(zip(names, [*shades, FINAL], strict=True))
 
 
 def draw_panel(
@@ -221,24 +214,12 @@ def top_of(axes: Axes) -> float:
 
 def _points(run: Entries, name: str, metric: str, log: bool) -> list[tuple[int, float]]:
     """Steps at which a metric was measured, with NaN where it has no value that can be drawn."""
-    points = []
-    for step, report in run:
-        value = report[name].get(metric) if name in report else None
-        if value is not None:
-            points.append((step, drawable(value, log)))
-    return points
+    measured = [(step, report[name]) for step, report in run if name in report]
+    return [(step, drawable(layer[metric], log)) for step, layer in measured if metric in layer]
 
 
 def drawable(value: float, log: bool) -> float:
-    """Return the value as it can be drawn, NaN where it cannot.
-
-    A logarithmic axis has no zero, and ticks beyond the ends of float64 do not exist.
-
-    Examples
-    --------
-    >>> drawable(0.0, log=True), drawable(0.0, log=False), drawable(1e-308, log=True)
-    (nan, 0.0, 1e-150)
-    """
+    """Return the value as it can be drawn: a logarithmic axis has no zero, and no axis ends of float64."""
     if not math.isfinite(value) or (log and value <= 0):
         return math.nan
     return min(max(value, 1e-150 if log else -1e150), 1e150)
@@ -324,9 +305,8 @@ def _line(colour: Any, width: float = 1.3, style: Any = "-") -> Line2D:
 
 def _labels(names: list[str]) -> dict[str, str]:
     """Return what the legend calls the layers it names: all, or some at even distances."""
-    count = min(len(names), _MOST_NAMES)
-    depths = [round(i * (len(names) - 1) / max(count - 1, 1)) for i in range(count)]
+    depths = evenly(len(names), _MOST_NAMES)
     labels = [readable(names[depth], _LONGEST_NAME) for depth in depths]
-    if len(set(labels)) < count:  # what tells them apart was shortened away
+    if len(set(labels)) < len(depths):  # what tells them apart was shortened away
         labels = [f"{depth + 1}: {label}" for depth, label in zip(depths, labels, strict=True)]
     return {names[depth]: label for depth, label in zip(depths, labels, strict=True)}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Self
 
 from ..system.escaping import printable
-from .report import CollapseReport
+from .file import line_fields, read_json
+from .report import CollapseReport, built
 
 Entry = tuple[int, CollapseReport]
 Entries = Sequence[Entry]
@@ -20,35 +23,14 @@ _LISTED = 5
 class History(tuple[Entry, ...]):
     """Steps and reports, run after run, each run in the order of its steps.
 
-    A run is what one sink wrote, under a ``run`` of its own or one that was given to resume it; reports
-    carry it in ``provenance["run"]``. Steps of two runs are never points of one line. The run that wrote
-    last stands last, and of two reports of one step in one run the later one is kept.
-
-    Parameters
-    ----------
-    entries : iterable of (int, CollapseReport)
-        In the order in which they were written. Reports without a run belong to one; where steps occur
-        twice among them, a step that goes back starts another.
-    notes : iterable of str
-        What must be said besides, such as lines of a file that do not read.
-
-    Attributes
-    ----------
-    notes : tuple of str
-        Those, and a sentence on every run in which steps were written twice.
-
-    Examples
-    --------
-    >>> def at(step, run):
-    ...     return step, CollapseReport({}, provenance={"run": run})
-    >>> history = History([at(0, "a"), at(1, "a"), at(0, "b"), at(1, "a")])
-    >>> [(run, len(entries)) for run, entries in history.runs.items()]
-    [('b', 1), ('a', 2)]
-    >>> history.notes
-    ("1 report of run 'a' was written again: the last one of each step is kept",)
+    A run is what one sink wrote; reports carry its name in ``provenance["run"]``. Steps of two runs are
+    never points of one line. The run that wrote last stands last, and of two reports of one step in one
+    run the later one is kept. Entries come in the order in which they were written. Reports without a
+    run belong to one; where steps occur twice among them, a step that goes back starts another.
     """
 
     notes: tuple[str, ...]
+    """What must be said besides: lines that do not read, runs in which steps were written twice."""
 
     def __new__(cls, entries: Iterable[Entry], notes: Iterable[str] = ()) -> Self:
         written = [(int(step), report) for step, report in entries]
@@ -79,14 +61,7 @@ class History(tuple[Entry, ...]):
         return History((entry for entry in self if entry[1].phase == phase), self.notes)
 
     def earlier_runs(self) -> str:
-        """Return in words which runs stand before the last one; empty where there is none.
-
-        Examples
-        --------
-        >>> runs = [(2, CollapseReport({}, provenance={"run": run})) for run in "ab"]
-        >>> History(runs).earlier_runs()
-        "1 earlier run, which no line joins: 'a' (epoch 2)"
-        """
+        """Return in words which runs stand before the last one; empty where there is none."""
         said = [f"{_called(run)} ({_epochs(of)})" for run, of in list(self.runs.items())[:-1]]
         if not said:
             return ""
@@ -95,50 +70,62 @@ class History(tuple[Entry, ...]):
         return f"{count}, which no line joins: {', '.join(said[-_LISTED:])}{more}"
 
 
-def run_of(report: CollapseReport) -> str:
-    """Return the run a report belongs to, empty where it names none.
+def read_history(path: str | os.PathLike[str]) -> History:
+    """Return the reports in the JSON lines that `JsonlSink` wrote; ValueError where no line is one.
 
-    Examples
-    --------
-    >>> run_of(CollapseReport({}, provenance={"run": "night-3"})), run_of(CollapseReport({}))
-    ('night-3', '')
+    A line that does not read, such as one that a full disk cut, is left out and counted in the notes.
+    In a file that names no runs, a step that goes back starts another.
     """
+    source = os.fspath(path)
+    entries, wrong = [], []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            try:
+                entries.append(_entry(line, f"{source}, line {number}"))
+            except ValueError as error:
+                wrong.append(str(error))
+    if not entries:
+        empty = f"{source} holds no report: pass a history that JsonlSink wrote"
+        raise ValueError(wrong[0] if wrong else empty)
+    named = name_runs(entries)
+    several = len({run_of(report) for _, report in named}) > 1
+    return History(named if several else entries, _left_out(wrong, len(entries)))
+
+
+def _entry(line: bytes, source: str) -> Entry:
+    fields = read_json(line, source, line_fields)
+    step = fields.pop("step")
+    if "run" in fields:
+        fields["provenance"] = {"run": fields.pop("run")}
+    return step, built(fields)
+
+
+def _left_out(wrong: list[str], read: int) -> list[str]:
+    if not wrong:
+        return []
+    lines = len(wrong) + read
+    were = f"line{'' if lines == 1 else 's'} {'was' if len(wrong) == 1 else 'were'}"
+    return [f"{len(wrong)} of {lines} {were} left out: {wrong[0]}"]
+
+
+def run_of(report: CollapseReport) -> str:
+    """Return the run a report belongs to, empty where it names none."""
     run = report.provenance.get("run")
     return run if isinstance(run, str) else ""
 
 
 def of_run(report: CollapseReport, run: str) -> CollapseReport:
-    """Return the report as one of a run.
-
-    Examples
-    --------
-    >>> run_of(of_run(CollapseReport({}), "night-3"))
-    'night-3'
-    """
+    """Return the report as one of a run."""
     return replace(report, provenance={**report.provenance, "run": run})
 
 
 def new_run() -> str:
-    """Return a name for a run that no other has: the time, and four digits by chance.
-
-    Examples
-    --------
-    >>> import re
-    >>> bool(re.fullmatch("[0-9]{8}-[0-9]{6}-[0-9a-f]{4}", new_run()))
-    True
-    """
+    """Return a name for a run that no other has: the time, and four digits by chance."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def name_runs(entries: Iterable[Entry]) -> list[Entry]:
-    """Name the runs of reports that have none: a step that goes back, in its phase, starts another.
-
-    Examples
-    --------
-    >>> old = [(step, CollapseReport({})) for step in (0, 1, 0)]
-    >>> [run_of(report) for _, report in name_runs(old)]
-    ['unnamed 1', 'unnamed 1', 'unnamed 2']
-    """
+    """Name the runs of reports that have none: a step that goes back, in its phase, starts another."""
     named: list[Entry] = []
     count, reached = 1, dict[str, int]()
     for step, report in entries:

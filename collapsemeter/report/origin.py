@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
-from ..adapter.selection import listed
 from ..system.escaping import printable
 from .report import CollapseReport
 
@@ -16,25 +15,7 @@ AUDIT = "saved activations"  # the framework of an audit's report
 
 
 def origin(report: CollapseReport) -> list[str]:
-    """Say which rows, classes, shards and files a report is of, and what a head would add.
-
-    Parameters
-    ----------
-    report : CollapseReport
-        What its ``provenance`` does not hold is not said.
-
-    Returns
-    -------
-    list of str
-        No line, or one, or two.
-
-    Examples
-    --------
-    >>> files = [{"path": "acts/a.npz"}, {"path": "acts/b.npz"}]
-    >>> about = {"rows": 400, "classes": 4, "shards": 2, "files": files}
-    >>> origin(CollapseReport({}, provenance=about))
-    ['400 rows of 4 classes in 2 shards, from 2 files: a.npz, b.npz']
-    """
+    """Return which rows, classes, shards and files a report is of, and what a head would add."""
     words = _counted(report)
     lines = [words] if words else []
     missing = list(_missing(report))
@@ -60,8 +41,9 @@ def _counted(report: CollapseReport) -> str:
     files = about.get("files")
     if isinstance(files, list) and files:
         paths = [str(file.get("path")) for file in files if isinstance(file, dict)]
-        names = listed((printable(PurePath(path).name) for path in paths), 3)
-        words += f", from {_many(len(files), 'file')}: {names}"
+        names = ", ".join(printable(PurePath(path).name) for path in paths[:3])
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        words += f", from {_many(len(files), 'file')}: {names}{more}"
     return words
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ from ..stats.undefined import REASONS
 from ..system.escaping import printable
 from ..system.suggest import did_you_mean
 from .criteria import Criteria, pinv_words, sentences
+from .file import FORMAT, VERSION, Fields, read_json, report_fields
 
-FORMAT, VERSION = "collapsemeter.CollapseReport", 1
 TABLE = ("nc1_pinv", "nc2_equinorm", "nc2_etf_error", "nc3_self_duality", "nc4_mismatch")
 
 
@@ -162,50 +164,47 @@ class CollapseReport(Mapping[str, LayerReport]):
                 raise ValueError(
                     f"table(metrics=...): no metric is named {metric!r}{did_you_mean(metric, METRICS)}"
                 )
-        labels = {name: printable(name) for name in self.layers}
-        blocks = _blocks(metrics, width, max(map(len, ["layer", *labels.values()])))
+        longest = max(map(len, ["layer", *map(printable, self.layers)]))
         lines = []
-        for names, columns, gap in blocks:
-            size = [max(len(metric), _CELL) for metric in columns]
-            head = [
-                metric.rjust(length + gap) for metric, length in zip(columns, size, strict=True)
-            ]
-            lines += [
-                "layer".ljust(names) + "".join(head),
-                "─" * (names + sum(size) + gap * len(size)),
-            ]
-            for name, layer in self.layers.items():
-                cells = [
-                    _cell(layer, metric).rjust(length + gap)
-                    for metric, length in zip(columns, size, strict=True)
-                ]
-                first, *rest = textwrap.wrap(labels[name], names) or [""]
-                lines += [first.ljust(names) + "".join(cells), *rest]
-        notes = [
-            f"nan: {labels[name]}: {note}" for name in labels for note in self._notes(name, metrics)
-        ]
-        notes += [
-            f"±: {labels[name]}: {metric} {layer[metric]:.3g} ± {layer.standard_errors[metric]:.2g} "
-            "(standard error of a sketch)"
-            for name, layer in self.layers.items()
-            for metric in metrics
-            if metric in layer.standard_errors and metric in layer
-        ]
-        for note in [*notes, *(f"! {printable(warning)}" for warning in self.warnings)]:
+        for names, columns, gap in _blocks(metrics, width, longest):
+            lines += self._block(names, columns, gap)
+        for note in self._notes(metrics):
             lines += textwrap.wrap(note, width, subsequent_indent="  ")
         return "\n".join(lines)
 
-    def _notes(self, name: str, metrics: Sequence[str]) -> list[str]:
-        """Say of the values of a layer that are undefined why they are, once for each reason."""
-        layer = self.layers[name]
-        undefined = [m for m in metrics if m in layer and not math.isfinite(layer[m])]
-        by_code: dict[str, list[str]] = {}
-        for metric in undefined:
-            by_code.setdefault(layer.reasons.get(metric, ""), []).append(metric)
-        return [
-            f"{', '.join(of)}: {REASONS.get(code, 'no reason is known')}"
-            for code, of in by_code.items()
-        ]
+    def _block(self, names: int, columns: Sequence[str], gap: int) -> list[str]:
+        """Return the lines of one table: names in so many characters, columns with a gap before each."""
+        sizes = [max(len(metric), _CELL) + gap for metric in columns]
+        header = "".join(map(str.rjust, columns, sizes))
+        lines = ["layer".ljust(names) + header, "─" * (names + sum(sizes))]
+        for name, layer in self.layers.items():
+            cells = "".join(
+                _cell(layer, metric).rjust(size)
+                for metric, size in zip(columns, sizes, strict=True)
+            )
+            first, *rest = textwrap.wrap(printable(name), names) or [""]
+            lines += [first.ljust(names) + cells, *rest]
+        return lines
+
+    def _notes(self, metrics: Sequence[str]) -> Iterator[str]:
+        """Say why values are undefined, once for each reason; how sure others are; the warnings."""
+        for name, layer in self.layers.items():
+            by_code: dict[str, list[str]] = {}
+            for metric in metrics:
+                if not math.isfinite(layer.get(metric, 0.0)):
+                    by_code.setdefault(layer.reasons.get(metric, ""), []).append(metric)
+            for code, undefined in by_code.items():
+                why = REASONS.get(code, "no reason is known")
+                yield f"nan: {printable(name)}: {', '.join(undefined)}: {why}"
+        for name, layer in self.layers.items():
+            for metric in metrics:
+                if metric in layer.standard_errors and metric in layer:
+                    yield (
+                        f"±: {printable(name)}: {metric} {layer[metric]:.3g} ± "
+                        f"{layer.standard_errors[metric]:.2g} (standard error of a sketch)"
+                    )
+        for warning in self.warnings:
+            yield f"! {printable(warning)}"
 
     def to_dict(self, matrices: bool = False) -> dict[str, Any]:
         """Return plain Python values, NaN as None, ready for JSON and for `from_dict`.
@@ -241,13 +240,10 @@ class CollapseReport(Mapping[str, LayerReport]):
 
         Examples
         --------
-        >>> import json
         >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": math.nan}, {"nc1_pinv": "one_class"})})
         >>> json.loads(report.to_json())["layers"]["fc"]["metrics"]
         {'nc1_pinv': None}
         """
-        import json  # a measurement is made without it
-
         return json.dumps(self.to_dict(matrices), indent=indent, allow_nan=False)
 
     @classmethod
@@ -270,9 +266,7 @@ class CollapseReport(Mapping[str, LayerReport]):
         >>> CollapseReport.from_dict(report.to_dict())["fc"]["nc1_pinv"]
         0.25
         """
-        from .file import report_from_dict
-
-        return report_from_dict(record)
+        return built(report_fields(record))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CollapseReport:
@@ -297,9 +291,13 @@ class CollapseReport(Mapping[str, LayerReport]):
         >>> CollapseReport.load(path)["fc"]["nc1_pinv"]
         0.25
         """
-        from .file import load_report
+        return built(read_json(Path(path).read_bytes(), os.fspath(path), report_fields))
 
-        return load_report(path)
+
+def built(fields: Fields) -> CollapseReport:
+    """Return the report of the arguments that `report_fields` or `line_fields` checked."""
+    layers = {name: LayerReport(**layer) for name, layer in fields["layers"].items()}
+    return CollapseReport(**{**fields, "layers": layers})
 
 
 _CELL = 8  # characters of a value: 1.23e-05
@@ -312,13 +310,7 @@ def _cell(layer: LayerReport, metric: str) -> str:
 def _blocks(
     metrics: Sequence[str], width: int, longest: int
 ) -> Iterator[tuple[int, list[str], int]]:
-    """Split columns over as many tables as the width asks for.
-
-    Yields
-    ------
-    tuple of int, list of str, int
-        Characters of the layer names (longer ones are folded), columns, spaces before each.
-    """
+    """Split columns over tables: characters of the names, columns, and the gap before each."""
     gap = 2
     sizes = [max(len(metric), _CELL) for metric in metrics]
     if longest + sum(sizes) + gap * len(sizes) > width:

@@ -17,7 +17,6 @@ from collapsemeter import CollapseReport, LayerReport
 from collapsemeter.activations import Writer
 from collapsemeter.cli import main
 from collapsemeter.report.figure import plot
-from collapsemeter.report.file import load_report
 from collapsemeter.sinks import TensorBoardSink
 
 from ..hostile_names import HOSTILE, unsafe
@@ -48,7 +47,7 @@ def test_layers_of_an_audit(capsys: pytest.CaptureFixture[str]) -> None:
         assert unsafe(out) == unsafe(error) == []
         if "--json" in options:
             assert sorted(json.loads(out)["layers"]) == sorted(names)
-    made = load_report("r.json")
+    made = CollapseReport.load("r.json")
     page = Path("r.html").read_text(encoding="utf-8")
     assert unsafe(page) == []
     plot([(0, made), (1, made)], "r.svg")
@@ -79,7 +78,7 @@ def test_files_of_an_audit(kind: str, capsys: pytest.CaptureFixture[str]) -> Non
         out, error = capsys.readouterr()
         assert status == (2 if "missing" in command[-1] else 0), error
         assert unsafe(out) == unsafe(error) == []
-    assert "fc" in load_report(f"./{stem}.json")
+    assert "fc" in CollapseReport.load(f"./{stem}.json")
 
 
 @pytest.mark.parametrize("command", [["audit", "a.safetensors", "--out", "r.json"], ["show", "r.json"], ["compare", "r.json", "r.json"], ["dufm", "--classes", "3", "--depth", "2", "--weight-decay", "1e-3"], ["audit", "--help"]])  # fmt: skip

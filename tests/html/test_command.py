@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from collapsemeter import CollapseReport
 from collapsemeter.cli import main
 from collapsemeter.html import render
-from collapsemeter.report.file import load_report, read_history
+from collapsemeter.report.history import read_history
 from collapsemeter.sinks import JsonlSink
 
 from .pages import history, report
@@ -19,7 +20,7 @@ def test_a_report_is_written_as_a_page(tmp_path: Path, capsys: pytest.CaptureFix
     path.write_text(report().to_json(matrices=True))
     assert main(["show", str(path), "--html", str(target)]) == 0
     assert f"HTML report: {target}" in capsys.readouterr().out
-    assert target.read_text(encoding="utf-8") == render([(0, load_report(path))])
+    assert target.read_text(encoding="utf-8") == render([(0, CollapseReport.load(path))])
 
 
 def test_a_history_is_written_as_a_page_with_trends(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from collapsemeter import ClassMoments, CollapseReport, LayerReport, measure
 from collapsemeter.cli import main
 from collapsemeter.html import render
 from collapsemeter.report.figure import PALE, PANELS, plot
-from collapsemeter.report.file import read_history
-from collapsemeter.report.history import History, run_of
+from collapsemeter.report.history import History, read_history, run_of
 from collapsemeter.sinks import Fan
 
 

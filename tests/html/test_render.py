@@ -23,7 +23,7 @@ from collapsemeter.html.verdicts import MARKS
 from collapsemeter.metrics.measure import undefined_report
 from collapsemeter.report.criteria import PROPERTIES
 from collapsemeter.report.figure import PANELS
-from collapsemeter.report.file import read_history
+from collapsemeter.report.history import read_history
 from collapsemeter.sinks import JsonlSink
 from collapsemeter.system.escaping import printable
 

@@ -23,7 +23,7 @@ from collapsemeter.dufm import DUFM, Optimum
 from collapsemeter.html.verdicts import cards
 from collapsemeter.metrics.measure import undefined_report
 from collapsemeter.report.criteria import PROPERTIES, random_etf_error, worst
-from collapsemeter.report.file import read_history
+from collapsemeter.report.history import read_history
 from collapsemeter.sinks import JsonlSink
 from collapsemeter.stats.undefined import REASONS
 

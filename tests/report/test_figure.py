@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from collapsemeter import ClassMoments, CollapseReport, Head, LayerReport, decide, measure
-from collapsemeter.report.figure import PANELS, plot
+from collapsemeter.report.figure import PANELS, drawable, plot
 
 CLASSES, WIDTH, ROWS = 4, 6, 48
 
@@ -144,6 +144,22 @@ def test_not_measured_at_a_step_does_not_break_the_line(
     (line,) = panels(drawn[0])["NC1 · within-class variation"].lines
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 2], [1.0, 0.5])
     assert panels(drawn[0])["NC2 · equinorm"].texts[0].get_text() == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("value", "log", "drawn"),
+    [
+        (0.0, True, math.nan),
+        (0.0, False, 0.0),
+        (-1.0, True, math.nan),
+        (1e-308, True, 1e-150),
+        (-1e308, False, -1e150),
+        (1e308, True, 1e150),
+        (math.inf, False, math.nan),
+    ],
+)
+def test_values_are_drawn_within_what_an_axis_has(value: float, log: bool, drawn: float) -> None:
+    np.testing.assert_equal(drawable(value, log), drawn)
 
 
 def test_a_single_report_can_be_drawn(tmp_path: Path) -> None:

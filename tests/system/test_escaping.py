@@ -16,7 +16,7 @@ from collapsemeter import CollapseReport, LayerReport
 from collapsemeter.adapter.selection import description
 from collapsemeter.cli import main
 from collapsemeter.cli.thresholds import Threshold
-from collapsemeter.report.file import read_history
+from collapsemeter.report.history import read_history
 from collapsemeter.sinks.csv_table import CsvSink
 from collapsemeter.sinks.json_lines import JsonlSink
 from collapsemeter.sinks.loggers import LoggerSink

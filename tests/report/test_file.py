@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import collapsemeter as cm
 from collapsemeter import METRICS, CollapseReport, LayerReport
-from collapsemeter.report.file import load_report, read_history, report_from_dict
+from collapsemeter.report.history import read_history
 from collapsemeter.sinks import JsonlSink
 from collapsemeter.stats.undefined import REASONS
 
@@ -216,7 +216,7 @@ BAD = [
 @pytest.mark.parametrize(("value", "message"), BAD)
 def test_what_is_no_report_is_refused_in_one_sentence(value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        report_from_dict(value)
+        CollapseReport.from_dict(value)
     assert "\n" not in str(caught.value)
 
 
@@ -238,7 +238,7 @@ def test_a_file_that_is_no_report_is_refused_with_its_path(tmp_path, data, messa
     path = tmp_path / "report.json"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message) as caught:
-        load_report(path)
+        CollapseReport.load(path)
     assert str(caught.value).startswith(str(path))
 
 
@@ -247,12 +247,12 @@ def test_provenance_nested_too_deeply_is_refused(tmp_path) -> None:
     deep = '{"a":' * 60 + "1" + "}" * 60
     path.write_text(json.dumps(record()).replace('"provenance": {}', f'"provenance": {deep}', 1))
     with pytest.raises(ValueError, match="provenance is nested more than 32 levels deep"):
-        load_report(path)
+        CollapseReport.load(path)
 
 
 def test_a_file_that_is_not_there_is_an_os_error(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
-        load_report(tmp_path / "none.json")
+        CollapseReport.load(tmp_path / "none.json")
 
 
 LINES = [
