@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .linalg import add_product
 from .moments import ClassMoments, Phase
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, row_hashes
 from .sums import IGNORE_INDEX, MIXED, UNLABELLED, ScatterKind, init
-from .symmetric import add_product
 
 SORTED_ENTRIES = 2**24  # taken in the order of classes: of a thousand, a tile meets a few dozen
 TILE_ENTRIES = 2**17  # 1 MB of residuals, which stays in a core's cache up to the product

@@ -1,8 +1,9 @@
-"""Rows of a matrix: their norms, blocks that stay in the cache, and the range of float64."""
+"""Rows of a matrix: norms, blocks that stay in the cache, symmetric products, and the range of float64."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ Floats = npt.NDArray[np.float64]
 EPS64 = float(np.finfo(np.float64).eps)
 _BLOCK = 2**16  # entries: 512 kB
 TILE = 2048  # rows a side: a tile of their products takes 32 MB
+WHOLE_PRODUCT = 2048  # columns up to which a symmetric product is taken in one piece
+PRODUCT_COLUMNS = 1024  # columns of a block of wider ones
+MIRROR_ROWS = 64  # rows that are mirrored at a time: their strip stays in a cache
 LARGEST = 1e75  # fourth powers stay in float64; float32 ends at 3e38
 
 
@@ -47,3 +51,26 @@ def row_norms(frame: Floats) -> Floats:
     """Return the Euclidean norm of every row, (C,)."""
     squares: Floats = np.vecdot(frame, frame)  # without an array of (C, d) squares
     return np.sqrt(squares)
+
+
+def add_product(total: npt.NDArray[Any], rows: npt.NDArray[Any], weight: float = 1.0) -> None:
+    """Add ``weight * rows.T @ rows`` to the lower triangle of ``total`` at least, in place.
+
+    Of one block of columns NumPy makes a symmetric product, at half the work. Wide rows are taken by blocks: their
+    product needs no second (d, d) array, and threads of OpenBLAS crash in a symmetric product of 20,000 columns.
+    """
+    width = rows.shape[1]
+    step = width if width <= WHOLE_PRODUCT else PRODUCT_COLUMNS
+    for start in range(0, width, max(step, 1)):
+        columns, up_to = slice(start, start + step), min(start + step, width)
+        product = rows[:, columns].T @ rows[:, :up_to]
+        total[columns, :up_to] += product if weight == 1.0 else weight * product
+
+
+def mirror(whole: npt.NDArray[Any]) -> None:
+    """Copy the lower triangles of (..., d, d) matrices to the upper ones, in place."""
+    for start in range(0, whole.shape[-1], MIRROR_ROWS):
+        strip = slice(start, start + MIRROR_ROWS)
+        block = whole[..., strip, strip]
+        block[...] = np.tril(block) + np.swapaxes(np.tril(block, -1), -2, -1)
+        whole[..., :start, strip] = np.swapaxes(whole[..., strip, :start], -2, -1)

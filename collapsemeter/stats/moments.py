@@ -19,14 +19,13 @@ import numpy.typing as npt
 from . import sums as _sums
 from .consistency import check_consistent, check_fields, check_stored, listed
 from .labels import labelled_rows
-from .linalg import row_blocks
+from .linalg import add_product, mirror, row_blocks
 from .namespace import NUMPY
 from .rounding import Rounding, merged
 from .sampling import low_32_bits
 from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
 from .sums import EPS as EPS
 from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, Sums, check_num_classes
-from .symmetric import add_product, mirror, mirrored
 
 Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
 Floats = npt.NDArray[np.float64]
@@ -353,7 +352,9 @@ class ClassMoments:
             traces[counts > 1] = np.nan
         scatter = None
         if state.scatter is not None and state.scatter.ndim == 3:
-            scatter = mirrored(state.scatter) - total[:, :, None] * offset[:, None, :]
+            scatter = np.array(state.scatter, np.float64, order="C")
+            mirror(scatter)
+            scatter -= total[:, :, None] * offset[:, None, :]
         elif state.scatter is not None:
             scatter = np.array(state.scatter, np.float64, order="C")
             add_product(scatter, total / np.sqrt(np.maximum(counts, 1))[:, None], -1.0)
