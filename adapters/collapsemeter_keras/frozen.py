@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,14 +13,13 @@ from keras.src.backend import compute_output_spec  # nothing public infers shape
 
 from collapsemeter.adapter.batches import split
 
-from .instrument import Stash, takes_training
+from .instrument import Count, Stash
 from .labels import given_labels
-from .statistics import Stream, dtype_of
-
-if TYPE_CHECKING:
-    from .meter import CollapseMeter
+from .operations import BACKEND, dtype_of
+from .statistics import Key, StreamSums
 
 Step = Callable[[Any, Any], None]
+Rows = Callable[[dict[Key, Any], Any], dict[Key, Any]]  # of the layers' outputs, and the model's
 BATCH = 128
 
 
@@ -28,20 +28,7 @@ class ShapesUnknown(ValueError):
 
 
 def batches_of(data: Any, batch_size: int) -> Iterable[Any]:
-    """Return batches (x, y) of a data set, as Keras users keep one.
-
-    Parameters
-    ----------
-    data : (x, y) of arrays, PyDataset, tf.data.Dataset, DataLoader or any iterable of batches
-        A tuple is the whole data, as in ``validation_data=``, anything else its batches.
-    batch_size : int
-        Of what is cut from whole arrays.
-
-    Examples
-    --------
-    >>> [len(x) for x, y in batches_of((np.zeros((5, 2)), np.arange(5)), 2)]
-    [2, 2, 1]
-    """
+    """Return batches (x, y) of a data set; a tuple is the whole data, as in ``validation_data=``."""
     if isinstance(data, keras.utils.PyDataset):
         # Iterated by number: it need not say where it ends.
         return (data[number] for number in range(len(data)))
@@ -60,48 +47,30 @@ def batches_of(data: Any, batch_size: int) -> Iterable[Any]:
     return (cut(start) for start in range(0, rows, batch_size))
 
 
-def inputs_and_labels(item: Any, meter: CollapseMeter) -> tuple[Any, Any]:
-    """Return inputs and labels of a batch; sample weights are not looked at.
-
-    Raises
-    ------
-    ValueError
-        If it holds no labels.
-    """
+def inputs_and_labels(item: Any, labels: Any) -> tuple[Any, Any]:
+    """Return inputs and labels of a batch, which ``labels=`` may name; sample weights are not looked at."""
     if isinstance(item, tuple | list) and len(item) == 3:
         item = item[:2]
-    if meter.labels is None:
+    if labels is None:
         x, y, _ = split(item)
     else:  # it says where they are, among the inputs too
         pair = isinstance(item, tuple | list) and len(item) == 2
         x, y = item if pair else (item, None)
-    return x, given_labels(x, y, meter.labels)
+    return x, given_labels(x, y, labels)
 
 
 def call(model: keras.Model, x: Any, training: bool = False) -> Any:
     """Run a model on inputs, in the mode asked for where it has modes."""
-    return model(x, training=training) if takes_training(model) else model(x)
+    has_modes = "training" in inspect.signature(type(model).call).parameters
+    return model(x, training=training) if has_modes else model(x)
 
 
 def find_shapes(
-    meter: CollapseMeter, model: keras.Model, stash: Stash, streams: Sequence[Stream], x: Any
+    model: keras.Model, stash: Stash, streams: Sequence[StreamSums], x: Any, rows: Rows
 ) -> None:
     """Make the variables of every layer in these streams, from a forward of shapes alone.
 
     JAX cannot make variables while it traces a step, and a strategy would mirror them.
-
-    Parameters
-    ----------
-    meter : CollapseMeter
-    model : keras.Model
-    stash : Stash
-    streams : sequence of Stream
-    x : nested KerasTensor
-
-    Raises
-    ------
-    ShapesUnknown
-        If the forward cannot be run so.
     """
     if x is None:
         raise ShapesUnknown(
@@ -110,12 +79,12 @@ def find_shapes(
         )
     ran = False
 
-    def rows_of(given: Any) -> dict[Any, Any]:
+    def rows_of(inputs: Any) -> dict[Key, Any]:
         nonlocal ran
         with stash.open(streams[0]):
-            y_pred = call(model, given)
+            y_pred = call(model, inputs)
             ran = True
-            return meter._rows(stash.take(), y_pred)
+            return rows(stash.pop_outputs(), y_pred)
 
     try:
         specs = compute_output_spec(rows_of, x)
@@ -131,45 +100,31 @@ def find_shapes(
             stream.allocate(key, int(spec.shape[1]), dtype_of(spec))
 
 
-def frozen_step(meter: CollapseMeter, model: keras.Model, stash: Stash, stream: Stream) -> Step:
-    """Return a function that passes one batch through the model into the stream."""
+def frozen_step(
+    model: keras.Model, stash: Stash, stream: StreamSums, count: Count, rows: Rows
+) -> Step:
+    """Return a compiled function that passes one batch through the model into the stream."""
 
     def step(x: Any, y: Any) -> None:
         with stash.open(stream):
             y_pred = call(model, x)
-            meter._count(stream, stash.take(), {"x": x, "y": y, "y_pred": y_pred})
+            count(stream, stash.pop_outputs(), {"x": x, "y": y, "y_pred": y_pred})
 
-    return {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()](
-        meter, model, stash, stream, step
-    )
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
 
+        compiled: Step = tf.function(step, reduce_retracing=True, autograph=False)
+        return compiled
+    if BACKEND == "torch":
+        import torch
 
-def _tensorflow(
-    meter: CollapseMeter, model: keras.Model, stash: Stash, stream: Stream, step: Step
-) -> Step:
-    import tensorflow as tf
-
-    compiled: Step = tf.function(step, reduce_retracing=True, autograph=False)
-    return compiled
-
-
-def _torch(
-    meter: CollapseMeter, model: keras.Model, stash: Stash, stream: Stream, step: Step
-) -> Step:
-    import torch
-
-    return torch.no_grad()(step)
-
-
-def _jax(
-    meter: CollapseMeter, model: keras.Model, stash: Stash, stream: Stream, step: Step
-) -> Step:
+        return torch.no_grad()(step)
     import jax
 
     @jax.jit
-    def stateless(weights: list[Any], counted: list[Any], x: Any, y: Any) -> list[Any]:
+    def stateless(weights: list[Any], sums: list[Any], x: Any, y: Any) -> list[Any]:
         mapping = [*zip(model.variables, weights, strict=True)]
-        mapping += zip(stream.variables, counted, strict=True)
+        mapping += zip(stream.variables, sums, strict=True)
         with keras.StatelessScope(state_mapping=mapping) as scope:
             step(x, y)
         return [scope.get_current_value(variable) for variable in stream.variables]
@@ -177,12 +132,10 @@ def _jax(
     def run(x: Any, y: Any) -> None:
         if not stream.layers:
             specs = tree.map_structure(lambda a: keras.KerasTensor(a.shape, dtype_of(a)), x)
-            find_shapes(meter, model, stash, [stream], specs)
+            find_shapes(model, stash, [stream], specs, rows)
         weights = [variable.value for variable in model.variables]
-        counted = [variable.value for variable in stream.variables]
-        for variable, value in zip(
-            stream.variables, stateless(weights, counted, x, y), strict=True
-        ):
+        sums = [variable.value for variable in stream.variables]
+        for variable, value in zip(stream.variables, stateless(weights, sums, x, y), strict=True):
             variable.assign(value)
 
     return run
@@ -200,19 +153,7 @@ def tensors(part: Any) -> Any:
 
 
 def input_specs(model: keras.Model, dtype: str = "float32") -> Any:
-    """Return what a built model takes, as KerasTensors; None where it does not say.
-
-    Parameters
-    ----------
-    model : keras.Model
-    dtype : str
-        Of the inputs of a subclassed model, which tells their shapes alone.
-
-    Examples
-    --------
-    >>> input_specs(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])).shape
-    (None, 3)
-    """
+    """Return what a built model takes, as KerasTensors (of that dtype where it is subclassed); None if unknown."""
     if getattr(model, "inputs", None):
         struct = getattr(model, "_inputs_struct", None)
         functional = getattr(model, "_functional", None)

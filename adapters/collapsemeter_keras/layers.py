@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import keras
 
+from collapsemeter.adapter.reduction import Layout
 from collapsemeter.adapter.selection import listed, matching, unfit_head, unknown_head, why_skipped
 
 Layer: TypeAlias = keras.layers.Layer
@@ -70,14 +71,7 @@ def children(layer: Layer) -> list[Layer]:
 
 
 def named_layers(model: Layer, prefix: str = "") -> dict[str, Layer]:
-    """Return every layer inside a model by its path, ``backbone/conv1``.
-
-    Examples
-    --------
-    >>> model = keras.Sequential([keras.layers.Dense(3, name="a"), keras.layers.ReLU(name="b")])
-    >>> list(named_layers(model))
-    ['a', 'b']
-    """
+    """Return every layer inside a model by its path, ``backbone/conv1``."""
     named: dict[str, Layer] = {}
     for child in children(model):
         name, number = f"{prefix}{child.name}", 1
@@ -92,34 +86,7 @@ def named_layers(model: Layer, prefix: str = "") -> dict[str, Layer]:
 def select(
     model: keras.Model, layers: Layers, head: str | None, num_classes: int | None
 ) -> Selection:
-    """Choose the layers to watch.
-
-    Parameters
-    ----------
-    model : keras.Model
-    layers : "auto", str, iterable of str, or callable
-        Names or shell patterns (``"encoder/*"``), or ``predicate(name, layer) -> bool``.
-    head : "auto", name, or None
-        The final Dense layer; its input is watched under its name.
-    num_classes : int, optional
-        Helps to tell the head from other Dense layers.
-
-    Returns
-    -------
-    Selection
-
-    Raises
-    ------
-    ValueError
-        If a name or pattern matches nothing, the head is not Dense, or a layer runs where what it
-        gives cannot be seen.
-
-    Examples
-    --------
-    >>> model = keras.Sequential([keras.layers.Dense(8, "relu", name="body"), keras.layers.Dense(3, name="fc")])
-    >>> select(model, "auto", "auto", 3).watched
-    ['fc']
-    """
+    """Choose the layers to watch, and the head."""
     named = named_layers(model)
     hidden = _hidden(named)
     chosen = Selection()
@@ -311,3 +278,16 @@ def _note_what_comes_before(model: keras.Model, named: dict[str, Layer], chosen:
         members = _sequence(named[parent] if parent else model)
         if layer in members:
             chosen.before[name] = members[: members.index(layer)]
+
+
+def layout_of(layer: Layer, before: Iterable[Layer] = ()) -> Layout | None:
+    """Return what the last part that has channels says of them, of a layer and what runs just before it."""
+    parts = [part for outer in (*before, layer) for part in outer._flatten_layers()]
+    for part in reversed(parts):
+        sizes = [getattr(part, name, None) for name in ("filters", "units", "output_dim")]
+        width = next((size for size in sizes if isinstance(size, int)), None)
+        data_format = getattr(part, "data_format", None)
+        # A Flatten has a data format, too, and no channels any more.
+        if (width, data_format) != (None, None) and not isinstance(part, keras.layers.Flatten):
+            return Layout(data_format == "channels_first", width)
+    return None

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from time import perf_counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
-from keras.src.backend.common.masking import get_keras_mask
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
 from collapsemeter.adapter.batches import check_phase, no_batch, shown
 from collapsemeter.adapter.budget import Budget, Clock
-from collapsemeter.adapter.reduction import (
-    Layout,
-    Reduction,
-    check_reduction,
-    feature_rows,
-    reduction_of,
-)
+from collapsemeter.adapter.reduction import Reduction, check_reduction
 from collapsemeter.adapter.selection import classes_of, description
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.metrics.catalogue import METRICS
@@ -34,25 +24,15 @@ from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.terminal import say
 from collapsemeter.system.warning import warn
 
-from . import finalise, frozen
-from .instrument import Instrument
-from .labels import (
-    Output,
-    class_labels,
-    decisions,
-    given_labels,
-    main_output,
-    of_output,
-    without_masked,
-)
+from . import finalise, frozen, saving
+from .counting import BatchCounter, why_nothing
+from .instrument import Instrument, detach, renew_steps, synchronise
 from .layers import Layers, Selection, select
-from .operations import OPERATIONS, Tensor
-from .reduction import layout_of
-from .statistics import Key, Stream
+from .operations import BACKEND
+from .statistics import StreamSums
+from .stream_sinks import STREAMS, close_sinks, open_sinks
 
-_CHANNELS_LAST = Layout(channels_first=False, width=None)  # as Keras has them unless told otherwise
-STREAMS = ("train", "validation", "probe")
-_PHASES: dict[str, Phase] = {"train": "live", "validation": "frozen-eval"}
+_PHASES: dict[str, Phase] = {"train": "live", "validation": "frozen-eval", "probe": "frozen-train"}
 _PREFIX = {"train": "", "validation": "val_", "probe": "probe_"}
 
 
@@ -186,7 +166,7 @@ class CollapseMeter(keras.callbacks.Callback):
             raise ValueError(f"labels={labels!r}: pass a key or a callable (x, y) -> labels")
         self.budget = Budget(every_batch, max_rows, name="every_batch")
         self._clock = Clock()
-        self.log_metrics = _known(log_metrics)
+        self.log_metrics = _checked(log_metrics)
         self.probe, self.every, self.labels = probe, every, labels
         self.strict, self.verbose = strict, verbose
         self._destinations = sinks
@@ -194,12 +174,11 @@ class CollapseMeter(keras.callbacks.Callback):
         self._open_sinks()
         self.reports: dict[str, list[Entry]] = {stream: [] for stream in STREAMS}
         self.degraded: dict[str, str] = {}
-        self._streams: dict[str, Stream] = {}
-        self._bypassed: set[str] = set()
+        self._streams: dict[str, StreamSums] = {}
         self._instrument: Instrument | None = None
         self._validated: CollapseReport | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
-        self._probing: tuple[Stream, frozen.Step] | None = None
+        self._probing: tuple[StreamSums, frozen.Step] | None = None
         self._in_fit = False
         self._epoch = 0
 
@@ -224,16 +203,25 @@ class CollapseMeter(keras.callbacks.Callback):
             )
         if self._instrument is None:
             self._choose(model)
-            self._streams = {
-                name: Stream(f"collapsemeter_{name}", self.settings, budget)
-                for name, budget in (("train", self.budget), ("validation", None))
-            }
-            self._instrument = Instrument(self, model, self.selection)
-            model._metrics.extend(self._streams.values())
-            _renew_steps(model)
+            train = StreamSums("collapsemeter_train", self.settings, self.budget)
+            validation = StreamSums("collapsemeter_validation", self.settings)
+            self._streams = {"train": train, "validation": validation}
+            self._counter = counter = BatchCounter(
+                model,
+                self.selection,
+                self.settings,
+                self.labels,
+                self._streams,
+                self.degraded,
+                self.strict,
+                self._clock,
+            )
+            self._instrument = Instrument(model, self.selection, counter.begin, counter.count)
+            model._metrics.extend([train, validation])
+            renew_steps(model)
             # A meter that is dropped without `close` leaves nothing on the model either.
             self._finalizer = weakref.finalize(
-                self, _detach, weakref.ref(model), self._instrument, [*self._streams.values()]
+                self, detach, weakref.ref(model), self._instrument, [train, validation]
             )
         if not self._streams["train"].layers and model.built:
             self._find_shapes(model)
@@ -246,25 +234,26 @@ class CollapseMeter(keras.callbacks.Callback):
             self.selection.head, self.selection.head_outputs, num_classes, "Dense layer"
         )
         self.settings = Settings(num_classes=classes, **self._options)
-        self._layouts = {
-            name: layout_of(layer, self.selection.before.get(name, ()))
-            for name, layer in self.selection.layers.items()
-        }
         if self.verbose:
             say(self.describe())
 
     def _find_shapes(self, model: keras.Model) -> None:
         assert self._instrument is not None
         stash, streams = self._instrument.stash, [*self._streams.values()]
+
+        def find(dtype: str) -> None:
+            inputs = frozen.input_specs(model, dtype)
+            frozen.find_shapes(model, stash, streams, inputs, self._counter.rows)
+
         try:
             try:
-                frozen.find_shapes(self, model, stash, streams, frozen.input_specs(model))
+                find("float32")
             except frozen.ShapesUnknown:  # such as a model that looks its inputs up in a table
-                frozen.find_shapes(self, model, stash, streams, frozen.input_specs(model, "int32"))
+                find("int32")
         except Exception as error:  # other backends make variables when the step is traced
-            if keras.backend.backend() == "jax":
+            if BACKEND == "jax":
                 unknown = isinstance(error, frozen.ShapesUnknown)
-                self._degrade("shapes" if unknown else "batch", error)
+                self._counter.degrade("shapes" if unknown else "batch", error)
 
     def close(self) -> None:
         """Leave the model as it was, and close what the sinks opened; what was reported stays."""
@@ -273,9 +262,9 @@ class CollapseMeter(keras.callbacks.Callback):
             self._close_sinks()
 
     def _open_sinks(self) -> None:
-        self._sinks = _sinks_by_stream(self._destinations, probed=self.probe is not None)
+        self._sinks = open_sinks(self._destinations, probed=self.probe is not None)
         # Also of a meter that is dropped without `close`.
-        self._close_sinks = weakref.finalize(self, _close_all, self._sinks)
+        self._close_sinks = weakref.finalize(self, close_sinks, self._sinks)
 
     def _leave(self) -> None:
         if self._finalizer is not None:
@@ -288,82 +277,6 @@ class CollapseMeter(keras.callbacks.Callback):
         chosen = self.selection
         return description(
             chosen.watched, chosen.head, chosen.skipped, self.settings.num_classes, "a Dense layer"
-        )
-
-    # In the step
-
-    def _begin_step(self, stream: str) -> Stream:
-        """Return what a step counts to, and suspect it of having no loss until one is seen."""
-        self._bypassed.add(stream)
-        if stream == "train":
-            self._clock.begin(perf_counter())
-        return self._streams[stream]
-
-    def _count(self, stream: Stream, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
-        """Add one batch to a stream; nothing of ours reaches the step."""
-        self._bypassed -= {name for name, one in self._streams.items() if one is stream}
-        if self.degraded.keys() & {"shapes", "batch"}:
-            return
-        started = perf_counter()
-        try:
-            stream.within_budget(lambda: self._add(stream, outputs, step))
-        except Exception as error:
-            self._degrade("batch", error)
-        if stream is self._streams.get("train"):
-            self._clock.spend_since(started)
-
-    def _add(self, stream: Stream, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
-        self._clock.taken = True
-        output = self._main_output(step.get("y_pred"))
-        y = given_labels(step.get("x"), step.get("y"), self.labels, output.key)
-        labels = class_labels(y, output.scores, self.settings)
-        weight = of_output(step.get("sample_weight"), output.key)
-        labels = without_masked(labels, output.scores, weight, self.settings.ignore_index)
-        rows = self._rows(outputs, step.get("y_pred"), tuple(labels.shape))
-        decided = decisions(output.scores, self.selection.head_layer)
-        stream.count(rows, ops.reshape(labels, (-1,)), decided)
-
-    def _rows(
-        self, outputs: dict[Key, Any], y_pred: Any, labels: tuple[int | None, ...] | None = None
-    ) -> dict[Key, Tensor]:
-        """Reduce what the layers gave to one row per label; a layer that fails is left out."""
-        scores = self._main_output(y_pred).scores
-        shape = tuple(scores.shape[:-1]) if labels is None else labels
-        mask = get_keras_mask(scores)
-        rows = {}
-        for (name, call), output in outputs.items():
-            if name in self.degraded:
-                continue
-            try:
-                rows[name, call] = feature_rows(
-                    output,
-                    shape,
-                    mask,
-                    OPERATIONS,
-                    layer=name,
-                    layout=self._layouts.get(name) or _CHANNELS_LAST,
-                    reduction=reduction_of(self.settings.reduction, name),
-                )
-            except Exception as error:
-                self._degrade(name, error)
-        return rows
-
-    def _main_output(self, y_pred: Any) -> Output:
-        # Not `self.model`, which on JAX writes the state of the step under way to the model.
-        names = getattr(self._model, "output_names", None)
-        which = self.labels if isinstance(self.labels, str) else None
-        return main_output(y_pred, which, self.settings.num_classes, names)
-
-    def _degrade(self, layer: str, error: Exception) -> None:
-        if self.strict:
-            raise error
-        if layer in self.degraded:
-            return
-        self.degraded[layer] = f"{type(error).__name__}: {error}"
-        what = f"layer {layer!r}" if layer in self.selection.watched else "anything"
-        warn(
-            f"collapsemeter could not measure {what} and leaves it out from here on; training "
-            f"goes on ({type(error).__name__}: {error})"
         )
 
     # Epochs
@@ -383,7 +296,7 @@ class CollapseMeter(keras.callbacks.Callback):
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._instrument is None or (self._in_fit and self._epoch % self.every):
             return
-        report = self._made("validation")
+        report = self._report_or_warn("validation")
         if self._in_fit:
             # The epoch's end publishes it. It is made now: an `evaluate` of other data may come before.
             self._validated = report
@@ -394,10 +307,10 @@ class CollapseMeter(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._instrument is None or epoch % self.every:
             return
-        made = {"train": self._made("train"), "validation": self._validated}
+        reports = {"train": self._report_or_warn("train"), "validation": self._validated}
         if self.probe is not None:
-            made["probe"] = self._made("probe")
-        for stream, report in made.items():
+            reports["probe"] = self._report_or_warn("probe")
+        for stream, report in reports.items():
             if report is not None:
                 self._publish(stream, report, logs)
 
@@ -405,19 +318,18 @@ class CollapseMeter(keras.callbacks.Callback):
         self._in_fit = False
 
     def _clear(self, stream: str) -> None:
-        if (
-            stream in self._streams
-        ):  # a callback that is closed in the midst of a fit is still called
+        # A callback that is closed in the midst of a fit is still called.
+        if stream in self._streams:
             self._streams[stream].clear()
             if stream == "train":
                 self._clock.clear()
 
-    def _made(self, stream: str) -> CollapseReport | None:
+    def _report_or_warn(self, stream: str) -> CollapseReport | None:
         """Return the report of a stream; training goes on whatever fails."""
         try:
             if stream == "probe":
-                return self.observe(self.model, self.probe, "frozen-train", progress=False)
-            return self._report(self._streams[stream], stream)
+                return self.observe(self.model, self.probe, _PHASES[stream], progress=False)
+            return self._report(self._streams[stream], stream, _PHASES[stream])
         except Exception as error:
             if self.strict:
                 raise
@@ -429,8 +341,7 @@ class CollapseMeter(keras.callbacks.Callback):
     def _publish(self, stream: str, report: CollapseReport, logs: dict[str, Any] | None) -> None:
         """Hand a report to `reports`, the sinks and Keras' logs."""
         self.reports[stream].append(Entry(self._epoch, report))
-        for sink in self._sinks[stream]:
-            sink.write(self._epoch, report)
+        self._sinks[stream].write(self._epoch, report)
         if logs is not None:
             for name, layer in report.items():
                 logs |= {
@@ -453,10 +364,11 @@ class CollapseMeter(keras.callbacks.Callback):
         ValueError
             If nothing was counted, or a row is not finite under ``nonfinite="raise"``.
         """
-        found = self._stream(stream)
-        if not found.batches_seen():
-            raise ValueError(f"no batch was counted: {finalise.why_nothing(self, stream)}")
-        return self._report(found, stream)
+        sums = self._stream(stream)
+        if not sums.batches_seen():
+            why = why_nothing(self.model, self._counter, stream)
+            raise ValueError(f"no batch was counted: {why}")
+        return self._report(sums, stream, _PHASES[stream])
 
     def moments(self, layer: str, stream: str = "train", call: int = 0) -> ClassMoments:
         """Return what a layer counted as moments, for merging over processes or saving.
@@ -473,36 +385,55 @@ class CollapseMeter(keras.callbacks.Callback):
         ValueError
             If the layer counted nothing.
         """
-        found = self._stream(stream)
-        if (layer, call) not in found.layers or not found.batches_seen():
+        sums = self._stream(stream)
+        if (layer, call) not in sums.layers or not sums.batches_seen():
             raise ValueError(
                 f"layer {layer!r} has counted nothing (call {call}); watched are "
                 f"{', '.join(self.selection.watched)}{did_you_mean(layer, self.selection.watched)}"
             )
-        return found.tally((layer, call)).moments(_PHASES[stream])
+        return sums.tally((layer, call)).moments(_PHASES[stream])
 
-    def _stream(self, stream: str) -> Stream:
+    def _stream(self, stream: str) -> StreamSums:
         if stream not in self._streams:
             raise ValueError(
                 f"stream={stream!r}: choose 'train' or 'validation', of a meter that is attached"
             )
-        _synchronise(self.model)
+        synchronise(self.model)
         return self._streams[stream]
 
     def reset(self) -> None:
         """Forget what was counted, and count the next batch; for loops of ``train_on_batch``, which have no epochs."""
-        _synchronise(self.model)
+        synchronise(self.model)
         for stream in self._streams.values():
             stream.clear()
         self._clock.clear()
 
-    def _report(self, stream: Stream, name: str, phase: Phase | None = None) -> CollapseReport:
-        if phase is None:
-            phase = _PHASES[name]
-        report = finalise.report(self, stream, name, phase)
-        for message in report.warnings:
-            warn(message)
-        return report
+    def _report(self, sums: StreamSums, stream: str, phase: Phase) -> CollapseReport:
+        batches, expected_rows = sums.batches_seen(), sums.expected_rows()
+        warnings, cost = [], {}
+        if not batches:
+            why = why_nothing(self.model, self._counter, stream)
+            warnings.append(f"no batch of the {stream} stream was counted: {why}")
+        if stream == "train":
+            cost = self.budget.provenance(sums.batches_left_out(), expected_rows)
+            cost |= self._overhead(sums)
+        return finalise.report(
+            self.selection,
+            self.settings,
+            sums,
+            {} if stream == "probe" else self.degraded,
+            phase=phase,
+            warnings=warnings,
+            provenance={"stream": stream, "epoch": self._epoch, **cost},
+        )
+
+    def _overhead(self, sums: StreamSums) -> dict[str, Any]:
+        # Elsewhere Python sees a step once, when it is compiled.
+        self._clock.unseen = not (BACKEND == "torch" or self.model.run_eagerly)
+        return self._clock.provenance(
+            f"counting is part of the step that {BACKEND} compiles, into which no clock looks",
+            asynchronous=BACKEND == "torch" and sums.given.value.device.type != "cpu",
+        )
 
     def observe(
         self,
@@ -520,7 +451,8 @@ class CollapseMeter(keras.callbacks.Callback):
         model : keras.Model, optional
             By default the one that the meter is attached to.
         dataset : (x, y) of arrays, or an iterable of batches
-            As `frozen.batches_of` takes it.
+            A PyDataset, tf.data.Dataset, DataLoader, or any iterable of batches. A tuple is the whole data, as
+            in ``validation_data=``.
         phase : {"frozen-eval", "frozen-train"}
             What the report calls the data: held-out, or the training set.
         batch_size : int
@@ -544,38 +476,38 @@ class CollapseMeter(keras.callbacks.Callback):
                 raise ValueError("observe needs a model: pass observe(model, dataset)")
             self.set_model(model)
         try:
-            return self._observe(dataset, phase, batch_size, progress)
+            sums, step = self._frozen_pass()
+            for item in shown(frozen.batches_of(dataset, batch_size), progress):
+                x, y = frozen.inputs_and_labels(item, self.labels)
+                step(frozen.tensors(x), frozen.tensors(y))
+            if not sums.batches_seen():
+                raise no_batch(dataset)
+            return self._report(sums, "probe", phase)
         finally:
             if not attached:
                 self._leave()
 
-    def _observe(
-        self, dataset: Any, phase: Phase, batch_size: int, progress: bool
-    ) -> CollapseReport:
-        instrument, model = self._instrument, self.model
-        assert instrument is not None
-        if self._probing is None:  # kept, so that the next pass finds its step compiled
-            stream = Stream("collapsemeter_probe", self.settings)
-            self._probing = stream, frozen.frozen_step(self, model, instrument.stash, stream)
-        stream, step = self._probing
-        stream.clear()
-        degraded, strict = self.degraded, self.strict
-        self.degraded, self.strict = {}, True  # asked for by name: a failure is an error
-        try:
-            for item in shown(frozen.batches_of(dataset, batch_size), progress):
-                x, y = frozen.inputs_and_labels(item, self)
-                step(frozen.tensors(x), frozen.tensors(y))
-        finally:
-            self.degraded, self.strict = degraded, strict
-        if not stream.batches_seen():
-            raise no_batch(dataset)
-        return self._report(stream, "probe", phase)
+    def _frozen_pass(self) -> tuple[StreamSums, frozen.Step]:
+        """Return empty sums and the step that fills them; the next pass finds it compiled."""
+        assert self._instrument is not None
+        if self._probing is None:
+            sums = StreamSums("collapsemeter_probe", self.settings)
+            # Asked for by name: a failure is an error.
+            counter = BatchCounter(
+                self.model, self.selection, self.settings, self.labels, {}, {}, True, Clock()
+            )
+            step = frozen.frozen_step(
+                self.model, self._instrument.stash, sums, counter.count, counter.rows
+            )
+            self._probing = sums, step
+        self._probing[0].clear()
+        return self._probing
 
     # Saving
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return what was counted as arrays by name, for ``numpy.savez``."""
-        return finalise.state_dict(self)
+        return saving.state_dict(self.selection, self.settings, self._streams)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Continue from a `state_dict`.
@@ -585,7 +517,7 @@ class CollapseMeter(keras.callbacks.Callback):
         ValueError
             If it is of other layers or classes.
         """
-        finalise.load_state_dict(self, state)
+        saving.load_state_dict(self.selection, self.settings, self._streams, state)
         self._clock.clear()
 
 
@@ -605,7 +537,7 @@ def watch(model: keras.Model, **options: Any) -> CollapseMeter:
     return meter
 
 
-def _known(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
+def _checked(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
     if metrics == "all":
         return tuple(METRICS)
     chosen = (metrics,) if isinstance(metrics, str) else tuple(metrics)
@@ -616,66 +548,3 @@ def _known(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
                 f"{did_you_mean(name, METRICS)}"
             )
     return chosen
-
-
-def _renew_steps(model: keras.Model) -> None:
-    """Have Keras compile its steps anew: those that it has know nothing of us, or too much.
-
-    Made at once and not only forgotten, because `fit` may be in the midst of calling them.
-    """
-    if model.train_function is not None:
-        model.make_train_function(force=True)
-    if model.test_function is not None:
-        model.make_test_function(force=True)
-
-
-def _detach(model: weakref.ref[keras.Model], instrument: Instrument, streams: list[Stream]) -> None:
-    watched = model()
-    if watched is not None:
-        _synchronise(watched)  # while its list of metrics is that of the step's state
-    instrument.remove()
-    if watched is not None:
-        kept = [m for m in watched._metrics if not any(m is our for our in streams)]
-        watched._metrics[:] = kept
-        _renew_steps(watched)
-
-
-def _synchronise(model: Any) -> None:
-    """Bring variables up to date, which on JAX live in the step's state within an epoch."""
-    if hasattr(model, "jax_state_sync"):
-        model.jax_state_sync()
-
-
-def _sinks_by_stream(sinks: Any, probed: bool) -> dict[str, list[Any]]:
-    """Open the destinations of every stream that will be written."""
-    from collapsemeter.sinks import Fan  # file formats take their time
-
-    streams = STREAMS if probed else STREAMS[:-1]
-    if isinstance(sinks, Mapping):
-        for name in sinks:
-            if name not in STREAMS:
-                raise ValueError(f"sinks has a stream {name!r}: choose of {', '.join(STREAMS)}")
-        return {name: [Fan(*_several(sinks.get(name, ())))] for name in streams}
-    return {name: [Fan(*_of_stream(_several(sinks), name))] for name in streams}
-
-
-def _close_all(sinks: dict[str, list[Any]]) -> None:
-    for fans in sinks.values():
-        for fan in fans:
-            fan.close()
-
-
-def _several(sinks: Any) -> Iterable[Any]:
-    if isinstance(sinks, str | Path) or not isinstance(sinks, Iterable):
-        return [sinks]
-    return sinks
-
-
-def _of_stream(sinks: Iterable[Any], stream: str) -> Iterator[Any]:
-    """Yield the destinations that a stream writes to."""
-    for sink in sinks:
-        if isinstance(sink, str | Path):
-            path = Path(sink)
-            yield path.with_suffix(f".{stream}{path.suffix}") if path.suffix else path / stream
-        elif stream == "train" or callable(sink) or hasattr(sink, "write"):
-            yield sink

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,13 +16,15 @@ from collapsemeter.adapter.layer_report import Tally
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import COUNTERS, Sums, scatter_shape, sketch_shapes, update
 
-from .namespaces import namespace_of
 from .operations import (
+    BACKEND,
     COUNT,
     FULL,
     Tensor,
     counted,
+    dtype_of,
     hashed,
+    namespace_of,
     run_if,
     sample_slots,
     saturated,
@@ -31,7 +33,7 @@ from .operations import (
 Key = tuple[str, int]  # a layer, and which of its calls in one forward
 _SUMS = tuple(part.name for part in fields(Sums))
 _T = TypeVar("_T")
-_ON_HOST = keras.backend.backend() == "torch"  # a look at a variable would wait for the device
+_ON_HOST = BACKEND == "torch"  # a look at a variable would wait for the device
 
 
 class LayerVariables(NamedTuple):
@@ -51,19 +53,12 @@ class SampleVariables(NamedTuple):
     predictions: keras.Variable
 
 
-class Stream(keras.metrics.Metric):
+class StreamSums(keras.metrics.Metric):
     """Class-shifted sums of every layer, and a sample of rows, in variables that Keras carries along.
 
     A metric, because that is what a compiled step may write to. It reports nothing to Keras, and is
     cleared by its meter alone: Keras resets metrics at times of its own, such as before every
     ``train_on_batch`` and within ``fit`` before the validation.
-
-    Parameters
-    ----------
-    name : str
-    settings : Settings
-    budget : Budget, optional
-        Which batches are counted; by default all.
     """
 
     def __init__(self, name: str, settings: Settings, budget: Budget | None = None) -> None:
@@ -109,10 +104,9 @@ class Stream(keras.metrics.Metric):
 
     def allocate(self, key: Key, width: int, dtype: str) -> LayerVariables:
         """Make the variables of a layer of this width; where they are there already, return them."""
-        found = self.layers.get(key)
-        if found is not None:
+        if key in self.layers:
             # A forward of shapes alone knows nothing of torch's autocast: what runs has the last word.
-            self.layers[key] = found._replace(dtype=dtype)
+            self.layers[key] = self.layers[key]._replace(dtype=dtype)
             return self.layers[key]
         settings, name = self.settings, f"{len(self.layers)}"
         sums_dtype = "float64" if dtype == "float64" else "float32"
@@ -152,34 +146,27 @@ class Stream(keras.metrics.Metric):
 
     def resume(self) -> None:
         """Go on from variables that were loaded."""
-        self._given_here, self._rows_here = self._read(self.given), self.rows_due()
+        self._given_here, self._rows_here = self._read(self.given), self.expected_rows()
 
     # In the step
 
     def within_budget(self, count: Callable[[], None]) -> None:
-        """Run what counts a batch if the budget takes the batch; what it does else is never run."""
+        """Count a batch if the budget takes it."""
         if not self.budget.limited:
             count()
         elif _ON_HOST:
             if self.budget.takes(self._given_here, self._rows_here):
                 count()
         else:
-            due = self.budget.takes(self.given.value, self.expected.value)
-            run_if(due, count, self.variables)
+            takes = self.budget.takes(self.given.value, self.expected.value)
+            run_if(takes, count, self.variables)
         self._given_here += 1
         self.given.assign(saturated(self.given.value, ops.cast(1, COUNT)))
 
     def count(
         self, features: Mapping[Key, Tensor], labels: Tensor, predictions: Tensor | None
     ) -> None:
-        """Add a batch: rows of every layer, one label and one decision for each.
-
-        Parameters
-        ----------
-        features : mapping from (layer, call) to (N, d) tensor
-        labels : (N,) int32 tensor
-        predictions : (N,) integer tensor, optional
-        """
+        """Add a batch: rows (N, d) of every layer and call, and (N,) labels and decisions."""
         labels = ops.cast(labels, "int32")
         settings = self.settings
         usable = (labels >= 0) & (labels < settings.num_classes)
@@ -196,7 +183,12 @@ class Stream(keras.metrics.Metric):
             hashes = hashed(numbers, settings.sketch_rows, settings.seed)
         for size in {layer.sample_size for layer in layers.values()}:
             slots = sample_slots(numbers, usable, size, settings.seed)
-            self._sample(self.samples[size], slots, numbers + 1, labels, predictions)
+            sample = self.samples[size]
+            _put(sample.ids, slots, numbers + 1)
+            # One up, like the ids: zero is no decision. A label that is no class goes to the bin only.
+            _put(sample.labels, slots, ops.cast(ops.maximum(labels, 0), COUNT))
+            if predictions is not None:
+                _put(sample.predictions, slots, predictions + 1)
             for key, layer in layers.items():
                 if layer.sample_size == size:
                     self._count_layer(layer, features[key], labels, slots, hashes)
@@ -206,20 +198,6 @@ class Stream(keras.metrics.Metric):
         self.expected.assign(saturated(self.expected.value, rows_given))
         self.batches.assign(saturated(self.batches.value, ops.cast(1, COUNT)))
         self.next_row.assign(saturated(start, counted(usable)))
-
-    def _sample(
-        self,
-        sample: SampleVariables,
-        slots: Tensor,
-        ids: Tensor,
-        labels: Tensor,
-        predictions: Tensor | None,
-    ) -> None:
-        _put(sample.ids, slots, ids)
-        # One up, like the ids: zero is no decision. A label that is no class goes to the bin only.
-        _put(sample.labels, slots, ops.cast(ops.maximum(labels, 0), COUNT))
-        if predictions is not None:
-            _put(sample.predictions, slots, predictions + 1)
 
     def _count_layer(
         self,
@@ -249,7 +227,7 @@ class Stream(keras.metrics.Metric):
 
     # On the host
 
-    def rows_due(self) -> int:
+    def expected_rows(self) -> int:
         """Label rows that every layer should have seen."""
         return self._read(self.expected)
 
@@ -281,13 +259,13 @@ class Stream(keras.metrics.Metric):
             ops.convert_to_numpy(variable.value)[:-1].astype(np.int64) for variable in sample
         )
         rows = ops.convert_to_numpy(layer.rows.value)[:-1]
-        kept, known = ids > 0, (ids > 0) & (decided > 0)
+        filled, known = ids > 0, (ids > 0) & (decided > 0)
         return Tally(
             sums=Sums(**{part: arrays.get(part) for part in _SUMS}),
             feature_dtype=layer.dtype,
-            rows=rows[kept],
-            labels=labels[kept],
-            ids=ids[kept] - 1,
+            rows=rows[filled],
+            labels=labels[filled],
+            ids=ids[filled] - 1,
             decided=(ids[known] - 1, decided[known] - 1) if known.any() else None,
             seed=self.settings.seed,
         )
@@ -301,11 +279,6 @@ def _as_counted(budget: Budget) -> Budget:
     if budget.max_rows is not None:
         limits["max_rows"] = np.uint32(min(budget.max_rows, FULL))
     return replace(budget, **limits)
-
-
-def dtype_of(x: Tensor) -> str:
-    """Return the name of a tensor's dtype."""
-    return str(keras.backend.standardize_dtype(x.dtype))
 
 
 def _put(variable: keras.Variable, slots: Tensor, values: Tensor) -> None:
@@ -326,8 +299,5 @@ def _outside_of_strategies(make: Callable[[], _T]) -> _T:
 
     if not tf.distribute.has_strategy():
         return make()
-    made: list[_T] = []
-    thread = threading.Thread(target=lambda: made.append(make()))
-    thread.start()
-    thread.join()
-    return made[0]
+    with ThreadPoolExecutor(1) as other_thread:
+        return other_thread.submit(make).result()

@@ -13,7 +13,7 @@ from keras import layers, ops
 from collapsemeter import ClassMoments, Head, decide, measure
 from collapsemeter.stats.sampling import reservoir_slots
 from collapsemeter_keras import CollapseMeter, watch
-from collapsemeter_keras.finalise import _head
+from collapsemeter_keras.finalise import head_of
 from collapsemeter_keras.layers import select
 
 from .networks import CLASSES, EAGER, WIDTH, body, data, forward, frozen, parts, sequential
@@ -419,7 +419,7 @@ def test_a_head_in_float64_keeps_its_digits():
 
     weight = np.full((3, 2), 1 / 3)
     net.layers[-1].set_weights([weight, np.zeros(2)])
-    assert (_head(select(net, [], "fc", 2)).weight == weight.T).all()
+    assert (head_of(select(net, [], "fc", 2)).weight == weight.T).all()
 
 
 @pytest.mark.parametrize("how", ["class_weight", "sample_weight"])

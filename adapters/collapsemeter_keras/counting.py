@@ -1,0 +1,148 @@
+"""From what a step computed to a stream's sums: labels, decisions and one row per label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import keras
+from keras import ops
+from keras.src.backend.common.masking import get_keras_mask
+
+from collapsemeter.adapter.budget import Clock
+from collapsemeter.adapter.reduction import Layout, feature_rows, reduction_of
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.system.warning import warn
+
+from .labels import (
+    Scores,
+    class_labels,
+    decisions,
+    given_labels,
+    main_output,
+    of_output,
+    without_masked,
+)
+from .layers import Selection, layout_of
+from .operations import BACKEND, OPERATIONS, Tensor
+from .statistics import Key, StreamSums
+
+_CHANNELS_LAST = Layout(channels_first=False, width=None)  # as Keras has them unless told otherwise
+
+
+class BatchCounter:
+    """Adds batches to the streams of a model; a failure of ours marks a layer and never stops a step."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        selection: Selection,
+        settings: Settings,
+        labels: Any,
+        streams: Mapping[str, StreamSums],
+        degraded: dict[str, str],
+        strict: bool,
+        clock: Clock,
+    ) -> None:
+        self.selection, self.settings, self.labels = selection, settings, labels
+        self.streams, self.degraded, self.strict, self.clock = streams, degraded, strict, clock
+        self.without_loss: set[str] = set()  # streams whose last step had no loss yet
+        self._output_names = getattr(model, "output_names", None)
+        self._layouts = {
+            name: layout_of(layer, selection.before.get(name, ()))
+            for name, layer in selection.layers.items()
+        }
+
+    def begin(self, stream: str) -> StreamSums:
+        """Return what a step counts to, and suspect it of having no loss until one is seen."""
+        self.without_loss.add(stream)
+        if stream == "train":
+            self.clock.begin(perf_counter())
+        return self.streams[stream]
+
+    def count(self, stream: StreamSums, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
+        """Add one batch to a stream; nothing of ours reaches the step."""
+        self.without_loss -= {name for name, sums in self.streams.items() if sums is stream}
+        if self.degraded.keys() & {"shapes", "batch"}:
+            return
+        started = perf_counter()
+        try:
+            stream.within_budget(lambda: self._add(stream, outputs, step))
+        except Exception as error:
+            self.degrade("batch", error)
+        if stream is self.streams.get("train"):
+            self.clock.spend_since(started)
+
+    def _add(self, stream: StreamSums, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
+        self.clock.taken = True
+        output = self._main_output(step.get("y_pred"))
+        y = given_labels(step.get("x"), step.get("y"), self.labels, output.key)
+        labels = class_labels(y, output.scores, self.settings)
+        weight = of_output(step.get("sample_weight"), output.key)
+        labels = without_masked(labels, output.scores, weight, self.settings.ignore_index)
+        rows = self.rows(outputs, step.get("y_pred"), tuple(labels.shape))
+        decided = decisions(output.scores, self.selection.head_layer)
+        stream.count(rows, ops.reshape(labels, (-1,)), decided)
+
+    def rows(
+        self, outputs: dict[Key, Any], y_pred: Any, labels: tuple[int | None, ...] | None = None
+    ) -> dict[Key, Tensor]:
+        """Reduce what the layers gave to one row per label; a layer that fails is left out."""
+        scores = self._main_output(y_pred).scores
+        shape = tuple(scores.shape[:-1]) if labels is None else labels
+        mask = get_keras_mask(scores)
+        rows = {}
+        for (name, call), output in outputs.items():
+            if name in self.degraded:
+                continue
+            try:
+                rows[name, call] = feature_rows(
+                    output,
+                    shape,
+                    mask,
+                    OPERATIONS,
+                    layer=name,
+                    layout=self._layouts.get(name) or _CHANNELS_LAST,
+                    reduction=reduction_of(self.settings.reduction, name),
+                )
+            except Exception as error:
+                self.degrade(name, error)
+        return rows
+
+    def _main_output(self, y_pred: Any) -> Scores:
+        which = self.labels if isinstance(self.labels, str) else None
+        return main_output(y_pred, which, self.settings.num_classes, self._output_names)
+
+    def degrade(self, part: str, error: Exception) -> None:
+        """Leave a layer (or the whole batch) out from here on, and warn once; raise if strict."""
+        if self.strict:
+            raise error
+        if part in self.degraded:
+            return
+        self.degraded[part] = f"{type(error).__name__}: {error}"
+        what = f"layer {part!r}" if part in self.selection.watched else "anything"
+        warn(
+            f"collapsemeter could not measure {what} and leaves it out from here on; training "
+            f"goes on ({type(error).__name__}: {error})"
+        )
+
+
+def why_nothing(model: keras.Model, counter: BatchCounter, stream: str) -> str:
+    """Return the likely cause of a stream in which nothing was counted."""
+    step = "train_step" if stream == "train" else "test_step"
+    for part in ("shapes", "batch"):
+        if part in counter.degraded:
+            return counter.degraded[part]
+    if BACKEND == "jax" and not any(isinstance(metric, StreamSums) for metric in model.metrics):
+        return (
+            f"{type(model).__name__}.metrics leaves out the model's own metrics, and JAX "
+            "throws away what a step writes elsewhere: add `super().metrics` to what it returns"
+        )
+    if stream in counter.without_loss:
+        return (
+            f"{type(model).__name__}.{step} does not call `self.compute_loss(x=, y=, "
+            "y_pred=)`, which is where labels and features meet: call it there, or measure with "
+            "probe= or observe()"
+        )
+    return "no step ran since it began; run fit or evaluate with the meter among callbacks="

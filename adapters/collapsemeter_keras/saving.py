@@ -1,0 +1,84 @@
+"""What was counted as arrays by name, and back: a run that was interrupted goes on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state
+from collapsemeter.adapter.settings import Settings
+
+from .layers import Selection
+from .statistics import Key, StreamSums
+
+_OPTIONS = ("num_classes", "sample_rows", "sketch_rows", "seed")
+State = Mapping[str, np.ndarray[Any, Any]]
+
+
+def state_dict(
+    selection: Selection, settings: Settings, streams: Mapping[str, StreamSums]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the variables of the streams by name, with what is needed to make them again."""
+    state = {option: np.asarray(getattr(settings, option)) for option in _OPTIONS}
+    state["watched"] = np.asarray(selection.watched)
+    for name, stream in streams.items():
+        for number, ((layer, call), variables) in enumerate(stream.layers.items()):
+            width = str(int(variables.rows.shape[1]))
+            state[f"{name}/{number}"] = np.asarray([layer, str(call), width, variables.dtype])
+        for variable in stream.variables:
+            state[f"{name}/{variable.name}"] = ops.convert_to_numpy(variable.value).copy()
+    return state
+
+
+def load_state_dict(
+    selection: Selection, settings: Settings, streams: Mapping[str, StreamSums], state: State
+) -> None:
+    """Fill the streams from `state_dict`, or leave them as they are where the state is another's."""
+    if not hasattr(state, "keys") or not set(_OPTIONS) <= set(state.keys()):
+        raise not_a_state(state)
+    saved = {name: list(_saved_layers(state, name)) for name in streams}
+    widths = {key[0]: width for layers in saved.values() for key, width, _ in layers}
+    _check_same(selection, settings, streams, state, widths)
+    for name, stream in streams.items():
+        for key, width, dtype in saved[name]:
+            stream.allocate(key, width, dtype)
+        stream.clear()
+        for variable in stream.variables:
+            if f"{name}/{variable.name}" in state:
+                variable.assign(state[f"{name}/{variable.name}"])
+        stream.resume()
+
+
+def _saved_layers(state: State, stream: str) -> Iterator[tuple[Key, int, str]]:
+    for number in itertools.count():
+        if f"{stream}/{number}" not in state:
+            return
+        layer, call, width, dtype = state[f"{stream}/{number}"].tolist()
+        yield (layer, int(call)), int(width), dtype
+
+
+def _check_same(
+    selection: Selection,
+    settings: Settings,
+    streams: Mapping[str, StreamSums],
+    state: State,
+    counted: Mapping[str, int],
+) -> None:
+    """Raise unless the state is of these layers and options."""
+    watched = selection.watched
+    before = set(counted) <= set(watched)  # states did not always say what was watched
+    layers = state["watched"].tolist() if "watched" in state else watched if before else [*counted]
+    check_same(
+        {option: int(state[option]) for option in _OPTIONS} | {"layers": layers},
+        {option: getattr(settings, option) for option in _OPTIONS} | {"layers": watched},
+    )
+    head, widths = selection.head_layer, {}
+    if selection.head is not None and head is not None and head.built:
+        widths[selection.head] = int(head.input_spec.axes[-1])
+    for stream in streams.values():
+        widths |= {layer: int(made.rows.shape[1]) for (layer, _), made in stream.layers.items()}
+    check_widths(counted, widths)
