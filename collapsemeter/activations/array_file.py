@@ -6,9 +6,7 @@ import abc
 import math
 import os
 import stat
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +17,8 @@ from ..system.suggest import did_you_mean
 MAX_EXPANSION = 200  # an honest array of floats does not shrink this much
 SMALL = 2**20  # bytes; labels in order do shrink that much, and so little memory harms nobody
 MAX_DIRECTORY = 2**19  # bytes; names, shapes and places of some thousand arrays
-MAX_CHUNK = 2**26  # bytes; a compressed chunk must fit in memory whole
 MAX_DIMENSIONS = 32
 KINDS = "fiubV"  # real numbers; "V" is how NumPy calls bfloat16 and other floats of ml_dtypes
-
 
 AS_SAFETENSORS = (
     "save it as safetensors, safetensors.numpy.save_file({'x': x}, 'x.safetensors'), or as float32, "
@@ -31,14 +27,15 @@ AS_SAFETENSORS = (
 _CLASSES = "np.unique(labels, return_inverse=True)[1]"
 NUMBER_LABELS = f"; if these are labels, {_CLASSES} numbers the classes"
 _REMEDIES = {
-    "T": NUMBER_LABELS,
+    "S": NUMBER_LABELS,
+    "U": NUMBER_LABELS,
     "O": f"; of labels, {_CLASSES} numbers the classes, and of rows of features np.stack(rows) is an array",
     "c": "; save x.real and x.imag side by side, or abs(x)",
 }
 
 
 class ActivationsError(ValueError):
-    """A file of activations is not what it says it is; the message names it and says what was found."""
+    """A file of activations is not what it says it is; the message names the file and the fault."""
 
 
 class Refused(Exception):
@@ -65,73 +62,44 @@ class Array(NamedTuple):
         return f"{self.shape} {self.dtype.name}"
 
 
-class ArrayFile(Protocol):
-    """An open file of named arrays.
+class ArrayFile(abc.ABC):
+    """An open file of named arrays; a format adds `_rows` and fills the two dicts.
 
-    Opening reads headers only. A file whose structure is damaged cannot be opened. What is wrong
-    with one array alone costs that array alone: it is in ``refused``, with the reason.
+    Opening reads headers only. A file whose structure is damaged cannot be opened. A fault of one
+    array costs that array alone: its name is in ``refused``, with the reason.
 
     Attributes
     ----------
-    arrays : mapping of str to Array
-        What can be read, in the order of the file.
-    refused : mapping of str to str
-        What is there and is not read: no real numbers (text, pickled objects, bytes without a
-        type), a scalar, a claim that does not fit the bytes stored, a codec that is not known.
+    arrays : dict of str to Array
+        The arrays that can be read, in the order of the file.
+    refused : dict of str to str
+        The arrays that are not read, each with the reason: no real numbers (text, pickled objects,
+        bytes without a type), a scalar, a claim that does not fit the bytes stored, an unknown codec.
     """
 
-    arrays: Mapping[str, Array]
-    refused: Mapping[str, str]
-
-    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return rows ``start`` to ``stop`` (along the first axis, like a slice) as the file has them.
-
-        The array may be a read-only view of the file; what is allocated is a small multiple of it
-        at most.
-
-        Raises
-        ------
-        ActivationsError
-            If there is no such array, it was refused, or the file turns out to be damaged there.
-        """
-
-    def check(self) -> None:
-        """Compare the contents with the checksums that the format has, if any.
-
-        Raises
-        ------
-        ActivationsError
-            If they differ.
-        """
-
-    def close(self) -> None:
-        """Let go of the file; views that were read stay valid."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-class Reader(abc.ABC):
-    """What the readers of all formats share; a format adds `_rows`, and fills the two mappings."""
+    arrays: dict[str, Array]
+    refused: dict[str, str]
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self.arrays: dict[str, Array] = {}
-        self.refused: dict[str, str] = {}
+        self.arrays = {}
+        self.refused = {}
 
     def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return rows ``start`` to ``stop``, clipped as NumPy clips a slice."""
+        """Return rows ``start`` to ``stop``, clipped as NumPy clips a slice, as the file has them.
+
+        The array may be a read-only view of the file. Reading allocates a small multiple of it at most.
+
+        Raises
+        ------
+        ActivationsError
+            If the file has no such array, the array was refused, or the file is damaged there.
+        """
         if name in self.refused:
             raise ActivationsError(f"{self.path}: array {name!r} {self.refused[name]}")
         if name not in self.arrays:
             raise ActivationsError(
-                f"{self.path} has no array {name!r}; arrays found: {self._found()}"
+                f"{self.path} has no array {name!r}; arrays found: {self._names()}"
                 + did_you_mean(name, self.arrays)
             )
         start, stop, _ = slice(start, stop).indices(self.arrays[name].shape[0])
@@ -140,21 +108,27 @@ class Reader(abc.ABC):
         except Refused as reason:
             raise ActivationsError(f"{self.path}: array {name!r} {reason}") from reason
 
-    def _found(self) -> str:
+    def check(self) -> None:  # noqa: B027  # most formats have nothing to add
+        """Compare the contents with the checksums of the format, if it has any.
+
+        Raises
+        ------
+        ActivationsError
+            If they differ.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Close the file; views that were read stay valid."""
+
+    @abc.abstractmethod
+    def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return rows of an array of the file, for 0 <= start <= stop <= number of rows."""
+
+    def _names(self) -> str:
         names = [f"{name!r} {array}" for name, array in list(self.arrays.items())[:20]]
         if len(self.arrays) > len(names):
             names.append(f"and {len(self.arrays) - len(names)} more")
         return ", ".join(names) or "none"
-
-    @abc.abstractmethod
-    def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return rows of an array that is there, for 0 <= start <= stop <= all."""
-
-    def check(self) -> None:  # noqa: B027  # most formats have nothing to add
-        """Do nothing, unless the format has checksums."""
-
-    def close(self) -> None:  # noqa: B027
-        """Do nothing, unless something stays open between reads."""
 
     def __enter__(self) -> Self:
         return self
@@ -164,44 +138,21 @@ class Reader(abc.ABC):
 
 
 def file_size(path: str | os.PathLike[str]) -> int:
-    """Return the size of a regular file: a pipe would be waited for, and a folder is none.
-
-    Raises
-    ------
-    ActivationsError
-        If there is something else under that name.
-    FileNotFoundError
-        If there is nothing.
-    """
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
+    """Return the size of a regular file; refuse pipes, which would be waited for, and folders."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise ActivationsError(f"{os.fspath(path)} is not a regular file")
-    return found.st_size
+    return status.st_size
 
 
 def check_array(shape: tuple[Any, ...], dtype: np.dtype[Any]) -> Array:
-    """Return what a header says of an array, if it is an array of real numbers with rows.
-
-    Raises
-    ------
-    Refused
-        If a length is not a natural number, or the dtype is not one of real numbers.
-
-    Examples
-    --------
-    >>> check_array((10, 3), np.dtype("float32"))
-    Array(shape=(10, 3), dtype=dtype('float32'))
-    >>> check_array((10, 3), np.dtype(object))
-    Traceback (most recent call last):
-        ...
-    collapsemeter.activations.array_file.Refused: has dtype object: only real numbers are read, and pickle never; of labels, np.unique(labels, return_inverse=True)[1] numbers the classes, and of rows of features np.stack(rows) is an array
-    """
+    """Return the array that a header describes; refuse what is no array of real numbers with rows."""
     if len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
         raise Refused(f"has shape {str(shape)[:200]}: not a shape")
     if dtype.kind not in KINDS or dtype.fields is not None or dtype.subdtype is not None:
-        remedy = _REMEDIES.get("T" if dtype.kind in "SU" else dtype.kind, "")
         raise Refused(
-            f"has dtype {str(dtype)[:200]}: only real numbers are read, and pickle never{remedy}"
+            f"has dtype {str(dtype)[:200]}: only real numbers are read, and pickle never"
+            + _REMEDIES.get(dtype.kind, "")
         )
     if is_untyped(dtype):
         raise Refused(
@@ -217,20 +168,7 @@ def check_array(shape: tuple[Any, ...], dtype: np.dtype[Any]) -> Array:
 
 
 def check_expansion(array: Array, stored: int) -> Array:
-    """Return the array, if the bytes it is stored in are enough to be believed.
-
-    Raises
-    ------
-    Refused
-        If it expands more than `MAX_EXPANSION` times.
-
-    Examples
-    --------
-    >>> check_expansion(Array((10**9,), np.dtype("u1")), 1000)
-    Traceback (most recent call last):
-        ...
-    collapsemeter.activations.array_file.Refused: expands 1000000 times, from 1000 bytes to 1000000000: at most 200 times is read; if it is meant, save it uncompressed
-    """
+    """Return the array; refuse it if it expands more than `MAX_EXPANSION` times."""
     if array.nbytes > max(SMALL, MAX_EXPANSION * stored):
         raise Refused(
             f"expands {array.nbytes // max(stored, 1)} times, from {stored} bytes to "
@@ -240,33 +178,11 @@ def check_expansion(array: Array, stored: int) -> Array:
     return array
 
 
-def check_chunk(nbytes: int, stored: int) -> None:
-    """Refuse a chunk that takes much more memory than the file.
-
-    Raises
-    ------
-    Refused
-        If it is above `MAX_CHUNK` and above twice the bytes stored.
-
-    Examples
-    --------
-    >>> check_chunk(2**30, 2**28)
-    Traceback (most recent call last):
-        ...
-    collapsemeter.activations.array_file.Refused: has chunks of 1073741824 bytes, which must be in memory whole: at most 536870912 are read
-    """
-    most = max(MAX_CHUNK, 2 * stored)
-    if nbytes > most:
-        raise Refused(
-            f"has chunks of {nbytes} bytes, which must be in memory whole: at most {most} are read"
-        )
-
-
 def map_array(
     path: str | os.PathLike[str], array: Array, offset: int, order: Literal["C", "F"] = "C"
 ) -> npt.NDArray[Any]:
-    """Return an array as a read-only view of a file, which was seen to hold all of it."""
-    if array.nbytes == 0:  # nothing cannot be mapped
+    """Return a read-only view of a file, which must be known to hold the whole array."""
+    if array.nbytes == 0:  # an empty map is an error
         return np.empty(array.shape, array.dtype)
     return np.memmap(path, array.dtype, "r", offset, array.shape, order).view(np.ndarray)
 

@@ -1,77 +1,52 @@
-"""Rows of an array that is stored in chunks, for the formats that do so."""
+"""Arrays in compressed chunks: no library unpacks a chunk before its size was checked here.
+
+HDF5's library reads beyond a chunk that unpacks to less than it should, and every library unpacks one
+to whatever size it has.
+"""
 
 from __future__ import annotations
 
+import bz2
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .array_file import Array, Refused
+from .array_file import Array, Refused, first_line
+
+MAX_CHUNK = 2**26  # bytes; a compressed chunk must fit in memory whole
 
 Index = tuple[int, ...]
 
 
-def is_nan(value: Any) -> bool:
-    """Whether a fill value is NaN: what is not stored is then left out and counted, and not made up.
+class PackedChunk(NamedTuple):
+    """A chunk as it is stored, and the codecs that were applied to it, in order."""
 
-    Examples
-    --------
-    >>> is_nan(np.float32("nan")), is_nan(0), is_nan(np.bool_(True))
-    (True, False, False)
-    """
-    return bool(value != value)
-
-
-def indices(counts: Index) -> Iterator[Index]:
-    """Yield the index of each chunk, one by one: a file may claim more than memory holds.
-
-    Examples
-    --------
-    >>> list(indices((2, 2)))
-    [(0, 0), (0, 1), (1, 0), (1, 1)]
-    """
-    for i in range(counts[0] if math.prod(counts) else 0):
-        for rest in indices(counts[1:]) if counts[1:] else [()]:
-            yield (i, *rest)
+    data: bytes
+    codecs: Sequence[str]
 
 
 class ChunkGrid:
-    """An array cut into chunks of one shape; those at the end stick out of it.
-
-    The chunk read last is kept: rows are read in order, and most often fewer than a chunk has.
+    """An array cut into chunks of one shape; the chunk read last is kept.
 
     Parameters
     ----------
     array : Array
     chunk : tuple of int
-        The shape of a chunk.
+        The shape of a chunk; those at the end of the array stick out of it.
     fill : scalar
-        What the format says that a chunk holds which is not stored. NaN is given back, for rows of NaN
-        are left out and counted; anything else would be rows that nobody measured.
-    decode : callable
-        Returns the chunk of an index, or None if it is not stored.
+        The values of a chunk that is not stored. Rows of NaN are left out of every count; any other
+        fill value would be rows that nobody measured.
     remedy : str
         What to do about a chunk that is not stored.
-
-    Raises
-    ------
-    Refused
-        By `rows`, if they touch a chunk that is not stored, and its fill value is not NaN.
-
-    Examples
-    --------
-    >>> array = Array((5, 2), np.dtype("f8"))
-    >>> stored = lambda at: np.full((2, 2), at[0]) if at[0] < 2 else None
-    >>> ChunkGrid(array, (2, 2), np.nan, stored).rows(1, 5).tolist()
-    [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [nan, nan]]
-    >>> ChunkGrid(array, (2, 2), 0.0, stored).rows(1, 5)
-    Traceback (most recent call last):
-        ...
-    collapsemeter.activations.array_file.Refused: has no stored values in rows 4 to 5 (chunk 2.0): they were never written
+    packed : callable
+        Returns the stored chunk of an index, or None if it is not stored.
+    unpack : callable
+        Returns part of the array, which lies in one chunk, by its slices.
     """
 
     def __init__(
@@ -79,67 +54,162 @@ class ChunkGrid:
         array: Array,
         chunk: Index,
         fill: Any,
-        decode: Callable[[Index], npt.NDArray[Any] | None],
-        remedy: str = "they were never written",
+        remedy: str,
+        packed: Callable[[Index], PackedChunk | None],
+        unpack: Callable[[tuple[slice, ...]], npt.NDArray[Any]],
     ) -> None:
-        self._array, self._chunk, self._fill, self._decode = array, chunk, fill, decode
-        self._remedy = remedy
+        if len(chunk) != len(array.shape) or min(chunk, default=1) < 1:
+            raise Refused(f"has chunks {str(chunk)[:200]} in shape {array.shape}")
+        self.array, self.chunk, self._fill, self._remedy = array, chunk, fill, remedy
+        self._packed, self._unpack = packed, unpack
+        self._nbytes = math.prod(chunk) * array.dtype.itemsize
+        self._checked: set[Index] = set()
         self._last: tuple[Index, npt.NDArray[Any] | None] | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a chunk in memory."""
-        return math.prod(self._chunk) * self._array.dtype.itemsize
+    def check_size(self, stored: int) -> None:
+        """Refuse chunks that take much more memory than the file."""
+        most = max(MAX_CHUNK, 2 * stored)
+        if self._nbytes > most:
+            raise Refused(
+                f"has chunks of {self._nbytes} bytes, which must be in memory whole: at most {most} are "
+                "read"
+            )
 
-    @property
-    def height(self) -> int:
-        """Rows of a chunk."""
-        return self._chunk[0]
-
-    @property
-    def counts(self) -> Index:
-        """How many chunks there are along each axis."""
-        return tuple(-(-n // c) for n, c in zip(self._array.shape, self._chunk, strict=True))
-
-    def missing(self, at: Index) -> None:
-        """Refuse a chunk that is not stored, unless it is filled with NaN.
-
-        Raises
-        ------
-        Refused
-        """
-        if is_nan(self._fill):
+    def check_stored(self, is_stored: Callable[[Index], bool], step: Index) -> None:
+        """Refuse the array if a chunk is not stored, unless it would be NaN; look at each ``step``-th one."""
+        if np.isnan(self._fill):
             return
-        start = at[0] * self._chunk[0]
-        stop = min(start + self._chunk[0], self._array.shape[0])
-        raise Refused(
-            f"has no stored values in rows {start} to {stop} (chunk {'.'.join(map(str, at))}): "
-            f"{self._remedy}"
-        )
+        spans = (c * s for c, s in zip(self.chunk, step, strict=True))
+        counts = [-(-n // span) for n, span in zip(self.array.shape, spans, strict=True)]
+        for flat in range(math.prod(counts)):
+            place = np.unravel_index(flat, counts)
+            index = tuple(int(i) * s for i, s in zip(place, step, strict=True))
+            if not is_stored(index):
+                raise self._missing(index)
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return the rows, decoding every chunk that they touch once."""
-        shape = (stop - start, *self._array.shape[1:])
-        rows = np.full(shape, self._fill, self._array.dtype)
+        """Return the rows, unpacking every chunk that they touch once."""
+        spans = ((start, stop), *((0, n) for n in self.array.shape[1:]))
+        rows = np.full([b - a for a, b in spans], self._fill, self.array.dtype)
         if rows.size == 0:
             return rows
-        spans = ((start, stop), *((0, n) for n in self._array.shape[1:]))
-        grid = (range(a // c, -(-b // c)) for (a, b), c in zip(spans, self._chunk, strict=True))
-        for at in itertools.product(*grid):
-            found = self._get(at)
-            if found is None:
-                self.missing(at)
-                continue
+        grid = (range(a // c, -(-b // c)) for (a, b), c in zip(spans, self.chunk, strict=True))
+        for index in itertools.product(*grid):
             target, source = [], []
-            for i, c, (a, b) in zip(at, self._chunk, spans, strict=True):
+            for i, c, (a, b) in zip(index, self.chunk, spans, strict=True):
                 low, high = max(a, i * c), min(b, (i + 1) * c)
                 target.append(slice(low - a, high - a))
                 source.append(slice(low - i * c, high - i * c))
-            rows[tuple(target)] = found[tuple(source)]
+            values = self._get(index)
+            if values is not None:
+                rows[tuple(target)] = values[tuple(source)]
         return rows
 
-    def _get(self, at: Index) -> npt.NDArray[Any] | None:
-        if self._last is None or self._last[0] != at:
-            self._last = None  # let go of it before the next one takes its memory
-            self._last = at, self._decode(at)
+    def _get(self, index: Index) -> npt.NDArray[Any] | None:
+        if self._last is None or self._last[0] != index:
+            self._last = None  # its memory is free before the next chunk takes some
+            self._last = index, self._read(index)
         return self._last[1]
+
+    def _read(self, index: Index) -> npt.NDArray[Any] | None:
+        places = zip(index, self.chunk, self.array.shape, strict=True)
+        part = tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in places)
+        try:
+            if index not in self._checked:
+                chunk = self._packed(index)
+                if chunk is None:
+                    if np.isnan(self._fill):
+                        return None
+                    raise self._missing(index)
+                check_unpacked(chunk, self._nbytes)
+                self._checked.add(index)
+            return self._unpack(part)
+        except Refused:
+            raise
+        except Exception as error:  # the errors of libraries have many types
+            raise Refused(f"has a damaged chunk: {first_line(error)}") from error
+
+    def _missing(self, index: Index) -> Refused:
+        start = index[0] * self.chunk[0]
+        stop = min(start + self.chunk[0], self.array.shape[0])
+        return Refused(
+            f"has no stored values in rows {start} to {stop} (chunk {'.'.join(map(str, index))}): "
+            f"{self._remedy}"
+        )
+
+
+def check_unpacked(chunk: PackedChunk, nbytes: int) -> None:
+    """Refuse a chunk that does not unpack to so many bytes; at most one more is unpacked to find out."""
+    if sum(codec in _SIZES for codec in chunk.codecs) > 1:
+        raise Refused(f"has chunks that are compressed twice, by {', '.join(chunk.codecs)}")
+    size, data = len(chunk.data), memoryview(chunk.data)
+    most = nbytes + 4 * sum(codec in _CHECKSUMS for codec in chunk.codecs)
+    for codec in reversed(chunk.codecs):
+        if codec in _CHECKSUMS:
+            size, data = max(size - 4, 0), data[:-4]
+        elif codec in _SIZES:
+            size = _SIZES[codec](bytes(data), most)
+    if size > most:
+        raise Refused(f"has a chunk that does not end after {nbytes} bytes: it is damaged")
+    if size != nbytes:
+        raise Refused(f"has a chunk that unpacks to {size} bytes, not {nbytes}: it is damaged")
+
+
+def _size_of_stream(unpacker: Any, data: bytes, most: int) -> int:
+    size = len(unpacker.decompress(data, most + 1))
+    if size <= most and (not unpacker.eof or unpacker.unused_data):
+        raise ValueError("it ends early, or something follows its end")
+    return size
+
+
+def _size_of_deflate(data: bytes, most: int) -> int:
+    return _size_of_stream(zlib.decompressobj(32 + zlib.MAX_WBITS), data, most)
+
+
+def _size_of_bz2(data: bytes, most: int) -> int:
+    return _size_of_stream(bz2.BZ2Decompressor(), data, most)
+
+
+def _size_of_blosc(data: bytes, most: int) -> int:
+    if len(data) < 16 or int.from_bytes(data[12:16], "little") != len(data):
+        raise ValueError("its blosc header says another length")
+    return int.from_bytes(data[4:8], "little")
+
+
+def _size_of_lz4(data: bytes, most: int) -> int:
+    return int.from_bytes(data[:4], "little")
+
+
+def _size_of_zstd(data: bytes, most: int) -> int:
+    """Return the size that the header of a frame claims (RFC 8878, 3.1.1.1)."""
+    if data[:4] != b"\x28\xb5\x2f\xfd":
+        raise ValueError("it is no zstd frame")
+    single = data[4] >> 5 & 1
+    width = (single, 2, 4, 8)[data[4] >> 6]
+    start = 5 + (1 - single) + (0, 1, 2, 4)[data[4] & 3]
+    if not width or start + width > len(data):
+        raise ValueError("its zstd frame does not say its size")
+    return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
+
+
+def _size_of_lzf(data: bytes, most: int) -> int:
+    """Return the size of literal runs and references, without following them."""
+    size = place = 0
+    while place < len(data) and size <= most:
+        control = data[place]
+        if control < 32:
+            size, place = size + control + 1, place + control + 2
+        else:
+            long = control >> 5 == 7
+            size += (control >> 5) + 2 + (data[place + 1] if long else 0)
+            place += 3 if long else 2
+    if size <= most and place != len(data):
+        raise ValueError("it ends early")
+    return size
+
+
+_CHECKSUMS = ("crc32c", "fletcher32")
+_SIZES: dict[str, Callable[[bytes, int], int]] = {
+    "gzip": _size_of_deflate, "zlib": _size_of_deflate, "bz2": _size_of_bz2, "blosc": _size_of_blosc,
+    "lz4": _size_of_lz4, "zstd": _size_of_zstd, "lzf": _size_of_lzf,
+}  # fmt: skip

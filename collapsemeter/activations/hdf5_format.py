@@ -1,9 +1,4 @@
-"""Named arrays in an HDF5 file: h5py tells what is where, and the bytes are read here.
-
-HDF5's library unpacks a chunk to whatever size it unpacks to, and loads filters from plugins; a file
-from elsewhere should not decide on either. So of the library only the directory is used. There is no
-bfloat16 in HDF5: save it as safetensors.
-"""
+"""Named arrays in an HDF5 file, read by h5py. HDF5 has no bfloat16: save it as safetensors."""
 
 from __future__ import annotations
 
@@ -18,35 +13,25 @@ from .array_file import (
     NUMBER_LABELS,
     ActivationsError,
     Array,
-    Reader,
+    ArrayFile,
     Refused,
     check_array,
-    check_chunk,
     check_expansion,
     file_size,
     first_line,
     map_array,
 )
-from .chunk_grid import ChunkGrid, Index, indices, is_nan
-from .hdf5_filters import FILTERS, Filter, unfilter
+from .chunk_grid import ChunkGrid, Index, PackedChunk
 
 MAX_OBJECTS = 100_000
+_FILTERS = {1: "zlib", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}  # all others are plugins
 _REMEDY = "they were never written; finish the file, or make the dataset with fillvalue=nan to leave such rows out"
-_TYPES = {
-    f"{family}{8 * size}{order}": f"{sign}{kind}{size}"
-    for family, kind, sizes in (
-        ("IEEE_F", "f", (2, 4, 8)), ("STD_I", "i", (1, 2, 4, 8)), ("STD_U", "u", (1, 2, 4, 8))
-    )
-    for size in sizes
-    for order, sign in (("LE", "<"), ("BE", ">"))
-}  # fmt: skip
 
 
-class Hdf5File(Reader):
+class Hdf5File(ArrayFile):
     """The datasets of an HDF5 file under their paths, like ``group/name``.
 
-    Only hard links are followed: other links, external storage and virtual datasets name files
-    that are none of this file's business.
+    Only hard links are followed: other links, external storage and virtual datasets name other files.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -57,30 +42,27 @@ class Hdf5File(Reader):
                 f"reading {os.fspath(path)} needs h5py: pip install 'collapsemeter[hdf5]'"
             ) from error
         super().__init__(path)
-        self._h5py = h5py
-        self._size = file_size(path)
+        self._h5py, self._size = h5py, file_size(path)
         self._rows_of: dict[str, ChunkGrid | npt.NDArray[Any]] = {}
         try:
             self._file = h5py.File(path, "r")
         except Exception as error:  # the library's errors have many types
-            raise ActivationsError(
-                f"{self.path} is not a whole HDF5 file: {first_line(error)}"
-            ) from error
+            raise self._damaged(error) from error
         try:
-            self._raw = np.memmap(path, np.uint8, "r").view(np.ndarray)
-            for name, found in self._walk():
-                self._add(name, found)
+            for name, item in self._walk():
+                self._add(name, item)
         except ActivationsError:
             self._file.close()
             raise
         except Exception as error:
             self._file.close()
-            raise ActivationsError(
-                f"{self.path} is not a whole HDF5 file: {first_line(error)}"
-            ) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> ActivationsError:
+        return ActivationsError(f"{self.path} is not a whole HDF5 file: {first_line(error)}")
 
     def _walk(self) -> Iterator[tuple[str, Any]]:
-        """Yield what is in the groups, with its path: an object, or the reason why there is none."""
+        """Yield the path of each object with the object, or the reason why there is none."""
         h5py, groups, visited, count = self._h5py, [("", self._file["/"])], set(), 0
         while groups:
             prefix, group = groups.pop(0)
@@ -96,31 +78,31 @@ class Hdf5File(Reader):
                     yield name, f"is not in the file: it is a {type(link).__name__}"
                     continue
                 try:
-                    found = group[key]
+                    item = group[key]
                 except Exception as error:
                     yield name, f"is damaged: {first_line(error)}"
                     continue
-                if not isinstance(found, h5py.Group):
-                    yield name, found
+                if not isinstance(item, h5py.Group):
+                    yield name, item
                     continue
-                address = h5py.h5o.get_info(found.id).addr
+                address = h5py.h5o.get_info(item.id).addr
                 if address not in visited:  # a group may hold itself
                     visited.add(address)
-                    groups.append((name + "/", found))
+                    groups.append((name + "/", item))
 
-    def _add(self, name: str, found: Any) -> None:
+    def _add(self, name: str, item: Any) -> None:
         try:
-            if isinstance(found, str):
-                raise Refused(found)
-            if not isinstance(found, self._h5py.Dataset):
+            if isinstance(item, str):
+                raise Refused(item)
+            if not isinstance(item, self._h5py.Dataset):
                 raise Refused("is not a dataset")
-            if "MATLAB_class" in found.attrs:
+            if "MATLAB_class" in item.attrs:
                 raise Refused(
                     "was written by MATLAB, whose arrays are transposed in HDF5: save them as "
                     f"np.savez('x.npz', x=h5py.File(file)[{name!r}][()].T)"
                 )
-            array = self._describe(found)
-            self._rows_of[name] = self._locate(found, array)
+            array = self._describe(item)
+            self._rows_of[name] = self._locate(item, array)
             self.arrays[name] = array
         except Refused as reason:
             self.refused[name] = str(reason)
@@ -128,70 +110,63 @@ class Hdf5File(Reader):
             self.refused[name] = f"is damaged: {first_line(error)}"
 
     def _describe(self, dataset: Any) -> Array:
-        h5t, kind = self._h5py.h5t, dataset.id.get_type()
-        if kind.get_class() == h5t.ENUM and dataset.dtype == bool:
-            return check_array(dataset.shape, np.dtype(bool))
-        for name, dtype in _TYPES.items():
-            if kind.equal(getattr(h5t, name)):
-                if dataset.shape is None:
-                    raise Refused("is empty: it has no shape")
-                return check_array(dataset.shape, np.dtype(dtype))
-        text = kind.get_class() == h5t.STRING
-        raise Refused(
-            f"has dtype {str(dataset.dtype)[:200]}, which in HDF5 is no plain type of real numbers"
-            + (NUMBER_LABELS if text else "")
-        )
+        h5t, kind, dtype = self._h5py.h5t, dataset.id.get_type(), dataset.dtype
+        if dtype.kind not in "fiub" or not kind.equal(h5t.py_create(dtype)):
+            text = kind.get_class() == h5t.STRING
+            raise Refused(
+                f"has dtype {str(dtype)[:200]}, which in HDF5 is no plain type of real numbers"
+                + (NUMBER_LABELS if text else "")
+            )
+        if dataset.shape is None:
+            raise Refused("is empty: it has no shape")
+        return check_array(dataset.shape, dtype)
 
     def _locate(self, dataset: Any, array: Array) -> ChunkGrid | npt.NDArray[Any]:
         """Return where the rows come from, if all of that is in this file and fits it."""
         h5d, plist = self._h5py.h5d, dataset.id.get_create_plist()
         if plist.get_external_count():
             raise Refused("is not in the file: it has external storage")
-        layout = plist.get_layout()
+        layout, stored = plist.get_layout(), dataset.id.get_storage_size()
         if layout == h5d.VIRTUAL:
             raise Refused("is not in the file: it is a virtual dataset")
-        stored = dataset.id.get_storage_size()
         if layout == h5d.CHUNKED:
-            grid = self._chunks(dataset, array, _filters(plist))
+            grid = self._chunks(dataset, array, plist)
             check_expansion(array, stored)
             return grid
-        if layout == h5d.COMPACT:
-            return np.asarray(dataset[()], check_expansion(array, stored).dtype)
         if stored == 0:  # never written; get_offset() may still return a number
-            if array.nbytes and not is_nan(dataset.fillvalue):
+            if array.nbytes and not np.isnan(dataset.fillvalue):
                 raise Refused(f"has no stored values in rows 0 to {array.shape[0]}: {_REMEDY}")
             check_expansion(array, stored)
             return np.full(array.shape, dataset.fillvalue, array.dtype)
-        offset = dataset.id.get_offset()
+        if layout == h5d.COMPACT and stored == array.nbytes:
+            return np.asarray(dataset[()], array.dtype)
+        offset = dataset.id.get_offset() or self._size
         if offset + array.nbytes > self._size:
             raise Refused(f"asks for {array.nbytes} bytes at {offset}, the file has {self._size}")
         return map_array(self.path, array, offset)
 
-    def _chunks(self, dataset: Any, array: Array, filters: list[Filter]) -> ChunkGrid:
-        shape = dataset.chunks
-        places: dict[Index, tuple[int, int, int]] = {}
+    def _chunks(self, dataset: Any, array: Array, plist: Any) -> ChunkGrid:
+        shape, codecs = dataset.chunks, _filters(plist)
+        stored: set[Index] = set()
 
         def note(info: Any) -> None:
-            at = tuple(o // c for o, c in zip(info.chunk_offset, shape, strict=True))
-            places[at] = info.byte_offset, info.size, info.filter_mask
+            if info.byte_offset + info.size > self._size:
+                raise Refused(
+                    f"has a chunk of {info.size} bytes at {info.byte_offset}, the file has {self._size}"
+                )
+            stored.add(tuple(o // c for o, c in zip(info.chunk_offset, shape, strict=True)))
 
-        def decode(at: Index) -> npt.NDArray[Any] | None:
-            if at not in places:
+        def packed(index: Index) -> PackedChunk | None:
+            if index not in stored:
                 return None
-            offset, size, mask = places[at]
-            if offset + size > self._size:
-                raise Refused(f"has a chunk of {size} bytes at {offset}, the file has {self._size}")
-            packed = self._raw[offset : offset + size]
-            return unfilter(packed, filters, mask, grid.nbytes).view(array.dtype).reshape(shape)
+            place = tuple(i * c for i, c in zip(index, shape, strict=True))
+            mask, data = dataset.id.read_direct_chunk(place)
+            return PackedChunk(data, [c for i, c in enumerate(codecs) if not mask >> i & 1])
 
-        grid = ChunkGrid(array, shape, dataset.fillvalue, decode, _REMEDY)
-        check_chunk(grid.nbytes, self._size)
+        grid = ChunkGrid(array, shape, dataset.fillvalue, _REMEDY, packed, dataset.__getitem__)
+        grid.check_size(self._size)
         dataset.id.chunk_iter(note)
-        # At most one more than are stored is looked for.
-        for at in indices(grid.counts):
-            if at not in places:
-                grid.missing(at)
-                break
+        grid.check_stored(stored.__contains__, (1,) * len(shape))
         return grid
 
     def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
@@ -199,31 +174,23 @@ class Hdf5File(Reader):
         return rows.rows(start, stop) if isinstance(rows, ChunkGrid) else rows[start:stop]
 
     def check(self) -> None:
-        """Unpack all chunks, which compares them with what checksums their filters have.
-
-        Raises
-        ------
-        ActivationsError
-            If one differs.
-        """
+        """Unpack all chunks, which compares them with the checksums of their filters."""
         for name, rows in self._rows_of.items():
             if isinstance(rows, ChunkGrid):
-                for start in range(0, self.arrays[name].shape[0], rows.height):
-                    self.read(name, start, start + rows.height)
+                for start in range(0, self.arrays[name].shape[0], rows.chunk[0]):
+                    self.read(name, start, start + rows.chunk[0])
 
     def close(self) -> None:
-        """Let go of the file; views that were read stay valid."""
+        """Close the file; views that were read stay valid."""
         self._file.close()
 
 
-def _filters(plist: Any) -> list[Filter]:
-    found = []
-    for i in range(plist.get_nfilters()):
-        code, _, values, name = plist.get_filter(i)
-        if code not in FILTERS:
+def _filters(plist: Any) -> list[str]:
+    codes = [plist.get_filter(i) for i in range(plist.get_nfilters())]
+    for code, _, _, name in codes:
+        if code not in _FILTERS:
             raise Refused(
                 f"has filter {code} ({name.decode('ascii', 'replace')[:50]}): only gzip, lzf, "
                 "shuffle and fletcher32 are read"
             )
-        found.append(Filter(code, values))
-    return found
+    return [_FILTERS[code] for code, *_ in codes]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import threading
 import warnings
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from .array_file import (
     AS_SAFETENSORS,
     ActivationsError,
     Array,
-    Reader,
+    ArrayFile,
     Refused,
     check_array,
     file_size,
@@ -24,15 +25,14 @@ from .array_file import (
     map_array,
 )
 
-_MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # characters; NumPy's own limit for untrusted files
 PREFIX = MAX_HEADER + 12  # bytes that hold any header, with the magic and its length
 
 _FLOAT8 = re.compile(r"dtype descriptor: '[<>|=]?f1'")
 
-# A worker of Dask has several threads. The filters of warnings are those of all, and so is the depth that
-# Python 3.11 counts as it parses: SystemError, where another thread does so in between.
-_ONE_AT_A_TIME = threading.Lock()
+# A worker of Dask has several threads, which share the filters of warnings and the depth that Python
+# 3.11 counts as it parses: it raises SystemError where another thread parses in between.
+_PARSING = threading.Lock()
 
 
 class NpyHeader(NamedTuple):
@@ -43,23 +43,23 @@ class NpyHeader(NamedTuple):
     offset: int
 
 
-class NpyFile(Reader):
+class NpyFile(ArrayFile):
     """The array of a ``.npy`` file, under the file's name without its ending."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
         size = file_size(path)
         name = Path(path).name.removesuffix(".npy")
+        with open(path, "rb") as file:
+            prefix = file.read(PREFIX)
         try:
-            with open(path, "rb") as file:
-                header = read_header(file)
+            header = read_header(prefix)
         except Refused as reason:
             self.refused[name] = str(reason)
             return
         except ValueError as error:
-            raise ActivationsError(
-                f"{self.path} is not a .npy array: {_why(path, error)}"
-            ) from error
+            why = str(error) if prefix.startswith(np.lib.format.MAGIC_PREFIX) else _no_header(path)
+            raise ActivationsError(f"{self.path} is not a .npy array: {why}") from error
         if size - header.offset != header.array.nbytes:
             raise ActivationsError(
                 f"{self.path}: its header asks for {header.array.nbytes} bytes {header.array}, the "
@@ -72,10 +72,7 @@ class NpyFile(Reader):
         return self._mapped[start:stop]
 
 
-def _why(path: str | os.PathLike[str], error: ValueError) -> str:
-    with open(path, "rb") as file:
-        if file.read(len(_MAGIC)) == _MAGIC:
-            return str(error)
+def _no_header(path: str | os.PathLike[str]) -> str:
     last = Path(path).name
     return (
         "it has no header; if these are raw numbers, as np.memmap and tofile write them, give them one with "
@@ -83,19 +80,12 @@ def _why(path: str | os.PathLike[str], error: ValueError) -> str:
     )
 
 
-def read_header(file: IO[bytes]) -> NpyHeader:
-    """Read the header at the start of a stream.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    Refused
-        If it is not the header of an array of real numbers.
-    """
+def read_header(prefix: bytes) -> NpyHeader:
+    """Read the header in the first `PREFIX` bytes of an array; ValueError if there is none."""
+    file = io.BytesIO(prefix)
     try:
-        with _ONE_AT_A_TIME, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the syntax of a header: it is an error or fine
+        with _PARSING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a header with bad syntax is an error or fine
             version = np.lib.format.read_magic(file)
             read = {
                 (1, 0): np.lib.format.read_array_header_1_0,

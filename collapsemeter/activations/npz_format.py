@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import zlib
 from typing import IO, Any
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from .array_file import (
     ActivationsError,
-    Reader,
+    ArrayFile,
     Refused,
     check_expansion,
     file_size,
@@ -25,7 +24,7 @@ from .zip_directory import DEFLATED, STORED, Member, read_members
 _PIECE = 2**16  # bytes that are read or thrown away at once
 
 
-class NpzFile(Reader):
+class NpzFile(ArrayFile):
     """The arrays of an ``.npz`` file, each under its member's name without ``.npy``.
 
     A compressed array can only be read from its start on: reading it in ascending chunks is one
@@ -204,7 +203,7 @@ def _describe(file: IO[bytes], member: Member) -> NpyHeader:
     stream = Stream(file, member)
     stream.fill(memoryview(prefix))
     try:
-        header = read_header(io.BytesIO(prefix))
+        header = read_header(bytes(prefix))
     except ValueError as error:
         raise Refused(f"is not a .npy array: {error}") from error
     if header.offset + header.array.nbytes != member.size:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import ActivationsError, ArrayFile, open_arrays
+from .array_file import ActivationsError, ArrayFile
 from .foreign import explained, is_foreign_name
+from .formats import open_arrays
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")  # a letter and a colon is a Windows drive
 _CHUNK = 2**20  # bytes that are copied at once

@@ -19,7 +19,7 @@ from .array_file import (
     MAX_DIRECTORY,
     ActivationsError,
     Array,
-    Reader,
+    ArrayFile,
     Refused,
     check_array,
     file_size,
@@ -35,7 +35,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class SafetensorsFile(Reader):
+class SafetensorsFile(ArrayFile):
     """The arrays of a ``.safetensors`` file; the places they claim must tile it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -1,16 +1,15 @@
-"""Named arrays in a ``.zarr`` folder, versions 2 and 3, read chunk by chunk.
-
-The folder is read here, with the codecs of numcodecs, and not by the zarr library: see `zarr_codecs`
-for why. What comes of it is that arrays of bfloat16 are read, which that library does not know.
-"""
+"""Named arrays in a ``.zarr`` folder, versions 2 and 3, read by the zarr library."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+import struct
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +18,22 @@ from .array_file import (
     MAX_DIRECTORY,
     ActivationsError,
     Array,
-    Reader,
+    ArrayFile,
     Refused,
-    check_chunk,
+    check_array,
     check_expansion,
     first_line,
 )
-from .chunk_grid import ChunkGrid, Index, indices
-from .zarr_codecs import unpack
-from .zarr_metadata import Plan, Shard, plan_v2, plan_v3
+from .chunk_grid import ChunkGrid, Index, PackedChunk
 
 _V3, _V2 = "zarr.json", ".zarray"
+_CODECS = ("gzip", "zlib", "bz2", "blosc", "lz4", "zstd", "crc32c", "shuffle")
+_LAYOUTS = ("bytes", "transpose")  # of version 3
+_NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")  # of ml_dtypes; zarr reads their bits
+_NUMBERS = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "float32", "float64", *_NARROW,
+)  # fmt: skip
 _REMEDY = (
     "they were never written, or they are the fill value alone, which Zarr does not store by default; "
     'write the array with config={"write_empty_chunks": True}, or with fill_value=nan'
@@ -37,7 +41,7 @@ _REMEDY = (
 _MISSING = 2**64 - 1  # place and length of a chunk that a shard does not have
 
 
-class ZarrFolder(Reader):
+class ZarrFolder(ArrayFile):
     """The arrays of a ``.zarr`` folder under their paths; a single one under the folder's name.
 
     Symbolic links are not followed: they may lead out of the folder, or around in it.
@@ -45,9 +49,8 @@ class ZarrFolder(Reader):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
-            import google_crc32c  # noqa: F401
             import ml_dtypes  # noqa: F401  # teaches NumPy the name bfloat16
-            import numcodecs  # noqa: F401
+            import zarr  # noqa: F401
         except ImportError as error:
             raise ImportError(
                 f"reading {os.fspath(path)} needs zarr: pip install 'collapsemeter[audit,zarr]'"
@@ -55,7 +58,7 @@ class ZarrFolder(Reader):
         super().__init__(path)
         self._grids: dict[str, ChunkGrid] = {}
         root = Path(path)
-        os.stat(root)  # if there is nothing, that is what must be said
+        os.stat(root)  # a missing folder must be called missing
         kind = _kind(root)
         if not root.is_dir() or not kind:
             raise ActivationsError(
@@ -69,32 +72,21 @@ class ZarrFolder(Reader):
 
     def _add(self, name: str, folder: Path) -> None:
         try:
-            plan = _plan(folder)
-            stored = _stored(folder)
-            read = _shard_reader(folder, plan, plan.shard) if plan.shard else _reader(folder, plan)
-            grid = ChunkGrid(plan.array, plan.chunk, plan.fill, read, _REMEDY)
-            check_chunk(grid.nbytes, stored)
-            _check_files(folder, plan, grid)
-            check_expansion(plan.array, stored)
-            self._grids[name] = grid
-            self.arrays[name] = plan.array
+            self._grids[name] = grid = _open_array(folder)
+            self.arrays[name] = grid.array
         except Refused as reason:
             self.refused[name] = str(reason)
+        except Exception as error:  # the library checks the rest of the metadata
+            self.refused[name] = f"has damaged metadata: {first_line(error)}"
 
     def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         return self._grids[name].rows(start, stop)
 
     def check(self) -> None:
-        """Unpack all chunks, which compares them with what checksums their codecs have.
-
-        Raises
-        ------
-        ActivationsError
-            If one differs.
-        """
+        """Unpack all chunks, which compares them with the checksums of their codecs."""
         for name, grid in self._grids.items():
-            for start in range(0, self.arrays[name].shape[0], grid.height):
-                self.read(name, start, start + grid.height)
+            for start in range(0, self.arrays[name].shape[0], grid.chunk[0]):
+                self.read(name, start, start + grid.chunk[0])
 
 
 def _kind(folder: Path) -> str:
@@ -102,7 +94,7 @@ def _kind(folder: Path) -> str:
     if (folder / _V3).is_file():
         try:
             return "group" if _json(folder / _V3).get("node_type") == "group" else "array"
-        except Refused:  # whoever reads it as an array will say why not
+        except Refused:  # the reader of arrays says why
             return "array"
     if (folder / _V2).is_file():
         return "array"
@@ -130,26 +122,109 @@ def _json(path: Path) -> dict[str, Any]:
             f"has metadata of {path.stat().st_size} bytes: at most {MAX_DIRECTORY} is read"
         )
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise Refused(f"has damaged metadata, {path.name}: {first_line(error)}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Refused(f"has damaged metadata: {path.name} is not a JSON object")
-    return found
+    return content
 
 
-def _plan(folder: Path) -> Plan:
+def _open_array(folder: Path) -> ChunkGrid:
+    """Return the chunks of an array, if its metadata are safe and all of its files are there."""
+    from zarr import Array as ZarrArray
+    from zarr.storage import LocalStore, StorePath
+
     if folder.is_symlink() and folder.suffix != ".zarr":
         raise Refused("is a symbolic link: links are not followed")
-    newer = (folder / _V3).is_file()
-    meta = _json(folder / (_V3 if newer else _V2))
-    if meta.get("zarr_format") != (3 if newer else 2):
+    version = 3 if (folder / _V3).is_file() else 2
+    meta = _json(folder / (_V3 if version == 3 else _V2))
+    if meta.get("zarr_format") != version:
         raise Refused(f"has Zarr version {str(meta.get('zarr_format'))[:50]}: 2 and 3 are read")
-    return plan_v3(meta) if newer else plan_v2(meta)
+    dtype = _dtype(meta["dtype"]) if version == 2 else _data_type(meta["data_type"])
+    shape = check_array(tuple(meta["shape"]), dtype).shape
+    codecs, index = _codecs(meta, version)
+    if dtype.name in _NARROW:  # the library knows the bits, not the numbers
+        fill = _bits(meta["fill_value"], dtype)
+        meta = meta | {"data_type": f"uint{8 * dtype.itemsize}", "fill_value": fill}
+    opened: Any = ZarrArray.from_dict(StorePath(LocalStore(folder, read_only=True)), meta)
+    native = dtype if dtype.name in _NARROW else opened.dtype
+    files = _ChunkFiles(folder, opened, codecs, index)
+    grid = ChunkGrid(
+        Array(shape, native),
+        opened.chunks,
+        np.asarray(opened.fill_value or 0, opened.dtype).view(native)[()],
+        _REMEDY,
+        files.packed,
+        lambda part: opened[part].view(native),
+    )
+    stored = _stored(folder)
+    grid.check_size(stored)
+    grid.check_stored(lambda index: os.path.lexists(files.path(index)), files.per_file)
+    check_expansion(grid.array, stored)
+    return grid
+
+
+def _dtype(stored: Any) -> np.dtype[Any]:
+    if not isinstance(stored, str):
+        raise Refused(f"has dtype {str(stored)[:200]}: only real numbers are read")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # NumPy warns of names that it has given up
+            dtype: np.dtype[Any] = np.dtype(stored)
+            return dtype
+    except (TypeError, ValueError, SyntaxError, DeprecationWarning) as error:
+        raise Refused(f"has dtype {stored[:100]!r}, which is not read") from error
+
+
+def _data_type(stored: Any) -> np.dtype[Any]:
+    if stored not in _NUMBERS:
+        raise Refused(f"has data type {str(stored)[:200]}: only real numbers are read")
+    dtype: np.dtype[Any] = np.dtype(stored)
+    return dtype
+
+
+def _bits(fill: Any, dtype: np.dtype[Any]) -> int:
+    if isinstance(fill, str) and fill.startswith("0x"):
+        return int(fill, 16)
+    return int(np.asarray(float(fill or 0), dtype).view(f"u{dtype.itemsize}"))
+
+
+def _codecs(meta: dict[str, Any], version: int) -> tuple[list[str], _ShardIndex | None]:
+    """Return the codecs of a chunk, in order, and how shards keep their index; refuse unknown codecs."""
+    if version == 2:
+        steps = [*(meta.get("filters") or []), meta.get("compressor")]
+        return _names([step for step in steps if step is not None], "id"), None
+    if not any(_name(step, "name") == "sharding_indexed" for step in meta["codecs"]):
+        return _names(meta["codecs"], "name"), None
+    if len(meta["codecs"]) > 1:
+        raise Refused("has other codecs beside sharding_indexed: that is not read")
+    config = meta["codecs"][0]["configuration"]
+    steps = config["index_codecs"]
+    names = _names(steps, "name")
+    if names not in (["bytes"], ["bytes", "crc32c"]) or "'big'" in str(steps[0]):
+        raise Refused("has an index of shards in other codecs than little-endian bytes and crc32c")
+    index = _ShardIndex(config.get("index_location", "end") == "end", 4 * (len(names) - 1))
+    return _names(config["codecs"], "name"), index
+
+
+def _names(steps: Any, key: str) -> list[str]:
+    names = [_name(step, key) for step in steps]
+    for name in names:
+        if name not in _CODECS and (key == "id" or name not in _LAYOUTS):
+            raise Refused(f"has codec {name[:100]!r}: only {', '.join(_CODECS)} are read")
+    return names
+
+
+def _name(step: Any, key: str) -> str:
+    name = step.get(key) if isinstance(step, dict) else step
+    if not isinstance(name, str):
+        raise Refused(f"has damaged metadata: {str(step)[:100]} has no {key}")
+    return name.removeprefix("numcodecs.")
 
 
 def _stored(folder: Path) -> int:
-    """Return the bytes of all files of an array."""
+    """Return the bytes of all files of an array; refuse links and pipes."""
     total, folders = 0, [os.fspath(folder)]
     while folders:
         with os.scandir(folders.pop()) as entries:
@@ -165,77 +240,51 @@ def _stored(folder: Path) -> int:
     return total
 
 
-def _reader(folder: Path, plan: Plan) -> Callable[[Index], npt.NDArray[Any] | None]:
-    """Return the reader of chunks that are a file each."""
+class _ShardIndex(NamedTuple):
+    """Where the index of a shard is, and the bytes of its checksum."""
 
-    def read(at: Index) -> npt.NDArray[Any] | None:
-        packed = _bytes(_file(folder, plan, at))
-        return None if packed is None else _decoded(packed, plan)
-
-    return read
+    at_end: bool
+    checksum: int
 
 
-def _shard_reader(
-    folder: Path, plan: Plan, shard: Shard
-) -> Callable[[Index], npt.NDArray[Any] | None]:
-    """Return the reader of chunks of which many are in a file; the index read last is kept."""
-    last: list[Any] = [None, None, None]
+class _ChunkFiles:
+    """The stored bytes of each chunk: a file, or a part of a shard."""
 
-    def read(at: Index) -> npt.NDArray[Any] | None:
-        outer = tuple(i // n for i, n in zip(at, shard.grid, strict=True))
-        if last[0] != outer:
-            packed = _bytes(_file(folder, plan, outer))
-            last[:] = outer, packed, None if packed is None else _index(packed, shard)
-        _, packed, index = last
-        if index is None:
+    def __init__(
+        self, folder: Path, opened: Any, codecs: list[str], index: _ShardIndex | None
+    ) -> None:
+        self._folder, self._opened, self._codecs, self._index = folder, opened, codecs, index
+        file_shape = opened.shards or opened.chunks
+        self.per_file = tuple(
+            f // max(c, 1) for f, c in zip(file_shape, opened.chunks, strict=True)
+        )
+
+    def path(self, index: Index) -> Path:
+        place = tuple(i // n for i, n in zip(index, self.per_file, strict=True))
+        return self._folder / str(self._opened.metadata.encode_chunk_key(place))
+
+    def packed(self, index: Index) -> PackedChunk | None:
+        try:
+            with open(self.path(index), "rb") as file:
+                offset, size = (0, -1) if self._index is None else self._place(file, index)
+                if offset == size == _MISSING:
+                    return None
+                file.seek(offset)
+                return PackedChunk(file.read(size), self._codecs)
+        except FileNotFoundError:
             return None
-        offset, size = map(int, index[tuple(i % n for i, n in zip(at, shard.grid, strict=True))])
-        if offset == size == _MISSING:
-            return None
-        if offset + size > len(packed):
-            raise Refused(f"has a chunk of {size} bytes at {offset} in a shard of {len(packed)}")
-        return _decoded(packed[offset : offset + size], plan)
 
-    return read
-
-
-def _index(packed: npt.NDArray[np.uint8], shard: Shard) -> npt.NDArray[np.uint64]:
-    if shard.nbytes > len(packed):
-        raise Refused(f"has a shard of {len(packed)} bytes, its index alone has {shard.nbytes}")
-    part = packed[-shard.nbytes :] if shard.at_end else packed[: shard.nbytes]
-    raw = unpack(part, shard.codecs, shard.nbytes - 4 * len(shard.codecs))
-    numbers: npt.NDArray[np.uint64] = np.frombuffer(raw.tobytes(), ">u8" if shard.big else "<u8")
-    return numbers.reshape(*shard.grid, 2)
-
-
-def _check_files(folder: Path, plan: Plan, grid: ChunkGrid) -> None:
-    """Refuse an array of which a file is missing; what is missing within a shard is seen when it is read."""
-    inner = plan.shard.grid if plan.shard else (1,) * len(plan.chunk)
-    outer = tuple(-(-count // n) for count, n in zip(grid.counts, inner, strict=True))
-    for at in indices(outer):
-        if not os.path.lexists(_file(folder, plan, at)):
-            grid.missing(tuple(i * n for i, n in zip(at, inner, strict=True)))
-            return
-
-
-def _file(folder: Path, plan: Plan, at: Index) -> Path:
-    return folder / (plan.prefix + plan.separator.join(map(str, at)))
-
-
-def _bytes(path: Path) -> npt.NDArray[np.uint8] | None:
-    """Return a view of a file, or nothing if there is none."""
-    try:
-        if path.stat().st_size == 0:  # nothing cannot be mapped
-            return np.empty(0, np.uint8)
-        return np.memmap(path, np.uint8, "r").view(np.ndarray)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise Refused(f"has a chunk {path.name} that cannot be read: {error.strerror}") from error
-
-
-def _decoded(packed: npt.NDArray[np.uint8], plan: Plan) -> npt.NDArray[Any]:
-    shape = Array(tuple(plan.chunk[axis] for axis in plan.order), plan.array.dtype)
-    raw = unpack(packed, plan.codecs, shape.nbytes)
-    inverse = sorted(range(len(plan.order)), key=plan.order.__getitem__)
-    return raw.view(shape.dtype).reshape(shape.shape).transpose(inverse)
+    def _place(self, file: IO[bytes], index: Index) -> tuple[int, int]:
+        """Return the offset and length of a chunk in its shard, as the index of the shard says."""
+        assert self._index is not None
+        length, nbytes = file.seek(0, os.SEEK_END), 16 * math.prod(self.per_file)
+        nbytes += self._index.checksum
+        if nbytes > length:
+            raise Refused(f"has a shard of {length} bytes, its index alone has {nbytes}")
+        inner = tuple(i % n for i, n in zip(index, self.per_file, strict=True))
+        start = length - nbytes if self._index.at_end else 0
+        file.seek(start + 16 * int(np.ravel_multi_index(inner, self.per_file)))
+        offset, size = struct.unpack("<2Q", file.read(16))
+        if offset + size > length and (offset, size) != (_MISSING, _MISSING):
+            raise Refused(f"has a chunk of {size} bytes at {offset} in a shard of {length}")
+        return offset, size

@@ -412,28 +412,36 @@ def _(made):
     data.id.write_direct_chunk((0,), b"garbage")
 
 
-@hdf5("other checksum", "'a' has a chunk with another checksum")
+@hdf5("other checksum", "'a' has a damaged chunk: .*filter returned failure")
 def _(made):
     data = made.create_dataset("a", (10,), "f4", chunks=(10,), fletcher32=True)
     data.id.write_direct_chunk((0,), b"x" * 44)
 
 
-@hdf5("no checksum", "'a' has a chunk without room for its checksum")
+@hdf5("no checksum", "'a' has a chunk that unpacks to 0 bytes, not 40")
 def _(made):
     data = made.create_dataset("a", (10,), "f4", chunks=(10,), fletcher32=True)
     data.id.write_direct_chunk((0,), b"x" * 3)
 
 
-for key, content in {
-    "a reference to nothing": b"\x20\x05",
-    "a bomb": b"\x00\x00" + b"\xe0\xff\x00" * 5000,
-    "cut off": b"\x00\x00\xe0",
-}.items():
+LZF = {
+    "a reference to nothing": (b"\x20\x05" * 13 + b"\0", "'a' has a damaged chunk: "),
+    "a bomb": (b"\x00\x00" + b"\xe0\xff\x00" * 5000, "does not end after 40 bytes"),
+    "too little": (b"\x03abcd", "unpacks to 4 bytes, not 40"),
+    "cut off": (b"\x00\x00\xe0", "'a' has a damaged chunk: "),
+}
+for key, (content, said) in LZF.items():
 
-    @hdf5(f"lzf with {key}", "'a' has a damaged chunk: its LZF leads nowhere")
+    @hdf5(f"lzf with {key}", said)
     def _(made, content=content):
         data = made.create_dataset("a", (10,), "f4", chunks=(10,), compression="lzf")
         data.id.write_direct_chunk((0,), content)
+
+
+@hdf5("something after the end of a chunk", "'a' has a damaged chunk: it ends early, or something")
+def _(made):
+    data = made.create_dataset("a", (10,), "f4", chunks=(10,), compression="gzip")
+    data.id.write_direct_chunk((0,), zlib.compress(bytes(40)) * 2)
 
 
 @hdf5("unknown filter", r"'a' has filter 32015 \(.*\): only gzip, lzf, shuffle and fletcher32")

@@ -90,6 +90,7 @@ def test_npz(tmp_path, save, order):
 def test_headers_of_npy_are_read_in_several_threads():
     file = io.BytesIO()
     np.save(file, np.zeros((3, 2), np.float32))
+    content = file.getvalue()
 
     def give_way(phase, info):  # to another thread, in the middle of parsing
         time.sleep(0)
@@ -99,9 +100,7 @@ def test_headers_of_npy_are_read_in_several_threads():
     gc.set_threshold(5)
     try:
         with ThreadPoolExecutor(4) as threads:
-            found = list(
-                threads.map(lambda _: read_header(io.BytesIO(file.getvalue())), range(2000))
-            )
+            found = list(threads.map(lambda _: read_header(content), range(2000)))
     finally:
         gc.set_threshold(*before)
         gc.callbacks.remove(give_way)
@@ -209,10 +208,6 @@ def test_zarr(tmp_path, layout):
         for name, array in arrays.items():
             chunks = tuple(max(1, n - 1) for n in array.shape)
             group.create_array(name, data=array, chunks=chunks, config=WHOLE, **options)
-    if "big" in layout:
-        arrays = {
-            name: array.astype(array.dtype.newbyteorder(">")) for name, array in arrays.items()
-        }
     assert_same(tmp_path / "acts.zarr", arrays)
 
 
@@ -332,7 +327,7 @@ def test_a_missing_file(tmp_path, ending):
     ("ending", "module", "text"),
     [
         ("h5", "h5py", r"a\.h5 needs h5py: pip install 'collapsemeter\[hdf5\]'"),
-        ("zarr", "numcodecs", r"a\.zarr needs zarr: pip install 'collapsemeter\[audit,zarr\]'"),
+        ("zarr", "zarr", r"a\.zarr needs zarr: pip install 'collapsemeter\[audit,zarr\]'"),
         ("safetensors", "ml_dtypes", r"needs ml_dtypes: pip install 'collapsemeter\[audit\]'"),
     ],
 )
