@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from ..metrics.depth import effective_rank
 from ..metrics.layer import LayerReport
@@ -17,9 +16,8 @@ from ..stats.linalg import EPS64, Floats
 from ..stats.moments import ClassMoments
 from .matching import match_classes
 from .result import Comparison, Gap, LayerComparison, Ranks
-from .sides import Side, convention_of, measured_side, pair_layers, reference_side
-from .verdict import Evidence
-from .verdict import verdict as say
+from .sides import Side, measured_side, pair_layers, reference_side
+from .verdict import Evidence, verdict
 
 if TYPE_CHECKING:
     from ..dufm import Optimum, Solution
@@ -29,6 +27,14 @@ if TYPE_CHECKING:
     Measured: TypeAlias = CollapseReport | Moments | Optimum | Solution
 
 TOLERANCE = 0.05
+
+
+class Settings(NamedTuple):
+    """How layers are compared; see `compare`."""
+
+    before_activation: bool
+    tolerance: float
+    criteria: Criteria
 
 
 def compare(
@@ -96,92 +102,91 @@ def compare(
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: pass a positive number, such as {TOLERANCE}")
-    criteria = Criteria.chosen(criteria)
-    found = measured_side(report, before_activation)
-    convention, center_head = convention_of(found.layers)
-    wanted = reference_side(reference, before_activation, convention, center_head)
-    pairs = pair_layers(found, wanted, layers)
-    compared = {
-        name: _compare_layer(name, other, found, wanted, before_activation, tolerance, criteria)
-        for name, other in pairs.items()
-    }
-    listed = ", ".join(f"{name} to {other}" for name, other in pairs.items())
-    how = "as asked" if layers is not None else HOW[found.numbered and wanted.numbered]
-    unmatched = tuple(name for name in found.layers if name not in pairs)
+    settings = Settings(before_activation, tolerance, Criteria.chosen(criteria))
+    measured = measured_side(report, before_activation)
+    predicted = reference_side(reference, before_activation, measured)
+    pairs = pair_layers(measured, predicted, layers)
+    listed = ", ".join(f"{name} to {target}" for name, target in pairs.items())
+    numbered = measured.numbered and predicted.numbered
+    how = "by number" if numbered else "in order from the end"
+    unmatched = tuple(name for name in measured.layers if name not in pairs)
     left = f"; not compared: {', '.join(unmatched)}" if unmatched else ""
+    hidden = [name for name, target in pairs.items() if target == predicted.last_hidden]
     return Comparison(
-        layers=compared,
-        reference=wanted.words,
-        mapping=f"layers, {how}: {listed}{left}",
+        layers={
+            name: _compare_layer(name, target, measured, predicted, settings)
+            for name, target in pairs.items()
+        },
+        reference=predicted.words,
+        mapping=f"layers, {'as asked' if layers is not None else how}: {listed}{left}",
         unmatched=unmatched,
-        low_rank="" if wanted.low_rank is None else wanted.low_rank.name,
-        criteria=criteria,
-        last_hidden=next((n for n, other in pairs.items() if other == wanted.last_hidden), ""),
+        low_rank="" if predicted.low_rank is None else predicted.low_rank.name,
+        criteria=settings.criteria,
+        last_hidden=hidden[0] if hidden else "",
     )
-
-
-HOW = {True: "by number", False: "in order from the end"}
 
 
 def _compare_layer(
-    name: str,
-    other: str,
-    found: Side,
-    wanted: Side,
-    before_activation: bool,
-    tolerance: float,
-    criteria: Criteria,
+    name: str, target: str, measured: Side, predicted: Side, settings: Settings
 ) -> LayerComparison:
-    layer, target = found.layers[name], wanted.layers[other]
-    free = other in wanted.free
-    values, predicted = _singular_values(layer), _singular_values(target)
-    classes = _classes(target)
-    obstacle = _obstacle(layer, target, wanted.name, free and other == "1")
-    ranks = Ranks(
-        _effective_rank(values),
-        math.nan if free else _effective_rank(predicted),
-        classes,
-        math.nan
-        if wanted.low_rank is None
-        else _rank_of(wanted.low_rank, other, before_activation),
-        _counted(values, tolerance),
-    )
-    metrics = _gaps(layer, target, free or bool(obstacle))
-    gram = centred = math.nan
+    layer, reference = measured.layers[name], predicted.layers[target]
+    values, expected = _singular_values(layer), _singular_values(reference)
+    free = target in predicted.free
+    obstacle = _obstacle(layer, reference, predicted.name, free and target == "1")
+    ranks = _ranks(values, expected, target, predicted, settings)
+    gram = centred = spectrum = math.nan
     order: tuple[int, ...] = ()
+    scale = Gap(_norm(values), _norm(expected))
     if not (free or obstacle):
-        gram, order = _gram_distance(layer, target, "means_gram")
-        centred, _ = _gram_distance(layer, target, "means_gram_centred")
-    spectrum = math.nan if free or obstacle else _spectrum_distance(values, predicted)
-    nuclear = before_activation and other == "2"
-    scale = _free_scale(layer, target, nuclear) if free else _scale(values, predicted)
-    away = max(gram, centred)
+        gram, order = _gram_distance(layer, reference, "means_gram")
+        centred, _ = _gram_distance(layer, reference, "means_gram_centred")
+        spectrum = _spectrum_distance(values, expected)
+    elif not obstacle:
+        nuclear = settings.before_activation and target == "2"
+        scale = Gap(_free_scale(layer, nuclear), _free_scale(reference, nuclear))
+    distance = max(gram, centred)
     evidence = Evidence(
-        name=wanted.name,
-        nc1=criteria.judge(layer)["NC1"],
-        geometry=criteria.beside(wanted.name, away, layer),
-        gram=away,
+        name=predicted.name,
+        nc1=settings.criteria.judge(layer)["NC1"],
+        geometry=settings.criteria.beside(predicted.name, distance, layer),
+        gram=distance,
         rank=ranks.counted,
-        predicted_rank=_counted(predicted, tolerance),
-        predicted_nc1=target.get("nc1_trace_ratio", math.nan),
-        classes=classes,
+        predicted_rank=_counted(expected, settings.tolerance),
+        predicted_nc1=reference.get("nc1_trace_ratio", math.nan),
+        classes=ranks.classes,
         free=free,
         obstacle=obstacle,
     )
-    status, verdict = say(evidence)
+    status, sentence = verdict(evidence)
     return LayerComparison(
         layer=name,
-        reference_layer=other,
-        metrics=metrics,
+        reference_layer=target,
+        metrics=_gaps(layer, reference, only_nc1=free or bool(obstacle)),
         gram_distance=gram,
         gram_distance_centred=centred,
         order=order,
-        singular_values=(values, predicted),
+        singular_values=(values, expected),
         spectrum_distance=spectrum,
         scale=Gap(math.nan, math.nan) if obstacle else scale,
         ranks=ranks,
         status=status,
-        verdict=verdict,
+        verdict=sentence,
+    )
+
+
+def _ranks(
+    values: Floats, expected: Floats, target: str, predicted: Side, settings: Settings
+) -> Ranks:
+    low_rank = math.nan
+    if predicted.low_rank is not None:
+        structure = predicted.low_rank.singular_values(int(target), settings.before_activation)
+        low_rank = _effective_rank(structure)
+    return Ranks(
+        measured=_effective_rank(values),
+        reference=math.nan if target in predicted.free else _effective_rank(expected),
+        classes=_classes(predicted.layers[target]),
+        low_rank=low_rank,
+        counted=_counted(values, settings.tolerance),
     )
 
 
@@ -193,82 +198,73 @@ def _singular_values(layer: LayerReport) -> Floats:
     return layer.vectors.get("means_singular_values_uncentred", np.zeros(0))
 
 
-def _obstacle(layer: LayerReport, target: LayerReport, name: str, halved: bool) -> str:
+def _obstacle(layer: LayerReport, reference: LayerReport, name: str, halved: bool) -> str:
     """Say why the reference cannot exist in a layer; nothing if it can.
 
     In a free first layer pairs of classes may share a direction, with opposite signs.
     """
-    classes, due = _classes(layer), _classes(target)
-    if classes and classes != due:
-        return f"{classes} classes are present, {name} has {due}"
+    classes, expected = _classes(layer), _classes(reference)
+    if classes and classes != expected:
+        return f"{classes} classes are present, {name} has {expected}"
     width = layer.provenance.get("width")
-    rank = _counted(_singular_values(target), 1e-9)
+    rank = _counted(_singular_values(reference), 1e-9)
     rank = (rank + 1) // 2 if halved else rank
     if width is not None and width < rank:
         return f"the class means of {name} have rank {rank}, this layer has {width} features"
     return ""
 
 
-def _gaps(layer: LayerReport, target: LayerReport, only_nc1: bool) -> dict[str, Gap]:
+def _gaps(layer: LayerReport, reference: LayerReport, only_nc1: bool) -> dict[str, Gap]:
     return {
-        metric: Gap(layer[metric], target[metric])
+        metric: Gap(layer[metric], reference[metric])
         for metric in layer
-        if metric in target and (metric.startswith("nc1_") or not only_nc1)
+        if metric in reference and (metric.startswith("nc1_") or not only_nc1)
     }
 
 
 def _gram_distance(
-    layer: LayerReport, target: LayerReport, kind: str
+    layer: LayerReport, reference: LayerReport, kind: str
 ) -> tuple[float, tuple[int, ...]]:
-    if "means_gram" not in layer.matrices or "means_gram" not in target.matrices:
+    if "means_gram" not in layer.matrices or "means_gram" not in reference.matrices:
         return math.nan, ()
     # No centred Gram matrix where all class means are equal: it is zero.
-    nothing = np.zeros_like(target.matrices["means_gram"])
-    match = match_classes(layer.matrices.get(kind, nothing), target.matrices.get(kind, nothing))
+    zero = np.zeros_like(reference.matrices["means_gram"])
+    match = match_classes(layer.matrices.get(kind, zero), reference.matrices.get(kind, zero))
     return match.distance, tuple(match.order.tolist())
 
 
-def _spectrum_distance(values: Floats, predicted: Floats) -> float:
-    if not (values.size and predicted.size):
+def _spectrum_distance(values: Floats, expected: Floats) -> float:
+    if not (values.size and expected.size):
         return math.nan
-    size = max(values.size, predicted.size)
-    padded = [np.pad(v, (0, size - v.size)) for v in (values, predicted)]
+    size = max(values.size, expected.size)
+    padded = [np.pad(v, (0, size - v.size)) for v in (values, expected)]
     a, b = (v / (np.linalg.norm(v) or 1.0) for v in padded)
     return float(np.linalg.norm(a - b))
 
 
-def _scale(values: Floats, predicted: Floats) -> Gap:
-    norms = [float(np.linalg.norm(v)) if v.size else math.nan for v in (values, predicted)]
-    return Gap(norms[0], norms[1])
+def _norm(values: Floats) -> float:
+    return float(np.linalg.norm(values)) if values.size else math.nan
 
 
-def _free_scale(layer: LayerReport, target: LayerReport, nuclear: bool) -> Gap:
-    r"""What is fixed where the frame is not, weighted by class size.
+def _free_scale(layer: LayerReport, nuclear: bool) -> float:
+    r"""Return what is fixed where the frame is not, weighted by class size.
 
     :math:`\sqrt{\sum_k n_k \|\mu_k\|^2 / N}` of the features, as :math:`\lambda_H \|H_1\|^2` is fixed;
     the nuclear norm :math:`\|M\,\mathrm{diag}(n_k/N)^{1/2}\|_*` of what the ReLU reads.
     """
-    sizes = []
-    for side in (layer, target):
-        gram = side.matrices.get("means_gram")
-        if gram is None:
-            return Gap(math.nan, math.nan)
-        counts = side.per_class["count"]
-        roots = np.sqrt(counts[counts > 0] / counts.sum())
-        weighted = roots[:, None] * gram * roots
-        squares = np.linalg.eigvalsh(weighted)
-        squares = np.where(squares > len(gram) * EPS64 * squares.max(initial=0.0), squares, 0.0)
-        sizes.append(float(np.sqrt(squares).sum() if nuclear else np.sqrt(squares.sum())))
-    return Gap(sizes[0], sizes[1])
+    gram = layer.matrices.get("means_gram")
+    if gram is None:
+        return math.nan
+    counts = layer.per_class["count"]
+    roots = np.sqrt(counts[counts > 0] / counts.sum())
+    squares = np.linalg.eigvalsh(roots[:, None] * gram * roots)
+    squares = np.where(squares > len(gram) * EPS64 * squares.max(initial=0.0), squares, 0.0)
+    return float(np.sqrt(squares).sum() if nuclear else np.sqrt(squares.sum()))
 
 
-def _effective_rank(values: npt.NDArray[np.float64]) -> float:
+def _effective_rank(values: Floats) -> float:
     return effective_rank(values) if values.any() else 0.0
 
 
 def _counted(values: Floats, tolerance: float) -> int:
     return int((values > tolerance * values.max(initial=0.0)).sum())
-
-
-def _rank_of(optimum: Any, layer: str, before_activation: bool) -> float:
-    return _effective_rank(optimum.singular_values(int(layer), before_activation))

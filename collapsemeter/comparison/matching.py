@@ -33,14 +33,7 @@ class Match(NamedTuple):
 
 
 def normalised(gram: Floats) -> Floats:
-    """Return the matrix at Frobenius norm 1; a zero matrix stays zero.
-
-    Examples
-    --------
-    >>> normalised(np.diag([3.0, 4.0]))
-    array([[0.6, 0. ],
-           [0. , 0.8]])
-    """
+    """Return the matrix at Frobenius norm 1; a zero matrix stays zero."""
     scaled = gram / (np.abs(gram).max(initial=0.0) or 1.0)
     return np.asarray(scaled / (np.linalg.norm(scaled) or 1.0))
 
@@ -53,35 +46,9 @@ def match_classes(gram: Floats, reference: Floats, seed: int = 0) -> Match:
     Exact for up to seven classes, by trying every permutation, and where one of the matrices is that of
     an orthogonal frame or simplex ETF, which has no order. Beyond, the best of several searches,
     hence an upper bound of the minimum: classes told apart one by one by their place among the others
-    (which recovers a permuted copy, of symmetric structures too), the Fast Approximate QAP of SciPy
-    from several starts, and exchanges of two classes until none helps.
-
-    Parameters
-    ----------
-    gram, reference : (C, C) float64
-        Symmetric.
-    seed : int
-        Of the search; the result is the same for the same seed.
-
-    Returns
-    -------
-    Match
-        Distance, between 0 and 2, and the order of the reference's classes.
-
-    Raises
-    ------
-    ValueError
-        If the matrices are not square and of one size.
-
-    References
-    ----------
-    Vogelstein et al. 2015 (Fast Approximate QAP); Weisfeiler & Leman 1968 (refinement).
-
-    Examples
-    --------
-    >>> match = match_classes(np.diag([1.0, 2.0, 3.0]), np.diag([6.0, 2.0, 4.0]))
-    >>> match.distance < 1e-12, match.order.tolist()
-    (True, [1, 2, 0])
+    (which recovers a permuted copy, of symmetric structures too; Weisfeiler & Leman 1968), the Fast
+    Approximate QAP of SciPy (Vogelstein et al. 2015) from several starts, and exchanges of two classes
+    until none helps.
     """
     if gram.shape != reference.shape or gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(
@@ -96,9 +63,7 @@ def match_classes(gram: Floats, reference: Floats, seed: int = 0) -> Match:
         return _exact(a, b)
     best = Match(math.inf, np.arange(len(a)))
     for order in _candidates(a, b, np.random.default_rng(seed)):
-        found = _exchange(a, b, order)
-        if found.distance < best.distance:
-            best = found
+        best = min(best, _exchange(a, b, order), key=lambda match: match.distance)
         if best.distance <= FOUND:
             break
     return best
@@ -123,7 +88,7 @@ def _exact(a: Floats, b: Floats) -> Match:
 
 
 def _candidates(a: Floats, b: Floats, rng: np.random.Generator) -> Iterator[_Order]:
-    """Orders to start from, the most promising first."""
+    """Yield orders to start from, the most promising first."""
     restarts = max(1, min(RESTARTS, 200 // len(a)))
     yield np.arange(len(a), dtype=np.intp)
     for _ in range(restarts):
@@ -163,12 +128,11 @@ def _tell_apart(a: Floats, b: Floats, rng: np.random.Generator) -> Iterator[_Ord
         ]
         if not ambiguous:
             break
-        one = ambiguous[0]
-        other = min(free_b, key=lambda j: float(cost[one, j]))
-        mark = rng.standard_normal(_FEATURES)
-        marks[0, one], marks[1, other] = mark, mark
-        free_a.remove(one)
-        free_b.remove(other)
+        chosen = ambiguous[0]
+        partner = min(free_b, key=lambda j: float(cost[chosen, j]))
+        marks[0, chosen] = marks[1, partner] = rng.standard_normal(_FEATURES)
+        free_a.remove(chosen)
+        free_b.remove(partner)
     yield order
 
 
@@ -187,11 +151,11 @@ class _Mixing(NamedTuple):
 
     def features(self, gram: Floats, marks: Floats) -> Floats:
         """Return (C, features): three rounds of sums over the other classes."""
-        own = np.diag(gram)[:, None] * self.along
-        state = marks + np.sin(own)
+        itself = np.diag(gram)[:, None] * self.along
+        state = marks + np.sin(itself)
         for _ in range(3):
             inside = (state @ self.across + self.shift)[None, :, :] + gram[:, :, None] * self.along
-            state = marks + np.sin(own) + np.cos(inside).mean(axis=1)
+            state = marks + np.sin(itself) + np.cos(inside).mean(axis=1)
         return np.asarray(state)
 
 
@@ -211,9 +175,9 @@ def _exchange(a: Floats, b: Floats, order: _Order) -> Match:
 def _exchange_gain(a: Floats, b: Floats) -> Floats:
     r"""Return by how much :math:`\langle A, B\rangle` grows when two classes of B change places."""
     product = a @ b.T
-    own = np.diag(product)
+    diagonal = np.diag(product)
     diagonal_a, diagonal_b = np.diag(a), np.diag(b)
-    whole = product + product.T - own[:, None] - own[None, :]
+    whole = product + product.T - diagonal[:, None] - diagonal[None, :]
     at_p = (diagonal_a[:, None] - a) * (b - diagonal_b[:, None])
     both = (diagonal_a[:, None] - diagonal_a) * (diagonal_b - diagonal_b[:, None])
     return np.asarray(2 * (whole - at_p - at_p.T) + both)

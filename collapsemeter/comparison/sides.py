@@ -13,7 +13,7 @@ from ..stats.head import Head
 
 
 class Side(NamedTuple):
-    """Layers by name, in order, and for a theory what it leaves free and how it calls itself."""
+    """One side of a comparison; for a theory also what it leaves free and how it calls itself."""
 
     layers: dict[str, LayerReport]
     last_hidden: str
@@ -35,26 +35,22 @@ def measured_side(report: Any, before_activation: bool) -> Side:
         raise ValueError("the report has no layer: measure at least one before comparing")
     numbered = all(isinstance(name, int) for name in report)
     names = list(layers)
-    last = names[-2] if numbered and len(names) > 1 else names[-1]
-    return Side(layers, last, numbered=numbered)
+    last_hidden = names[-2] if numbered and len(names) > 1 else names[-1]
+    return Side(layers, last_hidden, numbered=numbered)
 
 
-def convention_of(layers: Mapping[str, LayerReport]) -> tuple[Convention | str, bool]:
-    """Return the convention of the measurement: the reference is measured under the same."""
-    used = dict(next(iter(layers.values())).provenance.get("convention", {}))
-    used.pop("name", None)
-    center_head = bool(used.pop("center_head", False))
-    return (Convention(**used) if used else "papyan2020"), center_head
-
-
-def reference_side(
-    reference: Any, before_activation: bool, convention: Convention | str, center_head: bool
-) -> Side:
-    if not isinstance(reference, CollapseReport):
-        return _theory(reference, before_activation, convention, center_head)
-    if not reference.layers:
-        raise ValueError("the reference has no layer: measure at least one before comparing")
-    return Side(dict(reference.layers), list(reference.layers)[-1])
+def reference_side(reference: Any, before_activation: bool, measured: Side) -> Side:
+    """Return the reference; a theory is measured under the convention of the measurement."""
+    if isinstance(reference, CollapseReport):
+        if not reference.layers:
+            raise ValueError("the reference has no layer: measure at least one before comparing")
+        return Side(dict(reference.layers), list(reference.layers)[-1])
+    first = next(iter(measured.layers.values()))
+    switches = dict(first.provenance.get("convention", {}))
+    switches.pop("name", None)
+    center_head = bool(switches.pop("center_head", False))
+    convention = Convention(**switches) if switches else "papyan2020"
+    return _theory(reference, before_activation, convention, center_head)
 
 
 def _theory(
@@ -66,15 +62,13 @@ def _theory(
     problem = point.problem
     layers = {}
     for number, moments in point.moments(before_activation).items():
-        fed = point.weights[number - 1] if number <= problem.depth else None
         last = number == problem.depth
-        head = Head(point.weights[-1], point.variables.bias) if last else None
         # What a free layer is fed to is free as well.
         inner = 2 <= number <= problem.depth and number - 1 not in point.free_layers
         layers[str(number)] = measure(
             moments,
-            head=head,
-            weight=fed,
+            head=Head(point.weights[-1], point.variables.bias) if last else None,
+            weight=point.weights[number - 1] if number <= problem.depth else None,
             incoming=point.weights[number - 2] if inner else None,
             decays=problem.decays[number - 2 : number] if inner else (1.0, 1.0),
             convention=convention,
@@ -84,22 +78,23 @@ def _theory(
     if before_activation and "1" in free:  # layer 1 is free because what the ReLU cuts off is
         free += ("2",)
     name = getattr(point, "name", "the solution")
-    sure = point.holds_for if hasattr(point, "holds_for") else point.verdict
+    trust = point.holds_for if hasattr(point, "holds_for") else point.verdict
     words = (
-        f"{name} (K = {problem.num_classes}, L = {problem.depth}, loss {point.loss:.6g}), {sure}"
+        f"{name} (K = {problem.num_classes}, L = {problem.depth}, loss {point.loss:.6g}), {trust}"
     )
     return Side(layers, str(problem.depth), name, words, free, True, low_rank(problem.references()))
 
 
 def pair_layers(
-    found: Side, wanted: Side, layers: Mapping[str, int | str] | None
+    measured: Side, predicted: Side, layers: Mapping[str, int | str] | None
 ) -> dict[str, str]:
-    names, others = list(found.layers), list(wanted.layers)
+    """Return the layer of the reference for each measured one: as asked, by number, or from the end."""
+    names, targets = list(measured.layers), list(predicted.layers)
     if layers is not None:
-        pairs = {str(name): str(other) for name, other in layers.items()}
+        pairs = {str(name): str(target) for name, target in layers.items()}
         for what, asked, known in (
             ("measured", pairs.keys(), names),
-            ("reference", pairs.values(), others),
+            ("reference", pairs.values(), targets),
         ):
             stray = [name for name in asked if name not in known]
             if stray:
@@ -110,11 +105,11 @@ def pair_layers(
         if not pairs:
             raise ValueError("layers={}: name at least one layer, or leave it out")
         return pairs
-    if found.numbered and wanted.numbered:
-        shared = [name for name in names if name in others]
+    if measured.numbered and predicted.numbered:
+        shared = {name: name for name in names if name in targets}
         if shared:
-            return dict(zip(shared, shared, strict=True))
-    ends = names[: names.index(found.last_hidden) + 1]
-    targets = others[: others.index(wanted.last_hidden) + 1]
-    count = min(len(ends), len(targets))
-    return dict(zip(ends[-count:], targets[-count:], strict=True))
+            return shared
+    hidden = names[: names.index(measured.last_hidden) + 1]
+    hidden_targets = targets[: targets.index(predicted.last_hidden) + 1]
+    count = min(len(hidden), len(hidden_targets))
+    return dict(zip(hidden[-count:], hidden_targets[-count:], strict=True))

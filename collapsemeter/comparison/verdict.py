@@ -26,16 +26,7 @@ class Evidence(NamedTuple):
 
 
 def verdict(seen: Evidence) -> tuple[Status, str]:
-    """Return what a layer is beside the reference, as a code and as one sentence.
-
-    Examples
-    --------
-    >>> nc1 = Judgement("NC1", 0.6, "not collapsed", "60 % of the variance is within classes")
-    >>> near = Judgement("geometry", 0.02, "nearly collapsed", "class means are 2 % as far from dnc")
-    >>> seen = Evidence("dnc", nc1, near, 0.01, 10, 10, 0.0, 10, False, "")
-    >>> verdict(seen)
-    ('not collapsed', 'not collapsed: 60 % of the variance is within classes')
-    """
+    """Return what a layer is beside the reference, as a code and as one sentence."""
     name, nc1, geometry = seen.name, seen.nc1, seen.geometry
     if seen.obstacle:
         return "infeasible", f"reference infeasible: {seen.obstacle}"
@@ -62,7 +53,7 @@ def verdict(seen: Evidence) -> tuple[Status, str]:
 
 
 def _alike(seen: Evidence) -> tuple[Status, str]:
-    """The worse of two bands, of NC1 and of the geometry."""
+    """Return the worse of two bands, of NC1 and of the geometry."""
     if not seen.nc1.judged:
         return "not judged", f"{seen.nc1}; {seen.geometry.words}"
     band = worst([seen.nc1.band, seen.geometry.band])

@@ -1,4 +1,11 @@
-"""The HTML report: one self-contained file, with figures, that explains itself."""
+"""The HTML report: one self-contained file, with figures, that explains itself.
+
+page           what is on the page, in what order, and what it may load: nothing
+verdicts       NC1 to NC4 of the final layer as cards
+tables         numbers and codes as words, tables as rows of text
+figures        figures over layers and epochs
+class_figures  figures over the classes of the final layer
+"""
 
 from .page import render, write_html
 

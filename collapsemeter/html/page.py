@@ -12,16 +12,22 @@ from typing import Any
 
 from .. import __version__
 from ..comparison.result import Comparison
+from ..metrics.catalogue import NOTATION, PAPERS
+from ..metrics.layer import plain
 from ..report.criteria import Criteria
+from ..report.drawing import evenly
 from ..report.figure import checked_history, layer_colours, layer_names
 from ..report.history import Entries, History, run_of
 from ..report.origin import origin
 from ..report.report import CollapseReport
-from ..system.escaping import printable
+from ..stats.undefined import FLAGS, REASONS
+from ..system.escaping import printable, printable_lines
 from ..system.files import write_atomically
+from . import class_figures, figures, tables, verdicts
 
 MOST_EMBEDDED = 500_000  # entries of all matrices that the page's JSON may hold: 10 MB
-_LISTED = 12
+_LISTED = 12  # layers in the legend
+_OPEN = 40  # lines of provenance that are not folded
 
 
 def write_html(
@@ -114,13 +120,7 @@ def render(
 
 
 def environment() -> Any:
-    """Return the templates' environment.
-
-    Raises
-    ------
-    ImportError
-        If Jinja or matplotlib is missing.
-    """
+    """Return the templates' environment; ImportError where Jinja or matplotlib is missing."""
     try:
         import jinja2
         import matplotlib  # noqa: F401
@@ -141,13 +141,13 @@ def environment() -> Any:
 
 
 def _printed(value: Any) -> Any:
-    """Text as it stands on the page: no character of a name turns or ends the text around it."""
+    """Return text as it stands on the page: no character of a name turns or ends the text around it."""
     # Markup, which is text too, is made here or escaped already.
     return printable(value) if type(value) is str else value
 
 
 def _breakable(name: str) -> Any:
-    """A name that may go on in the next line after a dot, a slash or an underscore."""
+    """Return a name that may go on in the next line after a dot, a slash or an underscore."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"([./_])", r"\1<wbr>", str(escape(printable(name)))))
@@ -172,22 +172,21 @@ def _agreed(criteria: Criteria | None, comparison: Comparison | None) -> Criteri
 def _context(
     history: History, comparison: Comparison | None, title: str | None, criteria: Criteria
 ) -> dict[str, Any]:
-    from . import class_figures, figures, formulas, panels, provenance, tables, verdicts, words
+    from markupsafe import Markup, escape
 
     past = history.last
     report = past[-1][1]
     final = report.final
     style, script = _packaged("style.css"), _packaged("script.js")
-    data = _embedded(history, criteria)
+    provenance = _json_of(report.provenance)
     return {
         "title": title or f"Neural collapse at {list(report)[-1]}",
         "version": __version__,
         "policy": _policy(style, script),
-        "style": _markup(style),
-        "script": _markup(script),
+        "style": Markup(style),
+        "script": Markup(script),
         "report": report,
         "final_name": list(report)[-1],
-        "final": final,
         "begin": origin(report),
         "steps": [step for step, _ in past],
         "several": len(history) > 1,
@@ -196,76 +195,70 @@ def _context(
         "summary": report.summary(criteria),
         "cards": verdicts.cards(past, criteria),
         "bands": verdicts.bands(criteria),
-        "cautions": _cautions(report, words.flag),
-        "panels": panels.six_panels(history),
+        "cautions": _cautions(report),
+        "panels": figures.six_panels(history),
         "legend": _legend(history),
         "profile": figures.profile(report, comparison),
         "epochs": figures.over_epochs(past),
-        "spectra": figures.singular_values(report, comparison),
+        "spectra": class_figures.singular_values(report, comparison),
         "cosines": class_figures.cosines(final),
         "histogram": class_figures.histogram(final),
+        "rows_per_class": class_figures.rows_per_class(final),
+        "counts": tables.counts_in_words(final.per_class),
         "pairs": tables.worst_pairs(final),
         "classes": tables.worst_classes(final),
         "values": tables.all_values(report),
         "meanings": tables.meanings(),
-        "notation": formulas.NOTATION,
-        "conventions": formulas.CONVENTIONS,
+        "notation": NOTATION,
+        "conventions": tables.CONVENTIONS,
         "used": final.provenance.get("convention", {}),
-        "citations": formulas.CITATIONS,
+        "papers": PAPERS,
         "comparison": comparison,
         "compared": None if comparison is None else tables.compared(comparison),
-        "provenance": provenance.tree(report.provenance),
+        "provenance": Markup(escape(provenance)),
+        "folded": provenance.count("\n") > _OPEN,
         "origins": tables.layer_origins(report),
-        "counts": tables.counts_in_words(final.per_class),
-        "rows_per_class": class_figures.rows_per_class(final),
-        "data": _markup(_in_script(data)),
+        "data": Markup(_in_script(_embedded(history, criteria))),
         "has_matrices": _few_matrices(report),
     }
 
 
-def _markup(text: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(text)
-
-
 def _policy(style: str, script: str) -> str:
-    """Return a policy that allows the page's own style and script, and no request whatever.
-
-    The figures carry style attributes, which no hash can name.
-    """
+    """Return a policy that allows images in the page, its own style and script, and no request whatever."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
     return (
-        f"default-src 'none'; img-src data:; style-src-elem 'sha256-{digest(style)}'; "
-        f"style-src-attr 'unsafe-inline'; script-src 'sha256-{digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest(style)}'; "
+        f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
     )
 
 
-def _cautions(report: CollapseReport, flag: Any) -> list[tuple[str, str]]:
-    """Every flag once, in words, with the layers that have it."""
+def _cautions(report: CollapseReport) -> list[tuple[str, str]]:
+    """Return every flag once, in words, with the layers that have it."""
     layers: dict[str, list[str]] = {}
     for name, layer in report.items():
         for code in layer.flags:
             layers.setdefault(code, []).append(name)
-    return [(flag(code), ", ".join(names)) for code, names in layers.items()]
+    words = FLAGS | REASONS
+    return [(words.get(code, code), ", ".join(names)) for code, names in layers.items()]
 
 
 def _legend(history: History) -> list[tuple[str, str, bool]]:
-    """Layers with their colour, and whether it is the final one: all, or some at even distances."""
+    """Return layers, their colours and whether each is the final one: all, or some at even distances."""
     from matplotlib.colors import to_hex
-
-    from .figures import evenly
 
     names = layer_names(history)
     colours = layer_colours(names)
-    return [
-        (names[i], to_hex(colours[names[i]]), i == len(names) - 1)
-        for i in evenly(len(names), _LISTED)
-    ]
+    shown = evenly(len(names), _LISTED)
+    return [(names[i], to_hex(colours[names[i]]), i == len(names) - 1) for i in shown]
+
+
+def _json_of(provenance: dict[str, Any]) -> str:
+    """Return the record as lines of JSON, each of which prints."""
+    text = json.dumps(plain(provenance), indent=2, ensure_ascii=False)
+    return printable_lines(text)
 
 
 def _few_matrices(report: CollapseReport) -> bool:
@@ -274,21 +267,21 @@ def _few_matrices(report: CollapseReport) -> bool:
 
 
 def _embedded(history: History, criteria: Criteria) -> str:
-    """The last report, and the metrics of all of them, as one line of JSON."""
+    """Return the last report, and the metrics of all of them, as one line of JSON."""
     report = history[-1][1]
-    values = [
+    metrics = [
         {
             **({"run": run_of(past)} if run_of(past) else {}),
             "step": step,
-            "layers": {name: past_layer.to_dict()["metrics"] for name, past_layer in past.items()},
+            "layers": {name: layer.to_dict()["metrics"] for name, layer in past.items()},
         }
         for step, past in history
     ]
     record = report.to_dict(matrices=_few_matrices(report))
-    record |= {"summary": report.summary(criteria), "history": values}
+    record |= {"summary": report.summary(criteria), "history": metrics}
     return json.dumps(record, allow_nan=False, separators=(",", ":"))
 
 
 def _in_script(text: str) -> str:
-    """JSON that no script element ends early on: a tag or comment cannot begin in it."""
+    """Return JSON that no script element ends early on: a tag or comment cannot begin in it."""
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, get_args
 
 from ..metrics.layer import LayerReport
-from ..report.criteria import PROPERTIES, Criteria, Judgement, missing, pinv_words
+from ..report.criteria import PROPERTIES, Band, Criteria, Judgement, missing, pinv_words
 from ..report.history import Entries
-from .words import metric_value, number, times
+from .tables import MARKS, metric_value, number
 
 TITLES = {
     "NC1": "within-class variability",
     "NC2": "distance to a simplex ETF",
     "NC3": "distance of head and means",
     "NC4": "nearest-centre mismatch",
-}
-MARKS: dict[str, str] = {
-    "collapsed": "●",
-    "nearly collapsed": "◕",
-    "partly collapsed": "◑",
-    "not collapsed": "○",
-    "not judged": "–",
 }
 _KINDS = {"collapsed": "near", "not judged": "none"}  # the others are far
 
@@ -39,134 +33,89 @@ class Card(NamedTuple):
     notes: tuple[str, ...]
 
 
-def cards(history: Entries, criteria: Criteria | None = None) -> list[Card]:
-    """Return NC1 to NC4 of the final layer of the last report, with the trend over the history.
-
-    Parameters
-    ----------
-    history : sequence of (int, CollapseReport)
-        In the order of its steps, not empty.
-    criteria : Criteria, optional
-        What counts as collapsed.
-
-    Examples
-    --------
-    >>> from collapsemeter import CollapseReport
-    >>> run = [(e, CollapseReport({"fc": LayerReport({"nc1_trace_ratio": 0.5**e})})) for e in (0, 9)]
-    >>> card = cards(run)[0]
-    >>> card.value, card.verdict, card.notes[0]
-    ('0.19 %', 'collapsed', '0.19 % of the variance is within classes')
-    >>> card.notes[2]
-    '▼ fell 512 times since epoch 0, from 1'
-    """
-    judged = Criteria.chosen(criteria).judge(history[-1][1].final)
+def cards(history: Entries, criteria: Criteria) -> list[Card]:
+    """Return NC1 to NC4 of the final layer of the last report, with the trend over the history."""
+    judged = criteria.judge(history[-1][1].final)
     return [_card(history, judgement) for judgement in judged.values()]
 
 
 def _card(history: Entries, judgement: Judgement) -> Card:
-    last = history[-1][1]
-    name, layer, metric = list(last)[-1], last.final, PROPERTIES[judgement.property]
-    points = [
-        (step, report[name].get(metric, math.nan)) for step, report in history if name in report
-    ]
-    notes = [judgement.words]
-    if not missing(layer, metric):
-        notes += [
-            f"{metric} {number(layer[metric])}",
-            *trend(metric, points),
-            *_interval(layer, metric),
-            *_floor(layer, metric),
-        ]
-    if judgement.property == "NC1":
-        notes += [*filter(None, [pinv_words(layer)]), *_error(layer, "nc1_pinv")]
     return Card(
         judgement.property,
         TITLES[judgement.property],
-        metric,
+        PROPERTIES[judgement.property],
         judgement.figure or "–",
         MARKS[judgement.band],
         _KINDS.get(judgement.band, "far"),
         judgement.band,
-        tuple(notes),
+        (judgement.words, *_notes(history, judgement.property)),
     )
 
 
 def bands(criteria: Criteria) -> list[tuple[str, str]]:
-    """Return the marks of the bands and what they stand for.
-
-    Examples
-    --------
-    >>> bands(Criteria())[:2]
-    [('●', 'collapsed: at most 1 %'), ('◕', 'nearly collapsed: at most 10 %')]
-    """
+    """Return the marks of the bands and what they stand for."""
     edges = (criteria.collapsed, criteria.nearly, criteria.partly)
-    said = [f": at most {criteria.percent(edge)}" for edge in edges]
+    extents = [*(f": at most {criteria.percent(edge)}" for edge in edges), ": above", ""]
     return [
-        (mark, band + extent)
-        for (band, mark), extent in zip(MARKS.items(), [*said, ": above", ""], strict=True)
+        (MARKS[band], band + extent) for band, extent in zip(get_args(Band), extents, strict=True)
     ]
 
 
-def _interval(layer: LayerReport, metric: str) -> list[str]:
-    if metric not in layer.intervals:
-        return []
-    low, high = (metric_value(metric, end) for end in layer.intervals[metric])
-    rows = layer.provenance.get("nc4_rows")
-    on = f" on {rows} rows" if rows else ""
-    return [f"95 % Wilson interval {low} to {high}: sampled{on}"]
+def _notes(history: Entries, name: str) -> Iterator[str]:
+    """Say the value of the property's metric, its trend, how sure it is, and its floor."""
+    metric, report = PROPERTIES[name], history[-1][1]
+    layer = report.final
+    if not missing(layer, metric):
+        yield f"{metric} {number(layer[metric])}"
+        final = list(report)[-1]
+        layers = [(step, entry[final]) for step, entry in history if final in entry]
+        yield from _trend(metric, [(step, past.get(metric, math.nan)) for step, past in layers])
+        if metric in layer.intervals:
+            low, high = (metric_value(metric, end) for end in layer.intervals[metric])
+            on = _count(layer, "nc4_rows", " on {} rows")
+            yield f"95 % Wilson interval {low} to {high}: sampled{on}"
+        floor = layer.provenance.get("dtype_floor", {}).get(metric)
+        if floor is not None:
+            dtype = layer.provenance.get("feature_dtype", "the dtype")
+            yield f"rounding of {dtype} alone gives {number(floor)}"
+    if name == "NC1" and pinv_words(layer):
+        yield pinv_words(layer)
+    if name == "NC1" and "nc1_pinv" in layer.standard_errors:
+        error = number(layer.standard_errors["nc1_pinv"])
+        of = _count(layer, "sketch_rows", " of {} rows")
+        yield f"standard error ± {error}: estimated from a sketch{of}"
 
 
-def _error(layer: LayerReport, metric: str) -> list[str]:
-    if metric not in layer.standard_errors:
-        return []
-    rows = layer.provenance.get("sketch_rows")
-    of = f" of {rows} rows" if rows else ""
-    return [
-        f"standard error ± {number(layer.standard_errors[metric])}: estimated from a sketch{of}"
-    ]
+def _count(layer: LayerReport, key: str, words: str) -> str:
+    count = layer.provenance.get(key)
+    return words.format(count) if count else ""
 
 
-def _floor(layer: LayerReport, metric: str) -> list[str]:
-    floor = layer.provenance.get("dtype_floor", {}).get(metric)
-    if floor is None:
-        return []
-    dtype = layer.provenance.get("feature_dtype", "the dtype")
-    return [f"rounding of {dtype} alone gives {number(floor)}"]
-
-
-def trend(metric: str, points: list[tuple[int, float]]) -> list[str]:
-    """Return in words how a value moved from the first step to the last, and where it was lowest.
-
-    Parameters
-    ----------
-    metric : str
-    points : list of (int, float)
-        Step and value; NaN where there is none.
-
-    Examples
-    --------
-    >>> trend("nc1_pinv", [(0, 2.0), (1, 0.5), (2, 1.0)])
-    ['▼ fell 2.0 times since epoch 0, from 2', 'lowest at epoch 1: 0.5']
-    >>> trend("nc1_pinv", [(0, 2.0)])
-    []
-    """
+def _trend(metric: str, points: list[tuple[int, float]]) -> Iterator[str]:
+    """Say how a value moved from the first step to the last, and where it was lowest."""
     known = [(step, value) for step, value in points if math.isfinite(value)]
     if len(known) < 2:
-        return []
+        return
     (first, start), (last, end) = known[0], known[-1]
-    words = [_moved(metric, first, start, end)]
+    yield _movement(metric, first, start, end)
     lowest, least = min(known, key=lambda point: (point[1], -point[0]))
     if lowest not in (first, last):
-        words.append(f"lowest at epoch {lowest}: {metric_value(metric, least)}")
-    return words
+        yield f"lowest at epoch {lowest}: {metric_value(metric, least)}"
 
 
-def _moved(metric: str, first: int, start: float, end: float) -> str:
+def _movement(metric: str, first: int, start: float, end: float) -> str:
     since, origin = f"since epoch {first}", metric_value(metric, start)
     if start == end:
         return f"= unchanged {since}"
     if end < start:
-        how = f"fell {times(start / end)}" if end > 0 else f"fell to {metric_value(metric, end)}"
+        how = f"fell {_times(start / end)}" if end > 0 else f"fell to {metric_value(metric, end)}"
         return f"▼ {how} {since}, from {origin}"
-    how = f"rose {times(end / start)}" if start > 0 else "rose"
+    how = f"rose {_times(end / start)}" if start > 0 else "rose"
     return f"▲ {how} {since}, from {origin}"
+
+
+def _times(factor: float) -> str:
+    """Return a factor of at least 1 in words."""
+    if factor >= 10:
+        return f"{factor:.0f} times" if factor < 1e6 else f"{factor:.2g} times"
+    return f"{factor:.1f} times" if factor >= 2 else f"{factor:.3g} times"

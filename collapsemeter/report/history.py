@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,11 +115,6 @@ def run_of(report: CollapseReport) -> str:
 def of_run(report: CollapseReport, run: str) -> CollapseReport:
     """Return the report as one of a run."""
     return replace(report, provenance={**report.provenance, "run": run})
-
-
-def new_run() -> str:
-    """Return a name for a run that no other has: the time, and four digits by chance."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def name_runs(entries: Iterable[Entry]) -> list[Entry]:

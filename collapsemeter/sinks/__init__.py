@@ -2,6 +2,15 @@
 
 A sink has one public method, ``write(step, report)``, which never raises into the training loop.
 
+base         what every sink shares: the guard, the name of a run, a file of lines
+fan          several destinations as one sink, and the sink that fits a destination
+json_lines   the float64 record, a line a report
+csv_table    a row a layer, a column a metric
+event_files  TensorBoard
+loggers      experiment trackers and callables, by what they can do
+wandb_runs   Weights & Biases, under a step metric of its own
+scalars      one safe tag per curve
+
 Examples
 --------
 >>> import tempfile
@@ -11,10 +20,10 @@ Examples
 ...     sink.write(1, CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25})}))
 """
 
+from .base import GuardedSink, Sink
 from .csv_table import CsvSink
 from .event_files import TensorBoardSink
 from .fan import Fan, to
-from .guard import GuardedSink, Sink
 from .json_lines import JsonlSink
 from .loggers import LoggerSink
 

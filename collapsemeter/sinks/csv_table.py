@@ -15,16 +15,11 @@ from ..metrics.layer import LayerReport
 from ..report.report import CollapseReport
 from ..system.escaping import printable
 from ..system.warning import warn
-from .append import AppendedFile
-from .guard import GuardedSink
-from .runs import checked_run
+from .base import AppendedFile, GuardedSink, checked_run
 
 _KEYS = ("run", "step", "phase", "layer")
 _COLUMNS = (*_KEYS, *METRICS, "flags")
-_OURS = (
-    ",".join(_KEYS),
-    "step,phase,layer",
-)  # how the tables of this and of earlier versions begin
+_HEADERS = (",".join(_KEYS), "step,phase,layer")  # how tables of this and earlier versions begin
 
 
 class CsvSink(GuardedSink):
@@ -65,10 +60,9 @@ class CsvSink(GuardedSink):
         self.run = checked_run(run)
         self.name = f"CsvSink({os.fspath(path)})"
         self._file = AppendedFile(path)
-        count = 1
+        first, count = Path(path), 1
         while self._has_other_columns():
             count += 1
-            first = Path(path)
             self._file = AppendedFile(first.with_name(f"{first.stem}-{count}{first.suffix}"))
         if count > 1:
             self.name = f"CsvSink({self._file.path})"
@@ -79,19 +73,18 @@ class CsvSink(GuardedSink):
             )
 
     def _has_other_columns(self) -> bool:
-        """Whether the file is a table of ours that other columns head; ValueError where it is none."""
+        """Whether another version wrote the table; ValueError where nobody here did."""
         if self._file.empty():
             return False
         with self._file.path.open(encoding="utf-8", errors="replace", newline="") as file:
             line = file.readline(1 << 16)
         header = line.rstrip("\r\n")
-        cut = header == line  # the only line, and it may go on anyhow
-        ours = any(header.startswith(start) or start.startswith(header) for start in _OURS)
-        if not ours:
+        if not any(header.startswith(start) or start.startswith(header) for start in _HEADERS):
             raise ValueError(
                 f"{self._file.path} has other columns than this version writes ({header[:120]!r}...): "
                 "move it away or pass another path, so that two tables are not mixed in one file"
             )
+        cut = header == line  # the only line, and it may go on anyhow
         return not cut and header != ",".join(_COLUMNS)
 
     def _write(self, step: int, report: CollapseReport) -> None:
@@ -121,12 +114,14 @@ class CsvSink(GuardedSink):
             self._file.append(_lines([cells + [""] * (len(_COLUMNS) - len(cells))]))
 
     def _row(self, step: int, phase: str, name: str, layer: LayerReport) -> list[str]:
+        values = [layer.get(metric, math.nan) for metric in METRICS]
+        cells = [repr(float(value)) if math.isfinite(value) else "" for value in values]
         return [
             _text(self.run),
             str(step),
             _text(phase),
             _text(name),
-            *(_cell(layer.get(metric, math.nan)) for metric in METRICS),
+            *cells,
             _text(" ".join(layer.flags)),
         ]
 
@@ -138,12 +133,8 @@ def _cells(line: str) -> list[str]:
         return [""]
 
 
-def _cell(value: float) -> str:
-    return repr(float(value)) if math.isfinite(value) else ""
-
-
 def _text(name: str) -> str:
-    """A name as a cell that is one line, and no formula: =, +, - and @ begin one, in full width too."""
+    """Return a name as a cell of one line, and no formula: =, +, - and @ begin one, in full width too."""
     formula = unicodedata.normalize("NFKC", name[:1]) in ("=", "+", "-", "@")
     return ("'" if formula else "") + printable(name)
 

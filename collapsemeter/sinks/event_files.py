@@ -10,20 +10,19 @@ from typing import Any, Protocol, Self
 
 from ..report.report import CollapseReport
 from ..stats.undefined import LACKS_WEIGHT
-from .guard import GuardedSink
-from .runs import checked_run
+from .base import GuardedSink, checked_run
 from .scalars import Scalars, safe_name
 
 Layout = dict[str, dict[str, list[Any]]]
 
-# Papyan, Han & Donoho 2020: figure by figure, the charts and the metrics drawn in each.
-FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
-    "figure 2: equinorm": {"means": ("nc2_equinorm",), "head": ("nc2_equinorm_head",)},
-    "figure 3: equiangularity": {"means": ("nc2_equiangular",), "head": ("nc2_equiangular_head",)},
-    "figure 4: maximal angle": {"means": ("nc2_max_angle",), "head": ("nc2_max_angle_head",)},
-    "figure 5: self-duality": {"head and means": ("nc3_self_duality",)},
-    "figure 6: within-class variation": {"NC1": ("nc1_pinv",)},
-    "figure 7: nearest class centre": {"mismatch": ("nc4_mismatch",)},
+# Papyan, Han & Donoho 2020: figure by figure, the charts and the metric drawn in each.
+FIGURES: dict[str, dict[str, str]] = {
+    "figure 2: equinorm": {"means": "nc2_equinorm", "head": "nc2_equinorm_head"},
+    "figure 3: equiangularity": {"means": "nc2_equiangular", "head": "nc2_equiangular_head"},
+    "figure 4: maximal angle": {"means": "nc2_max_angle", "head": "nc2_max_angle_head"},
+    "figure 5: self-duality": {"head and means": "nc3_self_duality"},
+    "figure 6: within-class variation": {"NC1": "nc1_pinv"},
+    "figure 7: nearest class centre": {"mismatch": "nc4_mismatch"},
 }
 
 
@@ -112,23 +111,15 @@ class TensorBoardSink(GuardedSink):
             self._writer.flush()
 
     def _layout(self, report: CollapseReport) -> Layout:
-        def tags(metrics: tuple[str, ...]) -> list[str]:
-            # A layer without a head has no such curve and would be an empty entry in the legend.
-            return [
-                self._scalars.tag(metric, name)
-                for metric in metrics
-                for name, layer in report.items()
-                if layer.reasons.get(metric) not in LACKS_WEIGHT
-            ]
-
-        return {
-            figure: {
-                chart: ["Multiline", tags(metrics)]
-                for chart, metrics in charts.items()
-                if tags(metrics)
-            }
-            for figure, charts in FIGURES.items()
-        }
+        page: Layout = {figure: {} for figure in FIGURES}
+        for figure, charts in FIGURES.items():
+            for chart, metric in charts.items():
+                # A layer without a head has no such curve and would be an empty entry in the legend.
+                names = [n for n in report if report[n].reasons.get(metric) not in LACKS_WEIGHT]
+                if names:
+                    tags = [self._scalars.tag(metric, name) for name in names]
+                    page[figure][chart] = ["Multiline", tags]
+        return page
 
     def close(self) -> None:
         """Close the file of a folder; a writer that was passed stays open, it is its owner's."""
@@ -143,33 +134,10 @@ class TensorBoardSink(GuardedSink):
 
 
 class EventFile:
-    """One event file in a folder, written where it is called.
+    """One event file in a folder; in a folder of its own where that holds those of another run.
 
     tensorboardX's own ``SummaryWriter`` writes in a thread: when the disk is full that thread dies, and
     the training blocks for good on its queue. Here the error reaches the caller instead.
-
-    Parameters
-    ----------
-    folder : str or path
-        Where it holds event files of another run, the file goes to a folder in it.
-    run : str
-        Is part of the file's name.
-
-    Raises
-    ------
-    ImportError
-        If tensorboardX is not installed.
-    OSError
-        If the folder cannot be made or written.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> file = EventFile(folder, "night-3")
-    >>> file.add_scalar("nc1_pinv/fc", 0.5, 1); file.flush(); file.close()
-    >>> len(os.listdir(folder))
-    1
     """
 
     def __init__(self, folder: str | os.PathLike[str], run: str) -> None:
@@ -200,11 +168,9 @@ class EventFile:
             raise type(error)(f"cannot write in {path}: {error.strerror or error}") from error
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Add one point to one curve."""
         self._add(self._summary.scalar(tag, value), step)
 
     def add_custom_scalars(self, layout: Layout) -> None:
-        """Add the page that groups curves into charts."""
         self._add(self._summary.custom_scalars(layout), 0)
 
     def _add(self, summary: Any, step: int) -> None:
@@ -214,7 +180,6 @@ class EventFile:
         self._file.write_event(self._event(summary=summary, step=step, wall_time=time.time()))
 
     def flush(self) -> None:
-        """Force to disk what was added."""
         self._file.flush()
 
     def close(self) -> None:
@@ -224,11 +189,11 @@ class EventFile:
             self._file.close()
 
 
-# A file of ours: before 0.2 without the run.
-_OURS = re.compile(r"(?:\.run-(?P<run>.+))?\.\d+\.[0-9a-f]{8}$")
+# A file of this package: before 0.2 without the run.
+_FILE = re.compile(r"(?:\.run-(?P<run>.+))?\.\d+\.[0-9a-f]{8}$")
 
 
 def _runs_in(folder: Path) -> set[str]:
-    """The runs whose event files lie in a folder; files of other writers are none of ours."""
-    found = (_OURS.search(path.name) for path in folder.glob("events.out.tfevents.*"))
-    return {match["run"] or "" for match in found if match}
+    """Return the runs whose event files lie in a folder; files of other writers do not count."""
+    matches = (_FILE.search(path.name) for path in folder.glob("events.out.tfevents.*"))
+    return {match["run"] or "" for match in matches if match}

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..report.report import CollapseReport
+from .base import GuardedSink, Sink, checked_run
 from .csv_table import CsvSink
 from .event_files import TensorBoardSink
-from .guard import GuardedSink, Sink
 from .json_lines import JsonlSink
 from .loggers import LoggerSink, takes
-from .runs import checked_run
 
 # Endings that name a file, so that a slip of the pen does not make a folder of event files.
 _OTHER_FILES = (".json", ".ndjson", ".tsv", ".txt", ".log", ".html", ".svg", ".png", ".parquet")
@@ -121,13 +120,7 @@ class Fan:
         return sum(sink.failures for sink in self.sinks)
 
     def write(self, step: int, report: CollapseReport) -> None:
-        """Write one report to every destination.
-
-        Parameters
-        ----------
-        step : int
-        report : CollapseReport
-        """
+        """Write one report to every destination."""
         for sink in self.sinks:
             sink.write(step, report)
 

@@ -11,9 +11,7 @@ from ..metrics.layer import LayerReport, plain
 from ..report.criteria import RECORDED
 from ..report.origin import COUNTED
 from ..report.report import CollapseReport
-from .append import AppendedFile
-from .guard import GuardedSink
-from .runs import checked_run
+from .base import AppendedFile, GuardedSink, checked_run
 
 
 class JsonlSink(GuardedSink):
@@ -56,23 +54,20 @@ class JsonlSink(GuardedSink):
             "step": step,
             "phase": report.phase,
             "warnings": list(report.warnings),
-            "layers": {name: _layer(layer) for name, layer in report.items()},
+            "layers": {name: _layer_record(layer) for name, layer in report.items()},
         }
         self._file.append(json.dumps(record, allow_nan=False) + "\n")
 
 
-def _layer(layer: LayerReport) -> dict[str, Any]:
+def _layer_record(layer: LayerReport) -> dict[str, Any]:
+    # A gap that has no reason code says at least which of nan, inf and -inf it was.
     values = {name: float(value) for name, value in layer.items()}
     gaps = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
+    recorded = [key for key in (*COUNTED, *RECORDED) if key in layer.provenance]
     return {
-        "metrics": {name: None if name in gaps else value for name, value in values.items()},
-        # A gap that has no reason code says at least which of nan, inf and -inf it was.
+        "metrics": plain(values),
         "reasons": gaps | layer.reasons,
         "flags": list(layer.flags),
         # What a history is of, and what the criteria need, so that it is judged as its reports are.
-        "provenance": {
-            key: plain(layer.provenance[key])
-            for key in (*COUNTED, *RECORDED)
-            if key in layer.provenance
-        },
+        "provenance": {key: plain(layer.provenance[key]) for key in recorded},
     }

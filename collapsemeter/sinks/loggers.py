@@ -10,7 +10,7 @@ from typing import Any
 
 from ..report.report import CollapseReport
 from . import wandb_runs
-from .guard import GuardedSink
+from .base import GuardedSink
 from .scalars import Scalars
 
 
@@ -82,7 +82,7 @@ class LoggerSink(GuardedSink):
 
 
 def _behind(logger: Any) -> list[Any]:
-    """The loggers that one hands on to: an Accelerator has trackers, and gives each the step as it is."""
+    """Return the loggers that one hands on to: an Accelerator has trackers, and gives each the step as it is."""
     trackers = getattr(logger, "trackers", [logger])
     if not trackers:
         raise RuntimeError(f"{_called(logger)} has no tracker: call init_trackers() first")
@@ -111,13 +111,7 @@ def _can(logger: Any, method: str, *args: Any, **kwargs: Any) -> bool:
 
 
 def takes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    """Whether a call with these arguments fits: one name means different things in two libraries.
-
-    Examples
-    --------
-    >>> takes(lambda split, metrics: None, {}, step=0)
-    False
-    """
+    """Whether a call with these arguments fits: one name means different things in two libraries."""
     try:
         inspect.signature(function).bind(*args, **kwargs)
     except TypeError:

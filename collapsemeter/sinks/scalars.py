@@ -14,6 +14,7 @@ from ..system.warning import warn
 # that name, so no segment may be empty, "." or "..", and takes 250 characters, the metric's included.
 _UNSAFE = re.compile(r"[^\w.\-/]", re.ASCII)
 _LONGEST = 200
+_PLACES = {metric: place for place, metric in enumerate(METRICS)}
 
 
 def safe_name(layer: str) -> str:
@@ -29,24 +30,10 @@ def safe_name(layer: str) -> str:
 
 
 class Scalars:
-    """Turns reports into ``{tag: value}``; remembers the tags, so that no two layers share one.
-
-    Parameters
-    ----------
-    owner : str
-        The sink, as a warning names it.
-
-    Examples
-    --------
-    >>> from collapsemeter import LayerReport
-    >>> scalars = Scalars("a sink")
-    >>> layer = LayerReport({"nc1_pinv": 0.5, "nc2_equinorm": math.nan})
-    >>> scalars.of(CollapseReport({"fc": layer}))
-    {'nc1_pinv/fc': 0.5}
-    """
+    """Turns the reports of one sink into ``{tag: value}``; no two layers share a tag."""
 
     def __init__(self, owner: str) -> None:
-        self._owner = owner
+        self._owner = owner  # as a warning names it
         self._names: dict[str, str] = {}
         self._phase = ""
         self._mixed = False
@@ -57,14 +44,14 @@ class Scalars:
         return {
             self.tag(metric, name): float(layer[metric])
             for name, layer in report.items()
-            for metric in sorted(layer, key=_place)
+            for metric in sorted(layer, key=lambda metric: _PLACES.get(metric, len(_PLACES)))
             if math.isfinite(layer[metric])
         }
 
     def tag(self, metric: str, layer: str) -> str:
         """Return the tag of one curve, metric first: TensorBoard groups by the text before the slash."""
         if layer not in self._names:
-            self._names[layer] = _untaken(safe_name(layer), set(self._names.values()))
+            self._names[layer] = _distinct(safe_name(layer), set(self._names.values()))
         return f"{safe_name(metric)}/{self._names[layer]}"
 
     def _check_phase(self, phase: str) -> None:
@@ -78,25 +65,14 @@ class Scalars:
             )
 
 
-_PLACES = {metric: place for place, metric in enumerate(METRICS)}
+def _distinct(name: str, used: set[str]) -> str:
+    """Change a name that cannot stand beside those of other layers: ``a#0`` and ``a_0`` are two curves."""
+    numbered = (f"{name}_{count}" for count in itertools.count(2))
+    candidates = itertools.chain((name, name.replace("/", ".")), numbered)
+    return next(candidate for candidate in candidates if not _collides(candidate, used))
 
 
-def _place(metric: str) -> int:
-    """Metrics stand in the order of the catalogue; one of somebody's own comes after them."""
-    return _PLACES.get(metric, len(_PLACES))
-
-
-def _untaken(name: str, taken: set[str]) -> str:
-    """Change a name that cannot stand beside those of other layers: ``a#0`` and ``a_0`` are two curves.
-
-    Nor can one be the folder of another, where each metric is a file.
-    """
-    candidates = itertools.chain(
-        (name, name.replace("/", ".")), (f"{name}_{count}" for count in itertools.count(2))
-    )
-    return next(candidate for candidate in candidates if not _meets(candidate, taken))
-
-
-def _meets(name: str, taken: set[str]) -> bool:
-    within = {name[:i] for i, character in enumerate(name) if character == "/"}
-    return bool(taken & {name, *within}) or any(other.startswith(f"{name}/") for other in taken)
+def _collides(name: str, used: set[str]) -> bool:
+    """Whether a name is used, or one of the two would be the folder of another, where metrics are files."""
+    folders = {name[:i] for i, character in enumerate(name) if character == "/"}
+    return bool(used & {name, *folders}) or any(path.startswith(f"{name}/") for path in used)

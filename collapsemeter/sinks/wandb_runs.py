@@ -15,13 +15,13 @@ STEP = "collapsemeter/step"
 
 
 class _Told:
-    """What a run was told by all sinks: metrics it knows, the first phase, and what the open row holds."""
+    """What all sinks told a run: metrics, the first phase, and what the open row holds."""
 
     def __init__(self, phase: str) -> None:
         self.metrics: set[str] = set()
         self.phase = phase
         self.row: dict[str, float] = {}
-        self.row_at = -1
+        self.row_step = -1
 
 
 _RUNS: weakref.WeakKeyDictionary[Any, _Told] = weakref.WeakKeyDictionary()
@@ -35,19 +35,11 @@ def is_one(logger: Any) -> bool:
 
 
 def log(logger: Any, step: int, scalars: Mapping[str, float], phase: str) -> None:
-    """Log scalars to a run against `STEP`, whatever its own count of steps is.
+    """Log scalars and the user's step, as `STEP`, to a run or to the module's current one.
 
     They join the row that is open, so that the loop's own steps stay as they are. Where that row holds
-    another report, whose values these would replace, it is closed first.
-
-    Parameters
-    ----------
-    logger : wandb.Run or the module wandb
-    step : int
-        The user's step, logged as `STEP` beside the scalars.
-    scalars : mapping of str to float
-    phase : str
-        What was measured: the tags of a second phase in one run name it, as in ``nc1_pinv/live/fc``.
+    another report, whose values these would replace, it is closed first. Tags of a second phase in one
+    run name it, as in ``nc1_pinv/live/fc``.
     """
     run = logger.run if isinstance(logger, ModuleType) else logger
     if run is None:
@@ -55,16 +47,16 @@ def log(logger: Any, step: int, scalars: Mapping[str, float], phase: str) -> Non
     told = _RUNS.setdefault(run, _Told(phase))
     _define(run, told, scalars)
     record = {STEP: step, **(scalars if phase == told.phase else _of_phase(scalars, phase))}
-    at = _step_of(run)
-    if at is None:  # several processes write to one run: every call is a row
+    position = _step_of(run)
+    if position is None:  # several processes write to one run: every call is a row
         run.log(record)
         return
-    row = told.row if at == told.row_at else {}
+    row = told.row if position == told.row_step else {}
     if any(row.get(tag, value) != value for tag, value in record.items()):
         run.log({}, commit=True)
-        row, at = {}, _step_of(run)
+        row, position = {}, _step_of(run)
     run.log(record, commit=False)
-    told.row, told.row_at = {**row, **record}, -1 if at is None else at
+    told.row, told.row_step = {**row, **record}, -1 if position is None else position
 
 
 def _of_phase(scalars: Mapping[str, float], phase: str) -> dict[str, float]:
@@ -81,7 +73,7 @@ def _define(run: Any, told: _Told, scalars: Mapping[str, float]) -> None:
 
 
 def _step_of(run: Any) -> int | None:
-    """The run's own count; None in shared mode, which has none."""
+    """Return the run's own count; None in shared mode, which has none."""
     try:
         return int(run.step)
     except Exception:  # of W&B's own kinds, which are not imported here
