@@ -17,7 +17,7 @@ import collapsemeter_torch.meter
 from collapsemeter.cli.demo import digits
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.demo import DigitsNet
-from collapsemeter_torch.scope import Store
+from collapsemeter_torch.store import Store
 
 
 def compare(sheet: Sheet, what: str, meter: CollapseMeter, batches: Any, rounds: int) -> None:
@@ -26,7 +26,7 @@ def compare(sheet: Sheet, what: str, meter: CollapseMeter, batches: Any, rounds:
     def observing(wide: bool) -> Callable[[], None]:
         def observe() -> None:
             # The only place where the choice is made; there is no option for it.
-            collapsemeter_torch.meter.Store = lambda **_: Store(wide=wide)  # type: ignore[attr-defined]
+            collapsemeter_torch.meter.Store = lambda settings, **_: Store(settings, wide=wide)  # type: ignore[attr-defined]
             meter.observe(batches, progress=False)
 
         return observe

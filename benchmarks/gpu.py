@@ -30,10 +30,12 @@ import torch
 from pairwise import Figure, Sheet, in_turn, options, share, wait_for_device
 from torch import Tensor, nn
 
+from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import update
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.device import LayerState, TorchNamespace
-from collapsemeter_torch.gathering import MOST_ROWS
+from collapsemeter_torch.device_sums import LayerState
+from collapsemeter_torch.namespace import TorchNamespace
+from collapsemeter_torch.waiting import MOST_ROWS
 
 CLASSES, SAMPLE = 1000, 4096
 Call = Callable[[], object]
@@ -134,7 +136,7 @@ def updates(
             torch.mm(x.T, x, out=total)
 
     def updated(widen: bool) -> Call:
-        sums = LayerState(given[0][0], classes, "pooled", SAMPLE).sums
+        sums = LayerState(given[0][0], Settings(classes), "pooled", SAMPLE).sums
         namespace = TorchNamespace(torch.float32, widen)
 
         def add(x: Tensor, y: Tensor) -> None:
@@ -148,7 +150,7 @@ def updates(
 
         return call
 
-    state = LayerState(given[0][0], classes, "pooled", SAMPLE)
+    state = LayerState(given[0][0], Settings(classes), "pooled", SAMPLE)
     not_sampled = np.full(rows, -1)
 
     def hooked() -> None:

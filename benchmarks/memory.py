@@ -45,9 +45,9 @@ def child(network: str, mode: str, metered: bool, steps: int) -> dict[str, float
         with torch.inference_mode():
             for x, _ in batches:
                 model.eval()(x)
-    states = meter._live.layers.values() if meter is not None else ()
+    states = meter._recorder.live.layers.values() if meter is not None else ()
     held = sum(t.nbytes for state in states for t in state.tensors().values())
-    held += sum(state.gathered.nbytes for state in states)
+    held += sum(state.waiting.nbytes for state in states)
     on_gpu = torch.cuda.is_available()
     return {
         "peak": torch.cuda.max_memory_allocated() / GIB if on_gpu else peak_gib(),

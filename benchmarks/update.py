@@ -31,9 +31,11 @@ from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from collapsemeter import ClassMoments
+from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.accumulate import Accumulator
 from collapsemeter.stats.sums import init, update
-from collapsemeter_torch.device import LayerState, TorchNamespace
+from collapsemeter_torch.device_sums import LayerState
+from collapsemeter_torch.namespace import TorchNamespace
 
 SAMPLE, MANY = 4096, 20_000
 AGREE = 1e-4  # relative: float32 sums of at most 1e4 rows, in another order
@@ -75,7 +77,7 @@ def in_torch(sheet: Sheet, classes: int, width: int, given: Any) -> None:
     rows = [(torch.tensor(x).to(device()), torch.tensor(y).to(device())) for x, y in given]
     calls, sampled = torch_calls(rows, classes, width)
     # Whole blocks: of a hook's batches most only wait, and one adds the block that they make.
-    block = max(1, sampled.gathered.room // len(rows[0][0]))
+    block = max(1, sampled.waiting.room // len(rows[0][0]))
     steps = math.lcm(block, len(rows))
     seconds = in_turn(calls, sheet.rounds, steps=steps, clock=sheet.clock, wait=wait_for_device)
     shape = f"torch, C = {classes}, d = {width}"
@@ -94,7 +96,7 @@ def torch_calls(
 ) -> tuple[dict[str, Callable[[], object]], LayerState]:
     """Return calls that take one batch after the other, and the state of those that sample."""
     states = {
-        name: LayerState(rows[0][0], classes, "pooled", SAMPLE)
+        name: LayerState(rows[0][0], Settings(classes), "pooled", SAMPLE)
         for name in ("update", "sampled", "one-hot")
     }
     total = rows[0][0].new_zeros(width, width)
@@ -185,7 +187,7 @@ def beside_textbook(sheet: Sheet, classes: int, width: int, given: Any) -> None:
     shape = f"torch, C = {classes}, d = {width}"
 
     def updates() -> LayerState:
-        state = LayerState(rows[0][0], classes, "pooled", SAMPLE)
+        state = LayerState(rows[0][0], Settings(classes), "pooled", SAMPLE)
         for x, y in rows:
             update(state.sums, x, y, TorchNamespace(torch.float32))
         return state

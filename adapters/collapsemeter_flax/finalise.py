@@ -14,7 +14,8 @@ import numpy.typing as npt
 from flax import linen, nnx
 
 from collapsemeter import ClassMoments, CollapseReport, Head, LayerReport
-from collapsemeter.adapter.layer_report import Tally, layer_report
+from collapsemeter.adapter.layer_report import CAUSE_CODES, layer_report
+from collapsemeter.adapter.tally import Tally
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import derived_seed
 from collapsemeter.stats.sums import COUNTERS, Sums
@@ -25,6 +26,10 @@ from .namespace import FULL
 from .state import DTYPES, UNDECIDED, LayerState, Sample, State
 
 Host = npt.NDArray[Any]
+_CAUSE = (
+    "its counters do not add up to the rows given: the state was changed other than by update "
+    "and merge, or devices that share one state split the batch without axis_name="
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +141,10 @@ def report(
             _tally(parts, number),
             spec.settings,
             phase=phase,
-            due=due,
+            expected_rows=due,
             is_head=is_head,
             head=its_head if is_head else None,
-            cause=_cause,
+            causes=dict.fromkeys(CAUSE_CODES, _CAUSE),
         )
         warnings += notes
     for message in warnings:
@@ -156,13 +161,6 @@ def report(
             "batches": batches,
             "convention": spec.settings.named_convention.name,
         },
-    )
-
-
-def _cause(code: str) -> str:
-    return (
-        "its counters do not add up to the rows given: the state was changed other than by update "
-        "and merge, or devices that share one state split the batch without axis_name="
     )
 
 

@@ -75,7 +75,6 @@ class BatchCounter:
             self.clock.spend_since(started)
 
     def _add(self, stream: StreamSums, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
-        self.clock.taken = True
         output = self._main_output(step.get("y_pred"))
         y = given_labels(step.get("x"), step.get("y"), self.labels, output.key)
         labels = class_labels(y, output.scores, self.settings)

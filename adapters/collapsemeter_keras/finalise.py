@@ -64,10 +64,10 @@ def report(
                     None if call is None else sums.tally((watched, call)),
                     settings,
                     phase=phase,
-                    due=expected_rows,
+                    expected_rows=expected_rows,
                     is_head=is_head,
                     head=head if is_head else None,
-                    cause=_CAUSES.__getitem__,
+                    causes=_CAUSES,
                 )
                 said += notes
     for message in said:

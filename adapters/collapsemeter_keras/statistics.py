@@ -12,8 +12,8 @@ import numpy as np
 from keras import ops
 
 from collapsemeter.adapter.budget import Budget
-from collapsemeter.adapter.layer_report import Tally
 from collapsemeter.adapter.settings import Settings
+from collapsemeter.adapter.tally import Tally
 from collapsemeter.stats.sums import COUNTERS, Sums, scatter_shape, sketch_shapes, update
 
 from .operations import (

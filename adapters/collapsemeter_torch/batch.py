@@ -1,7 +1,8 @@
-"""The block in which a forward is counted."""
+"""One batch on its way through the model: the block that opens it, and what hooks need to know of it."""
 
 from __future__ import annotations
 
+import threading
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -9,45 +10,121 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from collapsemeter.adapter.batches import require_labels
+from collapsemeter.adapter.reduction import BatchError
+from collapsemeter.stats.sampling import low_32_bits, reservoir_slots
+from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.system.warning import warn
 
-from . import compiled
-from .device import device_of
-from .keyword_labels import close_stale
-from .sampling import to_device
-from .scope import LeftOut, Scope, Store, are_classes, current_scope, label_tensor, set_scope
+from .compiled import graphs_may_come
+from .label_tensors import are_classes, label_tensor, row_numbers
+from .namespace import device_of, products_are_reduced
+from .waiting import RowNumbers, joined, to_device
 
 if TYPE_CHECKING:
-    from .meter import CollapseMeter
+    from .recorder import Recorder
+    from .store import Store
+
+# The scope of each recorder in each thread, by the recorder's slot. A global: tensors that torch.compile
+# reaches through a module are constant in shape to it, and every batch size would be a graph of its own.
+# Not a ContextVar, which a compiled graph cannot read; other threads never set it.
+_SCOPES = threading.local()
 
 
-class Batch:
-    """The block in which a forward is counted."""
+def current_scope(slot: str) -> Scope | LeftOut | None:
+    """The batch that is open in this thread."""
+    scope: Scope | LeftOut | None = getattr(_SCOPES, slot, None)
+    return scope
+
+
+def set_scope(slot: str, scope: Scope | LeftOut | None) -> None:
+    """Open a batch in this thread, or close it."""
+    if scope is not None:
+        setattr(_SCOPES, slot, scope)
+    elif hasattr(_SCOPES, slot):
+        delattr(_SCOPES, slot)
+
+
+class LeftOut:
+    """In place of a `Scope`, for a batch that the budget leaves out: its labels are not looked at."""
+
+    def __init__(self, *, anyway: bool) -> None:
+        self.anyway = anyway  # a batch whatever mode the model is in
+        self.counted = True  # the model is in a mode that counts
+        self.done = False  # the forward that the labels belong to is over
+        self.again = False  # the model ran a second time on the same labels
+        self.problems: dict[str, BatchError] = {}
+
+
+class Scope(LeftOut):
+    """What hooks need to know of the current batch; a new one for every batch.
+
+    Where a graph may be made or run, everything that it needs is prepared here, outside of it: hooks
+    only read it, note their calls in ``calls`` and problems in ``problems``, and clear the flags.
+    """
 
     def __init__(
         self,
-        meter: CollapseMeter,
         store: Store,
-        labels: Any,
+        labels: Tensor,
         mask: Tensor | None,
         *,
+        device: torch.device,
+        complete: bool,  # every label is known to be a class
         anyway: bool,
-        due: bool = True,
+    ) -> None:
+        super().__init__(anyway=anyway)
+        self.store = store
+        self.device_type = device.type
+        self.labels = to_device(labels, device)
+        self.flat_labels = self.labels.flatten()
+        self.mask = mask
+        self.calls: dict[str, int] = {}
+        self.timed: set[str] = set()  # layers counted outside of compiled graphs
+        self.first_row = store.next_row
+        rows = labels.numel()
+        self.numbers: RowNumbers = range(self.first_row, self.first_row + rows)
+        if not complete:
+            self.numbers, rows = row_numbers(labels, self.first_row, store.settings)
+        store.next_row = self.end_row = self.first_row + rows
+        self.ready = graphs_may_come()
+        if self.ready:
+            with torch.inference_mode(False):
+                self._prepare(device)
+
+    def _prepare(self, device: torch.device) -> None:
+        numbers, settings = joined([self.numbers]), self.store.settings
+        self.widen = products_are_reduced(device.type)
+        self.slots: dict[int, Tensor] = {}
+        self.ids = to_device(torch.from_numpy(numbers), device)
+        for size in set(settings.sample_sizes):
+            slots = reservoir_slots(numbers, size, settings.seed)
+            self.slots[size] = to_device(torch.from_numpy(slots), device)
+        self.hashes: tuple[Tensor, Tensor] | None = None
+        if self.store.may_sketch():  # here: a compiled graph takes minutes to fuse all this
+            hashes = row_hashes(numbers, settings.sketch_rows, settings.seed, low_32_bits)
+            buckets, negative = (to_device(torch.from_numpy(part), device) for part in hashes)
+            self.hashes = buckets, negative
+
+
+class Batch:
+    """The block in which a forward is counted; with ``labels=None`` one that the budget leaves out."""
+
+    def __init__(
+        self, recorder: Recorder, store: Store, labels: Any, mask: Any = None, *, anyway: bool
     ) -> None:
         started = perf_counter()
-        self._meter, self._store, self._anyway = meter, store, anyway
+        self._recorder, self._store, self._anyway = recorder, store, anyway
         self._labels = self._mask = None
         self._complete = False  # every row is known to have a class
-        self._device = device_of(meter._root)
-        if due:  # by the budget; of a batch that is not, nothing is looked at
-            require_labels(labels)
-            known = meter.num_classes, meter.settings.ignore_index
-            self._complete = are_classes(labels, *known)
+        self._device = device_of(recorder.root)
+        if labels is not None:
+            settings = store.settings
+            classes = settings.num_classes, settings.ignore_index
+            self._complete = are_classes(labels, *classes)
             self._labels = (
                 labels.detach().clone()
                 if self._complete
-                else label_tensor(labels, *known, self._device, mask)
+                else label_tensor(labels, *classes, self._device, mask)
             )
             self._mask = None if mask is None else to_device(torch.as_tensor(mask), self._device)
         self._scope: Scope | LeftOut | None = None
@@ -55,38 +132,36 @@ class Batch:
 
     def __enter__(self) -> None:
         started = perf_counter() - self._preparing
-        meter, clock = self._meter, self._store.clock
-        close_stale(meter)
-        outer = current_scope(meter._slot)
+        recorder, store = self._recorder, self._store
+        recorder.close_stale()
+        outer = current_scope(recorder.slot)
         if outer is not None:
             raise ValueError(
                 f"labels {_shape(self._labels)} arrive while labels "
                 f"{_shape(getattr(outer, 'labels', None))} wait for their forward: close the first "
                 "block"
             )
-        clock.begin(started)
-        meter.attach()
+        store.clock.begin(started)
+        recorder.attach()
         if self._labels is None:
             self._scope = LeftOut(anyway=self._anyway)
         else:
-            clock.taken = True
-            with meter._lock:
+            with store.lock:
                 self._scope = Scope(
-                    self._store,
+                    store,
                     self._labels,
                     self._mask,
-                    meter.settings,
                     device=self._device,
                     complete=self._complete,
                     anyway=self._anyway,
                 )
                 if self._scope.ready:
-                    compiled.repair(self._store)
-        if not self._anyway and not (meter._root.training and torch.is_grad_enabled()):
+                    store.make_ordinary()
+        if not self._anyway and not recorder.is_training():
             # The model may still be set to train inside the block: its own forward decides.
             self._scope.counted = False
-        set_scope(meter._slot, self._scope)
-        clock.spend_since(started)
+        set_scope(recorder.slot, self._scope)
+        store.clock.spend_since(started)
 
     def __exit__(
         self,
@@ -96,29 +171,29 @@ class Batch:
     ) -> None:
         self.finish(failed=kind is not None)
         if kind is not None:
-            self._meter.detach()
+            self._recorder.detach()
 
     def finish(self, failed: bool) -> None:
         """Expect every layer to have counted this batch, or forget it where it failed."""
         started = perf_counter()
-        meter, scope, clock = self._meter, self._scope, self._store.clock
-        set_scope(meter._slot, None)
+        recorder, store, scope = self._recorder, self._store, self._scope
+        set_scope(recorder.slot, None)
         self._scope = None
         if scope is None:
             return
         problem = next(iter(scope.problems.values()), None)
         counted = scope.counted and problem is None and not failed
-        with meter._lock:
+        with store.lock:
             if isinstance(scope, Scope):
                 if counted:
-                    self._store.commit(scope)
+                    store.commit(scope)
                 else:
-                    scope.abort()
-            if counted and self._store is meter._live:
-                meter._steps[1] += 1
-        clock.spend_since(started)
+                    store.abort(scope)
+            if counted and store is recorder.live:
+                recorder.next_step += 1
+        store.clock.spend_since(started)
         if not counted:
-            clock.leave()
+            store.clock.leave()
         if failed:
             return
         if problem is not None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
-
-if TYPE_CHECKING:
-    from .scope import Store
 
 # Why the time that counting takes is not known.
 UNSEEN = "the hooks ran inside graphs of torch.compile, into which no clock looks"
@@ -36,14 +33,7 @@ def graphs_may_come() -> bool:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether a model is, or holds, a compiled module.
-
-    Examples
-    --------
-    >>> import torch
-    >>> is_compiled(nn.Linear(2, 2)), is_compiled(torch.compile(nn.Linear(2, 2), backend="eager"))
-    (False, True)
-    """
+    """Whether a model is, or holds, a compiled module."""
     return any(
         type(module).__name__ == "OptimizedModule"
         or getattr(module, "_compiled_call_impl", None) is not None
@@ -62,39 +52,19 @@ def mark(modules: Iterable[nn.Module]) -> list[Mark]:
         return []
     marks = []
     for module in modules:
-        own = type(module).forward.__get__(module)
+        forward = type(module).forward.__get__(module)
         # Another meter's mark gives way to ours, so that it does not go with that meter.
-        if module.__dict__.get("forward", own) == own:
-            module.__dict__["forward"] = own
-            marks.append((module, own))
+        if module.__dict__.get("forward", forward) == forward:
+            module.__dict__["forward"] = forward
+            marks.append((module, forward))
     return marks
 
 
 def unmark(marks: Iterable[Mark]) -> None:
     """Undo `mark`; what someone else has put there since stays."""
-    for module, own in marks:
-        if module.__dict__.get("forward") is own:
+    for module, forward in marks:
+        if module.__dict__.get("forward") is forward:
             del module.__dict__["forward"]
-
-
-def repair(store: Store) -> None:
-    """Make ordinary tensors of what a compiled graph made for a state.
-
-    In inference mode a graph makes tensors that cannot be updated outside of it, and where it is recorded
-    as a CUDA graph they lie in memory that the next graph takes for its own.
-    """
-    for state in store.layers.values():
-        for name, tensor in state.tensors().items():
-            if state.made_in_graph or tensor.is_inference():
-                state.replace(name, tensor.clone())
-        state.made_in_graph = False
-    for decisions in store.predictions.values():
-        if decisions.made_in_graph or decisions.ids.is_inference():
-            decisions.ids, decisions.predictions = (
-                decisions.ids.clone(),
-                decisions.predictions.clone(),
-            )
-        decisions.made_in_graph = False
 
 
 def hint(model: nn.Module) -> str:

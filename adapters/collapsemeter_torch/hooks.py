@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from collapsemeter.adapter.reduction import BatchError, Layout, Reduction
 
+from .batch import Scope
 from .reduction import feature_rows
-from .scope import HEAD_OUTPUT, Scope, current_scope
+from .store import HEAD_OUTPUT
 
 if TYPE_CHECKING:
-    from .meter import CollapseMeter
+    from .recorder import Recorder
 
 
 def _inert(*args: Any, **kwargs: Any) -> None:
@@ -33,12 +34,12 @@ def recomputing() -> bool:
 
 
 class Hook:
-    """A hook that holds its meter weakly, returns nothing, and is left out of copies."""
+    """A hook that holds its recorder weakly, returns nothing, and is left out of copies."""
 
-    __slots__ = ("__weakref__", "meter")
+    __slots__ = ("__weakref__", "recorder")
 
-    def __init__(self, meter: CollapseMeter) -> None:
-        self.meter = weakref.ref(meter)
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = weakref.ref(recorder)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return _inert
@@ -46,12 +47,19 @@ class Hook:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
         return _make_inert, ()
 
+
+class CountingHook(Hook):
+    """A hook that adds what it sees to the statistics."""
+
+    __slots__ = ()
+    name: str
+
     def scope(self) -> Scope | None:
         """The current batch of this thread, where there is one that counts."""
-        meter = self.meter()
-        if meter is None:
+        recorder = self.recorder()
+        if recorder is None:
             return None
-        scope = current_scope(meter._slot)
+        scope = recorder.scope()
         if not isinstance(scope, Scope) or scope.done or not scope.counted:
             return None
         if torch.compiler.is_compiling():
@@ -63,38 +71,32 @@ class Hook:
             return None
         return scope
 
-
-class CountingHook(Hook):
-    """A hook that adds what it sees to the statistics."""
-
-    __slots__ = ()
-    name: str
-
-    def guarded(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
+    def guarded(self, scope: Scope, output: Any) -> None:
         """Count, and let no fault of ours reach the user's step."""
         if torch.compiler.is_compiling():
             if not scope.ready:  # a graph that nobody could foresee: rows are missing, and reported
                 return
             try:
-                self.undisturbed(meter, scope, output)
+                self.undisturbed(scope, output)
             except BatchError as error:
                 scope.problems[self.name] = error
             return
-        if self.name in scope.store.degraded:
+        store = scope.store
+        if self.name in store.degraded:
             return
         started = perf_counter()
         scope.timed.add(self.name)
         try:
-            with meter._lock:
-                self.undisturbed(meter, scope, output)
+            with store.lock:
+                self.undisturbed(scope, output)
         except BatchError as error:
             scope.problems[self.name] = error
         except Exception as error:
-            scope.store.degrade(meter, self.name, error)
+            store.degrade(self.name, error)
         finally:
-            scope.store.clock.spend_since(started)
+            store.clock.spend_since(started)
 
-    def undisturbed(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
+    def undisturbed(self, scope: Scope, output: Any) -> None:
         """Count as if inference mode and autocast were off.
 
         Tensors made in inference mode cannot be saved or updated outside it. To leave modes that are not
@@ -107,11 +109,11 @@ class CountingHook(Hook):
             or torch.is_autocast_enabled(kind)
         ):
             with torch.inference_mode(False), torch.autocast(kind, enabled=False), torch.no_grad():
-                self.count(meter, scope, output)
+                self.count(scope, output)
         else:
-            self.count(meter, scope, output)
+            self.count(scope, output)
 
-    def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
+    def count(self, scope: Scope, output: Any) -> None:
         """Add an output to the statistics of this batch."""
 
 
@@ -121,9 +123,9 @@ class LayerHook(CountingHook):
     __slots__ = ("layout", "name", "reduction")
 
     def __init__(
-        self, meter: CollapseMeter, name: str, layout: Layout | None, reduction: Reduction
+        self, recorder: Recorder, name: str, layout: Layout | None, reduction: Reduction
     ) -> None:
-        super().__init__(meter)
+        super().__init__(recorder)
         self.name = name
         self.layout = layout
         self.reduction = reduction
@@ -132,17 +134,16 @@ class LayerHook(CountingHook):
         self.see(output)
 
     def see(self, output: Any) -> None:
-        """Count this output for the current batch, or keep it until the criterion brings labels."""
+        """Count this output for the current batch, or keep it until the loss brings labels."""
         scope = self.scope()
-        meter = self.meter()
-        if meter is None:
-            return
         if scope is not None:
-            self.guarded(meter, scope, output)
-        elif meter._stashing and current_scope(meter._slot) is None:
-            meter._stash(self, output)
+            self.guarded(scope, output)
+            return
+        recorder = self.recorder()
+        if recorder is not None and recorder.waits_for_loss and recorder.scope() is None:
+            recorder.stash(self, output)
 
-    def count(self, meter: CollapseMeter, scope: Scope, output: Any) -> None:
+    def count(self, scope: Scope, output: Any) -> None:
         """Reduce to rows and hand them to the store."""
         rows = feature_rows(
             output,
@@ -152,7 +153,7 @@ class LayerHook(CountingHook):
             layout=self.layout,
             reduction=self.reduction,
         )
-        scope.store.add_rows(meter, scope, self.name, rows)
+        scope.store.add_rows(scope, self.name, rows)
 
 
 class HeadInputHook(LayerHook):
@@ -161,8 +162,7 @@ class HeadInputHook(LayerHook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = args[0] if args else kwargs.get("input")
-        self.see(given)
+        self.see(args[0] if args else kwargs.get("input"))
 
 
 class HeadOutputHook(CountingHook):
@@ -172,20 +172,20 @@ class HeadOutputHook(CountingHook):
     name = HEAD_OUTPUT
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        scope, meter = self.scope(), self.meter()
-        if scope is not None and meter is not None and isinstance(output, Tensor):
-            self.guarded(meter, scope, output)
+        scope = self.scope()
+        if scope is not None and isinstance(output, Tensor):
+            self.guarded(scope, output)
 
-    def count(self, meter: CollapseMeter, scope: Scope, output: Tensor) -> None:
+    def count(self, scope: Scope, output: Tensor) -> None:
         """Take the decisions that logits (..., C), one row per label, make."""
         rows = output.detach().flatten(0, -2)
         if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
             return  # not one decision per label: NC4 is absent, with its reason
-        if rows.shape[1] == 1 and meter.num_classes > 2:
+        if rows.shape[1] == 1 and scope.store.settings.num_classes > 2:
             return  # a score of something else
         # One logit decides between two classes by its sign.
         decided = rows.argmax(1) if rows.shape[1] > 1 else (rows[:, 0] > 0).to(torch.int64)
-        scope.store.add_decisions(meter, scope, decided)
+        scope.store.add_decisions(scope, decided)
 
 
 class RootHook(Hook):
@@ -195,8 +195,8 @@ class RootHook(Hook):
 
     # torch.compile may trace this as a frame of its own, and would look at tensors among the arguments.
     def __call__(self, *unused: Any) -> None:
-        meter = self.meter()
-        scope = current_scope(meter._slot) if meter is not None else None
+        recorder = self.recorder()
+        scope = recorder.scope() if recorder is not None else None
         if scope is not None:
             scope.done = True
 
@@ -207,8 +207,8 @@ class RootPreHook(Hook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, *unused: Any) -> None:
-        meter = self.meter()
-        scope = current_scope(meter._slot) if meter is not None else None
+        recorder = self.recorder()
+        scope = recorder.scope() if recorder is not None else None
         if scope is None:
             return
         if scope.done:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from torch import nn
 
-from collapsemeter.adapter.selection import listed, matching, unfit_head, unknown_head, why_skipped
+from collapsemeter.adapter.selection import Selection, select_layers
 
 Predicate = Callable[[str, nn.Module], bool]
 Layers = Literal["auto"] | str | Iterable[str] | Predicate
@@ -28,38 +29,8 @@ _WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _WRAPPERS = {"DistributedDataParallel", "DataParallel", "AveragedModel"}
 
 
-@dataclass
-class Selection:
-    """The modules to watch, in order, the head, and why every other one is not watched."""
-
-    layers: dict[str, nn.Module] = field(default_factory=dict)
-    head: str | None = None
-    head_module: nn.Linear | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
-    before: dict[str, list[nn.Module]] = field(default_factory=dict)  # in its Sequential, by layer
-    automatic: bool = False
-
-    @property
-    def watched(self) -> list[str]:
-        """Names of the layers, and last of the head."""
-        return [*self.layers, *([] if self.head is None else [self.head])]
-
-    @property
-    def head_outputs(self) -> int | None:
-        """Outputs of the head; None without one."""
-        return None if self.head_module is None else self.head_module.out_features
-
-
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every submodule by the name it has without wrappers.
-
-    ``module.`` (data parallel), ``_orig_mod.`` (compile) and ``_fsdp_wrapped_module.`` are left out.
-
-    Examples
-    --------
-    >>> list(named_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
-    ['0', '1']
-    """
+    """Return every submodule by the name it has without wrappers: data parallel, compile and FSDP."""
     named = {}
     for path, module in model.named_modules():
         segments = path.split(".") if path else []
@@ -78,14 +49,7 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """Return the user's own module inside compile and parallel wrappers.
-
-    Examples
-    --------
-    >>> inner = nn.Linear(2, 2)
-    >>> innermost(nn.DataParallel(inner)) is inner
-    True
-    """
+    """Return the user's own module inside compile and parallel wrappers."""
     while True:
         for name, child in model.named_children():
             if name in _WRAPPED or (name == "module" and type(model).__name__ in _WRAPPERS):
@@ -98,115 +62,42 @@ def innermost(model: nn.Module) -> nn.Module:
 def select(
     model: nn.Module, layers: Layers, head: str | None, num_classes: int | None
 ) -> Selection:
-    """Choose the modules to watch.
+    """Choose the modules to watch."""
+    named, root = named_layers(model), innermost(model)
 
-    Parameters
-    ----------
-    model : nn.Module
-    layers : "auto", str, iterable of str, or callable
-        Names or shell patterns (``"encoder.*"``), or ``predicate(name, module) -> bool``.
-    head : "auto", name, or None
-        The final linear layer; its input is watched under its name.
-    num_classes : int, optional
-        Helps to tell the head from other linear layers.
-
-    Returns
-    -------
-    Selection
-
-    Raises
-    ------
-    ValueError
-        If a name or pattern matches nothing, or the head is not a linear layer.
-
-    Examples
-    --------
-    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-    >>> chosen = select(net, "auto", "auto", 3)
-    >>> list(chosen.layers), chosen.head
-    (['1'], '4')
-    """
-    named = named_layers(model)
-    chosen = Selection()
-    chosen.head, chosen.head_module = _find_head(named, head, num_classes, chosen.skipped)
-    if isinstance(layers, str) and layers == "auto":
-        chosen.automatic = True
-        _choose_blocks(innermost(model), chosen)
-    elif callable(layers):
-        chosen.layers = {name: module for name, module in named.items() if layers(name, module)}
-    else:
-        patterns = [layers] if isinstance(layers, str) else list(layers)
-        chosen.layers = {name: named[name] for name in matching(named, patterns)}
-    if chosen.head is not None:
-        chosen.layers.pop(chosen.head, None)
-    for name, module in named.items():
-        if name in chosen.layers:
-            chosen.skipped.pop(name, None)
-        elif name != chosen.head:
-            why = why_skipped(
-                name,
-                chosen.layers,
-                chosen.head,
-                chosen.skipped,
-                separator=".",
-                passes_on=isinstance(module, _PASSES_ON),
-                automatic=chosen.automatic,
-            )
-            chosen.skipped.setdefault(name, why)
-    if not chosen.layers and chosen.head is None:
-        raise ValueError(
-            f"layers={layers!r} selects nothing of {type(model).__name__}; its modules: "
-            f"{listed(named)}"
-        )
-    for name in chosen.layers:
-        parent, _, own = name.rpartition(".")
-        container = named[parent] if parent else innermost(model)
+    selection = select_layers(
+        named,
+        layers,
+        head,
+        num_classes,
+        blocks=partial(_blocks_by_name, root),
+        outputs=lambda module: module.out_features if isinstance(module, nn.Linear) else None,
+        head_kind="an nn.Linear",
+        model_name=type(model).__name__,
+        passes_on=lambda module: isinstance(module, _PASSES_ON),
+    )
+    before = {}
+    for name in selection.layers:
+        parent, _, last = name.rpartition(".")
+        container = named[parent] if parent else root
         if isinstance(container, nn.Sequential):
             names = list(container._modules)
-            chosen.before[name] = [container.get_submodule(n) for n in names[: names.index(own)]]
-    return chosen
+            before[name] = [container.get_submodule(n) for n in names[: names.index(last)]]
+    modules = {name: named[name] for name in selection.watched}
+    return replace(selection, modules=modules, before=before)
 
 
-def _find_head(
-    named: dict[str, nn.Module],
-    head: str | None,
-    num_classes: int | None,
-    skipped: dict[str, str],
-) -> tuple[str | None, nn.Linear | None]:
-    if head is None:
-        return None, None
-    if head != "auto":
-        module = named.get(head)
-        if module is None:
-            raise unknown_head(head, named)
-        if not isinstance(module, nn.Linear):
-            raise ValueError(
-                f"head={head!r} is a {type(module).__name__}: name an nn.Linear, or pass head=None"
-            )
-        return head, module
-    outputs = {num_classes} if num_classes is not None else None
-    if num_classes == 2:
-        outputs = {1, 2}  # one logit decides between two classes
-    linear = {name: m for name, m in reversed(named.items()) if isinstance(m, nn.Linear)}
-    for name, module in linear.items():
-        if outputs is None or module.out_features in outputs:
-            return name, module
-    if num_classes is not None and linear:
-        name, module = next(iter(linear.items()))
-        skipped[name] = unfit_head(name, module.out_features, num_classes)
-    return None, None
-
-
-def _choose_blocks(model: nn.Module, chosen: Selection) -> None:
-    """Fill in the blocks of a model, but the one whose output the head's input is anyway."""
-    inner = {module: name for name, module in named_layers(model).items()}
-    blocks = {inner[block]: block for block in _blocks(model, chosen.head_module)}
-    feeding = _just_before(model, chosen.head_module)
-    for name, block in blocks.items():
-        if block is feeding:
-            chosen.skipped[name] = f"its output is the input of {chosen.head}"
-        else:
-            chosen.layers[name] = block
+def _blocks_by_name(root: nn.Module, head: str | None) -> tuple[list[str], dict[str, str]]:
+    """Name the blocks of a model, but the one whose output the head's input is anyway."""
+    named = named_layers(root)
+    names = {module: name for name, module in named.items()}
+    head_module = None if head is None else named[head]
+    feeding = _just_before(root, head_module)
+    blocks = {names[block]: block for block in _blocks(root, head_module)}
+    chosen = [name for name, block in blocks.items() if block is not feeding]
+    return chosen, {
+        name: f"its output is the input of {head}" for name in blocks if name not in chosen
+    }
 
 
 def _blocks(module: nn.Module, head: nn.Module | None) -> Iterator[nn.Module]:

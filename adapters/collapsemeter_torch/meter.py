@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import threading
 import weakref
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
-from collapsemeter.activations import Writer
 from collapsemeter.activations.manifest import NAME as MANIFEST
-from collapsemeter.activations.writer import SHARD_BYTES
-from collapsemeter.adapter.batches import check_phase, no_batch
+from collapsemeter.activations.writer import SHARD_BYTES, Writer
+from collapsemeter.adapter.batches import check_phase
 from collapsemeter.adapter.budget import Budget
-from collapsemeter.adapter.reduction import Layout, Reduction, check_reduction, reduction_of
-from collapsemeter.adapter.selection import classes_of, description
+from collapsemeter.adapter.network_report import network_report
+from collapsemeter.adapter.reduction import Reduction, check_reduction
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
@@ -31,19 +28,16 @@ from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.terminal import say
 from collapsemeter.system.warning import warn
 
-from . import compiled, finalise
+from . import checkpoint, compiled
+from .attachment import Attachment
 from .batch import Batch
-from .criterion import CriterionHook, Pending
-from .device import device_of
-from .dumping import Dump
-from .hooks import HeadInputHook, HeadOutputHook, LayerHook, RootHook, RootPreHook
-from .keyword_labels import KeywordLabelsHook, KeywordLabelsPreHook
+from .frozen import Dump, frozen_pass
+from .label_hooks import CriterionHook
 from .layers import Layers, innermost, select
-from .observing import run
-from .reduction import layout_of
-from .scope import Store
-
-_NUMBERS = itertools.count()
+from .namespace import device_of
+from .recorder import Recorder
+from .store import Store
+from .tallies import causes, head_of, tallies
 
 
 class CollapseMeter:
@@ -151,9 +145,7 @@ class CollapseMeter:
         self.selection = select(model, layers, head, num_classes)
         check_reduction(reduction, self.selection.watched)
         self.settings = Settings(
-            num_classes=classes_of(
-                self.selection.head, self.selection.head_outputs, num_classes, "nn.Linear"
-            ),
+            num_classes=self.selection.classes(num_classes),
             reduction=reduction,
             scatter=scatter,
             convention=convention,
@@ -164,21 +156,20 @@ class CollapseMeter:
             sketch_rows=sketch_rows,
         )
         self.exact = exact
-        self.count_eval = count_eval
         self.strict = strict
         self._model = model
-        self._root = innermost(model)
-        self._slot = f"meter {next(_NUMBERS)}"
-        self._local = threading.local()
-        self._lock = threading.RLock()  # two threads may each have a batch
-        self._live = Store()
+        self._attachment = Attachment(model, self.selection, reduction)
+        self._recorder = Recorder(
+            innermost(model),
+            self.settings,
+            self.budget,
+            self._attachment,
+            exact=exact,
+            strict=strict,
+            count_eval=count_eval,
+        )
         self._closed = False
-        self._steps = [0, 0]  # the first step of what is being measured, and the next one
-        self._handles: list[RemovableHandle] = []
-        self._marked: list[compiled.Mark] = []
-        self._pending = Pending()
         self._criterion: weakref.finalize[..., Any] | None = None
-        self._finalizer: weakref.finalize[..., Any] | None = None
         if criterion is not None:
             self._watch_criterion(criterion)
         self.attach()
@@ -189,47 +180,17 @@ class CollapseMeter:
 
     def attach(self) -> None:
         """Put the hooks on the model; where they are there already, nothing happens."""
-        if self._handles:
-            return
-        chosen, handles = self.selection, self._handles
-        handles.append(
-            self._model.register_forward_pre_hook(KeywordLabelsPreHook(self), with_kwargs=True)
-        )
-        handles.append(self._root.register_forward_pre_hook(RootPreHook(self)))
-        for name, module in chosen.layers.items():
-            layout = layout_of(module, chosen.before.get(name, ()))
-            hook = LayerHook(self, name, layout, reduction_of(self.settings.reduction, name))
-            handles.append(module.register_forward_hook(hook))
-        if chosen.head is not None and chosen.head_module is not None:
-            head = chosen.head_module
-            given = Layout(channels_first=False, width=head.in_features)
-            into = HeadInputHook(
-                self, chosen.head, given, reduction_of(self.settings.reduction, chosen.head)
-            )
-            handles.append(head.register_forward_pre_hook(into, with_kwargs=True))
-            handles.append(head.register_forward_hook(HeadOutputHook(self)))
-        handles.append(self._root.register_forward_hook(RootHook(self), always_call=True))
-        handles.append(self._model.register_forward_hook(KeywordLabelsHook(self), always_call=True))
-        self._marked = compiled.mark(self._hooked_modules())
-        # A meter that is dropped without `close` leaves no hook either.
-        self._finalizer = weakref.finalize(self, _detach, self._handles, self._marked)
-
-    def _hooked_modules(self) -> list[nn.Module]:
-        modules = [self._root, *self.selection.layers.values()]
-        return modules + ([self.selection.head_module] if self.selection.head_module else [])
+        self._recorder.attach()
 
     def detach(self) -> None:
         """Take every hook off the model; what was counted stays, and `batch` attaches again."""
-        if self._finalizer is not None:
-            self._finalizer()
-            self._finalizer = None
-        self._handles, self._marked = [], []
+        self._recorder.detach()
 
     def close(self) -> None:
         """Detach for good, from the criterion too: model and loss are as they were before."""
         self._closed = True
         self.detach()
-        self._pending.clear()
+        self._recorder.pending.clear()
         if self._criterion is not None:
             self._criterion()
             self._criterion = None
@@ -247,10 +208,7 @@ class CollapseMeter:
 
     def describe(self) -> str:
         """Return what is watched and, for every other module, why it is not."""
-        chosen = self.selection
-        return description(
-            chosen.watched, chosen.head, chosen.skipped, self.num_classes, "an nn.Linear"
-        )
+        return self.selection.describe(self.num_classes)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -286,13 +244,7 @@ class CollapseMeter:
         """
         if self._closed:
             raise ValueError("this meter is closed: make a new CollapseMeter to count more batches")
-        due = self._due()
-        return Batch(self, self._live, labels, mask, anyway=self.count_eval, due=due)
-
-    def _due(self) -> bool:
-        """Whether the budget takes the next training batch."""
-        taken: bool = self.budget.takes(self._steps[1] - self._steps[0], self._live.expected)
-        return taken
+        return self._recorder.batch(labels, mask)
 
     def observe(
         self,
@@ -331,7 +283,7 @@ class CollapseMeter:
         ('frozen-eval', 60, True)
         """
         check_phase(phase)
-        store = Store(wide=True)
+        store = Store(self.settings, exact=self.exact, strict=self.strict, wide=True)
         self._frozen_pass(store, batches, progress)
         return self._report(store, phase, {})
 
@@ -349,7 +301,7 @@ class CollapseMeter:
 
         Rows are those that `observe` measures, in their own dtype, with labels, the network's own
         decisions and the head, see `collapsemeter.activations.Writer`. A pass that fails leaves a folder
-        without a manifest, which is none to the audit.
+        without a manifest, and the audit refuses such a folder.
 
         Parameters
         ----------
@@ -389,30 +341,28 @@ class CollapseMeter:
         with Writer(
             path,
             num_classes=self.num_classes,
-            head=finalise.head_of(self.selection),
+            head=head_of(self.selection),
             head_layer=self.selection.head,
             phase=phase,
             step=step,
             ignore_index=self.settings.ignore_index,
             shard_bytes=shard_bytes,
         ) as writer:
-            self._frozen_pass(Dump(self, writer), batches, progress)
+            self._frozen_pass(Dump(self.settings, self.selection, writer), batches, progress)
         return writer.folder / MANIFEST
 
     def _frozen_pass(self, store: Store, batches: Iterable[Any], progress: bool) -> None:
-        attached, started = bool(self._handles), perf_counter()
+        attached, started = bool(self._attachment), perf_counter()
         self.attach()
         try:
-            run(self, self._model, store, batches, progress)
+            frozen_pass(self._recorder, self._model, store, batches, progress)
         finally:
             # An exception in a block takes the hooks off, so that none remains: not those of before.
             if attached:
                 self.attach()
             else:
                 self.detach()
-            self._live.clock.skip_since(started)
-        if not store.batches:
-            raise no_batch(batches)
+            self._recorder.live.clock.skip_since(started)
 
     def compute(self) -> CollapseReport:
         """Return the report of what was counted live since the last `reset`.
@@ -426,23 +376,23 @@ class CollapseMeter:
         ValueError
             If no labelled batch was counted, or a row is not finite under ``nonfinite="raise"``.
         """
-        started, live = perf_counter(), self._live
-        self._pending.clear()
+        started, recorder, live = perf_counter(), self._recorder, self._recorder.live
+        recorder.pending.clear()
         if live.batches == 0:
             raise ValueError(
                 "no labelled batch was counted: wrap the forward in `with meter.batch(labels):` while "
                 "the model is in training mode (or pass count_eval=True), pass labels= to the model, "
-                "or name the loss module with criterion=" + compiled.hint(self._root)
+                "or name the loss module with criterion=" + compiled.hint(recorder.root)
             )
-        first, after = self._steps
-        device = device_of(self._root).type
-        more = {
-            "first_step": first,
-            "last_step": after - 1,
-            **self.budget.provenance(after - first - live.batches, live.expected),
-            **live.clock.provenance(compiled.UNSEEN, asynchronous=device != "cpu"),
+        steps = recorder.next_step - recorder.first_step
+        on_device = device_of(recorder.root).type != "cpu"
+        provenance = {
+            "first_step": recorder.first_step,
+            "last_step": recorder.next_step - 1,
+            **self.budget.provenance(steps - live.batches, live.expected_rows),
+            **live.clock.provenance(compiled.UNSEEN, asynchronous=on_device),
         }
-        report = self._report(live, "live", more)
+        report = self._report(live, "live", provenance)
         live.clock.skip_since(started)
         return report
 
@@ -460,35 +410,62 @@ class CollapseMeter:
         ValueError
             If the layer counted nothing.
         """
-        state = self._live.layers.get((layer, call))
+        live = self._recorder.live
+        state = live.layers.get((layer, call))
         if state is None:
             raise ValueError(
                 f"layer {layer!r} has counted nothing (call {call}); watched are "
                 f"{', '.join(self.selection.watched)}{did_you_mean(layer, self.selection.watched)}"
             )
-        with self._lock:
+        with live.lock:
             sums = state.host_sums()
         return ClassMoments.from_sums(sums, state.feature_dtype, "live", seed=state.seed)
 
-    def _report(self, store: Store, phase: Phase, more: dict[str, Any]) -> CollapseReport:
-        with self._lock:  # batches that wait are added now
-            report = finalise.report(self, store, phase, more)
-        for message in report.warnings:
-            warn(message)
-        return report
+    def _report(self, store: Store, phase: Phase, provenance: dict[str, Any]) -> CollapseReport:
+        with store.lock:
+            # All that waits is added before the first layer is measured: threads of BLAS look for more
+            # work by spinning, and PyTorch's operations between would wait for them.
+            store.flush()
+            report = network_report(
+                self.selection,
+                tallies(store, self.selection),
+                self.settings,
+                phase=phase,
+                framework=f"torch {torch.__version__}",
+                expected_rows=store.expected_rows,
+                batches=store.batches,
+                head=head_of(self.selection),
+                causes=causes(self._model),
+                degraded=store.degraded,
+                interrupted=store.interrupted,
+                provenance=provenance,
+            )
+        return self._with_missing_rows(report) if self.exact else report
+
+    def _with_missing_rows(self, report: CollapseReport) -> CollapseReport:
+        """Warn of NC4 that is not of all rows though exact=True."""
+        notes = []
+        for name, layer in report.items():
+            decided, rows = layer.provenance.get("nc4_rows"), layer.provenance.get("rows")
+            if decided is not None and decided != rows:
+                notes.append(
+                    f"layer {name!r} has NC4 of {decided} of {rows} rows though exact=True: rows and "
+                    "decisions are not kept under torch.compile"
+                )
+        for note in notes:
+            warn(note)
+        return replace(report, warnings=(*report.warnings, *notes))
 
     def reset(self) -> None:
         """Forget what was counted; hooks and memory stay, and the next batch is counted."""
-        self._live.clear()
-        self._pending.clear()
-        self._steps[0] = self._steps[1]
+        self._recorder.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted as tensors and plain values, for ``torch.save``."""
-        with self._lock:
-            return finalise.state_dict(
-                self._live, self._steps, self.num_classes, self.selection.watched
-            )
+        recorder = self._recorder
+        with recorder.live.lock:
+            state = checkpoint.state_dict(recorder.live, self.selection.watched)
+        return state | {"steps": [recorder.first_step, recorder.next_step]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`, also in the phase of ``every``; `overhead` begins anew.
@@ -498,24 +475,10 @@ class CollapseMeter:
         ValueError
             If it is of other layers, widths or classes, of a newer version, or no state; nothing is loaded then.
         """
-        self._steps = finalise.load_state(self, self._live, state)
-
-    # What the hooks call
-
-    @property
-    def _stashing(self) -> bool:
-        return self._criterion is not None
-
-    def _stash(self, hook: LayerHook, output: Any) -> None:
-        if torch.compiler.is_compiling():
-            self._pending.refused = True
-        elif self._root.training and torch.is_grad_enabled():
-            started = perf_counter()
-            if self._due():
-                self._pending.add(hook, output)
-            else:
-                self._pending.left_out = True
-            self._live.clock.spend_since(started)
+        recorder = self._recorder
+        device = device_of(recorder.root)
+        checkpoint.load_state(recorder.live, state, self.selection, device)
+        recorder.first_step, recorder.next_step = state["steps"]
 
     def _watch_criterion(self, criterion: nn.Module) -> None:
         if not isinstance(criterion, nn.Module):
@@ -528,11 +491,8 @@ class CollapseMeter:
                 "criterion= does not work under torch.compile, where activations are gone when the "
                 "labels come: use `with meter.batch(labels):` around the forward"
             )
-        handle = criterion.register_forward_pre_hook(CriterionHook(self), with_kwargs=True)
+        handle = criterion.register_forward_pre_hook(
+            CriterionHook(self._recorder), with_kwargs=True
+        )
+        self._recorder.waits_for_loss = True
         self._criterion = weakref.finalize(self, handle.remove)
-
-
-def _detach(handles: list[RemovableHandle], marked: list[compiled.Mark]) -> None:
-    for handle in handles:
-        handle.remove()
-    compiled.unmark(marked)

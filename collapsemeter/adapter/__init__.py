@@ -1,1 +1,16 @@
-"""What an adapter imports."""
+"""What an adapter imports besides the public names; adapters/README.md shows a whole adapter.
+
+An adapter may import these, and from `collapsemeter.stats` the functions that run on a device
+(`sums`, `namespace`, `sketch`, `sampling`, `labels`):
+
+* `selection`: `Selection`, the layers to watch, and `select_layers`, which chooses them
+* `settings`: `Settings`, what the user asks for, checked once
+* `reduction`: `feature_rows`, from a layer's output to one row per label, over `Operations`
+* `batches`: `each_batch` of a frozen pass, `split` into inputs and labels, checks of what users pass
+* `budget`: `Budget`, which training batches are counted, and `Clock`, what that costs
+* `tally`: `Tally`, what a layer counted, on the host, and `classifier`, the head
+* `layer_report`: one layer's report, unless it missed rows
+* `network_report`: the report of every watched layer, with its warnings and provenance
+* `resuming`: whether a saved state is one of this meter's
+* `watch`: the meter of a model's own framework, by entry point
+"""

@@ -10,25 +10,45 @@ from ..stats.plain import check_unmasked
 _LABELS = ("label", "target", "targets", "class", "y", "fine_label")  # as data sets call them
 
 
-def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
-    """Return the batches, with a progress bar on standard error if asked for.
+def each_batch(batches: Iterable[Any], progress: bool, source: Any = None) -> Iterator[Any]:
+    """Yield every batch of a frozen pass, with a progress bar on standard error if asked for.
+
+    Parameters
+    ----------
+    batches : iterable
+    progress : bool
+    source : object, optional
+        What the user passed, where the batches were made of it.
 
     Raises
     ------
     ValueError
-        If they cannot be iterated over.
+        If they cannot be iterated over, and at the end if there was none.
 
     Examples
     --------
-    >>> list(shown([1, 2], progress=False))
+    >>> list(each_batch([1, 2], progress=False))
     [1, 2]
     """
+    source = batches if source is None else source
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise ValueError(
             f"observe got a {type(batches).__name__}: pass an iterable of (inputs, labels) pairs"
         )
-    if not progress:
-        return batches
+    empty = True
+    for batch in _with_bar(batches) if progress else batches:
+        empty = False
+        yield batch
+    if empty:
+        advice = (
+            "what it held was taken before; make a new one, or pass a list or a loader"
+            if isinstance(source, Iterator)
+            else "pass (inputs, labels) pairs"
+        )
+        raise ValueError(f"observe got no batch from {type(source).__name__}: {advice}")
+
+
+def _with_bar(batches: Iterable[Any]) -> Iterable[Any]:
     from rich.console import Console
     from rich.progress import track
 
@@ -37,6 +57,15 @@ def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
     except TypeError:  # a loader over an iterable has no length
         total = None
     return track(batches, "observing", total=total, console=Console(stderr=True))
+
+
+def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
+    """For Keras and Flax, until they call `each_batch`."""
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise ValueError(
+            f"observe got a {type(batches).__name__}: pass an iterable of (inputs, labels) pairs"
+        )
+    return _with_bar(batches) if progress else batches
 
 
 def split(item: Any) -> tuple[Any, Any, Any]:
@@ -146,13 +175,7 @@ def check_phase(phase: str) -> None:
 
 
 def no_batch(batches: Any) -> ValueError:
-    """Return the error for data that held no batch at all.
-
-    Examples
-    --------
-    >>> no_batch([])
-    ValueError('observe got no batch from list: pass (inputs, labels) pairs')
-    """
+    """For Keras and Flax, until they call `each_batch`."""
     once = isinstance(batches, Iterator)
     advice = (
         "what it held was taken before; make a new one, or pass a list or a loader"

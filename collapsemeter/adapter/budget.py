@@ -109,25 +109,10 @@ def _check(name: str, value: Any, meaning: str) -> None:
 class Clock:
     r"""The share of training time that is the meter's own, on the host.
 
-    A step lasts from the begin of a counted or left-out batch to the begin of the next one. With
-    :math:`f` the fraction of batches that were counted, :math:`\tilde m_1, \tilde m_0` the median times
-    that the meter took in a step with a counted and a left-out batch, and :math:`\tilde t` the median of
-    the rest of a step, the share is :math:`m / (m + \tilde t)` with
-    :math:`m = f \tilde m_1 + (1 - f) \tilde m_0`. Medians, because they do not see pauses between some
-    steps, such as an evaluation or a saved checkpoint, which would make the share look smaller, nor
-    what happens once, such as memory that is made for the first batch, nor other work on the machine.
-    What one step does for the batches of many (`spread_since`) they would not see either: its mean over all
-    steps is added to :math:`m`.
-
-    Examples
-    --------
-    >>> clock = Clock()
-    >>> for start in (0.0, 1.0, 2.0, 103.0, 104.0):  # the third is followed by a long pause
-    ...     clock.begin(start)
-    ...     clock.taken = True
-    ...     clock.spend(0.25)
-    >>> clock.share()
-    0.25
+    A step lasts from the begin of a counted or left-out batch to the begin of the next one. The share is
+    :math:`m / (m + \tilde t)` of the mean time :math:`m` that the meter took in a step and the median
+    :math:`\tilde t` of the rest of it: a median does not see pauses between some steps, such as an
+    evaluation or a saved checkpoint, which would make the share look smaller.
     """
 
     def __init__(self) -> None:
@@ -136,37 +121,22 @@ class Clock:
     def clear(self) -> None:
         """Forget every step."""
         self.unseen = False  # something was counted where the host's clock cannot look
-        self.taken = False  # the batch of the step under way is counted, and not left out
         self._began: float | None = None
-        self._spent = 0.0  # in the step under way, for its batch
-        self._spread = 0.0  # the same, for the batches of many
-        self._all_spread = 0.0
-        self._steps = {True: 0, False: 0}  # by whether the batch was counted
-        self._own = {taken: deque[float](maxlen=RECENT) for taken in self._steps}
+        self._spent = 0.0  # in the step under way
+        self._steps, self._all_spent = 0, 0.0
         self._rest = deque[float](maxlen=RECENT)
 
     def begin(self, now: float) -> None:
         """Begin a step at ``now`` (seconds of `time.perf_counter`), and so end the one before."""
         if self._began is not None:
-            self._steps[self.taken] += 1
-            self._own[self.taken].append(self._spent)
-            self._rest.append(now - self._began - self._spent - self._spread)
-            self._all_spread += self._spread
-        self._began, self._spent, self._spread, self.taken = now, 0.0, 0.0, False
-
-    def spend(self, seconds: float) -> None:
-        """Add time of the meter's own to the step under way."""
-        self._spent += seconds
+            self._steps += 1
+            self._all_spent += self._spent
+            self._rest.append(now - self._began - self._spent)
+        self._began, self._spent = now, 0.0
 
     def spend_since(self, started: float) -> None:
         """Add the time since ``started`` to the step under way."""
         self._spent += perf_counter() - started
-
-    def spread_since(self, started: float) -> None:
-        """Take the time since ``started``, which will be spent in the step under way, as spent for many."""
-        seconds = perf_counter() - started
-        self._spread += seconds
-        self._spent -= seconds
 
     def leave(self) -> None:
         """Take the batch that began last for none of a training step."""
@@ -179,15 +149,11 @@ class Clock:
 
     def share(self) -> float | None:
         """Return the share, between 0 and 1; None before a first whole step."""
-        steps = sum(self._steps.values())
-        if not steps:
+        if not self._steps:
             return None
-        own = sum(
-            self._steps[taken] / steps * median(ours) for taken, ours in self._own.items() if ours
-        )
-        own += self._all_spread / steps
-        whole = own + max(median(self._rest), 0.0)
-        return own / whole if whole > 0 else None
+        spent = self._all_spent / self._steps
+        whole = spent + max(median(self._rest), 0.0)
+        return spent / whole if whole > 0 else None
 
     def provenance(self, unseen: str, *, asynchronous: bool = False) -> dict[str, Any]:
         """Return what a report says: ``overhead``, and where it needs saying ``overhead_note``.
@@ -198,11 +164,6 @@ class Clock:
             Why no clock sees the counting, where `unseen` is set.
         asynchronous : bool
             Whether a device works on after the host has gone on.
-
-        Examples
-        --------
-        >>> Clock().provenance(unseen="")["overhead_note"]
-        'unknown: a step lasts until the next batch begins, and none has'
         """
         share = None if self.unseen else self.share()
         if self.unseen:

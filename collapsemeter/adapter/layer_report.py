@@ -2,70 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from ..metrics.layer import LayerReport
 from ..metrics.measure import measure, undefined_report
-from ..metrics.nc4 import Decisions, decide
+from ..metrics.nc4 import Decisions
 from ..stats.head import Head
 from ..stats.moments import ClassMoments, Phase
-from ..stats.sums import COUNTERS, Sums
+from ..stats.sums import Sums
 from .settings import Settings
+from .tally import Tally
 
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Tally:
-    """What a layer counted, copied to the host.
-
-    Attributes
-    ----------
-    sums : Sums
-        NumPy arrays.
-    feature_dtype : str
-        The dtype the network computed in.
-    rows : (K, d), labels : (K,), ids : (K,) arrays
-        Rows kept for NC4, their labels and row numbers.
-    decided : pair of (J,) arrays, or None
-        Row numbers, and the classes that the network decided on for them.
-    seed : int
-        What the sketch was hashed with, where there is one.
-    """
-
-    sums: Sums
-    feature_dtype: str
-    rows: Array
-    labels: Array
-    ids: Array
-    decided: tuple[Array, Array] | None = None
-    seed: int = 0
-
-    def seen(self, propagate: bool) -> int:
-        """Label rows that came by; a propagated row that is not finite is among the counts."""
-        causes = [cause for cause in COUNTERS if not (propagate and cause == "nonfinite")]
-        left_out = sum(int(getattr(self.sums, cause)) for cause in causes)
-        return int(np.asarray(self.sums.counts, np.int64).sum()) + left_out
-
-    def moments(self, phase: Phase) -> ClassMoments:
-        """Finalise in float64."""
-        return ClassMoments.from_sums(self.sums, self.feature_dtype, phase, seed=self.seed)
-
-    def decisions(self, moments: ClassMoments, head: Head | None = None) -> Decisions:
-        """Decide on the rows kept; the network's own decisions, where there are any, come before the head's."""
-        usable = (self.labels >= 0) & (self.labels < moments.num_classes)
-        if self.decided is None or not len(self.decided[0]):
-            return decide(moments, self.rows[usable], self.labels[usable], head=head)
-        numbers, classes = self.decided
-        usable &= np.isin(self.ids, numbers)
-        order = np.argsort(numbers)
-        found = order[np.searchsorted(numbers, self.ids[usable], sorter=order)]
-        return decide(moments, self.rows[usable], self.labels[usable], predictions=classes[found])
+# Why a layer saw other rows than were given; every adapter has a sentence for each.
+CAUSE_CODES = ("never_fired", "rows_missing", "rows_counted_twice")
 
 
 def layer_report(
@@ -74,47 +25,24 @@ def layer_report(
     settings: Settings,
     *,
     phase: Phase,
-    due: int,
+    expected_rows: int,
     is_head: bool,
     head: Head | None,
-    cause: Callable[[str], str],
+    causes: Mapping[str, str],
 ) -> tuple[LayerReport, list[str]]:
-    """Measure one layer, unless its numbers would not be right.
-
-    Parameters
-    ----------
-    name : str
-        The layer's, for what is said of it.
-    tally : Tally or None
-        None for a layer that never fired.
-    settings : Settings
-    phase : str
-    due : int
-        Label rows that the layer should have seen.
-    is_head : bool
-        Whether it is what the head reads.
-    head : Head, optional
-    cause : callable
-        From ``never_fired``, ``rows_missing`` or ``rows_counted_twice`` to the likely cause in words.
-
-    Returns
-    -------
-    report : LayerReport
-    notes : list of str
-        What to warn of.
-
-    Raises
-    ------
-    ValueError
-        If a row is not finite under ``nonfinite="raise"``.
-    """
+    """Measure one layer, unless its numbers would not be right; return also what to warn of."""
     seen = 0 if tally is None else tally.seen(settings.propagate)
-    if tally is None or seen != due:
+    if tally is None or seen != expected_rows:
         code = (
-            "never_fired" if seen == 0 else "rows_missing" if seen < due else "rows_counted_twice"
+            "never_fired"
+            if seen == 0
+            else "rows_missing"
+            if seen < expected_rows
+            else "rows_counted_twice"
         )
         note = (
-            f"layer {name!r} saw {seen} of {due} label rows, so it is not measured: {cause(code)}"
+            f"layer {name!r} saw {seen} of {expected_rows} label rows, so it is not measured: "
+            f"{causes[code]}"
         )
         return undefined_report(code, is_head), [note]
 
@@ -125,9 +53,9 @@ def layer_report(
             f"0..{settings.num_classes - 1} and not ignore_index={settings.ignore_index}: their rows were "
             f"left out{_of_hinge(sums, settings)}"
         )
-    if 2 * int(sums.mixed) > due - int(sums.ignored) - int(sums.unlabelled):
+    if 2 * int(sums.mixed) > expected_rows - int(sums.ignored) - int(sums.unlabelled):
         notes.append(
-            f"layer {name!r} is not measured, because {int(sums.mixed)} of {due} labels name several classes "
+            f"layer {name!r} is not measured, because {int(sums.mixed)} of {expected_rows} labels name several classes "
             "or parts of them (multi-label, smoothed or mixed): pass the class numbers from before they were "
             "smoothed or mixed"
         )
@@ -165,24 +93,7 @@ def moments_report(
     head: Head | None,
     decisions: Decisions | None,
 ) -> tuple[LayerReport, list[str]]:
-    """Measure one layer, and say what could not be.
-
-    Parameters
-    ----------
-    name : str
-        The layer's, for what is said of it.
-    moments : ClassMoments
-    settings : Settings
-    head : Head, optional
-        What reads the layer.
-    decisions : Decisions, optional
-
-    Returns
-    -------
-    report : LayerReport
-    notes : list of str
-        What to warn of.
-    """
+    """Measure one layer from its moments; return also what to warn of."""
     notes = []
     causes = (
         (moments.unlabelled, "their one-hot label is all zeros"),

@@ -68,6 +68,15 @@ def check_widths(state: Mapping[str, int], meter: Mapping[str, int]) -> None:
     )
 
 
+def saved_layers(
+    saved: Iterable[str] | None, counted: Iterable[str], watched: Iterable[str]
+) -> list[str]:
+    """Return what a state watched: older states name only the layers that had counted something."""
+    if saved is not None:
+        return list(saved)
+    return list(watched if set(counted) <= set(watched) else counted)
+
+
 def _shown(value: Any) -> str:
     return (
         listed(value) if isinstance(value, Iterable) and not isinstance(value, str) else str(value)

@@ -115,7 +115,7 @@ def test_a_batch_left_out_is_not_looked_at():
             if hasattr(hook, "reduction"):
                 hook.reduction = refused
     scopes = []
-    net[0].register_forward_hook(lambda *_: scopes.append(meter._live.next_row))
+    net[0].register_forward_hook(lambda *_: scopes.append(meter._recorder.live.next_row))
     with meter.batch(object()):  # its labels neither
         net(inputs(1)[0])
     with meter.batch(Y):
@@ -163,7 +163,7 @@ def test_labels_that_come_with_the_loss():
     kept = []
     for x in inputs(7):  # accumulated: no step of an optimiser between
         output = net(x)
-        kept.append(len(meter._pending.outputs))
+        kept.append(len(meter._recorder.pending.outputs))
         loss(output, Y).backward()
         loss(torch.zeros(12, 3), Y)  # of another model
     assert kept == [2, 0, 0, 2, 0, 0, 2]  # copies of what waits for its labels
@@ -186,12 +186,12 @@ def test_a_loss_whose_turn_has_passed_is_no_batch():
     net, loss = mlp(), nn.CrossEntropyLoss()
     meter = watch(net, every=2, criterion=loss)
     waiting = net[:4](inputs(1)[0])
-    assert meter._pending.outputs
+    assert meter._recorder.pending.outputs
     feed(meter, net, inputs(1))  # its forward has cleared what waited
     loss(net[4](waiting), Y)  # left out
     loss(torch.zeros(12, 3), Y)
     assert meter.compute().provenance["rows"] == 12
-    assert meter._steps == [0, 2]
+    assert meter._recorder.next_step == 2
 
 
 class Labelled(nn.Module):
@@ -304,7 +304,7 @@ def overhead(net: nn.Module, steps: int, **options) -> float:
 
 @pytest.fixture
 def _no_batch_waits(monkeypatch):
-    monkeypatch.setattr("collapsemeter_torch.gathering.MOST_ROWS", 1)
+    monkeypatch.setattr("collapsemeter_torch.waiting.MOST_ROWS", 1)
 
 
 @pytest.mark.usefixtures("_no_batch_waits")

@@ -173,7 +173,7 @@ def test_the_graph_without_hooks_used_again_is_noticed():
     run = torch.compile(net, backend="eager")
     run(torch.randn(12, 4))
     meter = CollapseMeter(net, layers=["mid"], verbose=False)
-    unmark(meter._marked)  # as if the mark did not work
+    unmark(meter._attachment.marked)  # as if the mark did not work
     step(run, meter)
     with pytest.warns(RuntimeWarning) as caught:
         report = meter.compute()
@@ -192,7 +192,7 @@ def test_a_graph_is_foreseen_once_torch_compile_is_called():
 
 
 def test_rows_of_a_graph_that_was_not_foreseen_are_missed_and_the_step_goes_on(monkeypatch):
-    monkeypatch.setattr("collapsemeter_torch.scope.graphs_may_come", lambda: False)
+    monkeypatch.setattr("collapsemeter_torch.batch.graphs_may_come", lambda: False)
     net = Net()
     meter = CollapseMeter(net, layers=["mid"], verbose=False)
     step(torch.compile(net, backend="eager", fullgraph=True), meter)
@@ -409,6 +409,6 @@ def test_copies_of_a_marked_model_are_inert():
         assert torch.equal(other(x), other.fc.bias.expand(12, 3))
         with meter.batch(Y):
             other(x)
-        assert all(not state.sums.counts.any() for state in meter._live.layers.values())
+        assert all(not state.sums.counts.any() for state in meter._recorder.live.layers.values())
         meter.reset()
     assert net.fc.weight.any()

@@ -17,7 +17,7 @@ from collapsemeter.activations import open_arrays
 from collapsemeter.activations.manifest import Manifest
 from collapsemeter.audit import Options, Running, audit
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.dumping import host_array
+from collapsemeter_torch.frozen import host_array
 
 from .dumped_networks import NETWORKS, Twice, Watched, digits, twice, vectors
 

@@ -84,7 +84,9 @@ def test_a_failure_of_ours_leaves_the_step_alone_and_warns_once():
     assert report["4"].provenance["rows"] == 36
 
 
-@pytest.mark.parametrize("inside", ["device.LayerState.update", "gathering.Decisions.put"])
+@pytest.mark.parametrize(
+    "inside", ["device_sums.LayerState.update", "waiting.WaitingDecisions.put"]
+)
 def test_a_failure_deep_inside_leaves_the_step_alone(monkeypatch, inside):
     def fail(*args, **kwargs):
         raise MemoryError("no room")
@@ -98,7 +100,7 @@ def test_a_failure_deep_inside_leaves_the_step_alone(monkeypatch, inside):
         assert torch.equal(net(x), expected)
     with pytest.warns(RuntimeWarning, match="failed"):
         report = meter.compute()
-    if inside == "device.LayerState.update":
+    if inside == "device_sums.LayerState.update":
         assert report["4"].flags == ("degraded",)
     else:
         assert report["4"].reason("nc4_mismatch") == "no_logits"
@@ -558,7 +560,7 @@ def test_memory_stays_flat_and_no_graph_is_retained():
             with meter.batch(Y):
                 net(x).sum().backward()
             net.zero_grad()
-        meter._live.flush()  # of what waits there is sometimes more and sometimes less
+        meter._recorder.live.flush()  # of what waits there is sometimes more and sometimes less
 
     def held() -> tuple[int, int]:
         gc.collect()
@@ -576,7 +578,7 @@ def test_memory_stays_flat_and_no_graph_is_retained():
     tracemalloc.stop()
     assert later_tensors <= tensors
     assert later_size - size < 30_000  # 50 bytes a step: no tensor is that small
-    for state in meter._live.layers.values():
+    for state in meter._recorder.live.layers.values():
         assert all(t.grad_fn is None and not t.requires_grad for t in state.tensors().values())
 
 
@@ -729,7 +731,7 @@ def test_rows_counted_twice_are_noticed():
     meter = CollapseMeter(net, verbose=False)
     with meter.batch(Y):
         net(torch.randn(12, 4))
-    meter._live.layers["1", 0].sums.counts += 4  # as a second, unseen firing would
+    meter._recorder.live.layers["1", 0].sums.counts += 4  # as a second, unseen firing would
     with pytest.warns(
         RuntimeWarning, match=r"saw 24 of 12 label rows.*it fired more than once for a batch"
     ):

@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from collapsemeter import ClassMoments
+from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import EPS
 from collapsemeter.stats.sampling import reservoir_slots
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.device import LayerState
-from collapsemeter_torch.gathering import (
+from collapsemeter_torch.device_sums import LayerState
+from collapsemeter_torch.waiting import (
     MOST_ENTRIES,
     MOST_ENTRIES_ON_DEVICE,
     MOST_ROWS,
-    Gathered,
+    WaitingRows,
 )
 
 WIDTH, CLASSES = 24, 5
@@ -30,7 +31,7 @@ def data(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, t
 
 
 def filled(sizes: list[int], rows: torch.Tensor, labels: torch.Tensor, **options) -> LayerState:
-    state = LayerState(rows[:1], CLASSES, "pooled", 8, **options)
+    state = LayerState(rows[:1], Settings(CLASSES, **options), "pooled", 8)
     for part in torch.split(torch.arange(len(rows)), sizes):
         state.update(rows[part], labels[part], part.numpy())
     return state
@@ -69,9 +70,9 @@ def test_any_sizes_of_batches_give_the_sample_of_all_rows(sizes):
 def test_a_look_at_the_sums_adds_what_waits_and_changes_no_count():
     rows, labels = data(300)
     state = filled([100] * 3, rows, labels)
-    assert state.gathered.count == 300
+    assert state.waiting.count == 300
     assert int(state.sums.counts.sum()) == 300
-    assert state.gathered.count == 0
+    assert state.waiting.count == 0
     state.update(rows, labels, range(300))
     assert int(state.host_sums().counts.sum()) == 600
     state.update(rows, labels, range(300))
@@ -80,11 +81,11 @@ def test_a_look_at_the_sums_adds_what_waits_and_changes_no_count():
 
 
 def test_memory_is_bounded_at_any_width():
-    assert Gathered(16).room == MOST_ROWS
-    assert Gathered(65536).room * 65536 == MOST_ENTRIES
-    assert Gathered(65536, on_device=True).room * 65536 == MOST_ENTRIES_ON_DEVICE
-    assert not Gathered(2 * MOST_ENTRIES).takes(1)
-    gathered = Gathered(4)
+    assert WaitingRows(16).room == MOST_ROWS
+    assert WaitingRows(65536).room * 65536 == MOST_ENTRIES
+    assert WaitingRows(65536, on_device=True).room * 65536 == MOST_ENTRIES_ON_DEVICE
+    assert not WaitingRows(2 * MOST_ENTRIES).takes(1)
+    gathered = WaitingRows(4)
     gathered.put(torch.ones(3, 4, dtype=torch.float16), torch.zeros(3).long(), range(3))
     assert gathered.nbytes == MOST_ROWS * 4 * 4 + 3 * 8
 
@@ -104,7 +105,8 @@ def test_rows_wait_as_they_were_when_they_came():
 def test_rows_that_are_not_finite_are_found_when_they_are_added(propagate):
     rows, labels = data(60)
     rows[7, 3], labels[11] = torch.inf, -100
-    sums = filled([20] * 3, rows, labels, propagate=propagate).host_sums()
+    nonfinite = "propagate" if propagate else "skip"
+    sums = filled([20] * 3, rows, labels, nonfinite=nonfinite).host_sums()
     assert (int(sums.nonfinite), int(sums.ignored)) == (1, 1)
     assert int(sums.counts.sum()) == (59 if propagate else 58)
     assert np.isnan(sums.squares).tolist() == [propagate and c == 2 for c in range(CLASSES)]
@@ -118,10 +120,10 @@ def test_parts_that_stay_in_the_caches_give_the_sums_of_the_whole(kind, propagat
     moments = []
     for rows_at_once, parts in ((1000, 1), (110, 10)):  # the last part is shorter
         cached = rows_at_once * WIDTH * 8
-        monkeypatch.setattr("collapsemeter_torch.device.CACHED_BYTES", cached)
-        state = LayerState(
-            rows[:1], CLASSES, kind, 8, wide=True, sketch_rows=16, propagate=propagate
-        )
+        monkeypatch.setattr("collapsemeter_torch.device_sums.CACHED_BYTES", cached)
+        nonfinite = "propagate" if propagate else "skip"
+        settings = Settings(CLASSES, sketch_rows=16, nonfinite=nonfinite)
+        state = LayerState(rows[:1], settings, kind, 8, wide=True)
         assert len(state._parts(rows)) == parts
         state.update(rows, labels, range(1000))
         sums = state.host_sums()

@@ -15,7 +15,7 @@ from collapsemeter.audit import audit
 from collapsemeter.stats.labels import class_labels
 from collapsemeter.stats.sums import MIXED, UNLABELLED
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.scope import label_tensor
+from collapsemeter_torch.label_tensors import label_tensor
 
 Y = torch.arange(12) % 3
 CPU = torch.device("cpu")
@@ -474,13 +474,11 @@ def test_bad_labels_of_the_model_do_not_stop_it():
     net(x=torch.randn(12, 4), labels=Y)
     bad = Y.clone()
     bad[0] = 2
-    right = meter.settings
-    meter.settings = replace(
-        right, num_classes=2
-    )  # the labels are right for the model and wrong for the meter
+    live = meter._recorder.live  # the labels are right for the model and wrong for the meter
+    live.settings = replace(meter.settings, num_classes=2)
     with pytest.warns(RuntimeWarning, match=r"could not measure layer 'labels='.*\(ValueError"):
         net(x=torch.randn(12, 4), labels=bad)
-    meter.settings = right
+    live.settings = meter.settings
     net(x=torch.randn(12, 4), labels=Y)
     with pytest.warns(RuntimeWarning, match="labels= failed and was left out: ValueError"):
         assert meter.compute().provenance["rows"] == 24

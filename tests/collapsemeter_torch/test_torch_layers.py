@@ -314,7 +314,7 @@ def test_auto_takes_what_a_person_would_name(name):
     chosen = select(net, "auto", "auto", None)
     assert (list(chosen.layers), chosen.head) == (layers, head)
     assert chosen.watched == [*layers, head]
-    assert all(chosen.layers[layer] is net.get_submodule(layer) for layer in layers)
+    assert all(chosen.modules[layer] is net.get_submodule(layer) for layer in layers)
     named = named_layers(net)
     assert {*chosen.watched, *chosen.skipped} == set(named)
     assert not set(chosen.watched) & set(chosen.skipped)

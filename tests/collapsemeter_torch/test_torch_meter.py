@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from collapsemeter import ClassMoments, Head, decide, measure
+from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import EPS
 from collapsemeter.stats.namespace import block_rows
 from collapsemeter.stats.sums import Sums
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.device import LayerState, TorchNamespace, products_are_reduced
-from collapsemeter_torch.finalise import report as make_report
+from collapsemeter_torch.device_sums import LayerState
+from collapsemeter_torch.namespace import TorchNamespace, products_are_reduced
 
 EPS32 = EPS["float32"]
 # Sums of n residuals in float32 lose at most n eps of the sum of their magnitudes; the shift is within
@@ -46,7 +47,7 @@ def streamed(rows: np.ndarray, labels: np.ndarray, split: list[int], **options) 
 
 
 def moments_of(meter: CollapseMeter, layer: str) -> ClassMoments:
-    state = meter._live.layers[layer, 0]
+    state = meter._recorder.live.layers[layer, 0]
     return ClassMoments.from_sums(state.host_sums(), state.feature_dtype, "live")
 
 
@@ -127,7 +128,7 @@ def test_class_sums_of_an_accelerator_are_those_of_the_cpu(monkeypatch):
 
     here = all_of(TorchNamespace(torch.float32))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr("collapsemeter_torch.device.MANY_ROWS", 10)
+    monkeypatch.setattr("collapsemeter_torch.namespace.MANY_ROWS", 10)
     there = all_of(TorchNamespace(torch.float32))
     for a, b in zip(here, there, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=50 * EPS32 * float(a.abs().max()))
@@ -152,7 +153,7 @@ def test_blocks_cover_the_lower_triangle_however_many_they_are(most):
 
 
 def test_layer_state_keeps_its_memory_when_cleared():
-    state = LayerState(torch.zeros(2, 3), num_classes=2, kind="pooled", sample_size=4)
+    state = LayerState(torch.zeros(2, 3), Settings(2, sample_rows=4))
     before = {name: tensor.data_ptr() for name, tensor in state.tensors().items()}
     state.update(torch.eye(2, 3), torch.tensor([0, 1]), range(2))
     state.clear()
@@ -339,10 +340,10 @@ def test_wide_layers_keep_a_sketch_and_say_so():
     assert report["2"]["nc1_pinv"] > report["2"].standard_errors["nc1_pinv"] > 0
     assert report["2"].reason("nc1_vci") == "only_a_sketch"
     assert report["2"]["nc1_cdnv"] > 0
-    state = meter._live.layers["2", 0].sums
+    state = meter._recorder.live.layers["2", 0].sums
     floats = state.shift, state.sums, state.squares, state.sketch, state.signs
     assert sum(part.numel() for part in floats) == (2 * 3 + 512) * 4100 + 512 * 3 + 3
-    assert meter._live.layers["2", 0].sample_rows.shape[0] == 4096 // 16 + 1
+    assert meter._recorder.live.layers["2", 0].sample_rows.shape[0] == 4096 // 16 + 1
 
 
 class Late(nn.Module):
@@ -551,12 +552,9 @@ def test_widened_products_are_those_of_float64():
     torch.testing.assert_close(total, (rows.double().T @ rows.double()).float(), rtol=0, atol=0)
 
 
-def test_a_report_of_a_meter_is_made_from_a_store():
+def test_what_is_skipped_is_said():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     meter = CollapseMeter(net, verbose=False)
-    with meter.batch(torch.arange(6) % 3):
-        net(torch.randn(6, 4))
-    assert make_report(meter, meter._live, "live", {})["2"] == meter.compute()["2"]
     assert copy.copy(meter.skipped) == {
         "0": "not the end of a block; name it in layers= to watch it",
         "1": "its output is the input of 2",

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from collapsemeter import CollapseReport
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.device import has_float64
+from collapsemeter_torch.namespace import has_float64
 
 X, Y = torch.randn(24, 4, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
 
@@ -186,7 +186,8 @@ def test_a_causal_model_is_observed_with_the_labels_of_the_next_token():
 def test_a_frozen_pass_sums_in_float64_and_a_training_in_float32(monkeypatch):
     stores = []
     monkeypatch.setattr(
-        "collapsemeter_torch.finalise.report",
+        CollapseMeter,
+        "_report",
         lambda meter, store, *rest: stores.append(store) or CollapseReport({}),
     )
     net = Net()
@@ -209,7 +210,7 @@ def test_a_device_without_float64_sums_in_float32(error, monkeypatch):
         raise error("no float64 on this device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("collapsemeter_torch.device.torch.ones", refused)
+        patched.setattr("collapsemeter_torch.namespace.torch.ones", refused)
         assert not has_float64(torch.device("cpu"))
         found = meter.observe([(X, Y)], progress=False)
     assert found["fc"]["nc1_pinv"] == pytest.approx(expected["fc"]["nc1_pinv"], rel=1e-4)

@@ -71,8 +71,8 @@ def test_uncounted_and_ignored_batches_leave_the_sample_as_it_is():
                     net(x)
                 with pytest.raises(ZeroDivisionError), meter.batch(Y):
                     raise ZeroDivisionError
-        meter._live.flush()
-        return meter._live.layers["4", 0].sample_rows[:-1]
+        meter._recorder.live.flush()
+        return meter._recorder.live.layers["4", 0].sample_rows[:-1]
 
     assert torch.equal(run(noise=False), run(noise=True))
 
@@ -85,15 +85,15 @@ def test_the_sample_is_bounded_the_same_rows_in_every_layer_and_aligned():
         with meter.batch(torch.arange(len(x)) % 3):
             net(x)
     x, y = torch.cat(xs), torch.cat([torch.arange(len(x)) % 3 for x in xs])
-    meter._live.flush()
-    states = [meter._live.layers[name, 0] for name in ("1", "3", "4")]
+    meter._recorder.live.flush()
+    states = [meter._recorder.live.layers[name, 0] for name in ("1", "3", "4")]
     ids = states[0].sample_ids[:-1]
     assert len(set(ids.tolist())) == 20
     for state, rows in zip(states, (net[:2](x), net[:4](x), net[:4](x)), strict=True):
         assert torch.equal(state.sample_ids[:-1], ids)
         torch.testing.assert_close(state.sample_rows[:-1], rows[ids].detach())
         assert torch.equal(state.sample_labels[:-1], y[ids])
-    decisions = meter._live.predictions[0, 20]
+    decisions = meter._recorder.live.predictions[0, 20]
     assert torch.equal(decisions.predictions[:-1], net(x).argmax(1)[ids])
     report = meter.compute()
     rows = net[:4](x).detach().numpy()
@@ -252,7 +252,9 @@ def test_reset_forgets_everything_and_keeps_the_memory():
     meter = CollapseMeter(net, exact=True, sample_rows=16, verbose=False)
     with meter.batch(Y):
         net(torch.randn(12, 4))
-    pointers = [t.data_ptr() for s in meter._live.layers.values() for t in s.tensors().values()]
+    pointers = [
+        t.data_ptr() for s in meter._recorder.live.layers.values() for t in s.tensors().values()
+    ]
     meter.reset()
     with pytest.raises(ValueError, match="no labelled batch was counted"):
         meter.compute()
@@ -263,6 +265,6 @@ def test_reset_forgets_everything_and_keeps_the_memory():
     with fresh.batch(Y):
         net(x)
     assert [
-        t.data_ptr() for s in meter._live.layers.values() for t in s.tensors().values()
+        t.data_ptr() for s in meter._recorder.live.layers.values() for t in s.tensors().values()
     ] == pointers
     assert dict(meter.compute()["4"]) == dict(fresh.compute()["4"])

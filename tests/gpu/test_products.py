@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from collapsemeter import ClassMoments
+from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import update
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.device import LayerState, TorchNamespace, products_are_reduced
+from collapsemeter_torch.device_sums import LayerState
+from collapsemeter_torch.namespace import TorchNamespace, products_are_reduced
 
 WAYS = ("backend", "everything", "allow_tf32", "high", "medium")
 SHAPES = [(10, 16, 16), (30, 4, 6), (120, 48, 2), (40, 300, 4)]  # classes, width, rows of a class
@@ -77,7 +79,7 @@ def test_nor_in_a_compiled_step(collapsed, reduced, device, kind):
 def scatter(data, device, widen) -> np.ndarray:
     """Return what the update makes of all rows at once."""
     rows, labels = torch.tensor(data.rows).to(device), torch.tensor(data.labels).to(device)
-    state = LayerState(rows, data.classes, "pooled", 16)
+    state = LayerState(rows, Settings(data.classes), "pooled", 16)
     update(state.sums, rows, labels, TorchNamespace(torch.float32, widen))
     found = ClassMoments.from_sums(state.host_sums(), "float32", "live").scatter
     assert found is not None
@@ -103,7 +105,7 @@ def test_full_products_are_not_widened(collapsed, device):
 
 
 def test_a_product_in_blocks_is_that_of_float64(device, monkeypatch):
-    monkeypatch.setattr("collapsemeter_torch.device.LARGE_PRODUCT", 1)
+    monkeypatch.setattr("collapsemeter_torch.namespace.LARGE_PRODUCT", 1)
     rows = torch.randn(64, 600, generator=torch.Generator().manual_seed(0)).to(device)
     found = TorchNamespace(torch.float32).add_product(torch.zeros(600, 600, device=device), rows)
     wide = rows.double()

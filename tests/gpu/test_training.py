@@ -15,7 +15,7 @@ from collapsemeter import ClassMoments
 from collapsemeter.stats.moments import EPS
 from collapsemeter.testing.oracle import tolerance
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.gathering import MOST_ROWS
+from collapsemeter_torch.waiting import MOST_ROWS
 
 CLASSES, BATCH = 10, 32
 
@@ -102,7 +102,7 @@ def test_memory_is_flat_and_no_graph_is_kept(device):
         if number >= block and number % block == 19:
             held.append(torch.cuda.memory_allocated() if device.type == "cuda" else 0)
     assert len(set(held)) == 1, held
-    states = [state.tensors() for state in meter._live.layers.values()]
+    states = [state.tensors() for state in meter._recorder.live.layers.values()]
     assert not any(t.requires_grad for tensors in states for t in tensors.values())
     assert rows_counted(meter) == {4 * block * BATCH}
 

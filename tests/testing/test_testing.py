@@ -10,6 +10,7 @@ import inspect
 import re
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter import testing
-from collapsemeter.adapter.layer_report import Tally, layer_report
+from collapsemeter.adapter.layer_report import CAUSE_CODES
+from collapsemeter.adapter.network_report import network_report
 from collapsemeter.adapter.reduction import Layout, feature_rows, reduction_of
+from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
+from collapsemeter.adapter.tally import Tally
 from collapsemeter.stats import sampling
 from collapsemeter.stats.labels import class_labels
 from collapsemeter.stats.moments import ClassMoments
@@ -30,6 +34,7 @@ from collapsemeter.testing import streams
 from collapsemeter.testing.oracle import Oracle, reduced
 
 KEPT = ("rows", "labels", "ids", "decided")
+COUNTERS = ("expected_rows", "batches", "next_row")
 README = Path(__file__).parents[2] / "adapters" / "README.md"
 
 
@@ -114,14 +119,14 @@ class ToyMeter:
 
     def __init__(self, net, num_classes, **options):
         self.net, self.settings = net, Settings(num_classes, **options)
-        self.layers, self.due, self.next_row = {}, 0, 0
+        self.layers, self.expected_rows, self.batches, self.next_row = {}, 0, 0, 0
         net.watchers.append(self.see)
 
     def close(self):
         self.net.watchers.remove(self.see)
 
     def reset(self):
-        self.layers, self.due, self.next_row = {}, 0, 0
+        self.layers, self.expected_rows, self.batches, self.next_row = {}, 0, 0, 0
 
     @contextmanager
     def batch(self, labels):
@@ -134,7 +139,8 @@ class ToyMeter:
         self.shape, self.flat = labels.shape, labels.ravel()
         self.numbers = np.where(usable, self.next_row + np.cumsum(usable) - 1, -1)
         yield
-        self.due += len(self.flat)  # only a batch that went through is expected of the layers
+        self.expected_rows += len(self.flat)  # of batches that went through alone
+        self.batches += 1
         self.next_row += int(usable.sum())
 
     def see(self, layer, output):
@@ -192,23 +198,20 @@ class ToyMeter:
         return cm.Head(self.net.weight.astype(np.float64), self.net.bias.astype(np.float64))
 
     def compute(self, phase):
-        layers, warnings = {}, []
-        for name in ("body", "head"):
-            layers[name], notes = layer_report(
-                name,
-                self.tally(name),
-                self.settings,
-                phase=phase,
-                due=self.due,
-                is_head=name == "head",
-                head=self.head() if name == "head" else None,
-                cause=lambda code: "some forwards did not pass through it",
-            )
-            warnings += notes
-        return cm.CollapseReport(layers, phase, warnings=tuple(warnings))
+        return network_report(
+            Selection(("body",), "head"),
+            {(name, 0): partial(self.tally, name) for name in self.layers},
+            self.settings,
+            phase=phase,
+            framework="toy 1.0",
+            expected_rows=self.expected_rows,
+            batches=self.batches,
+            head=self.head(),
+            causes=dict.fromkeys(CAUSE_CODES, "some forwards did not pass through it"),
+        )
 
     def save(self, path):
-        arrays = {"due": self.due, "next_row": self.next_row}
+        arrays = {name: getattr(self, name) for name in COUNTERS}
         for name, state in self.layers.items():
             arrays |= {f"{name}/{key}": array for key, array in state.arrays().items()}
         with open(path, "wb") as file:
@@ -216,7 +219,8 @@ class ToyMeter:
 
     def load(self, path):
         with np.load(path, allow_pickle=False) as arrays:
-            self.due, self.next_row = int(arrays["due"]), int(arrays["next_row"])
+            for name in COUNTERS:
+                setattr(self, name, int(arrays[name]))
             for name in {key.partition("/")[0] for key in arrays if "/" in key}:
                 state = ToyLayer(arrays[f"{name}/kept.rows"].shape[1], self.settings)
                 for key in state.arrays():
@@ -689,7 +693,9 @@ class NumbersEveryRow(ToyMeter):
     @contextmanager
     def batch(self, labels):
         with super().batch(labels):
-            self.numbers = np.where(self.flat >= 0, self.due + np.arange(len(self.flat)), -1)
+            self.numbers = np.where(
+                self.flat >= 0, self.expected_rows + np.arange(len(self.flat)), -1
+            )
             yield
 
 
@@ -711,7 +717,7 @@ class ResetForgetsTheSample(ToyMeter):
     def reset(self):
         for state in self.layers.values():
             state.sums = ToyLayer(state.rows.shape[1], self.settings).sums
-        self.due = self.next_row = 0
+        self.expected_rows = self.batches = self.next_row = 0
 
 
 @sabotage("reset")
@@ -728,7 +734,7 @@ class ResetKeepsShifts(ToyMeter):
 @sabotage("reset")
 class ResetKeepsNumbering(ToyMeter):
     def reset(self):
-        self.layers, self.due = {}, 0
+        self.layers, self.expected_rows, self.batches = {}, 0, 0
 
 
 @sabotage("merge")

@@ -1,20 +1,28 @@
-"""A frozen pass that writes every layer's rows, for the audit, instead of adding them up."""
+"""One pass over a data set with frozen weights: counted, or written row by row for the audit."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from collapsemeter.activations import Writer
+from collapsemeter.adapter.batches import each_batch, require_labels, split
+from collapsemeter.adapter.selection import Selection
+from collapsemeter.adapter.settings import Settings
 
-from .scope import HEAD_OUTPUT, Scope, Store
+from .batch import Batch, Scope
+from .label_hooks import next_token
+from .namespace import device_of
+from .store import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
-    from .meter import CollapseMeter
+    from .recorder import Recorder
 
 # NumPy reads these through integers of their size; the name is ml_dtypes'.
 _SEEN_AS = {
@@ -24,48 +32,73 @@ _SEEN_AS = {
 }
 
 
+def frozen_pass(
+    recorder: Recorder, model: nn.Module, store: Store, batches: Iterable[Any], progress: bool
+) -> None:
+    """Pass every batch through the model into the store; leave the model's modes as they were."""
+    modes = {module: module.training for module in model.modules()}
+    device = device_of(model)
+    model.eval()
+    try:
+        # Compiled graphs may have been made without the hooks, and gain nothing in one pass.
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+            for item in each_batch(batches, progress):
+                inputs, labels, mask = split(item)
+                if isinstance(item, Mapping):
+                    labels = next_token(recorder, labels)
+                require_labels(labels)
+                inputs = pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
+                with Batch(recorder, store, labels, mask, anyway=True):
+                    _call(model, inputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _to(leaf: Any, device: torch.device) -> Any:
+    if isinstance(leaf, np.ndarray):
+        leaf = torch.tensor(leaf)
+    return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+
+
+def _call(model: nn.Module, inputs: Any) -> None:
+    if isinstance(inputs, Mapping):
+        model(**inputs)
+    elif isinstance(inputs, tuple | list):
+        model(*inputs)
+    else:
+        model(inputs)
+
+
 class Dump(Store):
-    """A store that keeps the rows of one batch and writes them at its end.
+    """A store that keeps the rows of one batch and writes them at its end."""
 
-    Parameters
-    ----------
-    meter : CollapseMeter
-    writer : Writer
-    """
-
-    def __init__(self, meter: CollapseMeter, writer: Writer) -> None:
-        super().__init__()
-        self._watched = meter.selection.watched
-        self._head = meter.selection.head
+    def __init__(self, settings: Settings, selection: Selection, writer: Writer) -> None:
+        super().__init__(settings)
+        self._watched, self._head = selection.watched, selection.head
         self._writer = writer
         self._batch: dict[tuple[str, int], npt.NDArray[Any]] = {}
         self._calls: dict[str, int] = {}  # of each layer in every batch, as in the first
 
-    def add_rows(self, meter: CollapseMeter, scope: Scope, layer: str, rows: Tensor) -> None:
+    def add_rows(self, scope: Scope, layer: str, rows: Tensor) -> None:
         """Copy the rows of a layer's next call in this batch to the host."""
         call = scope.calls.get(layer, 0)
         scope.calls[layer] = call + 1
         self._batch[layer, call] = host_array(rows)
 
-    def add_decisions(self, meter: CollapseMeter, scope: Scope, decided: Tensor) -> None:
+    def add_decisions(self, scope: Scope, decided: Tensor) -> None:
         """Copy the network's own decisions; those of its first call speak for it, as in reports."""
         scope.calls[HEAD_OUTPUT] = 1
         self._batch.setdefault((HEAD_OUTPUT, 0), host_array(decided))
 
-    def degrade(self, meter: CollapseMeter, layer: str, error: Exception) -> None:
+    def degrade(self, layer: str, error: Exception) -> None:
         """Refuse: what is asked for by name is written whole or not at all."""
         raise ValueError(
             f"layer {layer!r} cannot be written: {type(error).__name__}: {error}"
         ) from error
 
     def commit(self, scope: Scope) -> None:
-        """Write the batch, if every layer gave what it gave in those before.
-
-        Raises
-        ------
-        ValueError
-            If a layer was not called, or another number of times.
-        """
+        """Write the batch, if every layer gave what it gave in those before."""
         calls = {name: scope.calls.get(name, 0) for name in self._watched}
         self._check(calls)
         batch, self._batch = self._batch, {}
@@ -100,13 +133,7 @@ class Dump(Store):
 
 
 def host_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """Copy a tensor to NumPy, bit for bit; half precision of any kind, too.
-
-    Examples
-    --------
-    >>> host_array(torch.tensor([1.5], dtype=torch.bfloat16))
-    array([1.5], dtype=bfloat16)
-    """
+    """Copy a tensor to NumPy, bit for bit; half precision of any kind, too."""
     import ml_dtypes
 
     # A copy: the network may write into its activations later in the forward.

@@ -1,0 +1,151 @@
+"""A store as tensors and plain values, for ``torch.save``, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state, saved_layers
+from collapsemeter.adapter.selection import Selection
+from collapsemeter.adapter.settings import Settings
+
+from .device_sums import LayerState
+from .store import Store
+from .waiting import SampledDecisions
+
+STATE_VERSION = 1
+ADDED = ("unlabelled", "mixed")  # counters that older states lack
+
+
+def state_dict(store: Store, watched: list[str]) -> dict[str, Any]:
+    """Return a store as tensors and plain values, which ``torch.load(weights_only=True)`` reads."""
+    store.flush_decisions()
+    return {
+        "version": STATE_VERSION,
+        "num_classes": store.settings.num_classes,
+        "watched": watched,
+        "expected": store.expected_rows,
+        "batches": store.batches,
+        "next_row": store.next_row,
+        "degraded": dict(store.degraded),
+        "partial": [[*key, rows] for key, rows in store.interrupted.items()],
+        "layers": [
+            {
+                "layer": layer,
+                "call": call,
+                "kind": state.kind,
+                "seed": state.seed,
+                "feature_dtype": state.feature_dtype,
+                "tensors": {name: t.detach().cpu().clone() for name, t in state.tensors().items()},
+                # Not added to the sums: blocks must end where they would have without being saved.
+                "waiting": _waiting(state),
+            }
+            for (layer, call), state in store.layers.items()
+        ],
+        "predictions": [
+            {
+                "call": call,
+                "ids": decisions.ids.cpu().clone(),
+                "predictions": decisions.predictions.cpu().clone(),
+            }
+            for (call, _), decisions in store.predictions.items()
+        ],
+        "kept": [
+            [*key, *(torch.cat(part) for part in zip(*batches, strict=True))]
+            for key, batches in store.kept.items()
+        ],
+    }
+
+
+def _waiting(state: LayerState) -> list[Tensor]:
+    if not state.waiting.count:
+        return []
+    rows, labels, numbers = state.waiting.held()
+    return [rows.cpu().clone(), labels.cpu(), torch.from_numpy(numbers)]
+
+
+def load_state(
+    store: Store, state: dict[str, Any], selection: Selection, device: torch.device
+) -> None:
+    """Fill a store from `state_dict`, or leave it as it is where the state is another's."""
+    if not isinstance(state, Mapping) or not {"version", "num_classes", "layers"} <= state.keys():
+        raise not_a_state(state)
+    version = state["version"]
+    if version != STATE_VERSION:
+        raise ValueError(
+            f"the state has version {version}, this collapsemeter reads {STATE_VERSION}: "
+            "upgrade collapsemeter, or start from reset()"
+        )
+    _check_resumable(store, state, selection)
+    layers = {
+        (saved["layer"], saved["call"]): _loaded(store.settings, saved, device)
+        for saved in state["layers"]
+    }
+    store.clear()
+    store.layers |= layers
+    for saved in state["predictions"]:
+        size = len(saved["ids"]) - 1
+        decisions = SampledDecisions(device, size)
+        decisions.ids.copy_(saved["ids"])
+        decisions.predictions.copy_(saved["predictions"])
+        store.predictions[saved["call"], size] = decisions
+    for layer, call, rows, labels, ids in state["kept"]:
+        store.kept[layer, call] = [(rows, labels, ids)]
+    store.expected_rows, store.batches = state["expected"], state["batches"]
+    store.next_row, store.degraded = state["next_row"], dict(state["degraded"])
+    store.interrupted = {(layer, call): rows for layer, call, rows in state["partial"]}
+
+
+def _loaded(settings: Settings, saved: dict[str, Any], device: torch.device) -> LayerState:
+    """Make the state of a layer from what was saved of it."""
+    tensors: dict[str, Tensor] = saved["tensors"]
+    shift = tensors["shift"]
+    first_rows = torch.empty(0, shift.shape[1], dtype=shift.dtype, device=device)
+    layer = LayerState(first_rows, settings, saved["kind"], len(tensors["sample_ids"]) - 1)
+    if saved["waiting"]:
+        rows, labels, numbers = saved["waiting"]
+        layer.waiting.put(rows.to(device), labels.to(device, copy=True), numbers.clone().numpy())
+    layer.feature_dtype = saved["feature_dtype"]
+    for name, tensor in layer.tensors().items():
+        if name in tensors or name not in ADDED:
+            tensor.copy_(tensors[name])
+    return layer
+
+
+def _check_resumable(store: Store, state: dict[str, Any], selection: Selection) -> None:
+    """Raise unless the state is of these layers and classes, and rows to come are kept as those before."""
+    watched, settings = selection.watched, store.settings
+    counted = {saved["layer"]: saved["tensors"]["shift"].shape[1] for saved in state["layers"]}
+    layers = saved_layers(state.get("watched"), counted, watched)
+    check_same(
+        {"classes": state["num_classes"], "layers": layers},
+        {"classes": settings.num_classes, "layers": watched},
+    )
+    widths = {name: layer.width for (name, _), layer in store.layers.items()}
+    if selection.head is not None and selection.head_module is not None:
+        widths.setdefault(selection.head, selection.head_module.in_features)
+    check_widths(counted, widths)
+    saved_sizes = {len(saved["ids"]) - 1 for saved in state["predictions"]}
+    saved_sizes |= {len(saved["tensors"]["sample_ids"]) - 1 for saved in state["layers"]}
+    if not saved_sizes <= set(settings.sample_sizes):
+        raise ValueError(
+            f"the state keeps samples of {sorted(saved_sizes)} rows, this meter of "
+            f"{sorted(settings.sample_sizes)}: pass the same sample_rows="
+        )
+    for saved in state["layers"]:
+        if saved["kind"] == "sketch":
+            _check_sketch(saved, settings)
+
+
+def _check_sketch(saved: dict[str, Any], settings: Settings) -> None:
+    """Raise unless the rows to come are sketched as those before."""
+    saved_options = {"sketch_rows": len(saved["tensors"]["sketch"]), "seed": saved["seed"]}
+    for option, value in saved_options.items():
+        of_meter = getattr(settings, option)
+        if value != of_meter:
+            raise ValueError(
+                f"the state keeps sketches of {option}={value}, this meter of {of_meter}: pass {option}={value}"
+            )

@@ -1,0 +1,229 @@
+"""The sums of one layer on its device: the generic update in PyTorch's operations, in place."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.sampling import low_32_bits
+from collapsemeter.stats.sketch import row_hashes
+from collapsemeter.stats.sums import (
+    COUNTERS,
+    ScatterKind,
+    Sums,
+    scatter_shape,
+    sketch_shapes,
+    update,
+)
+
+from .namespace import TorchNamespace, in_graph, on_host, products_are_reduced
+from .waiting import RowNumbers, WaitingRows, joined, sampled, to_device
+
+# An update makes several passes over its rows: on a CPU they stay in the caches between them.
+CACHED_BYTES = 2**22
+
+
+class Settled:
+    """Whether every class has been seen, as far as the host knows without waiting for the device.
+
+    The answer of a device is asked for after a batch and looked at with the next one that finds it there.
+    """
+
+    def __init__(self) -> None:
+        self.known = False
+        self._answer: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def look(self) -> bool:
+        """Return what is known, with the answer if one was asked for and is there."""
+        if self._answer is not None and not in_graph() and self._answer[1].query():
+            self.known, self._answer = bool(self._answer[0]), None
+        return self.known
+
+    def ask(self, counts: Tensor) -> None:
+        """Ask a GPU; on the host `update` looks itself, and a graph cannot ask."""
+        if self.known or self._answer is not None or not counts.is_cuda or in_graph():
+            return
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag.copy_((counts > 0).all(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(counts.device))
+        self._answer = flag, event
+
+
+class LayerState:
+    """Class-shifted sums and a sample of rows of one layer, on one device.
+
+    The first rows fix width, device and precision: float64 stays float64, of all else sums and sampled
+    rows are kept in float32 (with ``wide`` the sums in float64). The sample has one more slot, the bin.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        settings: Settings,
+        kind: ScatterKind | None = None,
+        sample_size: int | None = None,
+        *,
+        wide: bool = False,
+    ) -> None:
+        width, device = rows.shape[1], rows.device
+        num_classes = settings.num_classes
+        exact = torch.float64 if rows.dtype == torch.float64 else torch.float32  # holds any row
+        self.dtype = torch.float64 if wide else exact
+        self.width = width
+        self.kind = kind = settings.kind(width) if kind is None else kind
+        self.seed = settings.seed
+        self.ignore_index, self.propagate = settings.ignore_index, settings.propagate
+        self.feature_dtype = str(rows.dtype).removeprefix("torch.")
+        self.waiting = WaitingRows(width, on_device=device.type != "cpu")
+        self.made_in_graph = torch.compiler.is_compiling()
+
+        def zeros(*size: int, dtype: torch.dtype = self.dtype) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        shape = scatter_shape(kind, num_classes, width)
+        sketch = sketch_shapes(kind, num_classes, width, settings.sketch_rows)
+        self._sums = Sums(
+            counts=zeros(num_classes, dtype=torch.int64),
+            shift=zeros(num_classes, width),
+            sums=zeros(num_classes, width),
+            squares=zeros(num_classes),
+            scatter=None if shape is None else zeros(*shape),
+            **{cause: zeros(dtype=torch.int64) for cause in COUNTERS},
+            **{name: zeros(*size) for name, size in sketch.items()},
+        )
+        slots = 1 + (settings.sample_size(width) if sample_size is None else sample_size)
+        self.sample_rows = zeros(slots, width, dtype=exact)
+        self.sample_labels = zeros(slots, dtype=torch.int64)
+        self.sample_ids = zeros(slots, dtype=torch.int64) - 1
+        self.settled = Settled()
+
+    @property
+    def sample_size(self) -> int:
+        """Rows kept for NC4."""
+        return self.sample_ids.shape[0] - 1
+
+    @property
+    def sums(self) -> Sums:
+        """The sums, with the batches that waited."""
+        self.flush()
+        return self._sums
+
+    def update(self, rows: Tensor, labels: Tensor, numbers: RowNumbers) -> None:
+        """Add a batch, or let it wait: a row, a label and a row number for each; labels are ours."""
+        if not self.waiting.takes(len(rows)):
+            self._place(rows, labels, joined([numbers]))
+            return
+        self.make_room(len(rows))
+        self.waiting.put(rows, labels, numbers)
+
+    def make_room(self, rows: int) -> bool:
+        """Add the batches that wait, if so many more rows cannot wait with them; whether they were added."""
+        full = self.waiting.takes(rows) and not self.waiting.fits(rows)
+        if full:
+            self.flush()
+        return full
+
+    def flush(self) -> None:
+        """Add the batches that waited."""
+        if self.waiting.count:
+            kind = self.sample_rows.device.type  # the caller may well compute under autocast
+            with torch.no_grad(), torch.inference_mode(False), torch.autocast(kind, enabled=False):
+                self._place(*self.waiting.take())
+
+    def _place(self, rows: Tensor, labels: Tensor, numbers: npt.NDArray[np.int64]) -> None:
+        device = rows.device
+        hashes = None
+        if self._sums.sketch is not None:
+            parts = row_hashes(numbers, len(self._sums.sketch), self.seed, low_32_bits)
+            buckets, negative = (to_device(torch.from_numpy(part), device) for part in parts)
+            hashes = buckets, negative
+        reduced = products_are_reduced(device.type)
+        for part in self._parts(rows):
+            of_part = None if hashes is None else (hashes[0][part], hashes[1][part])
+            self._add(rows[part], labels[part], reduced, of_part)
+        if picked := sampled(numbers, self.seed, self.sample_ids):
+            places, slots, ids = picked
+            self._keep(rows[places], labels[places], slots, ids)
+
+    def _parts(self, rows: Tensor) -> list[slice]:
+        """Cut rows into parts that stay in a CPU's caches; a device takes them at once."""
+        whole = len(rows)
+        step = CACHED_BYTES // (self.width * self.dtype.itemsize) if on_host(rows) else whole
+        return [slice(start, start + step) for start in range(0, whole, max(64, step))]
+
+    def add(
+        self,
+        rows: Tensor,
+        labels: Tensor,
+        slots: Tensor,
+        ids: Tensor,
+        *,
+        widen: bool,
+        hashes: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """Add a batch in a compiled graph, which is given where in the sample each row goes."""
+        self._add(rows, labels, widen, hashes)
+        self._keep(rows, labels, slots, ids)
+
+    def _add(
+        self, rows: Tensor, labels: Tensor, widen: bool, hashes: tuple[Tensor, Tensor] | None
+    ) -> None:
+        update(
+            self._sums,
+            rows,
+            labels,
+            TorchNamespace(self.dtype, widen, settled=self.settled.look()),
+            ignore_index=self.ignore_index,
+            propagate=self.propagate,
+            hashes=hashes,
+        )
+        self.settled.ask(self._sums.counts)
+
+    def _keep(self, rows: Tensor, labels: Tensor, slots: Tensor, ids: Tensor) -> None:
+        self.sample_rows.index_copy_(0, slots, rows.to(self.sample_rows.dtype))
+        self.sample_labels.index_copy_(0, slots, labels)
+        self.sample_ids.index_copy_(0, slots, ids)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by name; of batches that wait, see `waiting`."""
+        named = {part.name: getattr(self._sums, part.name) for part in fields(self._sums)}
+        named |= {
+            "sample_rows": self.sample_rows,
+            "sample_labels": self.sample_labels,
+            "sample_ids": self.sample_ids,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def clear(self) -> None:
+        """Start again from nothing, in the same memory: a compiled graph keeps its tensors."""
+        self.waiting.clear()
+        for tensor in self.tensors().values():
+            tensor.zero_()
+        self.sample_ids.fill_(-1)
+        self.settled = Settled()
+
+    def make_ordinary(self) -> None:
+        """Make ordinary tensors of what a compiled graph made for this state.
+
+        In inference mode a graph makes tensors that cannot be updated outside of it, and where it is
+        recorded as a CUDA graph they lie in memory that the next graph takes for its own.
+        """
+        for name, tensor in self.tensors().items():
+            if self.made_in_graph or tensor.is_inference():
+                setattr(self if name.startswith("sample_") else self._sums, name, tensor.clone())
+                self.settled = Settled()
+        self.made_in_graph = False
+
+    def host_sums(self) -> Sums:
+        """Copy the sums to NumPy."""
+        parts: dict[str, Any] = {part.name: getattr(self.sums, part.name) for part in fields(Sums)}
+        return Sums(
+            **{name: None if part is None else part.cpu().numpy() for name, part in parts.items()}
+        )

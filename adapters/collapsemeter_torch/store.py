@@ -1,0 +1,190 @@
+"""What one measurement has counted: sums by (layer, call), the head's decisions, and what to expect."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from collapsemeter.adapter.budget import Clock
+from collapsemeter.adapter.reduction import BatchError
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.sampling import low_32_bits
+from collapsemeter.stats.sketch import row_hashes
+from collapsemeter.system.warning import warn
+
+from .device_sums import LayerState
+from .namespace import has_float64
+from .waiting import SampledDecisions, WaitingDecisions, joined, sampled
+
+if TYPE_CHECKING:
+    from .batch import Scope
+
+HEAD_OUTPUT = "<head output>"  # the key of its decisions; no module has such a name
+_WIDTH = "the layer had another width before; watch modules of one width, or pass a reduction"
+
+
+class Store:
+    """What one measurement has counted.
+
+    ``exact`` keeps all rows for NC4, ``strict`` raises a failure of the meter's own, and ``wide`` keeps
+    sums in float64 where the device has it: no step of a training waits for them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        exact: bool = False,
+        strict: bool = False,
+        wide: bool = False,
+    ) -> None:
+        self.settings, self.exact, self.strict, self.wide = settings, exact, strict, wide
+        self.lock = threading.RLock()  # two threads may each have a batch
+        self.clock = Clock()
+        self.layers: dict[tuple[str, int], LayerState] = {}
+        self.predictions: dict[tuple[int, int], SampledDecisions] = {}  # by (call, sample size)
+        self.waiting: dict[int, WaitingDecisions] = {}  # by call
+        self.kept: dict[tuple[str, int], list[tuple[Tensor, Tensor, Tensor]]] = {}  # exact NC4
+        self.expected_rows = self.batches = self.next_row = 0
+        self.interrupted: dict[tuple[str, int], int] = {}  # rows that only some layers saw
+        self.degraded: dict[str, str] = {}
+
+    def clear(self) -> None:
+        """Start again; states stay in place, because compiled graphs hold their tensors."""
+        for state in self.layers.values():
+            state.clear()
+        for decisions in self.predictions.values():
+            decisions.clear()
+        for waiting in self.waiting.values():
+            waiting.clear()
+        self.expected_rows = self.batches = self.next_row = 0
+        self.interrupted.clear()
+        self.degraded.clear()
+        self.kept.clear()
+        self.clock.clear()
+
+    def flush(self) -> None:
+        """Add the batches that wait to the sums of every layer, and to the sample."""
+        for state in self.layers.values():
+            state.flush()
+        self.flush_decisions()
+
+    # What the hooks call
+
+    def add_rows(self, scope: Scope, layer: str, rows: Tensor) -> None:
+        """Add the rows of a layer's next call in this batch to its sums."""
+        call = scope.calls.get(layer, 0)
+        state = self.layers.get((layer, call))
+        if state is None:
+            wide = self.wide and has_float64(rows.device)
+            state = self.layers[layer, call] = LayerState(rows, self.settings, wide=wide)
+        if state.width != rows.shape[1]:
+            raise BatchError(layer, rows.shape, scope.labels.shape, _WIDTH)
+        # Before the update: one that is cut short leaves rows missing, and so is noticed.
+        scope.calls[layer] = call + 1
+        if torch.compiler.is_compiling():
+            hashes = self._hashes(scope) if state.kind == "sketch" else None
+            state.add(
+                rows,
+                scope.flat_labels,
+                scope.slots[state.sample_size],
+                scope.ids,
+                widen=scope.widen,
+                hashes=hashes,
+            )
+            return
+        state.update(rows, scope.flat_labels, scope.numbers)
+        if self.exact:
+            self._keep(scope, (layer, call), rows)
+
+    def _hashes(self, scope: Scope) -> tuple[Tensor, Tensor]:
+        if scope.hashes is None:  # of a layer that ran for the first time, and after others
+            settings = self.settings
+            return row_hashes(scope.ids, settings.sketch_rows, settings.seed, low_32_bits)
+        return scope.hashes
+
+    def may_sketch(self) -> bool:
+        """Whether a layer keeps a sketch, as far as can be told before they run."""
+        if self.settings.scatter != "auto":
+            return self.settings.scatter == "sketch"
+        return not self.layers or any(state.kind == "sketch" for state in self.layers.values())
+
+    def add_decisions(self, scope: Scope, decided: Tensor) -> None:
+        """Keep the network's own decisions on the sampled rows."""
+        call = scope.calls.get(HEAD_OUTPUT, 0)
+        scope.calls[HEAD_OUTPUT] = call + 1
+        if torch.compiler.is_compiling():
+            for size, slots in scope.slots.items():
+                self._sampled_decisions(call, size, decided.device).add(decided, slots, scope.ids)
+            return
+        waiting = self.waiting.setdefault(call, WaitingDecisions())
+        if not waiting.fits(len(decided)):
+            self.flush_decisions()
+        waiting.put(decided, scope.numbers)
+        if self.exact:
+            self._keep(scope, (HEAD_OUTPUT, call), decided)
+
+    def _sampled_decisions(self, call: int, size: int, device: torch.device) -> SampledDecisions:
+        decisions = self.predictions.get((call, size))
+        if decisions is None:
+            decisions = self.predictions[call, size] = SampledDecisions(device, size)
+        return decisions
+
+    def flush_decisions(self) -> None:
+        """Keep the decisions that wait, for the samples that layers have."""
+        samples = {layer.sample_size: layer.seed for layer in self.layers.values()}
+        for call, waiting in self.waiting.items():
+            if not waiting:
+                continue
+            with torch.inference_mode(False):
+                decided, numbers = waiting.take()
+                for size, seed in samples.items():
+                    decisions = self._sampled_decisions(call, size, decided.device)
+                    if picked := sampled(numbers, seed, decisions.ids):
+                        places, slots, ids = picked
+                        decisions.add(decided[places], slots, ids)
+
+    def _keep(self, scope: Scope, key: tuple[str, int], rows: Tensor) -> None:
+        numbers = torch.from_numpy(joined([scope.numbers]))
+        self.kept.setdefault(key, []).append((rows.cpu().clone(), scope.flat_labels.cpu(), numbers))
+
+    def degrade(self, layer: str, error: Exception) -> None:
+        """Leave a layer out from here on, and warn: the user's step goes on."""
+        if self.strict:
+            raise error
+        if layer in self.degraded:
+            return
+        self.degraded[layer] = f"{type(error).__name__}: {error}"
+        warn(
+            f"collapsemeter could not measure layer {layer!r} and leaves it out from here on; "
+            f"training goes on ({type(error).__name__}: {error})"
+        )
+
+    # What a batch calls
+
+    def make_ordinary(self) -> None:
+        """Make ordinary tensors of what a compiled graph made."""
+        for state in self.layers.values():
+            state.make_ordinary()
+        for decisions in self.predictions.values():
+            decisions.make_ordinary()
+
+    def commit(self, scope: Scope) -> None:
+        """Expect every layer to have seen these labels."""
+        self.expected_rows += scope.flat_labels.numel()
+        self.batches += 1
+        if not scope.timed.issuperset(scope.calls):
+            self.clock.unseen = True
+
+    def abort(self, scope: Scope) -> None:
+        """Remember which layers counted a batch that the others did not see to its end, if any."""
+        if not scope.calls and self.next_row == scope.end_row:
+            # Nobody took these rows: the sample goes on as before.
+            self.next_row = scope.first_row
+        for layer, calls in scope.calls.items():
+            for call in range(calls):
+                key = (layer, call)
+                self.interrupted[key] = self.interrupted.get(key, 0) + len(scope.flat_labels)

@@ -1,0 +1,110 @@
+"""From the device to the host: what each layer counted, and the head's weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from collapsemeter import Head
+from collapsemeter.adapter.selection import Selection
+from collapsemeter.adapter.tally import Array, Tally, classifier
+from collapsemeter.stats.sums import COUNTERS
+
+from . import compiled
+from .device_sums import LayerState
+from .store import HEAD_OUTPUT, Store
+
+
+def tallies(store: Store, selection: Selection) -> dict[tuple[str, int], Callable[[], Tally]]:
+    """Return how to copy what each layer that fired has counted, by layer and call."""
+    copies: dict[tuple[str, int], Callable[[], Tally]] = {}
+    for name in selection.watched:
+        for call in itertools.count():
+            state = store.layers.get((name, call))
+            if state is None or (call > 0 and _is_empty(state)):
+                break
+            copies[name, call] = partial(_tally, store, name, call, state)
+    return copies
+
+
+def _is_empty(state: LayerState) -> bool:
+    sums = state.sums
+    return not int(sums.counts.sum() + sum(getattr(sums, cause) for cause in COUNTERS))
+
+
+def _tally(store: Store, name: str, call: int, state: LayerState) -> Tally:
+    rows, labels, ids = _kept_rows(store, name, call, state)
+    return Tally(
+        state.host_sums(),
+        state.feature_dtype,
+        rows,
+        labels,
+        ids,
+        _kept_decisions(store, call, state),
+        state.seed,
+    )
+
+
+def _kept_rows(store: Store, name: str, call: int, state: LayerState) -> tuple[Array, Array, Array]:
+    kept = store.kept.get((name, call))
+    if kept:
+        rows, labels, ids = (torch.cat(part) for part in zip(*kept, strict=True))
+        return rows.double().numpy(), labels.numpy(), ids.numpy()
+    # By NumPy, which takes them in one thread: PyTorch's would wait for the threads of BLAS.
+    sample = (state.sample_rows, state.sample_labels, state.sample_ids)
+    rows_of_slots, labels_of_slots, ids_of_slots = (part[:-1].cpu().numpy() for part in sample)
+    filled = ids_of_slots >= 0
+    return rows_of_slots[filled], labels_of_slots[filled], ids_of_slots[filled]
+
+
+def _kept_decisions(store: Store, call: int, state: LayerState) -> tuple[Array, Array] | None:
+    """The network's decisions by row number; of its first call where the layer is called more often."""
+    for head_call in (call, 0):
+        kept = store.kept.get((HEAD_OUTPUT, head_call))
+        if kept:
+            decided, _, ids = (torch.cat(part) for part in zip(*kept, strict=True))
+            return ids.numpy(), decided.numpy()
+        decisions = store.predictions.get((head_call, state.sample_size))
+        if decisions is not None:
+            numbers = decisions.ids[:-1].cpu().numpy()
+            classes = decisions.predictions[:-1].cpu().numpy()
+            return numbers[numbers >= 0], classes[numbers >= 0]
+    return None
+
+
+def head_of(selection: Selection) -> Head | None:
+    """Return the head's weights on the host."""
+    module = selection.head_module
+    if module is None:
+        return None
+    return classifier(_host(module.weight), None if module.bias is None else _host(module.bias))
+
+
+def _host(parameter: Tensor) -> npt.NDArray[np.float64]:
+    array: npt.NDArray[np.float64] = parameter.detach().to("cpu", torch.float64).numpy()
+    return array
+
+
+def causes(model: nn.Module) -> dict[str, str]:
+    """Return the likely cause of rows that a layer missed or counted twice."""
+    of_compile = ""
+    if compiled.is_compiled(model) or compiled.anything_compiled():
+        of_compile = (
+            "; or torch.compile made a graph of it before the meter was attached: attach first, or "
+            "call torch.compiler.reset()"
+        )
+    return {
+        "never_fired": "its module was not called inside `with meter.batch(labels)` (its weights are "
+        "used directly, another copy of the model ran, or the forward ran in another thread)"
+        + of_compile,
+        "rows_missing": "some forwards did not pass through it (stochastic depth, early exit, a "
+        "replica, a block in which the model did not run)" + of_compile,
+        "rows_counted_twice": "it fired more than once for a batch (activation checkpointing around a "
+        "compiled block)",
+    }

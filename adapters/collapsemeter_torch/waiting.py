@@ -1,0 +1,167 @@
+"""Small batches wait on their device until they make a block; of a block a few rows go into the sample."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from collapsemeter.stats.sampling import reservoir_slots
+
+MOST_ROWS = 4096
+MOST_ENTRIES, MOST_ENTRIES_ON_DEVICE = 2**21, 2**23  # 8 and 32 MB in float32
+
+RowNumbers = range | npt.NDArray[np.int64]  # as the sample counts them
+
+
+class WaitingRows:
+    """Rows of one layer that are not in the sums yet, with their labels and numbers.
+
+    One product of many rows costs less than many of few, and every operation costs the host about ten
+    microseconds, however few the rows.
+    """
+
+    def __init__(self, width: int, on_device: bool = False) -> None:
+        entries = MOST_ENTRIES_ON_DEVICE if on_device else MOST_ENTRIES
+        self.room = min(MOST_ROWS, entries // width)
+        self.count = 0
+        self._rows: Tensor | None = None
+        self._labels: list[Tensor] = []
+        self._numbers: list[RowNumbers] = []
+
+    def takes(self, rows: int) -> bool:
+        """Whether a batch is so small that at least two make a block."""
+        return 0 < rows <= self.room // 2
+
+    def fits(self, rows: int) -> bool:
+        """Whether there is room for so many more."""
+        return self.count + rows <= self.room
+
+    def put(self, rows: Tensor, labels: Tensor, numbers: RowNumbers) -> None:
+        """Copy the rows of a batch, half-precision ones as float32; keep its labels and numbers."""
+        if self._rows is None:
+            wide = torch.promote_types(rows.dtype, torch.float32)
+            self._rows = rows.new_empty(self.room, rows.shape[1], dtype=wide)
+        self._rows.narrow(0, self.count, len(rows)).copy_(rows)
+        self.count += len(rows)
+        self._labels.append(labels)
+        self._numbers.append(numbers)
+
+    def held(self) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
+        """Return what waits, which must be something; rows are a view of the memory."""
+        assert self._rows is not None
+        return self._rows[: self.count], torch.cat(self._labels), joined(self._numbers)
+
+    def take(self) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
+        """Return what waits and start again in the same memory: use it before the next `put`."""
+        held = self.held()
+        self.clear()
+        return held
+
+    def clear(self) -> None:
+        """Drop what waits."""
+        self.count, self._labels, self._numbers = 0, [], []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return sum(part.nbytes for part in (self._rows, *self._labels) if part is not None)
+
+
+class WaitingDecisions:
+    """Decisions of the head that are not in the sample yet, with the numbers of their rows."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def fits(self, rows: int) -> bool:
+        """Whether there is room for so many more."""
+        batches = len(self._decided)
+        return not batches or (self._count + rows <= MOST_ROWS and batches < MOST_ROWS)
+
+    def put(self, decided: Tensor, numbers: RowNumbers) -> None:
+        """Keep the decisions of a batch, which nobody else writes into."""
+        self._decided.append(decided)
+        self._numbers.append(numbers)
+        self._count += len(decided)
+
+    def take(self) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Return what waits, which must be something, and start again."""
+        decisions = torch.cat(self._decided), joined(self._numbers)
+        self.clear()
+        return decisions
+
+    def clear(self) -> None:
+        """Drop what waits."""
+        self._count = 0
+        self._decided: list[Tensor] = []
+        self._numbers: list[RowNumbers] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._decided)
+
+
+class SampledDecisions:
+    """The network's own decisions on the sampled rows, by row number."""
+
+    def __init__(self, device: torch.device, sample_size: int) -> None:
+        self.made_in_graph = torch.compiler.is_compiling()
+        self.predictions = torch.zeros(sample_size + 1, dtype=torch.int64, device=device)
+        self.ids = torch.full((sample_size + 1,), -1, dtype=torch.int64, device=device)
+
+    def add(self, predictions: Tensor, slots: Tensor, ids: Tensor) -> None:
+        """Keep the decisions on the rows that have a slot."""
+        self.predictions.index_copy_(0, slots, predictions)
+        self.ids.index_copy_(0, slots, ids)
+
+    def make_ordinary(self) -> None:
+        """Make ordinary tensors of what a compiled graph made, as `LayerState.make_ordinary`."""
+        if self.made_in_graph or self.ids.is_inference():
+            self.ids, self.predictions = self.ids.clone(), self.predictions.clone()
+        self.made_in_graph = False
+
+    def clear(self) -> None:
+        """Forget every decision."""
+        self.ids.fill_(-1)
+
+
+def joined(numbers: Sequence[RowNumbers]) -> npt.NDArray[np.int64]:
+    """Return row numbers of several batches as one array."""
+    return np.concatenate(
+        [np.arange(n.start, n.stop) if isinstance(n, range) else n for n in numbers]
+    )
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device without waiting for what it still has to do, which takes pinned memory."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def sampled(
+    numbers: npt.NDArray[np.int64], seed: int, sample_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return which rows of a block go into the sample, into which slots, and their numbers, if any do.
+
+    A row whose slot a later one took while it waited goes to the bin, the last of ``sample_ids``.
+    """
+    size = len(sample_ids) - 1
+    picked = _picked(numbers.tobytes(), size, seed)
+    if not picked.size:
+        return None
+    places, slots, ids = to_device(torch.from_numpy(picked), sample_ids.device)
+    return places, torch.where(ids > sample_ids.index_select(0, slots), slots, size), ids
+
+
+@functools.lru_cache(maxsize=1)  # every layer asks, and so do decisions
+def _picked(numbers: bytes, size: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return rows, slots and numbers of those that have a slot."""
+    plain = np.frombuffer(numbers, np.int64)
+    slots = reservoir_slots(plain, size, seed)
+    rows = np.flatnonzero(slots < size)
+    return np.stack([rows, slots[rows], plain[rows]])
