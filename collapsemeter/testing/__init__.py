@@ -8,7 +8,12 @@ Write a `Driver`, then run the cases, with pytest:
     def test_conformance(case):
         case(MyDriver)
 
-or all at once with `check_adapter`. See ``adapters/README.md``.
+or all at once with `check_adapter`. See ``adapters/README.md``. The modules:
+
+* `driver`: what the kit needs of an adapter, and how a case runs
+* `streams`: the data that are fed, small, seeded and without a tie
+* `oracle`: what the NumPy core says of the same data
+* `row_cases`, `life_cases`: the cases
 """
 
 from __future__ import annotations
@@ -16,12 +21,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from . import labels, life, rows
+from . import life_cases, row_cases
 from .driver import Case, Driver, Make, Spec
 
 __all__ = ["CASES", "Case", "Driver", "Make", "Spec", "check_adapter"]
 
-CASES: tuple[Case, ...] = (*rows.CASES, *labels.CASES, *life.CASES)
+CASES: tuple[Case, ...] = (*row_cases.CASES, *life_cases.CASES)
 """Every case: a function of `Make` that raises AssertionError; its docstring says what it guards against."""
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,3 +123,62 @@ class Driver(Protocol):
 
 Make = Callable[[Spec], Driver]
 Case = Callable[[Make], None]
+
+
+# Running a case
+
+
+def case(listed: list[Case]) -> Callable[[Callable[[Make], None]], Case]:
+    """List a case; its failures begin with its name and end with its docstring."""
+
+    def named(check: Callable[[Make], None]) -> Case:
+        @functools.wraps(check)
+        def run(make: Make) -> None:
+            try:
+                check(make)
+            except AssertionError as error:
+                hint = " ".join((check.__doc__ or "").split())
+                raise AssertionError(f"{check.__name__}: {error}\nThis case: {hint}") from error
+            except Exception as error:
+                error.add_note(f"in case {check.__name__} of collapsemeter.testing")
+                raise
+
+        listed.append(run)
+        return run
+
+    return named
+
+
+@contextmanager
+def attached(make: Make, spec: Spec, batches: Iterable[Batch] = ()) -> Iterator[Driver]:
+    """Attach a driver, feed it, and close it in the end."""
+    driver = make(spec)
+    driver.attach()
+    try:
+        feed(driver, batches)
+        yield driver
+    finally:
+        driver.close()
+
+
+def feed(driver: Driver, batches: Iterable[Batch]) -> None:
+    """Feed every batch."""
+    for features, labels in batches:
+        driver.feed(features, labels)
+
+
+def turned_away(driver: Driver, batch: Batch) -> bool:
+    """Feed a batch that may be refused; return whether it was."""
+    try:
+        driver.feed(*batch)
+    except Exception:  # frameworks have exceptions of their own for shapes that do not fit
+        return True
+    return False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let the warnings pass that a fault is meant to raise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -17,18 +17,14 @@ from ..stats.head import Head
 from ..stats.moments import EPS, ClassMoments
 from ..stats.sampling import reservoir_slots
 from ..stats.sums import MIXED, UNLABELLED
-from .driver import Batch, Driver, Features, Labels, Spec
+from .driver import Batch, Driver, Features, Labels, Make, Spec, attached, feed
+from .streams import Stream
 
 Rows = npt.NDArray[np.float64]
 LOOSEST = 1e-4
-_COUNTED = (
-    "rows",
-    "ignored_rows",
-    "nonfinite_rows",
-    "unlabelled_rows",
-    "mixed_rows",
-    "classes_present",
-)
+_FIELDS = ("kind", "phase", "feature_dtype", "ignored", "nonfinite", "unlabelled", "mixed")
+_LEFT_OUT = ("ignored_rows", "nonfinite_rows", "unlabelled_rows", "mixed_rows")
+_COUNTED = ("rows", *_LEFT_OUT, "classes_present")
 _DESCRIBED = ("scatter", "sketch_rows", "feature_dtype", "phase")
 
 
@@ -37,11 +33,6 @@ def tolerance(rows: int) -> float:
 
     A sum of n residuals loses at most n eps of their magnitudes, and the shift is within a few standard
     deviations of the mean, which leaves a factor of a few.
-
-    Examples
-    --------
-    >>> f"{tolerance(96):.1e}", tolerance(10**6)
-    ('4.6e-05', 0.0001)
     """
     return min(4 * rows * EPS["float32"], LOOSEST)
 
@@ -129,48 +120,45 @@ class Oracle:
             _check_layer(name, report, self.layer(final=False), self.rtol, final=False)
         _check_layer(final, report, self.layer(final=True), self.rtol, final=True)
 
-    def check_moments(self, found: ClassMoments) -> None:
+    def check_moments(self, moments: ClassMoments) -> None:
         """Raise AssertionError unless the moments are right."""
-        due, rtol = self.moments, self.rtol
-        for name in (
-            "kind",
-            "phase",
-            "feature_dtype",
-            "ignored",
-            "nonfinite",
-            "unlabelled",
-            "mixed",
-        ):
-            a, b = getattr(found, name), getattr(due, name)
+        truth, rtol = self.moments, self.rtol
+        for name in _FIELDS:
+            a, b = getattr(moments, name), getattr(truth, name)
             require(a == b, f"the moments have {name}={a!r}, it should be {b!r}")
-        _close("counts of the moments", found.counts, due.counts)
-        _close("within-class traces of the moments", found.traces, due.traces, rtol)
+        _close("counts of the moments", moments.counts, truth.counts)
+        _close("within-class traces of the moments", moments.traces, truth.traces, rtol)
         # The features are float32, and so may be a mean that an adapter keeps.
-        size = float(np.nanmax(np.abs(due.means), initial=0.0))
-        _close("class means", found.means, due.means, atol=8 * EPS["float32"] * size)
-        if found.scatter is not None and due.scatter is not None:
-            size = float(np.nanmax(np.abs(due.scatter), initial=0.0))
-            _close("within-class scatter", found.scatter, due.scatter, atol=rtol * size)
-        if found.sketch is not None and due.sketch is not None:
+        size = float(np.nanmax(np.abs(truth.means), initial=0.0))
+        _close("class means", moments.means, truth.means, atol=8 * EPS["float32"] * size)
+        if moments.scatter is not None and truth.scatter is not None:
+            size = float(np.nanmax(np.abs(truth.scatter), initial=0.0))
+            _close("within-class scatter", moments.scatter, truth.scatter, atol=rtol * size)
+        if moments.sketch is not None and truth.sketch is not None:
             require(
-                found.seeds == due.seeds,
-                f"the sketch was hashed with the seeds {sorted(found.seeds)}, it should be {sorted(due.seeds)}",
+                moments.seeds == truth.seeds,
+                f"the sketch was hashed with the seeds {sorted(moments.seeds)}, it should be {sorted(truth.seeds)}",
             )
-            signs, expected = np.asarray(found.signs), np.asarray(due.signs)
+            signs, expected = np.asarray(moments.signs), np.asarray(truth.signs)
             _close("sums of signs in the sketch", signs, expected)
-            size = float(np.nanmax(np.abs(due.sketch), initial=0.0))
-            _close("sketch of the residuals", found.sketch, due.sketch, atol=rtol * size)
+            size = float(np.nanmax(np.abs(truth.sketch), initial=0.0))
+            _close("sketch of the residuals", moments.sketch, truth.sketch, atol=rtol * size)
+
+
+def agrees(
+    make: Make,
+    spec: Spec,
+    stream: Stream,
+    as_given: Callable[[Labels], Labels] = lambda labels: labels,
+) -> CollapseReport:
+    """Feed a stream to a new driver, its labels in another form, and hold it against the core."""
+    with attached(make, spec) as driver:
+        feed(driver, [(features, as_given(labels)) for features, labels in stream])
+        return Oracle(spec, stream).check(driver)
 
 
 def sampled_rows(spec: Spec, batches: Iterable[npt.NDArray[np.int64]]) -> list[int]:
-    """Return which rows are in the sample that `collapsemeter.stats.sampling` draws, in order of slots.
-
-    Parameters
-    ----------
-    spec : Spec
-    batches : iterable of (B,) int64 arrays
-        Labels; rows that have a class are numbered on over the batches, all others are never kept.
-    """
+    """Return which rows are in the sample that `collapsemeter.stats.sampling` draws, in order of slots."""
     settings = spec.settings
     size = settings.sample_size(spec.width)
     kept: dict[int, int] = {}
@@ -185,22 +173,22 @@ def sampled_rows(spec: Spec, batches: Iterable[npt.NDArray[np.int64]]) -> list[i
 
 
 def _check_layer(
-    name: str, report: CollapseReport, due: LayerReport, rtol: float, *, final: bool
+    name: str, report: CollapseReport, truth: LayerReport, rtol: float, *, final: bool
 ) -> None:
     layer = report[name]
     said = f" It warns: {'; '.join(report.warnings)}." if report.warnings else ""
     for code in ("degraded", "never_fired", "rows_missing", "rows_counted_twice"):
         require(code not in layer.flags, f"layer {name!r} is not measured ({code}).{said}")
     for key in _COUNTED + _DESCRIBED + (("nc4_rows", "nc4_sampled") if final else ()):
-        found, expected = layer.provenance.get(key), due.provenance[key]
+        value, expected = layer.provenance.get(key), truth.provenance[key]
         require(
-            found == expected,
-            f"layer {name!r} has provenance {key}={found!r}, it should be {expected!r}.{said}",
+            value == expected,
+            f"layer {name!r} has provenance {key}={value!r}, it should be {expected!r}.{said}",
         )
-    _close(f"count per class of layer {name!r}", layer.per_class["count"], due.per_class["count"])
-    for metric in due:
+    _close(f"count per class of layer {name!r}", layer.per_class["count"], truth.per_class["count"])
+    for metric in truth:
         if metric in layer:
-            _check_metric(name, metric, layer, due, rtol)
+            _check_metric(name, metric, layer, truth, rtol)
         else:
             # Whether a layer before the head knows the network's decisions is the adapter's choice.
             require(
@@ -208,50 +196,54 @@ def _check_layer(
                 f"layer {name!r} lacks {metric} (reason: {layer.reason(metric)}).{said}",
             )
     require(
-        layer.standard_errors.keys() == due.standard_errors.keys(),
+        layer.standard_errors.keys() == truth.standard_errors.keys(),
         f"layer {name!r} has standard errors of {list(layer.standard_errors)}, due: "
-        f"{list(due.standard_errors)}",
+        f"{list(truth.standard_errors)}",
     )
-    for metric, error in due.standard_errors.items():
+    for metric, error in truth.standard_errors.items():
         _close(f"standard error of {metric}", layer.standard_errors[metric], error, rtol)
     of_variance = f"variance per class of layer {name!r}"
-    _close(of_variance, layer.per_class["variance"], due.per_class["variance"], rtol)
+    _close(of_variance, layer.per_class["variance"], truth.per_class["variance"], rtol)
     if final:
-        found = layer.per_class["ncc_accuracy"]
-        _close("ncc_accuracy per class", found, due.per_class["ncc_accuracy"])
+        accuracies = layer.per_class["ncc_accuracy"], truth.per_class["ncc_accuracy"]
+        _close("ncc_accuracy per class", *accuracies)
         require(
-            layer.flags == due.flags, f"layer {name!r} has flags {layer.flags}, due: {due.flags}"
+            layer.flags == truth.flags,
+            f"layer {name!r} has flags {layer.flags}, due: {truth.flags}",
         )
 
 
 def _check_metric(
-    name: str, metric: str, layer: LayerReport, due: LayerReport, rtol: float
+    name: str, metric: str, layer: LayerReport, truth: LayerReport, rtol: float
 ) -> None:
-    found, expected = layer[metric], due[metric]
+    value, expected = layer[metric], truth[metric]
     if math.isnan(expected):
         require(
-            math.isnan(found) and layer.reason(metric) == due.reason(metric),
-            f"{metric} of layer {name!r} is {found!r} (reason {layer.reason(metric)!r}), it should be "
-            f"undefined: {due.reason(metric)!r}",
+            math.isnan(value) and layer.reason(metric) == truth.reason(metric),
+            f"{metric} of layer {name!r} is {value!r} (reason {layer.reason(metric)!r}), it should be "
+            f"undefined: {truth.reason(metric)!r}",
         )
         return
     # Fractions of rows are exact; NC1 is small near collapse, so only its ratio means something.
     exact, ratio = metric.startswith(("nc4", "ncc")), metric.startswith("nc1")
     bound = 1e-12 if exact else rtol * (abs(expected) + (0.0 if ratio else 1.0))
     require(
-        abs(found - expected) <= bound,
-        f"{metric} of layer {name!r} is {found!r}, the core says {expected!r} of the same features "
+        abs(value - expected) <= bound,
+        f"{metric} of layer {name!r} is {value!r}, the core says {expected!r} of the same features "
         f"(allowed error {bound:.1e})",
     )
 
 
 def _close(
-    what: str, found: npt.ArrayLike, due: npt.ArrayLike, rtol: float = 0.0, atol: float = 0.0
+    what: str, given: npt.ArrayLike, truth: npt.ArrayLike, rtol: float = 0.0, atol: float = 0.0
 ) -> None:
-    found, due = np.asarray(found), np.asarray(due)
-    require(found.shape == due.shape, f"{what}: shape {found.shape}, it should be {due.shape}")
-    if not np.allclose(found, due, rtol=rtol, atol=atol, equal_nan=True):
+    values, expected = np.asarray(given), np.asarray(truth)
+    require(
+        values.shape == expected.shape,
+        f"{what}: shape {values.shape}, it should be {expected.shape}",
+    )
+    if not np.allclose(values, expected, rtol=rtol, atol=atol, equal_nan=True):
         raise AssertionError(
-            f"{what}: {np.array2string(found, threshold=20)}, the core says "
-            f"{np.array2string(due, threshold=20)} (allowed error {rtol:.1e} relative, {atol:.1e} absolute)"
+            f"{what}: {np.array2string(values, threshold=20)}, the core says "
+            f"{np.array2string(expected, threshold=20)} (allowed error {rtol:.1e} relative, {atol:.1e} absolute)"
         )

@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..metrics.rounding_errors import CODE, FLAGGED
-from .case import NEAR, OFFSET, agrees, attached, case, feed
-from .driver import Case, Make
-from .oracle import Oracle, require
-from .streams import SIZES, spec_of, stream_of
+from .driver import Case, Make, attached, case, feed
+from .oracle import Oracle, agrees, require
+from .streams import NEAR, OFFSET, SIZES, spec_of, stream_of
 
 CASES: list[Case] = []
 
@@ -72,16 +71,15 @@ def displaced_first_rows(make: Make) -> None:
         stream = replace(stream, features=stream.features + 0)
         stream.features[:8] += np.float32(0.1 * far) * np.arange(1, 7, dtype=np.float32)
         with attached(make, spec, stream) as driver:
-            *_, found = driver.report().values()
-        due = Oracle(spec, stream).layer(final=True)
-        for name in due:
-            refused = found.reasons.get(name) in (CODE, "within_scatter_rank_deficient")
-            if name.startswith(("nc4", "ncc")) or refused or CODE in found.flags:
+            *_, layer = driver.report().values()
+        truth = Oracle(spec, stream).layer(final=True)
+        for name, value in truth.items():
+            refused = layer.reasons.get(name) in (CODE, "within_scatter_rank_deficient")
+            if name.startswith(("nc4", "ncc")) or refused or CODE in layer.flags:
                 continue
-            error = abs(found[name] - due[name])
             require(
-                error <= FLAGGED * abs(due[name]),
-                f"{name} is {found[name]!r}, not {due[name]!r}, and nothing is said of it",
+                abs(layer[name] - value) <= FLAGGED * abs(value),
+                f"{name} is {layer[name]!r}, not {value!r}, and nothing is said of it",
             )
 
 
