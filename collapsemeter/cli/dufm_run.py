@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from ..dufm.factors import check_memory, shortened
+from ..dufm.chain import check_memory, shortened
 from ..dufm.optimum import Optimum
-from ..dufm.overview import Overview, overview, reference_record
+from ..dufm.overview import (
+    Overview,
+    SweptPoint,
+    overview,
+    parse_sweep,
+    reference_record,
+    run_sweep,
+)
 from ..dufm.problem import DUFM
 from ..dufm.solution import Solution
 from ..dufm.solver import check_search, solve
-from ..dufm.sweep import Point, parse_sweep, run_sweep
 from ..metrics.layer import plain
 from ..system.terminal import say, say_json
 
@@ -78,7 +84,7 @@ def run(problem: DUFM, wish: Wish) -> None:
     >>> run(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01), Wish(quiet=True))
     best known: dnc, loss 0.07048705429; theorem: global optimum for two classes
     """
-    from ..dufm.figure import plot_problem, plot_sweep
+    from ..dufm.plots import plot_problem, plot_sweep
     from ..report.drawing import check_ending
 
     if wish.plot is not None:
@@ -89,7 +95,7 @@ def run(problem: DUFM, wish: Wish) -> None:
         points = run_sweep(problem, sweep, wish.solution if wish.solve else None)
         _print_sweep(sweep.name, points, wish)
         if wish.plot is not None:
-            plot_sweep(sweep.name, points, wish.plot)
+            plot_sweep(sweep, points, wish.plot)
         return
     if wish.solve or wish.plot is not None:
         check_memory(problem)
@@ -221,7 +227,7 @@ def rank_words(values: Sequence[int]) -> str:
     return " ".join(f"{value}x{count}" if count > 1 else f"{value}" for value, count in runs)
 
 
-def _print_sweep(name: str, points: list[Point], wish: Wish) -> None:
+def _print_sweep(name: str, points: list[SweptPoint], wish: Wish) -> None:
     if wish.json:
         sweep = {
             "format": "collapsemeter.DUFMSweep",
@@ -237,19 +243,19 @@ def _print_sweep(name: str, points: list[Point], wish: Wish) -> None:
         say(sweep_table(name, points))
 
 
-def _swept_best(point: Point) -> str:
+def _swept_best(point: SweptPoint) -> str:
     best = point.known.best_known(point.solution)
     if best is None:
         return f"no closed form below zero, loss {point.known.best_closed_form.loss:.10g}"
     return f"{best[0]}, loss {best[1]:.10g}"
 
 
-def sweep_table(name: str, points: list[Point]) -> str:
+def sweep_table(name: str, points: list[SweptPoint]) -> str:
     """The best closed form at every swept value, and what was found there, in 80 columns.
 
     Examples
     --------
-    >>> from collapsemeter.dufm.sweep import Sweep
+    >>> from collapsemeter.dufm.overview import Sweep
     >>> problem = DUFM(2, 1, 2, feature_decay=0.05, weight_decay=0.05)
     >>> print(sweep_table("depth", run_sweep(problem, Sweep("depth", (2.0, 3.0)))))
             depth  closed form           loss    ratio  ranks            status

@@ -57,7 +57,7 @@ def _theory(
     point: Any, before_activation: bool, convention: Convention | str, center_head: bool
 ) -> Side:
     """Measure an Optimum or a Solution; layer l with the weight that it feeds."""
-    from ..dufm.closed.references import low_rank
+    from ..dufm.problem import survey
 
     problem = point.problem
     layers = {}
@@ -82,7 +82,7 @@ def _theory(
     words = (
         f"{name} (K = {problem.num_classes}, L = {problem.depth}, loss {point.loss:.6g}), {trust}"
     )
-    return Side(layers, str(problem.depth), name, words, free, True, low_rank(problem.references()))
+    return Side(layers, str(problem.depth), name, words, free, True, survey(problem).low_rank)
 
 
 def pair_layers(

@@ -1,37 +1,41 @@
 """The deep unconstrained features model: what a network looks like at the optimum.
 
-======================================  ===============================================
-`DUFM`                                  the problem; ``.references()``, ``.optimum()``
-`loss_and_gradient`, `Variables`        the actual network
-`one_per_class`, `canonical`            the two exact reductions
-`stationarity_identities`               what holds at every stationary point
-`ell`, `collapse_threshold`             the scalar problem behind every symmetric optimum
-`lower_bound`                           what no network can beat
-`zero`, `partial`, `dnc`, `pairs`       nothing, some, or all classes collapsed
-`srg`, `blocks`                         low rank, below collapse
-`ufm_mse`, `ufm_ce`, `seli`, `convex`   one layer
-`linear`, `gof`, `linear_ce_*`          deep linear models
-`orthogonal_frame`                      class means after a ReLU, at collapse
-`solve`                                 numerical minimisation; returns a `Solution`
-======================================  ===============================================
+==============  ==================================================================
+`problem`       `DUFM`: the problem, ``.references()``, ``.optimum()``; `DoesNotApply`
+`network`       the actual network: `Variables`, `forward`, `loss_and_gradient`
+`reductions`    one sample per class, one decay for all: `one_per_class`, `canonical`
+`scalar`        `ell`, `collapse_threshold`: the scalar problem of a symmetric optimum
+`optimum`       `Optimum`: one closed form, with its class means, ranks and moments
+`closed`        the closed forms themselves, a family a file
+`certificates`  `stationarity`, `stationarity_identities`: how stationary a point is
+`solver`        `solve`: numerical minimisation from many starts
+`solution`      `Solution`: what it found, beside the closed forms and bounds
+`descent`       `gradient_descent` on all samples, and its `Trajectory`
+`seeds`         where descent starts
+`chain`         balanced layers, split from a map or put side by side
+`minimise`      L-BFGS and Newton steps
+`overview`      thresholds and closed forms of a problem in words, and sweeps
+`plots`         their figures
+==============  ==================================================================
 
-SciPy is imported only here, and this package only when it is asked for.
+A closed form takes a `DUFM` and returns an `Optimum` with its loss, status and source. It raises
+`DoesNotApply` for a problem that it does not solve, too narrow layers or too strong decays:
+`zero`, `partial`, `dnc`, `pairs` (nothing, some or all classes collapsed); `srg`, `blocks` (low
+rank, below collapse); `ufm_mse`, `ufm_ce`, `seli`, `convex` (one layer); `linear`, `gof`,
+`linear_ce_*` (deep linear). `lower_bound` is what no network can beat.
 """
 
-from .applies import DoesNotApply
-from .certificates import Stationarity, stationarity
+from .certificates import Identities, Stationarity, stationarity, stationarity_identities
 from .closed.blocks import Block, best_blocks, blocks, srg
 from .closed.bounds import lower_bound, nuclear_bound
-from .closed.collapse import dnc, partial, zero
-from .closed.convex import certify, convex
+from .closed.collapse import dnc, orthogonal_frame, partial
 from .closed.cross_entropy import linear_ce_dnc, linear_ce_pairs, linear_ce_polygon, pairs
+from .closed.dual import certify
+from .closed.graph import srg_effective_classes
 from .closed.linear import gof, linear, minority_threshold
-from .closed.one_layer import seli, seli_grams, ufm_ce, ufm_mse
-from .closed.references import references
-from .closed.triangular import srg_effective_classes
-from .descent import gradient_descent
-from .frames import orthogonal_frame
-from .identities import Identities, stationarity_identities
+from .closed.one_layer import convex, seli, seli_grams, ufm_ce, ufm_mse
+from .closed.zero import zero
+from .descent import Trajectory, gradient_descent
 from .network import (
     Variables,
     class_columns,
@@ -41,7 +45,7 @@ from .network import (
     sample_columns,
 )
 from .optimum import Optimum
-from .problem import DUFM
+from .problem import DUFM, DoesNotApply, references
 from .reductions import (
     canonical,
     cheapest_samples,
@@ -51,7 +55,7 @@ from .reductions import (
     to_canonical,
 )
 from .scalar import collapse_threshold, critical_strength, ell, ell_minimiser
-from .solution import Solution, Start, Trajectory
+from .solution import Solution, Start
 from .solver import solve
 
 __all__ = [

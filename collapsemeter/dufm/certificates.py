@@ -1,14 +1,14 @@
-"""How stationary a point is, corners of the ReLU included."""
+"""How stationary a point is: its gradient, corners of the ReLU included, and exact identities."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize  # type: ignore[import-untyped, unused-ignore]
 
-from ._scipy import bounded_least_squares
-from .arrays import FloatArray
-from .network import Variables, check_shapes, class_columns, fit_and_slope, forward
-from .problem import DUFM
+from .network import Columns, Variables, check_shapes, class_columns, fit_and_slope, forward
+from .problem import DUFM, FloatArray
 
 CORNER = 1e-3
 """Pre-activations below this fraction of the largest of a layer count as zero."""
@@ -22,9 +22,9 @@ LARGEST_SYSTEM = 20_000_000
 
 @dataclass(frozen=True)
 class Stationarity:
-    """Norms of the gradient at a class-level point.
+    """Norms of the gradient at a class-level point, see `stationarity`.
 
-    Parameters
+    Attributes
     ----------
     plain : float
         With slope zero of the ReLU at zero; not small where neurons sit on corners.
@@ -52,10 +52,10 @@ class _Corners:
     def deltas(self, slopes: list[FloatArray]) -> list[FloatArray]:
         """Derivatives in the layers, after the slopes; index as in `post`."""
         columns = class_columns(self.problem)
-        found = [fit_and_slope(self.problem.loss, self.post[-1], columns)[1]]
+        deltas = [fit_and_slope(self.problem.loss, self.post[-1], columns)[1]]
         for index in range(self.problem.depth - 1, -1, -1):
-            found.append((self.point.weights[index].T @ found[-1]) * slopes[index])
-        return found[::-1]
+            deltas.append((self.point.weights[index].T @ deltas[-1]) * slopes[index])
+        return deltas[::-1]
 
     def gradient(self, slopes: list[FloatArray]) -> list[FloatArray]:
         """Derivatives in the features, the weights and the bias."""
@@ -68,103 +68,100 @@ class _Corners:
             parts.append(deltas[-1].sum(axis=1) + problem.bias_decay * self.point.bias)
         return parts
 
-
-def _norm(parts: list[FloatArray]) -> float:
-    return float(np.sqrt(sum(float(np.sum(part**2)) for part in parts)))
+    def norm(self, slopes: list[FloatArray]) -> float:
+        """Norm of the gradient."""
+        return float(np.sqrt(sum(float(np.sum(part**2)) for part in self.gradient(slopes))))
 
 
 def _find_corners(problem: DUFM, point: Variables, corner: float) -> _Corners:
     pre, post = forward(problem, point)
-    sharp = [np.ones_like(pre[0])] + [(x > 0).astype(np.float64) for x in pre[1:-1]]
+    sharp = [np.ones_like(pre[0])]
     free = [np.zeros(pre[0].shape, dtype=np.bool_)]
-    free += [np.abs(x) <= corner * float(np.max(np.abs(x))) for x in pre[1:-1]]
+    for layer in pre[1:-1]:
+        sharp.append((layer > 0).astype(np.float64) if problem.rectified else np.ones_like(layer))
+        free.append(np.abs(layer) <= corner * float(np.max(np.abs(layer))))
     return _Corners(problem, point, post, sharp, free)
 
 
-def _by_neuron(found: _Corners) -> list[FloatArray]:
+def _slopes_between(matrix: FloatArray, target: FloatArray) -> FloatArray:
+    """The `x` in [0, 1] that minimises ``||matrix @ x - target||``."""
+    least = optimize.lsq_linear(matrix, target, bounds=(0.0, 1.0), tol=1e-12)
+    return np.asarray(least.x, dtype=np.float64)
+
+
+def _by_neuron(corners: _Corners) -> list[FloatArray]:
     """Slopes from the output down, each neuron for the gradient of its own weights."""
-    slopes = [slope.copy() for slope in found.sharp]
+    slopes = [slope.copy() for slope in corners.sharp]
     for layer in range(len(slopes) - 1, 0, -1):
-        weights, below = found.point.weights, found.post[layer - 1]
-        delta = weights[layer].T @ found.deltas(slopes)[layer + 1]
-        decayed = found.problem.decays[layer - 1] * weights[layer - 1]
-        moving = np.logical_and(found.free[layer], delta != 0)
+        weights, below = corners.point.weights, corners.post[layer - 1]
+        delta = weights[layer].T @ corners.deltas(slopes)[layer + 1]
+        decayed = corners.problem.decays[layer - 1] * weights[layer - 1]
+        moving = np.logical_and(corners.free[layer], delta != 0)
         for j in np.flatnonzero(moving.any(axis=1)):
             fixed = np.where(moving[j], 0.0, slopes[layer][j]) * delta[j]
             matrix = below[:, moving[j]] * delta[j, moving[j]]
-            slopes[layer][j, moving[j]] = bounded_least_squares(
-                matrix, -(below @ fixed + decayed[j])
-            )
+            slopes[layer][j, moving[j]] = _slopes_between(matrix, -(below @ fixed + decayed[j]))
     return slopes
 
 
 def _influence(
-    found: _Corners, slopes: list[FloatArray], layer: int, rows: FloatArray, at: NDArray[np.intp]
+    corners: _Corners,
+    slopes: list[FloatArray],
+    layer: int,
+    rows: FloatArray,
+    columns: NDArray[np.intp],
 ) -> FloatArray:
     """What each free slope of a layer adds to the gradient below it, one row each.
 
-    ``rows`` are derivatives in the layer, one per slope, each in one column ``at``.
+    `rows` are derivatives in the layer, one per slope, each in the column that `columns` names.
     """
     parts = []
+    count = len(columns)
     for index in range(layer, 0, -1):
-        inputs = found.post[index - 1][:, at].T
-        parts.append((rows[:, :, None] * inputs[:, None, :]).reshape(len(at), -1))
-        rows = (rows @ found.point.weights[index - 1]) * slopes[index - 1][:, at].T
-    classes = found.problem.num_classes
-    features = np.zeros((len(at), rows.shape[1], classes))
-    features[np.arange(len(at)), :, at] = rows
-    return np.concatenate([*parts, features.reshape(len(at), -1)], axis=1)
+        inputs = corners.post[index - 1][:, columns].T
+        parts.append((rows[:, :, None] * inputs[:, None, :]).reshape(count, -1))
+        rows = (rows @ corners.point.weights[index - 1]) * slopes[index - 1][:, columns].T
+    features = np.zeros((count, rows.shape[1], corners.problem.num_classes))
+    features[np.arange(count), :, columns] = rows
+    return np.concatenate([*parts, features.reshape(count, -1)], axis=1)
 
 
-def _by_layer(found: _Corners, slopes: list[FloatArray], layer: int) -> list[FloatArray]:
+def _by_layer(corners: _Corners, slopes: list[FloatArray], layer: int) -> list[FloatArray]:
     """Improve all slopes of one layer together, for the whole gradient below it."""
-    delta = found.point.weights[layer].T @ found.deltas(slopes)[layer + 1]
-    neurons, at = np.nonzero(np.logical_and(found.free[layer], delta != 0))
-    size = sum(weight.size for weight in found.point.weights[:layer]) + found.post[0].size
-    if not 0 < len(at) * size <= LARGEST_SYSTEM:
+    delta = corners.point.weights[layer].T @ corners.deltas(slopes)[layer + 1]
+    neurons, columns = np.nonzero(np.logical_and(corners.free[layer], delta != 0))
+    count = len(columns)
+    size = sum(weight.size for weight in corners.point.weights[:layer]) + corners.post[0].size
+    if not 0 < count * size <= LARGEST_SYSTEM:
         return slopes
-    rows = np.zeros((len(at), delta.shape[0]))
-    rows[np.arange(len(at)), neurons] = delta[neurons, at]
-    matrix = _influence(found, slopes, layer, rows, at).T
+    rows = np.zeros((count, delta.shape[0]))
+    rows[np.arange(count), neurons] = delta[neurons, columns]
+    matrix = _influence(corners, slopes, layer, rows, columns).T
     fixed = [slope.copy() for slope in slopes]
-    fixed[layer][neurons, at] = 0.0
-    features, *weights = found.gradient(fixed)
+    fixed[layer][neurons, columns] = 0.0
+    features, *weights = corners.gradient(fixed)
     below = [part.ravel() for part in (*weights[:layer][::-1], features)]
     basis, triangle = np.linalg.qr(matrix)
-    fixed[layer][neurons, at] = bounded_least_squares(triangle, -basis.T @ np.concatenate(below))
+    fixed[layer][neurons, columns] = _slopes_between(triangle, -basis.T @ np.concatenate(below))
     return fixed
 
 
 def stationarity(problem: DUFM, point: Variables, corner: float = CORNER) -> Stationarity:
-    r"""The gradient norm, plain and generalised.
+    """The gradient norm at a class-level point, plain and generalised.
 
     A low-rank solution sits on corners of the ReLU, where the gradient jumps and
     does not vanish although the point cannot be improved. Some element of the
-    generalised gradient does; it is sought by bounded least squares over the slopes
-    at the corners, neuron by neuron, then layer by layer.
+    generalised gradient (Clarke 1990) does; it is sought by bounded least squares over
+    the slopes at the corners, neuron by neuron, then layer by layer, so the norm found is an
+    upper bound of the least.
 
     Parameters
     ----------
     problem : DUFM
-        The objective.
     point : Variables
-        Class-level point, features (d_1, K).
+        Features (d_1, K).
     corner : float
         Pre-activations up to this fraction of the largest one are taken as zero.
-
-    Returns
-    -------
-    Stationarity
-        `generalised` bounds the least norm from above.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not belong to the problem.
-
-    References
-    ----------
-    Clarke 1990, Optimization and Nonsmooth Analysis.
 
     Examples
     --------
@@ -173,15 +170,89 @@ def stationarity(problem: DUFM, point: Variables, corner: float = CORNER) -> Sta
     True
     """
     check_shapes(problem, point, problem.num_classes)
-    found = _find_corners(problem, point, corner)
+    corners = _find_corners(problem, point, corner)
+    plain = corners.norm(corners.sharp)
     if not problem.rectified:
-        smooth = _norm(found.gradient([np.ones_like(x) for x in found.sharp]))
-        return Stationarity(smooth, smooth, 0)
-    plain = _norm(found.gradient(found.sharp))
-    slopes = _by_neuron(found)
-    least = min(plain, _norm(found.gradient(slopes)))
+        return Stationarity(plain, plain, 0)
+    slopes = _by_neuron(corners)
+    least = min(plain, corners.norm(slopes))
     for _ in range(SWEEPS):
         for layer in range(problem.depth - 1, 0, -1):
-            slopes = _by_layer(found, slopes, layer)
-        least = min(least, _norm(found.gradient(slopes)))
-    return Stationarity(plain, least, int(sum(free.sum() for free in found.free)))
+            slopes = _by_layer(corners, slopes, layer)
+        least = min(least, corners.norm(slopes))
+    return Stationarity(plain, least, int(sum(free.sum() for free in corners.free)))
+
+
+@dataclass(frozen=True)
+class Identities:
+    r"""How far a point is from the identities of stationarity; all zero at one.
+
+    Attributes
+    ----------
+    power : float
+        :math:`q = -\langle W_L A_L, \partial\,\mathrm{fit}/\partial Z\rangle`, which is
+        :math:`\langle Z, Y - Z\rangle/N` for the squared loss without bias.
+    norms : ndarray, shape (L + 1,)
+        :math:`\lambda_H\|H_1\|^2, \lambda_1\|W_1\|^2, \ldots`: each equals `power`.
+    norm_spread : float
+        Largest distance of `norms` from `power`.
+    neuron_balance : float
+        Largest difference of decayed incoming and outgoing weight of a hidden neuron.
+    first_layer : float
+        Largest entry of :math:`\lambda_1 W_1^T W_1 - H_1 \Lambda_H H_1^T`.
+    loss : float
+        Distance of the loss from
+        :math:`\mathrm{fit} + \frac{L+1}{2} q + \frac{\lambda_b}{2}\|b\|^2`.
+    """
+
+    power: float
+    norms: FloatArray
+    norm_spread: float
+    neuron_balance: float
+    first_layer: float
+    loss: float
+
+    @property
+    def worst(self) -> float:
+        """The largest of the residuals."""
+        return max(self.norm_spread, self.neuron_balance, self.first_layer, self.loss)
+
+
+def stationarity_identities(problem: DUFM, point: Variables, columns: Columns) -> Identities:
+    """Evaluate every identity at a point, features (d_1, m); all residuals vanish at a smooth optimum.
+
+    `columns` says what the m columns are: ``sample_columns(problem)`` or
+    ``class_columns(problem)``.
+
+    Examples
+    --------
+    >>> problem = DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01)
+    >>> best = problem.optimum()
+    >>> stationarity_identities(problem, best.variables, class_columns(problem)).worst < 1e-12
+    True
+    """
+    outputs = forward(problem, point)[1][-1]
+    fit, slope = fit_and_slope(problem.loss, outputs, columns)
+    shift = np.zeros(problem.num_classes) if point.bias is None else point.bias
+    power = -float(np.sum((outputs - shift[:, None]) * slope))
+    features = (point.features * columns.decay) @ point.features.T
+    weights = list(zip(problem.decays, point.weights, strict=True))
+    norms = np.array([np.trace(features), *(decay * np.sum(w**2) for decay, w in weights)])
+    penalties = 0.5 * problem.bias_decay * float(np.sum(shift**2))
+    first = problem.decays[0] * point.weights[0].T @ point.weights[0] - features
+    loss = fit + 0.5 * float(norms.sum()) + penalties
+    return Identities(
+        power=power,
+        norms=norms,
+        norm_spread=float(np.max(np.abs(norms - power))),
+        neuron_balance=max((_imbalance(*pair) for pair in pairwise(weights)), default=0.0),
+        first_layer=float(np.max(np.abs(first))),
+        loss=abs(loss - (fit + 0.5 * (problem.depth + 1) * power + penalties)),
+    )
+
+
+def _imbalance(incoming: tuple[float, FloatArray], outgoing: tuple[float, FloatArray]) -> float:
+    """The largest difference of decayed incoming and outgoing weight of a neuron."""
+    into = incoming[0] * np.sum(incoming[1] ** 2, axis=1)
+    out = outgoing[0] * np.sum(outgoing[1] ** 2, axis=0)
+    return float(np.max(np.abs(into - out)))

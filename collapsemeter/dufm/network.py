@@ -1,11 +1,12 @@
 """The actual network: its loss and gradient. Columns are samples, as in the papers."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import FloatArray
-from .problem import DUFM
+from .problem import DUFM, FloatArray
 
 
 @dataclass(frozen=True)
@@ -20,32 +21,21 @@ class Variables:
         ``weights[l - 1]`` is W_l, shape (d_{l+1}, d_l); the last has K rows.
     bias : ndarray, shape (K,), optional
         Bias of the last layer.
-
-    Examples
-    --------
-    >>> point = Variables(np.eye(2), (np.eye(2),))
-    >>> point.features.shape
-    (2, 2)
     """
 
     features: FloatArray
     weights: tuple[FloatArray, ...]
     bias: FloatArray | None = None
 
+    @property
+    def arrays(self) -> list[FloatArray]:
+        """Features, weights and, if there is one, the bias."""
+        return [self.features, *self.weights, *([] if self.bias is None else [self.bias])]
+
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of the features stand for.
-
-    Parameters
-    ----------
-    labels : ndarray of int, shape (m,)
-        Class of each column.
-    fit : ndarray, shape (m,)
-        Weight of each column in the fit; they sum to one.
-    decay : ndarray, shape (m,)
-        Feature decay of each column.
-    """
+    """Class, weight in the fit (they sum to one) and feature decay of every column, shape (m,)."""
 
     labels: np.ndarray[tuple[int], np.dtype[np.int64]]
     fit: FloatArray
@@ -53,51 +43,32 @@ class Columns:
 
 
 def sample_columns(problem: DUFM) -> Columns:
-    """One column per sample, class-major, as the objective is written.
-
-    Examples
-    --------
-    >>> problem = DUFM(2, [1, 2], 1, feature_decay=0.1, weight_decay=0.1)
-    >>> sample_columns(problem).labels.tolist()
-    [0, 1, 1]
-    """
+    """One column per sample, class-major, as the objective is written."""
     count = problem.num_samples
     labels = np.repeat(np.arange(problem.num_classes), problem.counts)
     return Columns(labels, np.full(count, 1 / count), np.full(count, problem.feature_decay))
 
 
 def class_columns(problem: DUFM) -> Columns:
-    """One column per class, which carries the weight of all its samples.
-
-    Examples
-    --------
-    >>> problem = DUFM(2, [1, 3], 1, feature_decay=0.1, weight_decay=0.1)
-    >>> class_columns(problem).fit.tolist()
-    [0.25, 0.75]
-    """
+    """One column per class, which carries the weight of all its samples."""
     counts = problem.counts.astype(np.float64)
     labels = np.arange(problem.num_classes)
     return Columns(labels, counts / counts.sum(), counts * problem.feature_decay)
 
 
-def forward(problem: DUFM, point: Variables) -> tuple[list[FloatArray], list[FloatArray]]:
-    """All layers of the network.
+def class_averages(problem: DUFM, samples: FloatArray) -> FloatArray:
+    """Means over the class-major columns of every class, shape (d, K)."""
+    starts = np.cumsum(problem.counts) - problem.counts
+    return np.asarray(np.add.reduceat(samples, starts, axis=1) / problem.counts)
 
-    Parameters
-    ----------
-    problem : DUFM
-        Fixes the activation.
-    point : Variables
-        Features with any number of columns, m.
+
+def forward(problem: DUFM, point: Variables) -> tuple[list[FloatArray], list[FloatArray]]:
+    """All layers of the network, at features with any number of columns, m.
 
     Returns
     -------
     pre, post : list of ndarray, shape (d_l, m)
         Layers 1 to L + 1 before and after the activation. The last is the output.
-
-    References
-    ----------
-    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165.
 
     Examples
     --------
@@ -119,31 +90,7 @@ def forward(problem: DUFM, point: Variables) -> tuple[list[FloatArray], list[Flo
 
 
 def fit_and_slope(loss: str, outputs: FloatArray, columns: Columns) -> tuple[float, FloatArray]:
-    """The data term of the objective and its derivative in the outputs.
-
-    Parameters
-    ----------
-    loss : {"mse", "ce"}
-        Half the squared error, or softmax cross-entropy.
-    outputs : ndarray, shape (K, m)
-        Output of the network.
-    columns : Columns
-        Labels and weights of the m columns.
-
-    Returns
-    -------
-    float, ndarray of shape (K, m)
-
-    References
-    ----------
-    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165.
-
-    Examples
-    --------
-    >>> problem = DUFM(2, 1, 1, feature_decay=0.1, weight_decay=0.1)
-    >>> fit_and_slope("mse", np.zeros((2, 2)), class_columns(problem))[0]
-    0.5
-    """
+    """The data term of the objective and its derivative in the outputs."""
     picked = (columns.labels, np.arange(outputs.shape[1]))
     if loss == "mse":
         error = outputs.copy()
@@ -158,53 +105,54 @@ def fit_and_slope(loss: str, outputs: FloatArray, columns: Columns) -> tuple[flo
     return value, error * columns.fit
 
 
+def rectify(x: FloatArray, smoothing: float = 0.0) -> tuple[FloatArray, FloatArray]:
+    """The ReLU and its slope; smoothed to a parabola on [0, smoothing] if positive."""
+    if smoothing == 0:
+        return np.maximum(x, 0.0), (x > 0).astype(np.float64)
+    slope = np.clip(x / smoothing, 0.0, 1.0)
+    return slope * (x - 0.5 * smoothing * slope), slope
+
+
 def column_loss_and_gradient(
-    problem: DUFM, point: Variables, columns: Columns
+    problem: DUFM,
+    point: Variables,
+    columns: Columns,
+    decay_scale: float = 1.0,
+    smoothing: float = 0.0,
 ) -> tuple[float, Variables]:
-    """`loss_and_gradient` for any meaning of the columns."""
-    pre, post = forward(problem, point)
-    value, delta = fit_and_slope(problem.loss, post[-1], columns)
-    value += 0.5 * float(np.sum(columns.decay * np.sum(point.features**2, axis=0)))
+    """`loss_and_gradient` for any meaning of the columns, with decays scaled and the ReLU smoothed."""
+    post, masks = [point.features], []
+    for weight in point.weights[:-1]:
+        layer = weight @ post[-1]
+        if problem.rectified:
+            layer, mask = rectify(layer, smoothing)
+            masks.append(mask)
+        post.append(layer)
+    outputs = point.weights[-1] @ post[-1]
+    if point.bias is not None:
+        outputs = outputs + point.bias[:, None]
+    value, delta = fit_and_slope(problem.loss, outputs, columns)
     bias = None
     if point.bias is not None:
-        value += 0.5 * problem.bias_decay * float(np.sum(point.bias**2))
+        value += 0.5 * problem.bias_decay * float(point.bias @ point.bias)
         bias = delta.sum(axis=1) + problem.bias_decay * point.bias
     slopes: list[FloatArray] = []
-    for number in range(problem.depth, 0, -1):
-        weight, decay = point.weights[number - 1], problem.decays[number - 1]
-        value += 0.5 * decay * float(np.sum(weight**2))
-        slopes.append(delta @ post[number - 1].T + decay * weight)
+    for index in range(problem.depth - 1, -1, -1):
+        weight, decay = point.weights[index], decay_scale * problem.decays[index]
+        value += 0.5 * decay * float(np.vdot(weight, weight))
+        slopes.append(delta @ post[index].T + decay * weight)
         delta = weight.T @ delta
-        if number > 1 and problem.rectified:
-            delta = delta * (pre[number - 1] > 0)
-    return value, Variables(delta + columns.decay * point.features, tuple(slopes[::-1]), bias)
+        if index and problem.rectified:
+            delta = delta * masks[index - 1]
+    decayed = decay_scale * columns.decay * point.features
+    value += 0.5 * float(np.vdot(decayed, point.features))
+    return value, Variables(delta + decayed, tuple(slopes[::-1]), bias)
 
 
 def loss_and_gradient(problem: DUFM, point: Variables) -> tuple[float, Variables]:
-    """The objective and its gradient at a sample-level point.
+    """The objective and its gradient, by backpropagation, at features (d_1, N) in class-major columns.
 
-    Backpropagation, with derivative zero of the ReLU at zero.
-
-    Parameters
-    ----------
-    problem : DUFM
-        The objective.
-    point : Variables
-        Features of shape (d_1, N), class-major columns.
-
-    Returns
-    -------
-    float, Variables
-        The loss, and its derivative in every variable.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not belong to the problem.
-
-    References
-    ----------
-    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165.
+    The ReLU has slope zero at zero. Other shapes than those of the problem raise ValueError.
 
     Examples
     --------
@@ -218,51 +166,69 @@ def loss_and_gradient(problem: DUFM, point: Variables) -> tuple[float, Variables
 
 
 def class_loss_and_gradient(problem: DUFM, point: Variables) -> tuple[float, Variables]:
-    """The objective and gradient with all samples of a class in one column.
-
-    Parameters
-    ----------
-    problem : DUFM
-        The objective.
-    point : Variables
-        Features of shape (d_1, K).
-
-    Returns
-    -------
-    float, Variables
-        The loss equals that of the repeated columns.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not belong to the problem.
-
-    References
-    ----------
-    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165.
-
-    Examples
-    --------
-    >>> problem = DUFM(2, 9, 1, 2, feature_decay=0.1, weight_decay=0.1)
-    >>> round(class_loss_and_gradient(problem, Variables(np.eye(2), (np.eye(2),)))[0], 12)
-    1.0
-    """
+    """`loss_and_gradient` with all samples of a class in one column, features (d_1, K)."""
     check_shapes(problem, point, problem.num_classes)
     return column_loss_and_gradient(problem, point, class_columns(problem))
 
 
+def array_shapes(problem: DUFM, columns: int) -> list[tuple[int, ...]]:
+    """Shapes of the features, with so many columns, and of the weights."""
+    widths = (*problem.layer_widths, problem.num_classes)
+    weights = [(widths[i + 1], widths[i]) for i in range(problem.depth)]
+    return [(widths[0], columns), *weights]
+
+
 def check_shapes(problem: DUFM, point: Variables, columns: int) -> None:
     """Refuse a point whose arrays are not those of the problem."""
-    widths = (*problem.layer_widths, problem.num_classes)
-    wanted = [(widths[0], columns)]
-    wanted += [(widths[i + 1], widths[i]) for i in range(problem.depth)]
-    found = [point.features.shape, *(w.shape for w in point.weights)]
-    if found != wanted:
+    needed = array_shapes(problem, columns)
+    given = [point.features.shape, *(weight.shape for weight in point.weights)]
+    if given != needed:
         raise ValueError(
-            f"features and weights have shapes {found}, the problem needs {wanted}: "
+            f"features and weights have shapes {given}, the problem needs {needed}: "
             "pass features of shape (d_1, columns) and one W_l of shape (d_{l+1}, d_l) per layer."
         )
     shape = None if point.bias is None else point.bias.shape
     if (shape is not None) != problem.bias or shape not in (None, (problem.num_classes,)):
-        needed = f"shape ({problem.num_classes},)" if problem.bias else "no bias"
-        raise ValueError(f"bias has shape {shape}, the problem needs {needed}: pass that.")
+        right = f"shape ({problem.num_classes},)" if problem.bias else "no bias"
+        raise ValueError(f"bias has shape {shape}, the problem needs {right}: pass that.")
+
+
+@dataclass(frozen=True)
+class FlatLayout:
+    """Where features, weights and bias of a class-level point lie in one vector."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    bias: bool
+
+    @classmethod
+    def of(cls, problem: DUFM) -> "FlatLayout":
+        shapes = array_shapes(problem, problem.num_classes)
+        bias = [(problem.num_classes,)] if problem.bias else []
+        return cls((*shapes, *bias), problem.bias)
+
+    def pack(self, point: Variables) -> FloatArray:
+        """All variables as one vector."""
+        return np.concatenate([array.ravel() for array in point.arrays])
+
+    def unpack(self, vector: FloatArray) -> Variables:
+        """The variables in the vector, as views of it."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        parts = np.split(vector, ends[:-1])
+        features, *weights = (x.reshape(s) for x, s in zip(parts, self.shapes, strict=True))
+        bias = weights.pop() if self.bias else None
+        return Variables(features, tuple(weights), bias)
+
+
+def flat_objective(
+    problem: DUFM, decay_scale: float = 1.0, smoothing: float = 0.0
+) -> Callable[[FloatArray], tuple[float, FloatArray]]:
+    """The class-level loss and gradient as a function of one vector of `FlatLayout`."""
+    layout, columns = FlatLayout.of(problem), class_columns(problem)
+
+    def evaluate(vector: FloatArray) -> tuple[float, FloatArray]:
+        loss, gradient = column_loss_and_gradient(
+            problem, layout.unpack(vector), columns, decay_scale, smoothing
+        )
+        return loss, layout.pack(gradient)
+
+    return evaluate

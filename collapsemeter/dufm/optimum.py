@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from .arrays import FloatArray
-from .factors import Chain, pad
-from .network import Variables, forward
-from .problem import DUFM
+from .chain import Chain, pad
+from .network import Variables, class_averages, forward, sample_columns
+from .problem import DUFM, FloatArray
 from .reductions import from_canonical, repeat_samples
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ RANK_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """The layers of a collapsed network, whoever found it.
+    """The layers of a network, whoever found it.
 
     Layers are numbered as in the papers: 1 is the free features, 2 to L the hidden
     layers, L + 1 the output.
@@ -34,8 +33,13 @@ class Geometry:
 
     @property
     def variables(self) -> Variables:
-        """Features (d_1, K), one column per class, and the weights."""
-        raise NotImplementedError("a geometry is abstract: use Optimum or Solution.")
+        """Features and weights; one column per class, or per sample where `by_sample`."""
+        raise NotImplementedError
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether the point has one column per sample."""
+        return False
 
     @property
     def weights(self) -> tuple[FloatArray, ...]:
@@ -44,32 +48,19 @@ class Geometry:
 
     @cached_property
     def _layers(self) -> tuple[list[FloatArray], list[FloatArray]]:
+        """Class means of all layers before and after the activation, in columns."""
         pre, post = forward(self.problem, self.variables)
-        if pre[0].shape[1] == self.problem.num_classes:
+        if not self.by_sample:
             return pre, post
-        starts = np.concatenate([[0], np.cumsum(self.problem.counts)[:-1]])
-        pre, post = ([np.add.reduceat(x, starts, axis=1) / self.problem.counts for x in layers]
-                     for layers in (pre, post))  # fmt: skip
-        return pre, post
+        return (
+            [class_averages(self.problem, layer) for layer in pre],
+            [class_averages(self.problem, layer) for layer in post],
+        )
 
     def class_means(self, layer: int, before_activation: bool = False) -> FloatArray:
-        """Class means of a layer, one row per class.
+        """Class means of a layer, shape (K, d_layer), before its ReLU if asked.
 
-        Parameters
-        ----------
-        layer : int
-            1 to L + 1.
-        before_activation : bool
-            Whether to leave the ReLU out.
-
-        Returns
-        -------
-        ndarray, shape (K, d_layer)
-
-        Raises
-        ------
-        ValueError
-            If there is no such layer.
+        Raises ValueError if `layer` is not 1 to L + 1.
         """
         if not 1 <= layer <= self.problem.depth + 1:
             raise ValueError(
@@ -89,14 +80,6 @@ class Geometry:
         means = self.class_means(layer, before_activation)
         return np.asarray(np.linalg.svd(means, compute_uv=False))
 
-    def weight_singular_values(self, layer: int) -> FloatArray:
-        """Singular values of W_layer, layer = 1 to L, in descending order."""
-        if not 1 <= layer <= self.problem.depth:
-            raise ValueError(
-                f"weight must be 1 to {self.problem.depth}, got {layer}: W_1 acts on the features."
-            )
-        return np.asarray(np.linalg.svd(self.variables.weights[layer - 1], compute_uv=False))
-
     def rank(
         self, layer: int, before_activation: bool = False, tolerance: float = RANK_TOLERANCE
     ) -> int:
@@ -111,32 +94,31 @@ class Geometry:
 
     def samples(self) -> Variables:
         """The same point with one column per sample, for `loss_and_gradient`."""
-        return repeat_samples(self.problem, self.variables)
+        return self.variables if self.by_sample else repeat_samples(self.problem, self.variables)
 
     def moments(self, before_activation: bool = False) -> "dict[int, ClassMoments]":
-        """Class moments of every layer, without scatter, as if they had been measured.
+        """Class moments of layers 1 to L + 1, as if they had been measured.
 
-        Parameters
-        ----------
-        before_activation : bool
-            Whether to leave the ReLU out.
-
-        Returns
-        -------
-        dict
-            Keys 1 to L + 1; layer 1 is the free features, L + 1 the output.
+        The scatter is zero, but for what gradient descent on samples left.
         """
         from ..stats.moments import ClassMoments
 
-        classes = self.problem.num_classes
+        labels = sample_columns(self.problem).labels
+        rows_of = forward(self.problem, self.variables)[0 if before_activation else 1]
         moments = {}
-        for layer in range(1, self.problem.depth + 2):
+        for layer, rows in enumerate(rows_of, start=1):
             means = self.class_means(layer, before_activation)
+            scatter = np.zeros((means.shape[1], means.shape[1]))
+            traces: FloatArray = np.zeros(self.problem.num_classes)
+            if self.by_sample:
+                off = rows.T - means[labels]
+                scatter = off.T @ off
+                traces = np.bincount(labels, np.sum(off**2, axis=1)).astype(np.float64)
             moments[layer] = ClassMoments(
                 counts=self.problem.counts,
                 means=means,
-                scatter=np.zeros((means.shape[1], means.shape[1])),
-                traces=np.zeros(classes),
+                scatter=scatter,
+                traces=traces,
                 feature_dtype="float64",
                 phase="reference",
             )
@@ -160,15 +142,12 @@ class Optimum(Geometry):
     loss : float
         The closed-form loss, computed without the matrices.
     chain : tuple of ndarray, or callable
-        Canonical features and weights, without padding, or what builds them: a
-        thousand classes have a thousand partial solutions, seldom looked at.
+        Canonical features and weights, without padding, or what builds them.
     status : {"theorem", "best known", "upper bound"}
         "theorem": no point has a lower loss. "best known": none has been found.
         "upper bound": a lower one exists or may.
-    holds_for : str
-        The same in words.
-    source : str
-        The paper.
+    holds_for, source : str
+        The status in words; the paper.
     bias : ndarray, shape (K,), optional
         Bias of the last layer.
     parameters : mapping

@@ -5,30 +5,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .applies import DoesNotApply, TooNarrow, TooStrong
+import numpy as np
+
 from .closed.bounds import lower_bound
-from .closed.collapse import zero
 from .closed.linear import minority_threshold
-from .closed.references import Survey, collapsed, low_rank, survey
+from .closed.simpler import collapsed
+from .closed.zero import zero
 from .optimum import Optimum
-from .problem import DUFM
+from .problem import DUFM, DoesNotApply, Survey, TooNarrow, TooStrong, default_width, survey
 from .scalar import collapse_threshold, critical_strength
 from .solution import SAME, Solution
+
+MOST_POINTS = 10_000
+"""Values of one sweep."""
+
+WHOLE = ("classes", "depth")
+SWEPT = ("weight_decay", "feature_decay", *WHOLE)
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A number of the problem beside the value at which its optimum changes.
-
-    Parameters
-    ----------
-    name : str
-        "collapse", "minority" or "low rank".
-    value, threshold : float
-        The problem's own, and where the change is in wide layers.
-    words : str
-        One sentence, with what holds for this problem.
-    """
+    """A number of the problem beside the value at which its optimum changes in wide layers."""
 
     name: str
     value: float
@@ -104,33 +101,11 @@ class Overview:
 
 
 def overview(problem: DUFM) -> Overview:
-    """Collect what is known about a problem.
-
-    Parameters
-    ----------
-    problem : DUFM
-        Any problem.
-
-    Returns
-    -------
-    Overview
-
-    References
-    ----------
-    Every closed form names its own in ``source``.
-
-    Examples
-    --------
-    >>> known = overview(DUFM(10, 50, 4, feature_decay=0.004, weight_decay=0.004))
-    >>> [threshold.name for threshold in known.thresholds]
-    ['collapse', 'low rank']
-    >>> known.words().split(";")[0]
-    'best known: srg, loss 0.1759418309, 18 % below collapse (dnc)'
-    """
+    """Collect what is known about a problem."""
     known = survey(problem)
-    found = [_collapse(problem, known), _minority(problem, known), _low_rank(problem, known)]
-    kept = tuple(threshold for threshold in found if threshold is not None)
-    return Overview(problem, kept, known.found, lower_bound(problem), known.collapsed)
+    rules = (_collapse, _minority, _low_rank)
+    thresholds = [threshold for rule in rules if (threshold := rule(problem, known)) is not None]
+    return Overview(problem, tuple(thresholds), known.optima, lower_bound(problem), known.collapsed)
 
 
 def _collapse(problem: DUFM, known: Survey) -> Threshold | None:
@@ -210,7 +185,7 @@ def _minority(problem: DUFM, known: Survey) -> Threshold | None:
     if problem.balanced or problem.loss != "mse" or problem.bias:
         return None
     threshold = minority_threshold(problem)
-    frame = next((optimum for optimum in known.found if optimum.name == "gof"), None)
+    frame = next((optimum for optimum in known.optima if optimum.name == "gof"), None)
     learned = 0 if frame is None else sum(t > 0 for t in frame.parameters.values())
     words = (
         f"classes of more than {threshold:.6g} samples are learned in the frame gof: "
@@ -224,7 +199,7 @@ def _minority(problem: DUFM, known: Survey) -> Threshold | None:
 
 def _low_rank(problem: DUFM, known: Survey) -> Threshold | None:
     """Whether a low-rank structure costs less than collapse; squared loss, ReLU."""
-    best, full = low_rank(known.found), known.collapsed
+    best, full = known.low_rank, known.collapsed
     if best is not None:
         text = f"the low-rank {best.name} has loss {best.loss:.6g}"
         if full is None:
@@ -256,3 +231,92 @@ def reference_record(known: Overview, reference: Optimum) -> dict[str, Any]:
         "parameters": dict(reference.parameters),
         "free_layers": reference.free_layers,
     }
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is swept, and over which values."""
+
+    name: str
+    values: tuple[float, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the values are whole numbers."""
+        return self.name in WHOLE
+
+
+@dataclass(frozen=True)
+class SweptPoint:
+    """A swept value, what is known there, and what was found if it was solved."""
+
+    value: float
+    known: Overview
+    solution: Solution | None
+
+
+def parse_sweep(text: str) -> Sweep:
+    """Read ``name=LOW:HIGH:COUNT``, e.g. ``weight_decay=1e-4:1e-2:9``.
+
+    Decays are spaced evenly in their logarithm, classes and depth in themselves,
+    rounded to whole numbers.
+    """
+    name, _, rest = text.partition("=")
+    if name not in SWEPT:
+        raise ValueError(f"--sweep {text}: sweep one of {', '.join(SWEPT)}")
+    parts = rest.split(":")
+    try:
+        low, high = float(parts[0]), float(parts[1])
+        count = int(parts[2]) if len(parts) == 3 else 0
+    except (ValueError, IndexError):
+        count = 0
+    if not 2 <= count <= MOST_POINTS or not 0 < low < high < math.inf:
+        raise ValueError(
+            f"--sweep {text}: write {name}=LOW:HIGH:COUNT with 0 < LOW < HIGH "
+            f"and COUNT from 2 to {MOST_POINTS}"
+        )
+    values = np.geomspace(low, high, count)
+    if name in WHOLE:
+        values = np.unique(np.round(np.linspace(low, high, count)))
+    return Sweep(name, tuple(float(value) for value in values))
+
+
+def problem_at(problem: DUFM, name: str, value: float) -> DUFM:
+    """The problem with one number replaced.
+
+    Sweeping the weight decay gives every layer the same; sweeping the classes or the
+    depth keeps what belongs to one class or one layer, so those must be alike. Default
+    widths follow the number of classes.
+    """
+    if name == "feature_decay":
+        return replace(problem, feature_decay=value)
+    if name == "weight_decay":
+        return replace(problem, weight_decay=value)
+    same = {len(set(problem.counts.tolist())), len(set(problem.decays))}
+    if same != {1}:
+        raise ValueError(
+            f"a sweep of {name} needs one --per-class and one --weight-decay for all: pass one each"
+        )
+    widths = problem.layer_widths
+    if name == "depth" and len(set(widths)) > 1:
+        raise ValueError(f"a sweep of depth needs one --width for all, got {widths}: pass one")
+    default = set(widths) == {default_width(problem.num_classes)}
+    return replace(
+        problem,
+        num_classes=int(value) if name == "classes" else problem.num_classes,
+        depth=int(value) if name == "depth" else problem.depth,
+        per_class=int(problem.counts[0]),
+        weight_decay=problem.decays[0],
+        widths=None if default else widths if name == "classes" else widths[0],
+    )
+
+
+def run_sweep(
+    problem: DUFM, sweep: Sweep, solver: Callable[[DUFM], Solution] | None = None
+) -> list[SweptPoint]:
+    """Collect what is known at every value, and solve there if asked."""
+    points = []
+    for value in sweep.values:
+        here = problem_at(problem, sweep.name, value)
+        points.append(SweptPoint(value, overview(here), None if solver is None else solver(here)))
+    return points

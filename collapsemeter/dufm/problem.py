@@ -1,8 +1,8 @@
-"""The deep unconstrained features model: what is minimised, validated once."""
+"""The deep unconstrained features model: what is minimised, and the list of its closed forms."""
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FloatArray = NDArray[np.float64]
+"""Every matrix here is float64: the quantities compared differ in the ninth digit."""
+
 MOST_CLASSES, MOST_LAYERS, MOST_WIDTH, MOST_SAMPLES = 10_000, 1_000, 10**6, 10**12
 """Beyond these the arrays of a closed form do not fit a memory, or counts their integers."""
 
 WEAKEST, STRONGEST = 1e-100, 1e100
 """Decays whose products, of as many as there are layers, are computed through logarithms."""
-
-LOSSES = ("mse", "ce")
-ACTIVATIONS = ("relu", "linear")
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class DUFM:
         for number, decay in enumerate(decays, start=1):
             _check_positive(f"weight_decay of layer {number}", decay)
         _check_positive("feature_decay", self.feature_decay)
-        _check_choice("loss", self.loss, LOSSES)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        _check_choice("loss", self.loss, ("mse", "ce"))
+        _check_choice("activation", self.activation, ("relu", "linear"))
         _check_bias(self.bias, self.bias_decay)
         object.__setattr__(self, "per_class", tuple(int(n) for n in counts))
         object.__setattr__(self, "widths", tuple(int(d) for d in layers))
@@ -159,9 +159,7 @@ class DUFM:
 
     def references(self) -> "tuple[Optimum, ...]":
         """All closed forms that apply to this problem, lowest loss first: upper bounds of its optimum."""
-        from .closed.references import references
-
-        return references(self)
+        return survey(self).optima
 
     def optimum(self) -> "Optimum":
         """The lowest of `references`: the optimum if its `status` is "theorem", else an upper bound.
@@ -172,13 +170,7 @@ class DUFM:
 
 
 def default_width(num_classes: int) -> int:
-    """Width at which descent from random starts tends to collapse.
-
-    Examples
-    --------
-    >>> default_width(2), default_width(10)
-    (32, 40)
-    """
+    """Width at which descent from random starts tends to collapse."""
     return max(32, 4 * num_classes)
 
 
@@ -230,3 +222,140 @@ def _check_bias(bias: bool, decay: float) -> None:
         raise ValueError("bias_decay must be finite, got inf: leave the bias out instead.")
     if decay and not bias:
         raise ValueError(f"bias_decay {decay} was given without a bias: pass bias=True as well.")
+
+
+class DoesNotApply(ValueError):
+    """A closed form was asked for a problem that it does not solve."""
+
+
+class TooNarrow(DoesNotApply):
+    """The closed form solves the problem in wider layers only."""
+
+
+class TooStrong(DoesNotApply):
+    """The closed form solves the problem at weaker decays only."""
+
+
+def require(problem: DUFM, name: str, **properties: object) -> None:
+    """Refuse a problem that lacks a property, naming what it has instead."""
+    for attribute, needed in properties.items():
+        actual = getattr(problem, attribute)
+        if actual != needed:
+            raise DoesNotApply(
+                f"{name} needs {attribute}={needed!r}, got {actual!r}: "
+                "see problem.references() for what applies."
+            )
+
+
+def require_survival(name: str, fits: Sequence[float]) -> None:
+    """Refuse a structure of which nothing survives the decay."""
+    if not any(fit > 0 for fit in fits):
+        raise TooStrong(
+            f"{name} does not exist at these decays, they are too strong: "
+            "lower them, only the zero network is left."
+        )
+
+
+Kind = Literal["collapsed", "low rank", "other", "last resort"]
+"""What a closed form is; one of last resort is tried only where no other is proven optimal."""
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """A registered construction: of one optimum, or of several."""
+
+    name: str
+    kind: Kind
+    place: int
+    build: "Callable[[DUFM], Optimum | Iterable[Optimum]]"
+
+    def optima(self, problem: DUFM) -> "list[Optimum]":
+        """What it constructs; raises `DoesNotApply` where there is nothing."""
+        built = self.build(problem)
+        return list(built) if isinstance(built, Iterable) else [built]
+
+
+CLOSED_FORMS: list[ClosedForm] = []
+"""All closed forms in the order of their places, filled by the modules of `closed`."""
+
+C = TypeVar("C", bound="Callable[[DUFM], Optimum | Iterable[Optimum]]")
+
+
+def closed_form(kind: Kind, place: int) -> Callable[[C], C]:
+    """Register a construction; of forms of one loss and status the lower place is listed first."""
+
+    def register(build: C) -> C:
+        CLOSED_FORMS.append(ClosedForm(build.__name__, kind, place, build))
+        CLOSED_FORMS.sort(key=lambda form: form.place)
+        return build
+
+    return register
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """The closed forms of a problem, lowest loss first, and what kept the others away."""
+
+    optima: "tuple[Optimum, ...]"
+    refused: dict[str, DoesNotApply]
+
+    @property
+    def collapsed(self) -> "Optimum | None":
+        """The collapsed network among the closed forms; None where there is none."""
+        return next((o for o in self.optima if o.name in names_of("collapsed")), None)
+
+    @property
+    def low_rank(self) -> "Optimum | None":
+        """The lowest closed form that learns every class with fewer than K - 1 directions."""
+        for optimum in self.optima:
+            least = optimum.problem.num_classes - 1
+            low = min(optimum.ranks[:-1], default=least) < least
+            if low and optimum.name in names_of("low rank"):
+                return optimum
+        return None
+
+
+def names_of(kind: Kind) -> set[str]:
+    """Names of the closed forms of a kind."""
+    return {form.name for form in CLOSED_FORMS if form.kind == kind}
+
+
+def survey(problem: DUFM, *kinds: Kind) -> Survey:
+    """Try every closed form on a problem, or those of some kinds."""
+    optima: list[Optimum] = []
+    refused = {}
+    for form in CLOSED_FORMS:
+        if kinds and form.kind not in kinds:
+            continue
+        last_resort = form.kind == "last resort"
+        if last_resort and any(optimum.status == "theorem" for optimum in optima):
+            continue
+        try:
+            built = form.optima(problem)
+        except DoesNotApply as reason:
+            refused[form.name] = reason
+            continue
+        if last_resort:
+            lowest = min((optimum.loss for optimum in optima), default=math.inf)
+            built = [o for o in built if o.status == "theorem" or o.loss < lowest]
+        optima += built
+    trust = ("theorem", "best known", "upper bound")
+    optima.sort(key=lambda optimum: (round(optimum.loss, 13), trust.index(optimum.status)))
+    return Survey(tuple(optima), refused)
+
+
+def references(problem: DUFM) -> "tuple[Optimum, ...]":
+    """All closed-form solutions that apply to a problem, lowest loss first.
+
+    Where none of them is proven optimal, closed forms of the same problem without a
+    bias, or with equal classes, are among them if they are lower: they are feasible
+    here, so their losses are upper bounds. Each fits the widths and survives the decays.
+    The first one is optimal only if its status is "theorem"; `solve` looks for a lower loss.
+
+    Examples
+    --------
+    >>> problem = DUFM(3, 5, 2, feature_decay=0.02, weight_decay=0.02)
+    >>> [reference.name for reference in references(problem)]
+    ['dnc', 'partial(2)', 'partial(1)', 'zero']
+    """
+    return survey(problem).optima

@@ -4,12 +4,10 @@ import math
 
 import numpy as np
 
-from .arrays import FloatArray
-from .closed.triangular import best_subset_size
-from .factors import Chain, balance, pad, split_first
-from .frames import subset_signs, triangular_incidence
-from .network import Variables
-from .problem import DUFM
+from .chain import Chain, balance, pad
+from .closed.graph import best_subset_size, read_by_signs, subset_signs, triangular_incidence
+from .network import Variables, array_shapes
+from .problem import DUFM, FloatArray
 
 
 def equal_norms(point: Variables) -> Variables:
@@ -36,23 +34,8 @@ def equal_neurons(point: Variables) -> Variables:
 
 
 def random_start(problem: DUFM, rng: np.random.Generator) -> Variables:
-    """He weights and normal features, rescaled to equal norms.
-
-    Examples
-    --------
-    >>> problem = DUFM(2, 1, 2, 8, feature_decay=0.1, weight_decay=0.1)
-    >>> start = random_start(problem, np.random.default_rng(0))
-    >>> bool(np.isclose(np.linalg.norm(start.features), np.linalg.norm(start.weights[1])))
-    True
-    """
-    widths = (*problem.layer_widths, problem.num_classes)
-    features = rng.standard_normal((widths[0], problem.num_classes))
-    weights = tuple(
-        rng.standard_normal((widths[i + 1], widths[i])) * math.sqrt(2 / widths[i])
-        for i in range(problem.depth)
-    )
-    bias = np.zeros(problem.num_classes) if problem.bias else None
-    return equal_norms(Variables(features, weights, bias))
+    """He weights and normal features, rescaled to equal norms."""
+    return equal_norms(_normal(problem, problem.num_classes, 2.0, rng))
 
 
 def gaussian_start(problem: DUFM, rng: np.random.Generator) -> Variables:
@@ -60,13 +43,15 @@ def gaussian_start(problem: DUFM, rng: np.random.Generator) -> Variables:
 
     The factor two of He is left out: with step 0.5 it makes descent diverge.
     """
-    widths = (*problem.layer_widths, problem.num_classes)
-    features = rng.standard_normal((widths[0], problem.num_samples))
-    weights = tuple(
-        rng.standard_normal((widths[i + 1], widths[i])) / math.sqrt(widths[i])
-        for i in range(problem.depth)
-    )
-    return Variables(features, weights, np.zeros(problem.num_classes) if problem.bias else None)
+    return _normal(problem, problem.num_samples, 1.0, rng)
+
+
+def _normal(problem: DUFM, columns: int, gain: float, rng: np.random.Generator) -> Variables:
+    """Normal features, and normal weights of variance gain / fan-in."""
+    features, *weights = (rng.standard_normal(shape) for shape in array_shapes(problem, columns))
+    scaled = tuple(weight * math.sqrt(gain / weight.shape[1]) for weight in weights)
+    bias = np.zeros(problem.num_classes) if problem.bias else None
+    return Variables(features, scaled, bias)
 
 
 def least_order(num_classes: int) -> int:
@@ -91,17 +76,10 @@ def loop_graph(num_classes: int, order: int, rng: np.random.Generator) -> FloatA
             return incidence
 
 
-def read_by_signs(depth: int, incidence: FloatArray, signs: FloatArray) -> Chain | None:
-    """A chain through a graph, whose last hidden layer applies the sign functionals.
-
-    None if they do not tell the classes apart.
-    """
-    hidden = np.maximum(signs @ incidence, 0.0)
-    order, classes = incidence.shape
-    if np.linalg.matrix_rank(hidden) < classes:
-        return None
-    straight = (np.eye(order),) * (depth - 3)
-    return (*split_first(incidence), *straight, signs, np.linalg.pinv(hidden))
+def _tells_apart(incidence: FloatArray, signs: FloatArray) -> bool:
+    """Whether the sign functionals, after a ReLU, tell the classes apart."""
+    rank = np.linalg.matrix_rank(np.maximum(signs @ incidence, 0.0))
+    return bool(rank == incidence.shape[1])
 
 
 def _near(problem: DUFM, chain: Chain, rng: np.random.Generator) -> Variables:
@@ -121,9 +99,8 @@ def graph_start(problem: DUFM, rng: np.random.Generator) -> Variables | None:
     incidence = loop_graph(problem.num_classes, order, rng)
     for _ in range(20):
         signs = np.where(rng.random((room, order)) < 0.5, -0.5, 0.5)
-        chain = read_by_signs(problem.depth, incidence, signs)
-        if chain is not None:
-            return _near(problem, chain, rng)
+        if _tells_apart(incidence, signs):
+            return _near(problem, read_by_signs(incidence, signs, problem.depth), rng)
     return None
 
 
@@ -142,8 +119,10 @@ def edge_start(problem: DUFM, rng: np.random.Generator) -> Variables | None:
         return None
     columns = rng.permutation(order * (order - 1) // 2)[:classes]
     incidence = triangular_incidence(order)[:, columns]
-    chain = read_by_signs(problem.depth, incidence, subset_signs(order, size))
-    return None if chain is None else _near(problem, chain, rng)
+    signs = subset_signs(order, size)
+    if not _tells_apart(incidence, signs):
+        return None
+    return _near(problem, read_by_signs(incidence, signs, problem.depth), rng)
 
 
 def jitter(point: Variables, size: float, rng: np.random.Generator) -> Variables:

@@ -3,20 +3,15 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arrays import FloatArray
-from .certificates import Stationarity, stationarity
+from .certificates import Identities, Stationarity, stationarity, stationarity_identities
 from .closed.bounds import lower_bound
-from .identities import Identities, stationarity_identities
-from .network import Variables, class_columns, forward, sample_columns
+from .descent import Trajectory
+from .network import Variables, class_columns, sample_columns
 from .optimum import Geometry, Optimum
 from .reductions import canonical, cheapest_samples, to_canonical
-
-if TYPE_CHECKING:
-    from ..stats.moments import ClassMoments
 
 PROOF_TOLERANCE = 1e-6
 """Relative distance from the lower bound up to which a loss is called optimal."""
@@ -37,30 +32,6 @@ class Start:
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
-    """What gradient descent passed through, one row per record.
-
-    Parameters
-    ----------
-    step : ndarray of int, shape (T,)
-        Steps taken before the record.
-    loss, fit, gradient_norm : ndarray, shape (T,)
-        The objective, its data term and the norm of its gradient.
-    singular_values : ndarray, shape (T, L + 1, K)
-        Of the class means of layers 1 to L + 1, zeros where a layer is narrower.
-    within : ndarray, shape (T, L + 1)
-        Within-class over between-class trace of every layer.
-    """
-
-    step: np.ndarray[tuple[int], np.dtype[np.int64]]
-    loss: FloatArray
-    fit: FloatArray
-    gradient_norm: FloatArray
-    singular_values: FloatArray
-    within: FloatArray
-
-
-@dataclass(frozen=True, eq=False)
 class Solution(Geometry):
     """The best point found by `solve`.
 
@@ -71,21 +42,13 @@ class Solution(Geometry):
     loss : float
         Loss of the point.
     point : Variables
-        Class-level with L-BFGS, features (d_1, K); sample-level with gradient
-        descent, features (d_1, N).
+        Features (d_1, K) with L-BFGS, (d_1, N) with gradient descent.
     starts : tuple of Start
         Every start with the loss that it led to.
     method : {"lbfgs", "gd"}
         How it was found.
     trajectory : Trajectory, optional
         Of the best run of gradient descent.
-
-    Examples
-    --------
-    >>> from collapsemeter.dufm import DUFM, solve
-    >>> solution = solve(DUFM(2, 10, 2, 8, feature_decay=0.01, weight_decay=0.01), restarts=2)
-    >>> solution.reference.name, solution.gap < 1e-6, solution.proven
-    ('dnc', True, True)
     """
 
     loss: float
@@ -103,10 +66,6 @@ class Solution(Geometry):
     def by_sample(self) -> bool:
         """Whether the point has one column per sample."""
         return self.method == "gd"
-
-    def samples(self) -> Variables:
-        """The point with one column per sample."""
-        return self.point if self.by_sample else super().samples()
 
     @cached_property
     def reference(self) -> Optimum:
@@ -150,31 +109,10 @@ class Solution(Geometry):
         if not self.problem.rectified:
             return ()
         gram = self.gram(2)
-        own = np.diag(gram)
-        others = np.max(np.abs(gram - np.diag(own)), axis=1)
-        return (1,) if bool(np.any((own > 0) & (others <= DISJOINT * own))) else ()
-
-    def moments(self, before_activation: bool = False) -> "dict[int, ClassMoments]":
-        """Class moments of every layer, with the scatter that descent left."""
-        if not self.by_sample:
-            return super().moments(before_activation)
-        from ..stats.moments import ClassMoments
-
-        labels = sample_columns(self.problem).labels
-        moments = {}
-        acts_of_layers = forward(self.problem, self.point)[0 if before_activation else 1]
-        for layer, acts in enumerate(acts_of_layers, start=1):
-            means = self.class_means(layer, before_activation)
-            off = acts.T - means[labels]
-            moments[layer] = ClassMoments(
-                counts=self.problem.counts,
-                means=means,
-                scatter=off.T @ off,
-                traces=np.bincount(labels, weights=np.sum(off**2, axis=1)).astype(np.float64),
-                feature_dtype="float64",
-                phase="reference",
-            )
-        return moments
+        squared = np.diag(gram)
+        largest = np.max(np.abs(gram - np.diag(squared)), axis=1)
+        separate = (squared > 0) & (largest <= DISJOINT * squared)
+        return (1,) if bool(np.any(separate)) else ()
 
     @property
     def verdict(self) -> str:

@@ -4,17 +4,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial as bind
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from ..system.processes import processes
-from ._scipy import lbfgs
+from .chain import check_memory, pad
 from .closed.bounds import lower_bound
-from .descent import gradient_descent
-from .factors import check_memory, pad
-from .flat import Layout, objective
-from .network import Variables
+from .descent import Trajectory, gradient_descent
+from .minimise import lbfgs
+from .network import FlatLayout, Variables, flat_objective
 from .problem import DUFM
 from .reductions import canonical, from_canonical
 from .seeds import (
@@ -26,10 +25,13 @@ from .seeds import (
     jitter,
     random_start,
 )
-from .solution import Solution, Start, Trajectory
+from .solution import Solution, Start
 
 R = TypeVar("R")
 T = TypeVar("T")
+
+Task = tuple[str, np.random.SeedSequence]
+"""The kind of a start and its stream of random numbers."""
 
 HOMOTOPY = (0.05, 0.3, 1.0)
 """Fractions of the decay: a weak one first keeps descent from the zero network."""
@@ -48,145 +50,6 @@ MOST_RESTARTS = 1_000_000
 
 REACHED = 1e-12
 """Relative distance from the lower bound at which there is nothing left to polish."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished start, in the canonical problem at its own working widths."""
-
-    kind: str
-    loss: float
-    point: Variables
-
-
-@dataclass(frozen=True)
-class Walk:
-    """One finished run of gradient descent, at sample level."""
-
-    loss: float
-    point: Variables
-    trajectory: Trajectory
-
-
-def narrow(problem: DUFM) -> DUFM:
-    """Widths K + 4, where descent finds low rank rather than collapse.
-
-    Zero padding carries the point back to the full widths.
-    """
-    room = problem.num_classes + 4
-    return replace(problem, widths=tuple(min(room, width) for width in problem.layer_widths))
-
-
-def descend(problem: DUFM, start: Variables, steps: int, homotopy: bool) -> tuple[float, Variables]:
-    """L-BFGS from one start of a canonical problem, by increasing decay if asked."""
-    layout, point = Layout.of(problem), start
-    loss = float("inf")
-    for scale in HOMOTOPY if homotopy else (1.0,):
-        point = equal_norms(equal_neurons(point))
-        vector, loss, _ = lbfgs(objective(problem, scale), layout.pack(point), steps)
-        point = layout.unpack(vector)
-    return loss, point
-
-
-def polish(problem: DUFM, steps: int, run: Run) -> Run:
-    """Descend with a smoothed ReLU, then the sharp one; keep the better point."""
-    layout = Layout.of(problem)
-    vector = layout.pack(run.point)
-    loss = run.loss
-    for width in SMOOTHING if problem.rectified else (0.0,):
-        vector, loss, _ = lbfgs(objective(problem, smoothing=width), vector, steps)
-    return Run(run.kind, loss, layout.unpack(vector)) if loss < run.loss else run
-
-
-def start_of(problem: DUFM, kind: str, rng: np.random.Generator) -> tuple[DUFM, Variables] | None:
-    """The working problem and first point of a start; None if the kind does not exist.
-
-    Kinds are "random" (full widths), "random narrow", "graph" and "edges" (see
-    `graph_start` and `edge_start`), and "reference i", a shaken copy of the i-th
-    closed form.
-    """
-    if kind == "random":
-        return problem, random_start(problem, rng)
-    small = narrow(problem)
-    if kind == "random narrow":
-        return small, random_start(small, rng)
-    if kind in ("graph", "edges"):
-        near = graph_start(small, rng) if kind == "graph" else edge_start(small, rng)
-        return None if near is None else (small, near)
-    reference = problem.references()[int(kind.split()[1])]
-    return problem, jitter(reference.canonical_variables, 0.02, rng)
-
-
-def run_start(problem: DUFM, steps: int, task: tuple[str, np.random.SeedSequence]) -> Run | None:
-    """One start, from seed to minimum. At top level, so that processes can run it."""
-    kind, seed = task
-    begun = start_of(problem, kind, np.random.default_rng(seed))
-    if begun is None:
-        return None
-    working, point = begun
-    loss, point = descend(working, point, steps, homotopy=kind.startswith("random"))
-    name = kind.split()[0]
-    return Run(name, loss, _widen(problem, point))
-
-
-def _widen(problem: DUFM, point: Variables) -> Variables:
-    return pad(problem, (point.features, *point.weights), point.bias)
-
-
-def run_walk(
-    problem: DUFM, rate: float, steps: int, task: tuple[str, np.random.SeedSequence]
-) -> Walk:
-    """One run of gradient descent. At top level, so that processes can run it."""
-    start = gaussian_start(problem, np.random.default_rng(task[1]))
-    point, loss, trajectory = gradient_descent(problem, start, rate, steps)
-    return Walk(loss, point, trajectory)
-
-
-def start_kinds(problem: DUFM, restarts: int, structured: int) -> list[str]:
-    """The kinds of start to make, random ones first."""
-    kinds = ["random" if i % 2 == 0 else "random narrow" for i in range(restarts)]
-    shapes = ["reference 0"]
-    if problem.rectified and problem.depth >= 3 and problem.num_classes >= 3:
-        shapes = ["reference 0", "graph", "graph", "graph" if problem.num_classes < 5 else "edges"]
-    return kinds + [shapes[i % len(shapes)] for i in range(structured)]
-
-
-def _map(
-    work: Callable[[T], R],
-    tasks: list[T],
-    jobs: int,
-) -> Iterator[R]:
-    """Apply the work to every task, in order, in this process or in several."""
-    if jobs == 1 or len(tasks) < 2:
-        yield from map(work, tasks)
-        return
-    with processes(min(jobs, len(tasks))) as pool:
-        yield from pool.map(work, tasks)
-
-
-@contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[Iterable[R]], Iterable[R]]]:
-    """Wrap an iterable in a progress bar of rich, if wanted and installed."""
-    try:
-        from rich.progress import Progress
-    except ImportError:
-        shown = False
-    if not shown:
-        yield lambda items: items
-        return
-    with Progress(transient=True) as progress:
-        yield lambda items: progress.track(items, total=total, description="starts")
-
-
-def check_search(restarts: int, jobs: int, seed: int = 0, steps: int = 1) -> None:
-    """Refuse options of `solve` that are out of range."""
-    for name, value in (("restarts", restarts), ("jobs", jobs), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number.")
-    if restarts > MOST_RESTARTS:
-        raise ValueError(f"restarts must be at most {MOST_RESTARTS}, got {restarts}: pass fewer.")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}: pass 0 or more.")
 
 
 def solve(
@@ -241,10 +104,6 @@ def solve(
     ValueError
         If an option is out of range, or every run of gradient descent diverged.
 
-    References
-    ----------
-    Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468.
-
     Examples
     --------
     >>> problem = DUFM(2, 10, 3, 8, feature_decay=0.01, weight_decay=0.01)
@@ -259,53 +118,85 @@ def solve(
         raise ValueError(f"unknown method {method!r}: pass 'lbfgs' or 'gd'.")
     check_search(restarts, jobs, steps=steps)
     check_memory(problem)
+    search = _Search(rng, jobs, progress)
     if method == "lbfgs":
-        return _solve_lbfgs(problem, restarts, structured, rng, jobs, progress, steps)
-    return _solve_gd(problem, restarts, rng, jobs, progress, steps, learning_rate)
+        structured = restarts if structured is None else structured
+        return _solve_lbfgs(problem, search, restarts, structured, steps)
+    return _solve_gd(problem, search, restarts, steps, learning_rate)
 
 
-def _tasks(
-    kinds: list[str], rng: np.random.Generator | int
-) -> list[tuple[str, np.random.SeedSequence]]:
-    """One independent stream per start, so that order and processes do not matter."""
-    entropy = np.random.default_rng(rng).integers(2**63, size=2).tolist()
-    return list(zip(kinds, np.random.SeedSequence(entropy).spawn(len(kinds)), strict=True))
+def check_search(restarts: int, jobs: int, seed: int = 0, steps: int = 1) -> None:
+    """Refuse options of `solve` that are out of range."""
+    for name, value in (("restarts", restarts), ("jobs", jobs), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}: pass a positive number.")
+    if restarts > MOST_RESTARTS:
+        raise ValueError(f"restarts must be at most {MOST_RESTARTS}, got {restarts}: pass fewer.")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}: pass 0 or more.")
 
 
-def _collect(
-    work: Callable[[Any], R], kinds: list[str], rng: Any, jobs: int, progress: bool
-) -> list[R]:
-    tasks = _tasks(kinds, rng)
-    with _bar(progress, len(tasks)) as shown:
-        return list(shown(_map(work, tasks, jobs)))
+@dataclass(frozen=True)
+class _Search:
+    """How starts are run: their randomness, the processes, and whether a bar is shown."""
+
+    rng: np.random.Generator | int
+    jobs: int
+    progress: bool
+
+    def run(self, work: Callable[[Task], R], kinds: list[str]) -> list[R]:
+        """Run a start of each kind, on a stream of its own, so that order does not matter."""
+        entropy = np.random.default_rng(self.rng).integers(2**63, size=2).tolist()
+        streams = np.random.SeedSequence(entropy).spawn(len(kinds))
+        tasks = list(zip(kinds, streams, strict=True))
+        with _bar(self.progress, len(tasks)) as shown:
+            return list(shown(_map(work, tasks, self.jobs)))
 
 
-def _distinct(runs: list[Run]) -> list[Run]:
-    """One run of each loss, lowest first: many starts end in the same minimum."""
-    kept = runs[:1]
-    for run in runs[1:]:
-        if run.loss > kept[-1].loss * (1 + SAME):
-            kept.append(run)
-    return kept
+def _map(work: Callable[[T], R], tasks: list[T], jobs: int) -> Iterator[R]:
+    """Apply the work to every task, in order, in this process or in several."""
+    if jobs == 1 or len(tasks) < 2:
+        yield from map(work, tasks)
+        return
+    with processes(min(jobs, len(tasks))) as pool:
+        yield from pool.map(work, tasks)
+
+
+@contextmanager
+def _bar(shown: bool, total: int) -> Iterator[Callable[[Iterable[R]], Iterable[R]]]:
+    """Wrap an iterable in a progress bar of rich, if asked for and installed."""
+    try:
+        from rich.progress import Progress
+    except ImportError:
+        shown = False
+    if not shown:
+        yield lambda items: items
+        return
+    with Progress(transient=True) as progress:
+        yield lambda items: progress.track(items, total=total, description="starts")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished start: class-level in the canonical problem, or a walk at sample level."""
+
+    kind: str
+    loss: float
+    point: Variables
+    trajectory: Trajectory | None = None
 
 
 def _solve_lbfgs(
-    problem: DUFM,
-    restarts: int,
-    structured: int | None,
-    rng: np.random.Generator | int,
-    jobs: int,
-    progress: bool,
-    steps: int,
+    problem: DUFM, search: _Search, restarts: int, structured: int, steps: int
 ) -> Solution:
     small = canonical(problem)
-    kinds = start_kinds(small, restarts, restarts if structured is None else structured)
-    found = _collect(bind(run_start, small, steps), kinds, rng, jobs, progress)
-    runs = sorted((run for run in found if run is not None), key=lambda run: run.loss)
+    kinds = start_kinds(small, restarts, structured)
+    ended = search.run(bind(run_start, small, steps), kinds)
+    runs = sorted((run for run in ended if run is not None), key=lambda run: run.loss)
     best = runs[0]
     if best.loss > lower_bound(small) * (1 + REACHED):
-        chosen = _distinct(runs)[: max(POLISHED, len(runs) // 2)]
-        polished = _map(bind(polish, small, steps), chosen, jobs)
+        candidates = _distinct(runs)[: max(POLISHED, len(runs) // 2)]
+        polished = _map(bind(polish, small, steps), candidates, search.jobs)
         best = min(polished, key=lambda run: run.loss)
     return Solution(
         problem=problem,
@@ -315,18 +206,85 @@ def _solve_lbfgs(
     )
 
 
+def start_kinds(problem: DUFM, restarts: int, structured: int) -> list[str]:
+    """The kinds of start to make, random ones first; see `start_of`."""
+    kinds = ["random" if i % 2 == 0 else "random narrow" for i in range(restarts)]
+    shapes = ["reference"]
+    if problem.rectified and problem.depth >= 3 and problem.num_classes >= 3:
+        shapes += ["graph", "graph", "graph" if problem.num_classes < 5 else "edges"]
+    return kinds + [shapes[i % len(shapes)] for i in range(structured)]
+
+
+def run_start(problem: DUFM, steps: int, task: Task) -> Run | None:
+    """One start, from seed to minimum. At top level, so that processes can run it."""
+    kind, seed = task
+    begun = start_of(problem, kind, np.random.default_rng(seed))
+    if begun is None:
+        return None
+    working, point = begun
+    loss, point = descend(working, point, steps, homotopy=kind.startswith("random"))
+    point = pad(problem, (point.features, *point.weights), point.bias)
+    return Run(kind.split()[0], loss, point)
+
+
+def start_of(problem: DUFM, kind: str, rng: np.random.Generator) -> tuple[DUFM, Variables] | None:
+    """The working problem and first point of a start; None if the kind does not exist.
+
+    Kinds are "random" (full widths), "random narrow", "graph" and "edges" (see
+    `graph_start` and `edge_start`), and "reference", a shaken copy of the best closed form.
+    """
+    if kind == "random":
+        return problem, random_start(problem, rng)
+    if kind == "reference":
+        return problem, jitter(problem.optimum().canonical_variables, 0.02, rng)
+    small = narrow(problem)
+    if kind == "random narrow":
+        return small, random_start(small, rng)
+    near = graph_start(small, rng) if kind == "graph" else edge_start(small, rng)
+    return None if near is None else (small, near)
+
+
+def narrow(problem: DUFM) -> DUFM:
+    """Widths K + 4, where descent finds low rank rather than collapse."""
+    room = problem.num_classes + 4
+    return replace(problem, widths=tuple(min(room, width) for width in problem.layer_widths))
+
+
+def descend(problem: DUFM, start: Variables, steps: int, homotopy: bool) -> tuple[float, Variables]:
+    """L-BFGS from one start of a canonical problem, by increasing decay if asked."""
+    layout, point = FlatLayout.of(problem), start
+    loss = float("inf")
+    for scale in HOMOTOPY if homotopy else (1.0,):
+        point = equal_norms(equal_neurons(point))
+        vector, loss = lbfgs(flat_objective(problem, scale), layout.pack(point), steps)
+        point = layout.unpack(vector)
+    return loss, point
+
+
+def polish(problem: DUFM, steps: int, run: Run) -> Run:
+    """Descend with a smoothed ReLU, then the sharp one; keep the better point."""
+    layout = FlatLayout.of(problem)
+    vector = layout.pack(run.point)
+    loss = run.loss
+    for width in SMOOTHING if problem.rectified else (0.0,):
+        vector, loss = lbfgs(flat_objective(problem, smoothing=width), vector, steps)
+    return Run(run.kind, loss, layout.unpack(vector)) if loss < run.loss else run
+
+
+def _distinct(runs: list[Run]) -> list[Run]:
+    """One run of each loss, lowest first: many starts end in the same minimum."""
+    distinct = runs[:1]
+    for run in runs[1:]:
+        if run.loss > distinct[-1].loss * (1 + SAME):
+            distinct.append(run)
+    return distinct
+
+
 def _solve_gd(
-    problem: DUFM,
-    restarts: int,
-    rng: np.random.Generator | int,
-    jobs: int,
-    progress: bool,
-    steps: int,
-    learning_rate: float,
+    problem: DUFM, search: _Search, restarts: int, steps: int, learning_rate: float
 ) -> Solution:
-    work = bind(run_walk, problem, learning_rate, steps)
-    walks = _collect(work, ["random"] * restarts, rng, jobs, progress)
-    best = min(walks, key=lambda walk: walk.loss)
+    runs = search.run(bind(run_walk, problem, learning_rate, steps), ["random"] * restarts)
+    best = min(runs, key=lambda run: run.loss)
     if best.loss == float("inf"):
         raise ValueError(
             f"gradient descent diverged from all {restarts} starts with "
@@ -336,7 +294,15 @@ def _solve_gd(
         problem=problem,
         loss=best.loss,
         point=best.point,
-        starts=tuple(Start("random", walk.loss) for walk in walks),
+        starts=tuple(Start(run.kind, run.loss) for run in runs),
         method="gd",
         trajectory=best.trajectory,
     )
+
+
+def run_walk(problem: DUFM, rate: float, steps: int, task: Task) -> Run:
+    """One run of gradient descent. At top level, so that processes can run it."""
+    kind, seed = task
+    start = gaussian_start(problem, np.random.default_rng(seed))
+    point, loss, trajectory = gradient_descent(problem, start, rate, steps)
+    return Run(kind, loss, point, trajectory)

@@ -24,7 +24,7 @@ from collapsemeter.dufm import (
     seli_grams,
     solve,
 )
-from collapsemeter.dufm.closed.linear import imbalanced_strengths
+from collapsemeter.dufm.closed.bounds import class_strengths
 
 COUNTS = (200, 100, 50, 50)  # of the synthetic experiment of Dang et al., as is the depth of 6
 DEPTHS = (2, 6)
@@ -42,7 +42,7 @@ def linear_model(depth: int, decay: float) -> DUFM:
 
 def fits(problem: DUFM) -> list[float]:
     """The t_k of the general orthogonal frame; 0 for a class that is not learned."""
-    return [ell_minimiser(float(g), problem.depth) for g in imbalanced_strengths(problem)]
+    return [ell_minimiser(float(g), problem.depth) for g in class_strengths(problem)]
 
 
 def vanishing(count: int, depth: int) -> float:

@@ -8,8 +8,7 @@ import pytest
 from collapsemeter.cli import main
 from collapsemeter.cli.dufm_run import Wish, run
 from collapsemeter.dufm import DUFM, collapse_threshold
-from collapsemeter.dufm.overview import overview
-from collapsemeter.dufm.sweep import parse_sweep, problem_at
+from collapsemeter.dufm.overview import overview, parse_sweep, problem_at
 
 TEN = ["dufm", "--classes", "10", "--depth", "4", "--per-class", "50", "--weight-decay", "4e-3"]
 TWO = ["dufm", "--classes", "2", "--depth", "3", "--per-class", "10", "--weight-decay", "1e-2"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from collapsemeter.comparison.matching import _exchange_gain, match_classes
-from collapsemeter.dufm.factors import paired_signs
-from collapsemeter.dufm.frames import triangular_incidence
+from collapsemeter.dufm.chain import paired_signs
+from collapsemeter.dufm.closed.graph import triangular_incidence
 
 
 def polygon(classes):

@@ -15,7 +15,7 @@ from collapsemeter.dufm import (
     srg,
     srg_effective_classes,
 )
-from collapsemeter.dufm.closed.triangular import best_subset_size, inclusion_spectrum, srg_chain
+from collapsemeter.dufm.closed.graph import best_subset_size, inclusion_spectrum, srg_chain
 
 # Ratio of effective to actual classes, depth 3 to 6, at subset size 2 and at the best size.
 TABLE = {

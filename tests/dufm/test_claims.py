@@ -10,12 +10,12 @@ import pytest
 from collapsemeter import compare
 from collapsemeter.cli import main
 from collapsemeter.dufm import DUFM, DoesNotApply, dnc, lower_bound, partial, solve, zero
-from collapsemeter.dufm.closed.references import COLLAPSED, LOW_RANK, collapsed
-from collapsemeter.dufm.overview import overview
-from collapsemeter.dufm.sweep import Sweep, run_sweep
+from collapsemeter.dufm.closed.simpler import collapsed
+from collapsemeter.dufm.overview import Sweep, overview, run_sweep
+from collapsemeter.dufm.problem import names_of
 
-COLLAPSED_NAMES = {build.__name__ for build in COLLAPSED}
-LOW_RANK_NAMES = {build.__name__ for build in LOW_RANK}
+COLLAPSED_NAMES = names_of("collapsed")
+LOW_RANK_NAMES = names_of("low rank")
 ROW = re.compile(
     r"(\S+) +(\d+\.\d{10}) +(-|[\d.e+]+) +(\S.*?)  +(theorem|best known|upper bound)  +\["
 )

@@ -113,7 +113,7 @@ def test_the_bound_of_one_layer_is_the_dual():
 
 
 def test_an_open_gap_is_not_called_a_theorem(monkeypatch):
-    module = importlib.import_module("collapsemeter.dufm.closed.convex")
+    module = importlib.import_module("collapsemeter.dufm.closed.one_layer")
     monkeypatch.setattr(module, "GAP_TOLERANCE", -1.0)
     best = convex(skewed([5, 3, 1], 0.011, loss="ce"))
     assert best.status == "upper bound"

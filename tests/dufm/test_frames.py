@@ -10,7 +10,7 @@ import pytest
 import collapsemeter as cm
 from collapsemeter import dufm
 from collapsemeter.dufm import orthogonal_frame
-from collapsemeter.dufm.frames import edges, subset_signs, triangular_incidence
+from collapsemeter.dufm.closed.graph import edges, subset_signs, triangular_incidence
 
 ROUNDING = 1e-13
 
@@ -33,7 +33,6 @@ def test_a_centred_orthogonal_frame_is_a_scaled_simplex():
 
 def test_there_is_one_simplex_etf():
     assert not hasattr(dufm, "simplex_etf")
-    assert not hasattr(dufm.frames, "simplex_etf")
     for name in {*cm.__all__} & {*dufm.__all__}:
         assert getattr(cm, name) is getattr(dufm, name), name
 

@@ -13,7 +13,7 @@ from collapsemeter.dufm import (
     loss_and_gradient,
     repeat_samples,
 )
-from collapsemeter.dufm.flat import Layout, objective
+from collapsemeter.dufm.network import FlatLayout, flat_objective
 from collapsemeter.dufm.seeds import gaussian_start, random_start
 
 PROBLEMS = [
@@ -89,8 +89,8 @@ def test_gradient_against_central_differences(problem):
 @pytest.mark.parametrize("problem", PROBLEMS, ids=range(len(PROBLEMS)))
 def test_the_flat_objective_is_the_class_level_one(problem):
     point = random_start(problem, np.random.default_rng(1))
-    layout = Layout.of(problem)
-    value, slope = objective(problem)(layout.pack(point))
+    layout = FlatLayout.of(problem)
+    value, slope = flat_objective(problem)(layout.pack(point))
     loss, gradient = class_loss_and_gradient(problem, point)
     np.testing.assert_allclose(value, loss, rtol=1e-14)
     np.testing.assert_allclose(slope, layout.pack(gradient), atol=1e-14)
@@ -102,8 +102,8 @@ def test_the_flat_objective_is_the_class_level_one(problem):
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_the_smoothed_objective_has_its_own_gradient(smoothing):
     problem = PROBLEMS[1]
-    function = objective(problem, decay_scale=0.3, smoothing=smoothing)
-    start = Layout.of(problem).pack(random_start(problem, np.random.default_rng(2)))
+    function = flat_objective(problem, decay_scale=0.3, smoothing=smoothing)
+    start = FlatLayout.of(problem).pack(random_start(problem, np.random.default_rng(2)))
     slope = function(start)[1]
     for index in range(start.size):
         shift = np.zeros(start.size)
@@ -114,9 +114,9 @@ def test_the_smoothed_objective_has_its_own_gradient(smoothing):
 
 def test_smoothing_vanishes_with_its_width():
     problem = PROBLEMS[1]
-    start = Layout.of(problem).pack(random_start(problem, np.random.default_rng(2)))
-    sharp = objective(problem)(start)[0]
-    far, near = (abs(objective(problem, smoothing=w)(start)[0] - sharp) for w in (1e-2, 1e-4))
+    start = FlatLayout.of(problem).pack(random_start(problem, np.random.default_rng(2)))
+    sharp = flat_objective(problem)(start)[0]
+    far, near = (abs(flat_objective(problem, smoothing=w)(start)[0] - sharp) for w in (1e-2, 1e-4))
     assert near < far / 20
 
 

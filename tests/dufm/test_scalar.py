@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collapsemeter.dufm import collapse_threshold, critical_strength, ell, ell_minimiser
-from collapsemeter.dufm.scalar import least_margin_loss, softmax_margin
+from collapsemeter.dufm.scalar import least_margin_loss
 
 # A grid of spacing h misses a smooth minimum by about h^2 / 2 times the curvature, below 10.
 GRID = np.linspace(0.0, 1.0, 200_001)
@@ -80,8 +80,7 @@ def test_the_binary_threshold_has_the_form_of_the_theorem():
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
 @pytest.mark.parametrize("strength", [1e-5, 1e-3, 0.02, 0.3, 5.0])
 def test_margin_minimisation_against_a_grid(depth, strength):
-    fit, slope = softmax_margin(((1.0, 2.0), (4.0, 1.0)))
-    margin, loss = least_margin_loss(fit, slope, strength, depth)
+    margin, loss = least_margin_loss(((1.0, 2.0), (4.0, 1.0)), strength, depth)
     grid = np.concatenate([[0.0], np.geomspace(1e-4, 60, 400_000)])
     values = np.log1p(np.exp(-2 * grid) + 4 * np.exp(-grid))
     values += (depth + 1) / 2 * strength * grid ** (2 / (depth + 1))
@@ -91,8 +90,7 @@ def test_margin_minimisation_against_a_grid(depth, strength):
 
 
 def test_a_margin_that_no_decay_bounds_is_refused_as_zero():
-    fit, slope = softmax_margin(((1.0, 1.0),))
-    assert least_margin_loss(fit, slope, 0.0, 2) == (0.0, math.log(2))
+    assert least_margin_loss(((1.0, 1.0),), 0.0, 2) == (0.0, math.log(2))
 
 
 @pytest.mark.parametrize(

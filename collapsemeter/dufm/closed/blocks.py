@@ -7,15 +7,15 @@ effective class count: a block of K classes with K_eff below K beats collapse.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from ..applies import DoesNotApply, require, require_survival
-from ..factors import Chain, balance, check_widths, direct_sum
+from ..chain import Chain, balance, check_widths, direct_sum
 from ..optimum import Optimum
-from ..problem import DUFM
+from ..problem import DUFM, DoesNotApply, closed_form, require, require_survival
 from ..scalar import ell, ell_minimiser
-from .triangular import best_subset_size, check_srg, srg_chain, srg_effective_classes
+from .graph import best_subset_size, check_srg, srg_chain, srg_effective_classes
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,36 @@ class Block:
 
 @dataclass(frozen=True)
 class Composition:
-    """Blocks at their best scales; classes beyond the last one are not learned."""
+    """Blocks side by side, each at its best scale, see `blocks`."""
 
     problem: DUFM
     blocks: tuple[Block, ...]
-    loss: float
-    fits: tuple[float, ...]
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """Neurons that the living blocks take in layers 1 to L."""
+    def strengths(self) -> list[float]:
+        """What `ell` takes for every block."""
+        total = self.problem.canonical_decay * self.problem.num_classes
+        depth = self.problem.depth
+        return [total * block.effective_classes(depth) / block.classes for block in self.blocks]
+
+    @property
+    def loss(self) -> float:
+        """The loss of all blocks together."""
+        pairs = zip(self.blocks, self.strengths, strict=True)
+        losses = [block.classes * ell(g, self.problem.depth) for block, g in pairs]
+        return sum(losses) / self.problem.num_classes
+
+    @cached_property
+    def fits(self) -> list[float]:
+        """The fit of every block; 0 where it does not survive the decay."""
+        return [ell_minimiser(strength, self.problem.depth) for strength in self.strengths]
+
+    def check(self, name: str) -> None:
+        """Refuse blocks that do not survive the decay or do not fit the layers."""
+        require_survival(name, self.fits)
         depth = self.problem.depth
         alive = [b.widths(depth) for b, fit in zip(self.blocks, self.fits, strict=True) if fit]
-        return tuple(map(sum, zip(*alive, strict=True))) if alive else (0,) * depth
+        check_widths(self.problem, list(map(sum, zip(*alive, strict=True))), name)
 
     def chain(self) -> Chain:
         """Features and weights, without padding."""
@@ -67,47 +84,27 @@ class Composition:
         chains = []
         for block, fit in zip(self.blocks, self.fits, strict=True):
             norm = fit ** (1 / (depth + 1)) * math.sqrt(block.effective_classes(depth))
-            alive = fit > 0
-            chains.append(
-                balance(block.chain(depth), norm) if alive else _silent(block.classes, depth)
-            )
-        left = self.problem.num_classes - sum(block.classes for block in self.blocks)
-        return direct_sum([*chains, _silent(left, depth)] if left else chains)
+            chains.append(balance(block.chain(depth), norm) if fit else _silent(block, depth))
+        return direct_sum(chains)
 
 
-def compose(problem: DUFM, blocks: Sequence[Block]) -> Composition:
-    r"""Place blocks side by side; classes beyond the last block are not learned.
-
-    .. math:: \sum_b \frac{K_b}{K}\,\ell\Big(c K \frac{K_{\mathrm{eff},b}}{K_b}, L\Big)
-              + \frac{K - \sum_b K_b}{2K}
-    """
-    classes, depth = problem.num_classes, problem.depth
-    fits: list[float] = []
-    left = classes - sum(block.classes for block in blocks)
-    loss = left / (2 * classes)
-    for block in blocks:
-        effective = block.effective_classes(depth)
-        strength = problem.canonical_decay * classes * effective / block.classes
-        fits.append(ell_minimiser(strength, depth))
-        loss += block.classes / classes * ell(strength, depth)
-    return Composition(problem, tuple(blocks), loss, tuple(fits))
+def _silent(block: Block, depth: int) -> Chain:
+    """The classes of a block that no neuron serves."""
+    inner = (np.zeros((0, 0)),) * (depth - 1)
+    return (np.zeros((0, block.classes)), *inner, np.zeros((block.classes, 0)))
 
 
-def _silent(classes: int, depth: int) -> Chain:
-    """Classes that no neuron serves."""
-    return (np.zeros((0, classes)), *(np.zeros((0, 0)),) * (depth - 1), np.zeros((classes, 0)))
-
-
-def require_collapsible(problem: DUFM, name: str) -> None:
-    """Squared loss, balanced classes, no bias, and the nonlinear network or one layer."""
+def _require_deep(problem: DUFM, name: str) -> None:
     require(problem, name, loss="mse", balanced=True, bias=False, activation="relu")
 
 
+@closed_form("low rank", place=6)
 def srg(problem: DUFM, size: int | None = None) -> Optimum:
-    r"""The strongly regular graph solution: low rank, and below collapse.
+    """The strongly regular graph solution: low rank, and below collapse.
 
     The classes are the edges of a complete graph on r vertices; hidden layers hold
-    its vertex-edge incidence, of rank r, and the last one tells the edges apart.
+    its vertex-edge incidence, of rank r, and the last one tells the edges apart. It is
+    nearly, not exactly, stationary.
 
     Parameters
     ----------
@@ -116,27 +113,13 @@ def srg(problem: DUFM, size: int | None = None) -> Optimum:
     size : int, optional
         Size s of the vertex subsets; by default the best that fits the widths.
 
-    Returns
-    -------
-    Optimum
-        Status "upper bound": it is nearly, not exactly, stationary.
-
-    Raises
-    ------
-    DoesNotApply
-        If the problem is another one, a layer too narrow or the decays too strong.
-
-    References
-    ----------
-    Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468.
-
     Examples
     --------
     >>> problem = DUFM(10, 50, 4, feature_decay=0.004, weight_decay=0.004)
     >>> round(srg(problem, size=2).loss, 10), round(srg(problem).loss, 10)
     (0.1938316691, 0.1759418309)
     """
-    require_collapsible(problem, "srg")
+    _require_deep(problem, "srg")
     classes, depth = problem.num_classes, problem.depth
     order = (1 + math.isqrt(1 + 8 * classes)) // 2
     if order * (order - 1) // 2 != classes:
@@ -146,38 +129,25 @@ def srg(problem: DUFM, size: int | None = None) -> Optimum:
     if size is None:
         check_srg(order, 2, depth)
         size = best_subset_size(order, depth, problem.layer_widths[-1])
-    found = compose(problem, [Block(classes, order, size)])
-    require_survival("srg", found.fits)
-    check_widths(problem, found.widths, "srg")
+    placed = Composition(problem, (Block(classes, order, size),))
+    placed.check("srg")
     effective = srg_effective_classes(order, size, depth)
     return Optimum(
         problem=problem,
         name="srg",
-        loss=found.loss,
-        chain=found.chain,
+        loss=placed.loss,
+        chain=placed.chain,
         status="upper bound",
         holds_for="upper bound: polishing lowers it by 0.1 to 2 per cent",
         source="Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468",
-        parameters={"t": found.fits[0], "r": order, "s": size, "effective_classes": effective},
+        parameters={"t": placed.fits[0], "r": order, "s": size, "effective_classes": effective},
     )
 
 
 def best_blocks(problem: DUFM) -> tuple[Block, ...]:
-    """The cheapest split of the classes into triangular graphs and plain collapse.
+    """The cheapest split of the classes into triangular graphs and plain collapse, for `blocks`.
 
-    Parameters
-    ----------
-    problem : DUFM
-        ReLU, squared loss, balanced, no bias, depth 3 or more.
-
-    Returns
-    -------
-    tuple of Block
-        Triangular graphs first, then at most one block of plain collapse.
-
-    References
-    ----------
-    Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468, for the blocks.
+    Triangular graphs come first, then at most one block of plain collapse.
 
     Examples
     --------
@@ -195,24 +165,25 @@ def best_blocks(problem: DUFM) -> tuple[Block, ...]:
         options.append(Block(edges, order, best_subset_size(order, depth, room)))
     costs = [o.classes * ell(strength * o.effective_classes(depth) / o.classes, depth)
              for o in options]  # fmt: skip
-    best = [0.0] + [math.inf] * classes
-    taken = [0] * (classes + 1)
+    # The cheapest split of the first classes, by dynamic programming over their number.
+    least = [0.0] + [math.inf] * classes
+    last = [options[0]] * (classes + 1)
     for total in range(1, classes + 1):
-        for index, option in enumerate(options):
+        for option, option_cost in zip(options, costs, strict=True):
             if option.classes <= total:
-                cost = best[total - option.classes] + costs[index]
-                if cost < best[total] - 1e-14:
-                    best[total], taken[total] = cost, index
-    chosen: list[Block] = []
-    left = classes
+                cost = least[total - option.classes] + option_cost
+                if cost < least[total] - 1e-14:
+                    least[total], last[total] = cost, option
+    graphs, left = [], classes
     while left:
-        chosen.append(options[taken[left]])
-        left -= chosen[-1].classes
-    plain = sum(1 for block in chosen if not block.order)
-    graphs = sorted((b for b in chosen if b.order), key=lambda b: -b.classes)
+        graphs.append(last[left])
+        left -= last[left].classes
+    plain = graphs.count(options[0])
+    graphs = sorted((b for b in graphs if b.order), key=lambda block: -block.classes)
     return (*graphs, *([Block(plain)] if plain else []))
 
 
+@closed_form("low rank", place=7)
 def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
     r"""Low-rank blocks for any number of classes, beside plainly collapsed ones.
 
@@ -223,22 +194,7 @@ def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
     problem : DUFM
         ReLU, squared loss, balanced, no bias, depth 3 or more.
     split : sequence of Block, optional
-        By default `best_blocks`.
-
-    Returns
-    -------
-    Optimum
-        Status "upper bound".
-
-    Raises
-    ------
-    DoesNotApply
-        If the problem is another one, a layer too narrow, the decays too strong, or
-        the split is a single block, which has a name of its own.
-
-    References
-    ----------
-    Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468, for the blocks.
+        Two blocks or more, with K classes in all; by default `best_blocks`.
 
     Examples
     --------
@@ -246,7 +202,7 @@ def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
     >>> [reference.name for reference in problem.references()][:2]
     ['blocks', 'dnc']
     """
-    require_collapsible(problem, "blocks")
+    _require_deep(problem, "blocks")
     if problem.depth < 3:
         raise DoesNotApply(f"blocks needs depth 3 or more, got {problem.depth}: use dnc.")
     chosen = tuple(split) if split is not None else best_blocks(problem)
@@ -257,14 +213,13 @@ def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
         raise DoesNotApply(
             f"blocks needs {problem.num_classes} classes in all, got {total}: change the split."
         )
-    found = compose(problem, chosen)
-    require_survival("blocks", found.fits)
-    check_widths(problem, found.widths, "blocks")
+    placed = Composition(problem, chosen)
+    placed.check("blocks")
     return Optimum(
         problem=problem,
         name="blocks",
-        loss=found.loss,
-        chain=found.chain,
+        loss=placed.loss,
+        chain=placed.chain,
         status="upper bound",
         holds_for="upper bound: lower losses are found by descent",
         source="Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468, for the blocks",

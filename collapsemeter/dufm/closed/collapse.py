@@ -1,130 +1,112 @@
-"""Nothing learned, part of it, or all: zero, partial and full neural collapse."""
+"""Neural collapse of all classes, or of some of them."""
 
 import math
+from contextlib import suppress
 from functools import partial as bind
 
 import numpy as np
 
-from ..applies import DoesNotApply, TooNarrow, require, require_survival
-from ..arrays import FloatArray
-from ..factors import Chain, balance, check_widths, collapsed_widths, unit_first_layer
-from ..network import class_columns, fit_and_slope
+from ...metrics.frames import centring
+from ..chain import Chain, balance, check_widths, paired_signs, split_linear
 from ..optimum import Optimum, Status
-from ..problem import DUFM
-from ..scalar import ell, ell_minimiser
-from .blocks import Block, compose, require_collapsible
-from .bounds import lower_bound
-from .cross_entropy import centred_classes, dnc_ce, simplex_chain, simplex_margin
+from ..problem import (
+    DUFM,
+    DoesNotApply,
+    FloatArray,
+    TooNarrow,
+    closed_form,
+    require,
+    require_survival,
+)
+from ..scalar import ell, ell_minimiser, least_margin_loss
+from .cross_entropy import relu_ce, require_relu_ce
 
 BINARY = "Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165"
 
 
-def best_bias(problem: DUFM) -> FloatArray:
-    r"""The bias of a network that outputs nothing else.
+def orthogonal_frame(
+    num_classes: int, width: int, rng: np.random.Generator | None = None
+) -> FloatArray:
+    """An orthogonal frame: K orthonormal rows, :math:`M M^T = I`, shape (K, d).
 
-    .. math:: b = \pi / (1 + \lambda_b) \quad\text{or}\quad
-              \mathrm{softmax}(b) + \lambda_b b = \pi, \qquad \pi_k = n_k / N
+    Parameters
+    ----------
+    num_classes, width : int
+        K, at least 2, and d, at least K; ValueError else.
+    rng : numpy.random.Generator, optional
+        Draws a random rotation; by default the first K axes, so that the frame is
+        non-negative and passes through a ReLU unchanged.
+
+    Examples
+    --------
+    >>> frame = orthogonal_frame(3, 5)
+    >>> (frame @ frame.T).tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}: pass more classes.")
+    if width < num_classes:
+        raise ValueError(
+            f"an orthogonal frame of {num_classes} classes needs width {num_classes}, got {width}: "
+            "widen the layer."
+        )
+    if rng is None:
+        return np.eye(num_classes, width)
+    axes = np.linalg.qr(rng.standard_normal((width, num_classes)))[0]
+    return np.asarray(axes.T, dtype=np.float64)
+
+
+@closed_form("collapsed", place=4)
+def dnc(problem: DUFM, first_layer: float | None = None) -> Optimum:
+    r"""Deep neural collapse: every class has its own neurons, in every layer.
+
+    .. math:: Z = t I, \qquad \ell(cK, L) = \tfrac12 (1-t)(1+Lt)
+
+    or, for cross-entropy through two ReLU layers or more,
+
+    .. math:: Z = a (I - J/K), \qquad \log(1 + (K-1)e^{-a})
+              + \tfrac{L+1}{2}\, c\, (K^L (K-1))^{1/(L+1)}\, a^{2/(L+1)}
+
+    With a free bias and depth 2 or more the last layer drops the mean it supplies:
+
+    .. math:: Z = t (I - J/K) + J/K, \qquad
+              \tfrac{K-1}{K}\,\ell\Big(c\,\tfrac{K}{K-1}\,(K^L (K-1))^{1/(L+1)}, L\Big)
 
     Parameters
     ----------
     problem : DUFM
-        Gives loss, counts and bias decay.
-
-    Returns
-    -------
-    ndarray, shape (K,)
-
-    References
-    ----------
-    Tirer & Bruna 2022 for the squared loss.
+        ReLU, balanced classes, no bias or, with squared loss, a free one.
+    first_layer : float, optional
+        From depth 2 on the features are free: 0 for an orthogonal frame, 1 for a simplex
+        ETF. By default the frame, or opposite pairs where layer 1 is too narrow for it.
 
     Examples
     --------
-    >>> problem = DUFM(2, [1, 3], 1, feature_decay=1.0, weight_decay=1.0, bias=True)
-    >>> best_bias(problem).tolist()
-    [0.25, 0.75]
+    >>> problem = DUFM(10, 1, 4, feature_decay=0.002, weight_decay=0.002)
+    >>> round(dnc(problem).loss, 12)
+    0.049797543943
     """
-    shares = problem.counts / problem.num_samples
-    if problem.loss == "mse":
-        return np.asarray(shares / (1 + problem.bias_decay))
-    if problem.balanced:
-        return np.zeros(problem.num_classes)
-    bias = np.log(shares) - float(np.mean(np.log(shares)))
-    if problem.bias_decay == 0:
-        return np.asarray(bias)
-    return _decayed_log_odds(shares, problem.bias_decay)
-
-
-def _decayed_log_odds(shares: FloatArray, decay: float) -> FloatArray:
-    """The bias b that minimises cross-entropy with decay, by Newton steps that never climb."""
-
-    def loss(bias: FloatArray) -> float:
-        shifted = bias - bias.max()
-        fit = np.log(np.sum(np.exp(shifted))) - shares @ shifted
-        return float(fit + 0.5 * decay * (bias @ bias))
-
-    bias = np.zeros(shares.size)
-    for _ in range(100):
-        weights = np.exp(bias - bias.max())
-        weights /= weights.sum()
-        slope = weights - shares + decay * bias
-        if np.max(np.abs(slope)) < 1e-15:
-            break
-        curvature = np.diag(weights + decay) - np.outer(weights, weights)
-        step = np.linalg.solve(curvature, slope)
-        size, reached = 1.0, loss(bias) * (1 + 1e-15)  # near the end rounding hides the descent
-        while size > 1e-10 and loss(bias - size * step) > reached - 0.1 * size * (slope @ step):
-            size /= 2
-        bias = bias - size * step
-    return np.asarray(bias)
-
-
-def zero(problem: DUFM) -> Optimum:
-    r"""No features and no weights; a bias, if there is one, learns the class sizes.
-
-    It is a local minimum at every depth above one.
-
-    Parameters
-    ----------
-    problem : DUFM
-        Any problem.
-
-    Returns
-    -------
-    Optimum
-        Status "theorem" where the decays are so strong that nothing is better.
-
-    References
-    ----------
-    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165.
-
-    Examples
-    --------
-    >>> zero(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01)).loss
-    0.5
-    >>> zero(DUFM(2, 10, 3, feature_decay=1.0, weight_decay=1.0)).status
-    'theorem'
-    """
-    classes = problem.num_classes
-    bias = best_bias(problem) if problem.bias else np.zeros(classes)
-    outputs = np.repeat(bias[:, None], classes, axis=1)
-    loss = fit_and_slope(problem.loss, outputs, class_columns(problem))[0]
-    loss += 0.5 * problem.bias_decay * float(np.sum(bias**2))
-    proven = lower_bound(problem) >= loss * (1 - 1e-14)
-    chain = (np.zeros((1, classes)), *(np.zeros((1, 1)),) * (problem.depth - 1))
+    if problem.loss == "ce":
+        return _dnc_ce(problem, first_layer)
+    if problem.bias and problem.depth > 1:
+        return _dnc_centred(problem, first_layer)
+    require(problem, "dnc", loss="mse", balanced=True, bias=False, activation="relu")
+    classes, depth = problem.num_classes, problem.depth
+    strength = classes * problem.canonical_decay
+    fit = ell_minimiser(strength, depth)
+    require_survival("dnc", [fit])
+    check_widths(problem, collapsed_widths(problem, first_layer), "dnc")
+    status, words = _trust_dnc(problem)
     return Optimum(
         problem=problem,
-        name="zero",
-        loss=loss,
-        chain=(*chain, np.zeros((classes, 1))),
-        status="theorem" if proven else "upper bound",
-        holds_for=(
-            "theorem: the lower bound shows that nothing is better at these decays"
-            if proven
-            else "upper bound: nothing learned, stationary at any decay"
-        ),
+        name="dnc",
+        loss=ell(strength, depth),
+        chain=bind(_dnc_chain, problem, first_layer, fit),
+        status=status,
+        holds_for=words,
         source=BINARY,
-        bias=bias if problem.bias else None,
+        parameters={"t": fit},
+        free_layers=(1,) if depth > 1 else (),
     )
 
 
@@ -139,84 +121,21 @@ def _trust_dnc(problem: DUFM) -> tuple[Status, str]:
     return "upper bound", "upper bound: lower losses of lower rank exist or are found by descent"
 
 
-def dnc(problem: DUFM, first_layer: float | None = None) -> Optimum:
-    r"""Deep neural collapse: every class has its own neurons, in every layer.
-
-    .. math:: Z = t I, \qquad \ell(cK, L) = \tfrac12 (1-t)(1+Lt)
-
-    or, for cross-entropy through ReLU layers,
-
-    .. math:: Z = a (I - J/K), \qquad \log(1 + (K-1)e^{-a})
-              + \tfrac{L+1}{2}\, c\, (K^L (K-1))^{1/(L+1)}\, a^{2/(L+1)}
-
-    With a free bias and depth 2 or more the last layer drops the mean it supplies:
-
-    .. math:: Z = t (I - J/K) + J/K, \qquad
-              \tfrac{K-1}{K}\,\ell\Big(c\,\tfrac{K}{K-1}\,(K^L (K-1))^{1/(L+1)}, L\Big)
-
-    From depth 2 on the first layer is free: its features may be anything from an
-    orthogonal frame to a simplex ETF, and of a rank as low as K / 2, so it may be
-    narrower than the layers after it, which need K neurons each.
-
-    Parameters
-    ----------
-    problem : DUFM
-        ReLU, balanced classes; squared loss without bias or, from depth 2 on, with a
-        free one; or cross-entropy of depth 2 or more.
-    first_layer : float, optional
-        0 for the orthogonal frame, 1 for the simplex ETF in layer 1. By default the
-        orthogonal frame, or opposite pairs where layer 1 is too narrow for it.
-
-    Returns
-    -------
-    Optimum
-        Status "theorem" for squared loss with two classes or one layer.
-
-    Raises
-    ------
-    DoesNotApply
-        If the problem is another one, a layer too narrow or the decays too strong.
-    ValueError
-        If `first_layer` is not between 0 and 1, or not 0 at depth 1.
-
-    References
-    ----------
-    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165; Garrod & Keating 2024,
-    arXiv 2410.23169.
-
-    Examples
-    --------
-    >>> problem = DUFM(10, 1, 4, feature_decay=0.002, weight_decay=0.002)
-    >>> round(dnc(problem).loss, 12)
-    0.049797543943
-    """
-    if problem.loss == "ce":
-        return dnc_ce(problem, first_layer)
-    if problem.bias and problem.depth > 1:
-        return _dnc_centred(problem, first_layer)
-    require_collapsible(problem, "dnc")
-    classes, depth = problem.num_classes, problem.depth
-    found = compose(problem, [Block(classes)])
-    require_survival("dnc", found.fits)
-    check_widths(problem, collapsed_widths(problem, first_layer), "dnc")
-    status, words = _trust_dnc(problem)
-    norm = found.fits[0] ** (1 / (depth + 1)) * math.sqrt(classes)
-    return Optimum(
-        problem=problem,
-        name="dnc",
-        loss=found.loss,
-        chain=bind(_dnc_chain, problem, first_layer, norm),
-        status=status,
-        holds_for=words,
-        source=BINARY,
-        parameters={"t": found.fits[0]},
-        free_layers=(1,) if depth > 1 else (),
-    )
+def _dnc_chain(problem: DUFM, first_layer: float | None, fit: float) -> Chain:
+    inner = (np.eye(problem.num_classes),) * (problem.depth - 1)
+    norm = fit ** (1 / (problem.depth + 1)) * math.sqrt(problem.num_classes)
+    return balance((*unit_first_layer(problem, first_layer), *inner), norm)
 
 
-def _dnc_chain(problem: DUFM, first_layer: float | None, norm: float) -> Chain:
-    own = (np.eye(problem.num_classes),) * (problem.depth - 1)
-    return balance((*unit_first_layer(problem, first_layer), *own), norm)
+def _dnc_ce(problem: DUFM, first_layer: float | None) -> Optimum:
+    """`dnc` for cross-entropy."""
+    require_relu_ce(problem, "dnc")
+    classes = problem.num_classes
+    return relu_ce(
+        problem, "dnc", collapsed_widths(problem, first_layer),
+        bind(_centred_chain, problem, first_layer), centred_classes(classes, problem.depth),
+        ((classes - 1.0, 1.0),), free_layers=(1,),
+    )  # fmt: skip
 
 
 def _dnc_centred(problem: DUFM, first_layer: float | None) -> Optimum:
@@ -233,7 +152,7 @@ def _dnc_centred(problem: DUFM, first_layer: float | None) -> Optimum:
         problem=problem,
         name="dnc",
         loss=(classes - 1) / classes * ell(strength, depth),
-        chain=bind(simplex_chain, problem, first_layer, norm),
+        chain=bind(_centred_chain, problem, first_layer, norm),
         status="upper bound",
         holds_for="upper bound: descent finds lower, letting the bias carry a class",
         source=f"{BINARY}, for the structure",
@@ -249,32 +168,16 @@ def partial(problem: DUFM, learned: int) -> Optimum:
     .. math:: \frac{K-k}{K}\,f_0 + \frac kK\,f_{\mathrm{DNC}}
 
     where :math:`f_0` is the loss of no output, 1/2 or log K, and
-    :math:`f_{\mathrm{DNC}}` that of `dnc`.
+    :math:`f_{\mathrm{DNC}}` that of `dnc`. It is optimal for squared loss where no ReLU acts
+    and a layer has no more than k neurons.
 
     Parameters
     ----------
     problem : DUFM
-        Balanced classes, no bias. ReLU and squared loss, else only
-        as many learned classes as the narrowest layer holds.
+        Balanced classes, no bias.
     learned : int
-        Number k of learned classes, 1 to K - 1.
-
-    Returns
-    -------
-    Optimum
-        Named "partial(k)". Status "theorem" for squared loss where no ReLU acts and
-        a layer has no more than k neurons, else "upper bound".
-
-    Raises
-    ------
-    DoesNotApply
-        If the problem is another one, a layer too narrow or the decays too strong.
-    ValueError
-        If `learned` is out of range.
-
-    References
-    ----------
-    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165, for the model.
+        Number k of learned classes, 1 to K - 1; as many as the narrowest layer holds, unless
+        the loss is squared and the activation a ReLU.
 
     Examples
     --------
@@ -314,12 +217,25 @@ def partial(problem: DUFM, learned: int) -> Optimum:
     )
 
 
+@closed_form("other", place=14)
+def partials(problem: DUFM) -> list[Optimum]:
+    """`partial` with every number of learned classes for which it applies."""
+    room = min(problem.layer_widths)
+    optima = []
+    for learned in range(1, min(problem.num_classes - 1, room) + 1):
+        with suppress(DoesNotApply):
+            optima.append(partial(problem, learned))
+    return optima
+
+
 def _fit_of_learned(problem: DUFM) -> tuple[float, float, float, float]:
     """Fit, loss of a class that is not learned and of one that is, norm of a factor per class."""
     classes, depth = problem.num_classes, problem.depth
     if problem.loss == "ce":
-        margin, loss = simplex_margin(problem)
-        norm = math.sqrt(centred_classes(classes, depth) / classes) * margin ** (1 / (depth + 1))
+        effective = centred_classes(classes, depth)
+        strength = problem.canonical_decay * effective
+        margin, loss = least_margin_loss(((classes - 1.0, 1.0),), strength, depth)
+        norm = math.sqrt(effective / classes) * margin ** (1 / (depth + 1))
         return margin, math.log(classes), loss, norm
     strength = classes * problem.canonical_decay
     fit = ell_minimiser(strength, depth)
@@ -343,3 +259,53 @@ def _trust_partial(problem: DUFM, learned: int) -> tuple[Status, str]:
     if problem.loss == "mse":
         return "upper bound", "upper bound: a saddle, which descent leaves"
     return "upper bound", "upper bound: a feasible point of narrow layers, not stationary"
+
+
+def centred_classes(classes: int, depth: int) -> float:
+    """Effective class count of collapse whose last layer maps to a simplex ETF.
+
+    Every other layer needs K directions, since a ReLU keeps no simplex.
+    """
+    return math.exp((depth * math.log(classes) + math.log(classes - 1)) / (depth + 1))
+
+
+def _centred_chain(problem: DUFM, first_layer: float | None, norm: float) -> Chain:
+    """Collapse whose last layer maps to a simplex ETF."""
+    inner = (np.eye(problem.num_classes),) * (problem.depth - 2)
+    chain = (*unit_first_layer(problem, first_layer), *inner, centring(problem.num_classes))
+    return balance(chain, norm)
+
+
+def collapsed_widths(problem: DUFM, tilt: float | None) -> tuple[int, ...]:
+    """Widths that a collapsed ReLU network needs: K, but less in its free first layer.
+
+    There a frame of rank K / 2 has the same loss, see `unit_first_layer`.
+    """
+    classes, depth = problem.num_classes, problem.depth
+    if tilt is not None and not 0.0 <= tilt <= 1.0:
+        raise ValueError(
+            f"first_layer must be between 0 (orthogonal) and 1 (simplex ETF), got {tilt}: "
+            "only these have the same loss."
+        )
+    if tilt and depth == 1:
+        raise ValueError(
+            f"first_layer must be 0 at depth 1, got {tilt}: without a ReLU the frame is fixed."
+        )
+    first = classes - (tilt == 1)
+    if tilt is None and depth > 1 and problem.layer_widths[0] < classes:
+        first = (classes + 1) // 2
+    return (first, *(classes,) * (depth - 1))
+
+
+def unit_first_layer(problem: DUFM, tilt: float | None) -> Chain:
+    r"""Unit features and first weight whose H_2 is the identity up to the ReLU.
+
+    :math:`H_2 = I - N` costs the same for every non-negative symmetric N with zero diagonal and
+    eigenvalues of at most 1: none, a simplex (J - I) / (K - 1), or, where the layer is narrower
+    than K, a swap of pairs, which leaves the least rank.
+    """
+    classes = problem.num_classes
+    if tilt is None and collapsed_widths(problem, tilt)[0] < classes:
+        return split_linear(paired_signs(classes), 1)
+    off = np.ones((classes, classes)) - np.eye(classes)
+    return split_linear(np.eye(classes) - (tilt or 0.0) / (classes - 1) * off, 1)

@@ -1,80 +1,34 @@
-"""One layer: the classical unconstrained features model, solved in closed form."""
+"""One layer: the classical unconstrained features model."""
 
 import math
-from dataclasses import dataclass
 from functools import partial as bind
 
 import numpy as np
 
 from ...metrics.frames import centring
-from ..applies import require, require_survival
-from ..arrays import FloatArray
-from ..factors import Chain, check_widths, split_linear, widths_of
+from ..chain import Chain, check_widths, split_by_size, split_linear, widths_of
 from ..optimum import Optimum
-from ..problem import DUFM
+from ..problem import DUFM, FloatArray, closed_form, require, require_survival
+from .bounds import one_layer_ce, one_layer_mse
+from .dual import convex_value
 
-
-@dataclass(frozen=True)
-class ShallowFit:
-    """Output ``fit * P + mean * J / K`` without the bias, and the bias ``bias / K``."""
-
-    loss: float
-    fit: float
-    mean: float
-    bias: float
-
-
-def shallow_mse(problem: DUFM) -> ShallowFit:
-    """The closed form of `ufm_mse`: balanced classes, one layer, squared loss."""
-    classes = problem.num_classes
-    g = classes * problem.canonical_decay
-    t = max(0.0, 1.0 - g)
-    per_direction = (1 - t) ** 2 / (2 * classes) + g / classes * t
-    centred = (classes - 1) * per_direction
-    if not problem.bias:
-        return ShallowFit(classes * per_direction, t, t, 0.0)
-    decay = problem.bias_decay
-    if decay == 0:
-        return ShallowFit(centred, t, 0.0, 1.0)
-    if decay / (1 + decay) <= g:
-        left = decay / (2 * classes * (1 + decay))
-        return ShallowFit(centred + left, t, 0.0, 1 / (1 + decay))
-    mean = 1 - g - g / decay
-    rest = g**2 / (2 * classes) * (1 + 1 / decay) + g / classes * mean
-    return ShallowFit(centred + rest, t, mean, g / decay)
+GAP_TOLERANCE = 1e-7
+"""Relative duality gap up to which a solution is called certified."""
 
 
 def _simplex_chain(classes: int, fit: float, mean: float) -> Chain:
     return split_linear(fit * centring(classes) + mean / classes, 1)
 
 
+@closed_form("collapsed", place=1)
 def ufm_mse(problem: DUFM) -> Optimum:
-    r"""The optimum of the one-layer model with squared loss.
+    r"""The optimum of one layer with squared loss and balanced classes, with any bias or none.
 
     .. math:: g = K\sqrt{n\lambda_W\lambda_H}, \quad t = \max(0, 1-g), \quad
               Z = t I \text{ (no bias)}, \quad Z = t (I - J/K) + J/K \text{ (free bias)}
 
     An orthogonal frame without bias, a simplex ETF with a free one. A decayed bias
     keeps a part of the mean in the features while its decay is large.
-
-    Parameters
-    ----------
-    problem : DUFM
-        One layer, squared loss, balanced classes, any bias.
-
-    Returns
-    -------
-    Optimum
-        Status "theorem".
-
-    Raises
-    ------
-    DoesNotApply
-        If the problem is another one, or the layer too narrow.
-
-    References
-    ----------
-    Tirer & Bruna 2022; Zhou et al. 2022.
 
     Examples
     --------
@@ -83,56 +37,29 @@ def ufm_mse(problem: DUFM) -> Optimum:
     (0.32, 0.6)
     """
     require(problem, "ufm_mse", depth=1, loss="mse", balanced=True)
-    found = shallow_mse(problem)
-    require_survival("ufm_mse", [found.fit, found.mean])
+    least = one_layer_mse(problem)
+    require_survival("ufm_mse", [least.fit, least.mean])
     classes = problem.num_classes
-    check_widths(problem, (classes if found.mean else classes - 1,), "ufm_mse")
+    check_widths(problem, (classes if least.mean else classes - 1,), "ufm_mse")
     return Optimum(
         problem=problem,
         name="ufm_mse",
-        loss=found.loss,
-        chain=bind(_simplex_chain, classes, found.fit, found.mean),
+        loss=least.loss,
+        chain=bind(_simplex_chain, classes, least.fit, least.mean),
         status="theorem",
         holds_for="theorem: global optimum for one layer, squared loss, balanced classes",
         source="Tirer & Bruna 2022; Zhou et al. 2022",
-        bias=np.full(classes, found.bias / classes) if problem.bias else None,
-        parameters={"t": found.fit, "mean": found.mean, "bias": found.bias},
+        bias=np.full(classes, least.bias / classes) if problem.bias else None,
+        parameters={"t": least.fit, "mean": least.mean, "bias": least.bias},
     )
 
 
-def shallow_ce(problem: DUFM) -> tuple[float, float]:
-    """Margin and loss of `ufm_ce`; the margin is 0 beyond the threshold."""
-    classes, c = problem.num_classes, problem.canonical_decay
-    if c >= 1 / classes:
-        return 0.0, math.log(classes)
-    margin = math.log(1 / c - classes + 1)
-    return margin, math.log1p((classes - 1) * math.exp(-margin)) + c * (classes - 1) * margin
-
-
+@closed_form("collapsed", place=2)
 def ufm_ce(problem: DUFM) -> Optimum:
-    r"""The optimum of the one-layer model with cross-entropy: a simplex ETF.
+    r"""The optimum of one layer with cross-entropy and balanced classes: a simplex ETF, bias zero.
 
     .. math:: Z = \alpha (I - J/K), \quad \alpha = \log(1/c - K + 1), \quad
               c = \sqrt{n \lambda_W \lambda_H} < 1/K
-
-    Parameters
-    ----------
-    problem : DUFM
-        One layer, cross-entropy, balanced classes, with or without bias.
-
-    Returns
-    -------
-    Optimum
-        Status "theorem"; the bias is zero.
-
-    Raises
-    ------
-    DoesNotApply
-        If the problem is another one, the layer too narrow or the decays too strong.
-
-    References
-    ----------
-    Zhu et al. 2021.
 
     Examples
     --------
@@ -141,7 +68,7 @@ def ufm_ce(problem: DUFM) -> Optimum:
     0.1427419763
     """
     require(problem, "ufm_ce", depth=1, loss="ce", balanced=True)
-    margin, loss = shallow_ce(problem)
+    margin, loss = one_layer_ce(problem)
     require_survival("ufm_ce", [margin])
     check_widths(problem, (problem.num_classes - 1,), "ufm_ce")
     return Optimum(
@@ -165,7 +92,7 @@ def _root_of_laplacian(counts: FloatArray) -> FloatArray:
 
 
 def seli_grams(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
-    r"""Gram matrices of the classifier and of the class means for skewed classes.
+    r"""Gram matrices, (K, K), of classifier and class means for skewed classes and vanishing ridge.
 
     .. math:: W W^T \propto (P D P)^{1/2}, \qquad M^T M \propto ((P D P)^+)^{1/2},
               \qquad D = \mathrm{diag}(n_k)
@@ -174,11 +101,6 @@ def seli_grams(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
     ----------
     counts : ndarray, shape (K,)
         Samples of each class.
-
-    Returns
-    -------
-    tuple of ndarray, shape (K, K)
-        Classifier, then class means; their directions are those of vanishing ridge.
 
     References
     ----------
@@ -194,33 +116,15 @@ def seli_grams(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
     return classifier, np.asarray(np.linalg.pinv(classifier, rcond=1e-12, hermitian=True))
 
 
+@closed_form("other", place=12)
 def seli(problem: DUFM) -> Optimum:
-    r"""Simplex-encoded labels: cross-entropy with skewed classes as the ridge vanishes.
+    r"""Simplex-encoded labels: one layer, cross-entropy, skewed classes, no bias, vanishing ridge.
 
     .. math:: Z = s (I - J/K), \qquad s = \log\Big(\frac{K-1}{g} - K + 1\Big), \qquad
               g = \sqrt{\lambda_W\lambda_H}\;\mathrm{tr}\,(P D P)^{1/2}
 
     Its geometry is exact only in the limit, or for two classes; at a finite ridge it
     is one feasible point, taken here at its best scale. `convex` gives the optimum.
-
-    Parameters
-    ----------
-    problem : DUFM
-        One layer, cross-entropy, unequal classes, no bias.
-
-    Returns
-    -------
-    Optimum
-        Status "upper bound".
-
-    Raises
-    ------
-    DoesNotApply
-        If the problem is another one, the layer too narrow or the decays too strong.
-
-    References
-    ----------
-    Thrampoulidis et al. 2022.
 
     Examples
     --------
@@ -235,9 +139,7 @@ def seli(problem: DUFM) -> Optimum:
     strength = ridge * float(np.trace(_root_of_laplacian(counts)))
     require_survival("seli", [(classes - 1) / classes - strength])
     scale = math.log((classes - 1) / strength - classes + 1)
-    roots = np.sqrt(counts / counts.mean())
-    features, weight = split_linear(scale * centring(classes) * roots, 1)
-    chain = (features / roots, weight)
+    chain = split_by_size(scale * centring(classes), problem)
     check_widths(problem, widths_of(chain), "seli")
     return Optimum(
         problem=problem,
@@ -248,4 +150,46 @@ def seli(problem: DUFM) -> Optimum:
         holds_for="upper bound: optimal only as the decays go to zero; see convex",
         source="Thrampoulidis et al. 2022",
         parameters={"scale": scale},
+    )
+
+
+@closed_form("last resort", place=15)
+def convex(problem: DUFM) -> Optimum:
+    r"""The exact optimum of one layer, for any loss, class sizes and bias, with a certificate.
+
+    .. math:: \min_Z \sum_k \frac{n_k}{N} \mathrm{loss}(z_k, k)
+              + \sqrt{\lambda_W\lambda_H}\,\|Z D^{1/2}\|_*, \qquad D = \mathrm{diag}(n_k)
+
+    Its status is "theorem" if the duality gap closes to 1e-7 of the loss; ``parameters``
+    hold the dual value, "lower", and "operator_ratio", 1 at the optimum.
+
+    Examples
+    --------
+    >>> problem = DUFM(3, [20, 5, 2], 1, feature_decay=1e-3, weight_decay=1e-3, loss="ce")
+    >>> best = convex(problem)
+    >>> best.status, best.loss - best.parameters["lower"] < 1e-8
+    ('theorem', True)
+    """
+    value = convex_value(problem)
+    chain = split_by_size(value.outputs, problem)
+    check_widths(problem, widths_of(chain), "convex")
+    certified = value.loss - value.lower <= GAP_TOLERANCE * value.loss
+    return Optimum(
+        problem=problem,
+        name="convex",
+        loss=value.loss,
+        chain=chain,
+        status="theorem" if certified else "upper bound",
+        holds_for=(
+            "theorem: global optimum, certified by the dual"
+            if certified
+            else "upper bound: the duality gap did not close"
+        ),
+        source="Thrampoulidis et al. 2022; Zhu et al. 2021",
+        bias=value.bias,
+        parameters={
+            "lower": value.lower,
+            "gap": value.loss - value.lower,
+            "operator_ratio": value.operator_ratio,
+        },
     )

@@ -1,4 +1,6 @@
-"""Figures of the command line: structures of one problem, and losses along a sweep."""
+"""Figures of ``collapsemeter dufm``: structures of one problem, and losses along a sweep."""
+
+from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -6,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..report.drawing import write_figure
-from .optimum import Geometry, Optimum
-from .overview import Overview
-from .solution import Solution
-from .sweep import WHOLE, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from .optimum import Geometry
+    from .overview import Overview, Sweep, SweptPoint
+    from .solution import Solution
 
 COLOURS = {"dnc": "#0072B2", "srg": "#D55E00", "blocks": "#E69F00", "pairs": "#CC79A7",
            "zero": "#777777", "solved": "#009E73"}  # fmt: skip
@@ -23,17 +25,7 @@ DRAWN = 4
 
 
 def plot_problem(known: Overview, solution: Solution | None, path: str) -> None:
-    """Draw the loss of every structure, and the singular values of the best, layer by layer.
-
-    Parameters
-    ----------
-    known : Overview
-        What is known about the problem.
-    solution : Solution, optional
-        What the solver found.
-    path : str
-        Ends in ``.svg`` or ``.png``.
-    """
+    """Draw the loss of every structure, and the singular values of the best, layer by layer."""
     write_figure(lambda: _draw_problem(known, solution), path)
 
 
@@ -55,7 +47,7 @@ def _colours(names: list[str]) -> dict[str, str]:
     return colours
 
 
-def _draw_problem(known: Overview, solution: Solution | None) -> "Figure":
+def _draw_problem(known: Overview, solution: Solution | None) -> Figure:
     from matplotlib.figure import Figure
 
     shown = _shown(known, solution)
@@ -81,7 +73,7 @@ def _draw_problem(known: Overview, solution: Solution | None) -> "Figure":
 
 
 def _spectra(
-    axes: "Axes", shown: list[tuple[str, Geometry, float]], colours: dict[str, str], depth: int
+    axes: Axes, shown: list[tuple[str, Geometry, float]], colours: dict[str, str], depth: int
 ) -> None:
     """Singular values over the largest of their layer, side by side in every layer."""
     step = 0.8 / max(len(shown), 1)
@@ -102,22 +94,12 @@ def _spectra(
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=DRAWN)
 
 
-def plot_sweep(name: str, points: list[Point], path: str) -> None:
-    """Draw the loss of every structure against the swept value.
-
-    Parameters
-    ----------
-    name : str
-        What was swept.
-    points : list of Point
-        From `run_sweep`.
-    path : str
-        Ends in ``.svg`` or ``.png``.
-    """
-    write_figure(lambda: _draw_sweep(name, points), path)
+def plot_sweep(sweep: Sweep, points: list[SweptPoint], path: str) -> None:
+    """Draw the loss of every structure against the swept value."""
+    write_figure(lambda: _draw_sweep(sweep, points), path)
 
 
-def _draw_sweep(name: str, points: list[Point]) -> "Figure":
+def _draw_sweep(sweep: Sweep, points: list[SweptPoint]) -> Figure:
     from matplotlib.figure import Figure
 
     curves = _curves(points)
@@ -134,10 +116,10 @@ def _draw_sweep(name: str, points: list[Point]) -> "Figure":
         losses.plot(values, curve, **style)
         if compared and label != "zero":
             ratios.plot(values, curve / scales, **style)
-    ratios.set(title="Loss over that of collapse", xlabel=name, ylabel="ratio")
-    losses.set(title="Loss of every structure", xlabel=name, ylabel="loss")
+    ratios.set(title="Loss over that of collapse", xlabel=sweep.name, ylabel="ratio")
+    losses.set(title="Loss of every structure", xlabel=sweep.name, ylabel="loss")
     for axes in panels:
-        if name in WHOLE:
+        if sweep.whole:
             axes.locator_params(axis="x", integer=True)
         else:
             axes.set_xscale("log")
@@ -145,11 +127,11 @@ def _draw_sweep(name: str, points: list[Point]) -> "Figure":
     return figure
 
 
-def _collapse_loss(point: Point) -> float:
+def _collapse_loss(point: SweptPoint) -> float:
     return math.nan if point.known.collapsed is None else point.known.collapsed.loss
 
 
-def _curves(points: list[Point]) -> dict[str, Any]:
+def _curves(points: list[SweptPoint]) -> dict[str, Any]:
     """Losses of each structure at every point, NaN where it does not exist; no partial ones."""
     curves: dict[str, Any] = {}
 
@@ -158,7 +140,7 @@ def _curves(points: list[Point]) -> dict[str, Any]:
 
     for index, point in enumerate(points):
         for reference in point.known.references:
-            if isinstance(reference, Optimum) and "learned" not in reference.parameters:
+            if "learned" not in reference.parameters:
                 put(reference.name, index, reference.loss)
         if point.solution is not None:
             put("solved", index, point.solution.loss)

@@ -1,7 +1,7 @@
-"""Splitting a map into balanced layers, and putting small networks side by side.
+"""Chains: balanced layers without padding, split from a map or put side by side.
 
 A *chain* is the tuple ``(M_1, W_1, ..., W_L)`` of a canonical problem: features with
-one column per class, then the weights, without padding.
+one column per class, then the weights.
 """
 
 from collections.abc import Sequence
@@ -9,53 +9,36 @@ from itertools import pairwise
 
 import numpy as np
 
-from .applies import TooNarrow
-from .arrays import FloatArray
 from .network import Variables
-from .problem import DUFM
+from .problem import DUFM, FloatArray, TooNarrow
 
 Chain = tuple[FloatArray, ...]
 
 MOST_ENTRIES = 500_000_000
 """Numbers in the features and weights of one point: 4 GB."""
 
-RANK_TOLERANCE = 1e-10
+VANISHING = 1e-10
 """Singular values below this fraction of the largest count as zero."""
 
 
 def split_linear(target: FloatArray, depth: int) -> Chain:
-    r"""Balanced factors :math:`W_L \cdots W_1 M_1` of a matrix.
+    r"""Balanced factors :math:`W_L \cdots W_1 M_1` of a matrix, of inner dimension its rank.
 
-    With :math:`Z = U S V^T`, every factor has singular values
-    :math:`S^{1/(L+1)}`, the cheapest split under equal decays.
-
-    Parameters
-    ----------
-    target : ndarray, shape (K, m)
-        The product.
-    depth : int
-        Number of weight matrices, L.
-
-    Returns
-    -------
-    tuple of ndarray
-        ``(M_1, W_1, ..., W_L)`` of inner dimension ``rank(target)``.
-
-    References
-    ----------
-    Dang et al. 2023.
-
-    Examples
-    --------
-    >>> features, weight = split_linear(4 * np.eye(2), 1)
-    >>> (weight @ features).round(12).tolist()
-    [[4.0, 0.0], [0.0, 4.0]]
+    With :math:`Z = U S V^T`, every factor has singular values :math:`S^{1/(L+1)}`, the cheapest
+    split under equal decays (Dang et al. 2023).
     """
     left, values, right = np.linalg.svd(target, full_matrices=False)
-    rank = max(1, int(np.sum(values > RANK_TOLERANCE * max(values[0], 1e-300))))
+    rank = max(1, int(np.sum(values > VANISHING * max(values[0], 1e-300))))
     roots = values[:rank] ** (1 / (depth + 1))
     middle = (np.diag(roots),) * (depth - 1)
     return (roots[:, None] * right[:rank], *middle, left[:, :rank] * roots)
+
+
+def split_by_size(outputs: FloatArray, problem: DUFM) -> Chain:
+    """Balanced factors of the outputs of one layer; a class weighs as much as it has samples."""
+    roots = np.sqrt(problem.counts / problem.counts.mean())
+    features, weight = split_linear(outputs * roots, 1)
+    return features / roots, weight
 
 
 def split_diagonal(values: FloatArray, depth: int) -> Chain:
@@ -70,69 +53,15 @@ def split_diagonal(values: FloatArray, depth: int) -> Chain:
     return (roots[:, None] * axes.T, *middle, axes * roots)
 
 
-def split_first(target: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Features and first weight, both as small as the nuclear norm of H_2 allows."""
-    left, values, right = np.linalg.svd(target, full_matrices=False)
-    rank = max(1, int(np.sum(values > RANK_TOLERANCE * values[0])))
-    roots = np.sqrt(values[:rank])
-    return roots[:, None] * right[:rank], left[:, :rank] * roots
-
-
 def paired_signs(num_classes: int) -> FloatArray:
     """Pairs of opposite classes: blocks [[1, -1], [-1, 1]], and 1 for an odd class out.
 
     Its rank is half the number of classes, rounded up; its nuclear norm that of the identity.
-
-    Examples
-    --------
-    >>> paired_signs(3).tolist()
-    [[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     signs = np.eye(num_classes)
     for first in range(0, num_classes - 1, 2):
         signs[first, first + 1] = signs[first + 1, first] = -1.0
     return signs
-
-
-def collapsed_widths(problem: DUFM, tilt: float | None) -> tuple[int, ...]:
-    """Widths that a collapsed ReLU network needs: K, but less in its free first layer.
-
-    There a frame of rank K / 2 has the same loss, see `unit_first_layer`.
-
-    Examples
-    --------
-    >>> narrow = DUFM(5, 1, 3, [4, 5, 5], feature_decay=0.01, weight_decay=0.01)
-    >>> collapsed_widths(narrow, None)
-    (3, 5, 5)
-    """
-    classes, depth = problem.num_classes, problem.depth
-    if tilt is not None and not 0.0 <= tilt <= 1.0:
-        raise ValueError(
-            f"first_layer must be between 0 (orthogonal) and 1 (simplex ETF), got {tilt}: "
-            "only these have the same loss."
-        )
-    if tilt and depth == 1:
-        raise ValueError(
-            f"first_layer must be 0 at depth 1, got {tilt}: without a ReLU the frame is fixed."
-        )
-    first = classes - (tilt == 1)
-    if tilt is None and depth > 1 and problem.layer_widths[0] < classes:
-        first = (classes + 1) // 2
-    return (first, *(classes,) * (depth - 1))
-
-
-def unit_first_layer(problem: DUFM, tilt: float | None) -> tuple[FloatArray, FloatArray]:
-    r"""Unit features and first weight whose H_2 is the identity up to the ReLU.
-
-    :math:`H_2 = I - N` costs the same for every non-negative symmetric N with zero diagonal and
-    eigenvalues of at most 1: none, a simplex (J - I) / (K - 1), or, where the layer is narrower
-    than K, a swap of pairs, which leaves the least rank.
-    """
-    classes = problem.num_classes
-    if tilt is None and collapsed_widths(problem, tilt)[0] < classes:
-        return split_first(paired_signs(classes))
-    off = np.ones((classes, classes)) - np.eye(classes)
-    return split_first(np.eye(classes) - (tilt or 0.0) / (classes - 1) * off)
 
 
 def balance(chain: Chain, norm: float) -> Chain:
