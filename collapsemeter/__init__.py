@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from .comparison.result import Comparison, LayerComparison
     from .metrics.catalogue import METRICS
     from .metrics.convention import PRESETS, Convention
+    from .metrics.decisions import Decisions, decide
     from .metrics.frames import simplex_etf
     from .metrics.layer import LayerReport
     from .metrics.measure import measure
-    from .metrics.nc4 import Decisions, decide
     from .report.criteria import Criteria
     from .report.report import CollapseReport
     from .stats.head import Head
@@ -58,12 +58,12 @@ _HOMES = {
     "Convention": "metrics.convention",
     "CorruptStateError": "stats.state_file",
     "Criteria": "report.criteria",
-    "Decisions": "metrics.nc4",
+    "Decisions": "metrics.decisions",
     "Head": "stats.head",
     "LayerComparison": "comparison.result",
     "LayerReport": "metrics.layer",
     "compare": "comparison.compare",
-    "decide": "metrics.nc4",
+    "decide": "metrics.decisions",
     "measure": "metrics.measure",
     "simplex_etf": "metrics.frames",
     "watch": "adapter.watch",

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..metrics.decisions import Decisions
 from ..metrics.layer import LayerReport
 from ..metrics.measure import measure, undefined_report
-from ..metrics.nc4 import Decisions
 from ..stats.head import Head
 from ..stats.moments import ClassMoments, Phase
 from ..stats.sums import Sums

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..metrics.nc4 import Decisions, decide
+from ..metrics.decisions import Decisions, decide
 from ..stats.head import Head
 from ..stats.moments import ClassMoments, Phase
 from ..stats.sums import COUNTERS, Sums

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..metrics.nc4 import ClassCentres, Decisions, decide
+from ..metrics.class_centres import ClassCentres
+from ..metrics.decisions import Decisions, decide
 from ..stats.head import Head
 from ..stats.moments import ClassMoments
 from .mapping import Task

@@ -16,8 +16,8 @@ from .. import __version__
 from ..activations.remote import expand
 from ..adapter.layer_report import moments_report
 from ..adapter.selection import listed
+from ..metrics.decisions import Decisions
 from ..metrics.layer import LayerReport
-from ..metrics.nc4 import Decisions
 from ..report.origin import AUDIT
 from ..report.report import CollapseReport
 from ..system.threads import threads

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..metrics.nc4 import Decisions
+from ..metrics.decisions import Decisions
 from ..stats.state_file import CorruptStateError, read_state, write_state
 from .cluster import Dask
 from .deciding import DecideTask, Reader, Rows, choose_rows, decide_piece

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
-from functools import cache, partial
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..stats.blas import product
 from ..stats.head import Head, HeadLike
-from ..stats.linalg import EPS64, Floats, bounded, taken
-from ..stats.moments import EPS, ClassMoments
+from ..stats.linalg import Floats
 from ..stats.plain import plain
-from ..stats.undefined import Undefined, require
-from . import depth as rank
-from . import nc1, nc2, nc3, rounding_errors
-from .catalogue import METRICS
+from ..stats.undefined import Undefined
+from . import depth, nc1, nc2, nc3, nc4, rounding_errors
+from .catalogue import METRICS, Need, Property
 from .convention import Convention
-from .details import matrices, per_class, vectors
-from .frames import centred_rows, opposite_rows, too_small
-from .geometry import ClassGeometry, Spectrum
+from .frames import unit_rows
+from .geometry import ClassGeometry
 from .layer import LayerReport
-from .nc2 import HeadFrame
-from .nc4 import Decisions, wilson_interval
+from .layer_inputs import HeadRows, LayerInputs
 
-Computed = Iterator[tuple[str, Callable[[], float]]]
+if TYPE_CHECKING:
+    from ..stats.moments import ClassMoments
+    from .decisions import Decisions
+
+GRAM_CLASSES = 200  # up to here a layer's report keeps its C x C matrices: 1 MB at most
+
+# Where the function of a metric is, under the metric's name.
+_FILES: dict[Property, ModuleType] = {
+    "NC1": nc1,
+    "NC2": nc2,
+    "NC3": nc3,
+    "NC4": nc4,
+    "depth": depth,
+}
 
 
 def measure(
@@ -75,7 +84,7 @@ def measure(
 
     Examples
     --------
-    >>> from collapsemeter.metrics.frames import simplex_etf
+    >>> from collapsemeter import ClassMoments, Head, simplex_etf
     >>> rows = np.repeat(simplex_etf(4, 8), 5, axis=0)
     >>> labels = np.repeat(np.arange(4), 5)
     >>> layer = measure(ClassMoments.from_batch(rows, labels, 4), head=Head(simplex_etf(4, 8)))
@@ -88,82 +97,55 @@ def measure(
     head = None if head is None else Head.of(head)
     if head is not None:
         head.check_fit(moments.num_classes, moments.width)
-    _check_fit(moments, decisions, fed)
-    _check_balance(moments, into, decays)
+    _check_fit(moments, decisions, fed, into, decays)
     if fed is None and head is not None:
         fed = head.weight
     geometry = ClassGeometry(moments, convention.center)
+    rows = None if head is None else HeadRows(head, geometry.present, center_head)
+    layer = LayerInputs(geometry, convention, rows, decisions, fed, into, decays)
+    values, reasons = _values(layer)
 
-    values: dict[str, float] = {}
-    reasons: dict[str, str] = {}
-    for family in (
-        _nc2(geometry),
-        _of_head(geometry, head, center_head),
-        _nc4(geometry, decisions),
-        _fed(geometry, fed),
-        _balance(into, fed, decays),
-        _nc1(geometry, convention),
-        _rank(geometry),
-    ):
-        for name, compute in family:
-            try:
-                values[name] = compute()
-            except Undefined as undefined:
-                values[name], reasons[name] = math.nan, undefined.code
-    reasons |= _absent(values, head, decisions)
     errors = rounding_errors.relative_errors(geometry, convention, values.get("nc1_pinv"))
     # What rounding made of a scatter may look as if rows had been too few.
     looks = {"within_scatter_rank_deficient"} if rounding_errors.displaced(errors) else set()
-    open_names = [name for name in values if reasons.get(name) in (None, *looks)]
-    for name in rounding_errors.undetermined(errors, open_names):
+    known = [name for name in values if reasons.get(name) in (None, *looks)]
+    for name in rounding_errors.undetermined(errors, known):
         values[name], reasons[name] = math.nan, rounding_errors.CODE
-    floor = _dtype_floor(geometry, convention)
+    floor = rounding_errors.dtype_floor(geometry, convention)
     return LayerReport(
-        values_by_name={name: values[name] for name in METRICS if name in values},
+        values_by_name=values,
         reasons=reasons,
         flags=_flags(geometry, values, floor, errors),
-        per_class=per_class(geometry, decisions),
-        vectors=vectors(geometry),
-        matrices=matrices(geometry, head, center_head),
+        per_class=_per_class(geometry, decisions),
+        vectors=_vectors(geometry),
+        matrices=_matrices(layer),
         intervals=_intervals(decisions, values),
-        standard_errors=_standard_errors(geometry, convention, values),
-        provenance=_provenance(geometry, convention, center_head, decisions, floor, errors),
+        standard_errors=_standard_errors(layer, values),
+        provenance=_provenance(layer, center_head, floor, errors),
     )
 
 
 def undefined_report(code: str, has_head: bool) -> LayerReport:
-    """Return the report of a layer that could not be measured: every metric NaN, for one reason.
+    """Return the report of a layer that could not be measured, for one reason, which is its flag, too.
 
-    Parameters
-    ----------
-    code : str
-        A key of `REASONS`; it is the report's flag, too.
-    has_head : bool
-        Whether the layer feeds the head, and so would have had the metrics of one.
-
-    Examples
-    --------
-    >>> layer = undefined_report("never_fired", has_head=False)
-    >>> layer["nc1_pinv"], layer.reason("nc1_pinv"), layer.reason("nc3_cosine")
-    (nan, 'never_fired', 'no_head')
+    ``has_head``: whether the layer feeds the head, and so would have had the metrics of one.
     """
-    names = [
-        name for name in METRICS if name != "weight_balance" and (has_head or not _needs_head(name))
-    ]
-    absent = {name: "no_head" for name in METRICS if name not in names}
-    absent["weight_balance"] = "no_incoming"
-    reasons = {name: absent.get(name, code) for name in METRICS}
-    return LayerReport(dict.fromkeys(names, math.nan), reasons, flags=(code,))
-
-
-def _needs_head(name: str) -> bool:
-    return name.endswith("_head") or name.startswith("nc3") or name == "dnc3_sine"
+    reasons = dict.fromkeys(METRICS, code)
+    for name, metric in METRICS.items():
+        if "incoming" in metric.needs:
+            reasons[name] = "no_incoming"
+        elif not has_head and {"head", "weight"} & set(metric.needs):
+            reasons[name] = "no_head"
+    measured = [name for name in METRICS if reasons[name] == code]
+    return LayerReport(dict.fromkeys(measured, math.nan), reasons, flags=(code,))
 
 
 def _check_fit(
     moments: ClassMoments,
     decisions: Decisions | None,
-    weight: npt.NDArray[np.float64] | None,
+    weight: Floats | None,
+    incoming: Floats | None,
+    decays: tuple[float, float],
 ) -> None:
     if weight is not None and (weight.ndim != 2 or weight.shape[1] != moments.width):
         raise ValueError(
@@ -175,13 +157,6 @@ def _check_fit(
             f"decisions are about {len(decisions.rows)} classes, the moments about "
             f"{moments.num_classes}"
         )
-
-
-def _check_balance(
-    moments: ClassMoments,
-    incoming: npt.NDArray[np.float64] | None,
-    decays: tuple[float, float],
-) -> None:
     if incoming is not None and (incoming.ndim != 2 or incoming.shape[0] != moments.width):
         raise ValueError(
             f"incoming has shape {incoming.shape}, the layer has {moments.width} features: "
@@ -191,156 +166,38 @@ def _check_balance(
         raise ValueError(f"decays={decays}: pass two positive numbers, of incoming and weight")
 
 
-def _nc1(geometry: ClassGeometry, convention: Convention) -> Computed:
-    yield "nc1_trace_ratio", lambda: nc1.nc1_trace_ratio(geometry, convention)
-    yield "nc1_cdnv", lambda: nc1.nc1_cdnv(geometry)
-    yield "nc1_pinv", lambda: nc1.nc1_pinv(geometry, convention)
-    by_sample = geometry.about("sample")
-    yield "nc1_fuzziness", lambda: nc1.nc1_fuzziness(by_sample, convention)
-    yield "nc1_vci", lambda: nc1.nc1_vci(geometry, convention)
+def _values(layer: LayerInputs) -> tuple[dict[str, float], dict[str, str]]:
+    """Every metric whose needs are there, NaN where it is undefined, and why others have no value."""
+    values: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    missing = _missing(layer)
+    for name, metric in METRICS.items():
+        lacks = [need for need in missing if need in metric.needs]
+        if lacks:
+            reasons[name] = missing[lacks[0]]
+            continue
+        try:
+            values[name] = getattr(_FILES[metric.property], name)(layer)
+        except Undefined as undefined:
+            values[name], reasons[name] = math.nan, undefined.code
+    return values, reasons
 
 
-def _nc2(geometry: ClassGeometry) -> Computed:
-    def centred() -> ClassGeometry:
-        _ = geometry.centred
-        require(geometry.num_present > 2, "two_classes_trivial")
-        return geometry
-
-    yield "nc2_equinorm", lambda: nc2.nc2_equinorm(centred().norms)
-    yield "nc2_equiangular", lambda: nc2.nc2_equiangular(centred().pairs)
-    yield "nc2_max_angle", lambda: nc2.nc2_max_angle(centred().pairs)
-    yield "nc2_etf_error", lambda: nc2.nc2_etf_error(centred().centred, geometry.products)
-    yield "nc2_of_error", lambda: _of_error(geometry)
-    yield "gnc2_log_mean", lambda: nc2.gnc2_log_mean(centred().pairs)
-    yield "gnc2_log_var", lambda: nc2.gnc2_log_var(centred().pairs)
-
-
-def _of_error(geometry: ClassGeometry) -> float:
-    _ = geometry.centred  # undefined where the means do not differ
-    return nc2.nc2_of_error(geometry.finite_means, geometry.uncentred_products)
-
-
-def _of_head(geometry: ClassGeometry, head: Head | None, center_head: bool) -> Computed:
-    if head is None:
-        return
-    weight, bias = (taken(values, geometry.present) for values in (head.weight, head.bias))
-    finite = head.finite
-
-    @cache
-    def rows() -> Floats:
-        require(finite, "nonfinite_head")
-        _require_range(weight)
-        return centred_rows(weight) if center_head and len(weight) else weight
-
-    @cache
-    def frame() -> HeadFrame:
-        return HeadFrame(rows())
-
-    def apart() -> HeadFrame:
-        require(not opposite_rows(frame().rows), "two_classes_trivial")
-        return frame()
-
-    def spread() -> float:
-        of_all = apart().pairs
-        require(geometry.num_present > 2, "two_classes_trivial")  # one pair
-        return nc2.nc2_equiangular(of_all)
-
-    def dual(metric: Callable[[Any, Any], float]) -> float:
-        means = geometry.centred
-        return metric(rows(), means)
-
-    yield "nc2_equinorm_head", lambda: nc2.nc2_equinorm(apart().norms)
-    yield "nc2_equiangular_head", spread
-    yield "nc2_max_angle_head", lambda: nc2.nc2_max_angle(apart().pairs)
-    yield "nc2_etf_error_head", lambda: nc2.nc2_etf_error(apart().rows, frame().products)
-    yield "nc3_self_duality", lambda: dual(nc3.nc3_self_duality)
-    yield "nc3_etf_error", lambda: dual(partial(nc3.nc3_etf_error, products=geometry.products))
-    yield "nc3_cosine", lambda: dual(nc3.nc3_cosine)
-    yield "nc3_uniform", lambda: dual(nc3.nc3_uniform)
-
-    def bias_norm() -> float:
-        _ = geometry.centred
-        require(finite, "nonfinite_head")
-        return nc3.nc3_bias(weight, bias, geometry.sample_mean)
-
-    yield "nc3_bias", bias_norm
-
-
-def _nc4(geometry: ClassGeometry, decisions: Decisions | None) -> Computed:
-    if decisions is None:
-        return
-
-    def share(counts: npt.NDArray[np.int64]) -> float:
-        require(geometry.num_present != 1, "one_class")
-        geometry.require_range()
-        total = int(decisions.rows.sum())
-        if total == 0:
-            raise Undefined("no_decisions")
-        return int(counts.sum()) / total
-
-    agree = decisions.agree
-    if agree is not None:
-        yield "nc4_agreement", lambda: share(agree)
-        yield "nc4_mismatch", lambda: share(decisions.rows - agree)
-    yield "ncc_accuracy", lambda: share(decisions.correct)
-
-
-def _rank(geometry: ClassGeometry) -> Computed:
-    yield "features_effective_rank", lambda: rank.features_effective_rank(geometry)
-    yield "means_effective_rank", lambda: rank.effective_rank(geometry.centred_values)
-    yield "means_stable_rank", lambda: rank.stable_rank(geometry.centred_values)
-    yield (
-        "means_condition",
-        lambda: rank.means_condition(geometry.uncentred_values, geometry.num_present),
-    )
-
-
-def _fed(geometry: ClassGeometry, weight: npt.NDArray[np.float64] | None) -> Computed:
-    if weight is None:
-        return
-
-    def sine() -> float:
-        means = geometry.finite_means
-        _require_range(weight)
-        return rank.dnc3_sine(weight, means)
-
-    yield "dnc3_sine", sine
-
-
-def _balance(
-    incoming: npt.NDArray[np.float64] | None,
-    weight: npt.NDArray[np.float64] | None,
-    decays: tuple[float, float],
-) -> Computed:
-    if incoming is None or weight is None:
-        return
-
-    def balance() -> float:
-        for matrix in (incoming, weight):
-            _require_range(matrix)
-        return rank.weight_balance(incoming, weight, decays)
-
-    yield "weight_balance", balance
-
-
-def _require_range(weight: Floats) -> None:
-    require(bounded(weight), "nonfinite_head")
-    require(not too_small(weight), "out_of_range")
-
-
-def _absent(
-    values: dict[str, float], head: Head | None, decisions: Decisions | None
-) -> dict[str, str]:
-    def reason(name: str) -> str:
-        if name.startswith("nc4") and decisions is not None:
-            return "no_logits"
-        if name == "weight_balance":
-            return "no_incoming"
-        if name == "ncc_accuracy":
-            return "no_decisions"
-        return "no_head" if head is None else "no_decisions"
-
-    return {name: reason(name) for name in METRICS if name not in values}
+def _missing(layer: LayerInputs) -> dict[Need, str]:
+    """What the layer lacks, and the reason that its metrics then have; the first counts."""
+    missing: dict[Need, str] = {}
+    if layer.incoming is None or layer.weight is None:
+        missing["incoming"] = "no_incoming"
+    if layer.head is None:
+        missing["head"] = "no_head"
+    if layer.weight is None:
+        missing["weight"] = "no_head"
+    if layer.decisions is None:
+        missing["network"] = "no_head" if layer.head is None else "no_decisions"
+        missing["decisions"] = "no_decisions"
+    elif layer.decisions.agree is None:
+        missing["network"] = "no_logits"
+    return missing
 
 
 def _intervals(
@@ -350,50 +207,24 @@ def _intervals(
         return {}
     total = int(decisions.rows.sum())
     return {
-        name: wilson_interval(round(values[name] * total), total)
-        for name in ("nc4_agreement", "nc4_mismatch", "ncc_accuracy")
-        if math.isfinite(values.get(name, math.nan))
+        name: nc4.wilson_interval(round(value * total), total)
+        for name, value in values.items()
+        if METRICS[name].unit == "share of rows" and math.isfinite(value)
     }
 
 
-def _standard_errors(
-    geometry: ClassGeometry, convention: Convention, values: dict[str, float]
-) -> dict[str, float]:
-    if geometry.moments.sketch is None:
+def _standard_errors(layer: LayerInputs, values: dict[str, float]) -> dict[str, float]:
+    if layer.geometry.moments.sketch is None:
         return {}
     conventions = {
-        "nc1_pinv": convention,
-        "nc1_fuzziness": nc1.fuzziness_convention(convention),
+        "nc1_pinv": layer.convention,
+        "nc1_fuzziness": nc1.fuzziness_convention(layer.convention),
     }
     return {
-        name: nc1.nc1_pinv_error(geometry.about(chosen.center), chosen)
-        for name, chosen in conventions.items()
+        name: nc1.pinv_error(layer.geometry.about(convention.center), convention)
+        for name, convention in conventions.items()
         if math.isfinite(values[name])
     }
-
-
-def _dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, float]:
-    r"""NC1 of features that are collapsed but for the rounding of their dtype.
-
-    Rounding to a multiple of u adds a variance of :math:`u^2/12` (an error uniform within half of u);
-    near collapse u is that of the class mean, :math:`\epsilon\, 2^{\lfloor \log_2 |\mu| \rfloor}`.
-    """
-    eps = EPS.get(geometry.moments.feature_dtype)
-    if eps is None:
-        return {}
-    try:
-        _ = geometry.centred
-        squares = np.spacing(geometry.means)  # float64's
-        squares *= squares
-        rounding = product(geometry.weights(convention.within), squares)
-        rounding *= (eps / EPS64) ** 2 / 12
-        spectrum = geometry.spectrum(convention.between)
-    except Undefined:
-        return {}
-    along = float(np.einsum("rj,rj->j", spectrum.inverse, spectrum.inverse) @ rounding)
-    between = float((spectrum.values**2).sum())
-    divisor = geometry.num_present if convention.divide_by_classes else 1
-    return {"nc1_pinv": along / divisor, "nc1_trace_ratio": float(rounding.sum()) / between}
 
 
 def _flags(
@@ -418,20 +249,66 @@ def _flags(
     return tuple(flag for flag, up in raised.items() if up)
 
 
+def _per_class(geometry: ClassGeometry, decisions: Decisions | None) -> dict[str, npt.NDArray[Any]]:
+    """What is known of every class, (C,) each; NaN, and -1 for a class, where undefined."""
+
+    def spread(compute: Callable[[], npt.NDArray[Any]], nothing: float = math.nan) -> Any:
+        whole = np.full(geometry.moments.num_classes, nothing)
+        with suppress(Undefined):
+            whole[geometry.present] = compute()
+        return whole
+
+    columns = {
+        "count": geometry.moments.counts,
+        "variance": spread(lambda: geometry.traces / geometry.counts),
+        "mean_norm": spread(lambda: geometry.norms),
+        "worst_cosine": spread(lambda: geometry.pairs.worst_cosine),
+        "nearest_class": spread(lambda: geometry.present[geometry.pairs.nearest], -1),
+    }
+    if decisions is not None:
+        rows = np.where(decisions.rows > 0, decisions.rows, 1)
+        accuracy = np.where(decisions.rows > 0, decisions.correct / rows, math.nan)
+        columns["ncc_accuracy"] = accuracy
+    return columns
+
+
+def _vectors(geometry: ClassGeometry) -> dict[str, npt.NDArray[Any]]:
+    """Singular values of the class means and the histogram of their cosines, where defined."""
+    vectors: dict[str, npt.NDArray[Any]] = {}
+    with suppress(Undefined):
+        vectors["means_singular_values"] = geometry.centred_values
+    with suppress(Undefined):
+        vectors["means_singular_values_uncentred"] = geometry.uncentred_values
+    with suppress(Undefined):
+        vectors["means_cosine_histogram"] = geometry.pairs.histogram
+    return vectors
+
+
+def _matrices(layer: LayerInputs) -> dict[str, Floats]:
+    """The C x C matrices of few present classes, where defined."""
+    matrices: dict[str, Floats] = {}
+    geometry = layer.geometry
+    if geometry.num_present > GRAM_CLASSES:
+        return matrices
+    with suppress(Undefined):
+        matrices["means_gram"] = geometry.finite_means @ geometry.finite_means.T
+    with suppress(Undefined):
+        matrices["means_gram_centred"] = geometry.centred @ geometry.centred.T
+    if layer.head is not None:
+        with suppress(Undefined):
+            units = geometry.units
+            directions = unit_rows(layer.head.rows, "head_row_without_direction")
+            matrices["head_means_cosine"] = (directions @ units.T).clip(-1, 1)
+    return matrices
+
+
 def _provenance(
-    geometry: ClassGeometry,
-    convention: Convention,
-    center_head: bool,
-    decisions: Decisions | None,
-    floor: dict[str, float],
-    errors: dict[str, float],
+    layer: LayerInputs, center_head: bool, floor: dict[str, float], errors: dict[str, float]
 ) -> dict[str, Any]:
-    moments = geometry.moments
-    spectrum: Spectrum | None
-    try:
+    geometry, moments, decisions = layer.geometry, layer.geometry.moments, layer.decisions
+    convention, spectrum = layer.convention, None
+    with suppress(Undefined):
         spectrum = geometry.spectrum(convention.between)
-    except Undefined:
-        spectrum = None
     return {
         "rows": moments.rows,
         "classes": moments.num_classes,

@@ -1,408 +1,295 @@
-"""Pairs of classes: one pass over tiles of their cosines, in bounded memory and in threads.
+"""Pairs of classes: one pass over tiles of their cosines, in bounded memory.
 
-A tile comes of one matrix product, in the threads of BLAS. Then threads of ours take bands of its rows, and
-work on each in strips that stay in a core's cache. What is asked of the pairs is summed band by band, and
-the sums are added in the order of the bands: they do not depend on the threads.
-
-Of very many rows the cosines are taken in float32, which halves the product and the passes over it. A cosine
+Of very many rows the cosines are taken in float32, which halves the products and the passes over them. A cosine
 is then off by some 3e-7, to either side. Of C > 2 d unit rows in d dimensions whose mean cosine is m <= 1/2 the
-cosines have a standard deviation of (1 - m) / sqrt(2 d) at least, as of the bound of Welch 1974, which is far
-above that; and a mean over n pairs loses 3e-7 / sqrt(n), of eight million pairs or more 1e-10. A function of
-1 - cos loses the more the nearer the rows: rows that have another within _NEAR are taken again in float64, so that
-a mean is left with 3e-7 / _NEAR / sqrt(n), where the n nearest pairs are a share of _NEAR of all or are not what
-it is made of: 1e-8. Sums of a thousand are in float32, and lose about as much; those are added in float64.
-The largest cosine of each row is found again in float64 (`Nearest.settle`).
+cosines have a standard deviation of (1 - m) / sqrt(2 d) at least (Welch 1974), which is far above that; and a mean
+over n pairs loses 3e-7 / sqrt(n), of eight million pairs or more 1e-10. A function of 1 - cos loses the more the
+nearer the rows, so a tile with a cosine above 1 - NEAR is taken again in float64. The largest cosine of each row
+is found again in float64, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
-from threading import local
-from typing import Any, NamedTuple, Protocol, Self
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..stats.blas import product
-from ..stats.linalg import EPS64, TILE, Floats
-from ..system.threads import InOrder, threads
-from .pair_sums import (
-    COSINE_BINS,
-    CosineSpread,
-    Histogram,
-    LogDistances,
-    Nearest,
-    Reals,
-    VarianceRatio,
-)
+from ..stats.linalg import EPS64, Floats, row_norms
 
-__all__ = [
-    "COSINE_BINS",
-    "TILE",
-    "CosineSpread",
-    "PairStatistics",
-    "VarianceRatio",
-    "cosine_spread",
-    "observe",
-    "pair_statistics",
-    "spread_of",
-]
+Reals = npt.NDArray[np.floating]  # float64, or float32 of very many rows
+Indices = npt.NDArray[np.int64]
 
-_BAND = 256  # rows of a tile that a thread takes at a time
-_STRIP = 2**17  # entries that are worked on at a time: of fewer, threads wait for each other
-_MANY = 4096  # rows, from which on their cosines may be in float32
-_SINGLE_TILE = 2  # times as many a side: BLAS's threads stay awake for a while after every tile
-_NEAR = 0.05  # rows that have a cosine above 1 less this are not left in float32
+COSINE_BINS = 100  # of equal width over [-1, 1]
+EPS32 = float(np.finfo(np.float32).eps)
+TILE = 512  # rows a side: a tile of their cosines stays in a cache
+MANY = 4096  # rows, from which on their cosines may be in float32
+NEAR = 0.05
 _CANCELLED = 1e-6  # where 1 - cos is below, the distance is taken from the difference of the rows
+_AT_CENTRE = 1e-30  # norms below this share of the largest are nothing beside it
+_ENTRIES = 2**22  # of a product of some rows with all: 32 MB
 
-Rows = npt.NDArray[np.int64]
 
-_NONE, _NOTHING = np.zeros(0, np.int64), np.zeros((0, 0))
+class CosineSpread(NamedTuple):
+    r"""Population standard deviation of the cosines, and mean :math:`|\cos + 1/(C-1)|`."""
+
+    cos_std: float
+    cos_deviation: float
 
 
 class PairStatistics(NamedTuple):
-    """Statistics over the pairs of rows of a frame: cosines and log distances of unit rows.
+    r"""Statistics over the pairs of rows of a frame.
 
-    ``nearest`` (C,) is the row of the largest cosine to each, ``histogram`` (100,) counts the cosines of
-    all pairs in bins of equal width over [-1, 1].
+    ``log_mean`` and ``log_variance`` are of :math:`-\log|u_a - u_b|`, u the rows at unit length, infinite where two
+    are one direction. ``variance_ratio`` is the mean of :math:`(v_a+v_b)/(2|\mu_a-\mu_b|^2)`, infinite where two
+    rows are one point. ``nearest`` (C,) is the first row of the largest cosine to each. ``histogram`` (100,) counts
+    the cosines of all pairs in bins of equal width over [-1, 1].
     """
 
     cos_std: float
     cos_deviation: float
     log_mean: float
     log_variance: float
+    variance_ratio: float
     worst_cosine: Floats
-    nearest: npt.NDArray[np.int64]
-    histogram: npt.NDArray[np.int64]
+    nearest: Indices
+    histogram: Indices
 
 
-def pair_tiles(count: int, side: int) -> Iterator[tuple[slice, slice]]:
-    """Squares that cover one triangle of the pairs."""
-    starts = range(0, count, side)
-    for i in starts:
-        for j in starts:
-            if j >= i:
-                yield slice(i, min(i + side, count)), slice(j, min(j + side, count))
+class Tile(NamedTuple):
+    """Cosines of pairs of rows: of those ``i`` with those ``j``, which broadcast to the shape of ``cosines``.
 
-
-class Buffers(local):
-    """Memory of one thread for the values of a strip, used again for the next."""
-
-    def __init__(self) -> None:
-        self._held: dict[np.dtype[Any], Reals] = {}
-
-    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Reals:
-        """Return an array of that shape; what the last of that type held is lost."""
-        size = math.prod(shape)
-        if dtype not in self._held or self._held[dtype].size < size:
-            self._held[dtype] = np.empty(size, dtype)
-        return self._held[dtype][:size].reshape(shape)
-
-
-class Strip:
-    """Cosines of some rows of a frame to others: rows of one tile.
-
-    In a tile on the diagonal every pair stands twice, and a row's cosine to itself is -inf.
-
-    Parameters
-    ----------
-    rows, columns : slice
-        Of the frame.
-    cosines : (m, n) float64 or float32
-    diagonal : bool
-        Whether the tile is on the diagonal.
-    buffers : Buffers
-    largest : (m,) array, optional
-        The largest cosine of each row, where it is known.
-    """
-
-    def __init__(
-        self,
-        rows: slice,
-        columns: slice,
-        cosines: Reals,
-        diagonal: bool,
-        buffers: Buffers,
-        largest: Reals | None = None,
-    ) -> None:
-        self.rows, self.columns, self.cosines, self.diagonal = rows, columns, cosines, diagonal
-        self._buffers, self._largest = buffers, largest
-        if diagonal:
-            own = np.arange(len(cosines))
-            cosines[own, own + rows.start - columns.start] = -np.inf
-
-    def scratch(self) -> Reals:
-        """Return memory for a value of every cosine; what was asked for before is lost."""
-        return self._buffers.array(self.cosines.shape, self.cosines.dtype)
-
-    def pairs(self, values: Reals) -> Reals:
-        """Return the values of the pairs a < b as a vector: a view, or a copy on the diagonal."""
-        if not self.diagonal:
-            return values.reshape(-1)
-        upper: Reals = values[self._upper]
-        return upper
-
-    @cached_property
-    def _upper(self) -> npt.NDArray[np.bool_]:
-        rows, columns = (np.arange(part.start, part.stop) for part in (self.rows, self.columns))
-        return columns > rows[:, None]
-
-    @cached_property
-    def largest_by_row(self) -> Reals:
-        """The largest cosine of each row, (m,)."""
-        return _largest_by_row(self.cosines) if self._largest is None else self._largest
-
-    @cached_property
-    def largest(self) -> float:
-        """The largest cosine."""
-        return float(self.largest_by_row.max())
-
-    @cached_property
-    def near(self) -> tuple[Rows, Rows]:
-        """Where rows are so near each other that the cosine has not the digits of their distance."""
-        if self.largest <= 1 - _CANCELLED:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        i, j = np.nonzero(self.cosines > 1 - _CANCELLED)
-        return i, j
-
-    def near_distances(self, frame: Floats) -> Floats:
-        """Squared distances of the rows of a frame where they are near, from their differences."""
-        i, j = self.near[0] + self.rows.start, self.near[1] + self.columns.start
-        step = max(1, TILE * TILE // max(frame.shape[1], 1))
-        parts = [
-            ((frame[i[at : at + step]] - frame[j[at : at + step]]) ** 2).sum(axis=1)
-            for at in range(0, len(i), step)
-        ]
-        return np.concatenate([np.zeros(0), *parts])
-
-
-def strips(units: Floats) -> Iterator[Strip]:
-    """Strips that cover every pair of unit rows; their cosines are overwritten by the next tile's."""
-    buffers = Buffers()
-    for tile in _tiles(units):
-        for band in tile.bands():
-            yield from tile.strips(band, buffers)
-
-
-class _Tile(NamedTuple):
-    """Cosines of a square of pairs; those of ``again``, some of its rows, in float64 besides.
-
-    ``largest``: of each row, where it is known.
+    ``square`` has the cosines of ``rows`` to ``columns``, -inf where a row meets itself.
     """
 
     rows: slice
     columns: slice
+    square: Reals
+    i: Indices
+    j: Indices
     cosines: Reals
-    again: Rows
-    exact: Floats
-    largest: Reals | None = None
-
-    def bands(self) -> list[slice]:
-        """Return the parts of its rows that threads work on."""
-        starts = range(self.rows.start, self.rows.stop, _BAND)
-        return [slice(start, min(start + _BAND, self.rows.stop)) for start in starts]
-
-    def strips(self, band: slice, buffers: Buffers) -> Iterator[Strip]:
-        step = max(1, _STRIP * 8 // (self.cosines.itemsize * self.cosines.shape[1]))
-        for start in range(band.start, band.stop, step):
-            rows = slice(start, min(start + step, band.stop))
-            first, last = start - self.rows.start, rows.stop - self.rows.start
-            cosines = self.cosines[first:last]
-            largest = None if self.largest is None else self.largest[first:last]
-            low, high = np.searchsorted(self.again, (first, last))
-            if low < high:
-                cosines, largest = cosines.astype(np.float64), None
-                cosines[self.again[low:high] - first] = self.exact[low:high]
-            yield Strip(rows, self.columns, cosines, self.rows == self.columns, buffers, largest)
 
 
-def _tiles(units: Floats) -> Iterator[_Tile]:
-    """Tiles of one triangle; the cosines are overwritten by the next tile's."""
-    buffer = np.empty(min(TILE, len(units)) ** 2)
-    for rows, columns in pair_tiles(len(units), TILE):
-        shape = rows.stop - rows.start, columns.stop - columns.start
-        cosines = buffer[: shape[0] * shape[1]].reshape(shape)
-        cosines = product(units[rows], units[columns].T, out=cosines)
-        yield _Tile(rows, columns, cosines, _NONE, _NOTHING)
+def tiles(units: Floats) -> Iterator[Tile]:
+    """Cover every pair of unit rows once."""
+    count, single = len(units), in_single(units)
+    factors = units.astype(np.float32) if single else units
+    parts = [slice(start, min(start + TILE, count)) for start in range(0, count, TILE)]
+    done = again = 0
+    for first, rows in enumerate(parts):
+        yield _diagonal_tile(units, rows)
+        i = np.arange(rows.start, rows.stop)[:, None]
+        for columns in parts[first + 1 :]:
+            square: Reals = factors[rows] @ factors[columns].T
+            if single:
+                done += 1
+                if square.max() > 1 - NEAR:
+                    again += 1
+                    square = units[rows] @ units[columns].T
+                    if 2 * again > done + 8:  # float32 saves nothing
+                        single, factors = False, units
+            j = np.arange(columns.start, columns.stop)[None]
+            yield Tile(rows, columns, square, i, j, square)
 
 
-def _single_tiles(units: Floats, in_order: InOrder) -> Iterator[_Tile]:
-    """Tiles in float32, but for the rows that have another near."""
-    factors, side = units.astype(np.float32), TILE * _SINGLE_TILE
-    buffer, worth = np.empty(min(side, len(units)) ** 2, np.float32), True
-    for rows, columns in pair_tiles(len(units), side):
-        shape = rows.stop - rows.start, columns.stop - columns.start
-        cosines = buffer[: shape[0] * shape[1]].reshape(shape)
-        again, largest = np.arange(shape[0]), None
-        if worth:
-            cosines = product(factors[rows], factors[columns].T, out=cosines)
-            if rows == columns:
-                np.fill_diagonal(cosines, -np.inf)
-            largest = np.concatenate(list(in_order(_largest_by_row, row_bands(cosines))))
-            again = np.flatnonzero(largest > 1 - _NEAR)
-            worth = 2 * len(again) < shape[0]  # else the next tiles are in float64 at once
-        exact = product(units[rows][again], units[columns].T)
-        yield _Tile(rows, columns, cosines, again, exact, largest)
-
-
-def row_bands(values: Reals) -> list[Reals]:
-    """Cut a matrix into the rows that a thread takes at a time.
-
-    Examples
-    --------
-    >>> [len(band) for band in row_bands(np.zeros((600, 2)))]
-    [256, 256, 88]
-    """
-    return [values[start : start + _BAND] for start in range(0, len(values), _BAND)]
-
-
-def _largest_by_row(cosines: Reals) -> Reals:
-    return np.asarray(cosines.max(axis=1))
+def _diagonal_tile(units: Floats, rows: slice) -> Tile:
+    square = units[rows] @ units[rows].T
+    np.fill_diagonal(square, -np.inf)
+    i, j = np.triu_indices(len(square), 1)
+    return Tile(rows, rows, square, i + rows.start, j + rows.start, square[i, j])
 
 
 def in_single(units: Floats) -> bool:
     """Return whether float32 has the digits for the cosines of these unit rows, and they are worth it."""
     count, width = units.shape
-    if count < _MANY or count <= 2 * width:
+    if count < MANY or count <= 2 * width:
         return False
     mean = units.mean(axis=0)
     return float(mean @ mean) <= 0.5
 
 
-class Observer(Protocol):
-    """What adds up something over the pairs; it leaves the cosines of a strip as they are."""
-
-    def empty(self) -> Self:
-        """Return one that has seen nothing yet; in part of what this one has, it may look for more only."""
-
-    def add(self, strip: Strip) -> None:
-        """Take in one strip."""
-
-    def merge(self, part: Self) -> None:
-        """Take in what another has added up of the pairs that come next."""
-
-
-def observe(units: Floats, observers: Sequence[Observer]) -> None:
-    """Hand every pair of unit rows to every observer, bands of a tile at a time in threads."""
-    with threads() as in_order:
-        tiles = _single_tiles(units, in_order) if in_single(units) else _tiles(units)
-        _observe(tiles, observers, in_order)
-
-
-def _observe(tiles: Iterable[_Tile], observers: Sequence[Observer], in_order: InOrder) -> None:
-    buffers = Buffers()
-    for tile in tiles:
-        starts = [observer.empty() for observer in observers]
-
-        def of_band(
-            band: slice, tile: _Tile = tile, starts: list[Observer] = starts
-        ) -> list[Observer]:
-            parts = [start.empty() for start in starts]
-            for strip in tile.strips(band, buffers):
-                for part in parts:
-                    part.add(strip)
-            return parts
-
-        for parts in in_order(of_band, tile.bands()):
-            for observer, part in zip(observers, parts, strict=True):
-                observer.merge(part)
-
-
-def _observe_known(cosines: Floats, observers: Sequence[Observer]) -> None:
-    """Hand all pairs on as one tile."""
-    every = slice(0, len(cosines))
-    with threads() as in_order:
-        _observe([_Tile(every, every, cosines, _NONE, _NOTHING)], observers, in_order)
-
-
 def cosine_spread(units: Floats) -> CosineSpread:
-    r"""Spread of the cosines over all pairs of unit rows.
-
-    Parameters
-    ----------
-    units : (C, d) float64
-        Rows of unit length, C >= 2.
-
-    Returns
-    -------
-    CosineSpread
-
-    Examples
-    --------
-    >>> cosine_spread(np.eye(3)).cos_std, cosine_spread(np.eye(3)).cos_deviation
-    (0.0, 0.5)
-    """
-    spread = CosineSpread(len(units))
-    observe(units, [spread])
-    return spread
-
-
-def spread_of(cosines: Floats) -> CosineSpread:
-    """Spread of cosines that are known, (C, C): their diagonal is lost.
-
-    Examples
-    --------
-    >>> spread_of(np.eye(3)).cos_deviation
-    0.5
-    """
-    spread = CosineSpread(len(cosines))
-    _observe_known(cosines, [spread])
-    return spread
+    """Return the spread of the cosines over all pairs of unit rows, (C, d) with C >= 2."""
+    spread = _Spread(len(units))
+    for tile in tiles(units):
+        spread.add(tile.cosines)
+    return spread.result()
 
 
 def pair_statistics(
-    units: Floats,
-    resolution: float = 16 * EPS64,
-    beside: Sequence[Observer] = (),
-    cosines: Floats | None = None,
+    frame: Floats, variances: Floats, resolution: float, angle: float | None = None
 ) -> PairStatistics:
-    r"""Statistics over all pairs of unit rows, in tiles of bounded memory.
+    """Return the statistics over all pairs of rows (C, d), C >= 2, of those variances (C,).
 
-    Parameters
-    ----------
-    units : (C, d) float64
-        Rows of unit length, C >= 2.
-    resolution : float
-        Distance up to which two rows are the same direction: the round-off of the rows.
-    beside : sequence of Observer
-        What else is to see the same strips.
-    cosines : (C, C) float64, optional
-        Of the rows, where they are known; their diagonal is lost.
-
-    Returns
-    -------
-    PairStatistics
-        Population standard deviation of the cosines; mean :math:`|\cos + 1/(C-1)|`; mean and
-        population variance of :math:`-\log|u_a - u_b|`, infinite where two rows are one direction;
-        the largest cosine of each row to another, and to which (the first of several); how many
-        cosines fall into each of 100 bins of equal width over [-1, 1].
-
-    Examples
-    --------
-    >>> from collapsemeter.metrics.frames import simplex_etf
-    >>> statistics = pair_statistics(simplex_etf(4, 3))
-    >>> statistics.worst_cosine.round(12)
-    array([-0.33333333, -0.33333333, -0.33333333, -0.33333333])
-    >>> int(statistics.histogram[33]), int(statistics.histogram.sum())  # all pairs near -1/3
-    (6, 6)
+    Up to the distance ``resolution`` two rows are one point, up to ``angle`` two unit rows are one direction.
     """
-    spread, histogram = CosineSpread(len(units)), Histogram()
-    nearest, logs = Nearest(len(units)), LogDistances(units, resolution)
-    observers: list[Observer] = [spread, histogram, nearest, logs, *beside]
-    if cosines is not None:
-        _observe_known(cosines, observers)
-    else:
-        observe(units, observers)
-        if in_single(units):
-            nearest.settle(units, 1 - _NEAR)
+    norms = row_norms(frame)
+    scale = float(norms.max())
+    lengths = np.maximum(norms / scale, _AT_CENTRE)
+    units = frame / (scale * lengths)[:, None]
+    spread, logs, nearest = _Spread(len(frame)), _Running(), Largest(len(frame))
+    histogram = np.zeros(COSINE_BINS + 1, np.int64)
+    largest = float(variances.max()) or 1.0
+    ratios, closest, straightest = 0.0, math.inf, math.inf
+    for tile in tiles(units):
+        spread.add(tile.cosines)
+        histogram += _histogram(tile.cosines)
+        nearest.add(tile.rows, tile.columns, tile.square)
+        if tile.rows != tile.columns:
+            nearest.add(tile.columns, tile.rows, tile.square.T)
+        halves, squares = _distances(tile, frame, units, lengths, scale)
+        closest = min(closest, float(squares.min(initial=math.inf)))
+        straightest = min(straightest, float(halves.min(initial=math.inf)))
+        if straightest > 0:
+            logs.add(np.log(halves))
+        if closest > 0:
+            shares = (variances / largest).astype(squares.dtype)
+            ratios += float(((shares[tile.i] + shares[tile.j]) / squares).sum())
+    if in_single(units):
+        nearest.settle(units)
+    least = 16 * EPS64 if angle is None else angle
+    pairs = len(frame) * (len(frame) - 1) / 2
+    one_direction, one_point = straightest <= least**2 / 2, closest <= (resolution / scale) ** 2
     return PairStatistics(
-        cos_std=spread.cos_std,
-        cos_deviation=spread.cos_deviation,
-        log_mean=logs.mean,
-        log_variance=logs.variance,
-        worst_cosine=nearest.cosines,
-        nearest=nearest.rows,
-        histogram=histogram.counts,
+        *spread.result(),
+        log_mean=math.inf if one_direction else -0.5 * (math.log(2.0) + logs.mean),
+        log_variance=math.inf if one_direction else 0.25 * logs.variance,
+        variance_ratio=math.inf if one_point else ratios * largest / scale**2 / (2 * pairs),
+        worst_cosine=nearest.values,
+        nearest=nearest.indices,
+        histogram=np.append(histogram[:-2], histogram[-2:].sum()),
     )
+
+
+def _histogram(cosines: Reals) -> Indices:
+    # Round-off may put the cosine of parallel rows just outside: below zero it is cut to zero.
+    bins = ((cosines + 1) * (COSINE_BINS / 2)).astype(np.uint8)
+    return np.bincount(bins.reshape(-1), minlength=COSINE_BINS + 1)
+
+
+def _distances(
+    tile: Tile, frame: Floats, units: Floats, lengths: Floats, scale: float
+) -> tuple[Reals, Reals]:
+    r"""Half of :math:`|u_a - u_b|^2`, and :math:`|f_a - f_b|^2 = (n_a - n_b)^2 + n_a n_b |u_a - u_b|^2` in units of the scale."""
+    norms = lengths.astype(tile.cosines.dtype)
+    a, b = norms[tile.i], norms[tile.j]
+    halves = 1.0 - tile.cosines
+    squares = a - b
+    squares *= squares
+    squares += 2.0 * a * b * halves
+    near = np.nonzero(halves < _CANCELLED)
+    if len(near[0]):
+        i, j = (np.broadcast_to(index, halves.shape)[near] for index in (tile.i, tile.j))
+        halves[near] = _squared_distances(units, i, j) / 2
+        squares[near] = _squared_distances(frame, i, j) / scale**2
+    return halves, squares
+
+
+def _squared_distances(frame: Floats, i: Indices, j: Indices) -> Floats:
+    step = max(1, _ENTRIES // max(frame.shape[1], 1))
+    parts = [slice(start, start + step) for start in range(0, len(i), step)]
+    return np.concatenate([((frame[i[part]] - frame[j[part]]) ** 2).sum(axis=1) for part in parts])
+
+
+class _Running:
+    """Mean and squared deviations of values that arrive part by part (Chan et al. 1983)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._deviation = 0, 0.0, 0.0
+
+    def add(self, values: Reals) -> None:
+        if not values.size:
+            return
+        mean = float(values.sum()) / values.size
+        off = values - mean
+        total, delta = self.count + values.size, mean - self.mean
+        self._deviation += float(np.vecdot(off, off).sum(dtype=np.float64))
+        self._deviation += delta**2 * self.count * values.size / total
+        self.mean += delta * values.size / total
+        self.count = total
+
+    @property
+    def variance(self) -> float:
+        return self._deviation / self.count
+
+
+class _Spread:
+    """Spread of the cosines, and their distance from those of a simplex ETF."""
+
+    def __init__(self, count: int) -> None:
+        self._simplex, self._cosines, self._deviation = 1.0 / (count - 1), _Running(), 0.0
+
+    def add(self, cosines: Reals) -> None:
+        self._cosines.add(cosines)
+        self._deviation += float(np.abs(cosines + self._simplex).sum())
+
+    def result(self) -> CosineSpread:
+        deviation = self._deviation / self._cosines.count
+        return CosineSpread(math.sqrt(self._cosines.variance), deviation)
+
+
+class Largest:
+    """The largest entry of each row of a product that arrives tile by tile: the first of several."""
+
+    def __init__(self, count: int) -> None:
+        self.values, self._second = np.full(count, -np.inf), np.full(count, -np.inf)
+        self.indices = np.full(count, -1, np.int64)
+
+    def add(self, rows: slice, columns: slice, products: Reals) -> None:
+        """Take in one tile."""
+        values, second, largest = self.values[rows], self._second[rows], products.max(axis=1)
+        np.maximum(second, np.minimum(values, largest), out=second)
+        (higher,) = np.nonzero(largest > values)
+        if len(higher):
+            part = np.array(products[higher])
+            first = part.argmax(axis=1)
+            part[np.arange(len(higher)), first] = -np.inf
+            second[higher] = np.maximum(second[higher], part.max(axis=1))
+            values[higher] = largest[higher]
+            self.indices[rows][higher] = first + columns.start
+
+    def unsure(self, error: float) -> Indices:
+        """Return the rows in which another entry may be the largest."""
+        return np.flatnonzero(self.values - self._second <= error)
+
+    def settle(self, units: Floats) -> None:
+        """Do again in float64 what was found in float32 of unit rows' cosines to each other."""
+        for part in _chunks(self.unsure(single_rounding(units)), len(units)):
+            cosines = units[part] @ units.T
+            cosines[np.arange(len(part)), part] = -np.inf
+            self.indices[part] = cosines.argmax(axis=1)
+        for part in _chunks(np.arange(len(units)), units.shape[1]):
+            self.values[part] = np.vecdot(units[part], units[self.indices[part]])
+
+
+def closest_units(rows: Floats, units: Floats) -> Indices:
+    """Return which unit row is closest to each of some others, (k,): in float32 first where both are many."""
+    closest, unsure = np.empty(len(rows), np.int64), np.arange(len(rows))
+    if min(len(rows), len(units)) >= MANY:
+        # What all units have in common decides nothing; without it products are small, and so is their rounding.
+        mean = units.mean(axis=0)
+        factors, relative = rows.astype(np.float32), (units - mean).astype(np.float32)
+        largest = Largest(len(rows))
+        for start in range(0, len(rows), TILE):
+            part = slice(start, start + TILE)
+            for first in range(0, len(units), TILE):
+                columns = slice(first, first + TILE)
+                largest.add(part, columns, factors[part] @ relative[columns].T)
+        closest, unsure = largest.indices, largest.unsure(single_rounding(relative))
+    for part_of in _chunks(unsure, len(units)):
+        closest[part_of] = (rows[part_of] @ units.T).argmax(axis=1)
+    return closest
+
+
+def single_rounding(units: Reals) -> float:
+    """Bound what float32 takes from the difference of two products of unit rows with these: d terms, and both factors."""
+    longest = float(np.sqrt(np.vecdot(units, units).max()))
+    return longest * (int(units.shape[1]) + 4) * EPS32
+
+
+def _chunks(places: Indices, width: int) -> Iterator[Indices]:
+    step = max(1, _ENTRIES // max(width, 1))
+    for start in range(0, len(places), step):
+        yield places[start : start + step]

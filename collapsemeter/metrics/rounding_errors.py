@@ -1,4 +1,4 @@
-"""What the rounding of running float32 sums may have taken from each metric."""
+"""What rounding may have taken from each metric: that of the features' own dtype, and of running float32 sums."""
 
 from __future__ import annotations
 
@@ -10,40 +10,54 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..stats.linalg import Floats
-from ..stats.rounding import EPS32
+from ..stats.linalg import EPS64, Floats
+from ..stats.sums import EPS
 from ..stats.undefined import Undefined
+from .catalogue import METRICS
+from .pairs import EPS32
 from .spectra import negligible
 
 if TYPE_CHECKING:
     from .convention import Convention, Weighting
     from .geometry import ClassGeometry
 
-
 CODE = "float32_sums_displaced"
 FLAGGED = 0.01  # a metric that may be off by more is cautioned about
 LOST = 1.0  # and one that may be off by itself has no value
 
 
+def dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, float]:
+    r"""Return NC1 of features that are collapsed but for the rounding of their dtype.
+
+    Rounding to a multiple of u adds a variance of :math:`u^2/12` (an error uniform within half of u);
+    near collapse u is that of the class mean, :math:`\epsilon\, 2^{\lfloor \log_2 |\mu| \rfloor}`.
+    """
+    eps = EPS.get(geometry.moments.feature_dtype)
+    if eps is None:
+        return {}
+    try:
+        _ = geometry.centred
+        squares = np.spacing(geometry.means)  # float64's
+        squares *= squares
+        rounding = geometry.weights(convention.within) @ squares
+        rounding *= (eps / EPS64) ** 2 / 12
+        spectrum = geometry.spectrum(convention.between)
+    except Undefined:
+        return {}
+    along = float(np.einsum("rj,rj->j", spectrum.inverse, spectrum.inverse) @ rounding)
+    between = float((spectrum.values**2).sum())
+    divisor = geometry.num_present if convention.divide_by_classes else 1
+    return {"nc1_pinv": along / divisor, "nc1_trace_ratio": float(rounding.sum()) / between}
+
+
 def relative_errors(
     geometry: ClassGeometry, convention: Convention, pinv: float | None
 ) -> dict[str, float]:
-    r"""Return bounds of relative errors, of the means, the traces, and the metrics that need S_B^+ or S_W^+.
+    r"""Return bounds of what float32 sums lost, relative; of sums in float64 none.
 
-    A scatter is compared with itself and the rounding of the features in float32, below which nothing is resolved.
-
-    Parameters
-    ----------
-    geometry : ClassGeometry
-    convention : Convention
-    pinv : float or None
-        The value of ``nc1_pinv``, where it has one.
-
-    Returns
-    -------
-    dict of str to float
-        ``means`` (of their distance from the centre), ``traces`` (the worst class's), ``nc1_pinv`` and
-        ``nc1_vci``, which a layer need not have; empty for sums in float64.
+    ``means`` (of their distance from the centre), ``traces`` (the worst class's), ``nc1_pinv`` (of which ``pinv`` is
+    the value) and ``nc1_vci``, where they exist. A scatter is compared with itself and the rounding of the features
+    in float32, below which nothing is resolved.
     """
     rounding, moments = geometry.moments.rounding, geometry.moments
     if rounding is None:
@@ -56,66 +70,50 @@ def relative_errors(
     present = geometry.present
     unit = EPS32**2 * geometry.means**2  # of each entry's rounding, squared
     resolved = moments.counts[present] * (within + unit.sum(axis=1))
-    found = {
+    bounds = {
         "means": float(rounding.means[present].max()) / distance,
         "traces": float(_ratio(rounding.traces[present], resolved).max()),
     }
     errors = rounding.features / geometry.rows
     unit = geometry.weights("sample") @ unit
     if pinv is not None and math.isfinite(pinv):
-        spectrum = geometry.spectrum(convention.between)
-        along = np.vecdot(spectrum.inverse.T, spectrum.inverse.T)  # the diagonal of S_B^+
+        inverse = geometry.spectrum(convention.between).inverse
+        along = np.vecdot(inverse.T, inverse.T)  # the diagonal of S_B^+
         divisor = geometry.num_present if convention.divide_by_classes else 1
         least = float(along @ unit) / divisor
-        found["nc1_pinv"] = float(_ratio(along @ errors / divisor, pinv + least))
+        bounds["nc1_pinv"] = float(_ratio(along @ errors / divisor, pinv + least))
     if moments.scatter is not None:
         with suppress(Undefined):
-            found["nc1_vci"] = _of_inverse(geometry, convention.within, errors, unit)
-    return found
+            bounds["nc1_vci"] = _of_inverse(geometry, convention.within, errors, unit)
+    return bounds
 
 
 def undetermined(errors: Mapping[str, float], names: Iterable[str]) -> set[str]:
-    """Return which of the metrics rounding may have taken whole.
-
-    Examples
-    --------
-    >>> sorted(undetermined({"means": 0.1, "traces": 2.0}, ["nc1_cdnv", "nc2_etf_error"]))
-    ['nc1_cdnv']
-    """
+    """Return which of the metrics rounding may have taken whole."""
     lost = {name for name, error in errors.items() if not error <= LOST}
     if "nc1_pinv" in lost:
         lost.add("nc1_fuzziness")
-    chosen = set()
-    for name in names:
-        of_scatter = name.startswith("nc1_") or name == "features_effective_rank"
-        of_means = not name.endswith("_head") and name != "weight_balance"
-        if name in lost or (of_scatter and "traces" in lost) or (of_means and "means" in lost):
-            chosen.add(name)
-    return chosen
+    spread = {"traces", "scatter"} if "traces" in lost else set()
+    statistics = spread | ({"means"} & lost)
+    return {name for name in names if name in lost or statistics & set(METRICS[name].needs)}
 
 
 def displaced(errors: Mapping[str, float]) -> bool:
-    """Whether rounding may be seen in the metrics.
-
-    Examples
-    --------
-    >>> displaced({"means": 1e-6, "traces": 0.5})
-    True
-    """
+    """Whether rounding may be seen in the metrics."""
     return any(not error <= FLAGGED for name, error in errors.items() if name != "nc1_vci")
 
 
 def _of_inverse(geometry: ClassGeometry, kind: Weighting, errors: Floats, unit: Floats) -> float:
     """Return the error of a feature's variance as a share of the part that no other feature explains."""
     within = geometry.within(kind)
+    factored = geometry.within_cholesky(kind)
     # A feature that hardly varies has a small error, too: all are judged at unit variance.
-    varies = np.flatnonzero(within.diagonal() > 0)
-    scale = within.diagonal()[varies] + unit[varies]
-    triangle = geometry.within_triangle(kind)
+    varies = np.flatnonzero(within.diagonal() > 0) if factored is None else factored.features
     if not len(varies):
         return 0.0
-    if triangle is not None:
-        least = float((triangle.diagonal()[varies] ** 2 / scale).min())
+    scale = within.diagonal()[varies] + unit[varies]
+    if factored is not None:
+        least = float((factored.triangle.diagonal() ** 2 / scale).min())
     else:
         roots = np.sqrt(scale)
         values = np.linalg.eigvalsh(within[np.ix_(varies, varies)] / np.outer(roots, roots))

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from ..metrics.decisions import decide
 from ..metrics.layer import LayerReport
 from ..metrics.measure import measure
-from ..metrics.nc4 import decide
 from ..report.report import CollapseReport
 from ..stats.head import Head
 from ..stats.moments import EPS, ClassMoments

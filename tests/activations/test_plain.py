@@ -10,7 +10,6 @@ import collapsemeter as cm
 from collapsemeter import ClassMoments, Head, decide
 from collapsemeter.activations import Writer
 from collapsemeter.adapter.batches import split
-from collapsemeter.metrics.nc4 import nearest_class
 
 ROWS = np.random.default_rng(0).normal(size=(12, 4))
 LABELS = np.arange(12) % 3
@@ -43,7 +42,6 @@ CALLS = {
     "logits": (
         lambda f: decide(MOMENTS, ROWS, LABELS, logits=np.ma.masked_less(LOGITS, -1.0)), "logits"),
     "predictions": (lambda f: decide(MOMENTS, ROWS, LABELS, predictions=LABELS_MASKED), "predictions"),
-    "rows to find the nearest class of": (lambda f: nearest_class(MOMENTS, ROWS_MASKED), "features"),
     "the weight of a head": (lambda f: Head(WEIGHT_MASKED), "weights"),
     "the bias of a head": (lambda f: Head(np.eye(3, 4), np.ma.masked_less([1, 0, 1], 1)), "biases"),
     "a single logit": (lambda f: Head.from_single_logit(np.ma.masked_less([1.0, 0], 1)), "weights"),

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 import collapsemeter as cm
 from collapsemeter.audit import Options, Running, audit
 from collapsemeter.cli import main
-from collapsemeter.metrics.nc4 import ClassCentres
+from collapsemeter.metrics.class_centres import ClassCentres
 
 
 def one_file(data, folder: Path, labels: np.ndarray, **more) -> str:

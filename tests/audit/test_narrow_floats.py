@@ -9,7 +9,7 @@ import pytest
 import collapsemeter as cm
 from collapsemeter.activations import Writer
 from collapsemeter.audit import audit
-from collapsemeter.metrics.nc4 import nearest_class
+from collapsemeter.metrics.class_centres import ClassCentres
 from collapsemeter.stats.accumulate import Accumulator
 
 NARROW = [np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
@@ -56,7 +56,7 @@ def test_logits_of_another_byte_order_keep_their_digits(data, tmp_path):
         logits = close.astype(f"{order}f8")
         np.savez(tmp_path / f"{order}.npz", fc=data.fc, labels=data.labels, logits=logits)
     little, big = (audit(str(tmp_path / f"{order}.npz"))["fc"] for order in "<>")
-    nearest = nearest_class(cm.ClassMoments.from_batch(data.fc, data.labels, 6), data.fc)
+    nearest = ClassCentres(cm.ClassMoments.from_batch(data.fc, data.labels, 6)).nearest(data.fc)
     assert big["nc4_agreement"] == little["nc4_agreement"] == (nearest == 2).mean()
 
 

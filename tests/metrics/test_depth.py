@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import collapsemeter as cm
-from collapsemeter.metrics import depth as rank
+from collapsemeter.metrics import depth, pairs
 
 
 def entropy_rank(values) -> float:
@@ -58,8 +58,6 @@ def test_dependent_means_have_no_condition():
     rows = np.array([[1.0, 2.0], [2.0, 4.0]])
     report = cm.measure(cm.ClassMoments.from_batch(rows, [0, 1], 2))
     assert report.reason("means_condition") == "rank_deficient_means"
-    with pytest.raises(ArithmeticError, match="linearly dependent"):
-        rank.means_condition(np.zeros(2), 2)
 
 
 def test_dnc3_is_the_weighted_sine_to_the_closest_mean(case):
@@ -78,7 +76,7 @@ def test_dnc3_keeps_its_digits_near_collapse(angle):
     weight = np.array([[3 * math.cos(angle), 3 * math.sin(angle), 0.0], [0.0, 0.0, 0.0]])
     means = np.array([[7.0, 0.0, 0.0], [0.0, 0.0, 5.0]])
     np.testing.assert_allclose(
-        rank.dnc3_sine(weight, means), math.sin(angle), rtol=1e-12, atol=1e-30
+        depth.mean_sine(weight, means), math.sin(angle), rtol=1e-12, atol=1e-30
     )
 
 
@@ -102,57 +100,26 @@ def test_dnc3_without_directions():
 
 
 @pytest.mark.parametrize("tile", [3, 7, 2048])
+@pytest.mark.parametrize("many", [1, 10**9])
 @pytest.mark.parametrize("offset", [0.0, 1.0, 1e4])
 @pytest.mark.parametrize("gap", [1.0, 1e-4, 1e-6])
-def test_the_closest_mean_is_found_where_float32_cannot_tell(tile, offset, gap, monkeypatch):
+def test_the_closest_mean_is_found_where_float32_cannot_tell(tile, many, offset, gap, monkeypatch):
     """Means in pairs an angle apart whose cosine float64 tells from 1, and rows along one of each."""
-    monkeypatch.setattr(rank, "TILE", tile)
+    monkeypatch.setattr(pairs, "TILE", tile)
+    monkeypatch.setattr(pairs, "MANY", many)
     rng = np.random.default_rng(3)
     means = np.repeat(rng.normal(size=(20, 6)), 2, axis=0) + offset
     means[1::2] += gap * (1 + offset) * rng.normal(size=(20, 6))
     weight = means[rng.permutation(40)] * rng.uniform(0.5, 2, size=(40, 1))
     # A sine of rounding only: d eps of the norms.
-    assert rank.dnc3_sine(weight, means) < 64 * np.finfo(float).eps
+    assert depth.mean_sine(weight, means) < 64 * np.finfo(float).eps
     units = means / np.linalg.norm(means, axis=1, keepdims=True)
     rows = rng.normal(size=(50, 6))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    found = rank._ClosestUnits(units, map).closest(rows)
+    closest = pairs.closest_units(rows, units)
     products = rows @ units.T
-    lost = products.max(axis=1) - products[np.arange(50), found]
+    lost = products.max(axis=1) - products[np.arange(50), closest]
     assert lost.max() <= 8 * np.finfo(float).eps
-
-
-@pytest.mark.parametrize("width", [1, 3, 4, 40])
-@pytest.mark.parametrize("noise", [0.01, 0.3, 10.0])
-@pytest.mark.parametrize("decay", [1.0, 1e-4])
-def test_the_closest_of_many_means_is_that_of_all_directions(width, noise, decay, monkeypatch):
-    """Rows near means, whom the leading directions decide, and rows far off, whom they cannot."""
-    monkeypatch.setattr(rank, "TILE", 16)
-    monkeypatch.setattr("collapsemeter.metrics.pairs._BAND", 5)
-    rng = np.random.default_rng(width)
-    means = rng.normal(size=(60, width)) * np.geomspace(1, decay, width) + 0.5
-    units = means / np.linalg.norm(means, axis=1, keepdims=True)
-    rows = means + noise * rng.normal(size=means.shape) * np.geomspace(1, decay, width)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    search = rank._ClosestUnits(units, map)
-    products = rows @ units.T
-    for _ in range(2):  # the second time without the leading directions, if they decided too little
-        lost = products.max(axis=1) - products[np.arange(60), search.closest(rows)]
-        assert lost.max() <= 8 * np.finfo(float).eps
-
-
-@pytest.mark.parametrize(("noise", "kept"), [(0.0, 2), (0.6, 1), (3.0, 0)])
-def test_a_few_leading_directions_decide_near_collapse(noise, kept, monkeypatch):
-    """And a quarter further off; what decides for less than half of the rows is left out for the next."""
-    monkeypatch.setattr(rank, "TILE", 16)
-    rng = np.random.default_rng(0)
-    means = rng.normal(size=(60, 128))
-    units = means / np.linalg.norm(means, axis=1, keepdims=True)
-    rows = means + noise * rng.normal(size=means.shape)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    search = rank._ClosestUnits(units, map)
-    assert search.closest(rows).tolist() == (rows @ units.T).argmax(axis=1).tolist()
-    assert len(search._bounds) == kept
 
 
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
@@ -195,10 +162,16 @@ def test_weights_of_a_balanced_linear_network_balance():
     left, values, right = np.linalg.svd(rng.standard_normal((5, 4)), full_matrices=False)
     incoming = np.sqrt(values)[:, None] * right
     outgoing = left * np.sqrt(values)
-    assert rank.weight_balance(incoming, outgoing) < 1e-15
-    assert rank.weight_balance(incoming, 2 * outgoing, (4.0, 1.0)) < 1e-15
-    assert rank.weight_balance(incoming, 2 * outgoing) == pytest.approx(3 / 5)
-    assert rank.weight_balance(incoming, 0 * outgoing) == 1.0
+    moments = cm.ClassMoments.from_batch(np.eye(4), np.arange(4), 4)
+
+    def balance(weight, decays=(1.0, 1.0)):
+        layer = cm.measure(moments, weight=weight, incoming=incoming, decays=decays)
+        return layer["weight_balance"]
+
+    assert balance(outgoing) < 1e-15
+    assert balance(2 * outgoing, (4.0, 1.0)) < 1e-15
+    assert balance(2 * outgoing) == pytest.approx(3 / 5)
+    assert balance(0 * outgoing) == 1.0
 
 
 def test_weight_balance_is_measured_when_asked_for():

@@ -9,7 +9,7 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter.metrics import pairs
-from collapsemeter.metrics.details import GRAM_CLASSES
+from collapsemeter.metrics.measure import GRAM_CLASSES
 
 
 def cosines(rows: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_tiles_change_nothing(monkeypatch, make_case):
 def test_the_first_of_several_nearest_is_named(monkeypatch, tile):
     monkeypatch.setattr(pairs, "TILE", tile)
     units = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    found = pairs.pair_statistics(units)
+    found = pairs.pair_statistics(units, np.ones(5), 0.0)
     assert found.nearest.tolist() == [2, 3, 0, 1, 0]
     assert found.histogram[99] == 4  # three pairs of one direction, one of the other
     assert found.histogram.sum() == 10

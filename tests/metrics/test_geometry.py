@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import collapsemeter as cm
 from collapsemeter.metrics import pairs
-from collapsemeter.metrics.frames import centred_rows, simplex_etf, simplex_gram, unit_rows
+from collapsemeter.metrics.frames import centred_rows, simplex_etf, unit_rows
 from collapsemeter.metrics.geometry import ClassGeometry
 from collapsemeter.stats.undefined import REASONS, Undefined
 
@@ -25,9 +25,6 @@ def test_simplex_etf(C, d):
     expected = (C * np.eye(C) - 1) / (C - 1)
     np.testing.assert_allclose(frame @ frame.T, expected, rtol=0, atol=1e-14)
     np.testing.assert_allclose(frame.sum(axis=0), 0, atol=1e-13)
-    gram = expected / np.linalg.norm(expected)
-    np.testing.assert_allclose(simplex_gram(C), gram, rtol=0, atol=1e-15)
-    np.testing.assert_allclose(np.linalg.norm(simplex_gram(C)), 1, rtol=C * EPS)  # C^2 squares
 
 
 @pytest.mark.parametrize(("C", "d"), [(4, 2), (1, 5), (0, 5)])
@@ -71,12 +68,11 @@ def test_pairs_near_coincidence(seed, gap, tile):
     logs = -0.5 * np.log(((exact(units)[c] - exact(units)[e]) ** 2).sum(axis=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "TILE", tile)
-        found = pairs.VarianceRatio(means, variances, 0.0)
-        pairs.observe(found.directions(), [found])
-        statistics = pairs.pair_statistics(units)
+        found = pairs.pair_statistics(means, variances, 0.0).variance_ratio
+        statistics = pairs.pair_statistics(units, variances[1:], 0.0)
     # Cosines are kept where 1 - cos is 1e-6 or more: d eps / 1e-6 of the squared distance.
     error = 8 * 5 * EPS / 1e-6
-    np.testing.assert_allclose(found.mean, float(ratio), rtol=error)
+    np.testing.assert_allclose(found, float(ratio), rtol=error)
     np.testing.assert_allclose(statistics.log_mean, float(logs.mean()), rtol=error, atol=error)
     np.testing.assert_allclose(
         statistics.log_variance, float(logs.var()), rtol=error, atol=error * float(logs.std())
@@ -91,11 +87,10 @@ def test_pairs_near_coincidence(seed, gap, tile):
 def test_points_up_to_the_resolution_apart_coincide(tile, gap, resolution, coincide, monkeypatch):
     monkeypatch.setattr(pairs, "TILE", tile)
     means = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0], [gap, 1.0]])
-    ratio = pairs.VarianceRatio(means, np.full(4, 3.0), resolution)
-    pairs.observe(ratio.directions(), [ratio])
+    statistics = pairs.pair_statistics(means, np.full(4, 3.0), resolution, resolution)
     # The near pair is all of the mean, but for 1e-14 of it: (3 + 3) / (2 gap^2) of six pairs.
-    np.testing.assert_allclose(ratio.mean, math.inf if coincide else 1 / 2 / gap**2, rtol=1e-12)
-    statistics = pairs.pair_statistics(ratio.directions(), resolution)
+    due = math.inf if coincide else 1 / 2 / gap**2
+    np.testing.assert_allclose(statistics.variance_ratio, due, rtol=1e-12)
     assert math.isinf(statistics.log_mean) == math.isinf(statistics.log_variance) == coincide
 
 
@@ -103,32 +98,30 @@ def test_far_points_beside_a_coarse_resolution():
     """The angle alone cannot tell that a short and a long mean are apart; their distance does."""
     means = np.array([[1e-3, 0.0], [1.0, 0.0], [-1.0, 1e-3], [0.0, -1e-3]])
     for resolution, apart in ((1e-3, True), (1e-2, False)):
-        ratio = pairs.VarianceRatio(means, np.ones(4), resolution)
-        pairs.observe(ratio.directions(), [ratio])
-        assert math.isfinite(ratio.mean) == apart
+        statistics = pairs.pair_statistics(means, np.ones(4), resolution)
+        assert math.isfinite(statistics.variance_ratio) == apart
 
 
 def test_means_at_the_centre_are_at_a_distance():
     means = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, -4.0]])
-    ratio = pairs.VarianceRatio(means, np.array([1.0, 2.0, 3.0]), 1e-9)
-    pairs.observe(ratio.directions(), [ratio])
-    np.testing.assert_allclose(ratio.mean, (3 / 18 + 4 / 32 + 5 / 50) / 3, rtol=4 * EPS)
+    ratio = pairs.pair_statistics(means, np.array([1.0, 2.0, 3.0]), 1e-9).variance_ratio
+    np.testing.assert_allclose(ratio, (3 / 18 + 4 / 32 + 5 / 50) / 3, rtol=4 * EPS)
 
 
 @pytest.mark.parametrize(("count", "width"), [(2, 1), (5, 9), (40, 3), (130, 7)])
-@pytest.mark.parametrize(("tile", "strip"), [(1, 1), (16, 40), (33, 2**16), (2048, 256)])
-def test_pair_statistics_by_brute_force(count, width, tile, strip, monkeypatch):
+@pytest.mark.parametrize("tile", [1, 16, 33, 2048])
+def test_pair_statistics_by_brute_force(count, width, tile, monkeypatch):
     monkeypatch.setattr(pairs, "TILE", tile)
-    monkeypatch.setattr(pairs, "_STRIP", strip)
     units = np.random.default_rng(count).normal(size=(count, width))
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     if width == 1:
         units = np.array([[1.0], [-1.0]])
-    found, spread = pairs.pair_statistics(units), pairs.cosine_spread(units)
+    variances = np.ones(count)
+    found, spread = pairs.pair_statistics(units, variances, 0.0), pairs.cosine_spread(units)
     cosines = [[float(u @ v) for v in units] for u in units]
     upper = np.array([cosines[a][b] for a in range(count) for b in range(a + 1, count)])
     error = 8 * max(width, 8) * EPS
-    assert (spread.cos_std, spread.cos_deviation) == (found.cos_std, found.cos_deviation)
+    np.testing.assert_allclose(spread, (found.cos_std, found.cos_deviation), rtol=0, atol=error)
     np.testing.assert_allclose(found.cos_std, upper.std(), rtol=0, atol=error)
     excess = np.abs(upper + 1 / (count - 1))
     np.testing.assert_allclose(found.cos_deviation, excess.mean(), rtol=0, atol=error)
@@ -149,23 +142,19 @@ def test_cosines_of_a_simplex_deviate_by_round_off():
 
 
 @pytest.mark.parametrize("tile", [1, 2, 5, 12, 13, 100])
-@pytest.mark.parametrize("strip", [1, 20, 2**16])
-def test_strips_cover_every_pair_once(tile, strip, monkeypatch):
+def test_tiles_cover_every_pair_once(tile, monkeypatch):
     monkeypatch.setattr(pairs, "TILE", tile)
-    monkeypatch.setattr(pairs, "_STRIP", strip)
-    index = np.arange(13)
     seen = []
-    units = np.eye(13)
-    for part in pairs.strips(units):
-        first = np.repeat(index[part.rows][:, None], len(index[part.columns]), axis=1)
-        second = np.repeat(index[part.columns][None], len(first), axis=0)
-        seen += list(zip(part.pairs(first), part.pairs(second), strict=True))
-    assert sorted(seen) == [(a, b) for a in range(13) for b in range(a + 1, 13)]
     units = np.random.default_rng(0).normal(size=(13, 4))
     units /= np.linalg.norm(units, axis=1, keepdims=True)
-    tiled = pairs.pair_statistics(units)
+    for part in pairs.tiles(units):
+        i, j = (np.broadcast_to(index, part.cosines.shape).ravel() for index in (part.i, part.j))
+        np.testing.assert_allclose(part.cosines.ravel(), np.vecdot(units[i], units[j]), atol=EPS)
+        seen += list(zip(i, j, strict=True))
+    assert sorted(seen) == [(a, b) for a in range(13) for b in range(a + 1, 13)]
+    tiled = pairs.pair_statistics(units, np.ones(13), 0.0)
     monkeypatch.setattr(pairs, "TILE", 2048)
-    for x, y in zip(tiled, pairs.pair_statistics(units), strict=True):
+    for x, y in zip(tiled, pairs.pair_statistics(units, np.ones(13), 0.0), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-13)
 
 
@@ -225,27 +214,6 @@ def test_sample_mean_and_scatters(case, preset):
     np.testing.assert_allclose(
         geometry.within_trace(convention.within), np.trace(S_W), rtol=0, atol=error
     )
-
-
-@pytest.mark.parametrize("offset", [0.0, 1e-6, 1.0, 1e3, 1e9])
-@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
-@pytest.mark.parametrize("center", ["class", "sample"])
-@pytest.mark.parametrize("width", [90, 20])
-def test_the_uncentred_products_come_of_the_centred(offset, scale, center, width):
-    """To rounding of the largest square: that of a few terms none of which is larger, and of its products."""
-    rng = np.random.default_rng(0)
-    frame = rng.normal(size=(70, width))
-    decaying = frame * np.geomspace(1, 1e-8, width)
-    for rows in (frame, np.vstack([1e5 * frame[:1], frame[1:]]), decaying):
-        means = rows * scale + offset * rng.normal(size=width)
-        moments = cm.ClassMoments(
-            rng.integers(2, 9, 70), means, np.eye(width), np.full(70, width / 70)
-        )
-        geometry = ClassGeometry(moments, center)
-        exact = means.astype(np.longdouble)
-        due = (exact @ exact.T if width == 90 else exact.T @ exact).astype(float)
-        error = 16 * EPS * due.diagonal().max()
-        np.testing.assert_allclose(geometry.uncentred_products, due, rtol=0, atol=error)
 
 
 def moments_of(counts=(4, 4, 4), kind="pooled", *, scale=1.0, broken=None, traces=None):

@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 
 import collapsemeter as cm
 from collapsemeter import Decisions, Head, decide
-from collapsemeter.metrics import nc4
+from collapsemeter.metrics import class_centres
+from collapsemeter.metrics.class_centres import ClassCentres
 from collapsemeter.metrics.frames import simplex_etf
-from collapsemeter.metrics.nc4 import nearest_class, wilson_interval
+from collapsemeter.metrics.nc4 import wilson_interval
+
+
+def nearest_class(moments, rows) -> np.ndarray:
+    return ClassCentres(moments).nearest(np.asarray(rows, float))
 
 
 def nearest_oracle(rows, mu) -> np.ndarray:
@@ -99,7 +104,7 @@ def test_a_likely_class_never_changes_the_decision(seed, d, spread, offset, dtyp
     side = np.nextafter(middle, offset + mu[a])
     near = offset + mu[a] + spread * rng.normal(size=(200, d))
     rows = np.concatenate([middle, side, near]).astype(dtype)
-    centres = nc4.ClassCentres(m)
+    centres = ClassCentres(m)
     alone = centres.nearest(rows.astype(np.float64))
     for likely in (np.tile(a, 3), np.tile(b, 3), rng.integers(0, 5, 600), alone):
         np.testing.assert_array_equal(centres.nearest(rows, likely), alone)
@@ -117,10 +122,10 @@ def test_a_row_within_reach_of_its_centre_is_compared_with_no_other(monkeypatch,
         compared.append(len(points))
         return of_all(points, *centres)
 
-    of_all = nc4._nearest_row
-    monkeypatch.setattr(nc4, "_nearest_row", counting)
+    of_all = class_centres._nearest_centre
+    monkeypatch.setattr(class_centres, "_nearest_centre", counting)
     assert decide(m, rows, labels).correct.tolist() == [rows_of_a_class] * 4
-    assert sum(compared) == (0 if rows_of_a_class >= nc4.WORTH_ROWS else len(rows))
+    assert sum(compared) == (0 if rows_of_a_class >= class_centres.WORTH_ROWS else len(rows))
 
 
 def test_the_only_class_is_nearest_to_all():
@@ -133,7 +138,7 @@ def test_the_only_class_is_nearest_to_all():
 def test_rows_in_blocks_equal_rows_at_once(make_case, monkeypatch):
     case = make_case("imbalanced")
     whole = nearest_class(case.moments, case.features)
-    monkeypatch.setattr(nc4, "TILE", 9)
+    monkeypatch.setattr(class_centres, "TILE", 9)
     np.testing.assert_array_equal(nearest_class(case.moments, case.features), whole)
 
 

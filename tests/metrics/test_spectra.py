@@ -7,7 +7,14 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter.metrics import spectra
-from collapsemeter.metrics.spectra import factors, singular_values, thin_svd, without_null
+from collapsemeter.metrics.spectra import (
+    cholesky,
+    factors,
+    is_outside,
+    negligible,
+    singular_values,
+    solve_lower,
+)
 
 EPS = float(np.finfo(float).eps)
 SHAPES = [(70, 150), (150, 70), (300, 66), (66, 66), (5, 9)]
@@ -37,52 +44,78 @@ def test_singular_values_that_are_known(shape, condition):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("condition", [3.0, 900.0, 1e5])
-def test_a_thin_decomposition_gives_back_the_gram_matrix(shape, condition):
-    null = np.random.default_rng(1).uniform(0.1, 1, size=shape[0])
-    frame, expected = frame_of(shape, condition, null)
-    values, directions = thin_svd(frame, null)
-    count = len(directions)
-    assert len(values) == min(shape)
-    assert len(expected) <= count <= min(shape)
-    assert (np.diff(values) <= 0).all()
-    error = max(shape) * EPS * min(condition, 1e3)
-    np.testing.assert_allclose(values[: len(expected)], expected, rtol=0, atol=error)
-    kept = directions[: len(expected)]
-    np.testing.assert_allclose(kept @ kept.T, np.eye(len(expected)), rtol=0, atol=1e3 * error)
-    gram = (directions.T * values[:count] ** 2) @ directions
-    np.testing.assert_allclose(gram, frame.T @ frame, rtol=0, atol=error)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("condition", [3.0, 900.0, 1e5])
 def test_factors_of_a_scatter_and_of_its_pseudo_inverse(shape, condition):
     null = np.random.default_rng(1).uniform(0.1, 1, size=shape[0])
     frame, expected = frame_of(shape, condition, null)
-    values, root, inverse = factors(frame, null, 1e-8)
+    values, root, inverse = factors(frame, 1e-8)
     assert root.shape == inverse.shape == (len(expected), shape[1])
+    assert len(values) == min(shape)
     error = max(shape) * EPS * min(condition, 1e3)
     np.testing.assert_allclose(values[: len(expected)], expected, rtol=0, atol=error)
+    np.testing.assert_allclose(values[len(expected) :], 0, atol=max(shape) * EPS)
     np.testing.assert_allclose(root.T @ root, frame.T @ frame, rtol=0, atol=error)
     # With S = A^T A and S^+ = B^T B: S S^+ is the projection on the rows; squares condition twice.
     projection = np.linalg.pinv(frame, 1e-8) @ frame
-    found = root.T @ (root @ inverse.T) @ inverse
-    np.testing.assert_allclose(found, projection, rtol=0, atol=8 * error * condition)
+    product = root.T @ (root @ inverse.T) @ inverse
+    np.testing.assert_allclose(product, projection, rtol=0, atol=8 * error * condition)
 
 
 def test_values_up_to_the_cut_have_no_factor():
-    found = factors(np.diag([1.0, 1e-3, 0.0]), np.array([0.0, 0.0, 1.0]), 1e-2)
-    assert len(found.root) == len(found.inverse) == 1
-    assert len(found.values) == 3
+    values, root, inverse = factors(np.diag([1.0, 1e-3, 0.0]), 1e-2)
+    assert len(root) == len(inverse) == 1
+    assert len(values) == 3
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_the_null_combination_is_taken_out(sign):
-    null = sign * np.arange(1.0, 8.0)
-    frame, values = frame_of((7, 9), 5.0, null)
-    rows = without_null(frame, null)
-    assert rows.shape == (6, 9)
-    np.testing.assert_allclose(np.linalg.svd(rows, compute_uv=False), values, rtol=0, atol=32 * EPS)
-    np.testing.assert_allclose(rows.T @ rows, frame.T @ frame, rtol=0, atol=32 * EPS)
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 200])
+def test_a_triangle_is_solved_by_blocks(size):
+    rng = np.random.default_rng(size)
+    triangle = np.tril(rng.normal(size=(size, size))) + 4 * np.eye(size)
+    for right in (rng.normal(size=size), rng.normal(size=(size, 3))):
+        solved = solve_lower(triangle, right)
+        np.testing.assert_allclose(triangle @ solved, right, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [6, 130])
+@pytest.mark.parametrize("constant", [0.0, 1e-30])
+def test_features_that_do_not_vary_are_left_out(size, constant):
+    """A dead unit must not cost a decomposition of all, and rounding may leave it a variance."""
+    rng = np.random.default_rng(size)
+    rows = rng.normal(size=(4 * size, size))
+    scatter = rows.T @ rows
+    dead = [1, size - 1]
+    scatter[dead], scatter[:, dead] = 0.0, 0.0
+    scatter[dead, dead] = constant
+    factored = cholesky(scatter, 3 * size)
+    assert factored is not None
+    assert factored.features.tolist() == [i for i in range(size) if i not in dead]
+    part = scatter[np.ix_(factored.features, factored.features)]
+    np.testing.assert_allclose(factored.triangle @ factored.triangle.T, part, rtol=1e-12, atol=1e-9)
+    assert cholesky(scatter, size - 3) is None  # of more rank than rows have
+    assert cholesky(np.zeros((2, 2)), 9) is None
+
+
+@pytest.mark.parametrize("share", [1e-16, 0.1, 10.0, 1e3])
+def test_a_scatter_is_factored_only_where_it_keeps_digits(share):
+    """Its least variance is a share of round-off, along an axis across all features."""
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(100, 100)))[0]
+    values = np.append(np.geomspace(1, 0.1, 99), share * negligible(100))
+    factored = cholesky((axes * values) @ axes.T, 10**6)
+    assert (factored is not None) == (share > 100)
+
+
+@pytest.mark.parametrize("rank", [1, 20, 99])
+def test_vectors_outside_of_a_range_are_told_from_those_inside(rank):
+    rng = np.random.default_rng(rank)
+    axes = np.linalg.qr(rng.normal(size=(100, 100)))[0]
+    inside, outside = axes[:, :rank], axes[:, rank:]
+    scatter = (inside * np.geomspace(1, 1e-6, rank)) @ inside.T
+    frame = rng.normal(size=(3, rank)) @ inside.T
+    away = rng.normal(size=(3, 100 - rank)) @ outside.T
+    assert not is_outside(scatter, frame, 1e-7)
+    for size, certain in ((1.0, True), (1e-4, True), (1e-8, False)):
+        assert is_outside(scatter, frame + size * away, 1e-7) == certain
+    assert not is_outside(np.zeros((2, 2)), np.eye(2), 1e-7)
+    assert not is_outside(-scatter, frame + away, 1e-7)  # no scatter that float64 left as one
 
 
 @pytest.mark.parametrize(("C", "d"), [(80, 120), (120, 80), (90, 90)])

@@ -1,0 +1,67 @@
+"""What the metrics of one layer are computed from: every metric is a function of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..stats.linalg import Floats, row_norms, taken
+from ..stats.undefined import require
+from .frames import centred_rows, have_directions, require_weight
+from .pairs import CosineSpread, cosine_spread
+
+if TYPE_CHECKING:
+    from ..stats.head import Head
+    from .convention import Convention
+    from .decisions import Decisions
+    from .geometry import ClassGeometry
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """One layer: the geometry of its class means, and what the metrics of heads, weights and decisions need.
+
+    ``weight`` (k, d) is fed by the layer, ``incoming`` (d, k) feeds it, ``decays`` are of incoming and weight.
+    """
+
+    geometry: ClassGeometry
+    convention: Convention
+    head: HeadRows | None = None
+    decisions: Decisions | None = None
+    weight: Floats | None = None
+    incoming: Floats | None = None
+    decays: tuple[float, float] = (1.0, 1.0)
+
+
+class HeadRows:
+    """The rows of the head for the classes that are present: as they are, or centred over classes."""
+
+    def __init__(self, head: Head, present: npt.NDArray[np.int64], center: bool = False) -> None:
+        self.weight, self.bias = taken(head.weight, present), taken(head.bias, present)
+        self.finite = head.finite
+        self._center = center
+
+    @cached_property
+    def rows(self) -> Floats:
+        """W, (C, d)."""
+        require(self.finite, "nonfinite_head")
+        require_weight(self.weight)
+        return centred_rows(self.weight) if self._center and len(self.weight) else self.weight
+
+    @cached_property
+    def norms(self) -> Floats:
+        """Norms of the rows of W, (C,), of which one at least is not zero."""
+        norms = row_norms(self.rows)
+        require(len(norms) > 1, "one_class")
+        require(bool(np.any(norms)), "zero_head")
+        return norms
+
+    @cached_property
+    def pairs(self) -> CosineSpread:
+        """Spread of the cosines over pairs of rows."""
+        require(have_directions(self.norms), "head_row_without_direction")
+        return cosine_spread(self.rows / self.norms[:, None])
