@@ -21,7 +21,7 @@ from ..dufm.overview import (
 from ..dufm.problem import DUFM
 from ..dufm.solution import Solution
 from ..dufm.solver import check_search, solve
-from ..metrics.layer import plain
+from ..metrics.layer import to_json_value
 from ..system.terminal import say, say_json
 
 WIDTH = 80
@@ -104,7 +104,7 @@ def run(problem: DUFM, wish: Wish) -> None:
         say(table(known))
     solution = wish.solution(problem) if wish.solve else None
     if wish.json:
-        say_json(plain(record(known, solution)), indent=2)
+        say_json(to_json_value(record(known, solution)), indent=2)
     elif wish.quiet:
         say(known.words() if solution is None else solution.verdict)
     else:
@@ -235,7 +235,7 @@ def _print_sweep(name: str, points: list[SweptPoint], wish: Wish) -> None:
             "name": name,
             "points": [{"value": p.value, **record(p.known, p.solution)} for p in points],
         }
-        say_json(plain(sweep), indent=2)
+        say_json(to_json_value(sweep), indent=2)
     elif wish.quiet:
         for point in points:
             say(f"{name} = {point.value:.6g}: {_swept_best(point)}")

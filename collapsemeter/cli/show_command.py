@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..metrics.catalogue import METRICS
 from ..report.report import TABLE
 from . import show
 
@@ -67,7 +68,8 @@ def add_compare(commands: Any) -> None:
 
 def _add_output(command: Any) -> None:
     add = command.add_argument
-    add("--metrics", nargs="+", default=TABLE, metavar="NAME", help="metrics of the table")
+    names = f"metrics of the table, of {', '.join(METRICS)}"
+    add("--metrics", nargs="+", default=TABLE, metavar="NAME", help=names)
     add("--phase", help="which phase of a history to take, such as frozen-train")
     add("--html", metavar="FILE", help="write the HTML report (extra: report)")
     command.writes(html="page")

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..metrics.layer import plain
+from ..metrics.layer import to_json_value
 from ..report.criteria import Band, Criteria
 from ..system.escaping import printable
 
@@ -112,7 +112,7 @@ class LayerComparison:
             return {"measured": gap.measured, "reference": gap.reference, "gap": gap.gap}
 
         measured, predicted = self.singular_values
-        parts: dict[str, Any] = plain(
+        parts: dict[str, Any] = to_json_value(
             {
                 "reference_layer": self.reference_layer,
                 "status": self.status,

@@ -13,7 +13,7 @@ from typing import Any
 from .. import __version__
 from ..comparison.result import Comparison
 from ..metrics.catalogue import NOTATION, PAPERS
-from ..metrics.layer import plain
+from ..metrics.layer import to_json_value
 from ..report.criteria import Criteria
 from ..report.drawing import evenly
 from ..report.figure import checked_history, layer_colours, layer_names
@@ -257,7 +257,7 @@ def _legend(history: History) -> list[tuple[str, str, bool]]:
 
 def _json_of(provenance: dict[str, Any]) -> str:
     """Return the record as lines of JSON, each of which prints."""
-    text = json.dumps(plain(provenance), indent=2, ensure_ascii=False)
+    text = json.dumps(to_json_value(provenance), indent=2, ensure_ascii=False)
     return printable_lines(text)
 
 

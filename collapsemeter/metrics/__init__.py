@@ -1,1 +1,16 @@
-"""What is computed."""
+"""What is computed: every metric of a layer from its moments, a head and decisions.
+
+catalogue       every metric: formula, meaning, unit, range, needs, source
+convention      the choices in which papers differ, and their presets
+measure         from moments to a report: the entry
+layer           the report of one layer
+layer_inputs    what every metric is a function of
+nc1 nc2 nc3 nc4 depth   the metrics, a function each, one file a property
+geometry        class means, scatters and their factors, which metrics share
+pairs           statistics over pairs of classes, in tiles
+frames          simplex ETFs, Gram distances, unit and centred rows
+spectra         singular values, factors of scatters
+class_centres   which class mean is nearest to a row
+decisions       rows decided on, for NC4
+rounding_errors what rounding may have taken from a metric
+"""

@@ -115,6 +115,7 @@ def decide(
 
     Examples
     --------
+    >>> from collapsemeter import ClassMoments
     >>> rows, labels = np.array([[0.0], [1.0], [9.0]]), np.array([0, 0, 1])
     >>> m = ClassMoments.from_batch(rows, labels, num_classes=2)
     >>> decide(m, rows, labels, predictions=[0, 1, 1]).agree

@@ -122,24 +122,18 @@ class LayerReport(Mapping[str, float]):
         }
         if matrices:
             parts["matrices"] = self.matrices
-        plain_parts: dict[str, Any] = plain(parts)
-        return plain_parts
+        values: dict[str, Any] = to_json_value(parts)
+        return values
 
 
-def plain(value: Any) -> Any:
-    """Return a value made of dict, list, str, int, float and None; not finite becomes None.
-
-    Examples
-    --------
-    >>> plain({"a": np.array([1.0, np.nan]), "b": (np.int64(2),)})
-    {'a': [1.0, None], 'b': [2]}
-    """
+def to_json_value(value: Any) -> Any:
+    """Return a value made of dict, list, str, int, float and None; what is not finite becomes None."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return to_json_value(value.tolist())
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):

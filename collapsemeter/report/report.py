@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.catalogue import METRICS
-from ..metrics.layer import LayerReport, plain
+from ..metrics.layer import LayerReport, to_json_value
 from ..stats.undefined import REASONS
 from ..system.escaping import printable
 from ..system.suggest import did_you_mean
@@ -220,7 +220,7 @@ class CollapseReport(Mapping[str, LayerReport]):
             "format": FORMAT,
             "version": VERSION,
             "collapsemeter": __version__,
-            "provenance": plain(self.provenance),
+            "provenance": to_json_value(self.provenance),
             "phase": self.phase,
             "summary": self.summary(),
             "warnings": list(self.warnings),

@@ -7,7 +7,7 @@ import math
 import os
 from typing import Any
 
-from ..metrics.layer import LayerReport, plain
+from ..metrics.layer import LayerReport, to_json_value
 from ..report.criteria import RECORDED
 from ..report.origin import COUNTED
 from ..report.report import CollapseReport
@@ -65,9 +65,9 @@ def _layer_record(layer: LayerReport) -> dict[str, Any]:
     gaps = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
     recorded = [key for key in (*COUNTED, *RECORDED) if key in layer.provenance]
     return {
-        "metrics": plain(values),
+        "metrics": to_json_value(values),
         "reasons": gaps | layer.reasons,
         "flags": list(layer.flags),
         # What a history is of, and what the criteria need, so that it is judged as its reports are.
-        "provenance": {key: plain(layer.provenance[key]) for key in recorded},
+        "provenance": {key: to_json_value(layer.provenance[key]) for key in recorded},
     }

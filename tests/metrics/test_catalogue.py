@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import collapsemeter as cm
+from collapsemeter.cli import main
 from collapsemeter.html import tables
+from collapsemeter.metrics import measure as measure_module
 from collapsemeter.metrics.catalogue import PAPERS, Need, Property, Unit
 from collapsemeter.metrics.convention import SWITCHES
 
@@ -51,6 +53,22 @@ def test_an_entry_is_whole(name):
     low, high = metric.range
     assert low < high
     assert metric.at_collapse is None or low <= metric.at_collapse <= high
+
+
+def test_the_help_of_the_command_line_lists_the_catalogue(capsys):
+    with pytest.raises(SystemExit):
+        main(["show", "--help"])
+    listed = set(capsys.readouterr().out.replace(",", " ").split())
+    assert set(cm.METRICS) <= listed
+
+
+def test_a_metric_is_the_function_of_its_name_in_the_file_of_its_property():
+    for family, module in measure_module._FILES.items():
+        names = [name for name, metric in cm.METRICS.items() if metric.property == family]
+        assert names
+        for name in names:
+            assert getattr(module, name).__module__ == module.__name__
+            assert getattr(module, name).__doc__
 
 
 def test_papers_and_switches_are_those_in_use():

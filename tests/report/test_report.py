@@ -10,7 +10,7 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter import CollapseReport, LayerReport
-from collapsemeter.metrics.layer import plain
+from collapsemeter.metrics.layer import to_json_value
 from collapsemeter.report.report import TABLE
 from collapsemeter.stats.undefined import REASONS
 
@@ -64,7 +64,7 @@ def test_plain_values():
         "c": np.array([[np.inf, 1]]),
         "d": -np.inf,
     }
-    assert plain(value) == {"1": 0.5, "b": [True, [2]], "c": [[None, 1.0]], "d": None}
+    assert to_json_value(value) == {"1": 0.5, "b": [True, [2]], "c": [[None, 1.0]], "d": None}
 
 
 def test_the_default_table_reads_in_80_columns(report):
