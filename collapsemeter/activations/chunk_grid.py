@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .array_file import Array, Refused, first_line
+from .array_file import Array, ArrayFile, Refused, first_line
 
 MAX_CHUNK = 2**26  # bytes; a compressed chunk must fit in memory whole
 
@@ -104,6 +104,11 @@ class ChunkGrid:
             if values is not None:
                 rows[tuple(target)] = values[tuple(source)]
         return rows
+
+    def check(self, file: ArrayFile, name: str) -> None:
+        """Read all rows from the file, which compares the chunks with the checksums of their codecs."""
+        for start in range(0, self.array.shape[0], self.chunk[0]):
+            file.read(name, start, start + self.chunk[0])
 
     def _get(self, index: Index) -> npt.NDArray[Any] | None:
         if self._last is None or self._last[0] != index:

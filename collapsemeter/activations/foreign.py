@@ -14,82 +14,180 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any
-
-from .foreign_kinds import (
-    ENDINGS,
-    JOBLIB,
-    PICKLE,
-    PICTURES,
-    SIGNATURES,
-    TFRECORD,
-    TORCH,
-    UNPACK,
-    WEIGHTS_ELSEWHERE,
-    Foreign,
-    python_line,
-)
+from typing import Any, NamedTuple
 
 _HEAD = 2**13  # bytes at the start of a file that tell what it is
 _SHOWN = 4  # names in a sentence
 
 
-def is_foreign_name(name: str) -> bool:
-    """Whether a name ends as a file does that is known and not read.
+class Foreign(NamedTuple):
+    """A kind of file: what it is, what to do about it, and how its name ends and its content begins."""
 
-    Examples
-    --------
-    >>> is_foreign_name("labels.CSV"), is_foreign_name("labels"), is_foreign_name("labels.npy")
-    (True, False, False)
-    """
+    what: str
+    remedy: str  # with {file} and {stem} for the name
+    endings: tuple[str, ...] = ()
+    begins: tuple[bytes, ...] = ()
+    offsets: tuple[int, ...] = (0,)
+    read_as: tuple[str, ...] = ()  # endings under which it would be read
+
+
+def _line(imports: str, code: str, more: str = "") -> str:
+    return f"convert it, {more}with: import {imports}; {code}"
+
+
+def _unpacking(module: str) -> str:
+    code = f'pathlib.Path("{{stem}}").write_bytes({module}.decompress(pathlib.Path("{{file}}").read_bytes()))'
+    return _line(f"{module}, pathlib", code)
+
+
+_TRUSTED = "if you trust it, "
+_PANDAS = "numpy as np, pandas as pd"
+_AS_TABLE = 'np.save("{stem}.npy", pd.read_%s("{file}").to_numpy("float32"))'
+_AS_JSON = 'json.loads(pathlib.Path("{file}").read_text())'
+_PICTURES = "the audit reads activations: run the network on the pictures, and write its layers with collapsemeter.activations.Writer"
+_WEIGHTS = "run the model, and write its layers with collapsemeter.activations.Writer"
+_UNPACK = "unpack it, and pass what is in it"
+
+_TORCH = Foreign(
+    "a PyTorch checkpoint",
+    _line(
+        "torch, safetensors.torch as s",
+        's.save_file({k: v.contiguous() for k, v in torch.load("{file}", map_location="cpu").items()}, '
+        '"{stem}.safetensors")  # a tensor x alone: {"features": x}',
+    ),
+    endings=(".pt", ".pth", ".ckpt", ".bin"),
+    begins=(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",),
+)
+_PICKLE = Foreign(
+    "a pickle",
+    _line(
+        "numpy as np, pathlib, pickle",
+        'np.savez("{stem}.npz", **pickle.loads(pathlib.Path("{file}").read_bytes()))  # of a dict of arrays',
+        _TRUSTED,
+    ),
+    endings=(".pkl", ".pickle"),
+)
+_JOBLIB = Foreign(
+    "a pickle of joblib",
+    _line(
+        "numpy as np, joblib",
+        'np.savez("{stem}.npz", **joblib.load("{file}"))  # of a dict of arrays',
+        _TRUSTED,
+    ),
+    endings=(".joblib",),
+)
+_TFRECORD = Foreign(
+    "a TFRecord file",
+    _line(
+        "numpy as np, tensorflow as tf",
+        'np.save("{stem}.npy", [tf.io.parse_single_example(r, {"features": tf.io.FixedLenFeature([d], '
+        'tf.float32)})["features"] for r in tf.data.TFRecordDataset("{file}")])',
+    ),
+    endings=(".tfrecord", ".tfrecords"),
+)
+_KERAS = Foreign("a Keras model", _WEIGHTS, (".keras",))
+_PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
+
+# The first kind whose beginning a file has is the file's kind.
+_KINDS = (
+    Foreign("a .npy array", "name it {stem}.npy", begins=(b"\x93NUMPY",), read_as=(".npy",)),
+    Foreign(
+        "a MATLAB file of version 5",
+        _line(
+            "numpy as np, scipy.io",
+            'np.savez("{stem}.npz", **{k: v for k, v in scipy.io.loadmat("{file}").items() if k[0] != "_"})',
+        ),
+        endings=(".mat",),
+        begins=(b"MATLAB 5.0",),
+    ),
+    Foreign(
+        "a MATLAB file of version 7.3, whose arrays are transposed in HDF5",
+        _line(
+            "h5py, numpy as np",
+            'f = h5py.File("{file}"); np.savez("{stem}.npz", **{k: f[k][()].T for k in f if k[0] != "#"})',
+        ),
+        begins=(b"MATLAB 7.3",),
+    ),
+    Foreign(
+        "an HDF5 file",
+        "name it {stem}.h5",
+        begins=(b"\x89HDF\r\n\x1a\n",),
+        offsets=(0, 512, 1024, 2048, 4096),
+        read_as=(".h5", ".hdf5"),
+    ),
+    Foreign(
+        "a Parquet table", _line(_PANDAS, _AS_TABLE % "parquet"), (".parquet", ".pq"), (b"PAR1",)
+    ),
+    Foreign(
+        "an Arrow table (Feather)",
+        _line(_PANDAS, _AS_TABLE % "feather"),
+        (".feather",),
+        (b"ARROW1", b"FEA1"),
+    ),
+    Foreign(
+        "an Arrow stream, as datasets are cached in",
+        _line(
+            "datasets, numpy as np",
+            'np.save("{stem}.npy", datasets.Dataset.from_file("{file}").with_format("numpy")["features"])',
+        ),
+        (".arrow",),
+        (b"\xff\xff\xff\xff",),
+    ),
+    _TORCH,
+    _PICKLE,
+    _JOBLIB,
+    _TFRECORD,
+    _KERAS,
+    Foreign("an ONNX model", _WEIGHTS, (".onnx",)),
+    Foreign("compressed by gzip", _unpacking("gzip"), (".gz",), (b"\x1f\x8b",)),
+    Foreign("compressed by bzip2", _unpacking("bz2"), (".bz2",), (b"BZh",)),
+    Foreign("compressed by xz", _unpacking("lzma"), (".xz",), (b"\xfd7zXZ\0",)),
+    Foreign("compressed by zstd", "unpack it with: zstd -d {file}", (), (b"\x28\xb5\x2f\xfd",)),
+    Foreign("a 7z archive", _UNPACK, (), (b"7z\xbc\xaf\x27\x1c",)),
+    Foreign("a tar archive", _UNPACK, (), (b"ustar",), (257,)),
+    Foreign("an archive", _UNPACK, (".zip", ".tar", ".tgz", ".7z")),
+    Foreign("a picture (PNG)", _PICTURES, (), (b"\x89PNG",)),
+    Foreign("a picture (JPEG)", _PICTURES, (), (b"\xff\xd8\xff",)),
+    Foreign("a picture (GIF)", _PICTURES, (), (b"GIF8",)),
+    Foreign("a picture (TIFF)", _PICTURES, (), (b"II*\0", b"MM\0*")),
+    Foreign("a picture (WebP)", _PICTURES, (), (b"WEBP",), (8,)),
+    Foreign("a picture", _PICTURES, _PICTURE_ENDINGS),
+    Foreign("a GGUF file of weights", _WEIGHTS, (), (b"GGUF",)),
+    Foreign("an SQLite database", "save its numbers as .npz", (), (b"SQLite format 3\0",)),
+    Foreign("a PDF document", "pass a file of arrays", (), (b"%PDF",)),
+    Foreign(
+        "a pointer of Git LFS, not the file itself",
+        "fetch the file with: git lfs pull",
+        begins=(b"version https://git-lfs",),
+    ),
+)
+_BY_CONTENT = (".csv", ".tsv", ".txt", ".dat", ".json", ".jsonl", ".yaml", ".yml", ".xlsx", ".h5ad")
+ENDINGS = dict.fromkeys(_BY_CONTENT) | {ending: kind for kind in _KINDS for ending in kind.endings}
+
+
+def is_foreign_name(name: str) -> bool:
+    """Whether a name ends as a known format does that is not read."""
     return os.path.splitext(name)[1].lower() in ENDINGS
 
 
 def explained(path: str | os.PathLike[str], called: str | None = None) -> str | None:
-    """Return a sentence on what a file or folder is and how it is converted; None if that is not known.
-
-    Parameters
-    ----------
-    path : str or path
-    called : str, optional
-        What to call it, such as the URL that it was copied from.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp(), "acts.npy")
-    >>> _ = path.write_bytes(b"PAR1")
-    >>> print(explained(path, "acts.npy"))  # doctest: +ELLIPSIS
-    acts.npy is a Parquet table: convert it, with: import numpy as np, pandas as pd; np.save("acts...
-    """
+    """Return a sentence on what a file or folder is and how it is converted; None if that is unknown."""
     name = os.fspath(path) if called is None else called
     ending = os.path.splitext(name.rstrip("/"))[1].lower()
-    found = _folder(Path(path)) if os.path.isdir(path) else _by_content(path, ending)
-    found = found or ENDINGS.get(ending)
-    if found is None or ending in found.endings:
-        return None
-    return sentence(name, found)
+    kind = _folder(Path(path)) if os.path.isdir(path) else _by_content(path, ending)
+    kind = kind or ENDINGS.get(ending)
+    return None if kind is None or ending in kind.read_as else sentence(name, kind)
 
 
-def sentence(name: str, found: Foreign) -> str:
-    """Say of a file what was found, and fill its name in the line that converts it.
-
-    Examples
-    --------
-    >>> sentence("acts/y.csv", Foreign("text", 'read "{file}", write "{stem}.npy"'))
-    'acts/y.csv is text: read "y.csv", write "y.npy"'
-    """
+def sentence(name: str, kind: Foreign) -> str:
+    """Say what a file is, with its name in the line that converts it."""
     last = PurePath(re.split(r"[?#]|::", name)[0].rstrip("/")).name
     stem, ending = os.path.splitext(last)
-    if ending and "{stem}" + ending in found.remedy:  # no line may write over what it reads
+    if ending and "{stem}" + ending in kind.remedy:  # no line may write over what it reads
         stem += "-converted"
-    remedy = found.remedy.replace("{file}", _quoted(last)).replace("{stem}", _quoted(stem))
-    return f"{name} is {found.what}: {remedy}"
-
-
-def _quoted(name: str) -> str:
-    """Return a name as it stands in a string of Python."""
-    return json.dumps(name)[1:-1]
+    quoted = {key: json.dumps(text)[1:-1] for key, text in {"file": last, "stem": stem}.items()}
+    remedy = kind.remedy.replace("{file}", quoted["file"]).replace("{stem}", quoted["stem"])
+    return f"{name} is {kind.what}: {remedy}"
 
 
 def _by_content(path: str | os.PathLike[str], ending: str) -> Foreign | None:
@@ -102,19 +200,26 @@ def _by_content(path: str | os.PathLike[str], ending: str) -> Foreign | None:
         return None
     if not head:
         return Foreign("empty (0 bytes)", "write it again")
-    for at, signature, found in SIGNATURES:
-        if head.startswith(signature, at):
-            return found
-    if head.startswith(b"PK\3\4"):  # of an .npz the reader has said what is wrong with it
+    for kind in _KINDS:
+        if any(head.startswith(kind.begins, offset) for offset in kind.offsets):
+            return kind
+    if head.startswith(b"PK\3\4"):  # the reader of .npz has said what is wrong with one
         return _archive(path) if ending != ".npz" else None
     if re.match(rb"\x80[\x02-\x05]", head):
-        return JOBLIB if b"joblib" in head else PICKLE
+        return _JOBLIB if b"joblib" in head else _PICKLE
     if _begins_record(head):
-        return TFRECORD
+        return _TFRECORD
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):
-        return Foreign("a safetensors file", "name it {stem}.safetensors", (".safetensors",))
-    text = _text(head)
-    return None if text is None else _of_text(text, path, ending)
+        return Foreign(
+            "a safetensors file", "name it {stem}.safetensors", read_as=(".safetensors",)
+        )
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
+    except UnicodeDecodeError:
+        return None
+    if not all(c.isprintable() or c in "\t\r\n" for c in text):
+        return None
+    return _of_text(text, path, ending)
 
 
 def _begins_record(head: bytes) -> bool:
@@ -133,31 +238,19 @@ def _archive(path: str | os.PathLike[str]) -> Foreign:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return Foreign("a damaged zip archive", "copy or write it again", (".npz",))
+        return Foreign("a damaged zip archive", "copy or write it again", read_as=(".npz",))
     lasts = {PurePath(name).name for name in names}
     if "data.pkl" in lasts:
-        return TORCH
+        return _TORCH
     if {"zarr.json", ".zgroup", ".zarray"} & lasts:
         return Foreign("a Zarr folder in a zip archive", "unzip it to {stem}.zarr")
     if "model.weights.h5" in lasts:
-        return Foreign("a Keras model", WEIGHTS_ELSEWHERE)
+        return _KERAS
     if "[Content_Types].xml" in lasts:
-        return Foreign("an Excel workbook", python_line(
-            "numpy as np, pandas as pd", 'np.save("{stem}.npy", pd.read_excel("{file}").to_numpy("float32"))'
-        ))  # fmt: skip
+        return Foreign("an Excel workbook", _line(_PANDAS, _AS_TABLE % "excel"))
     if any(name.endswith(".npy") for name in names):
-        return Foreign("an .npz archive", "name it {stem}.npz", (".npz",))
-    return Foreign("a zip archive", UNPACK, (".npz",))
-
-
-def _text(head: bytes) -> str | None:
-    """Return the start of a file as text, if it is text."""
-    try:
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
-    except UnicodeDecodeError:
-        return None
-    shown = sum(c.isprintable() or c in "\t\r\n" for c in text)
-    return text if shown == len(text) else None
+        return Foreign("an .npz archive", "name it {stem}.npz", read_as=(".npz",))
+    return Foreign("a zip archive", _UNPACK, read_as=(".npz",))
 
 
 def _of_text(text: str, path: str | os.PathLike[str], ending: str) -> Foreign:
@@ -171,16 +264,12 @@ def _of_text(text: str, path: str | os.PathLike[str], ending: str) -> Foreign:
     lines = start.splitlines()[:2] or [""]
     separator = next((c for c in "\t,;" if c in lines[0]), None)
     numbers = [_is_number((line.split(separator) or [""])[0]) for line in lines]
-    given = f", delimiter={json.dumps(separator)}" if separator is not None else ""
-    code = 'np.save("{stem}.npy", np.loadtxt("{file}"' + given
+    given = '"{file}"' + ("" if separator is None else f", delimiter={json.dumps(separator)}")
+    values = f"np.loadtxt({given})" if numbers[0] else f"np.loadtxt({given}, skiprows=1)"
     if len(lines) == 2 and not any(numbers):  # names of classes, one a line
-        code = (
-            code.replace("np.loadtxt", "np.unique(np.loadtxt")
-            + ", dtype=str), return_inverse=True)[1])"
-        )
-    else:
-        code += "))" if numbers[0] else ", skiprows=1))"
-    return Foreign(f"text, which begins {lines[0][:40]!r}", python_line("numpy as np", code))
+        values = f"np.unique(np.loadtxt({given}, dtype=str), return_inverse=True)[1]"
+    code = 'np.save("{stem}.npy", ' + values + ")"
+    return Foreign(f"text, which begins {lines[0][:40]!r}", _line("numpy as np", code))
 
 
 def _is_number(text: str) -> bool:
@@ -194,70 +283,62 @@ def _is_number(text: str) -> bool:
 def _json(path: str | os.PathLike[str], ending: str) -> Foreign:
     try:
         if os.path.getsize(path) <= 2**26:
-            found = json.loads(Path(path).read_bytes())
-            if isinstance(found, dict):
-                return json_object(found)
+            content = json.loads(Path(path).read_bytes())
+            if isinstance(content, dict):
+                return json_object(content)
     except (OSError, ValueError, RecursionError):
         pass
     if ending in (".jsonl", ".ndjson"):
         code = 'np.savez("{stem}.npz", **{k: np.stack(v) for k, v in pd.read_json("{file}", lines=True).items()})'
-        return Foreign("JSON lines", python_line("numpy as np, pandas as pd", code))
-    code = 'np.save("{stem}.npy", np.asarray(json.loads(pathlib.Path("{file}").read_text())))'
-    return Foreign("a JSON file", python_line("json, numpy as np, pathlib", code))
+        return Foreign("JSON lines", _line(_PANDAS, code))
+    code = f'np.save("{{stem}}.npy", np.asarray({_AS_JSON}))'
+    return Foreign("a JSON file", _line("json, numpy as np, pathlib", code))
 
 
-def json_object(found: Mapping[str, Any]) -> Foreign:
-    """Return what a JSON object is that is no manifest of activations.
-
-    Examples
-    --------
-    >>> json_object({"weight_map": {"fc.weight": "model-1.safetensors"}}).what
-    "the index of a sharded checkpoint, 'fc.weight' in model-1.safetensors"
-    """
-    shards = found.get("weight_map")
+def json_object(content: Mapping[str, Any]) -> Foreign:
+    """Return the kind of a JSON object that is no manifest of activations."""
+    shards = content.get("weight_map")
     if isinstance(shards, Mapping):
-        files = list(dict.fromkeys(str(file) for file in shards.values()))
-        places = [f"{str(k)[:60]!r} in {str(v)[:60]}" for k, v in list(shards.items())[-1:]]
+        files = list(dict.fromkeys(str(file)[:60] for file in shards.values()))
+        places = [f"{str(k)[:60]!r} in {str(v)[:60]}" for k, v in shards.items()] or ["of nothing"]
+        names = " ".join(files[:_SHOWN]) + (" ..." if len(files) > _SHOWN else "")
         return Foreign(
-            _plain(f"the index of a sharded checkpoint, {places[0] if places else 'of nothing'}"),
-            _plain(
-                f"pass the files that it names instead, {' '.join(f[:60] for f in files[:_SHOWN])}"
-            )
-            + (" ..." if len(files) > _SHOWN else ""),
+            _printable(f"the index of a sharded checkpoint, {places[-1]}"),
+            _printable(f"pass the files that it names instead, {names}"),
         )
-    keys = ", ".join(repr(str(key)[:40]) for key in list(found)[:_SHOWN])
-    code = 'np.savez("{stem}.npz", **{k: np.asarray(v) for k, v in json.loads(pathlib.Path("{file}").read_text()).items()})'
+    keys = ", ".join(repr(str(key)[:40]) for key in list(content)[:_SHOWN]) or "nothing in it"
+    code = f'np.savez("{{stem}}.npz", **{{k: np.asarray(v) for k, v in {_AS_JSON}.items()}})'
     return Foreign(
-        _plain(f"not a manifest of activations, but a JSON object with {keys or 'nothing in it'}"),
-        python_line("json, numpy as np, pathlib", code, "if these are arrays, "),
+        _printable(f"not a manifest of activations, but a JSON object with {keys}"),
+        _line("json, numpy as np, pathlib", code, "if these are arrays, "),
     )
 
 
-def _plain(text: str) -> str:
+def _printable(text: str) -> str:
     """Return text of a file as one line."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _folder(folder: Path) -> Foreign | None:
-    names = sorted(entry.name for entry in os.scandir(folder))
-    if {"zarr.json", ".zgroup", ".zarray"} & set(names):
-        return Foreign("a Zarr folder", "name it {stem}.zarr", (".zarr",))
+    names = {entry.name for entry in os.scandir(folder)}
+    if {"zarr.json", ".zgroup", ".zarray"} & names:
+        return Foreign("a Zarr folder", "name it {stem}.zarr", read_as=(".zarr",))
     if "saved_model.pb" in names:
-        return Foreign("a model saved by TensorFlow", WEIGHTS_ELSEWHERE)
+        return Foreign("a model saved by TensorFlow", _WEIGHTS)
     if "dataset_info.json" in names:
         code = 'np.save("{stem}.npy", datasets.load_from_disk("{file}").with_format("numpy")["features"])'
-        return Foreign("a data set of Hugging Face", python_line("datasets, numpy as np", code))
+        return Foreign("a data set of Hugging Face", _line("datasets, numpy as np", code))
     endings = Counter(
         os.path.splitext(name)[1].lower()
         for _, _, files in itertools.islice(os.walk(folder), 100)
         for name in files
     )
-    common = next((e for e, _ in endings.most_common() if ENDINGS.get(e)), None)
-    if common is None:
-        return None
-    found = ENDINGS[common]
-    assert found is not None
-    what = _plain(f"a folder of {endings[common]} files {common}")
-    if found.what == "a picture":
-        return Foreign(f"{what}, pictures", PICTURES)
-    return Foreign(f"{what}, each {found.what}", "convert each, or pass one to be told how")
+    for ending, count in endings.most_common():
+        kind = ENDINGS.get(ending)
+        if kind is None:
+            continue
+        what = _printable(f"a folder of {count} files {ending}")
+        if kind.remedy == _PICTURES:
+            return Foreign(f"{what}, pictures", _PICTURES)
+        return Foreign(f"{what}, each {kind.what}", "convert each, or pass one to be told how")
+    return None

@@ -177,8 +177,7 @@ class Hdf5File(ArrayFile):
         """Unpack all chunks, which compares them with the checksums of their filters."""
         for name, rows in self._rows_of.items():
             if isinstance(rows, ChunkGrid):
-                for start in range(0, self.arrays[name].shape[0], rows.chunk[0]):
-                    self.read(name, start, start + rows.chunk[0])
+                rows.check(self, name)
 
     def close(self) -> None:
         """Close the file; views that were read stay valid."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import struct
+import zipfile
 import zlib
 from typing import IO, Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .array_file import (
+    MAX_DIRECTORY,
     ActivationsError,
     ArrayFile,
     Refused,
@@ -19,9 +23,11 @@ from .array_file import (
     map_array,
 )
 from .npy_format import PREFIX, NpyHeader, read_header
-from .zip_directory import DEFLATED, STORED, Member, read_members
 
-_PIECE = 2**16  # bytes that are read or thrown away at once
+_PIECE = 2**18  # bytes that are unpacked at once; no more than a directory may have
+_LOCAL_HEADER = struct.Struct(
+    "<26x2H"
+)  # before a member's data: lengths of its name and extra field
 
 
 class NpzFile(ArrayFile):
@@ -33,210 +39,153 @@ class NpzFile(ArrayFile):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
-        self._members: dict[str, Member] = {}
+        self._members: dict[str, zipfile.ZipInfo] = {}
         self._headers: dict[str, NpyHeader] = {}
-        self._streams: dict[str, Stream] = {}
-        size = file_size(path)
-        self._file = open(path, "rb")  # noqa: SIM115  # closed by close()
+        self._streams: dict[str, IO[bytes]] = {}
+        file_size(path)
+        self._file = _BoundedFile(open(path, "rb", buffering=0))  # noqa: SIM115  # closed by close()
         try:
-            self._open(size)
-        except ValueError as error:
+            self._archive = zipfile.ZipFile(self._file)
+            self._starts = _data_starts(self._file, self._archive)
+            for member in self._archive.infolist():
+                self._add(member)
+        except Exception as error:  # zipfile states no list of what a damaged archive raises
             self._file.close()
             raise ActivationsError(
                 f"{self.path} is not a whole .npz file: {first_line(error)}"
             ) from error
 
-    def _open(self, size: int) -> None:
-        for member in read_members(self._file, size):
-            name = member.name.removesuffix(".npy")
-            if name in self._members:
-                raise ValueError(f"two of its members are array {name!r}")
-            self._members[name] = member
-            try:
-                self._headers[name] = header = _describe(self._file, member)
-                self.arrays[name] = header.array
-            except Refused as reason:
-                self.refused[name] = str(reason)
+    def _add(self, member: zipfile.ZipInfo) -> None:
+        name = member.filename.removesuffix(".npy")
+        if name in self._members:
+            raise ValueError(f"two of its members are array {name!r}")
+        self._members[name] = member
+        try:
+            self._headers[name] = header = self._describe(member)
+            self.arrays[name] = header.array
+        except Refused as reason:
+            self.refused[name] = str(reason)
+
+    def _describe(self, member: zipfile.ZipInfo) -> NpyHeader:
+        if member.flag_bits & 1:
+            raise Refused("is encrypted: save it without a password")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Refused(
+                f"is packed by method {member.compress_type}: only stored and deflated is read"
+            )
+        stored, size = member.compress_size, member.file_size
+        if member.compress_type == zipfile.ZIP_STORED and stored != size:
+            raise Refused(f"has {stored} bytes that should unpack to {size}: it is damaged")
+        if not member.filename.endswith(".npy"):
+            raise Refused("is no .npy member")
+        prefix = np.empty(min(size, PREFIX), np.uint8)
+        with self._archive.open(member) as stream:
+            _fill(stream, prefix, member)
+        try:
+            header = read_header(prefix.tobytes())
+        except ValueError as error:
+            raise Refused(f"is not a .npy array: {error}") from error
+        if header.offset + header.array.nbytes != size:
+            raise Refused(
+                f"asks for {header.array.nbytes} bytes {header.array}, its member has "
+                f"{size - header.offset}: it is damaged"
+            )
+        check_expansion(header.array, stored)
+        return header
 
     def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         member, header = self._members[name], self._headers[name]
-        if member.method == STORED:
-            place = member.offset + header.offset
-            return map_array(self.path, header.array, place, header.order)[start:stop]
+        array = header.array
+        if member.compress_type == zipfile.ZIP_STORED:
+            offset = self._starts[member.filename] + header.offset
+            return map_array(self.path, array, offset, header.order)[start:stop]
         if name not in self._streams:
-            self._streams[name] = Stream(self._file, member)
-        read = _read_rows if header.order == "C" else _read_columns
-        return read(self._streams[name], header, start, stop)
+            self._streams[name] = self._archive.open(member)
+        stream, size = self._streams[name], array.dtype.itemsize
+        # In Fortran order every column lies apart, and each read is a whole pass.
+        columns, item = (
+            (1, array.row_nbytes) if header.order == "C" else (array.row_nbytes // size, size)
+        )
+        rows = np.empty((columns, (stop - start) * item), np.uint8)
+        for i, column in enumerate(rows if rows.size else ()):
+            _skip_to(stream, header.offset + (i * array.shape[0] + start) * item, member)
+            _fill(stream, column, member)
+        if header.order == "C":
+            return rows.view(array.dtype).reshape(stop - start, *array.shape[1:])
+        return rows.view(array.dtype).T.reshape(stop - start, *array.shape[1:], order="F")
 
     def check(self) -> None:
-        """Compare every array with its CRC.
-
-        Raises
-        ------
-        ActivationsError
-            If one differs.
-        """
+        """Compare every array with its CRC."""
         for name in self.arrays:
-            stream = Stream(self._file, self._members[name])
+            member = self._members[name]
             try:
-                stream.skip(self._members[name].size)
+                with self._archive.open(member) as stream:
+                    _skip_to(stream, member.file_size, member)
             except Refused as reason:
                 raise ActivationsError(f"{self.path}: array {name!r} {reason}") from reason
 
     def close(self) -> None:
-        """Let go of the file; views that were read stay valid."""
+        """Close the file; views that were read stay valid."""
         self._streams.clear()
         self._file.close()
 
 
-class Stream:
-    """The bytes of a member from its start on; at its end they are compared with its CRC."""
+class _BoundedFile(io.BufferedReader):
+    """A file from which zipfile reads no directory that is too large."""
 
-    def __init__(self, file: IO[bytes], member: Member) -> None:
-        self._file, self._member = file, member
-        self.rewind()
-
-    def rewind(self) -> None:
-        """Go back to the start."""
-        self.position = 0  # in what is unpacked
-        self._taken = self._crc = 0
-        self._pending = b""
-        self._unpack = zlib.decompressobj(-15) if self._member.method == DEFLATED else None
-
-    def skip(self, size: int) -> None:
-        """Read and forget; what is kept of it is small."""
-        piece = memoryview(bytearray(min(size, _PIECE)))
-        while size:
-            self.fill(piece[: min(size, _PIECE)])
-            size -= min(size, _PIECE)
-
-    def fill(self, target: memoryview) -> None:
-        """Fill the target with the bytes that follow.
-
-        Raises
-        ------
-        Refused
-            If there are not as many, more follow at the end, or the CRC differs there.
-        """
-        at = 0
-        while at < len(target):
-            found = self._next(min(len(target) - at, _PIECE))
-            if not found:
-                raise Refused(
-                    f"ends after {self.position} bytes of {self._member.size}: it is damaged"
-                )
-            target[at : at + len(found)] = found
-            at += len(found)
-            self.position += len(found)
-            self._crc = zlib.crc32(found, self._crc)
-        if self.position == self._member.size:
-            self._check_end()
-
-    def _check_end(self) -> None:
-        if self._next(1):
-            raise Refused(f"goes on beyond its {self._member.size} bytes: it is damaged")
-        if self._crc != self._member.crc:
-            raise Refused("has another checksum (CRC) than its contents: it is damaged")
-
-    def _next(self, most: int) -> bytes:
-        """Return some bytes, at most so many; none at the end."""
-        if self._unpack is None:
-            return self._take(most)
-        while not self._unpack.eof:
-            packed = self._pending or self._take(_PIECE)
-            try:
-                found = self._unpack.decompress(packed, most)
-            except zlib.error as error:
-                raise Refused(f"is damaged: {error}") from error
-            self._pending = self._unpack.unconsumed_tail
-            if found:
-                return found
-            if not packed:
-                break
-        return b""
-
-    def _take(self, most: int) -> bytes:
-        self._file.seek(self._member.offset + self._taken)
-        found = self._file.read(min(most, self._member.stored - self._taken))
-        self._taken += len(found)
-        return found
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY:
+            raise ValueError(f"its directory has {size} bytes, at most {MAX_DIRECTORY} are read")
+        return super().read(size)
 
 
-def read_member(file: IO[bytes], member: Member) -> npt.NDArray[Any]:
-    """Read a whole array that is stored without compression; its CRC is left to a checksum of the file.
+def _data_starts(file: IO[bytes], archive: zipfile.ZipFile) -> dict[str, int]:
+    """Return where the data of each member starts; refuse what could be read in two ways.
 
-    Raises
-    ------
-    Refused
-        If it is something else, or ends early.
-
-    Examples
-    --------
-    >>> file = io.BytesIO()
-    >>> np.savez(file, a=np.arange(3))
-    >>> read_member(file, read_members(file, len(file.getvalue()))[0])
-    array([0, 1, 2])
+    zipfile takes the last of two members of one name, and members may lie over each other: so does a
+    small file unpack to petabytes.
     """
-    header = _describe(file, member)
-    if member.method != STORED or header.order == "F":
-        raise Refused("is compressed or in Fortran order, as no state is written")
-    found = np.empty(header.array.nbytes, np.uint8)
-    file.seek(member.offset + header.offset)
-    if file.readinto(found.data) != len(found):  # type: ignore[attr-defined]
-        raise Refused("ends early: it is damaged")
-    return found.view(header.array.dtype).reshape(header.array.shape)
+    starts: dict[str, int] = {}
+    end = 0
+    for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
+        name = member.orig_filename
+        if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+            raise ValueError(f"member {name!r} has a name that leads out of the archive")
+        if name in starts:
+            raise ValueError(f"it has two members {name!r}")
+        if member.header_offset < end:
+            raise ValueError(f"member {name!r} lies over another one")
+        file.seek(member.header_offset)
+        starts[name] = member.header_offset + 30 + sum(_LOCAL_HEADER.unpack(file.read(30)))
+        end = starts[name] + member.compress_size
+    if end > archive.start_dir:
+        raise ValueError("its last member lies over the directory")
+    return starts
 
 
-def _describe(file: IO[bytes], member: Member) -> NpyHeader:
-    """Return what the member says it is, if that can be."""
-    if member.encrypted:
-        raise Refused("is encrypted: save it without a password")
-    if member.method not in (STORED, DEFLATED):
-        raise Refused(f"is packed by method {member.method}: only stored and deflated is read")
-    if member.method == STORED and member.stored != member.size:
-        raise Refused(
-            f"has {member.stored} bytes that should unpack to {member.size}: it is damaged"
-        )
-    if not member.name.endswith(".npy"):
-        raise Refused("is no .npy member")
-    prefix = bytearray(min(member.size, PREFIX))
-    stream = Stream(file, member)
-    stream.fill(memoryview(prefix))
+def _read(stream: IO[bytes], size: int, member: zipfile.ZipInfo) -> bytes:
+    """Return some of the bytes that follow; zipfile compares the CRC with the last ones."""
     try:
-        header = read_header(bytes(prefix))
-    except ValueError as error:
-        raise Refused(f"is not a .npy array: {error}") from error
-    if header.offset + header.array.nbytes != member.size:
-        raise Refused(
-            f"asks for {header.array.nbytes} bytes {header.array}, its member has "
-            f"{member.size - header.offset}: it is damaged"
-        )
-    check_expansion(header.array, member.stored)
-    return header
+        piece = stream.read(min(size, _PIECE))
+    except zipfile.BadZipFile as error:
+        raise Refused("has another checksum (CRC) than its contents: it is damaged") from error
+    except (EOFError, zlib.error) as error:
+        raise Refused(f"is damaged: {first_line(error)}") from error
+    if not piece:
+        raise Refused(f"ends after {stream.tell()} bytes of {member.file_size}: it is damaged")
+    return piece
 
 
-def _read_rows(stream: Stream, header: NpyHeader, start: int, stop: int) -> npt.NDArray[Any]:
-    array = header.array
-    first = header.offset + start * array.row_nbytes
-    if stream.position > first:
-        stream.rewind()
-    stream.skip(first - stream.position)
-    rows = np.empty((stop - start) * array.row_nbytes, np.uint8)
-    stream.fill(rows.data)
-    return rows.view(array.dtype).reshape(stop - start, *array.shape[1:])
+def _fill(stream: IO[bytes], target: npt.NDArray[np.uint8], member: zipfile.ZipInfo) -> None:
+    filled = 0
+    while filled < len(target):
+        piece = _read(stream, len(target) - filled, member)
+        target[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+        filled += len(piece)
 
 
-def _read_columns(stream: Stream, header: NpyHeader, start: int, stop: int) -> npt.NDArray[Any]:
-    """Return rows of an array that is stored column by column: each read is a whole pass."""
-    array, size = header.array, header.array.dtype.itemsize
-    total = array.shape[0]
-    columns = array.row_nbytes // size
-    found = np.empty((columns, (stop - start) * size), np.uint8)
-    stream.rewind()
-    stream.skip(header.offset)
-    for column in found if stop > start else ():
-        stream.skip(start * size)
-        stream.fill(column.data)
-        stream.skip((total - stop) * size)
-    rows = found.view(array.dtype).T
-    return rows.reshape(stop - start, *array.shape[1:], order="F")
+def _skip_to(stream: IO[bytes], place: int, member: zipfile.ZipInfo) -> None:
+    if place < stream.tell():
+        stream.seek(0)
+    while stream.tell() < place:
+        _read(stream, place - stream.tell(), member)

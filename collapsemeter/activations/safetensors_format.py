@@ -1,8 +1,7 @@
 """Named arrays in a ``.safetensors`` file, memory-mapped.
 
-The header is read here and not by the safetensors library, which reads a file as a whole or not at
-all: one array of a dtype that it does not know would cost all the others, two arrays of one name
-become one without a word, and what it returns is a copy.
+The header is read here: the safetensors library refuses a whole file for one array of a dtype that it
+does not know, takes two arrays of one name for one, and returns copies.
 """
 
 from __future__ import annotations
@@ -87,11 +86,10 @@ def _header(path: str | os.PathLike[str]) -> tuple[int, dict[str, dict[str, Any]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"its header has {twice!r} twice")
-    return found
+    name, times = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 1)
+    if times > 1:
+        raise ValueError(f"its header has {name!r} twice")
+    return dict(pairs)
 
 
 def _check_tiling(entries: dict[str, Any], size: int) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..stats.head import Head
 from ..stats.labels import are_tokens, class_labels
-from ..stats.moments import Phase
 from ..stats.plain import plain
 from ..stats.sums import IGNORE_INDEX, check_num_classes
 from ..system.files import write_atomically
 from .manifest import NAME, PHASES, FileRecord, Manifest, sha256_of, stored_name
+
+if TYPE_CHECKING:
+    from ..stats.moments import Phase
 
 SHARD_BYTES = 2**28  # 256 MB
 _WRITTEN = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
@@ -154,40 +155,22 @@ class Writer:
     ) -> None:
         shape = extras["labels"].shape
         for name, axes, kinds in (("predictions", 0, "iub"), ("logits", 1, _WRITTEN)):
-            array = extras.get(name)
-            if array is None:
-                continue
-            if array.shape[: len(shape)] != shape or array.ndim != len(shape) + axes:
-                raise ValueError(
-                    f"{name} have shape {array.shape} and labels {shape}: pass one for each label"
-                )
-            if array.dtype.kind not in kinds and array.dtype.name not in kinds:
-                raise ValueError(
-                    f"{name} have dtype {array.dtype}: pass classes, or scores of them"
-                )
-        found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+            if name in extras:
+                _check_decided(name, extras[name], shape, axes, kinds)
         for name, array in batch.items():
-            if array.ndim < 2 or array.shape[0] != shape[0] or array.dtype.name not in _WRITTEN:
-                raise ValueError(
-                    f"layer {name!r} has shape {array.shape} and dtype {array.dtype}, labels have "
-                    f"shape {shape}: pass one row of floats for each label ({', '.join(_WRITTEN)})"
-                )
-            if any("\ud800" <= character <= "\udfff" for character in name):
-                raise ValueError(
-                    f"layer {name!r} has half a character in its name, which no file can hold: rename it"
-                )
-            found[name] = array.shape[1:], array.dtype
-        if self._head_layer is not None and self._head_layer not in found:
+            _check_layer(name, array, shape)
+        layers = {name: (array.shape[1:], array.dtype) for name, array in batch.items()}
+        if self._head_layer is not None and self._head_layer not in layers:
             raise ValueError(
-                f"head_layer={self._head_layer!r} is not among the layers: {', '.join(found)}"
+                f"head_layer={self._head_layer!r} is not among the layers: {', '.join(layers)}"
             )
-        if not found:
+        if not layers:
             raise ValueError("the batch has no layer: pass at least one array of features")
         if self._extras is None:
-            self._layers, self._extras = found, set(extras)
-        elif (found, set(extras)) != (self._layers, self._extras):
+            self._layers, self._extras = layers, set(extras)
+        elif (layers, set(extras)) != (self._layers, self._extras):
             raise ValueError(
-                f"the batch holds {_described(found, set(extras))}, the batches before "
+                f"the batch holds {_described(layers, set(extras))}, the batches before "
                 f"{_described(self._layers, self._extras)}: every batch holds the same arrays"
             )
 
@@ -237,14 +220,32 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:  # a dump that failed has no manifest
             self.close()
+
+
+def _check_decided(
+    name: str, array: npt.NDArray[Any], shape: tuple[int, ...], axes: int, kinds: Container[str]
+) -> None:
+    if array.shape[: len(shape)] != shape or array.ndim != len(shape) + axes:
+        raise ValueError(
+            f"{name} have shape {array.shape} and labels {shape}: pass one for each label"
+        )
+    if array.dtype.kind not in kinds and array.dtype.name not in kinds:
+        raise ValueError(f"{name} have dtype {array.dtype}: pass classes, or scores of them")
+
+
+def _check_layer(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.ndim < 2 or array.shape[0] != shape[0] or array.dtype.name not in _WRITTEN:
+        raise ValueError(
+            f"layer {name!r} has shape {array.shape} and dtype {array.dtype}, labels have "
+            f"shape {shape}: pass one row of floats for each label ({', '.join(_WRITTEN)})"
+        )
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise ValueError(
+            f"layer {name!r} has half a character in its name, which no file can hold: rename it"
+        )
 
 
 def _library() -> Any:

@@ -85,8 +85,7 @@ class ZarrFolder(ArrayFile):
     def check(self) -> None:
         """Unpack all chunks, which compares them with the checksums of their codecs."""
         for name, grid in self._grids.items():
-            for start in range(0, self.arrays[name].shape[0], grid.chunk[0]):
-                self.read(name, start, start + grid.chunk[0])
+            grid.check(self, name)
 
 
 def _kind(folder: Path) -> str:

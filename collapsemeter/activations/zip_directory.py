@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from .array_file import MAX_DIRECTORY
+import numpy as np
+import numpy.typing as npt
+
+from .array_file import MAX_DIRECTORY, Refused
+from .npy_format import PREFIX, read_header
 
 STORED, DEFLATED = 0, 8
 _ENCRYPTED, _UTF8 = 1, 0x800  # flags
@@ -177,3 +181,21 @@ def _member(file: IO[bytes], entry: _Entry, end: int) -> Member:
 def _check_name(name: str) -> None:
     if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
         raise ValueError(f"member {name!r} has a name that leads out of the archive")
+
+
+def read_member(file: IO[bytes], member: Member) -> npt.NDArray[Any]:
+    """Read a whole array that is stored without compression; its CRC is left to a checksum of the file."""
+    if member.encrypted or member.method != STORED or member.stored != member.size:
+        raise Refused("is compressed or in Fortran order, as no state is written")
+    file.seek(member.offset)
+    try:
+        header = read_header(file.read(min(member.size, PREFIX)))
+    except ValueError as error:
+        raise Refused(f"is not a .npy array: {error}") from error
+    if header.order == "F" or header.offset + header.array.nbytes != member.size:
+        raise Refused("is compressed or in Fortran order, as no state is written")
+    values = np.empty(header.array.nbytes, np.uint8)
+    file.seek(member.offset + header.offset)
+    if file.readinto(values.data) != len(values):  # type: ignore[attr-defined]
+        raise Refused("ends early: it is damaged")
+    return values.view(header.array.dtype).reshape(header.array.shape)

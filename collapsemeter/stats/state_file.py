@@ -164,7 +164,7 @@ class StateFile:
             If there is no such array, or it cannot be read.
         """
         from ..activations.array_file import Refused
-        from ..activations.npz_format import read_member
+        from ..activations.zip_directory import read_member
 
         try:
             with open(self.path, "rb") as file:

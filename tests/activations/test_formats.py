@@ -23,7 +23,6 @@ from zarr import codecs
 
 from collapsemeter.activations import ActivationsError, open_arrays
 from collapsemeter.activations.npy_format import read_header
-from collapsemeter.activations.npz_format import Stream
 
 PLAIN = (
     "bool", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8",
@@ -260,15 +259,14 @@ def test_a_fill_value_may_be_bits(tmp_path):
 def test_compressed_arrays_are_read_in_one_pass(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", a=example("f4", (1000, 30)))
     rewinds = []
-    rewind = Stream.rewind
-    monkeypatch.setattr(Stream, "rewind", lambda self: (rewinds.append(1), rewind(self)))
+    seek = zipfile.ZipExtFile.seek
+    monkeypatch.setattr(zipfile.ZipExtFile, "seek", lambda *a: (rewinds.append(a[1:]), seek(*a)))
     with open_arrays(tmp_path / "a.npz") as file:
-        rewinds.clear()
         for start in range(0, 1000, 7):
             file.read("a", start, start + 7)
-        assert len(rewinds) == 1  # the first read's
+        assert rewinds == []
         file.read("a", 0, 1)
-        assert len(rewinds) == 2
+        assert rewinds == [(0,)]
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.safetensors", "a.h5"])
@@ -366,8 +364,9 @@ def test_archives_with_long_numbers(tmp_path):
     assert_same(tmp_path / "long.npz", arrays)
 
 
-def test_an_archive_with_a_comment_that_looks_like_its_end(tmp_path):
-    np.savez(tmp_path / "a.npz", a=example("f4"))
-    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
-        archive.comment = b"PK\5\6" + b"x" * 30 + b"PK\5\6"
-    assert_same(tmp_path / "a.npz", {"a": example("f4")})
+def test_an_archive_behind_a_prefix(tmp_path):
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", a=example("f4"))
+        content = (tmp_path / "a.npz").read_bytes()
+        (tmp_path / "a.npz").write_bytes(b"prefix" + content)
+        assert_same(tmp_path / "a.npz", {"a": example("f4")})

@@ -111,11 +111,12 @@ def test_equal_names_in_different_places(memory, tmp_path):
 def test_a_copy_that_fails_leaves_nothing(memory, tmp_path, monkeypatch):
     memory.pipe("/a.npy", b"content")
 
-    def fail(source, target, size):
-        target.write(source.read(3))
+    def fail(self, source, target, **options):
+        with open(target, "wb") as file:
+            file.write(b"con")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("collapsemeter.activations.remote.shutil.copyfileobj", fail)
+    monkeypatch.setattr(type(memory), "get_file", fail)
     with pytest.raises(OSError, match="No space left"):
         local_path("memory://a.npy", tmp_path)
     assert os.listdir(tmp_path) == []
@@ -135,24 +136,45 @@ def test_no_fsspec(monkeypatch, tmp_path):
         local_path("memory://a", tmp_path)
 
 
-def test_a_web_server(tmp_path):
-    served = tmp_path / "served"
-    served.mkdir()
-    np.save(served / "fc.npy", np.eye(3))
-    handler = functools.partial(_Quiet, directory=served)
+@pytest.fixture
+def server(tmp_path):
+    """A web server of a folder; it gives the folder and the URL."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(_Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        try:
-            url = f"http://127.0.0.1:{server.server_port}/fc.npy?version=2"
-            path = local_path(url, tmp_path / "cache")
-        finally:
-            server.shutdown()
-            thread.join()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server(tmp_path, server):
+    folder, url = server
+    np.save(folder / "fc.npy", np.eye(3))
+    path = local_path(f"{url}/fc.npy?version=2", tmp_path / "cache")
     with open_arrays(path) as file:
         np.testing.assert_array_equal(file.read("fc", 0, 3), np.eye(3))
 
 
+@pytest.mark.parametrize(
+    ("name", "error"), [("none.npy", FileNotFoundError), ("busy.npy", OSError)]
+)
+def test_what_a_web_server_does_not_give(tmp_path, server, name, error):
+    with pytest.raises(error, match=rf"http://127.*{name}.*") as caught:
+        local_path(f"{server[1]}/{name}", tmp_path / "cache")
+    assert len(str(caught.value).splitlines()) == 1
+    assert os.listdir(tmp_path / "cache") == []
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        """Give a file; "busy" is one that the server fails to give."""
+        if "busy" in self.path:
+            self.send_error(503)
+        else:
+            super().do_GET()
+
     def log_message(self, *arguments):
         """Say nothing."""
