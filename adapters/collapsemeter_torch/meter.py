@@ -58,20 +58,11 @@ class CollapseMeter:
         The final linear layer; ``auto`` finds it.
     num_classes : int, optional
         C; by default the head's outputs.
-    reduction : str, callable, or mapping from layer name to one
-        How an output becomes one row per label, see `reduction.feature_rows`.
-    scatter : {"auto", "class", "pooled", "sketch", "trace"}
-        What is kept of the within-class scatter, see `collapsemeter.stats.sums.scatter_kind`.
+    reduction, scatter, convention, ignore_index, nonfinite, sample_rows, seed, sketch_rows
+        See `collapsemeter.adapter.settings.Settings`.
     criterion : nn.Module, optional
         A loss module called as ``criterion(output, labels)``: its labels are used, and the loop needs
         no other change. Not under torch.compile.
-    convention : str or Convention
-    ignore_index : int
-        Label of rows to leave out.
-    nonfinite : {"skip", "raise", "propagate"}
-        What to do with rows that hold NaN or Inf; ``raise`` raises in `compute`.
-    sample_rows : int
-        Rows of each layer kept for NC4 (a uniform sample; a sixteenth of it where d > 4096).
     exact : bool
         Keep all rows for NC4, on the host.
     count_eval : bool
@@ -84,11 +75,6 @@ class CollapseMeter:
         counted whole.
     strict : bool
         Re-raise a failure of the meter itself instead of marking the layer ``degraded``.
-    seed : int
-        Of the row sample, and of the sketch of wide layers: where the moments of several processes
-        are to be merged, one each (``seed=rank``).
-    sketch_rows : int
-        Rows of the sketch that a wide layer keeps, see `collapsemeter.adapter.settings.Settings`.
     verbose : bool
         Print what is watched, and why the rest is not.
 
@@ -133,12 +119,12 @@ class CollapseMeter:
         verbose: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
-            what = (
+            kind = (
                 f"the class {model.__name__}"
                 if isinstance(model, type)
                 else f"a {type(model).__name__}"
             )
-            raise ValueError(f"model is {what}: pass the nn.Module that is trained")
+            raise ValueError(f"model is {kind}: pass the nn.Module that is trained")
         if num_classes is not None:
             num_classes = check_num_classes(num_classes, least=2)
         self.budget = Budget(every, max_rows)
@@ -272,15 +258,6 @@ class CollapseMeter:
         ------
         ValueError
             If there is no batch, or a layer's output does not fit the labels.
-
-        Examples
-        --------
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> meter = CollapseMeter(net, verbose=False)
-        >>> images, labels = torch.randn(60, 4), torch.arange(60) % 3
-        >>> report = meter.observe([(images[:30], labels[:30]), (images[30:], labels[30:])], progress=False)
-        >>> report.phase, report["2"].provenance["rows"], net.training
-        ('frozen-eval', 60, True)
         """
         check_phase(phase)
         store = Store(self.settings, exact=self.exact, strict=self.strict, wide=True)
@@ -327,15 +304,6 @@ class CollapseMeter:
             As `observe`, and if a layer is not called in every batch, as often as in the others.
         ImportError
             If the libraries that write are missing.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> meter = CollapseMeter(net, verbose=False)
-        >>> images, labels = torch.randn(60, 4), torch.arange(60) % 3
-        >>> meter.dump([(images, labels)], tempfile.mkdtemp(), progress=False).name
-        'manifest.json'
         """
         check_phase(phase)
         with Writer(

@@ -65,22 +65,11 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def tensor_of(output: Any, layer: str, labels: Tensor) -> Tensor:
-    """Return the features among what a module returned, see `collapsemeter.adapter.reduction.tensor_of`.
-
-    Raises
-    ------
-    BatchError
-        If there is no one tensor to take, or it is nested or distributed.
-
-    Examples
-    --------
-    >>> tensor_of((torch.ones(2, 3), None), "lstm", torch.zeros(2)).shape
-    torch.Size([2, 3])
-    """
-    found: Tensor = core.tensor_of(output, layer, labels.shape, TORCH)
-    if found.is_nested or type(found).__name__ == "DTensor":
+    """Return the features among what a module returned, unless they are nested or distributed."""
+    features: Tensor = core.tensor_of(output, layer, labels.shape, TORCH)
+    if features.is_nested or type(features).__name__ == "DTensor":
         raise BatchError(layer, "a nested or distributed tensor", labels.shape, TAKE_ONE)
-    return found
+    return features
 
 
 def feature_rows(
@@ -92,21 +81,7 @@ def feature_rows(
     layout: Layout | None,
     reduction: Reduction,
 ) -> Tensor:
-    """Reduce a module's output to one row per label, see `collapsemeter.adapter.reduction.feature_rows`.
-
-    Nothing of it is recorded for gradients.
-
-    Raises
-    ------
-    BatchError
-        If the output does not give one row per label.
-
-    Examples
-    --------
-    >>> maps, labels = torch.ones(5, 8, 4, 4), torch.zeros(5, dtype=torch.long)
-    >>> feature_rows(maps, labels, None, layer="c", layout=layout_of(nn.Conv2d(3, 8, 1)), reduction="auto").shape
-    torch.Size([5, 8])
-    """
+    """Reduce a module's output to one row per label; nothing of it is recorded for gradients."""
     named = not callable(reduction)
     if named:
         output = tensor_of(output, layer, labels).detach()
@@ -120,18 +95,7 @@ def feature_rows(
 def layout_of(module: nn.Module, before: Iterable[nn.Module] = ()) -> Layout | None:
     """Return what the last part of a module that has channels says of them; None if none has.
 
-    Parameters
-    ----------
-    module : nn.Module
-    before : iterable of nn.Module
-        What runs just before it in a Sequential, in order, and speaks for an activation.
-
-    Examples
-    --------
-    >>> layout_of(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()))
-    Layout(channels_first=True, width=8)
-    >>> layout_of(nn.ReLU(), [nn.Conv2d(3, 8, 1)])
-    Layout(channels_first=True, width=8)
+    ``before`` runs just before it in a Sequential, and speaks for an activation.
     """
     parts = [part for sibling in (*before, module) for part in sibling.modules()]
     for part in reversed(parts):

@@ -11,24 +11,9 @@ _LABELS = ("label", "target", "targets", "class", "y", "fine_label")  # as data 
 
 
 def each_batch(batches: Iterable[Any], progress: bool, source: Any = None) -> Iterator[Any]:
-    """Yield every batch of a frozen pass, with a progress bar on standard error if asked for.
+    """Yield every batch of a frozen pass, or raise ValueError where there is none.
 
-    Parameters
-    ----------
-    batches : iterable
-    progress : bool
-    source : object, optional
-        What the user passed, where the batches were made of it.
-
-    Raises
-    ------
-    ValueError
-        If they cannot be iterated over, and at the end if there was none.
-
-    Examples
-    --------
-    >>> list(each_batch([1, 2], progress=False))
-    [1, 2]
+    ``source`` is what the user passed, where the batches were made of it.
     """
     source = batches if source is None else source
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
@@ -69,22 +54,7 @@ def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
 
 
 def split(item: Any) -> tuple[Any, Any, Any]:
-    """Return inputs, labels and attention mask (or None) of a batch.
-
-    Parameters
-    ----------
-    item : pair (inputs, labels), or mapping with "labels" and perhaps "attention_mask"
-
-    Raises
-    ------
-    ValueError
-        If it is neither.
-
-    Examples
-    --------
-    >>> split(("x", "y")), split({"ids": 1, "labels": 2})
-    (('x', 'y', None), ({'ids': 1}, 2, None))
-    """
+    """Return inputs, labels and attention mask (or None) of a batch: a pair, or a mapping with "labels"."""
     if isinstance(item, Mapping) and "labels" in item:
         inputs = {name: value for name, value in item.items() if name != "labels"}
         return inputs, _unmasked(item["labels"]), item.get("attention_mask")
@@ -100,18 +70,18 @@ def _is_sample(labels: Any) -> bool:
 
 def _described(item: Any) -> str:
     """Say what a batch is that is not one, and what to pass in its place."""
-    due = "each batch is a pair (inputs, labels) or a dict with 'labels'"
+    advice = "each batch is a pair (inputs, labels) or a dict with 'labels'"
     if isinstance(item, Mapping):
         return _dict_without_labels([str(name) for name in item])
     if not isinstance(item, tuple | list):
-        return f"{_shaped(item)}, and {due}"
+        return f"{_shaped(item)}, and {advice}"
     if len(item) > 2:
-        due += ": pass ((b[0], b[1]) for b in loader)"
+        advice += ": pass ((b[0], b[1]) for b in loader)"
     elif len(item) == 2:
-        due = "labels are missing" if item[1] is None else "that is one sample and not a batch"
-        due += ": pass a loader that gives batches (inputs, labels)"
+        advice = "labels are missing" if item[1] is None else "that is one sample and not a batch"
+        advice += ": pass a loader that gives batches (inputs, labels)"
     parts = ", ".join(map(_shaped, item))
-    return f"a {type(item).__name__} of {len(item)} ({parts}), and {due}"
+    return f"a {type(item).__name__} of {len(item)} ({parts}), and {advice}"
 
 
 def _dict_without_labels(names: list[str]) -> str:
@@ -133,15 +103,7 @@ def _shaped(part: Any) -> str:
 
 
 def require_labels(labels: Any) -> None:
-    """Raise ValueError where labels were forgotten, or are still in the batch that they came in.
-
-    Examples
-    --------
-    >>> require_labels({"image": 1, "label": 2})
-    Traceback (most recent call last):
-        ...
-    ValueError: labels are a dict with the keys 'image', 'label': pass the labels alone, batch['label']
-    """
+    """Raise ValueError where labels were forgotten, or are still in the batch that they came in."""
     if labels is None:
         raise ValueError(
             "labels are None: pass those of this batch, one integer class for each row"
@@ -161,15 +123,7 @@ def _unmasked(labels: Any) -> Any:
 
 
 def check_phase(phase: str) -> None:
-    """Raise ValueError unless a frozen pass may be called that.
-
-    Examples
-    --------
-    >>> check_phase("live")
-    Traceback (most recent call last):
-        ...
-    ValueError: phase='live': choose 'frozen-eval' or 'frozen-train'
-    """
+    """Raise ValueError unless a frozen pass may be called that."""
     if phase not in ("frozen-eval", "frozen-train"):
         raise ValueError(f"phase={phase!r}: choose 'frozen-eval' or 'frozen-train'")
 

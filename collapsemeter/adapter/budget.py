@@ -14,32 +14,10 @@ RECENT = 100  # steps whose median is taken: memory stays flat however long a ru
 
 @dataclass(frozen=True)
 class Budget:
-    """Which of the training batches are counted: every k-th, and none once there are rows enough.
+    """Which training batches are counted: every k-th, and none once there are rows enough.
 
-    Parameters
-    ----------
-    every : int
-        Count batches 0, every, 2 every, ... since the last reset.
-    max_rows : int, optional
-        Count no further batch once so many label rows were counted since the last reset. Batches are
-        counted whole, so the last one may go beyond.
-    name : str
-        What the adapter calls ``every``.
-
-    Raises
-    ------
-    ValueError
-        If either is not a whole number from 1 up.
-
-    Examples
-    --------
-    >>> budget = Budget(every=3, max_rows=64)
-    >>> [budget.takes(batch, rows=0) for batch in range(4)], budget.takes(6, rows=64)
-    ([True, False, False, True], False)
-    >>> Budget(every=0)
-    Traceback (most recent call last):
-        ...
-    ValueError: every=0: pass a whole number from 1 up; 1 counts every batch, 10 every tenth
+    Both begin anew with a reset: batches 0, every, 2 every, ... are counted, each as a whole, so the last
+    one may go beyond ``max_rows``. ``name`` is what the adapter calls ``every``.
     """
 
     every: int = 1
@@ -57,37 +35,15 @@ class Budget:
         return self.every > 1 or self.max_rows is not None
 
     def takes(self, batch: Any, rows: Any) -> Any:
-        """Whether to count a batch.
+        """Whether to count a batch, of which there were so many, and rows, since the last reset.
 
-        Parameters
-        ----------
-        batch : int, or integer scalar of a framework
-            Number of the batch since the last reset, from 0.
-        rows : the same
-            Label rows counted since the last reset.
-
-        Returns
-        -------
-        bool, or boolean scalar of the framework
+        Numbers may be integer scalars of a framework; the answer is then a boolean of it.
         """
-        due = batch % self.every == 0
-        return due if self.max_rows is None else due & (rows < self.max_rows)
+        in_turn = batch % self.every == 0
+        return in_turn if self.max_rows is None else in_turn & (rows < self.max_rows)
 
     def provenance(self, left_out: int, rows: int) -> dict[str, Any]:
-        """Return what a report says of a budget; nothing where there is none.
-
-        Parameters
-        ----------
-        left_out : int
-            Batches that were not counted.
-        rows : int
-            Label rows that were.
-
-        Examples
-        --------
-        >>> Budget(every=2, max_rows=64).provenance(left_out=3, rows=64)
-        {'budget': {'every': 2, 'max_rows': 64, 'batches_left_out': 3, 'max_rows_reached': True}}
-        """
+        """Return what a report says of a budget; nothing where there is none."""
         if not self.limited:
             return {}
         said: dict[str, Any] = {self.name: self.every, "max_rows": self.max_rows}
@@ -158,12 +114,8 @@ class Clock:
     def provenance(self, unseen: str, *, asynchronous: bool = False) -> dict[str, Any]:
         """Return what a report says: ``overhead``, and where it needs saying ``overhead_note``.
 
-        Parameters
-        ----------
-        unseen : str
-            Why no clock sees the counting, where `unseen` is set.
-        asynchronous : bool
-            Whether a device works on after the host has gone on.
+        ``unseen`` says why no clock sees the counting, and ``asynchronous`` that a device works on after
+        the host has gone on.
         """
         share = None if self.unseen else self.share()
         if self.unseen:

@@ -35,17 +35,17 @@ class Layout(NamedTuple):
 class BatchError(ValueError):
     """The batch and the labels do not fit; the layer did not count the batch.
 
-    Its arguments are the layer, the shape or what else was found, the labels' shape and what to do.
+    Its arguments are the layer, the shape or what else came, the labels' shape and what to do.
     The message is put together when it is read: under torch.compile this is raised and caught within
     a trace, where text cannot be formatted (and a class with an ``__init__`` cannot be raised).
     """
 
     def __str__(self) -> str:
-        layer, found, labels, advice = self.args
-        what = f"features of shape {tuple(found)}" if isinstance(found, tuple) else found
+        layer, shape, labels, advice = self.args
+        what = f"features of shape {tuple(shape)}" if isinstance(shape, tuple) else shape
         advice = advice.replace("LAYER", repr(layer))
         if advice == _SIZES:
-            advice = advice.replace("ROWS", str(found[0])).replace("LABELS", str(labels[0]))
+            advice = advice.replace("ROWS", str(shape[0])).replace("LABELS", str(labels[0]))
         return f"layer {layer!r} gave {what} and labels have shape {tuple(labels)}: {advice}"
 
 
@@ -76,21 +76,11 @@ class Operations(Protocol):
 def check_reduction(
     reduction: Reduction | Mapping[str, Reduction], watched: Iterable[str] = ()
 ) -> None:
-    """Raise ValueError unless every reduction is a known name or a callable, of a watched layer.
-
-    Examples
-    --------
-    >>> check_reduction("mean")
-    >>> check_reduction("median")
-    Traceback (most recent call last):
-        ...
-    ValueError: reduction='median': choose auto, flatten, mean, mean_last, tokens, first, last, or pass a callable
-    """
-    chosen = reduction.values() if isinstance(reduction, Mapping) else [reduction]
-    for one in chosen:
-        if not callable(one) and one not in get_args(Named):
+    """Raise ValueError unless every reduction is a known name or a callable, of a watched layer."""
+    for value in reduction.values() if isinstance(reduction, Mapping) else [reduction]:
+        if not callable(value) and value not in get_args(Named):
             raise ValueError(
-                f"reduction={one!r}: choose {', '.join(get_args(Named))}, or pass a callable"
+                f"reduction={value!r}: choose {', '.join(get_args(Named))}, or pass a callable"
             )
     if isinstance(reduction, Mapping):
         for layer in reduction:
@@ -102,13 +92,7 @@ def check_reduction(
 
 
 def reduction_of(reduction: Reduction | Mapping[str, Reduction], layer: str) -> Reduction:
-    """Return the reduction of one layer.
-
-    Examples
-    --------
-    >>> reduction_of({"conv": "flatten"}, "fc")
-    'auto'
-    """
+    """Return the reduction of one layer."""
     return reduction.get(layer, "auto") if isinstance(reduction, Mapping) else reduction
 
 
@@ -117,29 +101,21 @@ def tensor_of(output: Any, layer: str, labels: Shape, ops: Operations) -> Array:
 
     A tensor is itself; of a tuple or list its first entry; of a dict or ``ModelOutput`` its
     ``last_hidden_state`` or its only tensor.
-
-    Raises
-    ------
-    BatchError
-        If there is no one tensor to take.
     """
     if ops.is_tensor(output):  # the rule, and for every layer of every batch
         return output
-    found = output
+    features = None
     if isinstance(output, Mapping):
         tensors = {key: value for key, value in output.items() if ops.is_tensor(value)}
-        if "last_hidden_state" in tensors:
-            found = tensors["last_hidden_state"]
-        elif len(tensors) == 1:
-            found = next(iter(tensors.values()))
-        else:
+        if "last_hidden_state" not in tensors and len(tensors) != 1:
             names = "a dict of tensors " + ", ".join(tensors)
             raise BatchError(layer, names, labels, TAKE_ONE)
+        features = tensors.get("last_hidden_state", next(iter(tensors.values())))
     elif isinstance(output, tuple | list) and output:
-        found = output[0]
-    if not ops.is_tensor(found):
+        features = output[0]
+    if not ops.is_tensor(features):
         raise BatchError(layer, "a " + type(output).__name__, labels, TAKE_ONE)
-    return found
+    return features
 
 
 def feature_rows(

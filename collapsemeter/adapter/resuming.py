@@ -9,13 +9,7 @@ from .selection import listed
 
 
 def not_a_state(state: Any) -> ValueError:
-    """Return the error for what no meter's ``state_dict`` returned.
-
-    Examples
-    --------
-    >>> not_a_state({"fc.weight": 1})
-    ValueError("this is a dict with 'fc.weight' and no state of a meter: pass what the meter's state_dict() returned")
-    """
+    """Return the error for what no meter's ``state_dict`` returned."""
     keys = f" with {listed(map(repr, state), 3)}" if isinstance(state, Mapping) else ""
     return ValueError(
         f"this is a {type(state).__name__}{keys} and no state of a meter: pass what the meter's state_dict() returned"
@@ -23,25 +17,7 @@ def not_a_state(state: Any) -> ValueError:
 
 
 def check_same(state: Mapping[str, Any], meter: Mapping[str, Any]) -> None:
-    """Raise unless a saved state and the meter that is to go on from it agree.
-
-    Parameters
-    ----------
-    state, meter : mapping
-        What each has, by what it is called; what only one knows of is not compared.
-
-    Raises
-    ------
-    ValueError
-        If they differ.
-
-    Examples
-    --------
-    >>> check_same({"classes": 10}, {"classes": 100})
-    Traceback (most recent call last):
-        ...
-    ValueError: the state is of another meter, and nothing was loaded: it has classes 10, this meter 100
-    """
+    """Raise unless a saved state and the meter agree in all that both know, by what it is called."""
     differ = [name for name in meter if name in state and state[name] != meter[name]]
     if differ:
         said = "; ".join(
@@ -51,15 +27,7 @@ def check_same(state: Mapping[str, Any], meter: Mapping[str, Any]) -> None:
 
 
 def check_widths(state: Mapping[str, int], meter: Mapping[str, int]) -> None:
-    """Raise unless layers that both know have one width.
-
-    Examples
-    --------
-    >>> check_widths({"fc": 64}, {"fc": 32})
-    Traceback (most recent call last):
-        ...
-    ValueError: the state is of another meter, and nothing was loaded: it has layer 'fc' of width 64, this meter 32
-    """
+    """Raise unless layers that both know have one width."""
     check_same(
         *(
             {f"layer {layer!r} of width": width for layer, width in side.items()}

@@ -56,18 +56,7 @@ class Selection:
         return None if self.head is None else self.modules.get(self.head)
 
     def classes(self, num_classes: int | None) -> int:
-        """Return C: what was asked for, by default the head's outputs, two for a single logit.
-
-        Raises
-        ------
-        ValueError
-            If there is neither, or they disagree.
-
-        Examples
-        --------
-        >>> Selection((), "fc", 1).classes(None), Selection((), "fc", 10).classes(10)
-        (2, 10)
-        """
+        """Return C: what was asked for, by default the head's outputs, two for a single logit."""
         if num_classes is None:
             if self.head_outputs is None:
                 kind = self.head_kind.partition(" ")[2]
@@ -83,14 +72,7 @@ class Selection:
         return num_classes
 
     def describe(self, num_classes: int) -> str:
-        """Return in words what is watched, and why every other layer is not.
-
-        Examples
-        --------
-        >>> print(Selection((), "fc", 10, {"drop": "passes its input on"}).describe(10))
-        collapsemeter watches 10 classes in: fc (input of the head)
-          not drop: passes its input on
-        """
+        """Return in words what is watched, and why every other layer is not."""
         names = [
             f"{printable(name)} (input of the head)" if name == self.head else printable(name)
             for name in self.watched
@@ -243,18 +225,7 @@ def _head_sizes(num_classes: int) -> set[int]:
 
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Return the names that a name or shell pattern selects, in the order of the model.
-
-    Raises
-    ------
-    ValueError
-        If a pattern selects nothing.
-
-    Examples
-    --------
-    >>> matching(["conv1", "conv2", "fc"], ["conv*"])
-    ['conv1', 'conv2']
-    """
+    """Return the names that a name or shell pattern selects, in the order of the model."""
     names = list(names)
     chosen: set[str] = set()
     for pattern in patterns:
@@ -274,13 +245,7 @@ def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def listed(named: Iterable[str], most: int = 12) -> str:
-    """Return names as words, a dozen at most.
-
-    Examples
-    --------
-    >>> listed("abc", most=2)
-    'a, b and 1 more'
-    """
+    """Return names as words, a dozen at most."""
     names = list(named)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "none"

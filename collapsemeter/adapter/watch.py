@@ -11,13 +11,7 @@ GROUP = "collapsemeter.adapters"
 
 
 def adapters() -> dict[str, EntryPoint]:
-    """Return the adapters installed, by the framework's root module.
-
-    Examples
-    --------
-    >>> "torch" in adapters()
-    True
-    """
+    """Return the adapters installed, by the framework's root module."""
     from importlib.metadata import entry_points  # slow to import, and seldom needed
 
     return {entry.name: entry for entry in entry_points(group=GROUP)}
