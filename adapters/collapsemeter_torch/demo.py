@@ -21,13 +21,7 @@ WEIGHT_DECAY = 1e-2
 
 
 class DigitsNet(nn.Module):
-    """Three convolutional blocks, a hidden block, 64 features and a linear head.
-
-    Examples
-    --------
-    >>> DigitsNet()(torch.zeros(2, 1, 8, 8)).shape
-    torch.Size([2, 10])
-    """
+    """Three convolutional blocks, a hidden block, 64 features and a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,19 +61,7 @@ def train(
     """Train and yield every epoch's measurements, the untrained network's first.
 
     The loss is the squared error to one-hot targets, under which collapse comes within a minute
-    (Han, Papyan & Donoho 2022).
-
-    Parameters
-    ----------
-    images : (N, 8, 8) float32
-    labels : (N,) int64
-    epochs, seed : int
-    dump : Path, optional
-        Folder for the activations of the trained network, with its head.
-
-    Yields
-    ------
-    Epoch
+    (Han, Papyan & Donoho 2022). Activations and head of the trained network go to the folder ``dump``.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # products this small only wait for each other on more

@@ -259,7 +259,7 @@ def test_compiled_sums_are_the_eager_sums(scatter, backend):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
-@pytest.mark.parametrize("scatter", ["auto", "sketch"])
+@pytest.mark.parametrize("scatter", ["auto", pytest.param("sketch", marks=pytest.mark.nightly)])
 def test_inductor_reduces_inside_its_graph(scatter):
     net = Net()
     x = torch.randn(12, 4)

@@ -6,7 +6,6 @@ import math
 import shutil
 from pathlib import Path
 
-import distributed
 import numpy as np
 import pytest
 import torch
@@ -80,12 +79,16 @@ def test_a_hundred_shards(trained: Watched, hundred: Path) -> None:
     assert_same(observed, audit(str(hundred)))
 
 
+@pytest.mark.nightly
 def test_two_processes(trained: Watched, hundred: Path) -> None:
     observed = trained.meter.observe(trained.batches, progress=False)
     assert_same(observed, audit(str(hundred), Options(), Running(jobs=2)))
 
 
+@pytest.mark.nightly
 def test_a_dask_cluster(trained: Watched, hundred: Path) -> None:
+    import distributed  # the default environment has no cluster
+
     observed = trained.meter.observe(trained.batches, progress=False)
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"

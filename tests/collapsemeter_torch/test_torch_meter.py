@@ -228,8 +228,15 @@ def same(a, b) -> None:
         assert a == b
 
 
-@pytest.mark.parametrize("backend", [None, "aot_eager"])
-@pytest.mark.parametrize("make", [mlp, cnn])
+@pytest.mark.parametrize(
+    ("make", "backend"),
+    [
+        (mlp, None),
+        (cnn, None),
+        (mlp, "aot_eager"),
+        pytest.param(cnn, "aot_eager", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_watched_loop_gives_bit_identical_weights(make, backend):
     torch.compiler.reset()
     plain, plain_optimizer, plain_rng, _ = train(make, watched=False, backend=backend)
