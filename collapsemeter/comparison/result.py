@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -219,45 +220,38 @@ class Comparison(Mapping[str, LayerComparison]):
 
     def _metric_rows(self, metrics: Sequence[str], width: int) -> list[str]:
         longest = max(map(len, ["metric", *metrics]))
-        room = min(max(map(len, ["layer", *map(printable, self.layers)])), width - longest - 33)
+        room = min(self._longest_name(), width - longest - 33)
         head = f"{'layer':<{room}}  {'metric':<{longest}}  {'measured':>8}  {'reference':>9}  {'gap':>8}"
         lines = [head, "─" * len(head)]
         for name, layer in self.layers.items():
             for metric in metrics:
-                gap = layer.metrics.get(metric)
-                cells = ("-", "-", "-") if gap is None else tuple(map(_cell, (*gap, gap.gap)))
+                gap = layer.metrics.get(metric, _UNKNOWN)
+                measured, reference, difference = map(_cell, (*gap, gap.gap))
                 lines.append(
                     f"{_fitted(name, room):<{room}}  {metric:<{longest}}  "
-                    f"{cells[0]:>8}  {cells[1]:>9}  {cells[2]:>8}"
+                    f"{measured:>8}  {reference:>9}  {difference:>8}"
                 )
         return lines
 
     def _overview(self, width: int) -> list[str]:
-        room = min(
-            max(map(len, ["layer", *map(printable, self.layers)])),
-            width - 4 - sum(COLUMNS.values()),
-        )
-        lines = textwrap.wrap(
-            f"reference: {printable(self.reference)}", width, subsequent_indent="  "
-        )
-        lines += textwrap.wrap(printable(self.mapping), width, subsequent_indent="  ")
-        head = f"{'layer':<{room}} ref" + "".join(
-            f"{name:>{size}}" for name, size in COLUMNS.items()
-        )
+        wrap = partial(textwrap.wrap, width=width, subsequent_indent="  ")
+        room = min(self._longest_name(), width - 4 - sum(COLUMNS.values()))
+        head = f"{'layer':<{room}} ref" + "".join(map(str.rjust, COLUMNS, COLUMNS.values()))
+        lines = wrap(f"reference: {printable(self.reference)}") + wrap(printable(self.mapping))
         lines += ["", head, "─" * len(head)]
         for name, layer in self.layers.items():
-            row = zip(_overview_row(layer), COLUMNS.values(), strict=True)
-            cells = "".join(f"{_cell(value):>{size}}" for value, size in row)
             reference = _fitted(layer.reference_layer, 3)
+            cells = "".join(map(str.rjust, map(_cell, _figures(layer)), COLUMNS.values()))
             lines.append(f"{_fitted(name, room):<{room}} {reference:>3}{cells}")
         lines.append("")
         for name, layer in self.layers.items():
-            lines += textwrap.wrap(
-                f"{printable(name)}: {layer.verdict}", width, subsequent_indent="  "
-            )
+            lines += wrap(f"{printable(name)}: {layer.verdict}")
         if self.low_rank:
             lines.append(f"low: effective rank of {self.low_rank}, a low-rank structure")
         return lines
+
+    def _longest_name(self) -> int:
+        return max(map(len, ["layer", *map(printable, self.layers)]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values, NaN as None, ready for JSON."""
@@ -280,12 +274,16 @@ class Comparison(Mapping[str, LayerComparison]):
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
 
-def _overview_row(layer: LayerComparison) -> tuple[float, ...]:
-    nc1 = layer.metrics.get("nc1_trace_ratio", Gap(math.nan, math.nan)).measured
+_UNKNOWN = Gap(math.nan, math.nan)
+
+
+def _figures(layer: LayerComparison) -> tuple[float, ...]:
+    """Return the figures of the overview, in the order of `COLUMNS`."""
+    nc1 = layer.metrics.get("nc1_trace_ratio", _UNKNOWN).measured
     scale, ranks = layer.scale, layer.ranks
     ratio = scale.measured / scale.reference if scale.reference else math.nan
-    return (nc1, layer.gram_distance, layer.spectrum_distance, ratio, ranks.measured,
-            ranks.reference, ranks.classes, ranks.low_rank)  # fmt: skip
+    distances = layer.gram_distance, layer.spectrum_distance
+    return (nc1, *distances, ratio, ranks.measured, ranks.reference, ranks.classes, ranks.low_rank)
 
 
 def _cell(value: float) -> str:

@@ -5,6 +5,7 @@ verdicts       NC1 to NC4 of the final layer as cards
 tables         numbers and codes as words, tables as rows of text
 figures        figures over layers and epochs
 class_figures  figures over the classes of the final layer
+picture        a figure as an image that is part of the page
 """
 
 from .page import render, write_html

@@ -15,7 +15,7 @@ from ..metrics.pairs import COSINE_BINS
 from ..report.figure import FINAL, HEAD, top_of
 from ..report.report import CollapseReport
 from ..stats.linalg import Floats
-from .figures import EARLIER, REFERENCE, Picture, canvas, picture
+from .picture import EARLIER, REFERENCE, Picture, canvas, picture
 from .tables import number
 
 if TYPE_CHECKING:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..comparison.result import Comparison
 from ..report.criteria import missing
-from ..report.drawing import evenly, readable, svg
+from ..report.drawing import evenly, readable
 from ..report.figure import (
     FINAL,
     HEAD,
@@ -28,41 +27,18 @@ from ..report.figure import (
 from ..report.history import Entries, History
 from ..report.report import CollapseReport
 from ..stats.linalg import Floats
+from .picture import EARLIER, REFERENCE, Picture, canvas, picture
 from .tables import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-REFERENCE = "#555555"
-EARLIER = "#2171B5"
 _NO_VALUE = "#D9D9D9"
 _LONGEST = 24
 _ROOM = 34  # characters under an axis
 _SLANTED = 6  # names under an axis where they must be slanted
 _LARGEST_LOG = 700.0  # of float64
-
-
-class Picture(NamedTuple):
-    """A figure of the page: a title, what it shows in one sentence, and the address of the image."""
-
-    title: str
-    caption: str
-    source: str
-
-
-def picture(title: str, caption: str, draw: Callable[[], Figure]) -> Picture:
-    """Draw a figure into the address of an image that needs no other file."""
-    data = base64.b64encode(svg(draw)).decode()
-    return Picture(title, caption, f"data:image/svg+xml;base64,{data}")
-
-
-def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return an empty figure of that size in inches, and its axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
 
 
 def six_panels(history: History) -> list[Picture]:

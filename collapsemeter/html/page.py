@@ -38,20 +38,10 @@ def write_html(
     title: str | None = None,
     criteria: Criteria | None = None,
 ) -> None:
-    """Write the HTML report; the file is the old one or the new one, never half of one.
-
-    Parameters
-    ----------
-    path : str or path
-    history, comparison, title, criteria
-        See `render`.
+    """Write what `render` returns; the file is the old one or the new one, never half of one.
 
     Raises
     ------
-    ValueError
-        See `render`.
-    ImportError
-        If Jinja or matplotlib is missing.
     OSError
         If the file cannot be written.
 

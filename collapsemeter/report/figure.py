@@ -56,43 +56,13 @@ def plot(
     layers: Sequence[str] | None = None,
     title: str | None = None,
 ) -> None:
-    """Draw figures 2 to 7 of the paper for every layer: six panels against epochs.
+    """Draw figures 2 to 7 of Papyan, Han & Donoho 2020 into an .svg or .png: six panels against epochs.
 
     Earlier layers are thin and blue, darker with depth; the final layer is thick. Solid lines are the
     class means, dashed ones the head. A value that is undefined breaks the line; one that was not
-    measured at a step does not. Each run has lines of its own, see `History`; all but the last are pale.
-
-    Parameters
-    ----------
-    history : sequence of (int, CollapseReport)
-        Epoch and report; all of one phase.
-    path : str or path
-        Ends in ``.svg`` or ``.png``. The same history gives the same bytes.
-    zero_error_epoch : int, optional
-        Where to draw the vertical line at zero training error.
-    layers : sequence of str, optional
-        The layers to draw, all if left out.
-    title : str, optional
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, the phases are mixed, a layer is unknown or the ending is another.
-    ImportError
-        If matplotlib is not installed.
-    OSError
-        If the file cannot be written.
-
-    References
-    ----------
-    Papyan, Han & Donoho 2020, figures 2 to 7.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from collapsemeter import CollapseReport, LayerReport
-    >>> history = [(e, CollapseReport({"fc": LayerReport({"nc1_pinv": 0.5**e})})) for e in range(5)]
-    >>> plot(history, f"{tempfile.mkdtemp()}/collapse.svg", zero_error_epoch=2)
+    measured at a step does not. Each run has lines of its own; all but the last are pale. A vertical
+    line stands at the epoch of zero training error. ValueError where there is nothing to draw, phases
+    are mixed or a layer is unknown.
     """
     check_ending(path)
     history = checked_history(history)

@@ -125,14 +125,13 @@ class CollapseReport(Mapping[str, LayerReport]):
         criteria = Criteria.chosen(criteria)
         if not self.layers:
             return "no layer was measured"
-        name, layer = list(self.layers.items())[-1]
-        parts = sentences(criteria.judge(layer).values())
-        parts += filter(None, [pinv_words(layer)])
+        name, layer = list(self.layers)[-1], self.final
+        parts = [*sentences(criteria.judge(layer).values()), pinv_words(layer)]
         worst = layer.worst_classes()
         if worst and len(layer.per_class["variance"]) > 2:
             parts.append(f"least collapsed classes {', '.join(map(str, worst))}")
-        text = f"{name} ({self.phase}): {'; '.join(parts)}"
-        return printable(text + (f" [{', '.join(layer.flags)}]" if layer.flags else ""))
+        flags = f" [{', '.join(layer.flags)}]" if layer.flags else ""
+        return printable(f"{name} ({self.phase}): {'; '.join(filter(None, parts))}{flags}")
 
     def table(self, metrics: Sequence[str] = TABLE, width: int = 80) -> str:
         """Return a table of layers against metrics as text.
@@ -178,10 +177,8 @@ class CollapseReport(Mapping[str, LayerReport]):
         header = "".join(map(str.rjust, columns, sizes))
         lines = ["layer".ljust(names) + header, "─" * (names + sum(sizes))]
         for name, layer in self.layers.items():
-            cells = "".join(
-                _cell(layer, metric).rjust(size)
-                for metric, size in zip(columns, sizes, strict=True)
-            )
+            values = [_cell(layer, metric) for metric in columns]
+            cells = "".join(map(str.rjust, values, sizes))
             first, *rest = textwrap.wrap(printable(name), names) or [""]
             lines += [first.ljust(names) + cells, *rest]
         return lines
