@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from ..dufm.problem import survey
 from ..metrics.convention import Convention
 from ..metrics.measure import measure
 from ..report.criteria import Criteria
@@ -168,6 +167,8 @@ def _theory(
     point: Any, before_activation: bool, convention: Convention | str, center_head: bool
 ) -> Side:
     """Measure an Optimum or a Solution; layer l with the weight that it feeds."""
+    from ..dufm.problem import survey
+
     problem = point.problem
     layers = {}
     for number, moments in point.moments(before_activation).items():
