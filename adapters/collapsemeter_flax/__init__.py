@@ -8,19 +8,19 @@ except ImportError as error:
         f"the flax adapter needs flax and jax ({error}): pip install 'collapsemeter[flax]'"
     ) from error
 if not hasattr(_nnx, "capture"):
-    from flax import __version__ as _found
+    from flax import __version__ as _version
 
     raise ImportError(
-        f"the flax adapter needs flax>=0.12.6, whose nnx.capture it uses, and found flax {_found}: "
+        f"the flax adapter needs flax>=0.12.6, whose nnx.capture it uses, and found flax {_version}: "
         "pip install 'collapsemeter[flax]'"
     )
 
 from .capturing import capture
-from .finalise import report, to_moments
+from .host import to_moments
 from .merging import merge
-from .meter import CollapseMeter, watch
-from .observing import observe
-from .state import State, init, load, reset, save
+from .meter import CollapseMeter, observe, report, watch
+from .saving import load, save
+from .state import State, init, reset
 from .updating import update
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,13 +21,7 @@ def leaf_of(value: Any) -> Any:
 
 
 def key_of(number: int, value: Any) -> str:
-    """Name a call by its number and shape: what is stacked later is told by the shape that it had.
-
-    Examples
-    --------
-    >>> key_of(0, np.ones((2, 3)))
-    'collapsemeter:0:[2, 3]'
-    """
+    """Name a call by its number and shape: what is stacked later is told by the shape that it had."""
     leaf = leaf_of(value)
     return f"{PREFIX}:{number}:{json.dumps([] if leaf is None else list(leaf.shape))}"
 
@@ -38,14 +33,7 @@ def place_of(key: str) -> Place:
 
 
 def in_order(calls: Calls) -> list[Any]:
-    """Return what each call gave; a stack of calls (of ``scan``) is taken apart.
-
-    Examples
-    --------
-    >>> stacked = in_order({(0, (2, 3)): np.ones((4, 2, 3))})
-    >>> len(stacked), stacked[0].shape
-    (4, (2, 3))
-    """
+    """Return what each call gave; a stack of calls (of ``scan``) is taken apart."""
     values: list[Any] = []
     for (_, shape), value in sorted(calls.items(), key=lambda call: call[0]):
         leaf = leaf_of(value)
@@ -72,3 +60,20 @@ def _stacking_axis(shape: tuple[int, ...], single: tuple[int, ...]) -> int:
             if shape[:axis] + shape[axis + 1 :] == single:
                 return axis
     return 0
+
+
+def abstract(run: Callable[..., Any], *trees: Any) -> Any:
+    """``jax.eval_shape`` that leaves what is not an array as it is: ``train=True`` stays a bool."""
+    leaves, tree = jax.tree.flatten(trees)
+    arrays = [
+        i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    ]
+    shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in arrays]
+
+    def call(values: list[Any]) -> Any:
+        given = list(leaves)
+        for i, value in zip(arrays, values, strict=True):
+            given[i] = value
+        return run(*jax.tree.unflatten(tree, given))
+
+    return jax.eval_shape(call, shapes)

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from flax import linen, nnx
 
+from collapsemeter.adapter.selection import Selection
+
 from . import linen_models, nnx_models
 from .calls import Calls, in_order
-from .layers import Layers, Selection, select, tree
+from .layers import Layers, select, tree
 
 
 def capture(
@@ -84,11 +86,11 @@ def find(
 ) -> Selection:
     """Choose the layers of a model in an abstract run on these arguments."""
     if isinstance(model, nnx.Module):
-        found = nnx_models.parts(model, args, kwargs)
+        parts = nnx_models.parts(model, args, kwargs)
     else:
         variables, inputs = of_linen(model, args)
-        found = linen_models.parts(model, variables, inputs, kwargs)
-    return select(tree(found), layers, head, num_classes)
+        parts = linen_models.parts(model, variables, inputs, kwargs)
+    return select(tree(parts), layers, head, num_classes)
 
 
 class Captured(NamedTuple):
@@ -103,15 +105,15 @@ def captured(
     model: Any, selection: Selection, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Captured:
     """Call a model; return what it gives, and the features of a selection."""
-    found: dict[str, Calls]
+    by_layer: dict[str, Calls]
     if isinstance(model, nnx.Module):
-        outputs, found = nnx_models.run(model, selection, args, kwargs)
+        outputs, by_layer = nnx_models.run(model, selection, args, kwargs)
     else:
         variables, inputs = of_linen(model, args)
-        outputs, found = linen_models.run(model, variables, selection, inputs, kwargs)
+        outputs, by_layer = linen_models.run(model, variables, selection, inputs, kwargs)
     features, logits = {}, None
     for name in selection.watched:
-        calls = in_order(found.get(name, {}))
+        calls = in_order(by_layer.get(name, {}))
         if not calls:
             models = nnx_models if isinstance(model, nnx.Module) else linen_models
             raise ValueError(models.never_ran(name))
@@ -130,9 +132,9 @@ def of_linen(model: Any, args: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
             "linen.Module"
         )
     if not args or not isinstance(args[0], Mapping) or "params" not in args[0]:
-        found = f"a {type(args[0]).__name__}" if args else "nothing"
+        what = f"a {type(args[0]).__name__}" if args else "nothing"
         raise ValueError(
-            f"{type(model).__name__} is a linen module and was given {found}: pass its variables first, "
+            f"{type(model).__name__} is a linen module and was given {what}: pass its variables first, "
             "capture(model, {'params': params}, inputs)"
         )
     return args[0], args[1:]

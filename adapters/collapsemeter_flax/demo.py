@@ -19,9 +19,9 @@ from collapsemeter.activations import Writer
 from collapsemeter.adapter.reduction import Reduction
 from collapsemeter.cli.demo import Epoch
 
-from .finalise import head_of
+from .host import head_of
 from .meter import CollapseMeter
-from .reduction import feature_rows
+from .operations import feature_rows
 from .state import State, reset
 
 BATCH = 32
@@ -31,45 +31,15 @@ WEIGHT_DECAY = 1e-2
 REDUCTION: dict[str, Reduction] = {"conv3": "flatten"}
 
 
-class ConvBlock(nnx.Module):
-    """Convolution, batch norm, ReLU, and perhaps a pool by two."""
-
-    def __init__(self, inputs: int, outputs: int, *, pool: bool, rngs: nnx.Rngs) -> None:
-        self.conv = nnx.Conv(inputs, outputs, (3, 3), use_bias=False, rngs=rngs)
-        self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
-        self.pool = pool
-
-    def __call__(self, maps: Array) -> Array:
-        maps = nnx.relu(self.norm(self.conv(maps)))
-        return nnx.max_pool(maps, (2, 2), strides=(2, 2)) if self.pool else maps
-
-
-class DenseBlock(nnx.Module):
-    """Linear layer, batch norm, ReLU."""
-
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> None:
-        self.linear = nnx.Linear(inputs, outputs, use_bias=False, rngs=rngs)
-        self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
-
-    def __call__(self, rows: Array) -> Array:
-        return nnx.relu(self.norm(self.linear(rows)))
-
-
-class DigitsNet(nnx.Module):
-    """Three convolutional blocks, a hidden block, 64 features and a linear head.
-
-    Examples
-    --------
-    >>> DigitsNet(nnx.Rngs(0))(jnp.zeros((2, 8, 8, 1))).shape
-    (2, 10)
-    """
+class NnxDigitsNet(nnx.Module):
+    """Three convolutional blocks, a hidden block, 64 features and a linear head."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        self.conv1 = ConvBlock(1, 8, pool=False, rngs=rngs)
-        self.conv2 = ConvBlock(8, 16, pool=True, rngs=rngs)
-        self.conv3 = ConvBlock(16, 32, pool=True, rngs=rngs)
-        self.hidden = DenseBlock(128, 256, rngs=rngs)
-        self.features = DenseBlock(256, 64, rngs=rngs)
+        self.conv1 = _conv_block(1, 8, rngs)
+        self.conv2 = _conv_block(8, 16, rngs, _halved)
+        self.conv3 = _conv_block(16, 32, rngs, _halved)
+        self.hidden = _dense_block(128, 256, rngs)
+        self.features = _dense_block(256, 64, rngs)
         self.fc = nnx.Linear(64, 10, rngs=rngs)
 
     def __call__(self, images: Array) -> Array:
@@ -78,6 +48,20 @@ class DigitsNet(nnx.Module):
         rows = maps.reshape(maps.shape[0], -1)
         logits: Array = self.fc(self.features(self.hidden(rows)))
         return logits
+
+
+def _conv_block(inputs: int, outputs: int, rngs: nnx.Rngs, *pool: Any) -> nnx.Sequential:
+    conv = nnx.Conv(inputs, outputs, (3, 3), use_bias=False, rngs=rngs)
+    return nnx.Sequential(conv, nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs), nnx.relu, *pool)
+
+
+def _dense_block(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Sequential:
+    linear = nnx.Linear(inputs, outputs, use_bias=False, rngs=rngs)
+    return nnx.Sequential(linear, nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs), nnx.relu)
+
+
+def _halved(maps: Array) -> Array:
+    return nnx.max_pool(maps, (2, 2), strides=(2, 2))
 
 
 def train(
@@ -91,24 +75,12 @@ def train(
 
     The loss is the squared error to one-hot targets, under which collapse comes within a minute
     (Han, Papyan & Donoho 2022).
-
-    Parameters
-    ----------
-    images : (N, 8, 8) float32
-    labels : (N,) int64
-    epochs, seed : int
-    dump : Path, optional
-        Folder for the activations of the trained network, with its head.
-
-    Yields
-    ------
-    Epoch
     """
     x, y = images[..., None], labels.astype(np.int32)
     frozen = [(x[start : start + 600], y[start : start + 600]) for start in range(0, len(x), 600)]
     rng = np.random.default_rng(seed)
 
-    model = DigitsNet(nnx.Rngs(seed))
+    model = NnxDigitsNet(nnx.Rngs(seed))
     steps = epochs * -(-len(x) // BATCH)
     optimizer = nnx.Optimizer(model, _descent(steps), wrt=nnx.Param)
     # What `features` gives is the input of `fc`, which is watched under that name.
@@ -127,7 +99,7 @@ def train(
     def step(weights: Any, state: State, x: Array, y: Array) -> tuple[Any, State, Array, Array]:
         model, optimizer = nnx.merge(graph, weights)
 
-        def loss(model: DigitsNet) -> tuple[Array, Any]:
+        def loss(model: NnxDigitsNet) -> tuple[Array, Any]:
             logits, features = meter.capture(model, x)
             return _loss(logits, y), (logits, features)
 
@@ -158,7 +130,7 @@ def train(
 
 
 def _dump(
-    meter: CollapseMeter, model: DigitsNet, batches: list[Any], folder: Path, step: int
+    meter: CollapseMeter, model: NnxDigitsNet, batches: list[Any], folder: Path, step: int
 ) -> None:
     """Write what is watched, as it is measured: one row for each image."""
     head = head_of(model.fc)

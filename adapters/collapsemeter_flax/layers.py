@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from collapsemeter.adapter.selection import (
-    classes_of,
-    listed,
-    matching,
-    unfit_head,
-    unknown_head,
-    why_skipped,
-)
+from collapsemeter.adapter.selection import Selection, select_layers
 
 Layers = Literal["auto"] | str | Iterable[str] | Callable[[str, type], bool]
 Path = tuple[str, ...]
@@ -28,31 +21,20 @@ _WRAPS = {"WeightNorm", "SpectralNorm"}  # around a layer: not a norm of feature
 
 @dataclass(eq=False)
 class Part:
-    """A module of the model, as an abstract run of it showed it.
+    """A module of the model, as an abstract run of it showed it."""
 
-    Attributes
-    ----------
-    path : tuple of str
-        Its attributes (or linen names) from the root.
-    type : type
-    order : float
-        When it was first called; infinity if it never was.
-    own_weights : bool
-        Whether it holds parameters itself.
-    outputs : int or None
-        Of a linear layer, how many.
-    inputs, gives : list of object
-        What it was given and what it gave, to compare by identity.
-    """
-
-    path: Path
+    path: Path  # its attributes (or linen names) from the root
     type: type
     own_weights: bool = False
-    outputs: int | None = None
-    order: float = math.inf
-    inputs: list[Any] = field(default_factory=list)
+    outputs: int | None = None  # of a linear layer, how many
+    order: float = math.inf  # when it was first called; infinity if it never was
+    inputs: list[Any] = field(default_factory=list)  # what it was given, and gave, by identity
     gives: list[Any] = field(default_factory=list)
     children: list[Part] = field(default_factory=list)
+
+    @property
+    def ran(self) -> bool:
+        return self.order < math.inf
 
     @property
     def name(self) -> str:
@@ -99,26 +81,6 @@ class Part:
         return bool(blocks and (self.is_list or alike)) or any(c.repeats() for c in self.children)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The layers to watch in the order they run, the head, and why every other one is not watched."""
-
-    layers: tuple[str, ...]
-    head: str | None
-    head_outputs: int | None
-    skipped: Mapping[str, str] = field(compare=False, hash=False)
-
-    @property
-    def watched(self) -> list[str]:
-        """Names of the layers, and last of the head."""
-        return [*self.layers, *([] if self.head is None else [self.head])]
-
-    def classes(self, num_classes: int | None) -> int:
-        """Return C, by default the head's outputs, see `collapsemeter.adapter.selection.classes_of`."""
-        kind = "nnx.Linear or nn.Dense"
-        return classes_of(self.head, self.head_outputs, num_classes, kind)
-
-
 def tree(parts: Iterable[Part]) -> Part:
     """Hang parts under their parents, in the order they run, and return the root."""
     by_path = {part.path: part for part in parts}
@@ -142,61 +104,23 @@ def everything(root: Part) -> Iterator[Part]:
 
 
 def select(root: Part, layers: Layers, head: str | None, num_classes: int | None) -> Selection:
-    """Choose the modules to watch.
-
-    Parameters
-    ----------
-    root : Part
-    layers : "auto", str, iterable of str, or callable
-        Names or shell patterns (``"encoder.*"``), or ``predicate(name, type) -> bool``.
-    head : "auto", name, or None
-        The final linear layer; its input is watched under its name.
-    num_classes : int, optional
-        Helps to tell the head from other linear layers.
-
-    Returns
-    -------
-    Selection
-
-    Raises
-    ------
-    ValueError
-        If a name or pattern matches nothing, nothing is selected, or the head is not a linear layer.
-    """
-    named = {part.name: part for part in everything(root) if part.path and not _is_bare(part)}
-    skipped: dict[str, str] = {}
-    its_head = _find_head(named, head, num_classes, skipped)
-    automatic = isinstance(layers, str) and layers == "auto"
-    if automatic:
-        chosen = _choose_blocks(root, its_head, skipped)
-    elif callable(layers):
-        chosen = [name for name, part in named.items() if layers(name, part.type)]
-    else:
-        chosen = matching(named, [layers] if isinstance(layers, str) else list(layers))
-    if its_head is not None:
-        chosen = [name for name in chosen if name != its_head.name]
-    if not chosen and its_head is None:
-        raise ValueError(
-            f"layers={layers!r} selects nothing of {root.type.__name__}; its modules: {listed(named)}"
-        )
-    head_name = None if its_head is None else its_head.name
-    for name, part in named.items():
-        if name in chosen:
-            skipped.pop(name, None)
-        elif name != head_name:
-            never = "its __call__ never ran" if part.order == math.inf else None
-            why = never or why_skipped(
-                name,
-                chosen,
-                head_name,
-                skipped,
-                separator=".",
-                passes_on=False,
-                automatic=automatic,
-            )
-            skipped.setdefault(name, why)
-    return Selection(
-        tuple(chosen), head_name, None if its_head is None else its_head.outputs, skipped
+    """Choose the modules to watch, and the head."""
+    in_order = sorted(everything(root), key=lambda part: part.order)
+    named = {part.name: part for part in in_order if part.path and not _is_bare(part)}
+    return select_layers(
+        named,
+        layers,
+        head,
+        num_classes,
+        blocks=lambda name: _automatic(root, None if name is None else named[name]),
+        # A linear layer that never ran is the head only where it is named.
+        outputs=lambda part: part.outputs if part.ran or part.name == head else None,
+        kind_of=lambda part: part.type,
+        predicate_argument=lambda part: part.type,
+        never_ran={name: "its __call__ never ran" for name, part in named.items() if not part.ran},
+        separator=".",
+        head_kind="an nnx.Linear or nn.Dense",
+        model_name=root.type.__name__,
     )
 
 
@@ -205,40 +129,15 @@ def _is_bare(part: Part) -> bool:
     return part.framework_type in ("List", "Dict")
 
 
-def _find_head(
-    named: Mapping[str, Part], head: str | None, num_classes: int | None, skipped: dict[str, str]
-) -> Part | None:
-    if head is None:
-        return None
-    if head != "auto":
-        part = named.get(head)
-        if part is None:
-            raise unknown_head(head, named)
-        if part.outputs is None:
-            raise ValueError(
-                f"head={head!r} is a {part.type.__name__}: name a linear layer (nnx.Linear, "
-                "nn.Dense), or pass head=None"
-            )
-        return part
-    wanted = None if num_classes is None else {num_classes} | ({1} if num_classes == 2 else set())
-    linear = [part for part in named.values() if part.outputs is not None and part.order < math.inf]
-    fitting = [part for part in linear if wanted is None or part.outputs in wanted]
-    if linear and not fitting and num_classes is not None:
-        last = max(linear, key=lambda part: part.order)
-        assert last.outputs is not None
-        skipped[last.name] = unfit_head(last.name, last.outputs, num_classes)
-    return max(fitting, key=lambda part: part.order, default=None)
-
-
-def _choose_blocks(root: Part, head: Part | None, skipped: dict[str, str]) -> list[str]:
-    """Name the blocks, but not one whose output is just what the head is given."""
-    chosen = []
+def _automatic(root: Part, head: Part | None) -> tuple[list[str], dict[str, str]]:
+    """Name the blocks, but not one whose output is just what the head is given, and say so."""
+    names, reasons = [], {}
     for block in _blocks(root, head):
         if head is not None and any(x is y for x in head.inputs for y in block.gives):
-            skipped[block.name] = f"its output is the input of {head.name}"
-        elif block.order < math.inf:
-            chosen.append(block.name)
-    return chosen
+            reasons[block.name] = f"its output is the input of {head.name}"
+        elif block.ran:
+            names.append(block.name)
+    return names, reasons
 
 
 def _blocks(part: Part, head: Part | None) -> Iterator[Part]:

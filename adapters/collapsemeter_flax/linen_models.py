@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import linen
 from flax.core.scope import in_filter, union_filters
 
-from .calls import PREFIX, Calls, key_of, leaf_of, place_of
-from .layers import Part, Selection
-from .nnx_models import abstract
+from collapsemeter.adapter.selection import Selection
+
+from .calls import PREFIX, Calls, abstract, key_of, leaf_of, place_of
+from .layers import Part
 
 SOWN = "intermediates"
 _NOT_CARRIED = (
@@ -28,31 +30,29 @@ def parts(
 ) -> list[Part]:
     """Run the model on shapes alone; return the modules that were called, and when."""
     root = Part((), type(model))
-    found: dict[tuple[str, ...], Part] = {(): root}
-    calls = 0
+    by_path: dict[tuple[str, ...], Part] = {(): root}
+    numbers = itertools.count()
 
     def note(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        nonlocal calls
         module = context.module
         if context.method_name != "__call__" or not module.path:
             return next_fun(*args, **kwargs)
-        part = found.setdefault(module.path, _part(module, variables))
-        calls += 1
-        part.order = min(part.order, calls)
-        gave = next_fun(*args, **kwargs)
+        part = by_path.setdefault(module.path, _part(module, variables))
+        part.order = min(part.order, next(numbers))
+        output = next_fun(*args, **kwargs)
         part.inputs.append(next(iter([*args, *kwargs.values()]), None))
-        part.gives.append(leaf_of(gave))
-        return gave
+        part.gives.append(leaf_of(output))
+        return output
 
     def apply(variables: Any, args: Any, kwargs: Any) -> None:
         with linen.intercept_methods(note):
             model.apply(variables, *args, **kwargs)
 
     abstract(apply, variables, args, dict(kwargs))
-    for path in list(found):  # a parent that is not called itself still holds its children
+    for path in list(by_path):  # a parent that is not called itself still holds its children
         for length in range(1, len(path)):
-            found.setdefault(path[:length], Part(path[:length], object))
-    return list(found.values())
+            by_path.setdefault(path[:length], Part(path[:length], object))
+    return list(by_path.values())
 
 
 def _part(module: linen.Module, variables: Any) -> Part:
@@ -77,40 +77,41 @@ def run(
     watched = {tuple(name.split(".")): name for name in selection.watched}
 
     def sow(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        gave = next_fun(*args, **kwargs)
+        output = next_fun(*args, **kwargs)
         module = context.module
         name = watched.get(module.path) if context.method_name == "__call__" else None
         if name is None:
-            return gave
+            return output
         number = sum(key.startswith(PREFIX) for key in module.variables.get(SOWN, {}))
-        values = [next(iter([*args, *kwargs.values()])), gave] if name == selection.head else [gave]
+        inputs = [next(iter([*args, *kwargs.values()]))] if name == selection.head else []
+        values = [*inputs, output]
         for place, value in enumerate(values, number):
             if not module.sow(SOWN, key_of(place, value), value):
                 raise ValueError(_NOT_CARRIED.format(name))
-        return gave
+        return output
 
     with linen.intercept_methods(sow):
         outputs, updated = model.apply(
             variables, *args, **{**kwargs, "mutable": union_filters(mutable, SOWN)}
         )
-    found: dict[str, Calls] = {}
-    rest = _taken(updated.get(SOWN, {}), (), found)
+    calls: dict[str, Calls] = {}
+    rest = _without_ours(updated.get(SOWN, {}), (), calls)
     if mutable is False:
-        return outputs, found
+        return outputs, calls
     others = {name: value for name, value in updated.items() if name != SOWN}
     if rest and in_filter(mutable, SOWN):
         others[SOWN] = rest
-    return (outputs, others), found
+    return (outputs, others), calls
 
 
-def _taken(sown: Mapping[str, Any], path: tuple[str, ...], found: dict[str, Calls]) -> Any:
-    """Take what was sown by `run` out of a collection; return the user's own part of it."""
+def _without_ours(sown: Mapping[str, Any], path: tuple[str, ...], calls: dict[str, Calls]) -> Any:
+    """Move what was sown by `run` from a collection to calls; return the user's own part of it."""
     rest = {}
     for key, value in sown.items():
         if key.startswith(PREFIX):
-            found.setdefault(".".join(path), {})[place_of(key)] = value[0]
+            calls.setdefault(".".join(path), {})[place_of(key)] = value[0]
         elif isinstance(value, Mapping):
-            if inner := _taken(value, (*path, key), found):
+            if inner := _without_ours(value, (*path, key), calls):
                 rest[key] = inner
         else:
             rest[key] = value
@@ -126,13 +127,7 @@ def never_ran(name: str) -> str:
 
 
 def weights_at(variables: Any, name: str) -> Mapping[str, Any]:
-    """Return the parameters of the module of that name.
-
-    Raises
-    ------
-    ValueError
-        If there are none.
-    """
+    """Return the parameters of the module of that name."""
     here: Any = variables.get("params") if isinstance(variables, Mapping) else None
     for part in name.split("."):
         here = here.get(part) if isinstance(here, Mapping) else None

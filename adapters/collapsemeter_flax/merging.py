@@ -14,9 +14,9 @@ from collapsemeter.stats.sampling import mixed
 from collapsemeter.stats.sketch import turning_keys
 from collapsemeter.stats.sums import COUNTERS, Sums
 
-from .namespace import counted, product
+from .operations import counted, product
 from .sample import joint_slots
-from .state import LayerState, Sample, State
+from .state import LayerSums, Sample, State
 
 
 def merge(a: State, b: State) -> State:
@@ -82,7 +82,7 @@ def _merged(a: State, b: State) -> State:
     return replace(
         a,
         layers=tuple(
-            LayerState(
+            LayerSums(
                 merged_sums(left.sums, right.sums, turn),
                 joint(left.rows, right.rows),
                 jnp.maximum(left.feature_dtype, right.feature_dtype),

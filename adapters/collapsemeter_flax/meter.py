@@ -1,26 +1,172 @@
-"""`CollapseMeter`: a model, its layers and settings in one object; the state stays outside of it."""
+"""`report`, `observe` and `CollapseMeter`: from a state or a data set to what is said of every layer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
+import flax
 import jax
 from flax import linen, nnx
 
 from collapsemeter import CollapseReport
 from collapsemeter.adapter.batches import check_phase
-from collapsemeter.adapter.selection import description
+from collapsemeter.adapter.network_report import network_report
+from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import Phase
 from collapsemeter.system.terminal import say
 
-from . import finalise, linen_models, nnx_models, observing
+from . import linen_models, nnx_models, observing
 from .capturing import captured, find
-from .layers import Layers, Selection
-from .namespace import AxisName
+from .host import expected_rows, head_of, tally, unstacked
+from .layers import Layers
+from .operations import AxisName
 from .state import State
 from .updating import update
+
+_STRAY = (
+    "its counters do not add up to the rows given: the state was changed other than by update "
+    "and merge, or devices that share one state split the batch without axis_name="
+)
+_CAUSES = dict.fromkeys(("never_fired", "rows_missing", "rows_counted_twice"), _STRAY)
+
+
+def report(
+    state: State,
+    head: Any = None,
+    *,
+    phase: Phase = "live",
+    skipped: Mapping[str, str] | None = None,
+) -> CollapseReport:
+    """Measure every layer of a state.
+
+    Parameters
+    ----------
+    state : State
+        Also one with leading axes, see `to_moments`.
+    head : nnx.Linear, mapping with "kernel" and "bias", pair (kernel, bias), or Head, optional
+        The classifier that reads the last layer; a Flax kernel is (d, C). A kernel of one column is a
+        single logit between two classes.
+    phase : {"live", "frozen-train", "frozen-eval"}
+        What was measured: the training stream, or a pass with frozen weights. A live stream was
+        decided on by heads that are gone: give `update` the logits to have NC4 of it.
+    skipped : mapping of str to str, optional
+        Layers that are not watched, with the reason.
+
+    Raises
+    ------
+    ValueError
+        If no batch was counted, a counter has come to its end, the head is not one, or a row is not
+        finite under ``nonfinite="raise"``.
+
+    Examples
+    --------
+    >>> from collapsemeter_flax import init, update
+    >>> import jax.numpy as jnp
+    >>> state = update(init({"fc": 3}, num_classes=2), {"fc": jnp.eye(3)}, jnp.array([0, 1, 1]))
+    >>> measured = report(state, head={"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)})
+    >>> measured.phase, measured["fc"].provenance["rows"]
+    ('live', 3)
+    """
+    parts = unstacked(state)
+    batches = sum(int(part.batches) for part in parts)
+    if not batches:
+        raise ValueError(
+            "no labelled batch was counted: keep what update returns, "
+            "state = update(state, features, labels), and give the last one to report"
+        )
+    names = state.spec.names
+    classifier = None if head is None else head_of(head)
+    last = None if classifier is None else names[-1]
+    layers = names if last is None else names[:-1]
+    return network_report(
+        Selection(layers, last, skipped=dict(skipped or {})),
+        {(name, 0): partial(tally, parts, number) for number, name in enumerate(names)},
+        state.spec.settings,
+        phase=phase,
+        framework=f"flax {flax.__version__} (jax {jax.__version__})",
+        expected_rows=expected_rows(parts),
+        batches=batches,
+        head=classifier,
+        causes=_CAUSES,
+    )
+
+
+def observe(
+    model: Any,
+    batches: Iterable[Any],
+    *,
+    variables: Any = None,
+    layers: Layers = "auto",
+    head: str | None = "auto",
+    num_classes: int | None = None,
+    phase: Phase = "frozen-eval",
+    progress: bool = True,
+    call: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> CollapseReport:
+    """Measure in one pass with frozen weights, in evaluation mode; the model is left as it is.
+
+    Parameters
+    ----------
+    model : nnx.Module or linen.Module
+        Of NNX a copy runs in ``eval()`` mode.
+    batches : iterable of (inputs, labels), or of dicts with "labels"
+        Inputs are an array, or a tuple or dict of arguments; arrays of NumPy, JAX or any framework that
+        NumPy reads. Each shape of batch is compiled once.
+    variables : mapping
+        Of a linen model: ``{"params": ..., "batch_stats": ...}``.
+    layers, head, num_classes
+        See `capture`.
+    phase : {"frozen-eval", "frozen-train"}
+        What the report calls the data: held-out, or the training set.
+    progress : bool
+        Show a progress bar on standard error.
+    call : mapping, optional
+        Keywords of every call of the model (of linen's ``apply``). Those named ``train``, ``training``,
+        ``is_training``, ``deterministic`` and ``use_running_average`` are set for evaluation by themselves
+        where the model takes them.
+    **options
+        Those of `init`: ``reduction``, ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``,
+        ``sample_rows``, ``seed``, ``sketch_rows``, ``dtype``.
+
+    Returns
+    -------
+    CollapseReport
+
+    Raises
+    ------
+    ValueError
+        If there is no batch, labels are invalid, or a layer's output does not fit them.
+
+    Examples
+    --------
+    >>> net = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
+    >>> images, labels = np.ones((6, 4), np.float32), np.arange(6) % 3
+    >>> measured = observe(net, [(images, labels)], progress=False)
+    >>> list(measured), measured.phase
+    (['layers.0', 'layers.2'], 'frozen-eval')
+    """
+    check_phase(phase)
+    frozen = observing.Frozen(model, variables, call or {})
+    chosen = {"layers": layers, "head": head, "num_classes": num_classes}
+    return _observe(frozen, None, batches, chosen, phase, progress, options)
+
+
+def _observe(
+    frozen: observing.Frozen,
+    selection: Selection | None,
+    batches: Iterable[Any],
+    layers: Mapping[str, Any],
+    phase: Phase,
+    progress: bool,
+    options: Mapping[str, Any],
+) -> CollapseReport:
+    state, selection = observing.frozen_pass(frozen, selection, batches, layers, progress, options)
+    head = None if selection.head is None else frozen.head(selection.head)
+    return report(state, head, phase=phase, skipped=selection.skipped)
 
 
 class CollapseMeter:
@@ -97,20 +243,14 @@ class CollapseMeter:
 
     @property
     def selection(self) -> Selection:
-        """The layers watched.
-
-        Raises
-        ------
-        ValueError
-            Before a first input: which layers run, and in which order, only a run can tell.
-        """
+        """The layers watched; which run, and in which order, only a first input can tell."""
         if self._selection is None:
             raise ValueError("the layers are not known before an input: call init(...) first")
         return self._selection
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """Return C, by default the head's outputs."""
         return self.selection.classes(self._chosen["num_classes"])
 
     @property
@@ -120,14 +260,7 @@ class CollapseMeter:
 
     def describe(self) -> str:
         """Return what is watched and, for every other module, why it is not."""
-        chosen = self.selection
-        return description(
-            chosen.watched,
-            chosen.head,
-            chosen.skipped,
-            self.num_classes,
-            "an nnx.Linear or nn.Dense",
-        )
+        return self.selection.describe(self.num_classes)
 
     def init(self, *args: Any, labels: Any = None, **kwargs: Any) -> State:
         """Return an empty state for the layers that an input runs through; only its shapes are used.
@@ -138,10 +271,6 @@ class CollapseMeter:
             Those of the model; for linen the variables first, as in `capture`.
         labels : array, optional
             Example labels, where they are not one for each row of the input: (B, T) for tokens.
-
-        Returns
-        -------
-        State
 
         Raises
         ------
@@ -155,8 +284,8 @@ class CollapseMeter:
             graph, weights = nnx.split(model)
 
         def run(weights: Any, args: Any, kwargs: Any) -> Any:
-            one = nnx.merge(graph, weights) if weights is not None else model
-            return captured(one, selection, args, kwargs).features
+            whole = nnx.merge(graph, weights) if weights is not None else model
+            return captured(whole, selection, args, kwargs).features
 
         features = observing.shapes_in_order(run, weights, args, kwargs)
         if labels is None:
@@ -165,18 +294,9 @@ class CollapseMeter:
         return observing.first_state(features, labels, None, self.num_classes, self._options)
 
     def capture(self, model: Any, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Call the model as `collapsemeter_flax.capture` does, with this meter's layers.
+        """Call the model, as the step holds it, and return outputs and features of this meter's layers.
 
-        Parameters
-        ----------
-        model : nnx.Module or linen.Module
-            The model as the step holds it: inside ``jit`` it is not the object that the meter was given.
-        *args, **kwargs
-            Those of the model; for linen the variables first.
-
-        Returns
-        -------
-        outputs, features
+        Inside ``jit`` the model is not the object that the meter was given; see `collapsemeter_flax.capture`.
         """
         run = captured(model, self._select(model, args, kwargs), args, kwargs)
         return run.outputs, run.features
@@ -198,24 +318,14 @@ class CollapseMeter:
         )
 
     def report(self, state: State, weights: Any = None, *, phase: Phase = "live") -> CollapseReport:
-        """Measure every layer of a state.
+        """Measure every layer of a state, see `collapsemeter_flax.report`.
 
         Parameters
         ----------
         state : State
         weights : nnx.Module, or mapping of linen variables, optional
             Where the head is taken from; of NNX by default the model that the meter was given.
-        phase : str
-            See `collapsemeter_flax.report`.
-
-        Returns
-        -------
-        CollapseReport
-
-        Raises
-        ------
-        ValueError
-            As `collapsemeter_flax.report`, and if a linen model's variables are left out.
+        phase : {"live", "frozen-train", "frozen-eval"}
         """
         name = self.selection.head
         head: Any = None
@@ -223,7 +333,7 @@ class CollapseMeter:
             head = nnx_models.module_at(self._model if weights is None else weights, name)
         elif name is not None:
             head = linen_models.weights_at(weights, name)
-        return finalise.report(state, head, phase=phase, skipped=self.selection.skipped)
+        return report(state, head, phase=phase, skipped=self.selection.skipped)
 
     def observe(
         self,
@@ -246,16 +356,11 @@ class CollapseMeter:
             Of a linen model.
         phase, progress, call
             See `collapsemeter_flax.observe`.
-
-        Returns
-        -------
-        CollapseReport
         """
         check_phase(phase)
-        frozen = observing.Frozen(
-            self._model if model is None else model, variables, {} if call is None else call
-        )
-        return observing.run(
+        model = self._model if model is None else model
+        frozen = observing.Frozen(model, variables, call or {})
+        return _observe(
             frozen, self._selection, batches, self._chosen, phase, progress, self._options
         )
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-import jax
 from flax import errors, nnx
 
-from collapsemeter.adapter.selection import listed
+from collapsemeter.adapter.selection import Selection, listed
 
-from .calls import Calls, key_of, leaf_of, place_of
-from .layers import Part, Selection
+from .calls import Calls, abstract, key_of, leaf_of, place_of
+from .layers import Part
 
 _LABEL = "_collapsemeter_path"
 
@@ -25,15 +25,14 @@ class Feature(nnx.Intermediate[Any]):
 def parts(model: nnx.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Part]:
     """Run a copy of the model on shapes alone; return its modules, and when each was called."""
     graph, state = nnx.split(model)
-    notes = _Notes()
-    found = notes.found
+    by_name: dict[str, Part] = {}
 
     def run(state: Any, args: Any, kwargs: Any) -> None:
         copy = nnx.merge(graph, state)
         module: Any
         for path, module in nnx.iter_modules(copy):
             part = _part(tuple(map(str, path)), module)
-            found[part.name] = part
+            by_name[part.name] = part
             module.__captures__ = nnx.data(())  # what the model sows itself goes nowhere, unwarned
             if callable(module):
                 setattr(module, _LABEL, part.name)
@@ -41,29 +40,12 @@ def parts(model: nnx.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
                 _become(module, _noting(kind))
         copy(*args, **kwargs)
 
-    token = _NOTES.set(notes)
+    token = _RUN.set((by_name, itertools.count()))
     try:
         abstract(run, state, args, kwargs)
     finally:
-        _NOTES.reset(token)
-    return list(found.values())
-
-
-def abstract(run: Callable[..., Any], *trees: Any) -> Any:
-    """``jax.eval_shape`` that leaves what is not an array as it is: ``train=True`` stays a bool."""
-    leaves, tree = jax.tree.flatten(trees)
-    arrays = [
-        i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-    ]
-    shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in arrays]
-
-    def call(values: list[Any]) -> Any:
-        given = list(leaves)
-        for i, value in zip(arrays, values, strict=True):
-            given[i] = value
-        return run(*jax.tree.unflatten(tree, given))
-
-    return jax.eval_shape(call, shapes)
+        _RUN.reset(token)
+    return list(by_name.values())
 
 
 def _part(path: tuple[str, ...], module: nnx.Module) -> Part:
@@ -75,21 +57,8 @@ def _part(path: tuple[str, ...], module: nnx.Module) -> Part:
     return Part(path, type(module), own, outputs if linear else None)
 
 
-class _Notes:
-    """Where the modules of one abstract run note that they were called."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Part] = {}
-        self.calls = 0
-
-    def note(self, name: str, given: Any, gave: Any, order: int) -> None:
-        part = self.found[name]
-        part.order = min(part.order, order)
-        part.inputs.append(given)
-        part.gives.append(leaf_of(gave))
-
-
-_NOTES: ContextVar[_Notes] = ContextVar("notes")
+# The modules of the abstract run under way by name, and a count of their calls.
+_RUN: ContextVar[tuple[dict[str, Part], Iterator[int]]] = ContextVar("run")
 
 
 def _become(module: nnx.Module, kind: type) -> None:
@@ -109,13 +78,13 @@ def _noting(kind: type) -> type:
     """A class whose instances note when they are called, what they are given and what they give."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        notes = _NOTES.get()
-        notes.calls += 1
-        order = notes.calls
-        gave = kind.__call__(self, *args, **kwargs)
-        given = next(iter([*args, *kwargs.values()]), None)
-        notes.note(getattr(self, _LABEL), given, gave, order)
-        return gave
+        by_name, numbers = _RUN.get()
+        part = by_name[getattr(self, _LABEL)]
+        part.order = min(part.order, next(numbers))
+        output = kind.__call__(self, *args, **kwargs)
+        part.inputs.append(next(iter([*args, *kwargs.values()]), None))
+        part.gives.append(leaf_of(output))
+        return output
 
     return _derived(kind, call)
 
@@ -125,13 +94,13 @@ def _sowing(kind: type, of_head: bool) -> type:
     """A class whose instances sow what they give; a head before that what it is given."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        gave = kind.__call__(self, *args, **kwargs)
+        output = kind.__call__(self, *args, **kwargs)
         noted = [keys for keys in getattr(self, "__captures__", ()) if type(keys) is Feature]
         number = sum(len(keys) for keys in noted)
-        values = [next(iter([*args, *kwargs.values()])), gave] if of_head else [gave]
+        values = [next(iter([*args, *kwargs.values()])), output] if of_head else [output]
         for place, value in enumerate(values, number):
             self.sow(Feature, key_of(place, value), value)
-        return gave
+        return output
 
     return _derived(kind, call)
 
@@ -169,13 +138,13 @@ def _run(
                 module.__captures__ = nnx.data(outer[name])
             elif "__captures__" in vars(module):  # where the model raised
                 del module.__captures__
-    found: dict[str, Calls] = {}
+    calls: dict[str, Calls] = {}
     for path, variable in nnx.to_flat_state(states[0]):
         name = ".".join(map(str, path[:-1]))
-        found.setdefault(name, {})[place_of(str(path[-1]))] = variable.get_value()[0]
+        calls.setdefault(name, {})[place_of(str(path[-1]))] = variable.get_value()[0]
     for kind, state in zip(others, states[1:], strict=True):
         _add_to(outer, kind, state)
-    return outputs, found
+    return outputs, calls
 
 
 def _add_to(outer: Mapping[str, Any], kind: type, state: Any) -> None:

@@ -1,4 +1,4 @@
-"""`observe`: one pass over a data set with frozen weights."""
+"""One pass over a data set with frozen weights."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ import numpy as np
 from flax import linen, nnx
 from jax import Array
 
-from collapsemeter import CollapseReport
-from collapsemeter.adapter.batches import check_phase, no_batch, shown, split
+from collapsemeter.adapter.batches import each_batch, split
 from collapsemeter.adapter.reduction import Reduction, check_reduction, reduction_of
+from collapsemeter.adapter.selection import Selection
 from collapsemeter.stats.labels import class_labels, host_array
-from collapsemeter.stats.moments import Phase
 
 from . import linen_models, nnx_models
+from .calls import abstract
 from .capturing import Captured, captured, find, of_linen
-from .finalise import report
-from .layers import Layers, Selection
-from .nnx_models import abstract
-from .reduction import feature_rows
+from .labels import label_shape, token_labels
+from .operations import feature_rows
 from .state import State, init
-from .updating import label_shape, token_labels, update
+from .updating import update
 
 # What models call the switch between training and evaluation, and its value in evaluation.
 MODES = {
@@ -38,95 +36,31 @@ MODES = {
 }
 
 
-def observe(
-    model: Any,
-    batches: Iterable[Any],
-    *,
-    variables: Any = None,
-    layers: Layers = "auto",
-    head: str | None = "auto",
-    num_classes: int | None = None,
-    phase: Phase = "frozen-eval",
-    progress: bool = True,
-    call: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> CollapseReport:
-    """Measure in one pass with frozen weights, in evaluation mode; the model is left as it is.
-
-    Parameters
-    ----------
-    model : nnx.Module or linen.Module
-        Of NNX a copy runs in ``eval()`` mode.
-    batches : iterable of (inputs, labels), or of dicts with "labels"
-        Inputs are an array, or a tuple or dict of arguments; arrays of NumPy, JAX or any framework that
-        NumPy reads. Each shape of batch is compiled once.
-    variables : mapping
-        Of a linen model: ``{"params": ..., "batch_stats": ...}``.
-    layers, head, num_classes
-        See `capture`.
-    phase : {"frozen-eval", "frozen-train"}
-        What the report calls the data: held-out, or the training set.
-    progress : bool
-        Show a progress bar on standard error.
-    call : mapping, optional
-        Keywords of every call of the model (of linen's ``apply``). Those named ``train``, ``training``,
-        ``is_training``, ``deterministic`` and ``use_running_average`` are set for evaluation by themselves
-        where the model takes them.
-    **options
-        Those of `init`: ``reduction``, ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``,
-        ``sample_rows``, ``seed``, ``sketch_rows``, ``dtype``.
-
-    Returns
-    -------
-    CollapseReport
-
-    Raises
-    ------
-    ValueError
-        If there is no batch, labels are invalid, or a layer's output does not fit them.
-
-    Examples
-    --------
-    >>> net = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
-    >>> images, labels = np.ones((6, 4), np.float32), np.arange(6) % 3
-    >>> measured = observe(net, [(images, labels)], progress=False)
-    >>> list(measured), measured.phase
-    (['layers.0', 'layers.2'], 'frozen-eval')
-    """
-    check_phase(phase)
-    chosen = {"layers": layers, "head": head, "num_classes": num_classes}
-    return run(
-        Frozen(model, variables, call or {}), None, batches, chosen, phase, progress, options
-    )
-
-
-def run(
+def frozen_pass(
     frozen: Frozen,
     selection: Selection | None,
     batches: Iterable[Any],
-    chosen: Mapping[str, Any],
-    phase: Phase,
+    layers: Mapping[str, Any],
     progress: bool,
     options: Mapping[str, Any],
-) -> CollapseReport:
-    """Pass every batch through a frozen model, and measure the layers selected, or chosen at the first."""
+) -> tuple[State, Selection]:
+    """Pass every batch through a frozen model; the layers are those selected, or chosen at the first."""
     state: State | None = None
     tokens: dict[tuple[int, ...], bool] = {}  # whether labels of a shape are one for each token
-    for item in shown(batches, progress):
+    for item in each_batch(batches, progress):
         inputs, labels, mask = split(item)
         args, kwargs = frozen.arguments(inputs)
         labels = labels if isinstance(labels, np.ndarray | jax.Array) else host_array(labels)
         mask = None if mask is None else np.asarray(mask)
         if selection is None:
-            selection = find(frozen.model, frozen.with_weights(args), kwargs, **chosen)
-        if state is None:
-            classes = selection.classes(chosen["num_classes"])
-            features = frozen.features(selection, args, kwargs)
-            state = first_state(features, labels, mask, classes, options)
-        settings = state.spec.settings
+            selection = find(frozen.model, frozen.with_weights(args), kwargs, **layers)
         if labels.shape not in tokens:
             features = frozen.features(selection, args, kwargs)
             tokens[labels.shape] = token_labels(labels.shape, features)
+        if state is None:
+            classes = selection.classes(layers["num_classes"])
+            state = first_state(features, labels, mask, classes, options)
+        settings = state.spec.settings
         labels = class_labels(
             labels,
             settings.num_classes,
@@ -134,10 +68,8 @@ def run(
             tokens=tokens[labels.shape],
         )
         state = frozen.count(state, selection, args, kwargs, labels, mask)
-    if state is None or selection is None:
-        raise no_batch(batches)
-    head = None if selection.head is None else frozen.head(selection.head)
-    return report(state, head, phase=phase, skipped=selection.skipped)
+    assert state is not None and selection is not None  # noqa: PT018 # a pass has a batch
+    return state, selection
 
 
 def first_state(
@@ -192,24 +124,24 @@ def shapes_in_order(run: Callable[..., Mapping[str, Any]], *given: Any) -> dict[
     return {name: shapes[name] for name in names}
 
 
-class Same:
+class ById:
     """A linen module, equal to itself alone: one that holds a list of layers has no hash."""
 
     def __init__(self, model: linen.Module) -> None:
         self.model = model
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.model is self.model
+        return isinstance(other, ById) and other.model is self.model
 
     def __hash__(self) -> int:
         return id(self.model)
 
 
 @dataclass(frozen=True)
-class Step:
+class FrozenStep:
     """What a compiled step of `observe` is compiled for, besides shapes."""
 
-    model: Any  # `Same`, or the graph of an NNX model
+    model: Any  # `ById`, or the graph of an NNX model
     selection: Selection
     tree: Any
     rest: tuple[Any, ...]  # the arguments that are not arrays
@@ -219,7 +151,7 @@ class Step:
         given = iter(arrays)
         leaves = [next(given) if leaf is None else leaf for leaf in self.rest]
         args, kwargs = jax.tree.unflatten(self.tree, leaves)
-        if isinstance(self.model, Same):
+        if isinstance(self.model, ById):
             return captured(self.model.model, self.selection, (weights, *args), kwargs)
         return captured(nnx.merge(self.model, weights), self.selection, args, kwargs)
 
@@ -227,11 +159,11 @@ class Step:
 # The state is the pass's own, so its memory may be written over.
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _counted(
-    step: Step, state: State, weights: Any, arrays: Any, labels: Array, mask: Array | None
+    step: FrozenStep, state: State, weights: Any, arrays: Any, labels: Array, mask: Array | None
 ) -> State:
-    found = step.captured(weights, arrays)
-    logits = logits_for(labels, found.features, found.logits, state)
-    return update(state, found.features, labels, logits=logits, mask=mask)
+    run = step.captured(weights, arrays)
+    logits = _one_for_each(labels, run.features, run.logits, state)
+    return update(state, run.features, labels, logits=logits, mask=mask)
 
 
 class Frozen:
@@ -248,10 +180,9 @@ class Frozen:
             model.eval()
             self.graph, self.weights = nnx.split(model)
         else:
-            self.graph, self.weights = Same(model), variables
-            of_linen(
-                model, () if variables is None else (variables,)
-            )  # or an error that says why not
+            self.graph, self.weights = ById(model), variables
+            # Or an error that says why not.
+            of_linen(model, () if variables is None else (variables,))
         self.model = model
         self.call = {**_evaluation(model, call.get("method")), **call}
 
@@ -266,11 +197,13 @@ class Frozen:
         """Return the arguments as `capture` takes them: of linen the variables come first."""
         return args if isinstance(self.model, nnx.Module) else (self.weights, *args)
 
-    def step(self, selection: Selection, args: Any, kwargs: Any) -> tuple[Step, tuple[Any, ...]]:
+    def step(
+        self, selection: Selection, args: Any, kwargs: Any
+    ) -> tuple[FrozenStep, tuple[Any, ...]]:
         """Return what to compile for, and the arrays to run it on."""
         leaves, tree = jax.tree.flatten((args, kwargs))
         rest = tuple(None if is_array(leaf) else leaf for leaf in leaves)
-        return Step(self.graph, selection, tree, rest), tuple(filter(is_array, leaves))
+        return FrozenStep(self.graph, selection, tree, rest), tuple(filter(is_array, leaves))
 
     def features(self, selection: Selection, args: Any, kwargs: Any) -> dict[str, Any]:
         """Return shapes and dtypes of what the layers give."""
@@ -294,7 +227,7 @@ class Frozen:
         return linen_models.weights_at(self.weights, name)
 
 
-def logits_for(labels: Any, features: Mapping[str, Any], logits: Any, state: State) -> Any:
+def _one_for_each(labels: Any, features: Mapping[str, Any], logits: Any, state: State) -> Any:
     """Return what the head gave, if it is one decision a label; else NC4 is absent with its reason."""
     classes = state.spec.settings.num_classes
     shape = label_shape(labels, features, classes)

@@ -7,39 +7,20 @@ from jax import Array, lax
 
 from collapsemeter.stats.sampling import drawn_slots, mixed, scaled
 
-from .namespace import FULL
+from .operations import FULL
 
 EMPTY = -1  # the label of a slot that holds no row
 
 
 def numbered(usable: Array, first: Array) -> tuple[Array, Array]:
-    """Number the rows that may be kept, in order.
-
-    Parameters
-    ----------
-    usable : (B,) bool
-    first : uint32 scalar
-        The number of the next row.
-
-    Returns
-    -------
-    numbers : (B,) uint32
-    usable : (B,) bool
-        Without the rows beyond the last number, 2^32 - 2: from there on the sample stays as it is.
-    """
+    """Number the rows that may be kept, in order; beyond 2^32 - 2 the sample stays as it is."""
     counts = jnp.cumsum(usable.astype(jnp.uint32), dtype=jnp.uint32)
     numbers = first + counts - usable.astype(jnp.uint32)
     return numbers, usable & (numbers >= first) & (numbers != jnp.uint32(FULL))
 
 
 def slots_of(numbers: Array, usable: Array, size: int, seed: int) -> Array:
-    """Return the slot of each row, as `collapsemeter.stats.sampling.reservoir_slots` does; ``size`` for none.
-
-    Examples
-    --------
-    >>> slots_of(jnp.arange(3, dtype=jnp.uint32), jnp.array([True, False, True]), 8, seed=0)
-    Array([0, 8, 2], dtype=int32)
-    """
+    """Return the slot of each row, as `collapsemeter.stats.sampling.reservoir_slots` does; ``size`` for none."""
     # A row beyond the last slot draws one in 0..number, which may be none.
     slots = jnp.where(numbers < size, numbers, drawn_slots(numbers, seed))
     slots = jnp.where(usable & (slots < size), slots, size).astype(jnp.int32)
@@ -55,21 +36,7 @@ def put(kept: Array, slots: Array, values: Array) -> Array:
 
 
 def shares(rows_a: Array, rows_b: Array, size: int, seed: int | Array) -> Array:
-    """Return how many rows of a uniform sample of both come from a: hypergeometric, drawn one by one.
-
-    Parameters
-    ----------
-    rows_a, rows_b : uint32 scalars
-        Rows that each was a sample of.
-    size : int
-        Rows to draw.
-    seed : int
-
-    Examples
-    --------
-    >>> shares(jnp.uint32(3), jnp.uint32(2), 8, seed=0)
-    Array(3, dtype=uint32)
-    """
+    """Return how many rows of a uniform sample of both come from a: hypergeometric, drawn one by one."""
     draws = mixed(mixed(jnp.arange(size, dtype=jnp.uint32) + jnp.uint32(1)) + (seed & 0x7FFFFFFF))
 
     def draw(left: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
@@ -88,25 +55,7 @@ def shares(rows_a: Array, rows_b: Array, size: int, seed: int | Array) -> Array:
 def joint_slots(
     labels_a: Array, labels_b: Array, rows_a: Array, rows_b: Array, seed: int
 ) -> tuple[Array, Array]:
-    """Choose a uniform sample of the rows of two streams from a uniform sample of each.
-
-    As many rows come from each as a uniform draw from all rows would take (hypergeometric), and which
-    ones is drawn from those kept. Where there is room for every row, all are kept.
-
-    Parameters
-    ----------
-    labels_a, labels_b : (K,) arrays
-        Labels in the slots; negative where a slot is empty.
-    rows_a, rows_b : uint32 scalars
-    seed : int
-
-    Returns
-    -------
-    slots : (K,) int32
-        The slot to copy from.
-    from_b : (K,) bool
-        Whether it is b's.
-    """
+    """Choose a uniform sample of the rows of two streams from a uniform sample of each: slots, and whether they are b's."""
     size = labels_a.shape[0]
     take_a = shares(rows_a, rows_b, size, seed)
     # A salt that differs: the same slots of a and b must not be chosen together.

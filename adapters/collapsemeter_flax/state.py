@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -15,14 +14,12 @@ from jax import Array
 from collapsemeter.adapter.reduction import Reduction, check_reduction, reduction_of
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import EPS
-from collapsemeter.stats.state_file import CorruptStateError, read_state, write_state
 from collapsemeter.stats.sums import COUNTERS, ScatterKind, Sums, scatter_shape, sketch_shapes
 
 from .sample import EMPTY
 
 UNDECIDED = -2  # the prediction in a slot whose row came without logits
 DTYPES = ("", *sorted(EPS, key=EPS.__getitem__))  # from fine to coarse; "" before the first batch
-_HOLDS = "collapsemeter_flax.State"
 
 jax.tree_util.register_dataclass(
     Sums, data_fields=[part.name for part in fields(Sums)], meta_fields=[]
@@ -30,26 +27,14 @@ jax.tree_util.register_dataclass(
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What is static of a state: two states of one spec have the same shapes.
+class StateSpec:
+    """What is static of a state: two states of one spec have the same shapes."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        Layers in order; the last one is what a head given to `report` reads.
-    widths : tuple of int
-    reductions : tuple
-        Of each layer; not in `settings`, because a mapping has no hash.
-    settings : Settings
-    dtype : str
-        What the sums are kept in.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # in order; the last is what a head given to `report` reads
     widths: tuple[int, ...]
-    reductions: tuple[Reduction, ...]
+    reductions: tuple[Reduction, ...]  # not in `settings`, because a mapping has no hash
     settings: Settings
-    dtype: str
+    dtype: str  # of the sums
 
     @property
     def sample_sizes(self) -> tuple[int, ...]:
@@ -63,21 +48,12 @@ class Spec:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LayerState:
-    """Sums and sampled rows of one layer.
-
-    Attributes
-    ----------
-    sums : Sums
-    rows : (K, d) array
-        Rows kept for NC4, by slot.
-    feature_dtype : int32 scalar
-        Index in `DTYPES` of the coarsest dtype that was seen.
-    """
+class LayerSums:
+    """Sums and sampled rows of one layer."""
 
     sums: Sums
-    rows: Array
-    feature_dtype: Array
+    rows: Array  # (K, d), by slot
+    feature_dtype: Array  # index in `DTYPES` of the coarsest dtype that was seen
 
 
 @jax.tree_util.register_dataclass
@@ -96,9 +72,9 @@ class State:
 
     Attributes
     ----------
-    layers : tuple of LayerState
+    layers : tuple of LayerSums
     samples : tuple of Sample
-        One for each size of `Spec.sample_sizes`.
+        One for each size of `StateSpec.sample_sizes`.
     next_row : uint32 scalar
         Rows with a class so far.
     expected : (2,) uint32
@@ -108,12 +84,12 @@ class State:
         Static.
     """
 
-    layers: tuple[LayerState, ...]
+    layers: tuple[LayerSums, ...]
     samples: tuple[Sample, ...]
     next_row: Array
     expected: Array
     batches: Array
-    spec: Spec = field(metadata={"static": True})
+    spec: StateSpec = field(metadata={"static": True})
 
     def __repr__(self) -> str:
         widths = zip(self.spec.names, self.spec.widths, strict=True)
@@ -170,7 +146,7 @@ def init(
             raise ValueError(f"layers={{{name!r}: {width!r}}}: a width is a positive integer")
     check_reduction(reduction, layers)
     settings = Settings(num_classes=num_classes, **options)
-    spec = Spec(
+    spec = StateSpec(
         names=tuple(layers),
         widths=tuple(int(width) for width in layers.values()),
         reductions=tuple(reduction_of(reduction, name) for name in layers),
@@ -191,7 +167,7 @@ def _sum_dtype(dtype: str) -> str:
     return dtype
 
 
-def _empty(spec: Spec) -> State:
+def _empty(spec: StateSpec) -> State:
     classes, dtype = spec.settings.num_classes, jnp.dtype(spec.dtype)
     layers = []
     for number, width in enumerate(spec.widths):
@@ -209,7 +185,7 @@ def _empty(spec: Spec) -> State:
             **{name: jnp.zeros(size, dtype) for name, size in sketch.items()},
         )
         rows = jnp.zeros((spec.settings.sample_size(width), width), dtype)
-        layers.append(LayerState(sums, rows, jnp.zeros((), jnp.int32)))
+        layers.append(LayerSums(sums, rows, jnp.zeros((), jnp.int32)))
     samples = [
         Sample(jnp.full(size, EMPTY, jnp.int32), jnp.full(size, UNDECIDED, jnp.int32))
         for size in spec.sample_sizes
@@ -239,111 +215,3 @@ def reset(state: State) -> State:
     )
     fresh: State = replace(cleared, samples=samples)
     return fresh
-
-
-def save(state: State, path: str | os.PathLike[str]) -> None:
-    """Write a state to a file, atomically, with a checksum; `load` gives it back bit for bit.
-
-    Parameters
-    ----------
-    state : State
-        Also one with a leading axis of devices or replicas.
-    path : str or path
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; an older file of that name is then untouched.
-
-    Examples
-    --------
-    >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "state.npz")
-    >>> save(init({"fc": 4}, num_classes=3), path)
-    >>> load(path, like=init({"fc": 4}, num_classes=3))
-    <State of 3 classes in: fc (4)>
-    """
-    leaves = [np.asarray(leaf) for leaf in jax.device_get(jax.tree.leaves(state))]
-    header = {
-        "holds": _HOLDS,
-        "layers": _described(state.spec),
-        # A file's arrays have rows: a scalar becomes one.
-        "shapes": [leaf.shape for leaf in leaves],
-    }
-    write_state(path, header, {f"leaf{i}": leaf for i, leaf in enumerate(leaves)})
-
-
-def load(path: str | os.PathLike[str], like: State) -> State:
-    """Read a state written by `save`; counting goes on as if it had not been interrupted.
-
-    Parameters
-    ----------
-    path : str or path
-    like : State
-        One made by the same `init`: it says what the settings are, which a file cannot hold where a
-        reduction is a function.
-
-    Returns
-    -------
-    State
-
-    Raises
-    ------
-    CorruptStateError
-        If the file is truncated, altered, or not a state file.
-    ValueError
-        If it is of other layers, classes or sizes than ``like``.
-    FileNotFoundError
-        If there is none.
-    """
-    if not isinstance(like, State):
-        raise ValueError(f"like= is a {type(like).__name__}: pass a State that the same init made")
-    header, arrays = read_state(path)
-    if header.get("holds") != _HOLDS:
-        raise CorruptStateError(f"{os.fspath(path)} is a state file, but not one of this adapter")
-    found, wanted = header["layers"], _described(like.spec)
-    if found != wanted:
-        raise ValueError(f"{os.fspath(path)} counts {found}, and like= counts {wanted}")
-    leaves, tree = jax.tree.flatten(like)
-    try:
-        loaded = [arrays[f"leaf{i}"].reshape(s) for i, s in enumerate(header["shapes"])]
-        loaded = _with_added(loaded, like)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
-    for old, new in zip(leaves, loaded, strict=True):
-        # Only a leading axis of devices may differ from `like`.
-        if new.shape[new.ndim - old.ndim :] != old.shape or new.dtype != old.dtype:
-            raise ValueError(
-                f"{os.fspath(path)} holds an array {new.shape} {new.dtype} where like= has "
-                f"{old.shape} {old.dtype}: call init with the same options"
-            )
-    state: State = jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in loaded])
-    return state
-
-
-def _with_added(loaded: list[Any], like: State) -> list[Any]:
-    """Return the arrays of a file with the counters that older files lack, at zero."""
-    names = [str(path[-1]) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
-    added = [name in (".unlabelled", ".mixed") for name in names]
-    if len(loaded) != len(names) - sum(added):
-        return loaded
-    old = iter(loaded)
-    whole: list[Any] = []
-    for is_new in added:
-        whole.append(
-            np.zeros_like(whole[-1]) if is_new else next(old)
-        )  # after a counter of its shape
-    return whole
-
-
-def _described(spec: Spec) -> str:
-    layers = ", ".join(
-        f"{name} ({width}, {spec.kind(number)})"
-        for number, (name, width) in enumerate(zip(spec.names, spec.widths, strict=True))
-    )
-    settings = spec.settings
-    return (
-        f"{settings.num_classes} classes in {layers}; {spec.dtype}, sample_rows="
-        f"{settings.sample_rows}, seed={settings.seed}, sketch_rows={settings.sketch_rows}, ignore_index={settings.ignore_index}, "
-        f"nonfinite={settings.nonfinite}"
-    )

@@ -11,24 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from collapsemeter.adapter.batches import require_labels
 from collapsemeter.stats import sums
-from collapsemeter.stats.labels import (
-    ArrayLabels,
-    check_dtype,
-    class_labels,
-    coded,
-    dtype_name,
-    host_array,
-)
 from collapsemeter.stats.moments import EPS
 from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.system.suggest import did_you_mean
 
-from .namespace import FULL, AxisName, JaxNamespace, counted
-from .reduction import feature_rows
+from .labels import decided_classes, flat_labels
+from .operations import FULL, AxisName, JaxNamespace, counted, feature_rows
 from .sample import numbered, put, slots_of
-from .state import DTYPES, UNDECIDED, LayerState, Sample, Spec, State
+from .state import DTYPES, LayerSums, Sample, State, StateSpec
 
 
 def update(
@@ -91,19 +82,19 @@ def update(
     >>> state.layers[0].sums.counts
     Array([1, 2], dtype=uint32)
     """
-    due = _due(when)
-    if due is False:
+    when = _checked(when)
+    if when is False:
         return state
     _check_names(features, state.spec)
-    shape, flat = _labels(labels, features, state.spec)
+    shape, flat = flat_labels(labels, features, state.spec.settings)
 
     def add(state: State) -> State:
         added: State = _added(state, dict(features), flat, logits, mask, shape, axis_name)
         return added
 
-    if due is True:
+    if when is True:
         return add(state)
-    chosen: State = jax.lax.cond(due, add, lambda state: state, state)
+    chosen: State = jax.lax.cond(when, add, lambda state: state, state)
     return chosen
 
 
@@ -122,18 +113,18 @@ def _added(
     spec, settings = state.spec, state.spec.settings
     xp = JaxNamespace(spec.dtype, axis_name)
     rows, dtypes = _rows(features, shape, mask, spec)
-    decided = _decided(logits, shape, settings.num_classes)
+    decided = decided_classes(logits, shape, settings.num_classes)
 
     # What goes into the sample: the rows of all devices, in order.
     every_label = xp.gathered(flat)
     usable = (every_label >= 0) & (every_label < settings.num_classes)
     usable &= every_label != settings.ignore_index
-    numbers, kept = numbered(usable, state.next_row)
+    numbers, numberable = numbered(usable, state.next_row)
     hashes = None
     if any(layer.sums.sketch is not None for layer in state.layers):
-        hashes = row_hashes(xp.own(numbers), settings.sketch_rows, settings.seed)
+        hashes = row_hashes(xp.of_this_device(numbers), settings.sketch_rows, settings.seed)
     every_decision = xp.gathered(decided)
-    slots = {size: slots_of(numbers, kept, size, settings.seed) for size in spec.sample_sizes}
+    slots = {size: slots_of(numbers, numberable, size, settings.seed) for size in spec.sample_sizes}
     samples = tuple(
         Sample(
             put(sample.labels, slots[size], every_label),
@@ -142,7 +133,7 @@ def _added(
         for size, sample in zip(spec.sample_sizes, state.samples, strict=True)
     )
     layers = tuple(
-        LayerState(
+        LayerSums(
             sums=sums.update(
                 layer.sums,
                 x,
@@ -167,7 +158,7 @@ def _added(
     )
 
 
-def _due(when: Any) -> Any:
+def _checked(when: Any) -> Any:
     """Return True or False where it is known, and the scalar where a step is traced."""
     array = isinstance(when, Array | np.ndarray) and when.shape == () and when.dtype == np.bool_
     if not array and not isinstance(when, bool | np.bool_):
@@ -175,7 +166,7 @@ def _due(when: Any) -> Any:
     return when if isinstance(when, jax.core.Tracer) else bool(when)
 
 
-def _check_names(features: Any, spec: Spec) -> None:
+def _check_names(features: Any, spec: StateSpec) -> None:
     if not isinstance(features, Mapping):
         raise ValueError(
             f"features are a {type(features).__name__}: pass a mapping from the names of init, "
@@ -193,7 +184,7 @@ def _check_names(features: Any, spec: Spec) -> None:
 
 
 def _rows(
-    features: Mapping[str, Any], labels: tuple[int, ...], mask: Array | None, spec: Spec
+    features: Mapping[str, Any], labels: tuple[int, ...], mask: Array | None, spec: StateSpec
 ) -> tuple[list[Array], list[str]]:
     rows, dtypes = [], []
     for name, width, reduction in zip(spec.names, spec.widths, spec.reductions, strict=True):
@@ -220,85 +211,6 @@ def _dtype_code(dtype: str) -> int:
     finfo: Any = jnp.finfo  # it comes from a package without types
     eps = float(finfo(dtype).eps)
     return next((i for i, name in enumerate(DTYPES) if name and EPS[name] >= eps), len(DTYPES) - 1)
-
-
-def label_shape(labels: Any, features: Mapping[str, Any], num_classes: int) -> tuple[int, ...]:
-    """Return the shape that labels have as one integer a row, (B,) or (B, T)."""
-    return _read_shape(labels, features, num_classes)[0]
-
-
-def _read_shape(
-    labels: Any, features: Mapping[str, Any], num_classes: int
-) -> tuple[tuple[int, ...], bool]:
-    """Return the shape of one integer a row, and whether the labels are one-hot.
-
-    Integers whose last axis has length C may be both: they are one-hot unless every layer gave a row of
-    features for each of them. Shapes and dtype alone decide, as they must where a step is compiled.
-    """
-    shape: tuple[int, ...] = labels.shape
-    tokens = token_labels(shape, features)
-    integers = labels.dtype.kind in "iu"
-    one_hot = len(shape) > 1 and shape[-1] == num_classes >= 2 and not (tokens and integers)
-    if not shape:
-        raise ValueError("labels are one number: pass one label per row, shape (B,)")
-    if not one_hot:
-        check_dtype(dtype_name(labels.dtype), shape, num_classes)
-    if one_hot or (len(shape) == 2 and shape[1] == 1 and not tokens):
-        shape = shape[:-1]
-    return shape, one_hot
-
-
-def token_labels(labels: tuple[int, ...], features: Mapping[str, Any]) -> bool:
-    """Whether labels of this shape may be one for each token: every layer gave a row for each of them."""
-    shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(value)] for value in features.values()]
-    return len(labels) > 1 and all(
-        any(shape[:-1] == labels for shape in of_layer) for of_layer in shapes
-    )
-
-
-def _labels(labels: Any, features: Mapping[str, Any], spec: Spec) -> tuple[tuple[int, ...], Array]:
-    """Return the labels' shape, (B,) or (B, T), and the labels as (N,) int32."""
-    require_labels(labels)
-    classes, ignored = spec.settings.num_classes, spec.settings.ignore_index
-    given = labels if isinstance(labels, Array | np.ndarray) else host_array(labels)
-    shape, one_hot = _read_shape(given, features, classes)
-    if _is_at_hand(labels):
-        tokens = token_labels(given.shape, features)
-        found = class_labels(given, classes, ignore_index=ignored, tokens=tokens)
-    else:
-        found = coded(given, classes, ignored, JAX_LABELS, one_hot=one_hot)
-    return shape, jnp.asarray(found, jnp.int32).reshape(-1)
-
-
-JAX_LABELS = ArrayLabels(jnp, jnp.int32)
-
-
-def _is_at_hand(labels: Any) -> bool:
-    """Whether the labels' values can be read without waiting for a device."""
-    if isinstance(labels, jax.core.Tracer):
-        return False
-    if isinstance(labels, Array):
-        return labels.is_fully_addressable and all(d.platform == "cpu" for d in labels.devices())
-    return True
-
-
-def _decided(logits: Any, labels: tuple[int, ...], num_classes: int) -> Array:
-    """Return the network's decisions, (N,) int32; -1 where a logit is NaN."""
-    rows = int(np.prod(labels, dtype=np.int64))
-    if logits is None:
-        return jnp.full(rows, UNDECIDED, jnp.int32)
-    scores = jax.lax.stop_gradient(logits)
-    if scores.shape == labels and num_classes == 2:
-        scores = scores[..., None]
-    single = num_classes == 2 and scores.shape == (*labels, 1)
-    if not single and scores.shape != (*labels, num_classes):
-        raise ValueError(
-            f"logits have shape {scores.shape} and labels {labels}: pass one row of {num_classes} "
-            "per label, or leave logits out"
-        )
-    scores = scores.reshape(rows, scores.shape[-1])
-    chosen = scores[:, 0] > 0 if single else scores.argmax(axis=1)
-    return jnp.where(jnp.isnan(scores).any(axis=1), -1, chosen.astype(jnp.int32))
 
 
 def _carried(halves: Array, rows: int) -> Array:

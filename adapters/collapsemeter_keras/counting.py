@@ -12,6 +12,7 @@ from keras.src.backend.common.masking import get_keras_mask
 
 from collapsemeter.adapter.budget import Clock
 from collapsemeter.adapter.reduction import Layout, feature_rows, reduction_of
+from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.system.warning import warn
 
@@ -24,7 +25,7 @@ from .labels import (
     of_output,
     without_masked,
 )
-from .layers import Selection, layout_of
+from .layers import layout_of
 from .operations import BACKEND, OPERATIONS, Tensor
 from .statistics import Key, StreamSums
 
@@ -50,8 +51,8 @@ class BatchCounter:
         self.without_loss: set[str] = set()  # streams whose last step had no loss yet
         self._output_names = getattr(model, "output_names", None)
         self._layouts = {
-            name: layout_of(layer, selection.before.get(name, ()))
-            for name, layer in selection.layers.items()
+            name: layout_of(selection.modules[name], selection.before.get(name, ()))
+            for name in selection.layers
         }
 
     def begin(self, stream: str) -> StreamSums:
@@ -81,7 +82,7 @@ class BatchCounter:
         weight = of_output(step.get("sample_weight"), output.key)
         labels = without_masked(labels, output.scores, weight, self.settings.ignore_index)
         rows = self.rows(outputs, step.get("y_pred"), tuple(labels.shape))
-        decided = decisions(output.scores, self.selection.head_layer)
+        decided = decisions(output.scores, self.selection.head_module)
         stream.count(rows, ops.reshape(labels, (-1,)), decided)
 
     def rows(

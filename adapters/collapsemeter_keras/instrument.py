@@ -14,7 +14,9 @@ from typing import Any
 import keras
 from keras.src.backend.common.symbolic_scope import get_symbolic_scope
 
-from .layers import Layer, Selection
+from collapsemeter.adapter.selection import Selection
+
+from .layers import Layer
 from .operations import BACKEND
 from .statistics import Key, StreamSums
 
@@ -125,10 +127,9 @@ class Instrument:
         self._model = weakref.ref(model)
         self._wrappers: list[Wrapper] = []
         self._removed = False
-        for name, layer in selection.layers.items():
-            self._watch(layer, functools.partial(self._note_output, name))
-        if selection.head is not None and selection.head_layer is not None:
-            self._watch(selection.head_layer, functools.partial(self._note_input, selection.head))
+        for name, layer in selection.modules.items():
+            note = self._note_input if name == selection.head else self._note_output
+            self._watch(layer, functools.partial(note, name))
         self._wrap(model, "compute_loss", self._count_in_loss)
         if BACKEND == "torch":
             # torch.compile breaks its graph within a step, and cannot within a context manager: the

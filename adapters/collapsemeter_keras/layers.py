@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
 
 import keras
+import numpy as np
+from keras import ops
 
+from collapsemeter import Head
 from collapsemeter.adapter.reduction import Layout
-from collapsemeter.adapter.selection import listed, matching, unfit_head, unknown_head, why_skipped
+from collapsemeter.adapter.selection import Selection, select_layers
+from collapsemeter.adapter.tally import classifier
 
 Layer: TypeAlias = keras.layers.Layer
 Predicate = Callable[[str, Layer], bool]
@@ -43,27 +47,6 @@ _WHOLE = (
 )
 
 
-@dataclass
-class Selection:
-    """The layers to watch, in order, the head, and why every other one is not watched."""
-
-    layers: dict[str, Layer] = field(default_factory=dict)
-    head: str | None = None
-    head_layer: keras.layers.Dense | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
-    before: dict[str, list[Layer]] = field(default_factory=dict)  # that run just before, by layer
-
-    @property
-    def watched(self) -> list[str]:
-        """Names of the layers, and last of the head."""
-        return [*self.layers, *([] if self.head is None else [self.head])]
-
-    @property
-    def head_outputs(self) -> int | None:
-        """Units of the head; None without one."""
-        return None if self.head_layer is None else int(self.head_layer.units)
-
-
 def children(layer: Layer) -> list[Layer]:
     """Return the layers directly inside one, in order."""
     inner = layer._flatten_layers(include_self=False, recursive=False)
@@ -89,42 +72,28 @@ def select(
     """Choose the layers to watch, and the head."""
     named = named_layers(model)
     hidden = _hidden(named)
-    chosen = Selection()
-    chosen.head, chosen.head_layer = _find_head(named, hidden, head, num_classes, chosen.skipped)
-    automatic = isinstance(layers, str) and layers == "auto"
-    if automatic:
-        _choose_blocks(model, named, hidden, chosen)
-    elif callable(layers):
-        chosen.layers = {name: layer for name, layer in named.items() if layers(name, layer)}
-    else:
-        patterns = [layers] if isinstance(layers, str) else list(layers)
-        chosen.layers = {name: named[name] for name in matching(named, patterns)}
-    if chosen.head is not None:
-        chosen.layers.pop(chosen.head, None)
+    chosen = select_layers(
+        named,
+        layers,
+        head,
+        num_classes,
+        blocks=lambda name: _automatic(model, named, hidden, name),
+        outputs=lambda layer: int(layer.units) if isinstance(layer, keras.layers.Dense) else None,
+        passes_on=lambda layer: isinstance(layer, _PASSES_ON),
+        unseen=hidden,
+        separator="/",
+        head_kind="a Dense layer",
+        model_name=type(model).__name__,
+        parts="layers",
+    )
+    modules = {name: named[name] for name in chosen.watched}
+    before = {}
     for name in chosen.layers:
-        if name in hidden:
-            raise ValueError(f"layer {name!r} {hidden[name]}")
-    for name, layer in named.items():
-        if name in chosen.layers:
-            chosen.skipped.pop(name, None)
-        elif name != chosen.head:
-            reason = hidden.get(name) or why_skipped(
-                name,
-                chosen.layers,
-                chosen.head,
-                chosen.skipped,
-                separator="/",
-                passes_on=isinstance(layer, _PASSES_ON),
-                automatic=automatic,
-            )
-            chosen.skipped.setdefault(name, reason)
-    if not chosen.watched:
-        raise ValueError(
-            f"layers={layers!r} selects nothing of {type(model).__name__}; its layers: "
-            f"{listed(named)}"
-        )
-    _note_what_comes_before(model, named, chosen)
-    return chosen
+        parent, _, _ = name.rpartition("/")
+        members = _sequence(named[parent] if parent else model)
+        if named[name] in members:
+            before[name] = members[: members.index(named[name])]
+    return replace(chosen, modules=modules, before=before)
 
 
 def _hidden(named: dict[str, Layer]) -> dict[str, str]:
@@ -141,53 +110,21 @@ def _hidden(named: dict[str, Layer]) -> dict[str, str]:
     return hidden
 
 
-def _find_head(
-    named: dict[str, Layer],
-    hidden: dict[str, str],
-    head: str | None,
-    num_classes: int | None,
-    skipped: dict[str, str],
-) -> tuple[str | None, keras.layers.Dense | None]:
-    if head is None:
-        return None, None
-    if head != "auto":
-        layer = named.get(head)
-        if layer is None:
-            raise unknown_head(head, named)
-        if not isinstance(layer, keras.layers.Dense):
-            raise ValueError(
-                f"head={head!r} is a {type(layer).__name__}: name a Dense layer, or pass head=None"
-            )
-        return head, layer
-    outputs = {num_classes} if num_classes is not None else None
-    if num_classes == 2:
-        outputs = {1, 2}  # one logit decides between two classes
-    dense = {
-        name: layer
-        for name, layer in reversed(named.items())
-        if isinstance(layer, keras.layers.Dense) and name not in hidden
-    }
-    for name, layer in dense.items():
-        if outputs is None or layer.units in outputs:
-            return name, layer
-    if num_classes is not None and dense:
-        name, layer = next(iter(dense.items()))
-        skipped[name] = unfit_head(name, int(layer.units), num_classes)
-    return None, None
-
-
-def _choose_blocks(
-    model: keras.Model, named: dict[str, Layer], hidden: dict[str, str], chosen: Selection
-) -> None:
-    """Fill in the blocks of a model, but the one whose output the head's input is anyway."""
+def _automatic(
+    model: keras.Model, named: dict[str, Layer], hidden: dict[str, str], head: str | None
+) -> tuple[list[str], dict[str, str]]:
+    """Name the blocks of a model, but the one whose output the head's input is anyway."""
     names = {id(layer): name for name, layer in named.items()}
-    feeding = _just_before(model, chosen.head_layer)
-    for block in _blocks(model, chosen.head_layer):
+    head_layer = None if head is None else named[head]
+    feeding = _just_before(model, head_layer)
+    blocks, reasons = [], {}
+    for block in _blocks(model, head_layer):
         name = names[id(block)]
         if block is feeding:
-            chosen.skipped[name] = f"its output is the input of {chosen.head}"
+            reasons[name] = f"its output is the input of {head}"
         elif name not in hidden:
-            chosen.layers[name] = block
+            blocks.append(name)
+    return blocks, reasons
 
 
 def _blocks(module: Layer, head: Layer | None) -> Iterator[Layer]:
@@ -272,14 +209,6 @@ def _feeding(layer: Layer | None) -> Layer | None:
     return None
 
 
-def _note_what_comes_before(model: keras.Model, named: dict[str, Layer], chosen: Selection) -> None:
-    for name, layer in chosen.layers.items():
-        parent, _, _ = name.rpartition("/")
-        members = _sequence(named[parent] if parent else model)
-        if layer in members:
-            chosen.before[name] = members[: members.index(layer)]
-
-
 def layout_of(layer: Layer, before: Iterable[Layer] = ()) -> Layout | None:
     """Return what the last part that has channels says of them, of a layer and what runs just before it."""
     parts = [part for outer in (*before, layer) for part in outer._flatten_layers()]
@@ -291,3 +220,21 @@ def layout_of(layer: Layer, before: Iterable[Layer] = ()) -> Layout | None:
         if (width, data_format) != (None, None) and not isinstance(part, keras.layers.Flatten):
             return Layout(data_format == "channels_first", width)
     return None
+
+
+def head_of(selection: Selection) -> Head | None:
+    """Return the head's weights on the host."""
+    layer = selection.head_module
+    if layer is None or not layer.built:
+        return None
+    kernel = layer.kernel
+    if layer.quantization_mode == "int8":  # what its integers stand for
+        kernel = ops.cast(kernel, "float32") / ops.cast(layer.kernel_scale, "float32")
+    return classifier(_host(kernel).T, _host(layer.bias) if layer.use_bias else None)
+
+
+def _host(variable: Any) -> np.ndarray[Any, Any]:
+    if keras.backend.standardize_dtype(variable.dtype) != "float64":
+        variable = ops.cast(variable, "float32")  # NumPy has no bfloat16
+    array: np.ndarray[Any, Any] = ops.convert_to_numpy(variable)
+    return array.astype(np.float64)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
-from collapsemeter.adapter.batches import check_phase, no_batch, shown
+from collapsemeter.adapter.batches import check_phase, each_batch
 from collapsemeter.adapter.budget import Budget, Clock
+from collapsemeter.adapter.network_report import network_report
 from collapsemeter.adapter.reduction import Reduction, check_reduction
-from collapsemeter.adapter.selection import classes_of, description
+from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.metrics.catalogue import METRICS
 from collapsemeter.report.report import TABLE
@@ -24,15 +26,20 @@ from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.terminal import say
 from collapsemeter.system.warning import warn
 
-from . import finalise, frozen, saving
+from . import frozen, saving
 from .counting import BatchCounter, why_nothing
 from .instrument import Instrument, detach, renew_steps, synchronise
-from .layers import Layers, Selection, select
+from .layers import Layers, head_of, select
 from .operations import BACKEND
 from .statistics import StreamSums
 from .stream_sinks import STREAMS, close_sinks, open_sinks
 
 _PHASES: dict[str, Phase] = {"train": "live", "validation": "frozen-eval", "probe": "frozen-train"}
+_CAUSES = {
+    "never_fired": "it was not called in the model's forward (its weights are used directly, or a branch left it out)",
+    "rows_missing": "some forwards did not pass through it (a branch, or a step traced without it)",
+    "rows_counted_twice": "it was called more than once for a batch",
+}
 _PREFIX = {"train": "", "validation": "val_", "probe": "probe_"}
 
 
@@ -230,10 +237,7 @@ class CollapseMeter(keras.callbacks.Callback):
         layers, head, num_classes = self._asked
         self.selection: Selection = select(model, layers, head, num_classes)
         check_reduction(self._options["reduction"], self.selection.watched)
-        classes = classes_of(
-            self.selection.head, self.selection.head_outputs, num_classes, "Dense layer"
-        )
-        self.settings = Settings(num_classes=classes, **self._options)
+        self.settings = Settings(num_classes=self.selection.classes(num_classes), **self._options)
         if self.verbose:
             say(self.describe())
 
@@ -274,10 +278,7 @@ class CollapseMeter(keras.callbacks.Callback):
 
     def describe(self) -> str:
         """Return what is watched and, for every other layer, why it is not."""
-        chosen = self.selection
-        return description(
-            chosen.watched, chosen.head, chosen.skipped, self.settings.num_classes, "a Dense layer"
-        )
+        return self.selection.describe(self.settings.num_classes)
 
     # Epochs
 
@@ -417,12 +418,17 @@ class CollapseMeter(keras.callbacks.Callback):
         if stream == "train":
             cost = self.budget.provenance(sums.batches_left_out(), expected_rows)
             cost |= self._overhead(sums)
-        return finalise.report(
+        return network_report(
             self.selection,
+            {key: partial(sums.tally, key) for key in sums.layers},
             self.settings,
-            sums,
-            {} if stream == "probe" else self.degraded,
             phase=phase,
+            framework=f"keras {keras.__version__} ({BACKEND})",
+            expected_rows=expected_rows,
+            batches=batches,
+            head=head_of(self.selection),
+            causes=_CAUSES,
+            degraded={} if stream == "probe" else self.degraded,
             warnings=warnings,
             provenance={"stream": stream, "epoch": self._epoch, **cost},
         )
@@ -477,11 +483,10 @@ class CollapseMeter(keras.callbacks.Callback):
             self.set_model(model)
         try:
             sums, step = self._frozen_pass()
-            for item in shown(frozen.batches_of(dataset, batch_size), progress):
+            batches = frozen.batches_of(dataset, batch_size)
+            for item in each_batch(batches, progress, source=dataset):
                 x, y = frozen.inputs_and_labels(item, self.labels)
                 step(frozen.tensors(x), frozen.tensors(y))
-            if not sums.batches_seen():
-                raise no_batch(dataset)
             return self._report(sums, "probe", phase)
         finally:
             if not attached:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state
+from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state, saved_layers
+from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 
-from .layers import Selection
 from .statistics import Key, StreamSums
 
 _OPTIONS = ("num_classes", "sample_rows", "sketch_rows", "seed")
@@ -40,7 +40,7 @@ def load_state_dict(
     """Fill the streams from `state_dict`, or leave them as they are where the state is another's."""
     if not hasattr(state, "keys") or not set(_OPTIONS) <= set(state.keys()):
         raise not_a_state(state)
-    saved = {name: list(_saved_layers(state, name)) for name in streams}
+    saved = {name: list(_layers_of(state, name)) for name in streams}
     widths = {key[0]: width for layers in saved.values() for key, width, _ in layers}
     _check_same(selection, settings, streams, state, widths)
     for name, stream in streams.items():
@@ -53,7 +53,7 @@ def load_state_dict(
         stream.resume()
 
 
-def _saved_layers(state: State, stream: str) -> Iterator[tuple[Key, int, str]]:
+def _layers_of(state: State, stream: str) -> Iterator[tuple[Key, int, str]]:
     for number in itertools.count():
         if f"{stream}/{number}" not in state:
             return
@@ -70,14 +70,15 @@ def _check_same(
 ) -> None:
     """Raise unless the state is of these layers and options."""
     watched = selection.watched
-    before = set(counted) <= set(watched)  # states did not always say what was watched
-    layers = state["watched"].tolist() if "watched" in state else watched if before else [*counted]
+    layers = saved_layers(
+        state["watched"].tolist() if "watched" in state else None, counted, watched
+    )
     check_same(
         {option: int(state[option]) for option in _OPTIONS} | {"layers": layers},
         {option: getattr(settings, option) for option in _OPTIONS} | {"layers": watched},
     )
-    head, widths = selection.head_layer, {}
-    if selection.head is not None and head is not None and head.built:
+    head, widths = selection.head_module, {}
+    if selection.head is not None and head.built:
         widths[selection.head] = int(head.input_spec.axes[-1])
     for stream in streams.values():
         widths |= {layer: int(made.rows.shape[1]) for (layer, _), made in stream.layers.items()}

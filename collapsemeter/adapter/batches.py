@@ -44,15 +44,6 @@ def _with_bar(batches: Iterable[Any]) -> Iterable[Any]:
     return track(batches, "observing", total=total, console=Console(stderr=True))
 
 
-def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
-    """For Keras and Flax, until they call `each_batch`."""
-    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
-        raise ValueError(
-            f"observe got a {type(batches).__name__}: pass an iterable of (inputs, labels) pairs"
-        )
-    return _with_bar(batches) if progress else batches
-
-
 def split(item: Any) -> tuple[Any, Any, Any]:
     """Return inputs, labels and attention mask (or None) of a batch: a pair, or a mapping with "labels"."""
     if isinstance(item, Mapping) and "labels" in item:
@@ -126,14 +117,3 @@ def check_phase(phase: str) -> None:
     """Raise ValueError unless a frozen pass may be called that."""
     if phase not in ("frozen-eval", "frozen-train"):
         raise ValueError(f"phase={phase!r}: choose 'frozen-eval' or 'frozen-train'")
-
-
-def no_batch(batches: Any) -> ValueError:
-    """For Keras and Flax, until they call `each_batch`."""
-    once = isinstance(batches, Iterator)
-    advice = (
-        "what it held was taken before; make a new one, or pass a list or a loader"
-        if once
-        else "pass (inputs, labels) pairs"
-    )
-    return ValueError(f"observe got no batch from {type(batches).__name__}: {advice}")

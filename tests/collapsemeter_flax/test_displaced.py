@@ -32,8 +32,7 @@ def counted(batches, **options):
     return state
 
 
-@pytest.mark.parametrize("kind", ["class", "sketch"])
-@pytest.mark.parametrize("far", [(1e3, 0.0), (1e5, 1e3)])
+@pytest.mark.parametrize(("far", "kind"), [((1e3, 0.0), "sketch"), ((1e5, 1e3), "class")])
 def test_a_shift_that_is_far_stays_when_states_are_merged(far, kind):
     parts = [list(stream(distance, seed)) for seed, distance in enumerate(far)]
     states = [counted(part, scatter=kind, sketch_rows=16) for part in parts]

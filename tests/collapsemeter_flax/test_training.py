@@ -18,23 +18,10 @@ from collapsemeter.cli import demo
 from collapsemeter.cli.demo_report import agreement, audited_report
 from collapsemeter_flax import demo as flax_demo
 
-STEPS, BATCH = 50, 16
+STEPS, BATCH = 20, 16
 IMAGES = np.random.default_rng(0).normal(size=(STEPS, BATCH, 6, 6, 2)).astype(np.float32)
 LABELS = np.arange(BATCH) % 4
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-class Mlp(nnx.Module):
-    def __init__(self, rngs):
-        self.first = nnx.Linear(72, 32, rngs=rngs)
-        self.norm = nnx.BatchNorm(32, rngs=rngs)
-        self.drop = nnx.Dropout(0.3, rngs=rngs)
-        self.second = nnx.Linear(32, 16, rngs=rngs)
-        self.fc = nnx.Linear(16, 4, rngs=rngs)
-
-    def __call__(self, x):
-        x = self.drop(nnx.relu(self.norm(self.first(x.reshape(len(x), -1)))))
-        return self.fc(nnx.relu(self.second(x)))
 
 
 class Cnn(nnx.Module):
@@ -73,23 +60,16 @@ def train_nnx(kind, watched):
 
 
 class Linen(nn.Module):
-    convolutional: bool
-
     @nn.compact
     def __call__(self, x, train=True):
-        if self.convolutional:
-            x = nn.Conv(8, (3, 3), name="conv1")(x)
-            x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
-            x = nn.relu(nn.Conv(8, (3, 3), name="conv2")(x)).mean((1, 2))
-        else:
-            x = nn.Dense(32, name="first")(x.reshape(len(x), -1))
-            x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.Dense(32, name="first")(x.reshape(len(x), -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
         x = nn.Dropout(0.3, deterministic=not train)(x)
         return nn.Dense(4, name="fc")(x)
 
 
-def train_linen(convolutional, watched):
-    model = Linen(convolutional)
+def train_linen(kind, watched):
+    model = kind()
     variables = model.init(jax.random.key(0), IMAGES[0], train=False)
     tx = optax.adam(1e-2)
     meter = cf.CollapseMeter(model, num_classes=4, verbose=False)
@@ -126,8 +106,8 @@ def train_linen(convolutional, watched):
 
 @pytest.mark.parametrize(
     ("train", "kind"),
-    [(train_nnx, Mlp), (train_nnx, Cnn), (train_linen, False), (train_linen, True)],
-    ids=["nnx-mlp", "nnx-cnn", "linen-mlp", "linen-cnn"],
+    [(train_nnx, Cnn), (train_linen, Linen)],
+    ids=["nnx-cnn", "linen-mlp"],
 )
 def test_a_watched_run_ends_with_bit_identical_weights(train, kind):
     plain, _ = train(kind, watched=False)
@@ -153,25 +133,30 @@ def test_the_example_runs(name, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.glob("runs/*/reports.jsonl"))
 
 
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.Outcome:
+@pytest.fixture(scope="module", params=[12, pytest.param(demo.EPOCHS, marks=pytest.mark.nightly)])
+def outcome(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> demo.Outcome:
     images, labels = demo.digits()
     folder = tmp_path_factory.mktemp("demo")
-    history = list(flax_demo.train(images, labels, demo.EPOCHS, 0, folder / "activations"))
+    history = list(flax_demo.train(images, labels, request.param, 0, folder / "activations"))
     zero = next((epoch.number for epoch in history[1:] if epoch.error == 0), None)
     return demo.Outcome(history, zero, folder, audited_report(folder))
 
 
 def test_the_demos_final_layer_collapses(outcome: demo.Outcome) -> None:
-    assert outcome.fall >= 100
-    assert outcome.history[-1].frozen.final["nc4_mismatch"] == 0
-    assert outcome.zero_error_epoch is not None
-    assert outcome.band != "not collapsed"
+    epochs = outcome.history[-1].number
     judged = Criteria().judge(outcome.history[-1].frozen.final)
-    assert [judged[name].band for name in ("NC1", "NC4")] == ["collapsed", "collapsed"]
-    assert demo.verdict(outcome).startswith(
-        f"{demo.HEADLINES[outcome.band]} after 60 epochs; zero training error from"
-    )
+    bands = [judged[name].band for name in ("NC1", "NC4")]
+    if epochs < demo.EPOCHS:  # on its way
+        assert outcome.fall >= 10
+    else:
+        assert outcome.fall >= 100
+        assert outcome.zero_error_epoch is not None
+        assert bands == ["collapsed", "collapsed"]
+        assert outcome.history[-1].frozen.final["nc4_mismatch"] == 0
+        assert "; zero training error from" in demo.verdict(outcome)
+    assert demo.verdict(outcome).startswith(f"{demo.HEADLINES[outcome.band]} after {epochs} epochs")
 
 
 def test_the_audit_of_the_demo_is_what_was_observed(outcome: demo.Outcome) -> None:

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 import collapsemeter_flax as cf
 from collapsemeter import ClassMoments
 from collapsemeter.stats.moments import EPS
+from collapsemeter_flax.host import tally, unstacked
 
 ROWS, CLASSES, WIDTH, BATCHES = 480, 6, 8, 5
 # Sums of n residuals in float32 lose at most n eps of the sum of their magnitudes.
@@ -174,7 +175,7 @@ def test_pmap_without_it_counts_apart_and_the_report_merges(data, truth):
     assert (report.provenance["rows"], report["fc"].provenance["rows"]) == (ROWS, ROWS)
     assert report["fc"].provenance["nc4_rows"] == 64
     kept = set(map(tuple, np.asarray(state.layers[0].rows).reshape(-1, WIDTH)))
-    joint = cf.finalise._tally(cf.finalise.unstacked(state), 0)
+    joint = tally(unstacked(state), 0)
     assert set(map(tuple, joint.rows)) <= kept
     assert len(joint.rows) == 64
 
@@ -184,7 +185,7 @@ def mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-@pytest.mark.parametrize("scatter", ["class", "pooled", "sketch", "trace"])
+@pytest.mark.parametrize("scatter", ["class", "pooled", "sketch"])
 def test_shard_map_keeps_the_state_replicated(data, truth, mesh, scatter):
     # check_vma, the default: that the state is the same everywhere is proved when it is traced.
     @jax.jit

@@ -18,11 +18,13 @@ from collapsemeter.stats.moments import EPS
 from collapsemeter.stats.sampling import reservoir_slots
 from collapsemeter.stats.sketch import recentred
 from collapsemeter.stats.state_file import read_state, write_state
+from collapsemeter_flax.host import head_of
+from collapsemeter_flax.labels import flat_labels
 from collapsemeter_flax.merging import _turn
-from collapsemeter_flax.namespace import FULL
-from collapsemeter_flax.namespace import counted as add_counts
+from collapsemeter_flax.operations import FULL
+from collapsemeter_flax.operations import counted as add_counts
 from collapsemeter_flax.sample import numbered, shares, slots_of
-from collapsemeter_flax.updating import _dtype_code, _labels
+from collapsemeter_flax.updating import _dtype_code
 
 EPS32 = EPS["float32"]
 # Sums of n residuals in float32 lose at most n eps of the sum of their magnitudes; the shift is within
@@ -46,18 +48,12 @@ def assert_moments(found: ClassMoments, truth: ClassMoments, tolerance: float = 
         np.testing.assert_allclose(found.scatter, truth.scatter, rtol=0, atol=tolerance * size)
 
 
-@pytest.mark.parametrize("split", [12, [1, 350]])
-@pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize(
-    ("classes", "width", "scatter"),
+    ("classes", "width", "scatter", "offset", "split"),
     [
-        (10, 16, "class"),
-        (10, 16, "pooled"),
-        (120, 8, "pooled"),
-        (10, 16, "sketch"),
-        (120, 8, "sketch"),
-        (120, 8, "trace"),
-        (30, 4, "class"),
+        *((10, 16, scatter, 1e3, 12) for scatter in ("class", "pooled", "sketch", "trace")),
+        (120, 8, "pooled", 0.0, 12),
+        (10, 16, "class", 1e3, [1, 350]),
     ],
 )
 def test_any_batch_split_gives_the_moments_of_numpy(
@@ -208,7 +204,7 @@ def test_labels_come_as_column_one_hot_and_any_integer():
             found = cf.update(state, {"fc": rows}, given).layers[0].sums
             np.testing.assert_array_equal(found.counts, [1, 2, 1], err_msg=repr(given))
     for labels in map(jnp.asarray, forms):  # in a trace, where nobody looks at a value
-        found = jax.jit(lambda y: _labels(y, {"fc": rows}, state.spec)[1])(labels)
+        found = jax.jit(lambda y: flat_labels(y, {"fc": rows}, state.spec.settings)[1])(labels)
         np.testing.assert_array_equal(found, plain, err_msg=repr(labels))
 
 
@@ -754,17 +750,17 @@ def test_heads_of_every_form():
     boxed = {"kernel": linen.Partitioned(jnp.asarray(kernel), (None, None)), "bias": bias}
     forms = [linear, {"kernel": kernel, "bias": bias}, (kernel, bias), Head(kernel.T, bias), boxed]
     for form in forms:
-        head = cf.finalise.head_of(form)
+        head = head_of(form)
         np.testing.assert_array_equal(head.weight, kernel.T)
         np.testing.assert_array_equal(head.bias, bias)
-    assert not cf.finalise.head_of(bare).bias.any()
-    assert cf.finalise.head_of((kernel[:, :1], None)).weight.shape == (2, 3)
+    assert not head_of(bare).bias.any()
+    assert head_of((kernel[:, :1], None)).weight.shape == (2, 3)
     with pytest.raises(
         ValueError, match=r"head is a str: pass an nnx.Linear, a mapping with 'kernel'"
     ):
-        cf.finalise.head_of("fc")
+        head_of("fc")
     with pytest.raises(ValueError, match=r"head is a tuple with a kernel of shape \(3,\)"):
-        cf.finalise.head_of((kernel[:, 0], bias))
+        head_of((kernel[:, 0], bias))
 
 
 def test_a_head_of_another_width_is_said():

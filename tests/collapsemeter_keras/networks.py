@@ -9,6 +9,8 @@ from keras import layers
 CLASSES, WIDTH = 4, 6
 # Where a compiled step is not the point the quicker one is run: JAX compiles every operation of an eager one.
 EAGER = keras.backend.backend() != "jax"
+# XLA on TensorFlow takes longer to compile than all the rest: only tests that are about it have it.
+NO_XLA = {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
 
 
 def data(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -86,6 +88,8 @@ ARCHITECTURES = {
 
 def frozen(model: keras.Model, **options) -> keras.Model:
     """Compile a model so that its weights stay where they are."""
+    if not options.get("run_eagerly"):
+        options = NO_XLA | options
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.0), loss, **options)
     return model

@@ -12,6 +12,8 @@ from keras import layers, ops
 from collapsemeter import ClassMoments, testing
 from collapsemeter_keras import CollapseMeter
 
+from .networks import EAGER
+
 
 def network(spec: testing.Spec) -> keras.Model:
     """The body passes its input on; the layer named body is watched."""
@@ -24,7 +26,7 @@ def network(spec: testing.Spec) -> keras.Model:
     net.layers[-1].set_weights([spec.weight.T, spec.bias])
     # A NaN row has a NaN gradient, whatever the learning rate: the kit's weights must not move.
     net.trainable = False
-    net.compile(keras.optimizers.SGD(0.0), loss=constant)
+    net.compile(keras.optimizers.SGD(0.0), loss=constant, run_eagerly=EAGER)
     return net
 
 

@@ -13,10 +13,9 @@ from keras import layers, ops
 from collapsemeter import ClassMoments, Head, decide, measure
 from collapsemeter.stats.sampling import reservoir_slots
 from collapsemeter_keras import CollapseMeter, watch
-from collapsemeter_keras.finalise import head_of
-from collapsemeter_keras.layers import select
+from collapsemeter_keras.layers import head_of, select
 
-from .networks import CLASSES, EAGER, WIDTH, body, data, forward, frozen, parts, sequential
+from .networks import CLASSES, EAGER, NO_XLA, WIDTH, body, data, forward, frozen, parts, sequential
 from .test_faults import assert_counted, fit
 
 X, Y = data(48)
@@ -116,7 +115,7 @@ def test_networks_of_many_kinds(name):
     assert not report.warnings
     assert set(due) <= set(report), meter.describe()
     assert report.provenance["rows"] == y.size
-    head = meter.selection.head_layer
+    head = meter.selection.head_module
     # The features again, by a model that ends where the head begins: or eagerly, layer by layer.
     original = head.call
     head.__dict__["call"] = lambda inputs, **kw: (seen.append(inputs), original(inputs, **kw))[1]
@@ -456,8 +455,7 @@ def test_masked_tokens_are_ignored():
     np.testing.assert_allclose(found.means, truth.means, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("activation", [None, "sigmoid"])
-@pytest.mark.parametrize("column", [True, False])
+@pytest.mark.parametrize(("activation", "column"), [(None, True), ("sigmoid", False)])
 def test_two_classes_and_one_score(activation, column):
     net = keras.Sequential(
         [
@@ -467,7 +465,7 @@ def test_two_classes_and_one_score(activation, column):
         ]
     )
     loss = keras.losses.BinaryCrossentropy(from_logits=activation is None)
-    net.compile(keras.optimizers.SGD(0.0), loss)
+    net.compile(keras.optimizers.SGD(0.0), loss, **NO_XLA)
     labels = Y % 2
     meter = meter_for(layers=[])
     fit(net, meter, y=labels[:, None] if column else labels)

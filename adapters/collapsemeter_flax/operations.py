@@ -1,4 +1,4 @@
-"""JAX's operations for the sums, and counters that stop at their end instead of starting again."""
+"""JAX's operations for reduction and sums, and counters that stop at their end instead of starting again."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+from collapsemeter.adapter import reduction as core
+from collapsemeter.adapter.reduction import Layout, Reduction
 from collapsemeter.stats.namespace import block_rows
 
 FULL = 2**32 - 1  # where a counter stops: a report of a state that holds it raises
@@ -16,43 +19,18 @@ AxisName = str | tuple[str, ...] | None
 
 
 def product(a: Array, b: Array) -> Array:
-    """Return ``a @ b`` in full precision: accelerators would take TF32 or bfloat16 by default.
-
-    Examples
-    --------
-    >>> product(jnp.eye(2), jnp.ones((2, 1))).shape
-    (2, 1)
-    """
+    """Return ``a @ b`` in full precision: accelerators would take TF32 or bfloat16 by default."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def counted(total: Array, part: Array) -> Array:
-    """Add to a counter of 32 bits without wrapping around.
-
-    Counters are uint32, since a device may have no 64-bit integers: they are exact to 2^32 - 2, and
-    stay at 2^32 - 1 from there on.
-
-    Examples
-    --------
-    >>> counted(jnp.uint32(2**32 - 2), jnp.uint32(5))
-    Array(4294967295, dtype=uint32)
-    """
+    """Add to a counter of 32 bits, which stays at 2^32 - 1 once it is there: a device may have no 64-bit integers."""
     added = total + part
     return jnp.where(added < total, jnp.uint32(FULL), added)
 
 
 class JaxNamespace:
-    """JAX's operations for `collapsemeter.stats.sums.update`.
-
-    Parameters
-    ----------
-    dtype : dtype
-        What the sums are kept in.
-    axis_name : str or tuple of str, optional
-        A mapped axis (of ``pmap``, ``shard_map`` or ``vmap``) over which the batch is split. Every sum
-        of a batch is then taken over that axis, so that all devices share the shifts and hold the same
-        state, equal to that of the whole batch on one device.
-    """
+    """JAX's operations for `collapsemeter.stats.sums.update`, over a mapped axis where the batch is split over one."""
 
     def __init__(self, dtype: Any, axis_name: AxisName = None) -> None:
         self.dtype = jnp.dtype(dtype)
@@ -78,7 +56,7 @@ class JaxNamespace:
         blocks = blocks.at[lax.axis_index(self.axis_name)].set(rows)
         return self.across(blocks).reshape(-1, *rows.shape[1:])
 
-    def own(self, rows: Array) -> Array:
+    def of_this_device(self, rows: Array) -> Array:
         """(devices B, ...) as `gathered` returns them -> (B, ...) of this device."""
         if self.axis_name is None:
             return rows
@@ -105,9 +83,8 @@ class JaxNamespace:
         return jnp.where(used[:, None], rows - table[labels], 0.0)
 
     def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
-        any_at_all = (
-            self.count(flags) > 0
-        )  # of all devices, which take one branch and sum within it
+        # Of all devices, which take one branch and sum within it.
+        any_at_all = self.count(flags) > 0
         try:
             changed: Array = lax.cond(any_at_all, change, lambda same: same, table)
         except TypeError:  # rows are split over an axis that was not named
@@ -147,3 +124,67 @@ class JaxNamespace:
         )
         flat = (one_hot[:, :, None] * rows[:, None, :]).reshape(rows.shape[0], num_classes * width)
         return total + self.across(product(flat.T, rows)).reshape(num_classes, width, width)
+
+
+class JaxOperations:
+    """JAX's operations for `collapsemeter.adapter.reduction.feature_rows`."""
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, Array | np.ndarray)
+
+    def is_float(self, x: Array) -> bool:
+        return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+    def flat(self, x: Array) -> Array:
+        return x.reshape(x.shape[0], -1) if x.size else x.reshape(x.shape[0], _size(x.shape[1:]))
+
+    def rows(self, x: Array) -> Array:
+        return x.reshape(_size(x.shape[:-1]), x.shape[-1])
+
+    def channels_to_end(self, x: Array) -> Array:
+        return jnp.moveaxis(x, 1, -1)
+
+    def mean(self, x: Array, axes: tuple[int, ...]) -> Array:
+        return x.mean(axes, dtype=_wide(x)) if axes else x
+
+    def masked_mean(self, x: Array, mask: Array) -> Array:
+        weight = (mask != 0)[:, :, None]
+        used = jnp.where(weight, x.astype(_wide(x)), 0.0)
+        return used.sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
+
+    def last(self, x: Array, mask: Array) -> Array:
+        position = jnp.where(mask != 0, jnp.arange(x.shape[1]), 0).max(axis=1)
+        return jnp.take_along_axis(x, position[:, None, None], axis=1)[:, 0]
+
+
+JAX = JaxOperations()
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _wide(x: Array) -> Any:
+    """The dtype to average in: half-precision activations are widened before any arithmetic."""
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
+def feature_rows(
+    output: Any,
+    labels: tuple[int, ...],
+    mask: Array | None,
+    *,
+    layer: str,
+    reduction: Reduction,
+) -> tuple[Array, str]:
+    """Reduce what a layer gave to one row per label, without its gradient, and name the dtype it computed in."""
+    output = jax.tree.map(lambda leaf: lax.stop_gradient(jnp.asarray(leaf)), output)
+    dtype, layout = "", None
+    if not callable(reduction):
+        output = core.tensor_of(output, layer, labels, JAX)
+        layout = Layout(channels_first=False, width=output.shape[-1] if output.ndim else None)
+        dtype = output.dtype.name
+    rows: Array = core.feature_rows(
+        output, labels, mask, JAX, layer=layer, layout=layout, reduction=reduction
+    )
+    return rows, dtype or rows.dtype.name

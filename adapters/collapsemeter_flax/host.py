@@ -1,35 +1,28 @@
-"""From the state to moments and a report: one copy to the host, and everything else in float64."""
+"""One copy of the state and the head to the host, and everything after it in float64."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import flax
 import jax
 import numpy as np
 import numpy.typing as npt
 from flax import linen, nnx
 
-from collapsemeter import ClassMoments, CollapseReport, Head, LayerReport
-from collapsemeter.adapter.layer_report import CAUSE_CODES, layer_report
-from collapsemeter.adapter.tally import Tally
+from collapsemeter import ClassMoments, Head
+from collapsemeter.adapter.tally import Tally, classifier
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import derived_seed
 from collapsemeter.stats.sums import COUNTERS, Sums
-from collapsemeter.system.warning import warn
 
 from .merging import merge
-from .namespace import FULL
-from .state import DTYPES, UNDECIDED, LayerState, Sample, State
+from .operations import FULL
+from .state import DTYPES, UNDECIDED, LayerSums, Sample, State
 
 Host = npt.NDArray[Any]
-_CAUSE = (
-    "its counters do not add up to the rows given: the state was changed other than by update "
-    "and merge, or devices that share one state split the batch without axis_name="
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,91 +70,8 @@ def to_moments(state: State, phase: Phase = "live") -> dict[str, ClassMoments]:
     """
     parts = unstacked(state)
     return {
-        name: _tally(parts, number).moments(phase) for number, name in enumerate(state.spec.names)
+        name: tally(parts, number).moments(phase) for number, name in enumerate(state.spec.names)
     }
-
-
-def report(
-    state: State,
-    head: Any = None,
-    *,
-    phase: Phase = "live",
-    skipped: Mapping[str, str] | None = None,
-) -> CollapseReport:
-    """Measure every layer of a state.
-
-    Parameters
-    ----------
-    state : State
-        Also one with leading axes, see `to_moments`.
-    head : nnx.Linear, mapping with "kernel" and "bias", pair (kernel, bias), or Head, optional
-        The classifier that reads the last layer; a Flax kernel is (d, C). A kernel of one column is a
-        single logit between two classes.
-    phase : {"live", "frozen-train", "frozen-eval"}
-        What was measured: the training stream, or a pass with frozen weights. A live stream was
-        decided on by heads that are gone: give `update` the logits to have NC4 of it.
-    skipped : mapping of str to str, optional
-        Layers that are not watched, with the reason.
-
-    Returns
-    -------
-    CollapseReport
-
-    Raises
-    ------
-    ValueError
-        If no batch was counted, a counter has come to its end, the head is not one, or a row is not
-        finite under ``nonfinite="raise"``.
-
-    Examples
-    --------
-    >>> from collapsemeter_flax import init, update
-    >>> import jax.numpy as jnp
-    >>> state = update(init({"fc": 3}, num_classes=2), {"fc": jnp.eye(3)}, jnp.array([0, 1, 1]))
-    >>> measured = report(state, head={"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)})
-    >>> measured.phase, measured["fc"].provenance["rows"]
-    ('live', 3)
-    """
-    parts = unstacked(state)
-    due = sum(_whole(part.expected) for part in parts)
-    batches = sum(int(part.batches) for part in parts)
-    if not batches:
-        raise ValueError(
-            "no labelled batch was counted: keep what update returns, "
-            "state = update(state, features, labels), and give the last one to report"
-        )
-    spec, last = state.spec, len(state.spec.names) - 1
-    its_head = None if head is None else head_of(head)
-    layers: dict[str, LayerReport] = {}
-    warnings: list[str] = []
-    for number, name in enumerate(spec.names):
-        is_head = its_head is not None and number == last
-        layers[name], notes = layer_report(
-            name,
-            _tally(parts, number),
-            spec.settings,
-            phase=phase,
-            expected_rows=due,
-            is_head=is_head,
-            head=its_head if is_head else None,
-            causes=dict.fromkeys(CAUSE_CODES, _CAUSE),
-        )
-        warnings += notes
-    for message in warnings:
-        warn(message)
-    return CollapseReport(
-        layers=layers,
-        phase=phase,
-        skipped=dict(skipped or {}),
-        warnings=tuple(warnings),
-        provenance={
-            "framework": f"flax {flax.__version__} (jax {jax.__version__})",
-            "classes": spec.settings.num_classes,
-            "rows": due,
-            "batches": batches,
-            "convention": spec.settings.named_convention.name,
-        },
-    )
 
 
 def unstacked(state: State) -> list[State]:
@@ -174,20 +84,19 @@ def unstacked(state: State) -> list[State]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], flat) for i in range(len(flat.batches))]
 
 
-def _whole(halves: Any) -> int:
-    return int(halves[0]) * 2**32 + int(halves[1])
+def expected_rows(parts: Sequence[State]) -> int:
+    """Return the label rows given, which a state counts in two halves of 32 bits."""
+    return sum(int(part.expected[0]) * 2**32 + int(part.expected[1]) for part in parts)
 
 
-def _tally(parts: list[State], number: int) -> Tally:
-    tallies = tuple(_one_tally(part, number) for part in parts)
+def tally(parts: Sequence[State], number: int) -> Tally:
+    """Return what a layer counted, in one or in several states."""
+    tallies = tuple(_tally_of(part, number) for part in parts)
     if len(tallies) == 1:
         return tallies[0]
-    joint = _one_tally(functools.reduce(_joint_sample, parts), number, checked=False)
+    joint = _tally_of(functools.reduce(_joint_sample, parts), number, checked=False)
     sums = Sums(
-        **{
-            name: sum(getattr(tally.sums, name) for tally in tallies)
-            for name in ("counts", *COUNTERS)
-        },
+        **{name: sum(getattr(t.sums, name) for t in tallies) for name in ("counts", *COUNTERS)},
         **dict.fromkeys(("shift", "sums", "squares", "scatter")),
     )
     dtypes = [int(part.layers[number].feature_dtype) for part in parts]
@@ -208,13 +117,13 @@ def _joint_sample(a: State, b: State) -> State:
     return merged
 
 
-def _one_tally(part: State, number: int, checked: bool = True) -> Tally:
+def _tally_of(part: State, number: int, checked: bool = True) -> Tally:
     layer = part.layers[number]
     name, width = part.spec.names[number], part.spec.widths[number]
     size = part.spec.settings.sample_size(width)
     sample = part.samples[part.spec.sample_sizes.index(size)]
     sums = _host_sums(layer, name, checked)
-    rows, labels, decided = _kept(layer, sample)
+    rows, labels, decided = _sampled(layer, sample)
     return Tally(
         sums,
         DTYPES[int(layer.feature_dtype)] or "float32",
@@ -226,7 +135,7 @@ def _one_tally(part: State, number: int, checked: bool = True) -> Tally:
     )
 
 
-def _host_sums(layer: LayerState, name: str, checked: bool) -> Sums:
+def _host_sums(layer: LayerSums, name: str, checked: bool) -> Sums:
     parts = {part.name: getattr(layer.sums, part.name) for part in fields(Sums)}
     for counter in ("counts", *COUNTERS):
         if checked and np.any(np.asarray(parts[counter]) == FULL):
@@ -238,7 +147,7 @@ def _host_sums(layer: LayerState, name: str, checked: bool) -> Sums:
     return Sums(**parts)
 
 
-def _kept(layer: LayerState, sample: Sample) -> tuple[Host, Host, tuple[Host, Host] | None]:
+def _sampled(layer: LayerSums, sample: Sample) -> tuple[Host, Host, tuple[Host, Host] | None]:
     labels, predictions = np.asarray(sample.labels), np.asarray(sample.predictions)
     filled = labels >= 0
     rows, labels, predictions = np.asarray(layer.rows)[filled], labels[filled], predictions[filled]
@@ -247,23 +156,7 @@ def _kept(layer: LayerState, sample: Sample) -> tuple[Host, Host, tuple[Host, Ho
 
 
 def head_of(head: Any) -> Head:
-    r"""Return a classifier as core `Head`, whose weight is (C, d): a Flax kernel is its transpose.
-
-    Parameters
-    ----------
-    head : nnx.Linear, mapping with "kernel" and "bias", pair (kernel, bias), or Head
-
-    Raises
-    ------
-    ValueError
-        If it is none of these.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> head_of({"kernel": jnp.ones((8, 3))}).weight.shape
-    (3, 8)
-    """
+    """Return a classifier as core `Head`, whose weight is (C, d): a Flax kernel is its transpose."""
     if isinstance(head, Head):
         return head
     kernel = bias = None
@@ -275,15 +168,13 @@ def head_of(head: Any) -> Head:
         kernel, bias = getattr(head, "kernel", None), getattr(head, "bias", None)
     weight = None if kernel is None else _float64(kernel)
     if weight is None or weight.ndim != 2:
-        found = "" if weight is None else f" with a kernel of shape {weight.shape}"
+        shape = "" if weight is None else f" with a kernel of shape {weight.shape}"
         raise ValueError(
-            f"head is a {type(head).__name__}{found}: pass an nnx.Linear, a mapping with 'kernel' (d, C) "
+            f"head is a {type(head).__name__}{shape}: pass an nnx.Linear, a mapping with 'kernel' (d, C) "
             "and 'bias', a pair (kernel, bias), or a collapsemeter.Head"
         )
     offset = None if bias is None or np.size(_plain(bias)) == 0 else _float64(bias)
-    if weight.shape[1] == 1:
-        return Head.from_single_logit(weight[:, 0], 0.0 if offset is None else float(offset[0]))
-    return Head(weight.T, offset)
+    return classifier(weight.T, offset)
 
 
 def _plain(parameter: Any) -> Any:

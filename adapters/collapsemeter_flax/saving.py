@@ -1,0 +1,126 @@
+"""`save` and `load`: a state in a file, and counting goes on where it was."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from collapsemeter.stats.state_file import CorruptStateError, read_state, write_state
+
+from .state import State, StateSpec
+
+_HOLDS = "collapsemeter_flax.State"
+
+
+def save(state: State, path: str | os.PathLike[str]) -> None:
+    """Write a state to a file, atomically, with a checksum; `load` gives it back bit for bit.
+
+    Parameters
+    ----------
+    state : State
+        Also one with a leading axis of devices or replicas.
+    path : str or path
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; an older file of that name is then untouched.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from collapsemeter_flax import init
+    >>> path = os.path.join(tempfile.mkdtemp(), "state.npz")
+    >>> save(init({"fc": 4}, num_classes=3), path)
+    >>> load(path, like=init({"fc": 4}, num_classes=3))
+    <State of 3 classes in: fc (4)>
+    """
+    leaves = [np.asarray(leaf) for leaf in jax.device_get(jax.tree.leaves(state))]
+    header = {
+        "holds": _HOLDS,
+        "layers": _described(state.spec),
+        # A file's arrays have rows: a scalar becomes one.
+        "shapes": [leaf.shape for leaf in leaves],
+    }
+    write_state(path, header, {f"leaf{i}": leaf for i, leaf in enumerate(leaves)})
+
+
+def load(path: str | os.PathLike[str], like: State) -> State:
+    """Read a state written by `save`; counting goes on as if it had not been interrupted.
+
+    Parameters
+    ----------
+    path : str or path
+    like : State
+        One made by the same `init`: it says what the settings are, which a file cannot hold where a
+        reduction is a function.
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    CorruptStateError
+        If the file is truncated, altered, or not a state file.
+    ValueError
+        If it is of other layers, classes or sizes than ``like``.
+    FileNotFoundError
+        If there is none.
+    """
+    if not isinstance(like, State):
+        raise ValueError(f"like= is a {type(like).__name__}: pass a State that the same init made")
+    header, arrays = read_state(path)
+    if header.get("holds") != _HOLDS:
+        raise CorruptStateError(f"{os.fspath(path)} is a state file, but not one of this adapter")
+    if header["layers"] != _described(like.spec):
+        raise ValueError(
+            f"{os.fspath(path)} counts {header['layers']}, and like= counts {_described(like.spec)}"
+        )
+    leaves, tree = jax.tree.flatten(like)
+    try:
+        loaded = [arrays[f"leaf{i}"].reshape(s) for i, s in enumerate(header["shapes"])]
+        loaded = _with_added(loaded, like)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
+    for old, new in zip(leaves, loaded, strict=True):
+        # Only a leading axis of devices may differ from `like`.
+        if new.shape[new.ndim - old.ndim :] != old.shape or new.dtype != old.dtype:
+            raise ValueError(
+                f"{os.fspath(path)} holds an array {new.shape} {new.dtype} where like= has "
+                f"{old.shape} {old.dtype}: call init with the same options"
+            )
+    state: State = jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in loaded])
+    return state
+
+
+def _with_added(loaded: list[Any], like: State) -> list[Any]:
+    """Return the arrays of a file with the counters that older files lack, at zero."""
+    names = [str(path[-1]) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
+    added = [name in (".unlabelled", ".mixed") for name in names]
+    if len(loaded) != len(names) - sum(added):
+        return loaded
+    old = iter(loaded)
+    whole: list[Any] = []
+    for is_new in added:
+        whole.append(
+            np.zeros_like(whole[-1]) if is_new else next(old)
+        )  # after a counter of its shape
+    return whole
+
+
+def _described(spec: StateSpec) -> str:
+    layers = ", ".join(
+        f"{name} ({width}, {spec.kind(number)})"
+        for number, (name, width) in enumerate(zip(spec.names, spec.widths, strict=True))
+    )
+    settings = spec.settings
+    return (
+        f"{settings.num_classes} classes in {layers}; {spec.dtype}, sample_rows="
+        f"{settings.sample_rows}, seed={settings.seed}, sketch_rows={settings.sketch_rows}, ignore_index={settings.ignore_index}, "
+        f"nonfinite={settings.nonfinite}"
+    )
