@@ -61,7 +61,8 @@ def _dense_block(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Sequential:
 
 
 def _halved(maps: Array) -> Array:
-    return nnx.max_pool(maps, (2, 2), strides=(2, 2))
+    pooled: Array = nnx.max_pool(maps, (2, 2), strides=(2, 2))
+    return pooled
 
 
 def train(
@@ -125,26 +126,20 @@ def train(
         live = meter.report(state)
         state = reset(state)
         yield Epoch(number, loss / len(x), wrong / len(x), live, observe())
-    if dump is not None:
-        _dump(meter, model, frozen, dump, epochs)
-
-
-def _dump(
-    meter: CollapseMeter, model: NnxDigitsNet, batches: list[Any], folder: Path, step: int
-) -> None:
-    """Write what is watched, as it is measured: one row for each image."""
-    head = head_of(model.fc)
-    model = nnx.view(model, use_running_average=True)
-    with Writer(folder, num_classes=10, head=head, phase="frozen-train", step=step) as writer:
-        for images, labels in batches:
-            logits, features = meter.capture(model, images)
-            layers = {
+    if dump is None:
+        return
+    head, whole = head_of(model.fc), nnx.view(model, use_running_average=True)
+    with Writer(dump, num_classes=10, head=head, phase="frozen-train", step=epochs) as writer:
+        for inputs, classes in frozen:
+            logits, features = meter.capture(whole, inputs)
+            # As it is measured: one row for each image.
+            rows = {
                 name: feature_rows(
-                    given, labels.shape, None, layer=name, reduction=REDUCTION.get(name, "auto")
+                    output, classes.shape, None, layer=name, reduction=REDUCTION.get(name, "auto")
                 )[0]
-                for name, given in features.items()
+                for name, output in features.items()
             }
-            writer.write(layers, labels, predictions=logits.argmax(1))
+            writer.write(rows, classes, predictions=logits.argmax(1))
 
 
 def _descent(steps: int) -> Any:

@@ -26,8 +26,8 @@ from .labels import (
     without_masked,
 )
 from .layers import layout_of
-from .operations import BACKEND, OPERATIONS, Tensor
-from .statistics import Key, StreamSums
+from .operations import BACKEND, OPERATIONS, Key, Tensor
+from .statistics import StreamSums
 
 _CHANNELS_LAST = Layout(channels_first=False, width=None)  # as Keras has them unless told otherwise
 

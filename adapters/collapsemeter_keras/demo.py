@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers, ops
 
-from collapsemeter import Head
 from collapsemeter.activations import Writer
 from collapsemeter.cli.demo import Epoch
 
+from .layers import head_of
 from .meter import CollapseMeter
 
 BATCH = 32
@@ -26,11 +26,6 @@ def digits_net() -> keras.Model:
     """Return three convolutional blocks, a hidden block, 64 features and a linear head.
 
     Weight decay is part of the loss, on every weight, so that it goes through the momentum.
-
-    Examples
-    --------
-    >>> digits_net()(np.zeros((2, 8, 8, 1), "float32")).shape[1]
-    10
     """
     return keras.Sequential(
         [
@@ -49,21 +44,21 @@ def _decay() -> keras.regularizers.Regularizer:
     return keras.regularizers.L2(WEIGHT_DECAY / 2)
 
 
-def _norm_and_relu() -> list[layers.Layer]:
+def _conv(filters: int) -> list[layers.Layer]:
+    conv = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_regularizer=_decay())
+    return _with_norm_and_relu(conv)
+
+
+def _dense(units: int) -> list[layers.Layer]:
+    return _with_norm_and_relu(layers.Dense(units, use_bias=False, kernel_regularizer=_decay()))
+
+
+def _with_norm_and_relu(layer: layers.Layer) -> list[layers.Layer]:
     # Momentum and epsilon as PyTorch has them.
     norm = layers.BatchNormalization(
         momentum=0.9, epsilon=1e-5, gamma_regularizer=_decay(), beta_regularizer=_decay()
     )
-    return [norm, layers.ReLU()]
-
-
-def _conv(filters: int) -> list[layers.Layer]:
-    conv = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_regularizer=_decay())
-    return [conv, *_norm_and_relu()]
-
-
-def _dense(units: int) -> list[layers.Layer]:
-    return [layers.Dense(units, use_bias=False, kernel_regularizer=_decay()), *_norm_and_relu()]
+    return [layer, norm, layers.ReLU()]
 
 
 def squared_error(targets: Any, scores: Any) -> Any:
@@ -82,18 +77,6 @@ def train(
 
     The loss is the squared error to one-hot targets, under which collapse comes within a minute
     (Han, Papyan & Donoho 2022).
-
-    Parameters
-    ----------
-    images : (N, 8, 8) float32
-    labels : (N,) int64
-    epochs, seed : int
-    dump : Path, optional
-        Folder for the activations of the trained network, with its head.
-
-    Yields
-    ------
-    Epoch
     """
     keras.utils.set_random_seed(seed)
     x, targets = images[..., None], np.eye(10, dtype=np.float32)[labels]
@@ -135,28 +118,19 @@ def train(
         )
     meter.close()
     if dump is not None:
-        _dump(model, x, labels, dump, epochs)
+        head = head_of(meter.selection)
+        with Writer(dump, num_classes=10, head=head, phase="frozen-train", step=epochs) as writer:
+            for start in range(0, len(x), 600):
+                _dump(model, x[start : start + 600], labels[start : start + 600], writer)
 
 
-def _dump(
-    model: keras.Model,
-    x: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.int64],
-    folder: Path,
-    step: int,
-) -> None:
+def _dump(model: keras.Model, x: Any, labels: Any, writer: Writer) -> None:
     """Write what is watched, as it is measured: averaged maps, flat rows, and the head's input."""
-    kernel, bias = model.get_layer("fc").get_weights()
-    with Writer(
-        folder, num_classes=10, head=Head(kernel.T, bias), phase="frozen-train", step=step
-    ) as writer:
-        for start in range(0, len(x), 600):
-            part = slice(start, start + 600)
-            given, layers = ops.convert_to_tensor(x[part]), {}
-            for layer in model.layers:
-                given = layer(given, training=False)
-                rows = ops.mean(given, axis=(1, 2)) if len(given.shape) == 4 else given
-                layers[layer.name] = ops.convert_to_numpy(rows)
-            scores = layers.pop("fc")
-            layers["fc"] = layers.pop("features")  # the head's input has the head's name
-            writer.write(layers, labels[part], predictions=scores.argmax(axis=1))
+    output, outputs = ops.convert_to_tensor(x), {}
+    for layer in model.layers:
+        output = layer(output, training=False)
+        rows = ops.mean(output, axis=(1, 2)) if len(output.shape) == 4 else output
+        outputs[layer.name] = ops.convert_to_numpy(rows)
+    scores = outputs.pop("fc")
+    outputs["fc"] = outputs.pop("features")  # the head's input has the head's name
+    writer.write(outputs, labels, predictions=scores.argmax(axis=1))

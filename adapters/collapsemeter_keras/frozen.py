@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -15,8 +15,10 @@ from collapsemeter.adapter.batches import split
 
 from .instrument import Count, Stash
 from .labels import given_labels
-from .operations import BACKEND, dtype_of
-from .statistics import Key, StreamSums
+from .operations import BACKEND, Key, dtype_of
+
+if TYPE_CHECKING:
+    from .statistics import StreamSums
 
 Step = Callable[[Any, Any], None]
 Rows = Callable[[dict[Key, Any], Any], dict[Key, Any]]  # of the layers' outputs, and the model's

@@ -9,21 +9,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 from keras.src.backend.common.symbolic_scope import get_symbolic_scope
 
 from collapsemeter.adapter.selection import Selection
 
-from .layers import Layer
-from .operations import BACKEND
-from .statistics import Key, StreamSums
+from .operations import BACKEND, Key
+
+if TYPE_CHECKING:
+    from .statistics import StreamSums
 
 LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
-Count = Callable[
-    [StreamSums, dict[Key, Any], dict[str, Any]], None
-]  # outputs, and the loss' arguments
+# From a stream, the outputs of layers, and the arguments of the loss.
+Count: TypeAlias = "Callable[[StreamSums, dict[Key, Any], dict[str, Any]], None]"
 
 
 class Stash(threading.local):
@@ -173,7 +173,7 @@ class Instrument:
         self.stash.note(name, args[0] if args else kwargs.get("inputs"))
         return original(*args, **kwargs)
 
-    def _watch(self, layer: Layer, note: Callable[..., Any]) -> None:
+    def _watch(self, layer: keras.layers.Layer, note: Callable[..., Any]) -> None:
         def outside(original: Callable[..., Any], call: Any, *args: Any, **kwargs: Any) -> Any:
             # What a rematerialised call computes inside is gone outside: note what comes out of it.
             return functools.partial(note, original(call, *args, **kwargs))

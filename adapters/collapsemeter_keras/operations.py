@@ -14,6 +14,7 @@ from collapsemeter.stats.sampling import Wrap, drawn_slots, low_32_bits, uint32
 from collapsemeter.stats.sketch import row_hashes
 
 Tensor = Any  # of the backend
+Key = tuple[str, int]  # a layer, and which of its calls in one forward
 BACKEND = keras.backend.backend()
 _JAX = BACKEND == "jax"
 # JAX has no 64-bit integers unless the user asks for them: uint32 counts to 4e9 and then stays there.

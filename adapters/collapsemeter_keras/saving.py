@@ -13,7 +13,8 @@ from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 
-from .statistics import Key, StreamSums
+from .operations import Key
+from .statistics import StreamSums
 
 _OPTIONS = ("num_classes", "sample_rows", "sketch_rows", "seed")
 State = Mapping[str, np.ndarray[Any, Any]]

@@ -20,6 +20,7 @@ from .operations import (
     BACKEND,
     COUNT,
     FULL,
+    Key,
     Tensor,
     counted,
     dtype_of,
@@ -30,7 +31,6 @@ from .operations import (
     saturated,
 )
 
-Key = tuple[str, int]  # a layer, and which of its calls in one forward
 _SUMS = tuple(part.name for part in fields(Sums))
 _T = TypeVar("_T")
 _ON_HOST = BACKEND == "torch"  # a look at a variable would wait for the device
