@@ -51,10 +51,6 @@ def to_moments(state: State, phase: Phase = "live") -> dict[str, ClassMoments]:
     phase : str
         See `collapsemeter.ClassMoments`.
 
-    Returns
-    -------
-    dict of str to ClassMoments
-
     Raises
     ------
     ValueError

@@ -42,10 +42,6 @@ def merge(a: State, b: State) -> State:
     a, b : State
         Made by the same `init`.
 
-    Returns
-    -------
-    State
-
     Raises
     ------
     ValueError

@@ -132,10 +132,6 @@ def observe(
         Those of `init`: ``reduction``, ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``,
         ``sample_rows``, ``seed``, ``sketch_rows``, ``dtype``.
 
-    Returns
-    -------
-    CollapseReport
-
     Raises
     ------
     ValueError

@@ -59,10 +59,6 @@ def load(path: str | os.PathLike[str], like: State) -> State:
         One made by the same `init`: it says what the settings are, which a file cannot hold where a
         reduction is a function.
 
-    Returns
-    -------
-    State
-
     Raises
     ------
     CorruptStateError

@@ -125,10 +125,6 @@ def init(
         ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``, ``sample_rows``, ``seed`` and
         ``sketch_rows`` of `collapsemeter.adapter.settings.Settings`.
 
-    Returns
-    -------
-    State
-
     Raises
     ------
     ValueError

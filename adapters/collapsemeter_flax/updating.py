@@ -64,10 +64,6 @@ def update(
         every tenth batch, ``when=state.next_row < 50_000`` stops once there are rows enough. Over
         ``axis_name`` it must be the same on every device.
 
-    Returns
-    -------
-    State
-
     Raises
     ------
     ValueError

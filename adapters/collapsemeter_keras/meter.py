@@ -466,10 +466,6 @@ class CollapseMeter(keras.callbacks.Callback):
         progress : bool
             Show a progress bar on standard error.
 
-        Returns
-        -------
-        CollapseReport
-
         Raises
         ------
         ValueError
