@@ -338,7 +338,7 @@ def test_layers_by_predicate_and_name_and_no_head():
     assert list(features) == ["stem", "blocks.0.conv", "blocks.1.conv", "head"]
     _, features = cf.capture(model, X, layers=["hidden", "stem"], head=None)
     assert list(features) == ["stem", "hidden"]
-    with pytest.raises(ValueError, match=r"head='blocks.0' is a ConvBlock: name a linear layer"):
+    with pytest.raises(ValueError, match=r"head='blocks.0' is a ConvBlock: name an nnx.Linear or"):
         cf.capture(model, X, head="blocks.0")
 
 
