@@ -1,14 +1,15 @@
 """Minimise the model numerically: many starts, the best one kept and examined."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial as bind
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..system.processes import processes
+from . import seeds
 from .chain import check_memory, pad
 from .closed.bounds import lower_bound
 from .descent import Trajectory, gradient_descent
@@ -16,19 +17,9 @@ from .minimise import lbfgs
 from .network import FlatLayout, Variables, flat_objective
 from .problem import DUFM
 from .reductions import canonical, from_canonical
-from .seeds import (
-    edge_start,
-    equal_neurons,
-    equal_norms,
-    gaussian_start,
-    graph_start,
-    jitter,
-    random_start,
-)
 from .solution import Solution, Start
 
 R = TypeVar("R")
-T = TypeVar("T")
 
 Task = tuple[str, np.random.SeedSequence]
 """The kind of a start and its stream of random numbers."""
@@ -118,11 +109,13 @@ def solve(
         raise ValueError(f"unknown method {method!r}: pass 'lbfgs' or 'gd'.")
     check_search(restarts, jobs, steps=steps)
     check_memory(problem)
-    search = _Search(rng, jobs, progress)
-    if method == "lbfgs":
-        structured = restarts if structured is None else structured
-        return _solve_lbfgs(problem, search, restarts, structured, steps)
-    return _solve_gd(problem, search, restarts, steps, learning_rate)
+    structured = restarts if structured is None else structured
+    starts = restarts + structured if method == "lbfgs" else restarts
+    with nullcontext() if min(jobs, starts) == 1 else processes(min(jobs, starts)) as pool:
+        search = _Search(rng, map if pool is None else pool.map, progress)
+        if method == "lbfgs":
+            return _solve_lbfgs(problem, search, restarts, structured, steps)
+        return _solve_gd(problem, search, restarts, steps, learning_rate)
 
 
 def check_search(restarts: int, jobs: int, seed: int = 0, steps: int = 1) -> None:
@@ -138,28 +131,19 @@ def check_search(restarts: int, jobs: int, seed: int = 0, steps: int = 1) -> Non
 
 @dataclass(frozen=True)
 class _Search:
-    """How starts are run: their randomness, the processes, and whether a bar is shown."""
+    """How starts are run: on which random numbers, by which map, and whether a bar is shown."""
 
     rng: np.random.Generator | int
-    jobs: int
+    map: Callable[..., Iterable[Any]]
     progress: bool
 
     def run(self, work: Callable[[Task], R], kinds: list[str]) -> list[R]:
         """Run a start of each kind, on a stream of its own, so that order does not matter."""
         entropy = np.random.default_rng(self.rng).integers(2**63, size=2).tolist()
         streams = np.random.SeedSequence(entropy).spawn(len(kinds))
-        tasks = list(zip(kinds, streams, strict=True))
-        with _bar(self.progress, len(tasks)) as shown:
-            return list(shown(_map(work, tasks, self.jobs)))
-
-
-def _map(work: Callable[[T], R], tasks: list[T], jobs: int) -> Iterator[R]:
-    """Apply the work to every task, in order, in this process or in several."""
-    if jobs == 1 or len(tasks) < 2:
-        yield from map(work, tasks)
-        return
-    with processes(min(jobs, len(tasks))) as pool:
-        yield from pool.map(work, tasks)
+        tasks = zip(kinds, streams, strict=True)
+        with _bar(self.progress, len(kinds)) as shown:
+            return list(shown(self.map(work, tasks)))
 
 
 @contextmanager
@@ -196,7 +180,7 @@ def _solve_lbfgs(
     best = runs[0]
     if best.loss > lower_bound(small) * (1 + REACHED):
         candidates = _distinct(runs)[: max(POLISHED, len(runs) // 2)]
-        polished = _map(bind(polish, small, steps), candidates, search.jobs)
+        polished: Iterable[Run] = search.map(bind(polish, small, steps), candidates)
         best = min(polished, key=lambda run: run.loss)
     return Solution(
         problem=problem,
@@ -234,13 +218,13 @@ def start_of(problem: DUFM, kind: str, rng: np.random.Generator) -> tuple[DUFM, 
     `graph_start` and `edge_start`), and "reference", a shaken copy of the best closed form.
     """
     if kind == "random":
-        return problem, random_start(problem, rng)
+        return problem, seeds.random_start(problem, rng)
     if kind == "reference":
-        return problem, jitter(problem.optimum().canonical_variables, 0.02, rng)
+        return problem, seeds.jitter(problem.optimum().canonical_variables, 0.02, rng)
     small = narrow(problem)
     if kind == "random narrow":
-        return small, random_start(small, rng)
-    near = graph_start(small, rng) if kind == "graph" else edge_start(small, rng)
+        return small, seeds.random_start(small, rng)
+    near = seeds.graph_start(small, rng) if kind == "graph" else seeds.edge_start(small, rng)
     return None if near is None else (small, near)
 
 
@@ -255,7 +239,7 @@ def descend(problem: DUFM, start: Variables, steps: int, homotopy: bool) -> tupl
     layout, point = FlatLayout.of(problem), start
     loss = float("inf")
     for scale in HOMOTOPY if homotopy else (1.0,):
-        point = equal_norms(equal_neurons(point))
+        point = seeds.equal_norms(seeds.equal_neurons(point))
         vector, loss = lbfgs(flat_objective(problem, scale), layout.pack(point), steps)
         point = layout.unpack(vector)
     return loss, point
@@ -303,6 +287,6 @@ def _solve_gd(
 def run_walk(problem: DUFM, rate: float, steps: int, task: Task) -> Run:
     """One run of gradient descent. At top level, so that processes can run it."""
     kind, seed = task
-    start = gaussian_start(problem, np.random.default_rng(seed))
+    start = seeds.gaussian_start(problem, np.random.default_rng(seed))
     point, loss, trajectory = gradient_descent(problem, start, rate, steps)
     return Run(kind, loss, point, trajectory)

@@ -143,7 +143,7 @@ def test_large_systems_keep_the_neurons_separate(monkeypatch):
 
 def test_the_unpolished_graph_is_not_stationary_and_the_polished_one_is():
     problem = DUFM(10, 1, 4, 14, feature_decay=0.002, weight_decay=0.002)
-    found = solve(problem, restarts=1, structured=1, rng=0)
+    found = solve(problem, restarts=1, structured=1, rng=0, steps=600)
     assert stationarity(problem, srg(problem).variables).generalised > 1e-3
     assert found.residual.plain > 1e-3
     assert found.residual.generalised < 1e-4

@@ -19,7 +19,6 @@ from ..problem import (
     require_survival,
 )
 from ..scalar import ell, ell_minimiser, least_margin_loss
-from .cross_entropy import relu_ce, require_relu_ce
 
 BINARY = "Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165"
 
@@ -86,80 +85,77 @@ def dnc(problem: DUFM, first_layer: float | None = None) -> Optimum:
     >>> round(dnc(problem).loss, 12)
     0.049797543943
     """
-    if problem.loss == "ce":
-        return _dnc_ce(problem, first_layer)
-    if problem.bias and problem.depth > 1:
-        return _dnc_centred(problem, first_layer)
-    require(problem, "dnc", loss="mse", balanced=True, bias=False, activation="relu")
+    require(problem, "dnc", balanced=True, activation="relu")
     classes, depth = problem.num_classes, problem.depth
-    strength = classes * problem.canonical_decay
-    fit = ell_minimiser(strength, depth)
+    if problem.loss == "mse":
+        require(problem, "dnc", **({"bias_decay": 0.0} if depth > 1 else {"bias": False}))
+    elif depth == 1:
+        raise DoesNotApply("dnc with loss 'ce' needs depth 2 or more, got 1: use ufm_ce.")
+    fit, loss, effective = _wide_fit(problem)
     require_survival("dnc", [fit])
     check_widths(problem, collapsed_widths(problem, first_layer), "dnc")
-    status, words = _trust_dnc(problem)
+    parameters = {"t" if problem.loss == "mse" else "margin": fit}
+    if _centred(problem):
+        parameters["effective_classes"] = effective
+    status, words, source = _trust_dnc(problem)
     return Optimum(
         problem=problem,
         name="dnc",
-        loss=ell(strength, depth),
-        chain=bind(_dnc_chain, problem, first_layer, fit),
+        loss=loss,
+        chain=bind(_dnc_chain, problem, first_layer, fit, effective),
         status=status,
         holds_for=words,
-        source=BINARY,
-        parameters={"t": fit},
+        source=source,
+        bias=np.full(classes, 1 / classes) if problem.bias and problem.loss == "mse" else None,
+        parameters=parameters,
         free_layers=(1,) if depth > 1 else (),
     )
 
 
-def _trust_dnc(problem: DUFM) -> tuple[Status, str]:
+def _centred(problem: DUFM) -> bool:
+    """Whether the last layer maps to a simplex ETF: the loss or the bias supplies the mean."""
+    return problem.loss == "ce" or problem.bias
+
+
+def _wide_fit(problem: DUFM) -> tuple[float, float, float]:
+    """Fit, loss and effective class count of collapse in wide layers."""
     classes, depth = problem.num_classes, problem.depth
+    effective = float(classes)
+    if _centred(problem):  # every other layer still needs K directions: a ReLU keeps no simplex
+        effective = math.exp((depth * math.log(classes) + math.log(classes - 1)) / (depth + 1))
+    strength = problem.canonical_decay * effective
+    if problem.loss == "ce":
+        return (*least_margin_loss(((classes - 1.0, 1.0),), strength, depth), effective)
+    share = (classes - 1) / classes if problem.bias else 1.0
+    fit, loss = ell_minimiser(strength / share, depth), ell(strength / share, depth)
+    return fit, share * loss, effective
+
+
+def _trust_dnc(problem: DUFM) -> tuple[Status, str, str]:
+    """Status, its words and the source."""
+    classes, depth = problem.num_classes, problem.depth
+    if problem.loss == "ce":
+        words = "upper bound: a feasible structure of the ReLU network, no proof"
+        return "upper bound", words, "Garrod & Keating 2024, arXiv 2410.23169"
+    if problem.bias:
+        words = "upper bound: descent finds lower, letting the bias carry a class"
+        return "upper bound", words, f"{BINARY}, for the structure"
     if depth == 1:
-        return "theorem", "theorem: global optimum for one layer"
+        return "theorem", "theorem: global optimum for one layer", BINARY
     if classes == 2:
-        return "theorem", "theorem: global optimum for two classes"
+        return "theorem", "theorem: global optimum for two classes", BINARY
     if depth == 2 or (depth == 3 and classes <= 6):
-        return "best known", "best known: nothing lower has been found, no proof"
-    return "upper bound", "upper bound: lower losses of lower rank exist or are found by descent"
+        return "best known", "best known: nothing lower has been found, no proof", BINARY
+    words = "upper bound: lower losses of lower rank exist or are found by descent"
+    return "upper bound", words, BINARY
 
 
-def _dnc_chain(problem: DUFM, first_layer: float | None, fit: float) -> Chain:
-    inner = (np.eye(problem.num_classes),) * (problem.depth - 1)
-    norm = fit ** (1 / (problem.depth + 1)) * math.sqrt(problem.num_classes)
-    return balance((*unit_first_layer(problem, first_layer), *inner), norm)
-
-
-def _dnc_ce(problem: DUFM, first_layer: float | None) -> Optimum:
-    """`dnc` for cross-entropy."""
-    require_relu_ce(problem, "dnc")
-    classes = problem.num_classes
-    return relu_ce(
-        problem, "dnc", collapsed_widths(problem, first_layer),
-        bind(_centred_chain, problem, first_layer), centred_classes(classes, problem.depth),
-        ((classes - 1.0, 1.0),), free_layers=(1,),
-    )  # fmt: skip
-
-
-def _dnc_centred(problem: DUFM, first_layer: float | None) -> Optimum:
-    """`dnc` for squared loss with a free bias: the last layer maps to a simplex."""
-    require(problem, "dnc", balanced=True, activation="relu", bias_decay=0.0)
-    classes, depth = problem.num_classes, problem.depth
-    effective = centred_classes(classes, depth)
-    strength = problem.canonical_decay * effective * classes / (classes - 1)
-    fit = ell_minimiser(strength, depth)
-    require_survival("dnc", [fit])
-    check_widths(problem, collapsed_widths(problem, first_layer), "dnc")
-    norm = math.sqrt(effective) * fit ** (1 / (depth + 1))
-    return Optimum(
-        problem=problem,
-        name="dnc",
-        loss=(classes - 1) / classes * ell(strength, depth),
-        chain=bind(_centred_chain, problem, first_layer, norm),
-        status="upper bound",
-        holds_for="upper bound: descent finds lower, letting the bias carry a class",
-        source=f"{BINARY}, for the structure",
-        bias=np.full(classes, 1 / classes),
-        parameters={"t": fit, "effective_classes": effective},
-        free_layers=(1,),
-    )
+def _dnc_chain(problem: DUFM, first_layer: float | None, fit: float, effective: float) -> Chain:
+    factors = [*unit_first_layer(problem, first_layer)]
+    factors += [np.eye(problem.num_classes)] * (problem.depth - 1)
+    if _centred(problem):
+        factors[-1] = centring(problem.num_classes)
+    return balance(tuple(factors), math.sqrt(effective) * fit ** (1 / (problem.depth + 1)))
 
 
 def partial(problem: DUFM, learned: int) -> Optimum:
@@ -201,15 +197,17 @@ def partial(problem: DUFM, learned: int) -> Optimum:
             f"partial needs {room} learned classes here, as many as the narrowest layer holds, "
             f"got {learned}: others are no local minimum."
         )
-    fit, nothing, whole, norm = _fit_of_learned(problem)
+    fit, collapsed, effective = _wide_fit(problem)
     require_survival("partial", [fit])
-    status, words = _trust_partial(problem, learned)
+    nothing = 0.5 if problem.loss == "mse" else math.log(classes)
+    norm = math.sqrt(effective / classes) * fit ** (1 / (depth + 1))
+    words = _trust_partial(problem, learned)
     return Optimum(
         problem=problem,
         name=f"partial({learned})",
-        loss=(classes - learned) / classes * nothing + learned / classes * whole,
+        loss=(classes - learned) / classes * nothing + learned / classes * collapsed,
         chain=bind(_partial_chain, problem, learned, norm),
-        status=status,
+        status="theorem" if words.startswith("theorem") else "upper bound",
         holds_for=words,
         source=f"{BINARY}, for the model",
         parameters={"t" if problem.loss == "mse" else "margin": fit, "learned": learned},
@@ -228,20 +226,6 @@ def partials(problem: DUFM) -> list[Optimum]:
     return optima
 
 
-def _fit_of_learned(problem: DUFM) -> tuple[float, float, float, float]:
-    """Fit, loss of a class that is not learned and of one that is, norm of a factor per class."""
-    classes, depth = problem.num_classes, problem.depth
-    if problem.loss == "ce":
-        effective = centred_classes(classes, depth)
-        strength = problem.canonical_decay * effective
-        margin, loss = least_margin_loss(((classes - 1.0, 1.0),), strength, depth)
-        norm = math.sqrt(effective / classes) * margin ** (1 / (depth + 1))
-        return margin, math.log(classes), loss, norm
-    strength = classes * problem.canonical_decay
-    fit = ell_minimiser(strength, depth)
-    return fit, 0.5, ell(strength, depth), fit ** (1 / (depth + 1))
-
-
 def _partial_chain(problem: DUFM, learned: int, norm: float) -> Chain:
     """The first classes of a collapsed network; the columns of every factor have one norm."""
     classes, depth = problem.num_classes, problem.depth
@@ -251,29 +235,15 @@ def _partial_chain(problem: DUFM, learned: int, norm: float) -> Chain:
     return balance(chain, norm * math.sqrt(learned))
 
 
-def _trust_partial(problem: DUFM, learned: int) -> tuple[Status, str]:
-    if problem.loss == "mse" and not problem.rectified and learned == min(problem.layer_widths):
-        return "theorem", f"theorem: global optimum for width {learned} and no ReLU"
+def _trust_partial(problem: DUFM, learned: int) -> str:
+    """How sure it is, in words."""
     if problem.rectified:
-        return "upper bound", "upper bound: a local minimum, where descent gets stuck"
-    if problem.loss == "mse":
-        return "upper bound", "upper bound: a saddle, which descent leaves"
-    return "upper bound", "upper bound: a feasible point of narrow layers, not stationary"
-
-
-def centred_classes(classes: int, depth: int) -> float:
-    """Effective class count of collapse whose last layer maps to a simplex ETF.
-
-    Every other layer needs K directions, since a ReLU keeps no simplex.
-    """
-    return math.exp((depth * math.log(classes) + math.log(classes - 1)) / (depth + 1))
-
-
-def _centred_chain(problem: DUFM, first_layer: float | None, norm: float) -> Chain:
-    """Collapse whose last layer maps to a simplex ETF."""
-    inner = (np.eye(problem.num_classes),) * (problem.depth - 2)
-    chain = (*unit_first_layer(problem, first_layer), *inner, centring(problem.num_classes))
-    return balance(chain, norm)
+        return "upper bound: a local minimum, where descent gets stuck"
+    if problem.loss == "ce":
+        return "upper bound: a feasible point of narrow layers, not stationary"
+    if learned == min(problem.layer_widths):
+        return f"theorem: global optimum for width {learned} and no ReLU"
+    return "upper bound: a saddle, which descent leaves"
 
 
 def collapsed_widths(problem: DUFM, tilt: float | None) -> tuple[int, ...]:

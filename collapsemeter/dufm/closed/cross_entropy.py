@@ -1,7 +1,7 @@
 """Deep networks with cross-entropy: opposite pairs and polygons beside collapse."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial as bind
 
 import numpy as np
@@ -13,9 +13,6 @@ from ..problem import DUFM, DoesNotApply, FloatArray, closed_form, require, requ
 from ..scalar import least_margin_loss
 
 SOURCE = "Garrod & Keating 2024, arXiv 2410.23169"
-
-Offsets = tuple[tuple[float, float], ...]
-"""Number of logits at each distance below the label."""
 
 
 @closed_form("collapsed", place=5)
@@ -140,50 +137,34 @@ def pairs(problem: DUFM) -> Optimum:
     >>> problem.optimum().name
     'pairs'
     """
-    require_relu_ce(problem, "pairs")
+    require(problem, "pairs", loss="ce", balanced=True, activation="relu")
     classes, depth = problem.num_classes, problem.depth
+    if depth == 1:
+        raise DoesNotApply("pairs with loss 'ce' needs depth 2 or more, got 1: use ufm_ce.")
     if classes < 4 or classes % 2:
-        raise DoesNotApply(f"pairs needs an even number of 4 classes or more, got {classes}: "
-                           "use dnc.")  # fmt: skip
+        raise DoesNotApply(
+            f"pairs needs an even number of 4 classes or more, got {classes}: use dnc."
+        )
     logs = math.log(2 * classes**3) + (depth - 2) * math.log((classes + 2) / 2)
-    return relu_ce(
-        problem, "pairs", (classes // 2 + 1, *(classes,) * (depth - 1)),
-        bind(_pairs_chain, problem), math.exp(logs / (depth + 1)),
-        ((1.0, 2.0), (classes - 2.0, 1.0)),
-    )  # fmt: skip
+    effective = math.exp(logs / (depth + 1))
+    strength = problem.canonical_decay * effective
+    margin, loss = least_margin_loss(((1.0, 2.0), (classes - 2.0, 1.0)), strength, depth)
+    require_survival("pairs", [margin])
+    check_widths(problem, (classes // 2 + 1, *(classes,) * (depth - 1)), "pairs")
+    norm = math.sqrt(effective) * margin ** (1 / (depth + 1))
+    return Optimum(
+        problem=problem,
+        name="pairs",
+        loss=loss,
+        chain=bind(_pairs_chain, problem, norm),
+        status="upper bound",
+        holds_for="upper bound: a feasible structure of the ReLU network, no proof",
+        source=SOURCE,
+        parameters={"margin": margin, "effective_classes": effective},
+    )
 
 
 def _pairs_chain(problem: DUFM, norm: float) -> Chain:
     signs = paired_signs(problem.num_classes)
     hidden = (signs + 2 / problem.num_classes,) * (problem.depth - 2)
     return balance((*split_linear(signs + 1.0, 1), *hidden, signs), norm)
-
-
-def require_relu_ce(problem: DUFM, name: str) -> None:
-    """Refuse what is not a deep ReLU network with cross-entropy and balanced classes."""
-    require(problem, name, loss="ce", balanced=True, activation="relu")
-    if problem.depth == 1:
-        raise DoesNotApply(f"{name} with loss 'ce' needs depth 2 or more, got 1: use ufm_ce.")
-
-
-def relu_ce(
-    problem: DUFM, name: str, widths: Sequence[int], chain: Callable[[float], Chain],
-    effective: float, offsets: Offsets, free_layers: tuple[int, ...] = (),
-) -> Optimum:  # fmt: skip
-    """A structure at its best scale; `chain` builds it with factors of a given norm."""
-    strength = problem.canonical_decay * effective
-    margin, loss = least_margin_loss(offsets, strength, problem.depth)
-    require_survival(name, [margin])
-    check_widths(problem, widths, name)
-    norm = math.sqrt(effective) * margin ** (1 / (problem.depth + 1))
-    return Optimum(
-        problem=problem,
-        name=name,
-        loss=loss,
-        chain=bind(chain, norm),
-        status="upper bound",
-        holds_for="upper bound: a feasible structure of the ReLU network, no proof",
-        source=SOURCE,
-        parameters={"margin": margin, "effective_classes": effective},
-        free_layers=free_layers,
-    )
