@@ -31,22 +31,11 @@ class PackedChunk(NamedTuple):
 
 
 class ChunkGrid:
-    """An array cut into chunks of one shape; the chunk read last is kept.
+    """An array in chunks of one shape, of which those at the end stick out; the chunk read last is kept.
 
-    Parameters
-    ----------
-    array : Array
-    chunk : tuple of int
-        The shape of a chunk; those at the end of the array stick out of it.
-    fill : scalar
-        The values of a chunk that is not stored. Rows of NaN are left out of every count; any other
-        fill value would be rows that nobody measured.
-    remedy : str
-        What to do about a chunk that is not stored.
-    packed : callable
-        Returns the stored chunk of an index, or None if it is not stored.
-    unpack : callable
-        Returns part of the array, which lies in one chunk, by its slices.
+    ``packed`` returns the stored chunk of an index, or None; ``unpack`` returns the part of the array
+    in one chunk. Rows of a ``fill`` of NaN are left out of every count; any other value of a chunk that
+    is not stored would be rows that nobody measured, and ``remedy`` says what to do about it.
     """
 
     def __init__(
@@ -161,28 +150,17 @@ def check_unpacked(chunk: PackedChunk, nbytes: int) -> None:
 
 
 def _size_of_stream(unpacker: Any, data: bytes, most: int) -> int:
+    """Return how many bytes a stream unpacks to, or one more than ``most``."""
     size = len(unpacker.decompress(data, most + 1))
     if size <= most and (not unpacker.eof or unpacker.unused_data):
         raise ValueError("it ends early, or something follows its end")
     return size
 
 
-def _size_of_deflate(data: bytes, most: int) -> int:
-    return _size_of_stream(zlib.decompressobj(32 + zlib.MAX_WBITS), data, most)
-
-
-def _size_of_bz2(data: bytes, most: int) -> int:
-    return _size_of_stream(bz2.BZ2Decompressor(), data, most)
-
-
 def _size_of_blosc(data: bytes, most: int) -> int:
     if len(data) < 16 or int.from_bytes(data[12:16], "little") != len(data):
         raise ValueError("its blosc header says another length")
     return int.from_bytes(data[4:8], "little")
-
-
-def _size_of_lz4(data: bytes, most: int) -> int:
-    return int.from_bytes(data[:4], "little")
 
 
 def _size_of_zstd(data: bytes, most: int) -> int:
@@ -215,6 +193,11 @@ def _size_of_lzf(data: bytes, most: int) -> int:
 
 _CHECKSUMS = ("crc32c", "fletcher32")
 _SIZES: dict[str, Callable[[bytes, int], int]] = {
-    "gzip": _size_of_deflate, "zlib": _size_of_deflate, "bz2": _size_of_bz2, "blosc": _size_of_blosc,
-    "lz4": _size_of_lz4, "zstd": _size_of_zstd, "lzf": _size_of_lzf,
-}  # fmt: skip
+    "gzip": lambda data, most: _size_of_stream(zlib.decompressobj(31), data, most),
+    "zlib": lambda data, most: _size_of_stream(zlib.decompressobj(), data, most),
+    "bz2": lambda data, most: _size_of_stream(bz2.BZ2Decompressor(), data, most),
+    "blosc": _size_of_blosc,
+    "lz4": lambda data, most: int.from_bytes(data[:4], "little"),
+    "zstd": _size_of_zstd,
+    "lzf": _size_of_lzf,
+}

@@ -44,22 +44,18 @@ class Hdf5File(ArrayFile):
         super().__init__(path)
         self._h5py, self._size = h5py, file_size(path)
         self._rows_of: dict[str, ChunkGrid | npt.NDArray[Any]] = {}
+        self._file: Any = None
         try:
             self._file = h5py.File(path, "r")
-        except Exception as error:  # the library's errors have many types
-            raise self._damaged(error) from error
-        try:
             for name, item in self._walk():
                 self._add(name, item)
-        except ActivationsError:
-            self._file.close()
-            raise
-        except Exception as error:
-            self._file.close()
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: Exception) -> ActivationsError:
-        return ActivationsError(f"{self.path} is not a whole HDF5 file: {first_line(error)}")
+        except Exception as error:  # the library's errors have many types
+            self.close()
+            if isinstance(error, ActivationsError):
+                raise
+            raise ActivationsError(
+                f"{self.path} is not a whole HDF5 file: {first_line(error)}"
+            ) from error
 
     def _walk(self) -> Iterator[tuple[str, Any]]:
         """Yield the path of each object with the object, or the reason why there is none."""
@@ -181,7 +177,8 @@ class Hdf5File(ArrayFile):
 
     def close(self) -> None:
         """Close the file; views that were read stay valid."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _filters(plist: Any) -> list[str]:

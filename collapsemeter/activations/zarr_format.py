@@ -30,10 +30,6 @@ _V3, _V2 = "zarr.json", ".zarray"
 _CODECS = ("gzip", "zlib", "bz2", "blosc", "lz4", "zstd", "crc32c", "shuffle")
 _LAYOUTS = ("bytes", "transpose")  # of version 3
 _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")  # of ml_dtypes; zarr reads their bits
-_NUMBERS = (
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-    "float16", "float32", "float64", *_NARROW,
-)  # fmt: skip
 _REMEDY = (
     "they were never written, or they are the fill value alone, which Zarr does not store by default; "
     'write the array with config={"write_empty_chunks": True}, or with fill_value=nan'
@@ -140,7 +136,7 @@ def _open_array(folder: Path) -> ChunkGrid:
     meta = _json(folder / (_V3 if version == 3 else _V2))
     if meta.get("zarr_format") != version:
         raise Refused(f"has Zarr version {str(meta.get('zarr_format'))[:50]}: 2 and 3 are read")
-    dtype = _dtype(meta["dtype"]) if version == 2 else _data_type(meta["data_type"])
+    dtype = _dtype(meta["dtype" if version == 2 else "data_type"])
     shape = check_array(tuple(meta["shape"]), dtype).shape
     codecs, index = _codecs(meta, version)
     if dtype.name in _NARROW:  # the library knows the bits, not the numbers
@@ -174,13 +170,6 @@ def _dtype(stored: Any) -> np.dtype[Any]:
             return dtype
     except (TypeError, ValueError, SyntaxError, DeprecationWarning) as error:
         raise Refused(f"has dtype {stored[:100]!r}, which is not read") from error
-
-
-def _data_type(stored: Any) -> np.dtype[Any]:
-    if stored not in _NUMBERS:
-        raise Refused(f"has data type {str(stored)[:200]}: only real numbers are read")
-    dtype: np.dtype[Any] = np.dtype(stored)
-    return dtype
 
 
 def _bits(fill: Any, dtype: np.dtype[Any]) -> int:

@@ -140,7 +140,7 @@ v2(
 
 D = "has damaged metadata: "
 BYTES, CRC = {"name": "bytes"}, {"name": "crc32c"}
-v3("text", "has data type string: only real numbers", data_type="string")
+v3("text", "has dtype 'string', which is not read", data_type="string")
 v3(
     "an unknown codec",
     "has codec 'pickle': only",
