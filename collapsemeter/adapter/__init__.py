@@ -10,6 +10,7 @@ An adapter may import these, and from `collapsemeter.stats` the functions that r
 * `budget`: `Budget`, which training batches are counted, and `Clock`, what that costs
 * `tally`: `Tally`, what a layer counted, on the host, and `classifier`, the head
 * `layer_report`: one layer's report, unless it missed rows
+* `notes`: what must be said beside a layer's metrics
 * `network_report`: the report of every watched layer, with its warnings and provenance
 * `resuming`: whether a saved state is one of this meter's
 * `watch`: the meter of a model's own framework, by entry point

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..metrics.decisions import Decisions
 from ..metrics.layer import LayerReport
 from ..metrics.measure import measure, undefined_report
 from ..stats.head import Head
-from ..stats.moments import ClassMoments, Phase
+from ..stats.moments import Phase
 from ..stats.sums import Sums
+from .notes import fits, moments_notes
 from .settings import Settings
 from .tally import Tally
 
@@ -68,10 +68,13 @@ def layer_report(
     moments = tally.moments(phase)
     # A live stream was decided on by heads that are gone: the last one must not speak for them.
     decider = None if phase == "live" or not fits(head, moments) else head
-    measured, more = moments_report(
-        name, moments, settings, head, tally.decisions(moments, decider)
+    measured = measure(
+        moments,
+        head=head if fits(head, moments) else None,
+        decisions=tally.decisions(moments, decider),
+        convention=settings.named_convention,
     )
-    return measured, notes + more
+    return measured, notes + moments_notes(name, moments, settings, head)
 
 
 def _of_hinge(sums: Sums, settings: Settings) -> str:
@@ -79,48 +82,3 @@ def _of_hinge(sums: Sums, settings: Settings) -> str:
     if settings.num_classes > 2 or int(np.asarray(sums.counts)[0]):
         return ""
     return "; labels of -1 and 1 are passed as (labels + 1) // 2"
-
-
-def fits(head: Head | None, moments: ClassMoments) -> bool:
-    """Whether the head takes the features that the moments are about (or there is none)."""
-    return head is None or head.weight.shape == moments.means.shape
-
-
-def moments_report(
-    name: str,
-    moments: ClassMoments,
-    settings: Settings,
-    head: Head | None,
-    decisions: Decisions | None,
-) -> tuple[LayerReport, list[str]]:
-    """Measure one layer from its moments; return also what to warn of."""
-    notes = []
-    causes = (
-        (moments.unlabelled, "their one-hot label is all zeros"),
-        (moments.mixed, "their label names several classes or parts of them"),
-    )
-    left_out = [f"{rows} because {why}" for rows, why in causes if rows]
-    if left_out:
-        notes.append(f"layer {name!r}: rows were left out, {' and '.join(left_out)}")
-    binary = settings.num_classes == 2 and settings.ignore_index == -1
-    if binary and moments.ignored and not moments.counts[0]:
-        notes.append(
-            f"layer {name!r} has no row of class 0, and {moments.ignored} of label -1, which is "
-            "ignore_index: labels of -1 and 1 are passed as (labels + 1) // 2"
-        )
-    if moments.kind == "sketch" and settings.scatter == "auto":
-        notes.append(
-            f"layer {name!r} is too wide for a scatter ({moments.width} features): a sketch of it was kept, so "
-            "nc1_pinv and nc1_fuzziness are estimates with a standard error, and nc1_vci and "
-            "features_effective_rank have no value; a narrower reduction such as 'mean' gives all four"
-        )
-    suits = fits(head, moments)
-    if not suits:
-        notes.append(f"layer {name!r} is not what the head reads: NC3 is not measured")
-    measured = measure(
-        moments,
-        head=head if suits else None,
-        decisions=decisions,
-        convention=settings.named_convention,
-    )
-    return measured, notes

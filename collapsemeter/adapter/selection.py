@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ..system.escaping import printable
 from ..system.suggest import did_you_mean
+from ..system.suggest import listed as listed
 from ..system.warning import warn
 
 Layer = TypeVar("Layer")
@@ -242,13 +243,6 @@ def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
             )
         chosen.update(matched)
     return [name for name in names if name in chosen]
-
-
-def listed(named: Iterable[str], most: int = 12) -> str:
-    """Return names as words, a dozen at most."""
-    names = list(named)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "none"
 
 
 def _why_skipped(

@@ -21,7 +21,39 @@ _LOGGERS = ("distributed", "tornado", "asyncio")
 _VERSION = "__import__('collapsemeter').__version__"
 
 
-class Dask:
+@contextmanager
+def cluster(address: str) -> Iterator[DaskWorkers]:
+    """Connect to the scheduler of a cluster whose workers have this version of the package."""
+    try:
+        from distributed import Client
+        from distributed.comm import get_address_host_port
+    except ImportError as error:
+        raise ImportError(
+            f"an audit on {address} needs Dask: pip install 'collapsemeter[dask]'"
+        ) from error
+
+    def connect() -> Any:
+        return Client(address, timeout=CONNECT, set_as_default=False)
+
+    with _silent():
+        try:
+            get_address_host_port(address)  # a client that cannot read it complains twice
+            client = _within(CONNECT + 1, connect)
+        except Exception as error:  # whatever answers there is no scheduler
+            raise ValueError(
+                f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and pass its address "
+                f"({first_line(error)})"
+            ) from error
+        try:
+            workers = DaskWorkers(client, address)
+            workers.check()
+            yield workers
+        finally:
+            with suppress(Exception):  # what it says no longer matters
+                _within(2, lambda: client.close(timeout=1))
+
+
+class DaskWorkers:
     """The workers of a Dask cluster; a task of a worker that dies is done again by another."""
 
     def __init__(self, client: Any, address: str) -> None:
@@ -32,27 +64,18 @@ class Dask:
     def each(
         self, function: Callable[..., Any], tasks: Sequence[Any], *more: Any
     ) -> Iterator[tuple[int, Any]]:
-        """Yield results as they come; ``more`` are further arguments of every call.
-
-        Raises
-        ------
-        ValueError
-            If the scheduler or all workers are gone, or workers die again and again.
-        """
+        """Yield results as they come; ``more`` are further arguments of every call."""
         from distributed import as_completed
 
-        numbers: dict[str, int] = {}
-        futures = []
-        for i, task in enumerate(tasks):
-            futures.append(self.submit(function, task, *more))
-            numbers[futures[-1].key] = i
+        futures = [self.submit(function, task, *more) for task in tasks]
+        numbers = {future.key: i for i, future in enumerate(futures)}
         waiting = as_completed(futures, loop=self.client.loop)
-        futures.clear()  # the cluster forgets a result that nobody holds
+        del futures  # the cluster forgets a result that nobody holds
         while not waiting.is_empty():
             ready = self._answer(waiting.next_batch)
             while ready:
-                few = [ready.pop() for _ in range(min(len(ready), _AT_ONCE))]
-                yield from zip([numbers[f.key] for f in few], self._results(few), strict=True)
+                future = ready.pop()
+                yield numbers[future.key], self._answer(future.result)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return a future of the call; futures among the arguments stand for their results."""
@@ -64,19 +87,19 @@ class Dask:
 
     def check(self) -> None:
         """Raise ValueError unless there are workers, and all of them have this version of the package."""
-        while not self._workers():
+        while not self._any_worker():
             if time.monotonic() - self._seen > ABSENT:
                 raise self._no_worker()
             time.sleep(0.1)
         try:
-            found: dict[str, Any] = self.client.sync(
+            versions: dict[str, Any] = self.client.sync(
                 self.client._run, eval, _VERSION, on_error="return", callback_timeout=ANSWER
             )
         except (TimeoutError, OSError) as error:
             raise ValueError(
                 f"a worker of the Dask cluster at {self._address} does not answer within {ANSWER:g} s"
             ) from error
-        for worker, version in found.items():
+        for worker, version in versions.items():
             if version != __version__:
                 has = version if isinstance(version, str) else f"none ({first_line(version)})"
                 raise ValueError(
@@ -84,8 +107,7 @@ class Dask:
                     "install it where the workers run"
                 )
 
-    def _workers(self) -> bool:
-        """Say whether there is a worker."""
+    def _any_worker(self) -> bool:
         try:
             known = self.client.sync(self.client.scheduler.identity, callback_timeout=ANSWER)
         except (TimeoutError, OSError) as error:
@@ -99,7 +121,7 @@ class Dask:
         now = time.monotonic()
         if now - self._asked < 1:
             return
-        if self._workers():
+        if self._any_worker():
             self._seen = time.monotonic()
         elif now - self._seen > ABSENT:
             raise self._no_worker()
@@ -113,81 +135,29 @@ class Dask:
             f"the Dask cluster at {self._address} has no worker: start some with `dask worker {self._address}`"
         )
 
-    def _results(self, futures: Sequence[Any]) -> list[Any]:
-        from distributed import KilledWorker
-
-        try:
-            found: list[Any] = self._answer(lambda: self.client.gather(list(futures)))
-        except KilledWorker as error:
-            raise ValueError(
-                "workers of the Dask cluster died over the same task again and again, perhaps for want of "
-                f"memory: {first_line(error)}"
-            ) from error
-        return found
-
     def _answer(self, call: Callable[[], Any]) -> Any:
         """Return what a call of the client gives, as long as there is somebody to answer it."""
         from distributed import CancelledError, KilledWorker
 
         try:
             return _within(math.inf, call, self._watch)
-        except (ValueError, MemoryError, KilledWorker):
+        except (ValueError, MemoryError):
             raise
+        except KilledWorker as error:
+            raise ValueError(
+                "workers of the Dask cluster died over the same task again and again, perhaps for want of "
+                f"memory: {first_line(error)}"
+            ) from error
         except CancelledError as error:
             raise self._lost() from error
         except OSError:  # of the connection, or of a file that a worker does not find
             self._watch()
             raise
-        except (
-            Exception
-        ) as error:  # of the cluster itself: a task says what is wrong in a ValueError
+        except Exception as error:  # of the cluster: a task says what is wrong in a ValueError
             raise ValueError(
                 f"a task failed on the Dask cluster at {self._address} ({type(error).__name__}: "
                 f"{first_line(error)})"
             ) from error
-
-
-_AT_ONCE = 4  # states that come here together
-
-
-@contextmanager
-def cluster(address: str) -> Iterator[Dask]:
-    """Connect to a cluster.
-
-    Raises
-    ------
-    ValueError
-        If no scheduler answers, there is no worker, or one lacks this package.
-    ImportError
-        If Dask is not installed.
-    """
-    try:
-        from distributed import Client
-        from distributed.comm import get_address_host_port
-    except ImportError as error:
-        raise ImportError(
-            f"an audit on {address} needs Dask: pip install 'collapsemeter[dask]'"
-        ) from error
-    with _silent():
-        try:
-            get_address_host_port(
-                address
-            )  # a client that cannot read it complains once more as it goes
-            client = _within(
-                CONNECT + 1, lambda: Client(address, timeout=CONNECT, set_as_default=False)
-            )
-        except Exception as error:  # whatever answers there is no scheduler
-            raise ValueError(
-                f"no Dask scheduler answers at {address!r}: start one with `dask scheduler`, and pass its address "
-                f"({first_line(error)})"
-            ) from error
-        try:
-            crew = Dask(client, address)
-            crew.check()
-            yield crew
-        finally:
-            with suppress(Exception):  # what it says no longer matters
-                _within(2, lambda: client.close(timeout=1))
 
 
 def _within(

@@ -11,35 +11,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+WAY_ON = (
+    "audit them with --epoch STEP FILE ... once for each epoch (map and merge take one epoch at a time); "
+    "pass --one-epoch if they are of one"
+)
+
 
 class LabelsOf(NamedTuple):
     """What tells the labels of a shard: hashes of them in order and sorted, and how many values there are."""
 
-    in_order: str
-    sorted: str
-    values: int
-
-
-def labels_of(labels: npt.NDArray[Any]) -> LabelsOf:
-    """Describe the labels of a shard, (n, ...) of any dtype.
-
-    Examples
-    --------
-    >>> one, other = labels_of(np.array([0, 1, 2])), labels_of(np.array([2, 1, 0]))
-    >>> one.in_order == other.in_order, one.sorted == other.sorted, one.values
-    (False, True, 3)
-    """
-    labels = labels.astype(np.int64) if labels.dtype.kind in "iub" else labels
-    if not labels.size:
-        return LabelsOf("", "", 0)
-    rows = np.ascontiguousarray(labels).reshape(len(labels), -1)
-    whole = np.sort(rows.view(f"V{rows.dtype.itemsize * rows.shape[1]}").reshape(-1))
-    values = 1 + int((whole[1:] != whole[:-1]).sum())
-    return LabelsOf(_hash(rows), _hash(whole), values)
-
-
-def _hash(array: npt.NDArray[Any]) -> str:
-    return hashlib.sha256(array.tobytes() + repr(array.shape).encode()).hexdigest()
+    in_order: str = ""
+    sorted: str = ""
+    values: int = 0
 
 
 class Labelled(NamedTuple):
@@ -50,73 +33,67 @@ class Labelled(NamedTuple):
     labels: LabelsOf | None
 
 
+def labels_of(labels: npt.NDArray[Any]) -> LabelsOf:
+    """Describe the labels of a shard, (n, ...) of any dtype."""
+    labels = labels.astype(np.int64) if labels.dtype.kind in "iub" else labels
+    if not labels.size:
+        return LabelsOf()
+    rows = np.ascontiguousarray(labels).reshape(len(labels), -1)
+    ordered = np.sort(rows.view(f"V{rows.dtype.itemsize * rows.shape[1]}").reshape(-1))
+    values = 1 + int((ordered[1:] != ordered[:-1]).sum())
+    return LabelsOf(_hash(rows), _hash(ordered), values)
+
+
+def _hash(array: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(array.tobytes() + repr(array.shape).encode()).hexdigest()
+
+
 def check_one_epoch(shards: Iterable[Labelled]) -> None:
-    """Raise if shards seem to be the same samples at several epochs.
+    """Raise ValueError if shards seem to be the same samples at several epochs.
 
     Files whose names differ in the number of an epoch or step are epochs if they have the same labels in any
     order. Files whose names differ in the number of a shard, part or rank are shards. All others are epochs
     if their labels are the same, in the same order, and of more than one class.
-
-    Raises
-    ------
-    ValueError
-        It names two such files.
     """
     groups: dict[str, list[Labelled]] = {}
     for shard in shards:
         if shard.labels is not None and shard.labels.values:
             groups.setdefault(shard.labels.sorted, []).append(shard)
     for first, *others in groups.values():
-        for other in others:
-            if _are_epochs(first, other):
+        for shard in others:
+            if _are_epochs(first, shard):
                 raise ValueError(
-                    f"{first.path} and {other.path} have the same labels, as files of several epochs have, "
+                    f"{first.path} and {shard.path} have the same labels, as files of several epochs have, "
                     f"which are no shards of one: {WAY_ON}"
                 )
 
 
-WAY_ON = (
-    "audit them with --epoch STEP FILE ... once for each epoch (map and merge take one epoch at a time); "
-    "pass --one-epoch if they are of one"
-)
-
-
-def _are_epochs(one: Labelled, other: Labelled) -> bool:
-    if one.labels is None or other.labels is None or one.path == other.path:
+def _are_epochs(first: Labelled, second: Labelled) -> bool:
+    if first.labels is None or second.labels is None or first.path == second.path:
         return False
-    kind = numbered(one.path, other.path)
-    same = one.labels.in_order == other.labels.in_order and one.labels.values > 1
-    return (kind == "epochs" or (kind == "unknown" and same)) and one.rows() != other.rows()
+    kind = numbered(first.path, second.path)
+    same = first.labels.in_order == second.labels.in_order and first.labels.values > 1
+    return (kind == "epochs" or (kind == "unknown" and same)) and first.rows() != second.rows()
 
 
 def check_layers(titles: Sequence[str]) -> None:
-    """Raise if layers that are called like their files are called like epochs.
-
-    Raises
-    ------
-    ValueError
-        It names two of them.
-    """
-    for one, other in itertools.combinations(titles, 2):
-        if numbered(one, other) == "epochs":
+    """Raise ValueError if layers that are called like their files are called like epochs."""
+    for first, second in itertools.combinations(titles, 2):
+        if numbered(first, second) == "epochs":
             raise ValueError(
-                f"files {one!r} and {other!r} would be two layers, and are called like two epochs: {WAY_ON}"
+                f"files {first!r} and {second!r} would be two layers, and are called like two epochs: {WAY_ON}"
             )
 
 
-def numbered(path: str, other: str) -> Literal["epochs", "shards", "unknown"]:
+def numbered(first: str, second: str) -> Literal["epochs", "shards", "unknown"]:
     """Say what the numbers count in which two paths differ.
 
-    Examples
-    --------
     >>> numbered("epoch-1/shard-0.npz", "epoch-2/shard-0.npz")
     'epochs'
     >>> numbered("epoch-1/shard-0.npz", "epoch-1/shard-1.npz")
     'shards'
-    >>> numbered("a.npz", "b.npz")
-    'unknown'
     """
-    parts, others = re.split(r"(\d+)", path), re.split(r"(\d+)", other)
+    parts, others = re.split(r"(\d+)", first), re.split(r"(\d+)", second)
     if len(parts) != len(others) or parts[::2] != others[::2]:
         return "unknown"
     differing = [i for i in range(1, len(parts), 2) if parts[i] != others[i]]

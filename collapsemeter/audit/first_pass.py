@@ -1,72 +1,77 @@
-"""The first pass: every shard's moments in a state file, and all of them merged."""
+"""The first pass: every piece of a shard is counted, and its moments go to a state file."""
 
 from __future__ import annotations
 
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..stats.moments import ClassMoments
+from .. import __version__
+from ..stats.accumulate import Accumulator
+from ..stats.moments import HOST_CLASS_ENTRIES, ClassMoments
+from ..stats.sketch import derived_seed
 from ..stats.state_file import CorruptStateError
-from .cluster import Dask
-from .job import Job
-from .mapping import Task, digests_of, hash_of, key_of, labels_id, map_piece, of_shard, shard_id
-from .merging import merge_saved, tree
-from .progress import bar
-from .shard import Piece, Shard
-from .state import AuditState, SavedState, ShardRecord, save_layers
-from .workers import Workers
+from ..stats.sums import scatter_kind
+from .cluster import DaskWorkers
+from .digests import digests_of, hash_of, labels_id, rows_id
+from .epochs import LabelsOf
+from .job import Counting, Job, Piece, Shard, Task
+from .merge import merge_pieces
+from .piece_rows import OpenPiece
+from .saved_state import AuditState, SavedState, ShardRecord
+from .workers import Workers, bar
 
-MERGED = ".merged"
+
+class MapTask(NamedTuple):
+    """What a worker is given: a piece, and where its state goes; digests that are known are not taken again."""
+
+    task: Task
+    folder: str
+    digests: dict[str, str] | None
+    lasting: bool
 
 
 def map_shards(
-    job: Job, folder: Path, workers: Workers, resume: bool, earlier: Sequence[Path] = ()
+    job: Job,
+    folder: Path,
+    workers: Workers,
+    resume: bool,
+    earlier: Sequence[Path] = (),
 ) -> list[Path]:
-    """Write one state file for each shard.
+    """Write one state file for each shard, and return them in the order of the shards.
 
-    Parameters
-    ----------
-    job : Job
-    folder : Path
-        Where states go.
-    workers : Workers
-    resume : bool
-        Whether states that lie there already, of the same rows counted in the same way, are used.
-    earlier : sequence of Path
-        Folders from which such states are moved here.
-
-    Returns
-    -------
-    list of Path
-        In the order of the shards.
+    To resume is to use states of the same rows, counted in the same way, that lie in the folder; those in
+    ``earlier`` folders are moved to it.
     """
     digests = _digests(job, workers, of_all=resume)
-    known = _Known(job, [folder, *earlier]) if resume else None
-    pieces = [(s, p) for s, of_shard in enumerate(job.pieces) for p in of_shard]
-    paths = [known.state_of(p, digests[s]) if known is not None else None for s, p in pieces]
-    paths = [_moved(path, folder) for path in paths]
+    known = _KnownStates(job, [folder, *earlier]) if resume else None
+    pieces = [(s, piece) for s, pieces in enumerate(job.pieces) for piece in pieces]
+    paths: list[Path | None] = [None] * len(pieces)
+    if known is not None:
+        paths = [_moved(known.state_of(piece, digests[s]), folder) for s, piece in pieces]
     left = [i for i, path in enumerate(paths) if path is None]
     total = sum(piece.nbytes for _, piece in pieces)
     with bar("counting", total, job.progress) as advance:
         advance(total - sum(pieces[i][1].nbytes for i in left))
         tasks = [
-            (job.task(pieces[i][1]), str(folder), digests.get(pieces[i][0]), job.lasting)
-            for i in left
+            MapTask(job.task(piece), str(folder), digests.get(s), job.lasting)
+            for s, piece in (pieces[i] for i in left)
         ]
-        for k, written in _mapped(workers, tasks):
-            paths[left[k]] = Path(written)
+        for k, path in _mapped(workers, tasks):
+            paths[left[k]] = Path(path)
             advance(pieces[left[k]][1].nbytes)
     by_shard: list[list[Path]] = [[] for _ in job.shards]
-    for (s, _), path in zip(pieces, paths, strict=True):
-        assert path is not None
-        by_shard[s].append(path)
+    for (s, _), written in zip(pieces, paths, strict=True):
+        assert written is not None
+        by_shard[s].append(written)
     return [
-        _whole(shard, own, folder, job.lasting)
-        for shard, own in zip(job.shards, by_shard, strict=True)
+        _shard_state(shard, states, folder, job.lasting)
+        for shard, states in zip(job.shards, by_shard, strict=True)
     ]
 
 
@@ -76,19 +81,19 @@ def _digests(job: Job, workers: Workers, of_all: bool) -> dict[int, dict[str, st
     digests = {}
     with bar("hashing", len(chosen), job.progress and bool(chosen)) as advance:
         hashing = functools.partial(digests_of, cache=job.cache)
-        for k, found in workers.each(hashing, [job.shards[s] for s in chosen]):
-            digests[chosen[k]] = found
+        for k, by_file in workers.each(hashing, [job.shards[s] for s in chosen]):
+            digests[chosen[k]] = by_file
             advance(1)
     return digests
 
 
-class _Known:
+class _KnownStates:
     """States that lie in folders, by the rows, labels and layers that are in them."""
 
     def __init__(self, job: Job, folders: Sequence[Path]) -> None:
         self._paths: dict[tuple[str, str, tuple[str, ...]], Path] = {}
-        key = key_of(job.counting, job.phase, job.shards[0].layers)
-        for path in [p for folder in folders for p in states_in(folder)]:
+        key = _key_of(job.counting, job.phase, job.shards[0].layers)
+        for path in [path for folder in folders for path in states_in(folder)]:
             try:
                 state = SavedState(path)
             except (CorruptStateError, FileNotFoundError):  # the second: of another process
@@ -101,10 +106,10 @@ class _Known:
         """Return the state of the whole shard, or of the piece, if there is one."""
         shard = piece.shard
         labels, layers = labels_id(shard, digests), tuple(shard.layers)
-        for part in (Piece(shard, 0, shard.samples), piece):
-            found = self._paths.get((shard_id(part, digests), labels, layers))
-            if found is not None:
-                return found
+        for part in (shard.whole, piece):
+            path = self._paths.get((rows_id(part, digests), labels, layers))
+            if path is not None:
+                return path
         return None
 
 
@@ -122,32 +127,27 @@ def _moved(path: Path | None, folder: Path) -> Path | None:
     return folder / path.name
 
 
-_MapTask = tuple[Task, str, dict[str, str] | None, bool]
-
-
-def _mapped(workers: Workers, tasks: Sequence[_MapTask]) -> Iterator[tuple[int, str]]:
+def _mapped(workers: Workers, tasks: Sequence[MapTask]) -> Iterator[tuple[int, str]]:
     """Yield the paths of states. The workers of a cluster may not have the folder: theirs come here."""
-    if isinstance(workers, Dask):
+    if isinstance(workers, DaskWorkers):
         for k, state in workers.each(_map, tasks):
-            yield k, _saved(state, tasks[k])
+            yield k, _save(state, tasks[k])
     else:
         yield from workers.each(_map_to_folder, tasks)
 
 
-def _map_to_folder(given: _MapTask) -> str:
-    return _saved(_map(given), given)
+def _map_to_folder(given: MapTask) -> str:
+    return _save(_map(given), given)
 
 
-def _map(given: _MapTask) -> AuditState:
-    task, _, digests, _ = given
-    return map_piece(task, digests)
+def _map(given: MapTask) -> AuditState:
+    return map_piece(given.task, given.digests)
 
 
-def _saved(state: AuditState, given: _MapTask) -> str:
-    task, folder, _, lasting = given
-    ending = "state" if task.piece.whole else "piece"
-    path = Path(folder) / f"{_file_name(state.shards[0])}.{ending}"
-    state.save(path, lasting=lasting)
+def _save(state: AuditState, given: MapTask) -> str:
+    ending = "state" if given.task.piece.is_whole else "piece"
+    path = Path(given.folder) / f"{_file_name(state.shards[0])}.{ending}"
+    state.save(path, lasting=given.lasting)
     return str(path)
 
 
@@ -155,57 +155,95 @@ def _file_name(record: ShardRecord) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', record.name)[:80]}-{record.id[:16]}"
 
 
-def _whole(shard: Shard, paths: list[Path], folder: Path, lasting: bool) -> Path:
-    """Merge the pieces of a shard into its state."""
+def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditState:
+    """Count a piece; the SHA-256 of its files are taken beside the counting if they are not known."""
+    piece = task.piece
+    with ThreadPoolExecutor(1) as beside:
+        hashing = beside.submit(lambda: digests or digests_of(piece.shard, task.cache))
+        with OpenPiece(piece, task.counting, task.cache) as opened:
+            if piece.start == 0:  # of the whole file, so once is enough
+                opened.check()
+            counted = {
+                layer: _counted(
+                    opened, layer, task, lambda: derived_seed(rows_id(piece, hashing.result()))
+                )
+                for layer in piece.shard.layers
+            }
+            rows, told = opened.labels.size, opened.labels_told() or LabelsOf()
+        files = dict(hashing.result())
+    record = ShardRecord(
+        id=rows_id(piece, files),
+        name=piece.shard.name,
+        files=files,
+        samples=piece.samples,
+        rows=rows,
+        labels=labels_id(piece.shard, files),
+        label_order=told.in_order,
+        label_counts=told.sorted,
+        label_values=told.values,
+    )
+    layers = {name: record.mark(moments) for name, moments in counted.items()}
+    return AuditState(layers, (record,), _key_of(task.counting, task.phase, layers))
+
+
+def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int]) -> ClassMoments:
+    """Count a layer; a sketch takes a seed from what identifies the rows, which waits for their SHA-256."""
+    settings = task.counting.settings
+    accumulator, dtype = None, task.piece.shard.layers[layer].array.dtype.name
+    for chunk in opened.chunks(layer):
+        if accumulator is None:
+            width, kind = chunk.rows.shape[1], settings.scatter
+            if kind == "auto":  # the host affords more than a training step
+                kind = scatter_kind(settings.num_classes, width, HOST_CLASS_ENTRIES)
+            accumulator = Accumulator(
+                settings.num_classes,
+                width,
+                kind,
+                ignore_index=settings.ignore_index,
+                propagate=settings.propagate,
+                sketch_rows=settings.sketch_rows,
+                seed=seed() if kind == "sketch" else 0,
+            )
+        accumulator.add(chunk.rows, chunk.labels)
+        if accumulator.sums.nonfinite and settings.nonfinite == "raise":
+            raise ValueError(
+                f"layer {layer!r} has {int(accumulator.sums.nonfinite)} rows that hold NaN or Inf in "
+                f"{task.piece.shard.name}: pass --nonfinite skip to leave such rows out"
+            )
+    assert accumulator is not None  # there is one chunk at least
+    return accumulator.moments(dtype, task.phase)
+
+
+def _key_of(counting: Counting, phase: str, layers: Iterable[str]) -> dict[str, Any]:
+    """Return everything but the data that a state depends on."""
+    settings = asdict(counting.settings)
+    names = ("num_classes", "scatter", "sketch_rows", "ignore_index", "nonfinite")
+    return {
+        "collapsemeter": __version__,
+        "phase": phase,
+        "labels": counting.labels,
+        "reductions": {layer: counting.reduction(layer) for layer in layers},
+        **{name: settings[name] for name in names},
+    }
+
+
+def _shard_state(shard: Shard, paths: list[Path], folder: Path, lasting: bool) -> Path:
+    """Return the state of a shard; its pieces are merged into it, and go."""
     if len(set(paths)) == 1:
         return paths[0]
     states = [SavedState(path) for path in paths]
-    record = _whole_record(shard, [state.shards[0] for state in states])
+    records = [state.shards[0] for state in states]
+    record = replace(
+        records[0],
+        id=rows_id(shard.whole, records[0].files),
+        samples=shard.samples,
+        rows=sum(piece.rows for piece in records),
+        label_order=hash_of([piece.label_order for piece in records]),
+        label_counts=hash_of([piece.label_counts for piece in records]),
+        label_values=max(piece.label_values for piece in records),
+    )
     target = folder / f"{_file_name(record)}.state"
-
-    def layers() -> Iterator[tuple[str, ClassMoments]]:
-        for name in states[0].layers:
-            load = functools.partial(SavedState.moments, layer=name)
-            merged = tree(states, load, ClassMoments.merge)
-            yield name, of_shard(merged, record)
-
-    save_layers(target, layers(), [record], states[0].key, lasting=lasting)
+    merge_pieces(states, target, record, lasting=lasting)
     for path in set(paths):
         path.unlink(missing_ok=True)
     return target
-
-
-def _whole_record(shard: Shard, pieces: Sequence[ShardRecord]) -> ShardRecord:
-    return replace(
-        pieces[0],
-        id=shard_id(Piece(shard, 0, shard.samples), pieces[0].files),
-        samples=shard.samples,
-        rows=sum(record.rows for record in pieces),
-        label_order=hash_of([record.label_order for record in pieces]),
-        label_counts=hash_of([record.label_counts for record in pieces]),
-        label_values=max(record.label_values for record in pieces),
-    )
-
-
-def merge_states(
-    states: Sequence[SavedState], target: Path, progress: bool = False, *, lasting: bool = True
-) -> SavedState:
-    """Merge states into one file.
-
-    Raises
-    ------
-    ValueError
-        If a shard is in two of them, or they are not of one audit.
-    CorruptStateError
-        If one is damaged.
-    """
-    layers = len(states[0].layers) if states else 0
-    with bar("merging", layers, progress) as advance:
-        merge_saved(states, target, advance, lasting=lasting)
-    return SavedState(target)
-
-
-def merged_path(folder: Path, states: Sequence[SavedState | AuditState]) -> Path:
-    """Return where the state of all goes: its name tells what is in it, so no other audit writes it."""
-    shards = [[record.id, record.labels] for state in states for record in state.shards]
-    return folder / f"{hash_of([shards, list(states[0].layers), states[0].key])[:16]}{MERGED}"

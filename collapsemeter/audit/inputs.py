@@ -3,60 +3,62 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from ..activations.foreign import explained
 from ..activations.manifest import NAME, Manifest
 from ..activations.remote import expand, local_path
+from .job import READ
 
-READ = (".safetensors", ".npy", ".npz", ".zarr", ".h5", ".hdf5")
+Epochs = Sequence[tuple[int, Sequence[str]]]  # steps, and what is named for each
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Files of one step.
-
-    Parameters
-    ----------
-    files : list of str
-    step : int or None
-    manifest : Manifest or None
-        The first, where several dumps (of ranks, say) make one.
-    recorded : dict of str to str
-        SHA-256 by file.
-    head : str or None
-        The file of the head that the manifest names.
-    """
+    """Files of one step; the manifest is the first where several dumps (of ranks, say) make one."""
 
     files: list[str]
     step: int | None = None
     manifest: Manifest | None = None
-    recorded: dict[str, str] = field(default_factory=dict)
-    head: str | None = None
+    recorded: dict[str, str] = field(default_factory=dict)  # SHA-256 by file
+    head: str | None = None  # the file of the head that the manifest names
 
 
-def read_inputs(names: Sequence[str], cache: str) -> list[Inputs]:
-    """Find the files that names mean.
+def read_inputs(names: Sequence[str], cache: str, epochs: Epochs = ()) -> list[Inputs]:
+    """Find the files that names mean, by step; files without a manifest have none.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Files, globs, URLs; folders with a manifest, or manifests. Dumps of one step are measured together.
-    cache : str
-        Folder for copies of remote files.
-
-    Returns
-    -------
-    list of Inputs
-        By step; files without a manifest have no step.
-
-    Raises
-    ------
-    ValueError
-        If nothing is found, or loose files are mixed with manifests.
+    Dumps of one step are measured together. ``epochs`` are files that were named with their step.
     """
+    steps = _read(names, cache) if names else []
+    for step, files in epochs:
+        inputs = _read(files, cache)
+        stated = next((i.step for i in inputs if i.step not in (None, step)), None)
+        if stated is not None:
+            raise ValueError(
+                f"--epoch {step} {' '.join(files)}: the manifest says step {stated}; leave --epoch out"
+            )
+        if any(earlier.step == step for earlier in steps):
+            raise ValueError(f"--epoch {step} is given twice: name all its files at once")
+        steps.append(replace(inputs[0], step=step))
+    return steps
+
+
+def check_heads(head: str | Mapping[int, str] | None, steps: Sequence[int | None]) -> None:
+    """Raise ValueError unless every head belongs to one step."""
+    words = ", ".join("one without a step" if step is None else str(step) for step in steps)
+    if isinstance(head, str) and len(steps) > 1:
+        raise ValueError(
+            f"--head {head}: it is the head of one epoch, and there are {len(steps)} ({words}); pass "
+            "--head STEP=FILE for each epoch that has one"
+        )
+    for step, file in head.items() if isinstance(head, Mapping) else ():
+        if step not in steps:
+            raise ValueError(f"--head {step}={file}: there is no epoch {step}, but {words}")
+
+
+def _read(names: Sequence[str], cache: str) -> list[Inputs]:
     loose: list[str] = []
     dumps: list[tuple[str, Manifest]] = []
     for name in expand(names):
@@ -85,16 +87,14 @@ def _manifest(name: str) -> str | None:
 
 
 def _inside(folder: str) -> list[str]:
-    found = [str(path) for path in Path(folder).iterdir() if path.name.endswith(READ)]
-    if not found:
-        what = explained(folder)
-        if what is not None:
-            raise ValueError(what)
+    files = [str(path) for path in Path(folder).iterdir() if path.name.endswith(READ)]
+    if not files:
         raise ValueError(
-            f"folder {folder} holds no manifest.json and no file that ends in {', '.join(READ)}: pass the "
+            explained(folder)
+            or f"folder {folder} holds no manifest.json and no file that ends in {', '.join(READ)}: pass the "
             "folder of a finished dump, or files"
         )
-    return expand(found)
+    return expand(files)
 
 
 def _together(dumps: list[tuple[str, Manifest]]) -> Inputs:

@@ -1,39 +1,163 @@
-"""Everything an audit needs to run."""
+"""What an audit works on, as plain data: stored arrays, shards, pieces, and how rows are counted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..stats.head import Head
-from ..stats.moments import Phase
-from .deciding import Reader
-from .mapping import Task
-from .rows import Counting
-from .shard import Piece, Shard
+from ..system.suggest import listed
+
+if TYPE_CHECKING:
+    from ..activations.array_file import Array
+    from ..adapter.reduction import Reduction
+    from ..adapter.settings import Settings
+    from ..stats.head import Head
+    from ..stats.moments import Phase
+
+READ = (".safetensors", ".npy", ".npz", ".zarr", ".h5", ".hdf5")
+WEIGHTS = ("weight", "kernel")  # what the array of a head is called
+PIECE_BYTES = 2**30  # a task of its own for every GB: less than that is soon done again
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array in a file, from a row on."""
+
+    file: str
+    name: str
+    array: Array
+    offset: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name!r} of {self.file}"
+
+    @property
+    def inside(self) -> str:
+        """The name that the file's bytes have for it: a ``.npy`` has none, whatever the file is called."""
+        return "" if self.file.lower().endswith(".npy") else self.name
+
+
+def described(arrays: Mapping[str, Array], refused: Mapping[str, str]) -> str:
+    """Return arrays in words, with those that are not read and why."""
+    words = listed((f"{name} {array}" for name, array in arrays.items()), 12)
+    if not refused:
+        return words
+    return f"{words}; not read: {listed((f'{name!r} {why}' for name, why in refused.items()), 3)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Samples whose arrays lie side by side: counted as a whole, once."""
+
+    name: str  # for people: the names of its files
+    layers: dict[str, StoredArray]
+    labels: StoredArray  # (n,) or (n, T) integers from the offset on, or one-hot
+    samples: int  # n, along the first axis of all arrays
+    predictions: StoredArray | None = None  # the network's own decisions
+    logits: StoredArray | None = None  # or what they were made by
+    mask: StoredArray | None = None
+    recorded: dict[str, str] = field(default_factory=dict)  # SHA-256 of files by the manifest
+
+    @property
+    def files(self) -> list[str]:
+        """The files that hold layers, each once."""
+        return list(dict.fromkeys(stored.file for stored in self.layers.values()))
+
+    @property
+    def extra_files(self) -> list[str]:
+        """Other files that the moments depend on: of labels and masks."""
+        return self._beside(self.labels, self.mask)
+
+    @property
+    def decision_files(self) -> list[str]:
+        """Other files, which the second pass alone reads: of predictions and logits."""
+        return self._beside(self.predictions, self.logits)
+
+    def _beside(self, *extras: StoredArray | None) -> list[str]:
+        files = dict.fromkeys(stored.file for stored in extras if stored is not None)
+        return [file for file in files if file not in self.files]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(stored.array.nbytes for stored in self.layers.values())
+
+    @property
+    def whole(self) -> Piece:
+        """All of the shard as one piece."""
+        return Piece(self, 0, self.samples)
+
+    def pieces(self) -> list[Piece]:
+        """Cut into pieces of about a GB, the same ones whenever it is asked for."""
+        count = max(1, min(self.samples, round(self.nbytes / PIECE_BYTES)))
+        bounds = [self.samples * i // count for i in range(count + 1)]
+        return [Piece(self, start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Samples ``start`` to ``stop`` of a shard."""
+
+    shard: Shard
+    start: int
+    stop: int
+
+    @property
+    def samples(self) -> int:
+        """How many samples it has."""
+        return self.stop - self.start
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the shard."""
+        return self.samples == self.shard.samples
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its layers."""
+        return self.shard.nbytes * self.samples // max(self.shard.samples, 1)
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How rows are counted: what a state depends on beside the data."""
+
+    settings: Settings
+    reductions: tuple[tuple[str, Reduction], ...] = ()  # the first pattern that matches decides
+    labels: str | None = None  # the array in the files; None where labels have files of their own
+
+    def reduction(self, layer: str) -> Reduction:
+        """Return the reduction of a layer."""
+        matching = (how for pattern, how in self.reductions if fnmatchcase(layer, pattern))
+        return next(matching, "auto")
+
+
+class Task(NamedTuple):
+    """What a worker is given: a piece, how to count it, a folder for copies of remote files."""
+
+    piece: Piece
+    counting: Counting
+    phase: Phase
+    cache: str
+
+
+class HeadReader(NamedTuple):
+    """The head, and the layer that it reads."""
+
+    head: Head
+    layer: str
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """Everything an audit needs to run: what to count, how, and what reads it.
 
-    Parameters
-    ----------
-    shards : list of Shard
-    layers : list of str
-    counting : Counting
-    phase : str
-    cache : str
-        Folder for copies of remote files.
-    head : Head, optional
-    head_layer : str, optional
-    nc4 : "auto", "exact", "none" or int
-        See `choose_rows`.
-    progress : bool
-        Whether to show bars on standard error.
-    lasting : bool
-        Whether states are the result. Those of an audit are not forced to disk: one that a crash of the
-        machine damages has another checksum, and is counted again.
+    States that are ``lasting`` are the result. Those of an audit are not forced to disk: one that a
+    crash of the machine damages has another checksum, and is counted again.
     """
 
     shards: list[Shard]
@@ -41,23 +165,16 @@ class Job:
     counting: Counting
     phase: Phase
     cache: str
-    head: Head | None = None
-    head_layer: str | None = None
+    reader: HeadReader | None = None
     nc4: str | int = "auto"
     progress: bool = False
     lasting: bool = True
+    skipped: dict[str, str] = field(default_factory=dict)  # arrays not measured, and why
 
     @cached_property
     def pieces(self) -> list[list[Piece]]:
         """The pieces of each shard."""
         return [shard.pieces() for shard in self.shards]
-
-    @property
-    def reader(self) -> Reader | None:
-        """The head and the layer that it reads, if there is one."""
-        if self.head is None or self.head_layer is None:
-            return None
-        return Reader(self.head, self.head_layer)
 
     def task(self, piece: Piece) -> Task:
         """Return a worker's task."""

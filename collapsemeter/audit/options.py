@@ -12,7 +12,7 @@ from ..metrics.convention import Convention
 from ..stats.moments import Phase
 from ..stats.sketch import SKETCH_ROWS
 from ..stats.sums import Nonfinite, ScatterKind, check_num_classes
-from ..system.threads import check_jobs
+from ..system.processes import check_jobs
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Options:
     phase : str, optional
         ``frozen-eval``.
     nc4 : "auto", "exact", "none" or int
-        Rows of the second pass, see `deciding.choose_rows`.
+        Rows of the second pass, see `second_pass.choose_rows`.
     seed : int
         Of a sample of rows.
     sketch_rows : int
@@ -154,11 +154,6 @@ class Running:
     earlier: Sequence[str | os.PathLike[str]] = ()
 
     def __post_init__(self) -> None:
-        check_workers(self.jobs, self.dask)
-
-
-def check_workers(jobs: int, dask: str | None) -> None:
-    """Raise ValueError if ``jobs`` is no number of processes for this machine, or ``dask`` is given, too."""
-    check_jobs(jobs)
-    if dask is not None and jobs != 1:
-        raise ValueError(f"jobs={jobs} and dask={dask!r}: choose one of them")
+        check_jobs(self.jobs)
+        if self.dask is not None and self.jobs != 1:
+            raise ValueError(f"jobs={self.jobs} and dask={self.dask!r}: choose one of them")

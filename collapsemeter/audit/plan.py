@@ -1,162 +1,130 @@
-"""From the files that were named to shards: which array is what, and whether they fit each other."""
+"""From the files that were named to shards: the parts of every layer, with their labels, and whether they fit."""
 
 from __future__ import annotations
 
 import fnmatch
+import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from ..activations.manifest import Manifest
-from ..adapter.selection import listed, matching
-from ..system.suggest import did_you_mean
-from .arrays import LABELS, LOGITS, MASK, PREDICTIONS, Found, arrays_of, described, find_arrays
-from .shard import ArrayAt, Shard
+from ..activations.remote import expand
+from ..adapter.selection import matching
+from ..system.suggest import did_you_mean, listed
+from .array_roles import (
+    LABELS,
+    LOGITS,
+    MASK,
+    PREDICTIONS,
+    SortedArrays,
+    arrays_of,
+    is_file_name,
+    only_array,
+    sort_arrays,
+)
+from .inputs import Inputs
+from .job import Shard, StoredArray, described
+from .options import Options
+
+_FIELDS = {LABELS: "labels", PREDICTIONS: "predictions", LOGITS: "logits", MASK: "mask"}
+Where = str | tuple[str, ...]  # the name of an array in the files, or files of their own
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What was asked for beside the files.
-
-    Parameters
-    ----------
-    labels, predictions, logits, mask : str or tuple of str, optional
-        The name of an array in the files, or files of their own.
-    layers : tuple of str
-        Names or patterns, in the order wanted; all if empty.
-    """
-
-    labels: str | tuple[str, ...] | None = None
-    predictions: str | tuple[str, ...] | None = None
-    logits: str | tuple[str, ...] | None = None
-    mask: str | tuple[str, ...] | None = None
-    layers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Shards to measure, and why other arrays are not.
-
-    Attributes
-    ----------
-    shards : list of Shard
-    layers : list of str
-        In the order of the report.
-    skipped : dict of str to str
-        Arrays that are not measured, with the reason.
-    manifest : Manifest or None
-    """
+class AuditPlan:
+    """Shards to measure, layers in the order of the report, and why other arrays are not measured."""
 
     shards: list[Shard]
     layers: list[str]
     skipped: dict[str, str]
-    manifest: Manifest | None = None
-    folder: str = ""
+    labels: str | None  # the array in the files; None where labels have files of their own
 
 
-def plan_shards(
-    files: Sequence[str],
-    wish: Wish,
-    cache: str,
-    manifest: Manifest | None = None,
-    recorded: Mapping[str, str] | None = None,
-) -> Plan:
+def plan_shards(inputs: Inputs, options: Options, head_file: str | None, cache: str) -> AuditPlan:
     """Sort the arrays of files into shards.
 
     Every layer's arrays are its parts in the order of the files; the j-th parts of all layers make
     shard j. So one file per layer, many layers per file and shards of either are all understood.
-
-    Parameters
-    ----------
-    files : sequence of str
-        Paths or URLs.
-    wish : Wish
-    cache : str
-        Folder for copies of remote files.
-    manifest : Manifest, optional
-        Its layers give the order.
-    recorded : mapping from file to SHA-256, optional
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    ValueError
-        If there is no layer or there are no labels, or lengths differ; the message lists what was found.
     """
-    named = {
-        LABELS: wish.labels or LABELS,
-        PREDICTIONS: wish.predictions or PREDICTIONS,
-        LOGITS: wish.logits or LOGITS,
-        MASK: wish.mask or MASK,
-    }
-    found = find_arrays(files, {r: n for r, n in named.items() if isinstance(n, str)}, cache)
-    if not found.layers:
+    asked = _asked(options)
+    files = _layer_files(inputs.files, asked, head_file)
+    places: dict[str, Where] = {role: asked.get(role, role) for role in _FIELDS}
+    arrays = sort_arrays(files, {r: p for r, p in places.items() if isinstance(p, str)}, cache)
+    if not arrays.layers:
         raise ValueError(
             f"{listed(files, 4)}: no array of floats with two axes or more was found, which a layer is"
-            + _reasons(found.skipped)
+            + "".join(f"; {name!r} {why}" for name, why in list(arrays.skipped.items())[:3])
         )
-    chosen = _chosen(found, wish, manifest)
-    shards = _shards(found, {name: found.layers[name] for name in chosen}, recorded or {})
-    for role, attribute in ((LABELS, "labels"), *_OPTIONAL.items()):
-        wanted = named[role]
-        parts = found.extras.get(role, [])
-        if not isinstance(wanted, str):
-            parts = [_only_array(file, role, cache) for file in wanted]
-        asked = role == LABELS or getattr(wish, attribute) is not None
-        if not parts and asked and isinstance(wanted, str):
-            raise ValueError(_missing(role, wanted, files, cache))
+    chosen = _chosen(arrays, options.layers, inputs)
+    shards = _shards(arrays, {name: arrays.layers[name] for name in chosen}, inputs.recorded)
+    for role, place in places.items():
+        if isinstance(place, str):
+            parts = arrays.extras.get(role, [])
+            if not parts and (role == LABELS or role in asked):
+                raise ValueError(_missing(role, place, files[0], cache))
+        else:
+            parts = [only_array(file, role, cache) for file in place]
         if parts:
-            shards = _attached(shards, role, attribute, parts)
-    return Plan(shards, chosen, found.skipped, manifest)
+            shards = _attached(shards, role, parts)
+    labels = places[LABELS]
+    return AuditPlan(shards, chosen, arrays.skipped, labels if isinstance(labels, str) else None)
 
 
-_OPTIONAL = {PREDICTIONS: "predictions", LOGITS: "logits", MASK: "mask"}
+def _asked(options: Options) -> dict[str, Where]:
+    """Return by role where labels and the like are, as far as it was said."""
+    given = {role: getattr(options, field) for role, field in _FIELDS.items()}
+    return {role: _array_or_files(where) for role, where in given.items() if where is not None}
 
 
-def _chosen(found: Found, wish: Wish, manifest: Manifest | None) -> list[str]:
-    names = list(found.layers)
-    if manifest is not None:
-        names = [n for n in manifest.layers if n in names] + [
-            n for n in names if n not in manifest.layers
-        ]
-    if not wish.layers:
+def _array_or_files(where: str) -> Where:
+    """Return files if a file is meant; the name of an array may be that of a folder here, too."""
+    if is_file_name(where) or (os.path.isfile(where) and os.path.splitext(where)[1]):
+        return tuple(expand([where]))
+    return where
+
+
+def _layer_files(
+    files: Sequence[str], asked: Mapping[str, Where], head_file: str | None
+) -> list[str]:
+    """Return the files that are not those of labels, a head and the like."""
+    named = [file for where in asked.values() if isinstance(where, tuple) for file in where]
+    apart = {os.path.realpath(file) for file in [*named, head_file] if file is not None}
+    left = [file for file in files if os.path.realpath(file) not in apart]
+    if not left:
+        raise ValueError("no file of activations is left beside those of labels and head")
+    return left
+
+
+def _chosen(arrays: SortedArrays, patterns: Sequence[str], inputs: Inputs) -> list[str]:
+    names = list(arrays.layers)
+    if inputs.manifest is not None:
+        recorded = inputs.manifest.layers
+        names = [n for n in recorded if n in names] + [n for n in names if n not in recorded]
+    if not patterns:
         return names
     ordered: dict[str, None] = {}
-    for pattern in wish.layers:  # in their order: files may not tell that of the network
+    for pattern in patterns:  # in their order: files may not tell that of the network
         if pattern not in names and not fnmatch.filter(names, pattern):
             raise ValueError(
                 f"--layers {pattern}: no layer is named so; there are {listed(names)}{did_you_mean(pattern, names)}"
             )
         ordered |= dict.fromkeys([pattern] if pattern in names else matching(names, [pattern]))
-    found.skipped.update({n: "not chosen by layers=" for n in names if n not in ordered})
+    arrays.skipped.update({n: "not chosen by layers=" for n in names if n not in ordered})
     return list(ordered)
 
 
 def _shards(
-    found: Found, layers: Mapping[str, list[ArrayAt]], recorded: Mapping[str, str]
+    arrays: SortedArrays, layers: Mapping[str, list[StoredArray]], recorded: Mapping[str, str]
 ) -> list[Shard]:
-    counts = {name: len(parts) for name, parts in layers.items()}
-    if len(set(counts.values())) > 1:
-        many, few = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-        with_few = {at.file for at in layers[few]}
-        lacking = [at.file for at in layers[many] if at.file not in with_few]
-        whys = [f"{file}: array {few!r} {found.refused[file, few]}" for file in lacking
-                if (file, few) in found.refused]  # fmt: skip
-        at = f" ({whys[0]})" if whys else f" (not in {lacking[0]})" if lacking else ""
-        raise ValueError(
-            f"layer {many!r} is in {counts[many]} files and layer {few!r} in {counts[few]}{at}: every layer "
-            "needs a part in every shard; choose with --layers, or pass the missing files"
-        )
+    _check_parts(arrays, layers)
     shards = []
-    for j in range(next(iter(counts.values()))):
-        parts = {name: at[j] for name, at in layers.items()}
-        _same_length(parts)
+    for j in range(len(next(iter(layers.values())))):
+        parts = {name: stored[j] for name, stored in layers.items()}
+        _check_length(parts)
         first = next(iter(parts.values()))
-        files = list(dict.fromkeys(at.file for at in parts.values()))
+        files = list(dict.fromkeys(stored.file for stored in parts.values()))
         shards.append(
             Shard(
                 name=listed((PurePath(file).name for file in files), 2),
@@ -166,8 +134,8 @@ def _shards(
                 recorded={file: recorded[file] for file in files if file in recorded},
             )
         )
-    for name, parts_of in layers.items():
-        shapes = {at.array.shape[1:]: at for at in parts_of}
+    for name, stored_parts in layers.items():
+        shapes = {stored.array.shape[1:]: stored for stored in stored_parts}
         if len(shapes) > 1:
             a, b = list(shapes.values())[:2]
             raise ValueError(
@@ -177,8 +145,29 @@ def _shards(
     return shards
 
 
-def _same_length(parts: Mapping[str, ArrayAt]) -> None:
-    lengths = {at.array.shape[0]: at for at in parts.values()}
+def _check_parts(arrays: SortedArrays, layers: Mapping[str, list[StoredArray]]) -> None:
+    """Raise unless all layers have as many parts."""
+    counts = {name: len(parts) for name, parts in layers.items()}
+    many, few = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    if counts[many] == counts[few]:
+        return
+    with_few = {stored.file for stored in layers[few]}
+    lacking = [stored.file for stored in layers[many] if stored.file not in with_few]
+    whys = [
+        f"{file}: array {few!r} {arrays.refused[file, few]}"
+        for file in lacking
+        if (file, few) in arrays.refused
+    ]
+    where = f" ({whys[0]})" if whys else f" (not in {lacking[0]})" if lacking else ""
+    raise ValueError(
+        f"layer {many!r} is in {counts[many]} files and layer {few!r} in {counts[few]}{where}: every layer "
+        "needs a part in every shard; choose with --layers, or pass the missing files"
+    )
+
+
+def _check_length(parts: Mapping[str, StoredArray]) -> None:
+    """Raise unless the arrays of one shard have as many rows."""
+    lengths = {stored.array.shape[0]: stored for stored in parts.values()}
     if len(lengths) > 1:
         a, b = list(lengths.values())[:2]
         raise ValueError(
@@ -187,65 +176,33 @@ def _same_length(parts: Mapping[str, ArrayAt]) -> None:
         )
 
 
-def _only_array(file: str, role: str, cache: str) -> ArrayAt:
-    refused: dict[str, str] = {}
-    arrays = arrays_of(file, cache, refused)
-    name = role if role in arrays else next(iter(arrays)) if len(arrays) == 1 else None
-    if role in refused or name is None:
-        unread = role if role in refused else next(iter(refused)) if len(refused) == 1 else None
-        if unread is not None and (unread == role or not arrays):
-            raise ValueError(f"{role} {file}: array {unread!r} {refused[unread]}")
-        raise ValueError(
-            f'{file} has no array "{role}"; arrays found: {described(arrays, refused)}. Keep one array in '
-            f"it, or name one {role!r}."
-        )
-    return ArrayAt(file, name, arrays[name])
-
-
-def _attached(
-    shards: list[Shard], role: str, attribute: str, parts: Sequence[ArrayAt]
-) -> list[Shard]:
-    """Give every shard its part, or its slice of one long array."""
-    beside = [[at for at in parts if at.file in shard.files] for shard in shards]
+def _attached(shards: list[Shard], role: str, parts: Sequence[StoredArray]) -> list[Shard]:
+    """Give every shard its part of labels and the like, or its slice of one long array."""
+    beside = [[stored for stored in parts if stored.file in shard.files] for shard in shards]
     if all(beside):  # where each layer's file has its own, they are alike
-        parts = [at[0] for at in beside]
-    samples, given = [s.samples for s in shards], [at.array.shape[0] for at in parts]
-    if samples == given:
-        pairs = list(zip(shards, parts, strict=True))
-    elif len(parts) == 1 and given[0] == sum(samples):
-        offset, pairs = 0, []
-        for shard in shards:
-            pairs.append((shard, replace(parts[0], offset=offset)))
-            offset += shard.samples
-    else:
-        at = next(
-            (s for s, n, m in zip(shards, samples, given, strict=False) if n != m), shards[-1]
-        )
-        one = next(iter(at.layers.values()))
+        parts = [stored[0] for stored in beside]
+    samples, given = [s.samples for s in shards], [stored.array.shape[0] for stored in parts]
+    if len(parts) == 1 and given[0] == sum(samples):
+        starts = itertools.accumulate(samples[:-1], initial=0)
+        parts = [replace(parts[0], offset=start) for start in starts]
+    elif samples != given:
+        unequal = (s for s, n, m in zip(shards, samples, given, strict=False) if n != m)
+        first = next(iter(next(unequal, shards[-1]).layers.values()))
         raise ValueError(
             f"{role} have {' + '.join(map(str, given[:6]))} rows and the activations "
-            f"{' + '.join(map(str, samples[:6]))}{' + ...' if len(samples) > 6 else ''} (first, {one} "
-            f"{one.array}): pass one for each row, in files that pair with the shards or in one array"
+            f"{' + '.join(map(str, samples[:6]))}{' + ...' if len(samples) > 6 else ''} (first, {first} "
+            f"{first.array}): pass one for each row, in files that pair with the shards or in one array"
         )
-    return [_with(shard, attribute, at) for shard, at in pairs]
+    changes: list[dict[str, Any]] = [{_FIELDS[role]: stored} for stored in parts]
+    return [replace(shard, **change) for shard, change in zip(shards, changes, strict=True)]
 
 
-def _with(shard: Shard, attribute: str, at: ArrayAt) -> Shard:
-    changed: dict[str, Any] = {attribute: at}
-    return replace(shard, **changed)
-
-
-def _missing(role: str, wanted: str, files: Sequence[str], cache: str) -> str:
-    refused: dict[str, str] = {}
-    arrays = arrays_of(files[0], cache, refused)
-    if wanted in refused:
-        return f"{files[0]}: array {wanted!r} {refused[wanted]}"
+def _missing(role: str, name: str, file: str, cache: str) -> str:
+    arrays, refused = arrays_of(file, cache)
+    if name in refused:
+        return f"{file}: array {name!r} {refused[name]}"
     option = role.removeprefix("attention_")
     return (
-        f'{PurePath(files[0]).name} has no array "{wanted}"; arrays found: {described(arrays, refused)}. '
-        f"Pass --{option} NAME, or --{option} FILE{did_you_mean(wanted, [*arrays, *refused]) or '.'}"
+        f'{PurePath(file).name} has no array "{name}"; arrays found: {described(arrays, refused)}. '
+        f"Pass --{option} NAME, or --{option} FILE{did_you_mean(name, [*arrays, *refused]) or '.'}"
     )
-
-
-def _reasons(skipped: Mapping[str, str]) -> str:
-    return "".join(f"; {name!r} {why}" for name, why in list(skipped.items())[:3])

@@ -1,12 +1,12 @@
-"""The audit as functions: of one set of activations, of several epochs, and its two halves."""
+"""The audit as functions: files -> job -> first pass -> merged moments -> second pass -> report."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,35 @@ import numpy as np
 
 from .. import __version__
 from ..activations.remote import expand
-from ..adapter.layer_report import moments_report
-from ..adapter.selection import listed
+from ..adapter.notes import fits, moments_notes
 from ..metrics.decisions import Decisions
 from ..metrics.layer import LayerReport
+from ..metrics.measure import measure
 from ..report.origin import AUDIT
 from ..report.report import CollapseReport
-from ..system.threads import threads
+from ..system.suggest import listed
+from .digests import digest_of, hash_of
 from .epochs import check_one_epoch
-from .first_pass import map_shards, merge_states, merged_path
-from .head import check_classes, check_width, load_head, read_layer
-from .inputs import Inputs, read_inputs
-from .job import Job
-from .mapping import digest_of
-from .merging import check_together, check_unchanged
+from .first_pass import map_shards
+from .head_file import (
+    check_classes,
+    check_head_named,
+    check_width,
+    load_head,
+    only_file,
+    read_layer,
+)
+from .inputs import Epochs, Inputs, check_heads, read_inputs
+from .job import Counting, HeadReader, Job
+from .merge import check_together, check_unchanged, merge_states
 from .options import Options, Running
-from .plan import Plan
-from .prepare import check_head_named, only_file, prepared, settings_of
-from .progress import bar
-from .rows import Counting
+from .plan import plan_shards
+from .prepare import prepare, settings_of
+from .saved_state import SavedState
 from .second_pass import decide_all
-from .state import SavedState
-from .workers import Workers, workers
+from .workers import Workers, bar, open_workers
+
+Accept = Callable[[Sequence[str], int], None]
 
 
 def audit(
@@ -99,19 +106,12 @@ def audit_steps(
     return [(step or 0, report) for step, report in measured]
 
 
-Accept = Callable[[Sequence[str], int], None]
-
-
-def _accept_all(layers: Sequence[str], classes: int) -> None:
-    """Accept any layers and number of classes."""
-
-
 def measure_steps(
     names: Sequence[str],
     options: Options,
     running: Running,
-    epochs: Sequence[tuple[int, Sequence[str]]] = (),
-    accept: Accept = _accept_all,
+    epochs: Epochs = (),
+    accept: Accept = lambda layers, classes: None,
 ) -> list[tuple[int | None, CollapseReport]]:
     """Measure every step that files are of; files without a manifest do not say one.
 
@@ -120,87 +120,80 @@ def measure_steps(
     """
     history = []
     with _cache() as cache:
-        steps = _of_steps(names, epochs, cache)
-        _check_heads(options.head, [inputs.step for inputs in steps])
-        jobs = [prepared(inputs, options, cache, running.progress) for inputs in steps]
-        for _, job in jobs:
+        steps = read_inputs(names, cache, epochs)
+        jobs = _jobs(steps, options, cache, running.progress)
+        for job in jobs:
             accept(job.layers, job.counting.settings.num_classes)
-        with workers(running.jobs, running.dask) as crew:
-            for inputs, (plan, job) in zip(steps, jobs, strict=True):
+        with open_workers(running.jobs, running.dask) as workers:
+            for inputs, job in zip(steps, jobs, strict=True):
                 with _states(running, inputs.step) as folder:
-                    merged = _merged(job, folder, crew, running, inputs.step)
+                    merged = _merged(job, folder, workers, running, inputs.step)
                     check_width(merged.widths, job.reader)
-                    decisions = decide_all(job, merged, folder, crew, running.resume)
-                    history.append((inputs.step, _report(plan, job, merged, decisions)))
+                    decisions = decide_all(job, merged, folder, workers, running.resume)
+                    history.append((inputs.step, _report(job, merged, decisions)))
     return history
 
 
-def _of_steps(
-    names: Sequence[str], epochs: Sequence[tuple[int, Sequence[str]]], cache: str
-) -> list[Inputs]:
-    """Return what is named by step: of manifests, and of epochs that were named as such."""
-    steps = read_inputs(names, cache) if names else []
-    for step, files in epochs:
-        found = read_inputs(files, cache)
-        other = next((i.step for i in found if i.step not in (None, step)), None)
-        if other is not None:
-            raise ValueError(
-                f"--epoch {step} {' '.join(files)}: the manifest says step {other}; leave --epoch out"
-            )
-        if any(inputs.step == step for inputs in steps):
-            raise ValueError(f"--epoch {step} is given twice: name all its files at once")
-        steps.append(replace(found[0], step=step))
-    return steps
-
-
-def _check_heads(head: str | Mapping[int, str] | None, steps: Sequence[int | None]) -> None:
-    """Raise unless every head belongs to one step."""
-    words = ", ".join("one without a step" if step is None else str(step) for step in steps)
-    if isinstance(head, str) and len(steps) > 1:
-        raise ValueError(
-            f"--head {head}: it is the head of one epoch, and there are {len(steps)} ({words}); pass "
-            "--head STEP=FILE for each epoch that has one"
-        )
-    for step, file in head.items() if isinstance(head, Mapping) else ():
-        if step not in steps:
-            raise ValueError(f"--head {step}={file}: there is no epoch {step}, but {words}")
+def _jobs(
+    steps: Sequence[Inputs], options: Options, cache: str, progress: bool, mapping: bool = False
+) -> list[Job]:
+    """Plan and prepare every step."""
+    check_heads(options.head, [inputs.step for inputs in steps])
+    jobs = []
+    for inputs in steps:
+        head_file = options.head_of(inputs.step)
+        head_file = inputs.head if head_file is None else only_file(head_file)
+        plan = plan_shards(inputs, options, head_file, cache)
+        jobs.append(prepare(plan, inputs, options, head_file, cache, progress, mapping))
+    return jobs
 
 
 def _merged(
-    job: Job, folder: Path, crew: Workers, running: Running, step: int | None
+    job: Job, folder: Path, workers: Workers, running: Running, step: int | None
 ) -> SavedState:
-    """Run the first pass, and merge."""
-    earlier = [_of_step(Path(other), step) for other in running.earlier]
-    paths = map_shards(job, folder, crew, running.resume, earlier)
-    states = _opened(paths)
-    path = merged_path(folder, states)
-    return merge_states(states, path, running.progress, lasting=job.lasting)
+    """Run the first pass, and merge; the name of the merged state tells what is in it."""
+    earlier = [_of_step(Path(folder), step) for folder in running.earlier]
+    states = _opened(map_shards(job, folder, workers, running.resume, earlier))
+    shards = [[record.id, record.labels] for state in states for record in state.shards]
+    name = hash_of([shards, states[0].layers, states[0].key])[:16]
+    return merge_states(states, folder / f"{name}.merged", job.progress, lasting=job.lasting)
 
 
 def _opened(paths: Sequence[str | os.PathLike[str]]) -> list[SavedState]:
-    """Open state files; comparing their checksums reads them."""
-    with threads() as in_order:
-        return list(in_order(SavedState, paths))
+    """Open state files, several at a time: comparing their checksums reads them."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(SavedState, paths))
 
 
 def map_files(files: Sequence[str], options: Options, running: Running) -> list[Path]:
     """Write one state file per shard to ``running.state``, for `merge_files` or a resumed audit.
 
+    Parameters
+    ----------
+    files : sequence of str
+        As of `audit`.
+    options : Options
+    running : Running
+
     Returns
     -------
     list of Path
+
+    Raises
+    ------
+    ValueError
+        If ``running.state`` is missing, or as `audit`.
     """
     if running.state is None:
         raise ValueError("map needs a folder for its states: pass -o FOLDER")
     written = []
     with _cache() as cache:
         steps = read_inputs(files, cache)
-        _check_heads(options.head, [inputs.step for inputs in steps])
-        jobs = [prepared(i, options, cache, running.progress, mapping=True)[1] for i in steps]
-        with workers(running.jobs) as crew:
+        jobs = _jobs(steps, options, cache, running.progress, mapping=True)
+        with open_workers(running.jobs) as workers:
             for inputs, job in zip(steps, jobs, strict=True):
                 folder = _made(_of_step(Path(running.state), inputs.step))
-                written += map_shards(job, folder, crew, running.resume)
+                written += map_shards(job, folder, workers, running.resume)
     return written
 
 
@@ -209,7 +202,7 @@ def merge_files(
     target: str | os.PathLike[str],
     options: Options,
     progress: bool = False,
-    accept: Accept = _accept_all,
+    accept: Accept = lambda layers, classes: None,
 ) -> CollapseReport:
     """Merge state files into one, and measure what needs no second pass.
 
@@ -222,6 +215,8 @@ def merge_files(
     options : Options
         Head and convention.
     progress : bool
+    accept : callable, optional
+        It is told the layers and the number of classes before states are merged, and may raise.
 
     Returns
     -------
@@ -243,8 +238,7 @@ def merge_files(
         _check_target(Path(target), states)
         job = _job_of_states(states[0], options, cache, progress)
         accept(job.layers, job.counting.settings.num_classes)
-        merged = merge_states(states, Path(target), progress)
-        return _report(Plan([], merged.layers, {}), job, merged, {})
+        return _report(job, merge_states(states, Path(target), progress), {})
 
 
 def _check_target(target: Path, states: Sequence[SavedState]) -> None:
@@ -253,9 +247,8 @@ def _check_target(target: Path, states: Sequence[SavedState]) -> None:
         return
     if any(os.path.samefile(target, state.path) for state in states):
         raise ValueError(f"{target} is a state to merge, too: name another file for the merged one")
-    there = SavedState(target)
     ids = {record.id for state in states for record in state.shards}
-    lost = [record.name for record in there.shards if record.id not in ids]
+    lost = [record.name for record in SavedState(target).shards if record.id not in ids]
     if lost:
         raise ValueError(
             f"{target} is the state of {listed(lost, 3)}, which the states to merge do not hold: it would be "
@@ -267,37 +260,38 @@ def _job_of_states(first: SavedState, options: Options, cache: str, progress: bo
     """Return what measures merged states: how they were counted, and the head."""
     classes, key = int(first.key["num_classes"]), first.key
     counting = Counting(settings_of(options, classes, int(key["ignore_index"])))
-    job = Job([], first.layers, counting, key["phase"], cache, progress=progress)
-    _check_heads(options.head, [None])
-    head_file = options.head_of(None)
+    check_heads(options.head, [None])
+    head_file, reader = options.head_of(None), None
     if head_file is None:
         check_head_named(options)
-        return job
-    head, prefix = load_head(only_file(head_file), cache, options.head_name)
-    check_classes(head, classes)
-    reads = read_layer(first.widths, head, options.head_layer, prefix)
-    job = replace(job, head=head, head_layer=reads)
-    check_width(first.widths, job.reader)
-    return job
+    else:
+        head, prefix = load_head(only_file(head_file), cache, options.head_name)
+        check_classes(head, classes)
+        reader = HeadReader(head, read_layer(first.widths, head, options.head_layer, prefix))
+        check_width(first.widths, reader)
+    return Job([], first.layers, counting, key["phase"], cache, reader, progress=progress)
 
 
-def _report(
-    plan: Plan, job: Job, merged: SavedState, decisions: Mapping[str, Decisions]
-) -> CollapseReport:
+def _report(job: Job, merged: SavedState, decisions: Mapping[str, Decisions]) -> CollapseReport:
     reports: dict[str, LayerReport] = {}
     warnings: list[str] = []
+    settings, reader = job.counting.settings, job.reader
     with bar("measuring", len(job.layers), job.progress) as advance:
         for layer in job.layers:
-            head = job.head if layer == job.head_layer else None
-            reports[layer], notes = moments_report(
-                layer, merged.moments(layer), job.counting.settings, head, decisions.get(layer)
+            moments = merged.moments(layer)
+            head = reader.head if reader is not None and reader.layer == layer else None
+            reports[layer] = measure(
+                moments,
+                head=head if fits(head, moments) else None,
+                decisions=decisions.get(layer),
+                convention=settings.named_convention,
             )
-            warnings += notes
+            warnings += moments_notes(layer, moments, settings, head)
             advance(1)
     return CollapseReport(
         layers=reports,
         phase=job.phase,
-        skipped=plan.skipped,
+        skipped=job.skipped,
         warnings=tuple(warnings),
         provenance=_provenance(job, merged),
     )
@@ -317,10 +311,10 @@ def _provenance(job: Job, merged: SavedState) -> dict[str, Any]:
         "collapsemeter": __version__,
         "numpy": np.__version__,
         "classes": settings.num_classes,
-        "rows": sum(shard.rows for shard in merged.shards),
+        "rows": merged.rows,
         "shards": len(merged.shards),
         "convention": settings.named_convention.name,
-        "head_layer": job.head_layer,
+        "head_layer": None if job.reader is None else job.reader.layer,
         "files": [{"path": file, "sha256": digest} for file, digest in files.items()],
     }
 

@@ -1,18 +1,21 @@
-"""Where pieces are worked on: in this process, in several, or on a Dask cluster."""
+"""Where pieces are worked on: in this process, in several, or on a Dask cluster; and how far they are."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+from ..system.escaping import printable
 from ..system.processes import processes
-from .options import check_workers
+from .cluster import cluster
 
 T = TypeVar("T")
 R = TypeVar("R")
+Advance = Callable[[int], None]
 
 
 class Workers(Protocol):
@@ -22,29 +25,22 @@ class Workers(Protocol):
         """Yield the number of a task and its result, as they are done."""
 
 
-class Here:
-    """One task after the other, in this process."""
+class InThisProcess:
+    """One task after the other."""
 
     def each(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         """Yield results in order."""
-        for i, task in enumerate(tasks):
-            yield i, function(task)
+        yield from enumerate(map(function, tasks))
 
 
-class Processes:
+class InProcesses:
     """As many processes as asked for, of one thread each."""
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
 
     def each(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
-        """Yield results as they come.
-
-        Raises
-        ------
-        ValueError
-            If a process dies.
-        """
+        """Yield results as they come; raise ValueError if a process dies."""
         futures: dict[Future[R], int] = {}
         try:
             futures |= {self._pool.submit(function, task): i for i, task in enumerate(tasks)}
@@ -61,31 +57,29 @@ class Processes:
 
 
 @contextmanager
-def workers(jobs: int = 1, dask: str | None = None) -> Iterator[Workers]:
-    """Open workers.
-
-    Parameters
-    ----------
-    jobs : int
-        Processes; 1 for none but this.
-    dask : str, optional
-        Address of the scheduler of a running cluster.
-
-    Raises
-    ------
-    ValueError
-        If ``jobs`` is less than 1, both are given, or the cluster cannot work.
-    ImportError
-        If Dask is not installed.
-    """
-    check_workers(jobs, dask)
+def open_workers(jobs: int = 1, dask: str | None = None) -> Iterator[Workers]:
+    """Open workers: so many processes (1: this one alone), or those of a running Dask cluster."""
     if dask is not None:
-        from .cluster import cluster
-
         with cluster(dask) as crew:
             yield crew
     elif jobs == 1:
-        yield Here()
+        yield InThisProcess()
     else:
         with processes(jobs) as pool:
-            yield Processes(pool)
+            yield InProcesses(pool)
+
+
+@contextmanager
+def bar(words: str, total: int, shown: bool) -> Iterator[Advance]:
+    """Show a progress bar on a terminal; yield a function that is told how much more is done."""
+    if not (shown and sys.stderr.isatty()):  # a log wants no bars
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    # It goes when it is done: what remains on the screen is the report.
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(escape(printable(words)), total=total)
+        yield lambda count: progress.advance(task, count)

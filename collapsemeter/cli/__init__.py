@@ -1,19 +1,34 @@
-"""The command line: argument parsing only."""
+"""The command line: one module for each command, and what they share.
+
+============  ====================================================
+`audit`       ``collapsemeter audit``, ``audit map``, ``audit merge``; `audit_options`
+`thresholds`  ``--fail-if``
+`reference`   ``--dufm``
+`show`        ``collapsemeter show`` and ``compare``
+`demo`        ``collapsemeter demo``
+`dufm`        ``collapsemeter dufm``
+`parser`      arguments, and what is wrong with them
+`outputs`     where a command may write
+`text`        reports as text
+============  ====================================================
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..system.escaping import printable
 from ..system.terminal import say
-from . import audit as audit_command
-from . import demo_command, show_command
-from . import dufm as dufm_command
+from . import audit, demo, dufm, show
 from .parser import Parser
-from .signals import ended_by_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,11 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ----------
     arguments : sequence of str, optional
         The process's own by default.
-
-    Examples
-    --------
-    >>> main(["demo", "--epochs", "0"])
-    2
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["audit"] and given[1:2] in (["map"], ["merge"]):  # commands of two words
@@ -36,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         options.parser.unknown(unknown)
     try:
-        with ended_by_signals():
+        with _ended_by_signals():
             options.parser.check_files(options)
             status: int = options.run(options) or 0
         sys.stdout.flush()
@@ -44,15 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
-        say(f"collapsemeter: {printable(str(error)) or 'interrupted'}", error=True)
-        return 2
+        return _failed(str(error) or "interrupted")
     except MemoryError as error:
-        say(f"collapsemeter: there is not enough memory: {printable(str(error))}", error=True)
-        return 2
+        return _failed(f"there is not enough memory: {error}")
     except (ValueError, ImportError, OSError) as error:
-        say(f"collapsemeter: {printable(_words(error))}", error=True)
-        return 2
+        return _failed(_words(error))
     return status
+
+
+def _failed(words: str) -> int:
+    say(f"collapsemeter: {printable(words)}", error=True)
+    return 2
 
 
 def _words(error: Exception) -> str:
@@ -69,11 +81,30 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"collapsemeter {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    demo_command.add(commands)
-    dufm_command.add(commands)
-    audit_command.add(commands)
-    show_command.add(commands)
-    show_command.add_compare(commands)
+    for module in (demo, dufm, audit, show):
+        module.add(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
     return parser
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt here, so that what is open is closed and cleaned up."""
+    before: dict[int, Any] = {}
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        for handled in before:  # what cleans up is not interrupted again
+            signal.signal(handled, signal.SIG_IGN)
+        raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,19 +1,38 @@
-"""``collapsemeter audit``, ``audit map`` and ``audit merge``: their arguments."""
+"""``collapsemeter audit``, ``audit map`` and ``audit merge``."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-from typing import TYPE_CHECKING, Any, get_args
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..metrics.convention import PRESETS
-from ..stats.sketch import SKETCH_ROWS
-from ..stats.sums import Nonfinite, ScatterKind
+from ..comparison.compare import compare
+from ..comparison.result import Comparison
+from ..html.page import environment, write_html
+from ..report.history import History, of_run, read_history, run_of
+from ..report.report import CollapseReport
+from ..system.files import write_atomically
+from ..system.terminal import say
+from .audit_options import (
+    add_data,
+    add_head,
+    add_measure,
+    add_one_epoch,
+    add_output,
+    audit_options,
+    parse_epoch,
+)
+from .reference import parse_pairs, problem_of
+from .text import epochs_words, history_words, report_line, say_history, say_notes
+from .thresholds import FailureCondition
 
 if TYPE_CHECKING:  # imported by what runs: other commands need nothing of an audit
+    from ..audit.inputs import Epochs
     from ..audit.options import Options
-    from .audit_run import Wish
 
 _EXAMPLES = """\
 examples:
@@ -53,6 +72,7 @@ examples:
 
 
 def add(commands: Any) -> None:
+    """Add the three commands to the parser."""
     command = _parser(commands, "audit", "measure saved activations", _EXAMPLES)
     command.set_defaults(run=_audit)
     command.add_argument("files", nargs="*", metavar="FILE",
@@ -60,8 +80,8 @@ def add(commands: Any) -> None:
     command.add_argument("--epoch", nargs="+", action="append", default=[], metavar="STEP FILE",
         help="files of one of several epochs; once for each")  # fmt: skip
     command.reads("files", "epoch")
-    _add_data(command)
-    _add_measure(command)
+    add_data(command)
+    add_measure(command)
     add = command.add_argument_group("running").add_argument
     add("--jobs", type=int, default=1, help="processes (default: 1)")
     add("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster (extra: dask)")
@@ -69,7 +89,7 @@ def add(commands: Any) -> None:
         help="keep states there (default: a folder that goes when done)")  # fmt: skip
     command.writes(state="folder")
     add("--resume", action="store_true", help="use the states of a run that was cut short")
-    _add_output(command, "-o", "--out")
+    add_output(command, "-o", "--out")
 
     command = _parser(commands, "audit map", "write one state file per shard", _MAP)
     command.set_defaults(run=_map)
@@ -77,7 +97,7 @@ def add(commands: Any) -> None:
     command.add_argument("-o", "--out", required=True, metavar="FOLDER", help="where states go")
     command.reads("files")
     command.writes(out="folder")
-    _add_data(command)
+    add_data(command)
     add = command.add_argument_group("running").add_argument
     add("--jobs", type=int, default=1, help="processes (default: 1)")
     add("--resume", action="store_true", help="leave shards out whose states are there")
@@ -90,10 +110,10 @@ def add(commands: Any) -> None:
     command.reads("files", "head")
     command.writes(out="state")
     add = command.add_argument_group("data").add_argument
-    _add_head(add)
-    _add_one_epoch(add)
-    _add_measure(command, second_pass=False)
-    _add_output(command, "--report")
+    add_head(add)
+    add_one_epoch(add)
+    add_measure(command, second_pass=False)
+    add_output(command, "--report")
 
 
 def _parser(commands: Any, name: str, words: str, examples: str) -> Any:
@@ -106,82 +126,80 @@ def _parser(commands: Any, name: str, words: str, examples: str) -> Any:
     )
 
 
-def _add_head(add: Any) -> None:
-    add("--head", action="append", metavar="[STEP=]FILE",
-        help="the classifier: weight (C, d) and bias (C,); of several epochs once for each")  # fmt: skip
-    add("--head-name", metavar="NAME", help="prefix of its arrays, as in NAME.weight")
-    add("--head-layer", metavar="LAYER", help="the layer it reads (default: by name, or by width)")
-
-
-def _add_one_epoch(add: Any) -> None:
-    add("--one-epoch", action="store_true",
-        help="files with the same labels are shards of one epoch, not epochs")  # fmt: skip
-
-
-def _add_data(command: Any) -> None:
-    add = command.add_argument_group("data").add_argument
-    add("--labels", metavar="NAME|FILE",
-        help='array in the files, or files of their own (default: the array "labels")')  # fmt: skip
-    add("--predictions", metavar="NAME|FILE", help="the network's own decisions")
-    add("--logits", metavar="NAME|FILE", help="or the logits they were made by")
-    add("--mask", metavar="NAME|FILE", help="attention mask of sequences")
-    command.reads("labels", "predictions", "logits", "mask", "head")
-    _add_head(add)
-    _add_one_epoch(add)
-    add(
-        "--num-classes", type=int, metavar="C", help="default: the head's, or the largest label + 1"
-    )
-    add("--layers", nargs="+", default=[], metavar="PATTERN", help="which, in this order")
-    add("--reduction", nargs="+", default=[], metavar="[PATTERN=]HOW",
-        help="of maps and sequences: flatten, mean, mean_last, tokens, first or last")  # fmt: skip
-    add("--scatter", default="auto", choices=("auto", *get_args(ScatterKind)),
-        help="within-class scatter that is kept (default: auto)")  # fmt: skip
-    add("--sketch-rows", type=int, default=SKETCH_ROWS, metavar="ROWS",
-        help=f"of the sketch of a layer too wide for a scatter (default: {SKETCH_ROWS})")  # fmt: skip
-    add("--ignore-index", type=int, metavar="LABEL", help="of rows to leave out (default: -100)")
-    add("--nonfinite", default="skip", choices=get_args(Nonfinite),
-        help="rows with NaN or Inf (default: skip, and count)")  # fmt: skip
-    add("--phase", choices=("frozen-eval", "frozen-train", "live"),
-        help="what the rows are (default: frozen-eval)")  # fmt: skip
-
-
-def _add_measure(command: Any, second_pass: bool = True) -> None:
-    add = command.add_argument_group("measuring").add_argument
-    add("--convention", default="papyan2020", choices=PRESETS, metavar="NAME",
-        help=f"of NC1 and the centre: {', '.join(PRESETS)} (default: papyan2020)")  # fmt: skip
-    if second_pass:
-        add("--nc4", default="auto", metavar="ROWS",
-            help="rows of the second pass: auto, exact, none or a number (default: auto)")  # fmt: skip
-        add("--seed", type=int, default=0, help="of a sample of rows (default: 0)")
-    add("--dufm", nargs="+", metavar="NAME=VALUE",
-        help="compare with an optimum: depth, weight_decay, feature_decay, ...")  # fmt: skip
-    add("--fail-if", action="append", default=[], metavar="LAYER:METRIC>NUMBER",
-        help="exit with status 3 if so; NC1 to NC4 are shares, such as fc:NC1>10%%")  # fmt: skip
-
-
-def _add_output(command: Any, *report: str) -> None:
-    add = command.add_argument_group("output").add_argument
-    add("--html", metavar="FILE", help="write the HTML report (extra: report)")
-    add(*report, dest="report", metavar="FILE",
-        help="write the report as JSON, for `show` and `compare`")  # fmt: skip
-    command.reads("history")
-    command.writes(html="page", report="report")
-    add("--history", metavar="FILE", help="earlier epochs, from JSON lines that training wrote")
-    add("--step", type=int, help="the epoch of these files")
-    add = command.add_mutually_exclusive_group().add_argument
-    add("--json", action="store_true", help="print JSON and nothing else")
-    add("--quiet", action="store_true", help="print one line, and no progress")
-
-
 def _audit(options: argparse.Namespace) -> int:
     from ..audit.options import Running
-    from .audit_run import run_audit
+    from ..audit.run import measure_steps
 
-    epochs = [_epoch(entry) for entry in options.epoch]
+    epochs = [parse_epoch(entry) for entry in options.epoch]
     if not (options.files or epochs):
         raise ValueError(f"name the files to audit, or --epoch STEP FILE ...{_taken(options)}")
+    chosen = audit_options(options)
     running = Running(options.jobs, options.dask, options.state, options.resume, not options.quiet)
-    return run_audit(options.files, epochs, _options(options), running, _wish(options))
+    output = AuditOutput(options)
+
+    def audited(running: Running) -> int:
+        return output.give(measure_steps(options.files, chosen, running, epochs, output.accept))
+
+    if running.state is not None:
+        return audited(running)
+    folder = _default_state(options.files, epochs, chosen)
+    earlier = _left_behind(folder) if running.resume else []
+    try:
+        status = audited(replace(running, state=folder, earlier=earlier))
+    except (ValueError, OSError, ImportError, KeyboardInterrupt) as error:
+        read_enough = isinstance(error, BrokenPipeError)  # as `head` has
+        if read_enough or not any(path.is_file() for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        what = str(error) or "interrupted"
+        raise ValueError(f"{what} (what was counted is kept in {folder}: use --resume)") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    for emptied in earlier:
+        if not _holds_states(emptied):  # they were moved here
+            shutil.rmtree(emptied, ignore_errors=True)
+    return status
+
+
+def _default_state(files: Sequence[str], epochs: Epochs, options: Options) -> Path:
+    """Return where states go if no folder is named: the same folder for the same question.
+
+    The names of audits with the same options begin alike: if a file is left out, `--resume` finds what was
+    counted of the others.
+    """
+    from ..audit.digests import hash_of
+
+    asked, named = hash_of(repr(options)), hash_of([list(files), [list(e) for e in epochs]])
+    return Path(f"collapsemeter-{asked[:8]}-{named[:8]}.state")
+
+
+def _left_behind(folder: Path) -> list[Path]:
+    """Return the state folders of audits with the same options, but of other files."""
+    alike = Path().glob(f"{folder.name[:-14]}*.state")
+    return sorted(path for path in alike if path != folder and _holds_states(path))
+
+
+def _holds_states(folder: Path) -> bool:
+    from ..audit.first_pass import states_in
+
+    return any(states_in(inside) for inside in (folder, *folder.glob("step-*")))
+
+
+def _map(options: argparse.Namespace) -> None:
+    from ..audit.options import Running
+    from ..audit.run import map_files
+
+    running = Running(options.jobs, None, options.out, options.resume, not options.quiet)
+    for path in map_files(options.files, audit_options(options), running):
+        if not options.quiet:
+            say(str(path))
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from ..audit.run import merge_files
+
+    chosen, output = audit_options(options), AuditOutput(options)
+    report = merge_files(options.files, options.out, chosen, not options.quiet, output.accept)
+    return output.give([(None, report)])
 
 
 def _taken(options: argparse.Namespace) -> str:
@@ -193,105 +211,93 @@ def _taken(options: argparse.Namespace) -> str:
     return " (see --help)"
 
 
-def _map(options: argparse.Namespace) -> int:
-    from ..audit.options import Running
-    from .audit_run import run_map
+class AuditOutput:
+    """What to print and write, by the options of ``audit`` and ``audit merge``."""
 
-    running = Running(options.jobs, None, options.out, options.resume, not options.quiet)
-    return run_map(options.files, _options(options), running, options.quiet)
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Raise ValueError, before an hour of work, if something that is asked for cannot be given."""
+        self.options = options
+        self.conditions = [FailureCondition.parse(text) for text in options.fail_if]
+        self.dufm = None if options.dufm is None else parse_pairs(options.dufm)
+        if self.dufm is not None:
+            problem_of(self.dufm, 2)
+        if options.history is not None:
+            read_history(options.history)
+        if options.html is not None:
+            environment()
 
+    def accept(self, layers: Sequence[str], classes: int) -> None:
+        """Raise ValueError if what was asked for does not fit what will be measured."""
+        for condition in self.conditions:
+            condition.chosen(layers)
+        if self.dufm is not None and classes > 1:
+            problem_of(self.dufm, classes)
 
-def _merge(options: argparse.Namespace) -> int:
-    from ..audit.options import Options
-    from .audit_run import run_merge
+    def give(self, measured: list[tuple[int | None, CollapseReport]]) -> int:
+        """Write and print; return 0, or 3 where a condition of failure is met."""
+        history = self._with_past(measured)
+        report, options = history[-1][1], self.options
+        comparison = None if self.dufm is None else self._compared(report, self.dufm)
+        if options.report is not None:
+            text = report.to_json(indent=1, matrices=True) + "\n"
+            write_atomically(options.report, text.encode())
+        if options.html is not None:
+            write_html(options.html, history, comparison=comparison)
+        if options.json or options.quiet:
+            say_notes(history)
+        if options.json:
+            say_history(history)
+        elif options.quiet:
+            say(report_line(report))
+        else:
+            self._print(history, comparison)
+        failures = [words for condition in self.conditions for words in condition.failures(report)]
+        for words in failures:
+            say(f"collapsemeter: {words}", error=True)
+        return 3 if failures else 0
 
-    chosen = Options(
-        head=_heads(options.head),
-        head_name=options.head_name,
-        head_layer=options.head_layer,
-        one_epoch=options.one_epoch,
-        convention=options.convention,
-    )
-    wish = _wish(options)
-    return run_merge(options.files, options.out, chosen, wish, not options.quiet)
+    def _with_past(self, measured: list[tuple[int | None, CollapseReport]]) -> History:
+        """Put the epochs that training recorded before those that were audited."""
+        options, last = self.options, measured[-1][1]
+        if options.step is not None:
+            if len(measured) > 1:
+                raise ValueError(
+                    f"--step {options.step}: there are {len(measured)} steps; use --epoch"
+                )
+            measured = [(options.step, last)]
+        past = History([])
+        if options.history is not None:
+            past = read_history(options.history).of_phase(last.phase)
+            if not past:
+                raise ValueError(
+                    f"--history {options.history} holds no report of phase {last.phase!r}, which was audited: "
+                    "pass --phase, or another history"
+                )
+        following = past[-1][0] + 1 if past else 0  # of files that do not say their step
+        # What is audited goes on with the run that trained last, and stands for what that said of its epoch.
+        run = run_of(past[-1][1]) if past else ""
+        audited = [
+            (following if step is None else step, of_run(report, run) if run else report)
+            for step, report in measured
+        ]
+        steps = {step for step, _ in audited}
+        before = [e for e in past if e[0] not in steps or run_of(e[1]) != run]
+        return History([*before, *audited], past.notes)
 
+    @staticmethod
+    def _compared(report: CollapseReport, pairs: dict[str, str]) -> Comparison:
+        """Compare with the optimum of a problem whose classes are those that were measured."""
+        counts = sorted(int(count) for count in report.final.per_class["count"] if count)
+        if not counts:
+            raise ValueError("--dufm: no class was measured, so there is nothing to compare")
+        problem = problem_of(pairs, len(counts), counts[len(counts) // 2])
+        return compare(report, problem.optimum())
 
-def _epoch(entry: list[str]) -> tuple[int, list[str]]:
-    step, *files = entry
-    if not files or not _INTEGER.fullmatch(step):
-        raise ValueError(f"--epoch {' '.join(entry)}: write a step and its files")
-    return int(step), files
-
-
-_INTEGER = re.compile("-?[0-9]{1,15}")
-
-
-def _heads(entries: list[str] | None) -> str | dict[int, str] | None:
-    """Return the one head, or those of epochs: ``STEP=FILE``."""
-    if not entries:
-        return None
-    parts = [entry.partition("=") for entry in entries]
-    by_step = {int(step): file for step, _, file in parts if file and _INTEGER.fullmatch(step)}
-    if len(by_step) == len(entries):
-        return by_step
-    if len(entries) > 1:
-        raise ValueError(
-            f"--head {' --head '.join(entries)}: pass one FILE, or STEP=FILE once for each epoch"
-        )
-    return entries[0]
-
-
-def _options(options: argparse.Namespace) -> Options:
-    from ..audit.options import Options
-
-    given = vars(options)
-    nc4 = given.get("nc4", "auto")
-    return Options(
-        labels=options.labels,
-        predictions=options.predictions,
-        logits=options.logits,
-        mask=options.mask,
-        layers=tuple(options.layers),
-        reduction=dict(_reduction(entry) for entry in options.reduction),
-        head=_heads(options.head),
-        head_name=options.head_name,
-        head_layer=options.head_layer,
-        one_epoch=options.one_epoch,
-        num_classes=options.num_classes,
-        scatter=options.scatter,
-        sketch_rows=options.sketch_rows,
-        convention=given.get("convention", "papyan2020"),
-        ignore_index=options.ignore_index,
-        nonfinite=options.nonfinite,
-        phase=options.phase,
-        nc4=int(nc4) if _INTEGER.fullmatch(nc4) else nc4,
-        seed=given.get("seed", 0),
-    )
-
-
-def _reduction(entry: str) -> tuple[str, Any]:
-    pattern, sign, how = entry.rpartition("=")
-    return (pattern, how) if sign else ("*", how)
-
-
-def _wish(options: argparse.Namespace) -> Wish:
-    from .audit_run import Wish
-    from .thresholds import Threshold
-
-    return Wish(
-        json=options.json,
-        quiet=options.quiet,
-        html=options.html,
-        report=options.report,
-        fail_if=tuple(Threshold.parse(text) for text in options.fail_if),
-        dufm=None if options.dufm is None else dict(_pair(text) for text in options.dufm),
-        history=options.history,
-        step=options.step,
-    )
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, sign, value = text.partition("=")
-    if not sign:
-        raise ValueError(f"--dufm {text!r}: write NAME=VALUE, such as weight_decay=5e-4")
-    return name, value
+    def _print(self, history: History, comparison: Comparison | None) -> None:
+        if len(history.last) > 1:
+            say(f"{epochs_words(history.last)}\n")
+        say(history_words(history, html=self.options.html))
+        if comparison is not None:
+            say(f"\n{comparison.table()}")
+        if self.options.report is not None:
+            say(f"JSON: {self.options.report}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..report.criteria import Band, Criteria, Judgement, pinv_words, worst
 from ..report.report import CollapseReport
+from ..system.files import write_atomically
 from ..system.terminal import say
 
 TRAINERS = {
@@ -28,10 +29,33 @@ HEADLINES: dict[Band, str] = {
     "not collapsed": "No neural collapse yet",
     "not judged": "Nothing can be judged",
 }
+NC4 = ("nc4_agreement", "nc4_mismatch", "ncc_accuracy")
+TOLERANCE = 1e-4  # what one network may differ by between frameworks that sum in float32
+_TITLE = "Neural collapse on scikit-learn's digits"
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser(
+        "demo",
+        help="train on real images past zero error and watch every block collapse",
+        description="Train a small convolutional network on scikit-learn's 1,797 digits past zero "
+        "error, watch NC1 to NC4 of every block, and write TensorBoard events, JSON lines and a figure.",
+        epilog="example: collapsemeter demo --epochs 40 --out runs/short",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(run=lambda o: run(o.framework, o.epochs, o.out, o.seed) and None)
+    command.add_argument("--framework", default="torch", choices=TRAINERS, help="what trains")
+    command.add_argument("--epochs", type=int, default=EPOCHS, help="epochs to train")
+    command.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    command.add_argument(
+        "-o", "--out", default="runs/demo", help="folder to write to (never overwritten)"
+    )
+    command.writes(out="folder")
 
 
 class Epoch(NamedTuple):
-    """One epoch of the demo: mean loss, share of misclassified images, and what was measured.
+    """One epoch: mean loss, share of misclassified images, and what was measured.
 
     ``live`` holds the statistics of the training stream (None before training), ``frozen`` those of a
     pass over the training images with frozen weights.
@@ -45,10 +69,7 @@ class Epoch(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How the run ended: the history, the epoch of zero training error, and where things are.
-
-    ``audited`` holds the last epoch once more, measured from the activations that were written.
-    """
+    """How the run ended; ``audited`` measures the last epoch once more, from the activations it wrote."""
 
     history: list[Epoch]
     zero_error_epoch: int | None
@@ -74,32 +95,13 @@ def run(
 ) -> Outcome:
     """Train, print a table row an epoch, and write events, JSON lines, figure, activations and report.
 
-    Parameters
-    ----------
-    framework : str
-        A key of `TRAINERS`.
-    epochs : int
-    folder : str
-        Where to write; where it exists, the first of ``folder-2``, ``folder-3``, ... that does not.
-    seed : int
-
-    Returns
-    -------
-    Outcome
-
-    Raises
-    ------
-    ValueError
-        If the framework is unknown or ``epochs`` is not positive.
-    ImportError
-        If something to install is missing; the message names the extra.
+    Where ``folder`` exists, the first of ``folder-2``, ``folder-3``, ... that does not is written to.
     """
     from rich.console import Console
     from rich.progress import Progress
 
     from ..report.figure import plot
-    from ..sinks import Fan
-    from .demo_report import agreement, audited_report, write_report
+    from ..sinks.fan import Fan
 
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: train for at least one")
@@ -135,21 +137,13 @@ def run(
     audited = audited_report(target)
     outcome = Outcome(history, zero, target, audited)
     say(f"\n{verdict(outcome)}\n{agreement(history[-1].frozen, audited)}")
-    page = write_report(target, [*reports[:-1], (history[-1].number, audited)], _TITLE)
+    page = _write_report(target, [*reports[:-1], (history[-1].number, audited)])
     say(f"Report: {page}")
     return outcome
 
 
-_TITLE = "Neural collapse on scikit-learn's digits"
-
-
 def digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Return scikit-learn's 1,797 scans of digits, (N, 8, 8) in 0..1, and their classes.
-
-    Raises
-    ------
-    ImportError
-        If scikit-learn is not installed.
 
     References
     ----------
@@ -178,16 +172,10 @@ def _trainer(framework: str) -> Any:
 
 
 def _fresh(folder: Path) -> Path:
-    """Return the folder, or a numbered one beside it, that does not exist: no run is overwritten."""
-
-    def candidates() -> Iterator[Path]:
-        yield folder
-        number = 2
-        while True:
-            yield folder.with_name(f"{folder.name}-{number}")
-            number += 1
-
-    fresh = next(path for path in candidates() if not path.exists())
+    """Make the folder, or a numbered one beside it, that does not exist: no run is overwritten."""
+    fresh, number = folder, 2
+    while fresh.exists():
+        fresh, number = folder.with_name(f"{folder.name}-{number}"), number + 1
     fresh.mkdir(parents=True)
     return fresh
 
@@ -220,25 +208,60 @@ def verdict(outcome: Outcome) -> str:
     slope, r = last.separation_law()
     criteria = Criteria()
     before, after = criteria.judge(first.final), criteria.judge(last.final)
-    return "\n".join(
-        [
-            f"{HEADLINES[outcome.band]} after {outcome.history[-1].number} epochs; {error}. "
-            f"At the input of {list(last)[-1]!r}:",
-            *(f"  {_moved(before[name], after[name])}" for name in after),
-            *_fell(outcome),
-            f"  In depth, separation fuzziness shrinks {math.exp(-slope):.1f} times a block "
-            f"(r = {r:.3f}); least collapsed digits: {', '.join(map(str, last.final.worst_classes()))}",
-            f"Figure: {outcome.folder / 'collapse.png'}   Curves: tensorboard --logdir {outcome.folder}",
-        ]
-    )
-
-
-def _fell(outcome: Outcome) -> list[str]:
-    words = pinv_words(outcome.history[-1].frozen.final)
-    if math.isnan(outcome.fall):
-        return []
-    return [f"  {words}, {outcome.fall:.0f} times less than before training"]
+    lines = [
+        f"{HEADLINES[outcome.band]} after {outcome.history[-1].number} epochs; {error}. "
+        f"At the input of {list(last)[-1]!r}:",
+        *(f"  {_moved(before[name], after[name])}" for name in after),
+    ]
+    if not math.isnan(outcome.fall):
+        lines.append(
+            f"  {pinv_words(last.final)}, {outcome.fall:.0f} times less than before training"
+        )
+    lines += [
+        f"  In depth, separation fuzziness shrinks {math.exp(-slope):.1f} times a block "
+        f"(r = {r:.3f}); least collapsed digits: {', '.join(map(str, last.final.worst_classes()))}",
+        f"Figure: {outcome.folder / 'collapse.png'}   Curves: tensorboard --logdir {outcome.folder}",
+    ]
+    return "\n".join(lines)
 
 
 def _moved(before: Judgement, after: Judgement) -> str:
     return str(after) + (f"; {before.figure} before" if before.figure else "")
+
+
+def audited_report(folder: Path) -> CollapseReport:
+    """Measure the activations that the run wrote below its folder."""
+    from ..audit.run import audit
+
+    return audit(str(folder / "activations"))
+
+
+def _write_report(folder: Path, history: list[tuple[int, CollapseReport]]) -> Path:
+    """Write the last report as JSON and the history as a page; return the page."""
+    from ..html.page import write_html
+
+    final = history[-1][1].to_json(matrices=True)
+    write_atomically(folder / "report.json", final.encode())
+    write_html(folder / "report.html", history, title=_TITLE)
+    return folder / "report.html"
+
+
+def agreement(observed: CollapseReport, audited: CollapseReport) -> str:
+    """Say how far the final layer's metrics from the files are from those of the network itself."""
+    seen, measured = observed.final, audited.final
+    largest = max(_difference(seen[name], measured[name]) for name in seen if name not in NC4)
+    equal = all(_difference(seen[name], measured[name]) == 0 for name in NC4 if name in seen)
+    agrees = "agrees" if equal and largest <= TOLERANCE else "does not agree"
+    return (
+        f"The audit of the files {agrees} with what was observed: metrics of {list(audited)[-1]!r} within "
+        f"{largest:.1e}, NC4 {'equal' if equal else 'not equal'}"
+    )
+
+
+def _difference(a: float, b: float) -> float:
+    """Return the relative difference; none between two values that do not exist."""
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    if math.isnan(a) or math.isnan(b):
+        return math.inf
+    return abs(a - b) / max(abs(a), abs(b))

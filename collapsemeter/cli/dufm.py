@@ -1,12 +1,28 @@
-"""``collapsemeter dufm``: its arguments."""
+"""``collapsemeter dufm``: the optimum of a problem as text, JSON and a figure."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import math
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
+from ..metrics.layer import to_json_value
 from ..system.memory import check_memory
-from ..system.threads import check_jobs
+from ..system.processes import check_jobs
+from ..system.terminal import say, say_json
+
+if TYPE_CHECKING:  # SciPy takes its time: what runs imports it
+    from ..dufm.optimum import Optimum
+    from ..dufm.overview import Overview, SweptPoint
+    from ..dufm.problem import DUFM
+    from ..dufm.solution import Solution
+
+WIDTH = 80
+SHOWN = 3  # partial solutions listed by themselves; more are summed up in one row
 
 _EXAMPLES = """\
 examples:
@@ -25,6 +41,7 @@ examples:
 
 
 def add(commands: Any) -> None:
+    """Add the command to the parser."""
     command = commands.add_parser(
         "dufm",
         help="print the optimum that theory predicts for the last layers of a network",
@@ -34,7 +51,7 @@ def add(commands: Any) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=_run)
     add = command.add_argument_group("problem").add_argument
     add("--classes", type=int, required=True, help="number of classes, K")
     add("--depth", type=int, required=True, help="number of weight matrices, L")
@@ -64,35 +81,48 @@ def add(commands: Any) -> None:
     add("--quiet", action="store_true", help="print the best known in one line")
 
 
-def run(options: argparse.Namespace) -> None:
-    from ..dufm import DUFM  # SciPy takes its time
-    from .dufm_run import Wish, run
+def _run(options: argparse.Namespace) -> None:
+    from ..dufm.chain import check_memory as check_problem
+    from ..dufm.overview import overview
+    from ..dufm.plots import plot_problem
+    from ..dufm.solver import check_search, solve
+    from ..report.drawing import check_ending
 
     _check_sizes(options)
-    features = options.weight_decay[0] if options.feature_decay is None else options.feature_decay
-    problem = DUFM(
-        options.classes,
-        _one_or_many(options.per_class),
-        options.depth,
-        None if options.width is None else _one_or_many(options.width),
-        feature_decay=features,
-        weight_decay=_one_or_many(options.weight_decay),
-        loss=options.loss,
-        bias=options.bias,
-        bias_decay=options.bias_decay,
-        activation=options.activation,
-    )
-    wish = Wish(
-        solve=options.solve,
-        restarts=options.restarts,
-        seed=options.seed,
-        jobs=options.jobs,
-        plot=options.plot,
-        sweep=options.sweep,
-        json=options.json,
-        quiet=options.quiet,
-    )
-    run(problem, wish)
+    problem = _problem(options)
+    if options.plot is not None:
+        check_ending(options.plot)
+    check_search(options.restarts, options.jobs, options.seed)
+
+    def solution_of(problem: DUFM) -> Solution:
+        shown = not (options.json or options.quiet) and sys.stdout.isatty()
+        return solve(
+            problem,
+            restarts=options.restarts,
+            rng=options.seed,
+            jobs=options.jobs,
+            progress=shown,
+        )
+
+    if options.sweep is not None:
+        _sweep(problem, options, solution_of if options.solve else None)
+        return
+    if options.solve or options.plot is not None:
+        check_problem(problem)
+    known = overview(problem)
+    if not (options.json or options.quiet):
+        say(table(known))
+    solution = solution_of(problem) if options.solve else None
+    if options.json:
+        say_json(to_json_value(record(known, solution)), indent=2)
+    elif options.quiet:
+        say(known.words() if solution is None else solution.verdict)
+    else:
+        if solution is not None:
+            say("\nsolved: " + _wrapped(solution.summary()))
+        say(_paragraph(known.words(solution)))
+    if options.plot is not None:
+        plot_problem(known, solution, options.plot)
 
 
 def _check_sizes(options: argparse.Namespace) -> None:
@@ -106,5 +136,206 @@ def _check_sizes(options: argparse.Namespace) -> None:
     check_memory(f"--classes {classes} of width {widest}", 8.0 * 3 * max(classes, 1) * widest)
 
 
+def _problem(options: argparse.Namespace) -> DUFM:
+    from ..dufm.problem import DUFM
+
+    features = options.weight_decay[0] if options.feature_decay is None else options.feature_decay
+    return DUFM(
+        options.classes,
+        _one_or_many(options.per_class),
+        options.depth,
+        None if options.width is None else _one_or_many(options.width),
+        feature_decay=features,
+        weight_decay=_one_or_many(options.weight_decay),
+        loss=options.loss,
+        bias=options.bias,
+        bias_decay=options.bias_decay,
+        activation=options.activation,
+    )
+
+
 def _one_or_many(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
+
+
+def _sweep(
+    problem: DUFM, options: argparse.Namespace, solution_of: Callable[[DUFM], Solution] | None
+) -> None:
+    from ..dufm.overview import parse_sweep, run_sweep
+    from ..dufm.plots import plot_sweep
+
+    sweep = parse_sweep(options.sweep)
+    name, points = sweep.name, run_sweep(problem, sweep, solution_of)
+    if options.json:
+        values = {
+            "format": "collapsemeter.DUFMSweep",
+            "version": 1,
+            "name": name,
+            "points": [{"value": p.value, **record(p.known, p.solution)} for p in points],
+        }
+        say_json(to_json_value(values), indent=2)
+    elif options.quiet:
+        for point in points:
+            say(f"{name} = {point.value:.6g}: {_swept_best(point)}")
+    else:
+        say(sweep_table(name, points))
+    if options.plot is not None:
+        plot_sweep(sweep, points, options.plot)
+
+
+def _swept_best(point: SweptPoint) -> str:
+    best = point.known.best_known(point.solution)
+    if best is None:
+        return f"no closed form below zero, loss {point.known.best_closed_form.loss:.10g}"
+    return f"{best[0]}, loss {best[1]:.10g}"
+
+
+def _wrapped(text: str) -> str:
+    lines = [textwrap.wrap(line, WIDTH - 8, subsequent_indent="  ") for line in text.splitlines()]
+    return "\n".join(line for part in lines for line in part)
+
+
+def table(known: Overview) -> str:
+    """Return the problem, its thresholds, every closed form and the best of them, in 80 columns."""
+    sources = list(dict.fromkeys(reference.source for reference in known.references))
+    paragraphs = [_described(known.problem)]
+    paragraphs += [f"{threshold.name}: {threshold.words}" for threshold in known.thresholds]
+    shown, summed = _split_partial(known.references)
+    room = max([12, *(len(reference.name) for reference in shown)]) + 2
+    head = _cells(room, "name", "loss", "ratio", "rank of H_2 ...", "status", "source")
+    lines = [_paragraph(text) for text in paragraphs]
+    lines += ["", head, "-" * len(head)]
+    lines += [_row(room, known, reference, sources) for reference in shown]
+    if summed:
+        low, high = summed[0], summed[-1]
+        lines.append(f"  and {low.name} to {high.name}: losses {low.loss:.6g} to {high.loss:.6g}")
+    lines.append("")
+    lines += [_paragraph(f"[{number}] {text}") for number, text in enumerate(sources, start=1)]
+    over = "loss over that of collapse" if known.collapsed else "none, since there is no collapse"
+    lines.append(_paragraph(f"ratio: {over}; ranks: layers 2 to L + 1 before the ReLU"))
+    lines += ["", _paragraph(known.closed_form_words)]
+    return "\n".join(lines)
+
+
+def _described(problem: DUFM) -> str:
+    """Return the problem in one sentence."""
+    from ..dufm.chain import shortened
+
+    bias = f"bias with decay {problem.bias_decay:g}" if problem.bias else "no bias"
+    return (
+        f"K = {problem.num_classes} classes of n = {shortened(problem.counts.tolist())}, "
+        f"L = {problem.depth} layer{'s' if problem.depth > 1 else ''} of width {shortened(problem.layer_widths)}, "
+        f"{problem.activation}, loss {problem.loss}, {bias}, "
+        f"lambda_H = {problem.feature_decay:g}, lambda = {shortened(problem.decays)}"
+    )
+
+
+def _paragraph(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, WIDTH, subsequent_indent="  "))
+
+
+def _split_partial(references: tuple[Optimum, ...]) -> tuple[list[Optimum], list[Optimum]]:
+    partial = [reference for reference in references if "learned" in reference.parameters]
+    summed = partial[1:] if len(partial) > SHOWN else []
+    return [reference for reference in references if reference not in summed], summed
+
+
+def _row(room: int, known: Overview, reference: Optimum, sources: list[str]) -> str:
+    number = sources.index(reference.source) + 1
+    ratio = _ratio(known.ratio(reference.loss))
+    return _cells(
+        room, reference.name, f"{reference.loss:.10f}", ratio, rank_words(reference.ranks),
+        reference.status, f"[{number}]",
+    )  # fmt: skip
+
+
+def _cells(
+    room: int, name: str, loss: str, ratio: str, ranks: str, status: str, source: str
+) -> str:
+    return f"{name:<{room}}{loss:>12}{ratio:>9}  {ranks:<15}  {status:<11}  {source}"
+
+
+def _ratio(ratio: float) -> str:
+    if math.isnan(ratio):
+        return "-"
+    return f"{ratio:.4f}" if ratio < 1000 else f"{ratio:.2e}"
+
+
+def rank_words(values: Sequence[int]) -> str:
+    """Return ranks with repetitions counted.
+
+    >>> rank_words([5, 5, 5, 10]), rank_words([2])
+    ('5x3 10', '2')
+    """
+    runs = [(value, len(list(run))) for value, run in groupby(values)]
+    return " ".join(f"{value}x{count}" if count > 1 else f"{value}" for value, count in runs)
+
+
+def sweep_table(name: str, points: list[SweptPoint]) -> str:
+    """Return the best closed form at every swept value, and what was found there, in 80 columns."""
+    solved = any(point.solution is not None for point in points)
+    last = "solved" if solved else "status"
+    head = f"{name:>13}  {'closed form':<13}{'loss':>13}{'ratio':>9}  {'ranks':<15}  {last}"
+    lines = [head, "-" * (WIDTH - 1)]
+    for point in points:
+        best = point.known.best_closed_form
+        end = best.status if point.solution is None else f"{point.solution.loss:.10f}"
+        lines.append(
+            f"{point.value:>13.6g}  {best.name:<13}{best.loss:>13.10f}"
+            f"{_ratio(point.known.ratio(best.loss)):>9}  {rank_words(best.ranks):<15}  {end}"
+        )
+    return "\n".join(lines)
+
+
+def record(known: Overview, solution: Solution | None = None) -> dict[str, Any]:
+    """Return what is known, and what was found, as plain values ready for JSON."""
+    from ..dufm.overview import reference_record
+
+    problem = known.problem
+    best = known.best_known(solution)
+    return {
+        "format": "collapsemeter.DUFM",
+        "version": 1,
+        "problem": {
+            "num_classes": problem.num_classes,
+            "per_class": problem.per_class,
+            "depth": problem.depth,
+            "widths": problem.layer_widths,
+            "feature_decay": problem.feature_decay,
+            "weight_decay": problem.decays,
+            "loss": problem.loss,
+            "bias": problem.bias,
+            "bias_decay": problem.bias_decay,
+            "activation": problem.activation,
+            "canonical_decay": problem.canonical_decay,
+        },
+        "thresholds": {
+            t.name: {"value": t.value, "threshold": t.threshold, "words": t.words}
+            for t in known.thresholds
+        },
+        "lower_bound": known.lower_bound,
+        "collapsed": None if known.collapsed is None else known.collapsed.name,
+        "best_closed_form": known.best_closed_form.name,
+        "best_known": None if best is None else {"name": best[0], "loss": best[1]},
+        "words": known.words(solution),
+        "references": [reference_record(known, reference) for reference in known.references],
+        "solution": None if solution is None else _solution_record(solution),
+    }
+
+
+def _solution_record(solution: Solution) -> dict[str, Any]:
+    layers = range(1, solution.problem.depth + 2)
+    return {
+        "loss": solution.loss,
+        "gap": solution.gap,
+        "reference": solution.reference.name,
+        "proven": solution.proven,
+        "verdict": solution.verdict,
+        "ranks": solution.ranks,
+        "singular_values": {layer: solution.singular_values(layer) for layer in layers},
+        "residual": {
+            "gradient": solution.residual.plain,
+            "generalised": solution.residual.generalised,
+        },
+        "starts": [{"kind": start.kind, "loss": start.loss} for start in solution.starts],
+    }

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from ..system.escaping import printable
-from ..system.outputs import Kind, Output, check_outputs
 from ..system.suggest import did_you_mean
 from ..system.terminal import say
+from .outputs import Kind, OutputFile, check_outputs
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         names = {a.dest: max(a.option_strings, default="an input", key=len) for a in self._actions}
         given = vars(options)
         outputs = [
-            Output(names[dest], given[dest], kind)
+            OutputFile(names[dest], given[dest], kind)
             for dest, kind in self._writes.items()
             if given[dest] is not None
         ]

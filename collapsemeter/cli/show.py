@@ -1,133 +1,121 @@
-"""``collapsemeter show`` and ``compare``: reports from files as text, JSON and HTML."""
+"""``collapsemeter show`` and ``collapsemeter compare``: reports from files as text, JSON and HTML."""
 
 from __future__ import annotations
 
+import argparse
 import os
-import shutil
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from ..comparison.compare import compare
+from ..html.page import write_html
 from ..metrics.catalogue import METRICS
-from ..report.history import Entries, History, read_history
-from ..report.origin import origin
+from ..report.history import History, read_history
 from ..report.report import TABLE, CollapseReport
-from ..system.escaping import printable
 from ..system.suggest import did_you_mean
 from ..system.terminal import say, say_json
+from .text import history_words, report_line, say_notes, terminal_width
+
+_SHOW = """\
+examples:
+  a report in 80 columns, or as wide as the terminal
+    collapsemeter show report.json
+  the page with the figures
+    collapsemeter show report.json --html report.html
+  the history that a training run wrote, with its trends
+    collapsemeter show runs/reports.jsonl --html report.html
+  one line, for a log
+    collapsemeter show report.json --quiet
+"""
+
+_COMPARE = """\
+examples:
+  a network beside another one, layer by layer from the end
+    collapsemeter compare mine.json theirs.json
+  two metrics beside those of the reference
+    collapsemeter compare mine.json theirs.json --metrics nc1_pinv nc2_etf_error
+  for a program
+    collapsemeter compare mine.json theirs.json --json
+"""
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What to print and write of a report.
+def add(commands: Any) -> None:
+    """Add both commands to the parser."""
+    command = commands.add_parser(
+        "show",
+        help="print a saved report, or write it as one HTML page",
+        description="Print a report that `collapsemeter audit --json` or report.to_json() wrote, or\n"
+        "the last one of a history in JSON lines (.jsonl).",
+        epilog=_SHOW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=_show)
+    command.add_argument("report", help="file, .json or .jsonl")
+    command.reads("report")
+    _add_output(command)
 
-    Parameters
-    ----------
-    json, quiet : bool
-        Print JSON and nothing else; print one line.
-    html : str, optional
-        Where to write the HTML report.
-    metrics : sequence of str
-        Columns of the table.
-    phase : str, optional
-        Which reports of a history to take, where it holds several phases.
-    """
-
-    json: bool = False
-    quiet: bool = False
-    html: str | None = None
-    metrics: Sequence[str] = TABLE
-    phase: str | None = None
+    command = commands.add_parser(
+        "compare",
+        help="put a saved report beside another one",
+        description="Compare the geometry of two reports, over all orders of the classes. Gram\n"
+        "matrices are compared where the reports hold them: `collapsemeter audit --json`\n"
+        "and report.to_json(matrices=True) write them.",
+        epilog=_COMPARE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=_compare)
+    command.add_argument("report", help="what was measured, .json or .jsonl")
+    command.add_argument("reference", help="what it is compared with")
+    command.reads("report", "reference")
+    _add_output(command)
 
 
-def show(path: str, wish: Wish) -> None:
-    """Print the report in a file, or the last one of a history, and write it as HTML.
+def _add_output(command: Any) -> None:
+    add = command.add_argument
+    names = f"metrics of the table, of {', '.join(METRICS)}"
+    add("--metrics", nargs="+", default=TABLE, metavar="NAME", help=names)
+    add("--phase", help="which phase of a history to take, such as frozen-train")
+    add("--html", metavar="FILE", help="write the HTML report (extra: report)")
+    command.writes(html="page")
+    add = command.add_mutually_exclusive_group().add_argument
+    add("--json", action="store_true", help="print JSON and nothing else")
+    add("--quiet", action="store_true", help="print one line")
 
-    Parameters
-    ----------
-    path : str
-        A report as ``to_json`` returns it; a name that ends in ``.jsonl`` is a history.
-    wish : Wish
 
-    Raises
-    ------
-    ValueError
-        If the file does not read, a metric is unknown, or phases are mixed and none is chosen.
-    ImportError
-        If HTML is asked for and Jinja or matplotlib is missing.
-    OSError
-        If a file cannot be read or written.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> from collapsemeter import CollapseReport, LayerReport
-    >>> file = pathlib.Path(tempfile.mkdtemp()) / "report.json"
-    >>> _ = file.write_text(CollapseReport({"fc": LayerReport({"nc1_trace_ratio": 0.25})}).to_json())
-    >>> show(str(file), Wish(quiet=True))
-    fc (frozen-eval): NC1 partly collapsed: 20 % of the variance is within classes; NC2, NC3 and NC4 not judged: not measured
-    """
-    unknown = [name for name in wish.metrics if name not in METRICS]
+def _show(options: argparse.Namespace) -> None:
+    unknown = [name for name in options.metrics if name not in METRICS]
     if unknown:
         raise ValueError(
             f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}"
             + did_you_mean(unknown[0], METRICS)
         )
-    history = _history(path, wish.phase)
+    history = _history(options.report, options.phase)
     report = history[-1][1]
-    if wish.html is not None:
-        from ..html import write_html
-
-        write_html(wish.html, history)
-    if wish.json:
+    if options.html is not None:
+        write_html(options.html, history)
+    if options.json:
         say_json(report.to_dict(), indent=2)
-    elif wish.quiet:
-        say(line(report))
+    elif options.quiet:
+        say(report_line(report))
     else:
-        say(words(history, wish))
+        say(history_words(history, options.metrics, options.html))
         return
     say_notes(history)
 
 
-def line(report: CollapseReport) -> str:
-    """Return what a report is of and its summary, in one line."""
-    return "; ".join([*origin(report)[:1], report.summary()])
-
-
-def words(history: Entries, wish: Wish) -> str:
-    """Return the last report of a history as text: its rows, a summary, a table, and what the history lacks."""
-    width = _width()
-    history = History(history)
-    step, report = history[-1]
-    lines = [
-        part
-        for text in [*origin(report), report.summary()]
-        for part in textwrap.wrap(text, width, subsequent_indent="  ")
-    ]
-    if len(history) > 1:
-        lines.append(f"epoch {step}, the last of {len(history.last)} reports")
-    lines += textwrap.wrap(history.earlier_runs(), width, subsequent_indent="  ")
-    lines += ["", report.table(wish.metrics, width)]
-    for note in history.notes:
-        lines += textwrap.wrap(f"! {printable(note)}", width, subsequent_indent="  ")
-    overhead = report.provenance.get("overhead")
-    if isinstance(overhead, float):
-        lines += ["", f"measuring took {overhead:.1%} of the training's time"]
-    if wish.html is not None:
-        lines += ["", f"HTML report: {wish.html}"]
-    return "\n".join(lines)
-
-
-def say_notes(history: Entries) -> None:
-    """Say on standard error what a history lacks, where standard output is for something else."""
-    for note in History(history).notes:
-        say(f"collapsemeter: {printable(note)}", error=True)
-
-
-def _width() -> int:
-    """Columns of the terminal; 80 where there is none, and never too few for a table."""
-    return max(40, shutil.get_terminal_size((80, 24)).columns)
+def _compare(options: argparse.Namespace) -> None:
+    history = _history(options.report, options.phase)
+    reference = _history(options.reference, options.phase)[-1][1]
+    comparison = compare(history[-1][1], reference)
+    if options.html is not None:
+        write_html(options.html, history, comparison=comparison)
+    if options.json:
+        say_json(comparison.to_dict(), indent=2)
+    elif options.quiet:
+        say(comparison.summary())
+    else:  # the overview, unless metrics are asked for
+        metrics = [] if options.metrics is TABLE else options.metrics
+        say(comparison.table(metrics, terminal_width()))
+    say_notes(history)
 
 
 def _history(path: str, phase: str | None) -> History:
@@ -147,45 +135,3 @@ def _history(path: str, phase: str | None) -> History:
             f"quantities: choose one with --phase {phases[0]}"
         )
     return history if phase is None else history.of_phase(phase)
-
-
-def compare_files(path: str, reference: str, wish: Wish) -> None:
-    """Print a report beside another one, and write both as HTML.
-
-    Parameters
-    ----------
-    path, reference : str
-        Reports as ``to_json(matrices=True)`` returns them, or histories, see `show`.
-    wish : Wish
-        ``metrics`` are listed by layer; the overview without any.
-
-    Raises
-    ------
-    ValueError, ImportError, OSError
-        As `show`; also if a report has no layer.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> from collapsemeter import ClassMoments, CollapseReport, measure
-    >>> moments = ClassMoments.from_batch([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1], 2)
-    >>> file = pathlib.Path(tempfile.mkdtemp()) / "report.json"
-    >>> _ = file.write_text(CollapseReport({"fc": measure(moments)}).to_json(matrices=True))
-    >>> compare_files(str(file), str(file), Wish(quiet=True))
-    fc (reference layer fc): collapsed to the reference: 0.99 % of the variance is within classes; class means are 0 % as far from the reference as random ones from a simplex ETF
-    """
-    history = _history(path, wish.phase)
-    other = _history(reference, wish.phase)[-1][1]
-    metrics = [] if tuple(wish.metrics) == TABLE else wish.metrics
-    comparison = compare(history[-1][1], other)
-    if wish.html is not None:
-        from ..html import write_html
-
-        write_html(wish.html, history, comparison=comparison)
-    if wish.json:
-        say_json(comparison.to_dict(), indent=2)
-    elif wish.quiet:
-        say(comparison.summary())
-    else:
-        say(comparison.table(metrics, _width()))
-    say_notes(history)

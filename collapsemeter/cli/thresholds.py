@@ -1,4 +1,4 @@
-"""Thresholds for continuous integration: ``fc:NC1>10%`` or ``fc:nc1_pinv>0.1`` fails the audit."""
+"""FailureConditions for continuous integration: ``fc:NC1>10%`` or ``fc:nc1_pinv>0.1`` fails the audit."""
 
 from __future__ import annotations
 
@@ -28,78 +28,43 @@ _FORM = re.compile(
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """A condition under which an audit fails.
+class FailureCondition:
+    """A condition under which an audit fails, of a metric or of a property from NC1 to NC4.
 
-    Parameters
-    ----------
-    text : str
-        As it was given.
-    layer : str or None
-        Name or shell pattern; the final layer if None.
-    metric : str
-        A metric, or a property from NC1 to NC4: its share as `Criteria` judges it.
-    sign : str
-    limit : float
-
-    Examples
-    --------
-    >>> Threshold.parse("fc:nc1_pinv > 0.1").limit, Threshold.parse("NC1>10%").limit
+    >>> FailureCondition.parse("fc:nc1_pinv > 0.1").limit, FailureCondition.parse("NC1>10%").limit
     (0.1, 0.1)
     """
 
-    text: str
-    layer: str | None
+    text: str  # as it was given
+    layer: str | None  # name or shell pattern; the final layer if None
     metric: str
     sign: str
     limit: float
 
     @classmethod
-    def parse(cls, text: str) -> Threshold:
-        """Read a condition ``LAYER:METRIC>NUMBER``, also in percent; without a layer the final one is meant.
-
-        Raises
-        ------
-        ValueError
-            If it has another form, or the metric is unknown.
-        """
-        found = _FORM.fullmatch(text.strip())
-        try:
-            limit = math.nan if found is None else _number(found["limit"])
-        except ValueError:
-            limit = math.nan
-        if found is None or math.isnan(limit):
+    def parse(cls, text: str) -> FailureCondition:
+        """Read a condition ``LAYER:METRIC>NUMBER``, also in percent; without a layer the final one is meant."""
+        match = _FORM.fullmatch(text.strip())
+        limit = math.nan if match is None else _number(match["limit"])
+        if match is None or math.isnan(limit):
             raise ValueError(
                 f"--fail-if {text!r}: write LAYER:METRIC>NUMBER, such as 'fc:nc1_pinv>0.1'"
             )
-        if found["metric"] not in (*PROPERTIES, *METRICS):
+        known = (*PROPERTIES, *METRICS)
+        if match["metric"] not in known:
             raise ValueError(
-                f"--fail-if {text!r}: no metric is named {found['metric']!r}; there are "
-                f"{', '.join((*PROPERTIES, *METRICS))}"
-                + did_you_mean(found["metric"], (*PROPERTIES, *METRICS))
+                f"--fail-if {text!r}: no metric is named {match['metric']!r}; there are "
+                f"{', '.join(known)}{did_you_mean(match['metric'], known)}"
             )
-        return cls(text, found["layer"], found["metric"], found["sign"], limit)
+        return cls(text, match["layer"], match["metric"], match["sign"], limit)
 
     def failures(self, report: CollapseReport) -> list[str]:
-        """Return one sentence for every layer that fails; one without a value does.
-
-        Raises
-        ------
-        ValueError
-            If no layer has the name.
-        """
-        return [
-            words for name in self.chosen(list(report)) if (words := self._failure(report, name))
-        ]
+        """Return one sentence for every layer that fails; one without a value does."""
+        sentences = (self._failure(report, name) for name in self.chosen(list(report)))
+        return [words for words in sentences if words is not None]
 
     def chosen(self, layers: Sequence[str]) -> list[str]:
-        """Return the layers that are meant.
-
-        Raises
-        ------
-        ValueError
-            If no layer has the name.
-        """
+        """Return the layers that are meant; raise ValueError if there is none."""
         if self.layer is None:
             return list(layers[-1:])
         names = [name for name in layers if name == self.layer or fnmatchcase(name, self.layer)]
@@ -132,4 +97,8 @@ class Threshold:
 
 
 def _number(text: str) -> float:
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    """Read a number or a share in percent; NaN where it is none."""
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return math.nan

@@ -15,32 +15,10 @@ def write_atomically(
     *,
     lasting: bool = True,
 ) -> None:
-    """Replace a file by ``data``; a crash at any moment leaves the old file or the new one.
+    """Replace a file by ``data``, or by what it writes; a crash at any moment leaves the old file or the new one.
 
-    The bytes go to a temporary file in the same folder, are forced to disk, and take the name by one
-    rename, which POSIX makes atomic.
-
-    Parameters
-    ----------
-    path : str or path
-        The file; its folder is made if it does not exist.
-    data : bytes, or callable
-        What to write; or a function that writes it to an open file, so that it need not lie in memory.
-    lasting : bool
-        Whether the file must outlive a crash of the machine: a temporary one is not forced to disk.
-
-    Raises
-    ------
-    OSError
-        If the folder or file cannot be written; the old file is then untouched.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib
-    >>> target = pathlib.Path(tempfile.mkdtemp()) / "a.txt"
-    >>> write_atomically(target, b"whole")
-    >>> target.read_bytes()
-    b'whole'
+    The bytes go to a temporary file in the same folder, are forced to disk if the file must outlive a crash of the
+    machine (``lasting``), and take the name by one rename, which POSIX makes atomic.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,28 +6,7 @@ import os
 
 
 def check_memory(what: str, nbytes: float) -> None:
-    """Raise if arrays are larger than the memory of this machine.
-
-    Parameters
-    ----------
-    what : str
-        What asks for them, with its figures.
-    nbytes : float
-        All bytes that are needed at once.
-
-    Raises
-    ------
-    ValueError
-        It says how much is needed and how much there is.
-
-    Examples
-    --------
-    >>> try:
-    ...     check_memory("num_classes=10**15 of 8 features", 8 * 8 * 1e15)
-    ... except ValueError as error:
-    ...     print(str(error).partition(";")[0])
-    num_classes=10**15 of 8 features needs 59,604,645 GiB of memory
-    """
+    """Raise ValueError if ``nbytes``, needed at once for ``what``, are more than the memory of this machine."""
     there = _physical()
     if nbytes > there:
         raise ValueError(

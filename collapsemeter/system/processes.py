@@ -31,21 +31,6 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor]:
 
     Where this block is left by an exception, their tasks are interrupted, clean up, and the processes end. They
     end, too, when this process is gone, even by SIGKILL. Ctrl-C is left to this process.
-
-    Parameters
-    ----------
-    count : int
-
-    Raises
-    ------
-    ValueError
-        If one of them is told to end by somebody else.
-
-    Examples
-    --------
-    >>> with processes(2) as pool:
-    ...     pool.submit(abs, -3).result()
-    3
     """
     # Spawned: forking a process that has threads, as BLAS has, may hang.
     pool = _Pool(count, get_context("spawn"), _begin)
@@ -132,3 +117,12 @@ def _interrupt(pool: ProcessPoolExecutor) -> None:
     for worker in workers:
         worker.join(_PATIENCE)
         worker.kill()
+
+
+def check_jobs(jobs: int) -> None:
+    """Raise ValueError unless this machine can run so many processes."""
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: there must be at least one process")
+    cores = os.cpu_count() or 1
+    if jobs > max(64, 4 * cores):
+        raise ValueError(f"jobs={jobs}: this machine has {cores} cores; pass about as many")

@@ -12,33 +12,14 @@ _PLAIN = str.maketrans({"─": "-", "–": "-", "−": "-", "…": "...", "\N{MU
 
 
 def say(text: str, *, error: bool = False) -> None:
-    r"""Print text on standard output or standard error, whatever names it holds and its encoding is.
-
-    Parameters
-    ----------
-    text : str
-        One or several lines; characters that do not print are escaped, see `printable`.
-    error : bool
-        Whether it goes to standard error.
-
-    Examples
-    --------
-    >>> say("layer \x1b[31mfc")
-    layer \x1b[31mfc
-    """
+    """Print text on standard output or standard error, whatever names it holds and its encoding is."""
     stream = sys.stderr if error else sys.stdout
     if stream is not None:  # as under pythonw and some daemons
         print(writable(printable_lines(text), stream), file=stream)
 
 
 def say_json(value: Any, indent: int | None = None) -> None:
-    r"""Print plain values as strict JSON, in ASCII alone: names come back as they were.
-
-    Examples
-    --------
-    >>> say_json({"fc\x7f": 0.5})
-    {"fc\u007f": 0.5}
-    """
+    """Print plain values as strict JSON, in ASCII alone: names come back as they were."""
     import json  # a warning is said without it
 
     # JSON escapes every other control character by itself.
@@ -46,14 +27,7 @@ def say_json(value: Any, indent: int | None = None) -> None:
 
 
 def writable(text: str, stream: IO[str]) -> str:
-    r"""Return text as the encoding of a stream can hold it.
-
-    Examples
-    --------
-    >>> import io
-    >>> writable("1 ± 2 µ", io.TextIOWrapper(io.BytesIO(), "ascii"))
-    '1 +- 2 \\xb5'
-    """
+    """Return text as the encoding of a stream can hold it."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)

@@ -10,21 +10,7 @@ from .terminal import say
 
 
 def warn(message: str, stacklevel: int = 3) -> None:
-    """Warn without ever raising, also where the user has turned warnings into errors.
-
-    Parameters
-    ----------
-    message : str
-        One line; what does not print, in the name of a layer for example, is escaped.
-    stacklevel : int
-        As `warnings.warn` takes it, from the caller's view.
-
-    Examples
-    --------
-    >>> with warnings.catch_warnings():
-    ...     warnings.simplefilter("ignore")
-    ...     warn("the disk is full")
-    """
+    """Warn without ever raising, also where the user has turned warnings into errors."""
     text = printable(message)
     try:
         warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)

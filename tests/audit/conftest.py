@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import subprocess
@@ -167,34 +168,60 @@ def command(tmp_path):
 
 
 @pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
+def call(capsys, monkeypatch):
     """Run the command line in this process; return status, stdout and stderr."""
     from collapsemeter.cli import main
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
-            status = main(["audit", *map(str, arguments)])
+            status = main([*map(str, arguments)])
         except SystemExit as stop:
             status = stop.code
-        out, err = capsys.readouterr()
-        return status, out, err
+        return status, *capsys.readouterr()
 
     return run
 
 
 @pytest.fixture
-def refused(cli):
-    """Run the command line on bad input: one line on standard error, and status 2."""
+def cli(call, monkeypatch, tmp_path):
+    """Run ``collapsemeter audit`` in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: call("audit", *arguments)
 
-    def run(*arguments) -> str:
-        status, out, err = cli(*arguments)
-        assert (status, out) == (2, "")
-        assert err.startswith("collapsemeter: ")
-        assert err.count("\n") == 1
-        return err
+
+@pytest.fixture
+def refused(cli):
+    """Run ``collapsemeter audit`` on bad input: one line on standard error, and status 2."""
+    return lambda *arguments: one_sentence(cli(*arguments))
+
+
+@pytest.fixture
+def refused_untouched(call):
+    """Run a command that is refused: nothing in the folder is changed."""
+
+    def run(folder: Path, *arguments) -> str:
+        before = hashes(folder)
+        sentence = one_sentence(call(*arguments))
+        assert hashes(folder) == before
+        return sentence
 
     return run
+
+
+def one_sentence(result: tuple[int, str, str]) -> str:
+    status, out, err = result
+    assert (status, out) == (2, "")
+    assert err.startswith("collapsemeter: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return what lies in a folder, files by their SHA-256."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in folder.rglob("*")
+    }

@@ -16,7 +16,7 @@ import pytest
 import collapsemeter as cm
 from collapsemeter.audit import Options, audit
 from collapsemeter.cli import main
-from collapsemeter.cli.thresholds import Threshold
+from collapsemeter.cli.thresholds import FailureCondition
 
 
 @pytest.fixture
@@ -119,13 +119,13 @@ def test_several_thresholds_and_patterns(acts, cli):
 
 
 def test_layers_with_colons_and_brackets_have_thresholds():
-    found = Threshold.parse("a:b[0]:nc1_pinv > 1e-3")
+    found = FailureCondition.parse("a:b[0]:nc1_pinv > 1e-3")
     assert (found.layer, found.metric, found.sign, found.limit) == ("a:b[0]", "nc1_pinv", ">", 1e-3)
     report = cm.CollapseReport({"a:b[0]": cm.LayerReport({"nc1_pinv": 0.25})})
     assert found.failures(report) == [
         "layer 'a:b[0]' has nc1_pinv = 0.25: --fail-if 'a:b[0]:nc1_pinv > 1e-3'"
     ]
-    missing = Threshold.parse("nc2_etf_error>1").failures(report)
+    missing = FailureCondition.parse("nc2_etf_error>1").failures(report)
     assert missing == [
         "layer 'a:b[0]' has no nc2_etf_error to compare (it was not measured): --fail-if "
         "'nc2_etf_error>1'"
@@ -211,7 +211,7 @@ def test_wrong_arguments(acts, tmp_path, refused, what):
 def test_what_fails_late_keeps_what_was_counted(acts, tmp_path, cli, monkeypatch):
     with monkeypatch.context() as patch:  # the disk is full as the report is written
         patch.setattr(
-            "collapsemeter.cli.audit_run.write_atomically",
+            "collapsemeter.cli.audit.write_atomically",
             lambda path, data: os.write(os.open("/dev/full", os.O_WRONLY), data),
         )
         status, _, err = cli("acts", "--out", "report.json")

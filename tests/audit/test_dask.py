@@ -16,7 +16,7 @@ import pytest
 from distributed import LocalCluster
 
 from collapsemeter.audit import Options, Running, audit
-from collapsemeter.audit.cluster import Dask
+from collapsemeter.audit.cluster import DaskWorkers
 
 # Dask warns of its own future (of asyncio, of ports in use): nothing of ours.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -38,7 +38,7 @@ def test_a_cluster_gives_the_same_report(data, tmp_path, cluster, monkeypatch):
     running = Running(dask=cluster.scheduler_address)
     assert audit(files, options, running).to_json(matrices=True) == due
     # Pieces of shards, and a state folder that keeps what was decided.
-    monkeypatch.setattr("collapsemeter.audit.shard.PIECE_BYTES", 1000)
+    monkeypatch.setattr("collapsemeter.audit.job.PIECE_BYTES", 1000)
     due = audit(files, options).to_json(matrices=True)
     running = Running(dask=cluster.scheduler_address, state=tmp_path / "S", resume=True)
     report = audit(files, options, running)
@@ -66,7 +66,7 @@ def test_a_worker_that_is_killed(data, tmp_path, cluster, monkeypatch):
     def submit(self, function, *arguments):
         return self.client.submit(slowly, function, *arguments, pure=False)
 
-    monkeypatch.setattr(Dask, "submit", submit)
+    monkeypatch.setattr(DaskWorkers, "submit", submit)
 
     def kill():
         time.sleep(0.4)
@@ -204,7 +204,9 @@ def test_a_cluster_that_goes_away(data, tmp_path, refused, cli, how):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                Dask, "submit", lambda self, f, *a: self.client.submit(slowly, f, *a, pure=False)
+                DaskWorkers,
+                "submit",
+                lambda self, f, *a: self.client.submit(slowly, f, *a, pure=False),
             )
             thread.start()
             err = refused(*files, "--dask", address, "--json")
@@ -256,7 +258,7 @@ def start_cluster(folder: Path) -> list[subprocess.Popen]:
 
 def test_workers_that_die_over_the_same_task(data, tmp_path, cluster, refused, monkeypatch):
     monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
-    monkeypatch.setattr(Dask, "submit", lambda self, *_: self.client.submit(os._exit, 1))
+    monkeypatch.setattr(DaskWorkers, "submit", lambda self, *_: self.client.submit(os._exit, 1))
     files = data.shards(tmp_path / "acts", 1)
     err = refused(*files, "--dask", cluster.scheduler_address)
     assert "workers of the Dask cluster died over the same task again and again" in err

@@ -99,7 +99,7 @@ def test_states_of_several_epochs_do_not_merge(epochs, tmp_path, save_arrays, re
 
 
 def test_shards_of_many_pieces(epochs, tmp_path, save_arrays, refused, cli, monkeypatch):
-    monkeypatch.setattr("collapsemeter.audit.shard.PIECE_BYTES", 500)
+    monkeypatch.setattr("collapsemeter.audit.job.PIECE_BYTES", 500)
     for epoch, features, labels in epochs:
         save_arrays(tmp_path / f"{epoch}.npz", {"fc": features, "labels": labels})
         assert cli("map", f"{epoch}.npz", "-o", "st", "--num-classes", C)[0] == 0

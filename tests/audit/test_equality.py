@@ -7,7 +7,7 @@ import pytest
 
 from collapsemeter import ClassMoments
 from collapsemeter.audit import Options, Running, audit
-from collapsemeter.audit.state import SavedState
+from collapsemeter.audit.saved_state import SavedState
 from collapsemeter.stats.sketch import derived_seed
 
 
@@ -90,7 +90,7 @@ def test_every_shard_is_sketched_with_a_seed_of_its_own(data, tmp_path, monkeypa
     # However it is run, the same numbers.
     again = audit(files, options, Running(jobs=2))
     assert dict(again["fc"]) == pytest.approx(dict(layer), nan_ok=True, rel=1e-12)
-    monkeypatch.setattr("collapsemeter.audit.shard.PIECE_BYTES", 3000)
+    monkeypatch.setattr("collapsemeter.audit.job.PIECE_BYTES", 3000)
     pieces = audit(files, options)["fc"]  # each with a seed of its own, too
     assert abs(pieces["nc1_pinv"] - exact["nc1_pinv"]) < 5 * pieces.standard_errors["nc1_pinv"]
 
@@ -114,8 +114,8 @@ def test_predictions_and_logits(data, tmp_path, assert_report, ending):
 
 
 def test_pieces_of_a_shard(data, tmp_path, assert_report, monkeypatch):
-    monkeypatch.setattr("collapsemeter.audit.shard.PIECE_BYTES", 3000)
-    monkeypatch.setattr("collapsemeter.audit.rows.CHUNK_BYTES", 500)
+    monkeypatch.setattr("collapsemeter.audit.job.PIECE_BYTES", 3000)
+    monkeypatch.setattr("collapsemeter.audit.piece_rows.CHUNK_BYTES", 500)
     files = data.shards(tmp_path / "acts", 2)
     state = tmp_path / "state"
     report = audit(files, Options(head=data.head_file(tmp_path)), Running(state=state))
@@ -147,8 +147,8 @@ def test_a_sample_of_rows_is_the_same_however_it_is_drawn(data, tmp_path, monkey
     exact = audit(str(tmp_path / "one/*"), Options(head=options.head, nc4=400))
     assert "nc4_agreement" not in exact["fc"].intervals
     # And a budget that is too small for all draws a sample by itself.
-    monkeypatch.setattr("collapsemeter.audit.deciding.EXACT_PRODUCTS", 1e3)
-    monkeypatch.setattr("collapsemeter.audit.deciding.SAMPLE_ROWS", 150)
+    monkeypatch.setattr("collapsemeter.audit.second_pass.EXACT_PRODUCTS", 1e3)
+    monkeypatch.setattr("collapsemeter.audit.second_pass.SAMPLE_ROWS", 150)
     auto = audit(str(tmp_path / "one/*"), Options(head=options.head, seed=3))
     assert auto["fc"].intervals["nc4_agreement"] == interval
     exact = audit(str(tmp_path / "one/*"), Options(head=options.head, nc4="exact"))

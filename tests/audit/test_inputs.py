@@ -18,7 +18,7 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter.activations import Writer
-from collapsemeter.audit import Options, Running, audit, audit_steps, prepare
+from collapsemeter.audit import Options, Running, audit, audit_steps, run
 
 
 def test_a_dump_may_be_moved_and_its_paths_are_its_own(data, tmp_path, assert_report, monkeypatch):
@@ -169,7 +169,7 @@ def test_files_that_are_all_asked_for_as_something_else(data, tmp_path, refused)
 
 def test_a_file_that_shrank_after_it_was_looked_at(data, tmp_path, monkeypatch):
     (path,) = data.shards(tmp_path / "acts", 1)
-    real = prepare.plan_shards
+    real = run.plan_shards
 
     def then_shrink(*arguments):
         plan = real(*arguments)
@@ -177,7 +177,7 @@ def test_a_file_that_shrank_after_it_was_looked_at(data, tmp_path, monkeypatch):
         shutil.copy(tmp_path / "less" / "shard-0.safetensors", path)
         return plan
 
-    monkeypatch.setattr(prepare, "plan_shards", then_shrink)
+    monkeypatch.setattr(run, "plan_shards", then_shrink)
     with pytest.raises(
         ValueError, match=r"'labels' of .*shard-0.safetensors ends at row 200 of 400"
     ):

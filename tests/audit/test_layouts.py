@@ -144,7 +144,7 @@ SEQUENCES = {
 
 @pytest.mark.parametrize(("map_how", "how"), list(zip(REDUCTIONS, SEQUENCES, strict=True)))
 def test_maps_and_sequences(tmp_path, save_arrays, map_how, how, monkeypatch):
-    monkeypatch.setattr("collapsemeter.audit.rows.CHUNK_BYTES", 2000)
+    monkeypatch.setattr("collapsemeter.audit.piece_rows.CHUNK_BYTES", 2000)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 60)
     maps = rng.normal(size=(60, 4, 3, 2)) + labels[:, None, None, None]

@@ -12,7 +12,7 @@ import pytest
 
 from collapsemeter import CorruptStateError
 from collapsemeter.audit import Options, Running, audit, map_files, merge_files
-from collapsemeter.audit.state import FORMAT, SavedState
+from collapsemeter.audit.saved_state import FORMAT, SavedState
 from collapsemeter.stats.state_file import read_state, write_state
 
 

@@ -21,10 +21,10 @@ from collapsemeter.audit import (
     Running,
     audit,
     first_pass,
+    job,
     map_files,
+    saved_state,
     second_pass,
-    shard,
-    state,
 )
 from collapsemeter.cli import main
 from collapsemeter.stats import state_file as state_files
@@ -39,8 +39,8 @@ def slow_main(arguments: list[str], out: Path) -> None:
         write(*given, **options)
         time.sleep(0.004)
 
-    shard.PIECE_BYTES = 2500
-    second_pass.write_state = state.write_state = slowly
+    job.PIECE_BYTES = 2500
+    second_pass.write_state = saved_state.write_state = slowly
     with open(out, "w") as sys.stdout, open(f"{out}.err", "w") as sys.stderr:
         status = main(["audit", *arguments])
     os._exit(status)
@@ -103,6 +103,7 @@ def written(folder: Path) -> dict[str, int]:
     return found
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_again_and_again(data, tmp_path, slow, seed):
     """Some hundred files are written, in two passes: killed after a random number of them, until done."""
@@ -310,7 +311,7 @@ def test_a_worker_that_is_killed(data, tmp_path, slow):
     main_guard = tmp_path / "slow_main.py"
     main_guard.write_text(
         "import time\n"
-        "from collapsemeter.audit import mapping, first_pass\n"
+        "from collapsemeter.audit import first_pass\n"
         "real = first_pass.map_piece\n"
         "def slowly(*a):\n"
         "    time.sleep(0.05)\n"
@@ -382,7 +383,7 @@ def test_a_state_folder_that_is_none(data, tmp_path, refused, inside):
 
 def test_a_piece_that_was_left_elsewhere(data, tmp_path, cli, monkeypatch, save_arrays):
     """Pieces of a shard that an earlier run counted are taken over from its folder, too."""
-    monkeypatch.setattr(shard, "PIECE_BYTES", 2000)
+    monkeypatch.setattr(job, "PIECE_BYTES", 2000)
     files = data.shards(tmp_path / "acts", 4)
     save_arrays(Path(files[2]), {**data.layers, "labels": np.full(400, 9)})
     assert cli(*files, "--num-classes", 6)[0] == 2

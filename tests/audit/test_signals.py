@@ -76,7 +76,12 @@ def until(condition, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-ENDS = [("SIGTERM", 2), ("SIGHUP", 2), ("SIGINT", 2), ("SIGTERM", 1)]
+ENDS = [
+    ("SIGTERM", 2),
+    ("SIGINT", 2),
+    pytest.param("SIGHUP", 2, marks=pytest.mark.nightly),
+    pytest.param("SIGTERM", 1, marks=pytest.mark.nightly),
+]
 
 
 @pytest.mark.parametrize(("name", "jobs"), ENDS)
@@ -101,7 +106,7 @@ def test_an_audit_that_is_told_to_end(data, tmp_path, start, cli, name, jobs):
     assert cli(*files, "--json", "--resume")[1] == cli(*files, "--json")[1]
 
 
-@pytest.mark.parametrize("command", ["audit", "dufm"])
+@pytest.mark.parametrize("command", ["audit", pytest.param("dufm", marks=pytest.mark.nightly)])
 def test_processes_end_with_a_parent_that_is_killed(data, tmp_path, start, command):
     if command == "audit":
         arguments = ["audit", *data.shards(tmp_path / "acts", 30), "--jobs", 2]

@@ -7,7 +7,7 @@ import math
 import pytest
 
 import collapsemeter as cm
-from collapsemeter.cli.thresholds import Threshold
+from collapsemeter.cli.thresholds import FailureCondition
 
 # sign: does the audit fail for a value below, on and above the limit?
 FAILS = {
@@ -21,7 +21,7 @@ FAILS = {
 @pytest.mark.parametrize("sign", FAILS)
 @pytest.mark.parametrize("space", ["", " "])
 def test_the_limit_itself(sign, space):
-    threshold = Threshold.parse(f"fc:nc1_pinv{space}{sign}{space}0.25")
+    threshold = FailureCondition.parse(f"fc:nc1_pinv{space}{sign}{space}0.25")
     assert (threshold.sign, threshold.limit) == (sign, 0.25)
     values = (math.nextafter(0.25, 0), 0.25, math.nextafter(0.25, 1))
     reports = [cm.CollapseReport({"fc": cm.LayerReport({"nc1_pinv": value})}) for value in values]
@@ -31,7 +31,7 @@ def test_the_limit_itself(sign, space):
 @pytest.mark.parametrize("sign", FAILS)
 def test_no_value_is_a_failure(sign):
     layer = cm.LayerReport({"nc1_pinv": math.nan}, {"nc1_pinv": "one_class"})
-    (words,) = Threshold.parse(f"nc1_pinv{sign}0").failures(cm.CollapseReport({"fc": layer}))
+    (words,) = FailureCondition.parse(f"nc1_pinv{sign}0").failures(cm.CollapseReport({"fc": layer}))
     assert words.startswith("layer 'fc' has no nc1_pinv to compare (only one class is present)")
 
 
@@ -39,4 +39,4 @@ def test_a_misspelt_layer_is_suggested():
     with pytest.raises(
         ValueError, match=r"no layer is named 'cnov'; there are conv, fc; did you mean 'conv'\?"
     ):
-        Threshold.parse("cnov:nc1_pinv>1").chosen(["conv", "fc"])
+        FailureCondition.parse("cnov:nc1_pinv>1").chosen(["conv", "fc"])

@@ -2,15 +2,12 @@
 
 import os
 
-from collapsemeter.audit.workers import workers
-from collapsemeter.system.threads import usable_threads
+from collapsemeter.audit.workers import open_workers
 
 
 def test_processes_have_one_thread_each_and_this_one_keeps_its_own(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = usable_threads()
-    with workers(jobs=2) as crew:
-        found = dict(crew.each(os.getenv, ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"]))
+    with open_workers(jobs=2) as workers:
+        values = dict(workers.each(os.getenv, ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"]))
         assert "OMP_NUM_THREADS" not in os.environ  # while they are there, too
-        assert usable_threads() == before
-    assert found == {0: "1", 1: "1"}
+    assert values == {0: "1", 1: "1"}

@@ -6,7 +6,6 @@ import math
 import pytest
 
 from collapsemeter.cli import main
-from collapsemeter.cli.dufm_run import Wish, run
 from collapsemeter.dufm import DUFM, collapse_threshold
 from collapsemeter.dufm.overview import overview, parse_sweep, problem_at
 
@@ -181,8 +180,3 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     assert "collapsemeter dufm --classes 10 --depth 4 --per-class 50 --weight-decay 4e-3" in text
     assert max(map(len, text.splitlines())) <= 80
-
-
-def test_run_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    run(DUFM(3, 1, 1, feature_decay=0.01, weight_decay=0.01), Wish())
-    assert "ufm_mse" in capsys.readouterr().out

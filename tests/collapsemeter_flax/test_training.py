@@ -15,7 +15,7 @@ from flax import nnx
 import collapsemeter_flax as cf
 from collapsemeter import Criteria
 from collapsemeter.cli import demo
-from collapsemeter.cli.demo_report import agreement, audited_report
+from collapsemeter.cli.demo import agreement, audited_report
 from collapsemeter_flax import demo as flax_demo
 
 STEPS, BATCH = 20, 16

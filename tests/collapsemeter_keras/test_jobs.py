@@ -11,7 +11,7 @@ import pytest
 
 from collapsemeter import Criteria
 from collapsemeter.cli import demo
-from collapsemeter.cli.demo_report import agreement
+from collapsemeter.cli.demo import agreement
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "keras_fit.py"
 SHORT, LONG = 2, 25  # NC1 and NC4 are there well before the demo's sixty, NC2 is not

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from collapsemeter import CollapseReport, Criteria, LayerReport, watch
 from collapsemeter.activations.manifest import Manifest
 from collapsemeter.cli import demo
-from collapsemeter.cli.demo_report import agreement
+from collapsemeter.cli.demo import agreement
 from collapsemeter_torch import CollapseMeter
 
 

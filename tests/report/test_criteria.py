@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import collapsemeter as cm
 from collapsemeter import CollapseReport, Criteria, LayerReport
 from collapsemeter.cli import demo, main
-from collapsemeter.cli.thresholds import Threshold
+from collapsemeter.cli.thresholds import FailureCondition
 from collapsemeter.dufm import DUFM, Optimum
 from collapsemeter.html.verdicts import cards
 from collapsemeter.metrics.measure import undefined_report
@@ -341,26 +341,26 @@ def test_a_share_is_a_threshold() -> None:
     report = CollapseReport({"conv": LAYERS["not"](), "fc": LAYERS["partly"]()})
     words = str(Criteria().judge(report["fc"])["NC1"])
     share = Criteria().judge(report["fc"])["NC1"].share
-    assert Threshold.parse("fc:NC1>10%").failures(report) == [
+    assert FailureCondition.parse("fc:NC1>10%").failures(report) == [
         f"layer 'fc': {words}: --fail-if 'fc:NC1>10%'"
     ]
-    assert Threshold.parse("NC1>50%").failures(report) == []
-    assert len(Threshold.parse("*:NC1>50%").failures(report)) == 1
-    assert Threshold.parse(f"NC1>{share!r}").failures(report) == []
-    assert len(Threshold.parse(f"NC1>={share!r}").failures(report)) == 1
-    assert Threshold.parse("nc4_mismatch>=150%").failures(report) == []
-    (missing,) = Threshold.parse("NC2<1%").failures(CollapseReport({"fc": LAYERS["two classes"]()}))
+    assert FailureCondition.parse("NC1>50%").failures(report) == []
+    assert len(FailureCondition.parse("*:NC1>50%").failures(report)) == 1
+    assert FailureCondition.parse(f"NC1>{share!r}").failures(report) == []
+    assert len(FailureCondition.parse(f"NC1>={share!r}").failures(report)) == 1
+    assert FailureCondition.parse("nc4_mismatch>=150%").failures(report) == []
+    (missing,) = FailureCondition.parse("NC2<1%").failures(CollapseReport({"fc": LAYERS["two classes"]()}))
     assert missing.startswith("layer 'fc': NC2 not judged: with two classes this is the same")
     with pytest.raises(
         ValueError, match="no metric is named 'NC5'; there are NC1, NC2, NC3, NC4, "
     ):
-        Threshold.parse("fc:NC5>10%")
+        FailureCondition.parse("fc:NC5>10%")
 
 
 def test_what_rounding_explains_is_below_a_threshold_all_the_same() -> None:
     report = CollapseReport({"fc": LAYERS["at the floor of float16"]()})
     assert Criteria().judge(report.final)["NC1"].band == "not judged"
-    assert Threshold.parse("NC1>1%").failures(report) == []
+    assert FailureCondition.parse("NC1>1%").failures(report) == []
 
 
 def test_the_example_prints_what_the_documents_say(capsys) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import collapsemeter as cm
 from collapsemeter import ClassMoments, CorruptStateError
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.audit.state import FORMAT, SavedState
+from collapsemeter.audit.saved_state import FORMAT, SavedState
 from collapsemeter.stats import sums
 from collapsemeter.stats.accumulate import Accumulator
 from collapsemeter.stats.consistency import check_consistent
@@ -201,8 +201,7 @@ def test_the_header_of_an_audit_is_checked(tmp_path, change, text):
 
 def audited(folder, kind):
     """Return the state that `audit map` writes of sixty rows, one of which is ignored and one NaN."""
-    from collapsemeter.audit.run import map_files
-    from collapsemeter.cli.audit_run import Options, Running
+    from collapsemeter.audit import Options, Running, map_files
 
     rng = np.random.default_rng(0)
     rows, labels = rng.normal(size=(60, 4)), np.arange(60) % 3

@@ -15,7 +15,7 @@ import collapsemeter as cm
 from collapsemeter import CollapseReport, LayerReport
 from collapsemeter.adapter.selection import description
 from collapsemeter.cli import main
-from collapsemeter.cli.thresholds import Threshold
+from collapsemeter.cli.thresholds import FailureCondition
 from collapsemeter.report.history import read_history
 from collapsemeter.sinks.csv_table import CsvSink
 from collapsemeter.sinks.json_lines import JsonlSink
@@ -57,7 +57,7 @@ def test_text_of_reports_and_comparisons(name: str) -> None:
     for text in (
         made.summary(), made.table(), repr(made), comparison.summary(), comparison.table(),
         comparison.table(["nc1_pinv"]), description([name], name, {name: name}, 3, "a Dense"),
-        *Threshold.parse("nc1_pinv>0").failures(made),
+        *FailureCondition.parse("nc1_pinv>0").failures(made),
     ):  # fmt: skip
         assert unsafe(text) == []
         assert printable(name)[-4:] in " ".join(text.split())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -21,29 +21,14 @@ FORMAT = "collapsemeter.AuditState"
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A shard that was counted.
+    """A shard that was counted; ``label_*`` are as in `LabelsOf`, empty where they are not known."""
 
-    Parameters
-    ----------
-    id : str
-        What identifies its rows, wherever its files lie.
-    name : str
-    files : dict of str to str
-        SHA-256 by file.
-    samples, rows : int
-        Along the first axis, and labels: tokens are more than samples.
-    labels : str
-        What identifies the labels and the mask that were read with them.
-    label_order, label_counts, label_values : str, str, int
-        What tells the labels themselves, see `epochs.LabelsOf`; empty where it is not known.
-    """
-
-    id: str
+    id: str  # identifies its rows, wherever its files lie
     name: str
-    files: dict[str, str]
+    files: dict[str, str]  # SHA-256 by file
     samples: int
-    rows: int
-    labels: str = ""
+    rows: int  # labels: tokens are more than samples
+    labels: str = ""  # identifies the labels and the mask that were read with the rows
     label_order: str = ""
     label_counts: str = ""
     label_values: int = 0
@@ -55,18 +40,14 @@ class ShardRecord:
         first = next(iter(self.files), self.name)
         return Labelled(first, lambda: self.id, known if self.label_counts else None)
 
+    def mark(self, moments: ClassMoments) -> ClassMoments:
+        """Return moments that know the shard they are of; of no rows nothing can be counted twice."""
+        return replace(moments, shards=frozenset([self.id]) if moments.rows else frozenset())
+
 
 @dataclass(frozen=True, eq=False)
 class AuditState:
-    """Moments by layer, and where they are from.
-
-    Parameters
-    ----------
-    layers : dict of str to ClassMoments
-    shards : tuple of ShardRecord
-    key : dict
-        How rows were counted; states that were counted otherwise do not merge.
-    """
+    """Moments by layer, and where they are from; states with another key do not merge."""
 
     layers: dict[str, ClassMoments]
     shards: tuple[ShardRecord, ...]
@@ -85,15 +66,7 @@ def save_layers(
     *,
     lasting: bool = True,
 ) -> None:
-    """Write a state layer by layer: they need not be in memory together.
-
-    Of absent classes nothing is kept. ``lasting``: see `collapsemeter.system.files.write_atomically`.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; an older file of that name is then untouched.
-    """
+    """Write a state layer by layer: they need not be in memory together. Of absent classes nothing is kept."""
     entries: list[dict[str, Any]] = []
 
     def arrays() -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -106,13 +79,16 @@ def save_layers(
             yield f"{i}.means_low", low[present]
             yield f"{i}.traces", moments.traces[present]
             if moments.scatter is not None:
-                whole = moments.scatter.ndim == 2
-                yield f"{i}.scatter", moments.scatter if whole else moments.scatter[present]
+                pooled = moments.scatter.ndim == 2
+                yield f"{i}.scatter", moments.scatter if pooled else moments.scatter[present]
             if moments.sketch is not None and moments.signs is not None:
                 yield f"{i}.sketch", moments.sketch
                 yield f"{i}.signs", moments.signs[:, present]
 
-    write_state(path, lambda: _header(entries, shards, key), arrays(), FORMAT, lasting=lasting)
+    def header() -> dict[str, Any]:
+        return {"layers": entries, "shards": [asdict(shard) for shard in shards], "key": dict(key)}
+
+    write_state(path, header, arrays(), FORMAT, lasting=lasting)
 
 
 def _entry(name: str, moments: ClassMoments) -> dict[str, Any]:
@@ -132,26 +108,8 @@ def _entry(name: str, moments: ClassMoments) -> dict[str, Any]:
     }
 
 
-def _header(
-    entries: list[dict[str, Any]], shards: Sequence[ShardRecord], key: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {"layers": entries, "shards": [asdict(shard) for shard in shards], "key": dict(key)}
-
-
 class SavedState:
-    """A state file whose checksum was compared: its header is at hand, layers are read when asked for.
-
-    Parameters
-    ----------
-    path : str or path
-
-    Raises
-    ------
-    CorruptStateError
-        If the file is truncated, altered, or not a state of an audit.
-    FileNotFoundError
-        If there is none.
-    """
+    """A state file whose checksum was compared: its header is at hand, layers are read when asked for."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
@@ -166,15 +124,10 @@ class SavedState:
         self.layers: list[str] = [entry["name"] for entry in self.header["layers"]]
         self.key: dict[str, Any] = self.header["key"]
         self.widths: dict[str, int] = {e["name"]: e["width"] for e in self.header["layers"]}
+        self.rows = sum(shard.rows for shard in self.shards)
 
     def moments(self, layer: str, scatter: bool = True) -> ClassMoments:
-        """Read the moments of a layer; without a scatter where means are enough.
-
-        Raises
-        ------
-        CorruptStateError
-            If they do not read.
-        """
+        """Read the moments of a layer; without a scatter where means are enough."""
         i = self.layers.index(layer)
         try:
             return self._moments(i, self.header["layers"][i], scatter)
@@ -183,11 +136,15 @@ class SavedState:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CorruptStateError(f"{self.path} is not the state of an audit: {error}") from error
 
-    def _moments(self, i: int, entry: Mapping[str, Any], whole: bool) -> ClassMoments:
+    def means(self) -> dict[str, ClassMoments]:
+        """Read the moments of every layer, without a scatter."""
+        return {name: self.moments(name, scatter=False) for name in self.layers}
+
+    def _moments(self, i: int, entry: Mapping[str, Any], scatter: bool) -> ClassMoments:
         names = ["counts", "means", "means_low", "traces"]
-        if whole and entry["kind"] == "sketch":
+        if scatter and entry["kind"] == "sketch":
             names += ["sketch", "signs"]
-        elif whole and entry["kind"] != "trace":
+        elif scatter and entry["kind"] != "trace":
             names.append("scatter")
         parts = {name: self._file.read(f"{i}.{name}") for name in names}
         check_stored(parts)
@@ -199,7 +156,7 @@ class SavedState:
             parts["signs"] = _spread(parts["signs"].T, present, len(counts)).T
         if entry["kind"] == "class" and "scatter" in parts:
             parts["scatter"] = _spread(parts["scatter"], present, len(counts))
-        found = ClassMoments.summed_in(
+        moments = ClassMoments.summed_in(
             np.float64,
             **{"scatter": None, **parts},
             feature_dtype=entry["feature_dtype"],
@@ -211,42 +168,39 @@ class SavedState:
             mixed=entry.get("mixed", 0),
             seeds=frozenset(listed(entry["seeds"])) if "sketch" in parts else frozenset(),
         )
-        self._check_moments(entry, found)
-        return found
+        self._check_moments(entry, moments)
+        return moments
 
-    def _check_moments(self, entry: Mapping[str, Any], found: ClassMoments) -> None:
+    def _check_moments(self, entry: Mapping[str, Any], moments: ClassMoments) -> None:
         """Raise ValueError unless moments are as large as the header says, and of as many rows."""
         name, shape = entry["name"], (entry["num_classes"], entry["width"])
-        if found.means.shape != shape or shape[0] != self.key["num_classes"]:
-            raise ValueError(f"layer {name!r} has moments of shape {found.means.shape}")
-        counted = found.rows + found.ignored + found.unlabelled + found.mixed
+        if moments.means.shape != shape or shape[0] != self.key["num_classes"]:
+            raise ValueError(f"layer {name!r} has moments of shape {moments.means.shape}")
+        counted = moments.rows + moments.ignored + moments.unlabelled + moments.mixed
         if self.key["nonfinite"] != "propagate":
-            counted += found.nonfinite
-        due = sum(record.rows for record in self.shards)
-        if counted != due:
-            raise ValueError(f"layer {name!r} has counted {counted} rows, its shards have {due}")
-
-    def state(self, scatter: bool = True) -> AuditState:
-        """Read the whole state; without a scatter where means are enough."""
-        layers = {name: self.moments(name, scatter) for name in self.layers}
-        return AuditState(layers, self.shards, self.key)
+            counted += moments.nonfinite
+        if counted != self.rows:
+            raise ValueError(
+                f"layer {name!r} has counted {counted} rows, its shards have {self.rows}"
+            )
 
 
 def _spread(
     rows: npt.NDArray[Any], present: npt.NDArray[np.intp], classes: int
 ) -> npt.NDArray[Any]:
+    """Put rows of present classes among zeros for absent ones."""
     if len(present) == classes:
         return rows
-    whole = np.zeros((classes, *rows.shape[1:]), rows.dtype)
-    whole[present] = rows
-    return whole
+    spread = np.zeros((classes, *rows.shape[1:]), rows.dtype)
+    spread[present] = rows
+    return spread
 
 
 def _check_header(header: Mapping[str, Any]) -> None:
     """Raise unless what the rest relies on is there: a checksum is no signature."""
-    due = {"name": str, "kind": str, "width": int, "num_classes": int, "ignored": int}
+    types = {"name": str, "kind": str, "width": int, "num_classes": int, "ignored": int}
     for entry in header["layers"]:
-        for name, kind in due.items():
+        for name, kind in types.items():
             if not isinstance(entry[name], kind):
                 raise TypeError(f"{name} of a layer is {entry[name]!r}")
         if entry["kind"] not in get_args(ScatterKind):

@@ -3,47 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..activations.remote import open_file
+from ..activations.remote import expand, open_file
 from ..stats.head import Head
 from ..system.suggest import did_you_mean
-from .arrays import described
-from .deciding import Reader
+from .job import WEIGHTS, HeadReader, described
+from .options import Options
+
+
+def only_file(pattern: str) -> str:
+    """Return the one file that a pattern means."""
+    files = expand([pattern])
+    if len(files) > 1:
+        raise ValueError(f"--head {pattern!r} means {len(files)} files: pass one")
+    return files[0]
+
+
+def check_head_named(options: Options) -> None:
+    """Raise ValueError if something is said of a head that is not given."""
+    if options.head_layer is not None or options.head_name is not None:
+        raise ValueError(
+            "--head-layer and --head-name say something of a head: pass --head FILE, too"
+        )
 
 
 def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str | None]:
-    """Read a head.
+    """Read a head; return it with what stands before ``.weight``, which may be the layer's name.
 
-    Parameters
-    ----------
-    file : str
-        With an array ``weight`` (C, d), or ``kernel`` (d, C), and perhaps ``bias`` (C,); each may have a
-        prefix (``fc.weight``). An array alone is the weight. One row is a single logit, which decides between
-        two classes.
-    cache : str
-        Folder for copies of remote files.
-    name : str, optional
-        The prefix, where the file holds other weights too.
-
-    Returns
-    -------
-    head : Head
-    prefix : str or None
-        What stands before ``.weight``, which may be the layer's name.
-
-    Raises
-    ------
-    ValueError
-        If there is no one weight to take; the message lists what was found.
+    The file has an array ``weight`` (C, d), or ``kernel`` (d, C), and perhaps ``bias`` (C,); each may have a
+    prefix (``fc.weight``), which ``name`` chooses. An array alone is the weight. One row is a single logit,
+    which decides between two classes.
     """
     with open_file(file, cache) as opened:
         arrays = opened.arrays
         matrices = [n for n, a in arrays.items() if len(a.shape) == 2 and a.dtype.kind in "fV"]
-        prefixes = {n.rpartition(".")[0]: n for n in matrices if n.rpartition(".")[2] in _WEIGHTS}
+        prefixes = {n.rpartition(".")[0]: n for n in matrices if n.rpartition(".")[2] in WEIGHTS}
         if name is not None:
             chosen = prefixes.get(name, name if name in matrices else None)
         elif len(matrices) == 1:
@@ -61,50 +57,22 @@ def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str
         weight = opened.read(chosen, 0, arrays[chosen].shape[0]).astype(np.float64)
         beside = f"{prefix}.bias" if prefix else "bias"
         bias = None
-        if last in _WEIGHTS and beside in opened.refused:
+        if last in WEIGHTS and beside in opened.refused:
             raise ValueError(f"{file}: array {beside!r} {opened.refused[beside]}")
-        if last in _WEIGHTS and beside in arrays:
+        if last in WEIGHTS and beside in arrays:
             bias = opened.read(beside, 0, arrays[beside].shape[0]).astype(np.float64)
     weight = weight.T if last == "kernel" else weight
-    return _head(weight, bias), prefix or None
-
-
-_WEIGHTS = ("weight", "kernel")
-
-
-def _head(weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None) -> Head:
     if len(weight) == 1:
-        return Head.from_single_logit(weight[0], 0.0 if bias is None else bias)
-    return Head(weight, bias)
+        head = Head.from_single_logit(weight[0], 0.0 if bias is None else bias)
+    else:
+        head = Head(weight, bias)
+    return head, prefix or None
 
 
 def read_layer(widths: Mapping[str, int], head: Head, asked: str | None, prefix: str | None) -> str:
-    """Return the layer that a head reads.
+    """Return the layer asked for; else the one of the head's name; else the last of its width.
 
-    Parameters
-    ----------
-    widths : mapping of str to int
-        Layers in order, and the length of the last axis of each.
-    head : Head
-    asked : str, optional
-        The layer that was named.
-    prefix : str, optional
-        The name of the head's weights.
-
-    Returns
-    -------
-    str
-        The layer asked for; else the one of the head's name; else the last of its width.
-
-    Raises
-    ------
-    ValueError
-        If none is as wide as the head, or the layer asked for is not there.
-
-    Examples
-    --------
-    >>> read_layer({"conv": 4, "fc": 2}, Head([[1.0, 0.0], [0.0, 1.0]]), None, None)
-    'fc'
+    ``widths`` has the layers in order, and the length of the last axis of each.
     """
     if asked is not None:
         if asked not in widths:
@@ -130,18 +98,18 @@ def check_classes(head: Head, classes: int) -> None:
         )
 
 
-def check_width(widths: Mapping[str, int], reader: Reader | None) -> None:
+def check_width(widths: Mapping[str, int], reader: HeadReader | None) -> None:
     """Raise ValueError unless the head takes the features of the layer that it reads."""
     if reader is not None and widths[reader.layer] != reader.head.weight.shape[1]:
         raise ValueError(_unfit({reader.layer: widths[reader.layer]}, reader.head))
 
 
 def _unfit(widths: Mapping[str, int], head: Head) -> str:
-    found = ", ".join(f"{name} ({width})" for name, width in widths.items())
+    layers = ", ".join(f"{name} ({width})" for name, width in widths.items())
     todo = "pass the right --head, or name its layer with --head-layer"
     if head.weight.shape[0] in widths.values():
         todo = "its transpose would fit: save that (a 'weight' is (C, d), a 'kernel' (d, C))"
     return (
         f"the head takes {head.weight.shape[1]} features (weight {head.weight.shape}) and there is no layer of "
-        f"as many: {found}; {todo}"
+        f"as many: {layers}; {todo}"
     )

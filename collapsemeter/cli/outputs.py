@@ -11,8 +11,23 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["report", "page", "state", "figure", "folder"]
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
+_ZARR = ("zarr.json", ".zarray", ".zgroup")
+_KINDS: dict[str, tuple[str, re.Pattern[bytes]]] = {
+    "report": (
+        "a report of collapsemeter",
+        re.compile(rb'\s*\{\s*"format":\s*"collapsemeter\.CollapseReport"'),
+    ),
+    "page": (
+        "an HTML report of collapsemeter",
+        re.compile(rb'(?is)\s*<!doctype html>.*name="generator" content="collapsemeter'),
+    ),
+    "state": ("a state of collapsemeter", re.compile(rb"(?s)PK\x03\x04.{26}0\.counts\.npy")),
+    "figure": ("a figure", re.compile(rb"\x89PNG|\s*<(\?xml|svg|!DOCTYPE svg)")),
+}
 
-class Output(NamedTuple):
+
+class OutputFile(NamedTuple):
     """Something that a command writes: the option that names it, its path, and what it will be."""
 
     option: str
@@ -20,27 +35,13 @@ class Output(NamedTuple):
     kind: Kind
 
 
-def check_outputs(outputs: Sequence[Output], inputs: Mapping[str, Sequence[str]]) -> None:
-    """Refuse outputs that would destroy something, before anything is read.
+def check_outputs(outputs: Sequence[OutputFile], inputs: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError, before anything is read, if an output would destroy something.
 
     A report, page, figure or state that an earlier run wrote may be replaced by one of its kind. Every other
-    file that exists is left alone.
+    file that exists is left alone. ``inputs`` are paths and globs by what names them, such as ``"--head"``.
 
-    Parameters
-    ----------
-    outputs : sequence of Output
-    inputs : mapping of str to sequence of str
-        Paths and globs by what names them, such as ``"--head"``.
-
-    Raises
-    ------
-    ValueError
-        If an output is an input or another output (under any spelling, by a symbolic or a hard link), is a
-        folder where a file is due, lies in a Zarr array, cannot be written, or exists and is of another kind.
-
-    Examples
-    --------
-    >>> check_outputs([Output("--out", "acts.npz", "report")], {"an input": ["acts.npz"]})
+    >>> check_outputs([OutputFile("--out", "acts.npz", "report")], {"an input": ["acts.npz"]})
     Traceback (most recent call last):
     ValueError: --out acts.npz is an input, too: it would be overwritten; name another file
     """
@@ -53,9 +54,11 @@ def check_outputs(outputs: Sequence[Output], inputs: Mapping[str, Sequence[str]]
                 raise ValueError(
                     f"{named} is {what}, too: it would be overwritten; name another file"
                 )
-        for other in outputs[:i]:
-            if _same(output.path, other.path):
-                raise ValueError(f"{named} and {other.option} {other.path} are one file: name two")
+        for earlier in outputs[:i]:
+            if _same(output.path, earlier.path):
+                raise ValueError(
+                    f"{named} and {earlier.option} {earlier.path} are one file: name two"
+                )
         _check_place(named, output)
         _check_kind(named, output)
 
@@ -68,19 +71,17 @@ def _local(patterns: Sequence[str]) -> Iterator[str]:
             yield from glob.iglob(path, recursive=True)
 
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
-
-
-def _same(path: str, other: str) -> bool:
-    if os.path.realpath(path) == os.path.realpath(other):
+def _same(first: str, second: str) -> bool:
+    """Whether two paths are one file under any spelling, by a symbolic or a hard link."""
+    if os.path.realpath(first) == os.path.realpath(second):
         return True
     try:
-        return os.path.samefile(path, other)
+        return os.path.samefile(first, second)
     except (OSError, ValueError):  # one of them does not exist
         return False
 
 
-def _check_place(named: str, output: Output) -> None:
+def _check_place(named: str, output: OutputFile) -> None:
     """Raise unless the folder can be written to, and is no array that consists of files."""
     path = Path(os.path.abspath(output.path))
     if output.kind == "folder":
@@ -96,10 +97,7 @@ def _check_place(named: str, output: Output) -> None:
         raise ValueError(f"{named} cannot be written: {folder} is not a folder to write to")
 
 
-_ZARR = ("zarr.json", ".zarray", ".zgroup")
-
-
-def _check_kind(named: str, output: Output) -> None:
+def _check_kind(named: str, output: OutputFile) -> None:
     """Raise if there is a file that is not what would be written."""
     path = Path(output.path)
     if output.kind == "folder" or not path.exists():
@@ -113,17 +111,3 @@ def _check_kind(named: str, output: Output) -> None:
         raise ValueError(
             f"{named} exists and is not {words}: it would be overwritten; name another file, or remove it"
         )
-
-
-_KINDS: dict[str, tuple[str, re.Pattern[bytes]]] = {
-    "report": (
-        "a report of collapsemeter",
-        re.compile(rb'\s*\{\s*"format":\s*"collapsemeter\.CollapseReport"'),
-    ),
-    "page": (
-        "an HTML report of collapsemeter",
-        re.compile(rb'(?is)\s*<!doctype html>.*name="generator" content="collapsemeter'),
-    ),
-    "state": ("a state of collapsemeter", re.compile(rb"(?s)PK\x03\x04.{26}0\.counts\.npy")),
-    "figure": ("a figure", re.compile(rb"\x89PNG|\s*<(\?xml|svg|!DOCTYPE svg)")),
-}

@@ -1,0 +1,116 @@
+"""Merge states of shards into one state, however many there are, if they are of one audit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..stats.moments import ClassMoments
+from .saved_state import SavedState, ShardRecord, save_layers
+from .workers import Advance, bar
+
+_T = TypeVar("_T")
+
+
+def merge_states(
+    states: Sequence[SavedState], target: Path, progress: bool = False, *, lasting: bool = True
+) -> SavedState:
+    """Merge states into one file; raise ValueError unless they are of one audit, and each shard in one."""
+    check_together(states)
+    records = [record for state in states for record in state.shards]
+    with bar("merging", len(states[0].layers), progress) as advance:
+        layers = _merged_layers(states, advance)
+        save_layers(target, layers, records, states[0].key, lasting=lasting)
+    return SavedState(target)
+
+
+def merge_pieces(
+    states: Sequence[SavedState], target: Path, record: ShardRecord, *, lasting: bool
+) -> None:
+    """Merge states of the pieces of a shard into that of the shard, which is no sum of shards."""
+    layers = ((name, record.mark(moments)) for name, moments in _merged_layers(states))
+    save_layers(target, layers, [record], states[0].key, lasting=lasting)
+
+
+def _merged_layers(
+    states: Sequence[SavedState], advance: Advance = lambda count: None
+) -> Iterator[tuple[str, ClassMoments]]:
+    """Yield a layer at a time: they need not be in memory together."""
+    for name in states[0].layers:
+        load = functools.partial(SavedState.moments, layer=name)
+        yield name, tree(states, load, ClassMoments.merge)
+        advance(1)
+
+
+def tree(items: Sequence[Any], load: Callable[[Any], _T], merge: Callable[[_T, _T], _T]) -> _T:
+    """Merge neighbours, then neighbours of those: the same pairs however the items were made.
+
+    Few results are at hand at a time: as many as the tree is deep.
+
+    >>> tree("abc", str.upper, lambda a, b: f"({a}{b})")
+    '((AB)C)'
+    """
+    if len(items) == 1:
+        return load(items[0])
+    half = 1 << (len(items) - 1).bit_length() - 1  # the largest power of two below
+    return merge(tree(items[:half], load, merge), tree(items[half:], load, merge))
+
+
+def check_together(states: Sequence[SavedState]) -> None:
+    """Raise ValueError if there is none, a shard is in two of them, or they are not of one audit."""
+    if not states:
+        raise ValueError("there is no state to merge: pass the files that `audit map` wrote")
+    names: dict[str, str] = {}
+    for state in states:
+        try:
+            _check_shards(state, names)
+            _check_alike(states[0].header, state.header)
+        except ValueError as error:
+            raise ValueError(f"{state.path} cannot be merged: {error}") from error
+
+
+def _check_shards(state: SavedState, names: dict[str, str]) -> None:
+    """Add the shards of a state to those that were counted, by what identifies their rows."""
+    for shard in state.shards:
+        if not shard.samples:
+            continue
+        if shard.id in names:
+            raise ValueError(
+                f"shard {shard.name} holds the rows of {names[shard.id]}, which were counted "
+                f"already (SHA-256 {shard.id[:12]}...): a shard is counted once; leave one of them out"
+            )
+        names[shard.id] = shard.name
+
+
+def _check_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Raise unless two headers are of rows that were counted in one way, in the same layers."""
+    for name in sorted({*first["key"], *second["key"]}):
+        a, b = first["key"].get(name), second["key"].get(name)
+        if a != b:
+            raise ValueError(
+                f"one state was counted with {name}={a!r}, the other with {b!r}: map all shards with "
+                "the same options"
+            )
+    shapes = [
+        {e["name"]: (e["num_classes"], e["width"]) for e in header["layers"]}
+        for header in (first, second)
+    ]
+    if shapes[0] != shapes[1]:
+        words = [", ".join(f"{n} {shape}" for n, shape in layers.items()) for layers in shapes]
+        raise ValueError(
+            f"one state has layers {words[0]}, the other {words[1]}: they are not of the same network"
+        )
+
+
+def check_unchanged(states: Sequence[SavedState]) -> None:
+    """Raise ValueError if a file is in two states as what it is and as what it was."""
+    digests: dict[str, str] = {}
+    for file, digest in [item for s in states for r in s.shards for item in r.files.items()]:
+        known = digests.setdefault(file, digest)
+        if known != digest:
+            raise ValueError(
+                f"{file} was changed between the states, which have SHA-256 {known[:12]}... and "
+                f"{digest[:12]}...: map it again, and delete the states of what it was"
+            )

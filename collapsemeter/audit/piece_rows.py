@@ -1,0 +1,206 @@
+"""The rows of a piece: features reduced to one row per label, chunk by chunk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..activations.array_file import ArrayFile
+from ..activations.remote import open_file
+from ..adapter.reduction import feature_rows
+from ..stats.accumulate import widened
+from ..stats.head import argmax_or_none
+from ..stats.labels import are_tokens, class_labels
+from .epochs import LabelsOf, labels_of
+from .job import Counting, Piece, StoredArray
+
+CHUNK_BYTES = 2**26  # 64 MB of what a file holds
+
+Ndarray = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+
+
+class Chunk(NamedTuple):
+    """Some rows of a layer: features (N, d), labels (N,), and the number of the first row in the piece."""
+
+    rows: Ndarray
+    labels: Ints
+    first: int
+
+
+class OpenPiece:
+    """The open files of a piece; ``cache`` is the folder for copies of remote files."""
+
+    def __init__(self, piece: Piece, counting: Counting, cache: str) -> None:
+        self._piece, self._counting, self._cache = piece, counting, cache
+        self._stack = ExitStack()
+        self._open: dict[str, ArrayFile] = {}
+        self._labels: Ndarray | None = None
+
+    def __enter__(self) -> OpenPiece:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def _file(self, name: str) -> ArrayFile:
+        if name not in self._open:
+            self._open[name] = self._stack.enter_context(open_file(name, self._cache))
+        return self._open[name]
+
+    def _read(self, stored: StoredArray, start: int, stop: int) -> Ndarray:
+        first = stored.offset + start
+        values = self._file(stored.file).read(stored.name, first, stored.offset + stop)
+        if len(values) != stop - start:
+            raise ValueError(
+                f"{stored} ends at row {first + len(values)} of {stored.array.shape[0]}"
+            )
+        return values
+
+    def raw(self, stored: StoredArray) -> Ndarray:
+        """Return the piece's part of an array as it is."""
+        return self._read(stored, self._piece.start, self._piece.stop)
+
+    @property
+    def labels(self) -> Ndarray:
+        """Labels of the piece, (n,) or (n, T), checked."""
+        if self._labels is None:
+            piece, settings = self._piece, self._counting.settings
+            values = self.raw(piece.shard.labels)
+            shapes = [stored.array.shape for stored in piece.shard.layers.values()]
+            try:
+                labels = class_labels(
+                    values,
+                    settings.num_classes,
+                    ignore_index=settings.ignore_index,
+                    tokens=are_tokens(values.shape, shapes),
+                )
+            except ValueError as error:
+                first = piece.start + piece.shard.labels.offset
+                counted = f" (rows are counted from {first} on)" if first else ""
+                raise ValueError(f"labels {piece.shard.labels}: {error}{counted}") from error
+            self._labels = labels[:, 0] if labels.shape == (len(labels), 1) else labels
+        return self._labels
+
+    def labels_told(self) -> LabelsOf | None:
+        """Describe the raw labels; those of one long array for all shards tell nothing of epochs."""
+        shard = self._piece.shard
+        alone = shard.labels.array.shape[0] == shard.samples
+        return labels_of(self.raw(shard.labels)) if alone else None
+
+    def check(self) -> None:
+        """Compare the files with the checksums that their formats have, and what is decided with labels."""
+        for name in [*self._piece.shard.files, *self._piece.shard.extra_files]:
+            self._file(name).check()
+        self._check_decided()
+
+    def _check_decided(self) -> None:
+        """Raise unless predictions or logits have one entry for each label: headers tell."""
+        shard, expected = self._piece.shard, self.labels.shape
+        stored = shard.predictions
+        if stored is not None:
+            shape = (len(self.labels), *stored.array.shape[1:])
+            if stored.array.dtype.kind not in "iub" or math.prod(shape) != self.labels.size:
+                raise ValueError(
+                    f"predictions {stored} have dtype {stored.array.dtype} and shape {shape}, labels {expected}: "
+                    "pass one class for each label"
+                )
+        stored = shard.logits
+        if stored is not None:
+            shape = (len(self.labels), *stored.array.shape[1:])
+            fitting = {expected, (*expected, shape[-1])}
+            if shape not in fitting or stored.array.dtype.kind not in "fV":
+                raise ValueError(
+                    f"logits {stored} have dtype {stored.array.dtype} and shape {shape}, labels {expected}: pass "
+                    "one row of C scores, or a single logit, for each label"
+                )
+
+    def chunks(self, layer: str) -> Iterator[Chunk]:
+        """Yield the rows of a layer in chunks of bounded memory; of no rows one empty chunk."""
+        piece, stored = self._piece, self._piece.shard.layers[layer]
+        labels, mask = self.labels, piece.shard.mask
+        per_sample = labels[:1].size
+        for start, stop in self._steps(stored) or [(piece.start, piece.start)]:
+            part = labels[start - piece.start : stop - piece.start]
+            rows = feature_rows(
+                self._read(stored, start, stop),
+                part.shape,
+                None if mask is None else self._read(mask, start, stop),
+                OPERATIONS,
+                layer=layer,
+                layout=None,
+                reduction=self._counting.reduction(layer),
+            )
+            yield Chunk(rows, part.reshape(-1), (start - piece.start) * per_sample)
+
+    def _steps(self, stored: StoredArray) -> list[tuple[int, int]]:
+        """Return where chunks of an array start and stop."""
+        start, stop = self._piece.start, self._piece.stop
+        step = max(1, CHUNK_BYTES // max(stored.array.row_nbytes, 1))
+        return [(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+    def decided(self) -> Ints | None:
+        """Return the network's own decisions, one for each label; None if the files have none."""
+        shard = self._piece.shard
+        for name in shard.decision_files:
+            self._file(name).check()
+        self._check_decided()
+        if shard.predictions is not None:
+            return self.raw(shard.predictions).reshape(-1).astype(np.int64)
+        if shard.logits is None:
+            return None
+        single = len(shard.logits.array.shape) == self.labels.ndim
+        columns = 1 if single else shard.logits.array.shape[-1]
+        decided = [
+            _classes(self._read(shard.logits, start, stop).reshape(-1, columns))
+            for start, stop in self._steps(shard.logits)
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *decided])
+
+
+def _classes(scores: Ndarray) -> Ints:
+    """Return the class that each row of scores, or a single logit, decides on; -1 where one is NaN."""
+    scores = widened(scores)
+    if scores.shape[1] == 1:
+        scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
+    return argmax_or_none(scores).astype(np.int64)
+
+
+class NumpyOperations:
+    """What `feature_rows` needs of NumPy."""
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, np.ndarray)
+
+    def is_float(self, x: Ndarray) -> bool:
+        return x.dtype.kind in "fV"
+
+    def flat(self, x: Ndarray) -> Ndarray:
+        return x.reshape(len(x), math.prod(x.shape[1:]))  # -1 would not do for no rows
+
+    def rows(self, x: Ndarray) -> Ndarray:
+        return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+    def channels_to_end(self, x: Ndarray) -> Ndarray:
+        return np.moveaxis(x, 1, -1)
+
+    def mean(self, x: Ndarray, axes: tuple[int, ...]) -> Ndarray:
+        return np.asarray(x.astype(np.float64).mean(axis=axes))
+
+    def masked_mean(self, x: Ndarray, mask: Ndarray) -> Ndarray:
+        visible = (mask != 0)[..., None]
+        total = np.where(visible, x.astype(np.float64), 0.0).sum(axis=1)
+        return np.asarray(total / np.maximum(visible.sum(axis=1), 1))
+
+    def last(self, x: Ndarray, mask: Ndarray) -> Ndarray:
+        positions = np.where(mask != 0, np.arange(mask.shape[1]), -1).max(axis=1)
+        rows: Ndarray = x[np.arange(len(x)), np.maximum(positions, 0)]
+        return rows
+
+
+OPERATIONS = NumpyOperations()
