@@ -22,6 +22,10 @@ from collapsemeter.audit.cluster import DaskWorkers
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
+def nightly(*values):
+    return [pytest.param(value, marks=pytest.mark.nightly) for value in values]
+
+
 @pytest.fixture(scope="module")
 def cluster():
     with LocalCluster(
@@ -100,7 +104,7 @@ def within_ten_seconds():
 
 
 @pytest.mark.parametrize(
-    "kind", ["closed port", "mute server", "web server", "no such host", "scheme"]
+    "kind", ["closed port", "web server", "scheme", *nightly("mute server", "no such host")]
 )
 def test_nobody_answers(data, tmp_path, refused, kind):
     files = data.shards(tmp_path / "acts", 1)
@@ -179,7 +183,7 @@ def test_a_worker_without_the_package(data, tmp_path, refused):
     assert "install it where the workers run" in err
 
 
-@pytest.mark.parametrize("how", ["scheduler dies", "scheduler stops", "workers die"])
+@pytest.mark.parametrize("how", ["scheduler dies", *nightly("scheduler stops", "workers die")])
 def test_a_cluster_that_goes_away(data, tmp_path, refused, cli, how):
     """What was counted is kept, and the audit goes on from there."""
     files = data.shards(tmp_path / "acts", 30)
