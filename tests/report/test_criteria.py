@@ -349,7 +349,9 @@ def test_a_share_is_a_threshold() -> None:
     assert FailureCondition.parse(f"NC1>{share!r}").failures(report) == []
     assert len(FailureCondition.parse(f"NC1>={share!r}").failures(report)) == 1
     assert FailureCondition.parse("nc4_mismatch>=150%").failures(report) == []
-    (missing,) = FailureCondition.parse("NC2<1%").failures(CollapseReport({"fc": LAYERS["two classes"]()}))
+    (missing,) = FailureCondition.parse("NC2<1%").failures(
+        CollapseReport({"fc": LAYERS["two classes"]()})
+    )
     assert missing.startswith("layer 'fc': NC2 not judged: with two classes this is the same")
     with pytest.raises(
         ValueError, match="no metric is named 'NC5'; there are NC1, NC2, NC3, NC4, "
