@@ -1,11 +1,14 @@
 """The problem: what it accepts, and what it says to the rest."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from collapsemeter.dufm import DUFM
+from collapsemeter.dufm.problem import CLOSED_FORMS, closed_form
 
 GOOD = {"num_classes": 3, "per_class": 4, "depth": 2, "feature_decay": 0.1, "weight_decay": 0.2}
 
@@ -76,3 +79,33 @@ def test_bad_problems_get_one_sentence(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         build(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_closed_forms_are_registered_whatever_is_imported_first():
+    code = (
+        "from collapsemeter.dufm.closed.graph import edges\n"
+        "from collapsemeter.dufm.problem import CLOSED_FORMS, DUFM\n"
+        "print(*(form.name for form in CLOSED_FORMS))\n"
+        "print(DUFM(2, 1, 2, feature_decay=0.01, weight_decay=0.01).optimum().name)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names, best = run.stdout.splitlines()
+    assert best == "dnc"
+    assert names.split() == [form.name for form in CLOSED_FORMS]
+    assert len({form.place for form in CLOSED_FORMS}) == len(CLOSED_FORMS)
+
+
+def test_a_closed_form_takes_its_place_in_the_list(monkeypatch):
+    listed = list(CLOSED_FORMS)
+    monkeypatch.setattr("collapsemeter.dufm.problem.CLOSED_FORMS", list(listed))
+
+    @closed_form("last resort", place=0)
+    def nothing(problem):
+        return []
+
+    from collapsemeter.dufm import problem as module
+
+    assert [form.name for form in module.CLOSED_FORMS] == ["nothing", *(f.name for f in listed)]
+    # Of equal losses and statuses the form of the lower place comes first.
+    alike = [r.name for r in build(depth=1).references() if r.status == "theorem"]
+    assert alike == ["ufm_mse", "dnc"]

@@ -1,4 +1,4 @@
-"""Frames, against their defining Gram matrices."""
+"""Frames and graphs, against their defining Gram matrices."""
 
 import math
 import re
