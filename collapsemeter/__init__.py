@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .metrics.measure import measure
     from .report.criteria import Criteria
     from .report.report import CollapseReport
+    from .stats.accumulate import Accumulator
     from .stats.head import Head
     from .stats.moments import ClassMoments
     from .stats.state_file import CorruptStateError
@@ -28,6 +29,7 @@ __all__ = [
     "METRICS",
     "PRESETS",
     "REASONS",
+    "Accumulator",
     "ClassMoments",
     "CollapseReport",
     "Comparison",
@@ -52,6 +54,7 @@ _HOMES = {
     "METRICS": "metrics.catalogue",
     "PRESETS": "metrics.convention",
     "REASONS": "stats.undefined",
+    "Accumulator": "stats.accumulate",
     "ClassMoments": "stats.moments",
     "CollapseReport": "report.report",
     "Comparison": "comparison.result",

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..stats.accumulate import Accumulator
-from ..stats.moments import HOST_CLASS_ENTRIES, ClassMoments
+from ..stats.moments import ClassMoments
 from ..stats.sketch import derived_seed
 from ..stats.state_file import CorruptStateError
-from ..stats.sums import scatter_kind
+from ..stats.sums import HOST_CLASS_SCATTER_ENTRIES, scatter_kind
 from .cluster import DaskWorkers
 from .digests import digests_of, hash_of, labels_id, rows_id
 from .epochs import LabelsOf
@@ -194,24 +194,26 @@ def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int])
         if accumulator is None:
             width, kind = chunk.rows.shape[1], settings.scatter
             if kind == "auto":  # the host affords more than a training step
-                kind = scatter_kind(settings.num_classes, width, HOST_CLASS_ENTRIES)
+                kind = scatter_kind(settings.num_classes, width, HOST_CLASS_SCATTER_ENTRIES)
             accumulator = Accumulator(
                 settings.num_classes,
                 width,
                 kind,
+                phase=task.phase,
                 ignore_index=settings.ignore_index,
-                propagate=settings.propagate,
+                nonfinite="propagate" if settings.propagate else "skip",
                 sketch_rows=settings.sketch_rows,
                 seed=seed() if kind == "sketch" else 0,
             )
-        accumulator.add(chunk.rows, chunk.labels)
-        if accumulator.sums.nonfinite and settings.nonfinite == "raise":
-            raise ValueError(
-                f"layer {layer!r} has {int(accumulator.sums.nonfinite)} rows that hold NaN or Inf in "
-                f"{task.piece.shard.name}: pass --nonfinite skip to leave such rows out"
-            )
+        accumulator.update(chunk.rows, chunk.labels)
     assert accumulator is not None  # there is one chunk at least
-    return accumulator.moments(dtype, task.phase)
+    moments = accumulator.moments(feature_dtype=dtype)
+    if moments.nonfinite and settings.nonfinite == "raise":
+        raise ValueError(
+            f"layer {layer!r} has {moments.nonfinite} rows that hold NaN or Inf in "
+            f"{task.piece.shard.name}: pass --nonfinite skip to leave such rows out"
+        )
+    return moments
 
 
 def _key_of(counting: Counting, phase: str, layers: Iterable[str]) -> dict[str, Any]:

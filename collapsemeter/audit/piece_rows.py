@@ -13,9 +13,9 @@ import numpy.typing as npt
 from ..activations.array_file import ArrayFile
 from ..activations.remote import open_file
 from ..adapter.reduction import feature_rows
-from ..stats.accumulate import widened
 from ..stats.head import argmax_or_none
 from ..stats.labels import are_tokens, class_labels
+from ..stats.plain import widened
 from .epochs import LabelsOf, labels_of
 from .job import Counting, Piece, StoredArray
 

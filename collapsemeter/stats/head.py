@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .blas import product
 from .linalg import TILE, Floats, bounded
 from .plain import plain
 
@@ -119,7 +118,7 @@ class Head:
 
     def logits(self, features: npt.ArrayLike) -> Floats:
         """Return W h + b for every row, (N, C)."""
-        logits = product(plain(features, "features", np.float64), self.weight.T)
+        logits = plain(features, "features", np.float64) @ self.weight.T
         return logits + self.bias
 
     def decide(self, features: npt.ArrayLike) -> npt.NDArray[np.int64]:

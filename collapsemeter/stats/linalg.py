@@ -53,18 +53,26 @@ def row_norms(frame: Floats) -> Floats:
     return np.sqrt(squares)
 
 
-def add_product(total: npt.NDArray[Any], rows: npt.NDArray[Any], weight: float = 1.0) -> None:
-    """Add ``weight * rows.T @ rows`` to the lower triangle of ``total`` at least, in place.
+def add_product(
+    total: npt.NDArray[Any], rows: npt.NDArray[Any], weight: float = 1.0, *, fresh: bool = False
+) -> None:
+    """Add ``weight * rows.T @ rows`` to ``total``, in place: where it is wide to its lower triangle alone.
 
     Of one block of columns NumPy makes a symmetric product, at half the work. Wide rows are taken by blocks: their
     product needs no second (d, d) array, and threads of OpenBLAS crash in a symmetric product of 20,000 columns.
+    A ``fresh`` total, of zeros, is written and not added to.
     """
     width = rows.shape[1]
+    if fresh and width <= WHOLE_PRODUCT and total.flags.c_contiguous:
+        np.matmul(rows.T, rows, out=total)
+        return
     step = width if width <= WHOLE_PRODUCT else PRODUCT_COLUMNS
     for start in range(0, width, max(step, 1)):
         columns, up_to = slice(start, start + step), min(start + step, width)
         product = rows[:, columns].T @ rows[:, :up_to]
-        total[columns, :up_to] += product if weight == 1.0 else weight * product
+        if weight != 1.0:
+            product *= weight
+        total[columns, :up_to] += product
 
 
 def mirror(whole: npt.NDArray[Any]) -> None:

@@ -17,20 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from . import sums as _sums
+from .arithmetic import centred, merged
 from .consistency import check_consistent, check_fields, check_stored, listed
+from .host_sums import add_rows
 from .labels import labelled_rows
-from .linalg import add_product, mirror, row_blocks
-from .namespace import NUMPY
-from .rounding import Rounding, merged
-from .sampling import low_32_bits
-from .sketch import SKETCH_ROWS, recentred, row_hashes, turned
+from .rounding import Rounding
+from .sketch import label_hashes, turned
 from .sums import EPS as EPS
-from .sums import IGNORE_INDEX, Nonfinite, ScatterKind, Sums, check_num_classes
+from .sums import HOST_CLASS_SCATTER_ENTRIES as HOST_CLASS_ENTRIES
+from .sums import IGNORE_INDEX, SKETCH_ROWS, Nonfinite, ScatterKind, Sums, check_num_classes
 
 Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
 Floats = npt.NDArray[np.float64]
 
-HOST_CLASS_ENTRIES = 2**24  # 128 MB: the host affords more than a training step
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "sketch", "trace")  # from fine to coarse
 
 
@@ -297,26 +296,19 @@ class ClassMoments:
             raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
         rows, bins = labelled_rows(features, labels, num_classes, ignore_index=ignore_index)
         if nonfinite == "raise":
-            _refuse_nonfinite(rows, bins, ignore_index)
+            refuse_nonfinite(rows, bins, ignore_index)
         width = rows.shape[1]
         kind = _kind(scatter, num_classes, width)
+        state = _sums.init(num_classes, width, kind, sketch_rows=sketch_rows)
         hashes = None
         if kind == "sketch":
-            usable = (bins >= 0) & (bins != ignore_index)
-            numbers = first_row - 1 + np.cumsum(usable)
-            hashes = row_hashes(numbers, sketch_rows, seed, low_32_bits)
-        with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf or NaN
-            state = _sums.update(
-                _sums.init(num_classes, width, kind, sketch_rows=sketch_rows),
-                rows,
-                bins,
-                NUMPY,
-                ignore_index=ignore_index,
-                propagate=nonfinite == "propagate",
-                hashes=hashes,
-            )
-            shards = () if shard is None else (shard,)
-            return cls.from_sums(state, rows.dtype.name, phase, shards, seed)
+            hashes = label_hashes(bins, ignore_index, first_row, sketch_rows, seed)
+        propagate = nonfinite == "propagate"
+        add_rows(state, rows, bins, ignore_index=ignore_index, propagate=propagate, hashes=hashes)
+        shards = () if shard is None else (shard,)
+        return cls._of_sums(
+            state, rows.dtype.name, phase, shards, seed, of_host=True, in_place=True
+        )
 
     @classmethod
     def from_sums(
@@ -343,32 +335,20 @@ class ClassMoments:
         >>> ClassMoments.from_sums(_sums.init(2, 3, "pooled"), "float32", "live").phase
         'live'
         """
-        counts = np.array(state.counts, np.int64)  # a copy: the state may be updated in place
-        total = np.asarray(state.sums, np.float64)
-        offset = total / np.maximum(counts, 1)[:, None]
-        means, low = _two_sum(np.asarray(state.shift, np.float64), offset)
-        traces = np.asarray(state.squares, np.float64) - np.vecdot(total, offset)
-        if _squares_are_lost(state):
-            traces[counts > 1] = np.nan
-        scatter = None
-        if state.scatter is not None and state.scatter.ndim == 3:
-            scatter = np.array(state.scatter, np.float64, order="C")
-            mirror(scatter)
-            scatter -= total[:, :, None] * offset[:, None, :]
-        elif state.scatter is not None:
-            scatter = np.array(state.scatter, np.float64, order="C")
-            add_product(scatter, total / np.sqrt(np.maximum(counts, 1))[:, None], -1.0)
-            mirror(scatter)
-        sketch = signs = None
-        if state.sketch is not None:
-            signs = np.array(state.signs, np.float64)
-            sketch = recentred(np.asarray(state.sketch, np.float64), signs, offset)
+        return cls._of_sums(state, feature_dtype, phase, shards, seed)
+
+    @classmethod
+    def _of_sums(
+        cls,
+        state: Sums,
+        feature_dtype: str,
+        phase: Phase,
+        shards: Iterable[str],
+        seed: int,
+        **about: bool,
+    ) -> Self:
         return cls._trusted(
-            counts=counts,
-            means=means,
-            scatter=scatter,
-            # A sum of squares: rounding may leave it a hair below zero.
-            traces=np.maximum(traces, 0.0),
+            **centred(state, **about),
             feature_dtype=feature_dtype,
             phase=phase,
             shards=frozenset(shards),
@@ -376,11 +356,7 @@ class ClassMoments:
             nonfinite=int(state.nonfinite),
             unlabelled=int(state.unlabelled),
             mixed=int(state.mixed),
-            means_low=low,
-            sketch=sketch,
-            signs=signs,
-            seeds=frozenset([seed]) if signs is not None and counts.any() else frozenset(),
-            rounding=Rounding.of(state),
+            seeds=frozenset([seed] if state.sketch is not None and state.counts.any() else []),
         )
 
     def update(self, features: npt.ArrayLike, labels: npt.ArrayLike, **options: Any) -> Self:
@@ -438,7 +414,6 @@ class ClassMoments:
         self._check_seeds(other)
         return self._merged(other)
 
-    @np.errstate(over="ignore", invalid="ignore")  # squares beyond 1e308 read Inf or NaN
     def _merged(self, other: Self) -> Self:
         if not (self.rows and other.rows):  # an empty state has no phase or dtype of its own
             described = other if other.rows else self
@@ -449,41 +424,8 @@ class ClassMoments:
             kind = "trace"
         a, b = self.coarsen(kind), other.coarsen(kind)
 
-        counts = a.counts + b.counts
-        share = b.counts / np.maximum(counts, 1)
-        weight = a.counts * share  # n_a n_b / (n_a + n_b)
-        delta, means, low = (np.empty_like(a.means) for _ in range(3))
-        for part in row_blocks(delta):
-            delta[part] = (b.means[part] - a.means[part]) + (b._low[part] - a._low[part])
-            high, rest = _two_sum(a.means[part], delta[part] * share[part, None])
-            means[part], low[part] = _two_sum(high, rest + a._low[part])
-        alone = np.flatnonzero(a.counts == 0)
-        means[alone], low[alone] = b.means[alone], b._low[alone]
-
-        both = np.flatnonzero(weight)
-        steps = delta[both] * np.sqrt(weight[both])[:, None]
-        scatter = None
-        if a.scatter is not None and b.scatter is not None:
-            scatter = a.scatter + b.scatter
-            if scatter.ndim == 3:
-                scatter[both] += steps[:, :, None] * steps[:, None, :]
-            else:
-                add_product(scatter, steps)
-                mirror(scatter)
-        sketch = signs = None
-        if a.sketch is not None and b.sketch is not None:
-            assert a.signs is not None
-            assert b.signs is not None
-            sketch = recentred(a.sketch, a.signs, delta * share[:, None])
-            sketch += recentred(b.sketch, b.signs, delta * (share - 1)[:, None])
-            signs = a.signs + b.signs
-        traces = a.traces + b.traces
-        traces[both] += np.vecdot(steps, steps)
         return self._with(
-            counts=counts,
-            means=means,
-            scatter=scatter,
-            traces=traces,
+            **merged(a, b),
             feature_dtype=described.feature_dtype,
             phase=described.phase,
             shards=self.shards | other.shards,
@@ -491,11 +433,7 @@ class ClassMoments:
             nonfinite=self.nonfinite + other.nonfinite,
             unlabelled=self.unlabelled + other.unlabelled,
             mixed=self.mixed + other.mixed,
-            means_low=low,
-            sketch=sketch,
-            signs=signs,
             seeds=a.seeds | b.seeds,
-            rounding=merged(self.rounding, other.rounding, a.counts, b.counts),
         )
 
     @property
@@ -711,25 +649,7 @@ def _frozen(array: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
     return view
 
 
-def _squares_are_lost(state: Sums) -> bool:
-    """Say whether float32 sums are of rows so small that rounding of them squared is zero, and no more is seen."""
-    kind = np.finfo(state.squares.dtype)
-    if kind.bits >= 64:
-        return False
-    size = float(np.abs(state.shift).max(initial=0.0))
-    least = float(kind.smallest_normal) / float(kind.eps)
-    small = 0 < size * float(kind.eps) < least**0.5
-    return small and float(state.squares.max(initial=0.0)) < least
-
-
-def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """Return ``a + b`` and what rounding took from it, exactly (Knuth 1969)."""
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
-
-
-def _refuse_nonfinite(
+def refuse_nonfinite(
     rows: npt.NDArray[Any], bins: npt.NDArray[np.int64], ignore_index: int
 ) -> None:
     stray = np.flatnonzero(~np.isfinite(rows).all(axis=1) & (bins >= 0) & (bins != ignore_index))

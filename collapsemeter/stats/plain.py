@@ -68,3 +68,10 @@ def is_untyped(dtype: np.dtype[Any]) -> bool:
     (True, False)
     """
     return dtype.type is np.void and dtype.names is None
+
+
+def widened(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return bfloat16 and the like, which NumPy does not compute with by itself, as float32: exactly."""
+    # By type: a float64 whose byte order is spelled out, as a file's is, is not "built in" to NumPy.
+    numpys = issubclass(values.dtype.type, np.number | np.bool_)
+    return values if numpys else values.astype(np.float32)

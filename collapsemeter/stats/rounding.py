@@ -20,10 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .sums import Sums
-
 if TYPE_CHECKING:
-    pass
+    from .sums import Sums
 
 Floats = npt.NDArray[np.float64]
 
@@ -100,7 +98,7 @@ class Rounding:
         return {f"rounding_{part.name}": getattr(self, part.name) for part in fields(self)}
 
 
-def merged(
+def merged_rounding(
     a: Rounding | None, b: Rounding | None, counts_a: npt.ArrayLike, counts_b: npt.ArrayLike
 ) -> Rounding | None:
     """Return the bounds of merged moments.
@@ -108,7 +106,7 @@ def merged(
     Examples
     --------
     >>> one = Rounding(np.ones(1), np.ones(2), np.ones(1))
-    >>> merged(one, None, [3], [1]).means
+    >>> merged_rounding(one, None, [3], [1]).means
     array([0.75])
     """
     known = b if a is None else a

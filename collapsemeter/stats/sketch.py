@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .blas import gram, inner, product
 from .sampling import MASK, Array, Wrap, low_32_bits, mixed, scaled, uint32
+from .sums import SKETCH_ROWS as SKETCH_ROWS
 
-SKETCH_ROWS = 512  # k: a standard error of about 6 % of one quadratic form, and less of a sum
 _APART = 0x51ED270B  # so that a row's bucket says nothing of its place in the row sample
 
 Floats = npt.NDArray[np.float64]
@@ -54,6 +53,14 @@ def row_hashes(numbers: Array, size: int, seed: int, wrap: Wrap = uint32) -> tup
     return scaled(bits, size), bits % 2 == 1  # of the highest bits, and the lowest one
 
 
+def label_hashes(
+    labels: npt.NDArray[np.int64], ignore_index: int, first_row: int, size: int, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return `row_hashes` of rows with these labels, of which those of a class are numbered from ``first_row`` on."""
+    numbered = (labels >= 0) & (labels != ignore_index)
+    return row_hashes(first_row - 1 + np.cumsum(numbered), size, seed, low_32_bits)
+
+
 def recentred(sketch: Floats, signs: Floats, offsets: Floats) -> Floats:
     r"""Return the sketch of the rows about other centres: :math:`K - Z \Delta`.
 
@@ -71,7 +78,7 @@ def recentred(sketch: Floats, signs: Floats, offsets: Floats) -> Floats:
     >>> recentred(np.array([[3.0]]), np.array([[1.0]]), np.array([[2.0]]))
     array([[1.]])
     """
-    moved: Floats = sketch - product(signs, offsets)
+    moved: Floats = sketch - signs @ offsets
     return moved
 
 
@@ -94,9 +101,9 @@ def standard_error(projected: Floats) -> float:
     1.4142135623730951
     """
     size, columns = projected.shape
-    products = gram(projected.T)
+    products = projected.T @ projected
     square = float(np.trace(products)) ** 2
-    spread = (inner(products, products) - square / size) / (1 + 1 / size)
+    spread = (np.vdot(products, products) - square / size) / (1 + 1 / size)
     return math.sqrt(2 / size * max(spread, square / columns))
 
 

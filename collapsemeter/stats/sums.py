@@ -18,12 +18,12 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .namespace import Array, Namespace
-from .sketch import SKETCH_ROWS
+if TYPE_CHECKING:
+    from .namespace import Array, Namespace
 
 ScatterKind = Literal["class", "pooled", "sketch", "trace"]
 Nonfinite = Literal["skip", "raise", "propagate"]
@@ -45,6 +45,8 @@ COUNTERS = ("ignored", "nonfinite", "invalid", "unlabelled", "mixed")
 CLASS_SCATTER_ENTRIES = 2**20  # up to 8 MB in float64: every class keeps its own scatter
 MOST_CLASSES = 2**20  # more is rather something else: an id, a hash, a number of rows
 MOST_ENTRIES = 2**32  # of one array: 32 GiB in float64
+HOST_CLASS_SCATTER_ENTRIES = 2**24  # 128 MB: the host affords more than a training step
+SKETCH_ROWS = 512  # k: a standard error of about 6 % of one quadratic form, and less of a sum
 POOLED_SCATTER_WIDTH = 4096  # 128 MB in float64: of wider layers a sketch is kept
 
 

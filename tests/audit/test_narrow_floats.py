@@ -22,9 +22,10 @@ def test_sums_of_narrow_floats(kind, dtype):
     rows, labels = rng.normal(size=(50, 4)).astype(dtype), rng.integers(0, 3, 50)
     accumulator = Accumulator(3, 4, kind)
     for part in np.array_split(np.arange(50), 3):
-        accumulator.add(rows[part], labels[part])
-    found = accumulator.moments(rows.dtype.name, "frozen-eval")
+        accumulator.update(rows[part], labels[part])
+    found = accumulator.moments()
     oracle = cm.ClassMoments.from_batch(rows.astype(np.float64), labels, 3, scatter=kind)
+    assert found.feature_dtype == rows.dtype.name
     np.testing.assert_array_equal(found.counts, oracle.counts)
     np.testing.assert_allclose(found.means, oracle.means, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(found.traces, oracle.traces, rtol=1e-12)

@@ -207,7 +207,7 @@ def test_no_scale_leaks_a_warning_or_another_reason(scale, kind):
     states = []
     for seed, part in enumerate(parts):
         stream = stream.update(rows[part], labels[part])
-        sums.add(rows[part], labels[part])
+        sums.update(rows[part], labels[part])
         options = {"scatter": kind, "seed": seed}
         states.append(cm.ClassMoments.from_batch(rows[part], labels[part], 3, **options))
     head = cm.Head(rng.normal(size=(3, 4)), rng.normal(size=3))
@@ -215,7 +215,7 @@ def test_no_scale_leaks_a_warning_or_another_reason(scale, kind):
         stream,
         cm.ClassMoments.merge_all(states),
         cm.ClassMoments.merge_all(states[::-1]),
-        sums.moments("float64", "frozen-eval"),
+        sums.moments(),
     ):
         decisions = cm.decide(moments, rows, labels, head=head)
         report = cm.measure(moments, head=head, decisions=decisions)

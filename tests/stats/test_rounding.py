@@ -12,7 +12,7 @@ from collapsemeter import ClassMoments, measure
 from collapsemeter.metrics.rounding_errors import CODE, FLAGGED
 from collapsemeter.stats import sums
 from collapsemeter.stats.namespace import Numpy
-from collapsemeter.stats.rounding import Rounding, merged
+from collapsemeter.stats.rounding import Rounding, merged_rounding
 from collapsemeter.stats.sampling import low_32_bits
 from collapsemeter.stats.sketch import row_hashes
 
@@ -143,11 +143,11 @@ def test_bounds_that_are_not_those_of_the_means_are_refused(change):
 def test_bounds_of_merged_moments():
     one = Rounding(np.full(2, 1.0), np.full(3, 2.0), np.full(2, 4.0))
     other = Rounding(np.full(2, 10.0), np.full(3, 20.0), np.full(2, 8.0))
-    joint = merged(one, other, [3, 0], [1, 5])
+    joint = merged_rounding(one, other, [3, 0], [1, 5])
     np.testing.assert_allclose(joint.traces, 11.0)
     np.testing.assert_allclose(joint.features, 22.0)
     np.testing.assert_allclose(joint.means, [5.0, 8.0])
-    assert merged(None, None, [1], [1]) is None
+    assert merged_rounding(None, None, [1], [1]) is None
 
 
 def test_a_class_that_turned_nan_does_not_hide_behind_the_bounds():

@@ -107,14 +107,14 @@ def test_a_split_stream_has_the_sketch_of_the_whole(seed, cuts):
         before = updated.rows + updated.nonfinite
         first = {} if updated.rows else {"seed": seed, "first_row": before}
         updated = updated.update(rows[part], labels[part], **first)
-        accumulator.add(rows[part], labels[part])
+        accumulator.update(rows[part], labels[part])
         numbers = before - 1 + np.cumsum(labels[part] != -100)
         hashes = row_hashes(numbers, 8, seed, low_32_bits)
         form = OneHotNumpy() if i % 2 else NUMPY
         oracle = sums.update(oracle, rows[part], labels[part], form, hashes=hashes)
     for found in (
         updated,
-        accumulator.moments("float64", "frozen-eval"),
+        accumulator.moments(),
         ClassMoments.from_sums(oracle, "float64", "frozen-eval", seed=seed),
     ):
         assert found.seeds == {seed}

@@ -1,0 +1,174 @@
+r"""The arithmetic of class moments: sums about shifts become moments about means, and two sets of moments become one.
+
+Only classes that are present are touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .linalg import WHOLE_PRODUCT, Floats, add_product, mirror
+from .rounding import Rounding, merged_rounding
+from .sketch import recentred
+
+if TYPE_CHECKING:
+    from .moments import ClassMoments
+    from .sums import Sums
+
+CACHED_ENTRIES = 2**16  # worked on at once: they stay in a core's cache
+PRODUCT_ENTRIES = 2**22  # of a product: 32 MB
+
+
+@np.errstate(over="ignore", invalid="ignore")  # squares beyond 1e308 read Inf or NaN
+def centred(state: Sums, *, of_host: bool = False, in_place: bool = False) -> dict[str, Any]:
+    r"""Return the statistics of sums: :math:`\mu_c = k_c + s_c / n_c`, :math:`S = G - \sum_c s_c s_c^\top / n_c`.
+
+    Sums ``of_host`` have both triangles of a scatter unless it is wide; ``in_place`` they are given up.
+    """
+    counts = np.array(state.counts, np.int64)  # a copy: the state may be updated in place
+    present = np.flatnonzero(counts)
+    width = state.sums.shape[1]
+    scatter = sketch = signs = None
+    if state.scatter is not None:
+        scatter = np.array(state.scatter, np.float64, order="C", copy=None if in_place else True)
+        _centre(scatter, state, counts, present)
+        if not of_host or width > WHOLE_PRODUCT:
+            mirror(scatter)
+    if state.sketch is not None:
+        signs = np.array(state.signs, np.float64)
+        sketch = np.array(state.sketch, np.float64)
+        for classes in _parts(present, width, PRODUCT_ENTRIES):
+            sketch = recentred(sketch, signs[:, classes], _offsets(state, counts, classes)[1])
+    traces = np.zeros(len(counts))
+    means: Floats = state.shift if in_place else np.zeros(state.sums.shape)
+    low: Floats = state.sums if in_place else np.zeros(state.sums.shape)
+    for classes in _parts(present, width, CACHED_ENTRIES):
+        total, offset = _offsets(state, counts, classes)
+        squares = np.asarray(state.squares[classes], np.float64) - np.vecdot(total, offset)
+        traces[classes] = np.maximum(squares, 0.0)  # rounding may leave it a hair below zero
+        means[classes], low[classes] = two_sum(np.asarray(state.shift[classes], np.float64), offset)
+    if _squares_are_lost(state):
+        traces[counts > 1] = np.nan
+    return {
+        "counts": counts,
+        "means": means,
+        "means_low": low,
+        "traces": traces,
+        "scatter": scatter,
+        "sketch": sketch,
+        "signs": signs,
+        "rounding": Rounding.of(state),
+    }
+
+
+def _centre(scatter: Floats, state: Sums, counts: npt.NDArray[np.int64], present: Any) -> None:
+    """Subtract what a scatter holds more about the shifts than about the means."""
+    width = scatter.shape[-1]
+    if scatter.ndim == 2:
+        for classes in _parts(present, width, PRODUCT_ENTRIES):
+            total = np.asarray(state.sums[classes], np.float64) / np.sqrt(counts[classes, None])
+            add_product(scatter, total[total.any(axis=1)], -1.0)
+        return
+    strips = [slice(*part) for part in _bounds(width, CACHED_ENTRIES // max(width, 1))]
+    small = width**2 <= CACHED_ENTRIES
+    for classes in _parts(present, width**2, CACHED_ENTRIES) if small else present.tolist():
+        total, offset = _offsets(state, counts, classes)
+        for strip in strips:
+            scatter[classes, strip] -= total[..., strip, None] * offset[..., None, :]
+
+
+def _offsets(state: Sums, counts: npt.NDArray[np.int64], classes: Any) -> tuple[Floats, Floats]:
+    """Return the sums of some classes, and from their shifts to their means."""
+    total = np.asarray(state.sums[classes], np.float64)
+    return total, total / counts[classes, None]
+
+
+def _bounds(count: int, size: int) -> Iterator[tuple[int, int]]:
+    size = max(size, 1)
+    return ((start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _parts(places: npt.NDArray[np.intp], width: int, entries: int) -> Iterator[Any]:
+    """Cut places into parts of so many entries of rows of that width."""
+    return (places[a:b] for a, b in _bounds(len(places), entries // max(width, 1)))
+
+
+def _squares_are_lost(state: Sums) -> bool:
+    """Say whether float32 sums are of rows so small that rounding of them squared is zero, and no more is seen."""
+    kind = np.finfo(state.squares.dtype)
+    least = float(kind.smallest_normal) / float(kind.eps)
+    if kind.bits >= 64 or float(state.squares.max(initial=0.0)) >= least:
+        return False
+    size = float(np.abs(state.shift).max(initial=0.0)) * float(kind.eps)
+    return bool(0 < size < least**0.5)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def merged(a: ClassMoments, b: ClassMoments) -> dict[str, Any]:
+    r"""Return the statistics of both sets of rows, whose scatters are of one kind.
+
+    :math:`S = S_a + S_b + \sum_c \frac{n_a n_b}{n_a + n_b} (\mu_b - \mu_a)(\mu_b - \mu_a)^\top`
+    (Chan, Golub & LeVeque 1983), and :math:`K = \sum_i K_i - Z_i (\mu - \mu_i)`.
+    """
+    counts, traces = a.counts + b.counts, a.traces + b.traces
+    width = a.means.shape[1]
+    means, low = np.zeros(a.means.shape), np.zeros(a.means.shape)
+    assert a.means_low is not None
+    assert b.means_low is not None
+    in_a, in_b = a.counts > 0, b.counts > 0
+    for known, known_low, alone in (
+        (a.means, a.means_low, in_a & ~in_b),
+        (b.means, b.means_low, in_b & ~in_a),
+    ):
+        for classes in _parts(np.flatnonzero(alone), width, CACHED_ENTRIES):
+            means[classes], low[classes] = known[classes], known_low[classes]
+    both = np.flatnonzero(in_a & in_b)
+    sketch = signs = scatter = None
+    if a.scatter is not None and b.scatter is not None:
+        scatter = a.scatter + b.scatter
+    if a.sketch is not None and b.sketch is not None:
+        assert a.signs is not None
+        assert b.signs is not None
+        sketch, signs = a.sketch + b.sketch, a.signs + b.signs
+    for classes in _parts(both, width, PRODUCT_ENTRIES):
+        share = (b.counts[classes] / counts[classes])[:, None]
+        delta = (b.means[classes] - a.means[classes]) + (
+            b.means_low[classes] - a.means_low[classes]
+        )
+        high, rest = two_sum(a.means[classes], delta * share)
+        means[classes], low[classes] = two_sum(high, rest + a.means_low[classes])
+        steps = delta * np.sqrt(a.counts[classes, None] * share)  # n_a n_b / (n_a + n_b)
+        traces[classes] += np.vecdot(steps, steps)
+        if scatter is not None and scatter.ndim == 3:
+            for c, step in zip(classes.tolist(), steps, strict=True):
+                scatter[c] += step[:, None] * step
+        elif scatter is not None:
+            add_product(scatter, steps)
+        if sketch is not None:
+            assert a.signs is not None
+            assert b.signs is not None
+            sketch = recentred(sketch, a.signs[:, classes], delta * share)
+            sketch = recentred(sketch, b.signs[:, classes], delta * (share - 1))
+    if scatter is not None and scatter.ndim == 2 and width > WHOLE_PRODUCT:
+        mirror(scatter)
+    return {
+        "counts": counts,
+        "means": means,
+        "means_low": low,
+        "traces": traces,
+        "scatter": scatter,
+        "sketch": sketch,
+        "signs": signs,
+        "rounding": merged_rounding(a.rounding, b.rounding, a.counts, b.counts),
+    }
+
+
+def two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Return ``a + b`` and what rounding took from it, exactly (Knuth 1969)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)

@@ -1,0 +1,216 @@
+r"""The update on the host: the sums of `sums.update`, added in place for rows in NumPy.
+
+Rows are taken in the order of their classes, in tiles that stay in a core's cache. Of a tile the sums of its classes
+are one small product, and :math:`R^\top R` is NumPy's symmetric product over a block of tiles. Only classes that are
+present are touched, so that 50,000 classes cost what 100 do.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .linalg import Floats, add_product
+from .plain import widened
+from .sums import IGNORE_INDEX, MIXED, UNLABELLED, Sums
+
+SORTED_ENTRIES = 2**24  # of rows that are sorted at once
+BLOCK_ENTRIES = 2**20  # residuals of a block: 8 MB,
+MOST_BLOCK_ENTRIES = (
+    2**22
+)  # or up to 32 MB, for as many rows as features: adding up d x d products then costs little
+TILE_ENTRIES = (
+    2**16
+)  # residuals of a tile: 512 kB, with rows and shifts beside them in a core's cache
+TILE_RUNS = 16  # classes of a tile, on average: with more the small product would cost as much as the large one
+LEAST_TILE = 64  # rows
+
+Ints = npt.NDArray[np.int64]
+
+
+def add_rows(
+    sums: Sums,
+    rows: npt.NDArray[Any],
+    labels: Ints,
+    *,
+    ignore_index: int = IGNORE_INDEX,
+    propagate: bool = False,
+    hashes: tuple[Ints, npt.NDArray[np.bool_]] | None = None,
+) -> None:
+    """Add rows of any dtype to float64 sums, in place; labels and hashes as for `sums.update`."""
+    count = max(1, SORTED_ENTRIES // max(rows.shape[1], 1))
+    for start in range(0, len(rows), count):
+        part = slice(start, start + count)
+        some = None if hashes is None else (hashes[0][part], hashes[1][part])
+        with np.errstate(over="ignore", invalid="ignore"):  # squares beyond 1e308 read Inf
+            _add_sorted(sums, rows[part], labels[part], ignore_index, propagate, some)
+
+
+def block_rows_of(width: int) -> int:
+    """Return how many rows a block has."""
+    entries = max(BLOCK_ENTRIES, min(4 * width**2, MOST_BLOCK_ENTRIES))
+    return max(1, entries // max(width, 1))
+
+
+def _add_sorted(
+    sums: Sums,
+    rows: npt.NDArray[Any],
+    labels: Ints,
+    ignore_index: int,
+    propagate: bool,
+    hashes: tuple[Ints, npt.NDArray[np.bool_]] | None,
+) -> None:
+    used = np.flatnonzero((labels >= 0) & (labels != ignore_index))
+    if len(used) < len(labels):
+        sums.ignored += np.count_nonzero(labels == ignore_index)
+        sums.unlabelled += np.count_nonzero(labels == UNLABELLED)
+        sums.mixed += np.count_nonzero(labels == MIXED)
+    labels = labels[used]
+    narrow = labels.astype(np.uint16) if len(sums.counts) <= 2**16 else labels  # sorted by radix
+    order = np.argsort(narrow, kind="stable")
+    places, labels = used[order], labels[order]
+    starts = _starts(labels)
+    present = labels[starts]
+    new = sums.counts[present] == 0
+    _set_shifts(sums, rows, places, labels, starts[new])
+    sums.counts[present] += np.diff(starts, append=len(labels))
+    fresh = set(present[new].tolist())
+    tile_rows = max(TILE_RUNS * len(places) // max(len(starts), 1), LEAST_TILE)
+    tile_rows = max(1, min(tile_rows, TILE_ENTRIES // max(rows.shape[1], 1)))
+    size = block_rows_of(rows.shape[1])
+    residuals = np.empty((min(size, len(places)), rows.shape[1]))
+    for start in range(0, len(places), size):
+        part = slice(start, start + size)
+        block = residuals[: len(places[part])]
+        counted = _add_block(sums, rows, places[part], labels[part], block, propagate, tile_rows)
+        if sums.sketch is not None:
+            assert hashes is not None
+            of_rows = hashes[0][places[part]], hashes[1][places[part]]
+            _add_sketch(sums, block, labels[part], counted, *of_rows)
+        elif sums.scatter is not None and sums.scatter.ndim == 3:
+            for label, run in _runs(labels[part]):
+                add_product(sums.scatter[label], block[run], fresh=label in fresh)
+                fresh.discard(label)
+        elif sums.scatter is not None:
+            add_product(sums.scatter, block)
+
+
+def _set_shifts(
+    sums: Sums, rows: npt.NDArray[Any], places: Ints, labels: Ints, new: npt.NDArray[np.intp]
+) -> None:
+    """Give every class whose rows start there its first finite row as its shift."""
+    shifts = widened(rows[places[new]])
+    sums.shift[labels[new]] = shifts
+    for start in new[~np.isfinite(shifts).all(axis=1)].tolist():
+        label = labels[start]
+        run = places[start : np.searchsorted(labels, label, side="right")]
+        finite = np.flatnonzero(_finite(rows[run]))
+        sums.shift[label] = widened(rows[run[finite[0]]]) if len(finite) else 0.0
+
+
+def _add_block(
+    sums: Sums,
+    rows: npt.NDArray[Any],
+    places: Ints,
+    labels: Ints,
+    residuals: Floats,
+    propagate: bool,
+    tile_rows: int,
+) -> npt.NDArray[np.bool_]:
+    """Add the class sums of a block; write its residuals, zeros for rows that do not count; say which do."""
+    counted = np.ones(len(places), bool)
+    ones = np.ones(tile_rows)
+    for start in range(0, len(places), tile_rows):
+        part = slice(start, start + tile_rows)
+        tile, of = residuals[part], labels[part]
+        _take(rows, places[part], tile)
+        if of[0] == of[-1]:
+            present, indicator = of[:1], ones[None, : len(of)]
+            tile -= sums.shift[of[0]]
+        else:
+            present = of[_starts(of)]
+            indicator = (present[:, None] == of).astype(np.float64)
+            tile -= np.take(sums.shift, of, axis=0)
+        norms = np.vecdot(tile, tile)
+        if np.isfinite(norms.sum()):
+            sums.sums[present] += indicator @ tile
+            sums.squares[present] += indicator @ norms
+        else:  # a value is not finite, or only a square is not
+            counted[part] = _finite(rows[places[part]])
+            _add_carefully(sums, tile, of, norms, counted[part], propagate)
+    return counted
+
+
+def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:
+    """Copy rows of any dtype; those of float64 without an array between."""
+    if rows.dtype == out.dtype:
+        np.take(rows, places, axis=0, out=out, mode="clip")
+    else:
+        out[...] = widened(np.take(rows, places, axis=0))
+
+
+def _add_carefully(
+    sums: Sums,
+    residuals: Floats,
+    labels: Ints,
+    norms: Floats,
+    counted: npt.NDArray[np.bool_],
+    propagate: bool,
+) -> None:
+    """Add the class sums of a tile where some are not finite, so that each row concerns its own class alone."""
+    residuals[~counted] = 0
+    norms[~counted] = 0
+    np.add.at(sums.sums, labels, residuals)
+    np.add.at(sums.squares, labels, norms)
+    stray = labels[~counted]
+    sums.nonfinite += np.int64(len(stray))
+    if propagate:
+        sums.sums[stray] = np.nan
+        sums.squares[stray] = np.nan
+    else:
+        np.subtract.at(sums.counts, stray, 1)
+
+
+def _add_sketch(
+    sums: Sums,
+    residuals: Floats,
+    labels: Ints,
+    counted: npt.NDArray[np.bool_],
+    buckets: Ints,
+    negative: npt.NDArray[np.bool_],
+) -> None:
+    assert sums.sketch is not None
+    assert sums.signs is not None
+    signs = np.where(negative, -1.0, 1.0)
+    for bucket, sign, row in zip(buckets.tolist(), signs.tolist(), residuals, strict=True):
+        sums.sketch[bucket] += sign * row
+    np.add.at(sums.signs, (buckets, labels), signs * counted)
+
+
+def _starts(labels: Ints) -> npt.NDArray[np.intp]:
+    """Return where each run of equal labels starts."""
+    changes = np.ones(len(labels), bool)
+    np.not_equal(labels[1:], labels[:-1], out=changes[1:])
+    return np.flatnonzero(changes)
+
+
+def _runs(labels: Ints) -> list[tuple[int, slice]]:
+    """Return the label and place of each run of equal labels."""
+    starts = _starts(labels)
+    bounds = [*starts.tolist(), len(labels)]
+    return list(
+        zip(
+            labels[starts].tolist(),
+            itertools.starmap(slice, itertools.pairwise(bounds)),
+            strict=True,
+        )
+    )
+
+
+def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """(N, d) -> (N,): no NaN or Inf in the row."""
+    finite: npt.NDArray[np.bool_] = np.isfinite(widened(rows)).all(axis=1)
+    return finite
