@@ -17,7 +17,7 @@ from ..stats.linalg import Floats
 
 MOST_CLASSES = 50
 MOST_PAIRS = 10
-_ABREAST = 8  # layers beside each other in a table
+_LAYERS_ABREAST = 8  # layers beside each other in a table
 MARKS: dict[str, str] = {
     "collapsed": "●",
     "nearly collapsed": "◕",
@@ -195,14 +195,16 @@ def all_values(report: CollapseReport) -> Values:
     notes: dict[str, int] = {}
     measured = [name for name in METRICS if any(name in layer for layer in report.values())]
     names, tables = list(report), []
-    for first in range(0, len(names), _ABREAST):
-        part = names[first : first + _ABREAST]
+    for first in range(0, len(names), _LAYERS_ABREAST):
+        part = names[first : first + _LAYERS_ABREAST]
         rows = [
             [Cell(metric), *(_value_cell(report[name], metric, notes) for name in part)]
             for metric in measured
         ]
         last = first + len(part)
-        remark = f"Layers {first + 1} to {last} of {len(names)}" if len(names) > _ABREAST else ""
+        remark = (
+            f"Layers {first + 1} to {last} of {len(names)}" if len(names) > _LAYERS_ABREAST else ""
+        )
         tables.append(Table(("metric", *part), rows, remark))
     return Values(tables, list(notes))
 

@@ -139,8 +139,8 @@ class Criteria:
             return Judgement("geometry", math.nan, "not judged", why)
         share = distance / unit
         figure = self.percent(share)
-        said = f"class means are {figure} as far from {name} as random ones from a simplex ETF"
-        return Judgement("geometry", share, self.band(share), said, figure)
+        words = f"class means are {figure} as far from {name} as random ones from a simplex ETF"
+        return Judgement("geometry", share, self.band(share), words, figure)
 
     def percent(self, share: float) -> str:
         """Return a share in percent, with as many digits, two at least, as its band asks for.
@@ -163,11 +163,11 @@ class Criteria:
         value = layer[PROPERTIES[name]]
         share = _share(layer, name, value)
         figure = self.percent(value if name == "NC4" else share)
-        said = _WORDS[name].format(figure)
+        words = _WORDS[name].format(figure)
         explained = _explained(layer, name)
         if explained:
-            return Judgement(name, share, "not judged", f"{said}, but {explained}", figure)
-        return Judgement(name, share, self.band(share), said, figure)
+            return Judgement(name, share, "not judged", f"{words}, but {explained}", figure)
+        return Judgement(name, share, self.band(share), words, figure)
 
 
 def sentences(judged: Iterable[Judgement]) -> list[str]:

@@ -35,10 +35,10 @@ class History(tuple[Entry, ...]):
         nameless = [(step, report.phase) for step, report in written if not run_of(report)]
         if len(set(nameless)) < len(nameless):
             written = name_runs(written)
-        kept, said = _settled(written)
-        self = super().__new__(cls, kept)
+        ordered, replaced = _in_order(written)
+        self = super().__new__(cls, ordered)
         earlier = entries.notes if isinstance(entries, History) else ()
-        self.notes = (*earlier, *notes, *said)
+        self.notes = (*earlier, *notes, *replaced)
         return self
 
     @property
@@ -60,12 +60,13 @@ class History(tuple[Entry, ...]):
 
     def earlier_runs(self) -> str:
         """Return in words which runs stand before the last one; empty where there is none."""
-        said = [f"{_called(run)} ({_epochs(of)})" for run, of in list(self.runs.items())[:-1]]
-        if not said:
+        earlier = list(self.runs.items())[:-1]
+        if not earlier:
             return ""
-        more = f" and {len(said) - _LISTED} more" if len(said) > _LISTED else ""
-        count = "1 earlier run" if len(said) == 1 else f"{len(said)} earlier runs"
-        return f"{count}, which no line joins: {', '.join(said[-_LISTED:])}{more}"
+        names = [f"{_called(run)} ({_epochs(entries)})" for run, entries in earlier]
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        count = "1 earlier run" if len(names) == 1 else f"{len(names)} earlier runs"
+        return f"{count}, which no line joins: {', '.join(names[-_LISTED:])}{more}"
 
 
 def read_history(path: str | os.PathLike[str]) -> History:
@@ -131,30 +132,28 @@ def name_runs(entries: Iterable[Entry]) -> list[Entry]:
     return named
 
 
-def _settled(written: list[Entry]) -> tuple[list[Entry], list[str]]:
-    """Keep the last report of each step of a run, put runs and steps in order, and say what was left out."""
+def _in_order(written: list[Entry]) -> tuple[list[Entry], list[str]]:
+    """Return the last report of each step, run after run, and in words how many were replaced."""
     groups: dict[str, list[Entry]] = {}
-    for step, report in written:
-        group = groups.pop(run_of(report), [])
-        group.append((step, report))
-        groups[run_of(report)] = group  # at the end: the run that wrote last stands last
-    kept, said = [], []
+    for entry in written:
+        run = run_of(entry[1])
+        groups[run] = groups.pop(run, [])  # the run that wrote last stands last
+        groups[run].append(entry)
+    ordered, notes = [], []
     for run, group in groups.items():
         latest = {(report.phase, step): (step, report) for step, report in group}
-        kept += sorted(latest.values(), key=lambda entry: entry[0])
+        ordered += sorted(latest.values(), key=lambda entry: entry[0])
         if len(latest) < len(group):
-            said.append(_replaced(run, group, len(group) - len(latest)))
-    return kept, said
+            notes.append(_replaced(run, group, len(group) - len(latest)))
+    return ordered, notes
 
 
 def _replaced(run: str, group: list[Entry], count: int) -> str:
-    of = f" of run {_called(run)}" if run else ""
-    were = "report" + of + " was" if count == 1 else "reports" + of + " were"
-    note = f"{count} {were} written again: the last one of each step is kept"
+    name = f" of run {_called(run)}" if run else ""
+    reports = f"1 report{name} was" if count == 1 else f"{count} reports{name} were"
+    note = f"{reports} written again: the last one of each step is kept"
     end, furthest = group[-1][0], max(step for step, _ in group)
-    if end < furthest:
-        note += f"; what follows step {end} was written before it"
-    return note
+    return note + (f"; what follows step {end} was written before it" if end < furthest else "")
 
 
 def _called(run: str) -> str:

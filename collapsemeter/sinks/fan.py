@@ -112,7 +112,7 @@ class Fan:
 
     def __init__(self, *destinations: Any, run: str | None = None) -> None:
         self.run = checked_run(run)
-        self.sinks = tuple(_guarded(to(one, run=self.run)) for one in destinations)
+        self.sinks = tuple(_guarded(to(target, run=self.run)) for target in destinations)
 
     @property
     def failures(self) -> int:

@@ -68,7 +68,7 @@ class LoggerSink(GuardedSink):
     def _log(
         self, logger: Any, name: str, step: int, scalars: dict[str, float], phase: str
     ) -> None:
-        if wandb_runs.is_one(logger):
+        if wandb_runs.is_wandb_run(logger):
             wandb_runs.log(logger, step, scalars, phase)
             return
         # Looked up at each write: some modules replace their functions once a run begins.
@@ -87,12 +87,12 @@ def _behind(logger: Any) -> list[Any]:
     if not trackers:
         raise RuntimeError(f"{_called(logger)} has no tracker: call init_trackers() first")
     inner = [(tracker, getattr(tracker, "tracker", None)) for tracker in trackers]
-    return [run if wandb_runs.is_one(run) else tracker for tracker, run in inner]
+    return [run if wandb_runs.is_wandb_run(run) else tracker for tracker, run in inner]
 
 
 def _method(logger: Any) -> str | None:
     """Return the name of the method to call, or None for the logger itself."""
-    if wandb_runs.is_one(logger):  # before wandb.init() its log has the signature of a method
+    if wandb_runs.is_wandb_run(logger):  # before wandb.init() its log has the signature of a method
         return "log"
     if _can(logger, "log_metrics", {}, step=0):
         return "log_metrics"

@@ -14,7 +14,7 @@ from typing import Any
 STEP = "collapsemeter/step"
 
 
-class _Told:
+class _RunState:
     """What all sinks told a run: metrics, the first phase, and what the open row holds."""
 
     def __init__(self, phase: str) -> None:
@@ -24,10 +24,10 @@ class _Told:
         self.row_step = -1
 
 
-_RUNS: weakref.WeakKeyDictionary[Any, _Told] = weakref.WeakKeyDictionary()
+_RUNS: weakref.WeakKeyDictionary[Any, _RunState] = weakref.WeakKeyDictionary()
 
 
-def is_one(logger: Any) -> bool:
+def is_wandb_run(logger: Any) -> bool:
     """Whether a logger is a run of W&B, or the module ``wandb``, which logs to its current run."""
     return callable(getattr(logger, "define_metric", None)) and callable(
         getattr(logger, "log", None)
@@ -44,32 +44,32 @@ def log(logger: Any, step: int, scalars: Mapping[str, float], phase: str) -> Non
     run = logger.run if isinstance(logger, ModuleType) else logger
     if run is None:
         raise RuntimeError("wandb has no run: call wandb.init() before the first report")
-    told = _RUNS.setdefault(run, _Told(phase))
-    _define(run, told, scalars)
-    record = {STEP: step, **(scalars if phase == told.phase else _of_phase(scalars, phase))}
+    state = _RUNS.setdefault(run, _RunState(phase))
+    _define(run, state, scalars)
+    record = {STEP: step, **(scalars if phase == state.phase else _of_phase(scalars, phase))}
     position = _step_of(run)
     if position is None:  # several processes write to one run: every call is a row
         run.log(record)
         return
-    row = told.row if position == told.row_step else {}
+    row = state.row if position == state.row_step else {}
     if any(row.get(tag, value) != value for tag, value in record.items()):
         run.log({}, commit=True)
         row, position = {}, _step_of(run)
     run.log(record, commit=False)
-    told.row, told.row_step = {**row, **record}, -1 if position is None else position
+    state.row, state.row_step = {**row, **record}, -1 if position is None else position
 
 
 def _of_phase(scalars: Mapping[str, float], phase: str) -> dict[str, float]:
     return {tag.replace("/", f"/{phase}/", 1): value for tag, value in scalars.items()}
 
 
-def _define(run: Any, told: _Told, scalars: Mapping[str, float]) -> None:
+def _define(run: Any, state: _RunState, scalars: Mapping[str, float]) -> None:
     metrics = {tag.split("/")[0] for tag in scalars}
-    if not told.metrics:
+    if not state.metrics:
         run.define_metric(STEP, hidden=True)
-    for metric in sorted(metrics - told.metrics):
+    for metric in sorted(metrics - state.metrics):
         run.define_metric(f"{metric}/*", step_metric=STEP)
-    told.metrics |= metrics
+    state.metrics |= metrics
 
 
 def _step_of(run: Any) -> int | None:
