@@ -261,17 +261,8 @@ class CollapseMeter:
     def init(self, *args: Any, labels: Any = None, **kwargs: Any) -> State:
         """Return an empty state for the layers that an input runs through; only its shapes are used.
 
-        Parameters
-        ----------
-        *args, **kwargs
-            Those of the model; for linen the variables first, as in `capture`.
-        labels : array, optional
-            Example labels, where they are not one for each row of the input: (B, T) for tokens.
-
-        Raises
-        ------
-        ValueError
-            As `capture`, and if a layer's output does not fit the labels.
+        The arguments are those of the model, for linen the variables first, as in `capture`. Labels are
+        needed where they are not one for each row of the input: (B, T) for tokens.
         """
         selection = self._select(self._model, args, kwargs)
         model: Any = self._model
@@ -316,12 +307,8 @@ class CollapseMeter:
     def report(self, state: State, weights: Any = None, *, phase: Phase = "live") -> CollapseReport:
         """Measure every layer of a state, see `collapsemeter_flax.report`.
 
-        Parameters
-        ----------
-        state : State
-        weights : nnx.Module, or mapping of linen variables, optional
-            Where the head is taken from; of NNX by default the model that the meter was given.
-        phase : {"live", "frozen-train", "frozen-eval"}
+        The head is taken from ``weights``, an nnx.Module or a mapping of linen variables; of NNX by default
+        from the model that the meter was given.
         """
         name = self.selection.head
         head: Any = None
@@ -343,15 +330,7 @@ class CollapseMeter:
     ) -> CollapseReport:
         """Measure in one pass with frozen weights, see `collapsemeter_flax.observe`.
 
-        Parameters
-        ----------
-        batches : iterable of (inputs, labels), or of dicts with "labels"
-        model : nnx.Module, optional
-            By default the one that the meter was given.
-        variables : mapping
-            Of a linen model.
-        phase, progress, call
-            See `collapsemeter_flax.observe`.
+        ``model`` is by default the one that the meter was given; a linen model needs ``variables``.
         """
         check_phase(phase)
         model = self._model if model is None else model
@@ -362,13 +341,5 @@ class CollapseMeter:
 
 
 def watch(model: Any, **options: Any) -> CollapseMeter:
-    """Return the meter of a Flax model; what `collapsemeter.watch` calls.
-
-    Examples
-    --------
-    >>> watch(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), verbose=False).selection
-    Traceback (most recent call last):
-        ...
-    ValueError: the layers are not known before an input: call init(...) first
-    """
+    """Return the meter of a Flax model; what `collapsemeter.watch` calls."""
     return CollapseMeter(model, **options)
