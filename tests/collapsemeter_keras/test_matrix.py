@@ -73,7 +73,7 @@ def check(report, moments_of, model, x, labels, phase):
             assert layer[metric] == pytest.approx(value, rel=METRIC), (name, metric)
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", [*cases()])
 def test_matrix(case, backend):
     name, compiled, kind = CASES[case]
     x, y = data(ROWS)
