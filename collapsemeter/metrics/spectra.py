@@ -86,10 +86,10 @@ def cholesky(scatter: Floats, rank: int) -> Cholesky | None:
         return None
     part = scatter if len(features) == len(scatter) else scatter[np.ix_(features, features)]
     try:
-        triangle: Floats = np.asarray(np.linalg.cholesky(part), np.float64)
+        triangle: Floats = np.asarray(np.linalg.cholesky(part.T))  # LAPACK's order: faster to copy
     except np.linalg.LinAlgError:
         return None
-    size = float(np.abs(part).sum(axis=0).max())  # its 1-norm
+    size = float(np.linalg.norm(part))
     # The estimate is seldom off by a factor of ten.
     regular = size * _inverse_norm(triangle) * 10 * negligible(len(part)) < 1
     return Cholesky(features, triangle) if regular else None
