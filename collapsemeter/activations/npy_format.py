@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import threading
-import warnings
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..stats.npy_header import PREFIX, read_npy_header
 from .array_file import (
     AS_SAFETENSORS,
     ActivationsError,
@@ -21,22 +19,14 @@ from .array_file import (
     Refused,
     check_array,
     file_size,
-    first_line,
     map_array,
 )
 
-MAX_HEADER = 10_000  # characters; NumPy's own limit for untrusted files
-PREFIX = MAX_HEADER + 12  # bytes that hold any header, with the magic and its length
-
 _FLOAT8 = re.compile(r"dtype descriptor: '[<>|=]?f1'")
 
-# A worker of Dask has several threads, which share the filters of warnings and the depth that Python
-# 3.11 counts as it parses: it raises SystemError where another thread parses in between.
-_PARSING = threading.Lock()
 
-
-class NpyHeader(NamedTuple):
-    """What the header says, and where it ends."""
+class CheckedHeader(NamedTuple):
+    """An array of real numbers, and where its values begin."""
 
     array: Array
     order: Literal["C", "F"]
@@ -80,25 +70,15 @@ def _no_header(path: str | os.PathLike[str]) -> str:
     )
 
 
-def read_header(prefix: bytes) -> NpyHeader:
-    """Read the header in the first `PREFIX` bytes of an array; ValueError if there is none."""
-    file = io.BytesIO(prefix)
+def read_header(prefix: bytes) -> CheckedHeader:
+    """Read and check the header in the first `PREFIX` bytes of an array; ValueError if there is none."""
     try:
-        with _PARSING, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a header with bad syntax is an error or fine
-            version = np.lib.format.read_magic(file)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read is None:
-                raise ValueError(f"version {version} is not read")
-            shape, fortran, dtype = read(file, max_header_size=MAX_HEADER)
-    except Exception as error:  # NumPy evaluates the header, and states no list of what that raises
+        header = read_npy_header(prefix)
+    except ValueError as error:
         if _FLOAT8.search(str(error)):
             raise Refused(
                 "has dtype '<f1', as NumPy saves float8 of ml_dtypes, and does not say which: "
                 + AS_SAFETENSORS
             ) from error
-        raise ValueError(first_line(error)) from error
-    return NpyHeader(check_array(shape, dtype), "F" if fortran else "C", file.tell())
+        raise
+    return CheckedHeader(check_array(header.shape, header.dtype), header.order, header.offset)

@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..stats.npy_header import PREFIX
 from .array_file import (
     MAX_DIRECTORY,
     ActivationsError,
@@ -22,7 +23,7 @@ from .array_file import (
     first_line,
     map_array,
 )
-from .npy_format import PREFIX, NpyHeader, read_header
+from .npy_format import CheckedHeader, read_header
 
 _PIECE = 2**18  # bytes that are unpacked at once; no more than a directory may have
 _LOCAL_HEADER = struct.Struct(
@@ -40,7 +41,7 @@ class NpzFile(ArrayFile):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
         self._members: dict[str, zipfile.ZipInfo] = {}
-        self._headers: dict[str, NpyHeader] = {}
+        self._headers: dict[str, CheckedHeader] = {}
         self._streams: dict[str, IO[bytes]] = {}
         file_size(path)
         self._file = _BoundedFile(open(path, "rb", buffering=0))  # noqa: SIM115  # closed by close()
@@ -66,7 +67,7 @@ class NpzFile(ArrayFile):
         except Refused as reason:
             self.refused[name] = str(reason)
 
-    def _describe(self, member: zipfile.ZipInfo) -> NpyHeader:
+    def _describe(self, member: zipfile.ZipInfo) -> CheckedHeader:
         if member.flag_bits & 1:
             raise Refused("is encrypted: save it without a password")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

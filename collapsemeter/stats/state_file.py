@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..system.files import write_atomically
+from .npy_header import PREFIX, read_npy_header
 
 FORMAT = "collapsemeter.ClassMoments"
 VERSION = 1
@@ -119,9 +122,6 @@ class StateFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: str = FORMAT) -> None:
-        # Imported late: activations are written by what imports moments, which imports this.
-        from ..activations.zip_directory import read_members
-
         self.path = os.fspath(path)
         with open(path, "rb") as file:
             # Nothing of the file is interpreted before it is known to be what was written.
@@ -135,14 +135,12 @@ class StateFile:
         self.digest = found.decode()
         try:
             # Read strictly: a checksum is no signature, and what comes next may be crafted.
-            with open(path, "rb") as file:
-                members = read_members(file, end + _DIGEST)
-            self._members = {member.name.removesuffix(".npy"): member for member in members}
+            self._members = _members(path, end)
             self.header: dict[str, Any] = json.loads(self.read(_HEADER).tobytes())
             holds, version = self.header["format"], int(self.header["version"])
         except CorruptStateError:
             raise
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except Exception as error:  # zipfile states no list of what a damaged archive raises
             raise CorruptStateError(f"{self.path} is not a state file: {error}") from error
         if holds != kind:
             raise CorruptStateError(
@@ -163,20 +161,44 @@ class StateFile:
         CorruptStateError
             If there is no such array, or it cannot be read.
         """
-        from ..activations.array_file import Refused
-        from ..activations.zip_directory import read_member
-
+        if name not in self._members:
+            raise CorruptStateError(f"{self.path} is not a state file: it has no array {name!r}")
         try:
-            with open(self.path, "rb") as file:
-                return read_member(file, self._members[name])
-        except KeyError as error:
+            return _read_array(self.path, self._members[name])
+        except (OSError, ValueError, struct.error) as error:
             raise CorruptStateError(
-                f"{self.path} is not a state file: it has no array {name!r}"
+                f"{self.path} is not a state file: array {name!r} {error}"
             ) from error
-        except Refused as reason:
-            raise CorruptStateError(
-                f"{self.path} is not a state file: array {name!r} {reason}"
-            ) from reason
+
+
+def _members(path: str | os.PathLike[str], size: int) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by name; refuse those that share a name or lie over each other."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if sum(member.file_size for member in members) > size:
+        raise ValueError("its members are longer than the file")
+    named = {member.filename.removesuffix(".npy"): member for member in members}
+    if len(named) < len(members):
+        raise ValueError("two of its members have one name")
+    return named
+
+
+def _read_array(path: str, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    values = bytearray(member.file_size)
+    with open(path, "rb") as file:
+        file.seek(member.header_offset + 26)
+        name_length, extra_length = struct.unpack("<2H", file.read(4))
+        file.seek(name_length + extra_length, os.SEEK_CUR)
+        ends_early = file.readinto(values) != len(values)
+    if ends_early or member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("is compressed or ends early, as no state is written")
+    header = read_npy_header(bytes(values[:PREFIX]))
+    nbytes = math.prod(header.shape) * header.dtype.itemsize
+    if header.dtype.kind not in "fiub" or header.order != "C":
+        raise ValueError(f"has dtype {header.dtype} in order {header.order}: it is no state's")
+    if nbytes != len(values) - header.offset:
+        raise ValueError(f"asks for {nbytes} bytes, its member has {len(values) - header.offset}")
+    return np.frombuffer(values, header.dtype, offset=header.offset).reshape(header.shape)
 
 
 def read_state(

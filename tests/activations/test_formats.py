@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from zarr import codecs
 
 from collapsemeter.activations import ActivationsError, open_arrays
-from collapsemeter.activations.npy_format import read_header
+from collapsemeter.stats.npy_header import read_npy_header
 
 PLAIN = (
     "bool", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8",
@@ -99,11 +99,11 @@ def test_headers_of_npy_are_read_in_several_threads():
     gc.set_threshold(5)
     try:
         with ThreadPoolExecutor(4) as threads:
-            found = list(threads.map(lambda _: read_header(content), range(2000)))
+            found = list(threads.map(lambda _: read_npy_header(content), range(2000)))
     finally:
         gc.set_threshold(*before)
         gc.callbacks.remove(give_way)
-    assert {header.array.shape for header in found} == {(3, 2)}
+    assert {header.shape for header in found} == {(3, 2)}
 
 
 def test_safetensors(tmp_path):

@@ -141,7 +141,7 @@ def test_members_that_could_unpack_to_anything(tmp_path):
     body = buffer.getvalue()[:-64]
     path = tmp_path / "crafted"
     path.write_bytes(body + hashlib.sha256(body).hexdigest().encode())
-    with pytest.raises(CorruptStateError, match="array 'header' is compressed or in Fortran order"):
+    with pytest.raises(CorruptStateError, match="array 'header' is compressed or ends early"):
         ClassMoments.load(path)
 
 
@@ -158,14 +158,31 @@ def test_directories_that_a_fuzzer_made(tmp_path):
     body = sealed({"header": header(), **ARRAYS})[:-64]
     entry = body.index(b"PK\1\2")
     version = body[: entry + 6] + b"\xd2" + body[entry + 7 :]  # zipfile: NotImplementedError
-    path.write_bytes(version + hashlib.sha256(version).hexdigest().encode())
-    assert ClassMoments.load(path).rows == 2
-    place = body[: entry + 42] + b"\xff\xff\xff\x7f" + body[entry + 46 :]  # zipfile: OSError
-    path.write_bytes(place + hashlib.sha256(place).hexdigest().encode())
-    with pytest.raises(
-        CorruptStateError, match=r"crafted is not a state file: member .* is outside"
-    ):
-        ClassMoments.load(path)
+    place = body[: entry + 42] + b"\xff\xff\xff\x7f" + body[entry + 46 :]  # beyond the file
+    size = body[: entry + 20] + b"\xff\xff\xff\x7f" * 2 + body[entry + 28 :]
+    twice = body.replace(b"means_low", b"means\0low").replace(b"traces", b"counts")
+    for content in (version, place, size, twice):
+        path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+        with pytest.raises(CorruptStateError, match="crafted is not a state file: ") as caught:
+            ClassMoments.load(path)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_state_that_asks_for_more_than_it_holds(tmp_path):
+    means = (
+        np.lib.format.magic(1, 0)
+        + b"\x76\0"
+        + (
+            b"{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776, 2), }".ljust(117)
+            + b"\n"
+        )
+    )
+    body = sealed({"header": header(), **ARRAYS})[:-64]
+    start = body.index(b"\x93NUMPY", body.index(b"means.npy"))
+    crafted = body[:start] + means + body[start + len(means) :]
+    (tmp_path / "crafted").write_bytes(crafted + hashlib.sha256(crafted).hexdigest().encode())
+    with pytest.raises(CorruptStateError, match="array 'means' asks for 17592186044416 bytes"):
+        ClassMoments.load(tmp_path / "crafted")
 
 
 def test_shards_that_are_no_list(tmp_path):
