@@ -12,7 +12,7 @@ from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 
-from .device_sums import LayerState
+from .device_sums import LayerSums
 from .store import Store
 from .waiting import SampledDecisions
 
@@ -55,12 +55,12 @@ def state_dict(store: Store, watched: list[str]) -> dict[str, Any]:
         ],
         "kept": [
             [*key, *(torch.cat(part) for part in zip(*batches, strict=True))]
-            for key, batches in store.kept.items()
+            for key, batches in store.exact_rows.items()
         ],
     }
 
 
-def _waiting(state: LayerState) -> list[Tensor]:
+def _waiting(state: LayerSums) -> list[Tensor]:
     if not state.waiting.count:
         return []
     rows, labels, numbers = state.waiting.held()
@@ -93,18 +93,18 @@ def load_state(
         decisions.predictions.copy_(saved["predictions"])
         store.predictions[saved["call"], size] = decisions
     for layer, call, rows, labels, ids in state["kept"]:
-        store.kept[layer, call] = [(rows, labels, ids)]
+        store.exact_rows[layer, call] = [(rows, labels, ids)]
     store.expected_rows, store.batches = state["expected"], state["batches"]
     store.next_row, store.degraded = state["next_row"], dict(state["degraded"])
     store.interrupted = {(layer, call): rows for layer, call, rows in state["partial"]}
 
 
-def _loaded(settings: Settings, saved: dict[str, Any], device: torch.device) -> LayerState:
+def _loaded(settings: Settings, saved: dict[str, Any], device: torch.device) -> LayerSums:
     """Make the state of a layer from what was saved of it."""
     tensors: dict[str, Tensor] = saved["tensors"]
     shift = tensors["shift"]
     first_rows = torch.empty(0, shift.shape[1], dtype=shift.dtype, device=device)
-    layer = LayerState(first_rows, settings, saved["kind"], len(tensors["sample_ids"]) - 1)
+    layer = LayerSums(first_rows, settings, saved["kind"], len(tensors["sample_ids"]) - 1)
     if saved["waiting"]:
         rows, labels, numbers = saved["waiting"]
         layer.waiting.put(rows.to(device), labels.to(device, copy=True), numbers.clone().numpy())

@@ -35,16 +35,16 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     for path, module in model.named_modules():
         segments = path.split(".") if path else []
         holder: nn.Module = model
-        kept = []
+        names = []
         for segment in segments:
             wrapper = segment in _WRAPPED or (
                 segment == "module" and type(holder).__name__ in _WRAPPERS
             )
             if not wrapper:
-                kept.append(segment)
+                names.append(segment)
             holder = holder.get_submodule(segment)
-        if kept:
-            named[".".join(kept)] = module  # the innermost of a wrapped module comes last
+        if names:
+            named[".".join(names)] = module  # the innermost of a wrapped module comes last
     return named
 
 

@@ -47,8 +47,8 @@ class TorchOperations:
 
     def masked_mean(self, x: Tensor, mask: Tensor) -> Tensor:
         weight = (mask != 0).to(torch.float32)[:, :, None]
-        kept = torch.where(weight > 0, x.to(_wide(x)), 0.0)
-        return kept.sum(1) / weight.sum(1).clamp(min=1)
+        tokens = torch.where(weight > 0, x.to(_wide(x)), 0.0)
+        return tokens.sum(1) / weight.sum(1).clamp(min=1)
 
     def last(self, x: Tensor, mask: Tensor) -> Tensor:
         position = torch.arange(x.shape[1], device=x.device)

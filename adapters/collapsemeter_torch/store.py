@@ -15,7 +15,7 @@ from collapsemeter.stats.sampling import low_32_bits
 from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.system.warning import warn
 
-from .device_sums import LayerState
+from .device_sums import LayerSums
 from .namespace import has_float64
 from .waiting import SampledDecisions, WaitingDecisions, joined, sampled
 
@@ -44,10 +44,12 @@ class Store:
         self.settings, self.exact, self.strict, self.wide = settings, exact, strict, wide
         self.lock = threading.RLock()  # two threads may each have a batch
         self.clock = Clock()
-        self.layers: dict[tuple[str, int], LayerState] = {}
+        self.layers: dict[tuple[str, int], LayerSums] = {}
         self.predictions: dict[tuple[int, int], SampledDecisions] = {}  # by (call, sample size)
         self.waiting: dict[int, WaitingDecisions] = {}  # by call
-        self.kept: dict[tuple[str, int], list[tuple[Tensor, Tensor, Tensor]]] = {}  # exact NC4
+        self.exact_rows: dict[
+            tuple[str, int], list[tuple[Tensor, Tensor, Tensor]]
+        ] = {}  # exact NC4
         self.expected_rows = self.batches = self.next_row = 0
         self.interrupted: dict[tuple[str, int], int] = {}  # rows that only some layers saw
         self.degraded: dict[str, str] = {}
@@ -63,7 +65,7 @@ class Store:
         self.expected_rows = self.batches = self.next_row = 0
         self.interrupted.clear()
         self.degraded.clear()
-        self.kept.clear()
+        self.exact_rows.clear()
         self.clock.clear()
 
     def flush(self) -> None:
@@ -80,7 +82,7 @@ class Store:
         state = self.layers.get((layer, call))
         if state is None:
             wide = self.wide and has_float64(rows.device)
-            state = self.layers[layer, call] = LayerState(rows, self.settings, wide=wide)
+            state = self.layers[layer, call] = LayerSums(rows, self.settings, wide=wide)
         if state.width != rows.shape[1]:
             raise BatchError(layer, rows.shape, scope.labels.shape, _WIDTH)
         # Before the update: one that is cut short leaves rows missing, and so is noticed.
@@ -149,7 +151,9 @@ class Store:
 
     def _keep(self, scope: Scope, key: tuple[str, int], rows: Tensor) -> None:
         numbers = torch.from_numpy(joined([scope.numbers]))
-        self.kept.setdefault(key, []).append((rows.cpu().clone(), scope.flat_labels.cpu(), numbers))
+        self.exact_rows.setdefault(key, []).append(
+            (rows.cpu().clone(), scope.flat_labels.cpu(), numbers)
+        )
 
     def degrade(self, layer: str, error: Exception) -> None:
         """Leave a layer out from here on, and warn: the user's step goes on."""

@@ -17,7 +17,7 @@ from collapsemeter.adapter.tally import Array, Tally, classifier
 from collapsemeter.stats.sums import COUNTERS
 
 from . import compiled
-from .device_sums import LayerState
+from .device_sums import LayerSums
 from .store import HEAD_OUTPUT, Store
 
 
@@ -33,12 +33,12 @@ def tallies(store: Store, selection: Selection) -> dict[tuple[str, int], Callabl
     return copies
 
 
-def _is_empty(state: LayerState) -> bool:
+def _is_empty(state: LayerSums) -> bool:
     sums = state.sums
     return not int(sums.counts.sum() + sum(getattr(sums, cause) for cause in COUNTERS))
 
 
-def _tally(store: Store, name: str, call: int, state: LayerState) -> Tally:
+def _tally(store: Store, name: str, call: int, state: LayerSums) -> Tally:
     rows, labels, ids = _kept_rows(store, name, call, state)
     return Tally(
         state.host_sums(),
@@ -51,10 +51,10 @@ def _tally(store: Store, name: str, call: int, state: LayerState) -> Tally:
     )
 
 
-def _kept_rows(store: Store, name: str, call: int, state: LayerState) -> tuple[Array, Array, Array]:
-    kept = store.kept.get((name, call))
-    if kept:
-        rows, labels, ids = (torch.cat(part) for part in zip(*kept, strict=True))
+def _kept_rows(store: Store, name: str, call: int, state: LayerSums) -> tuple[Array, Array, Array]:
+    batches = store.exact_rows.get((name, call))
+    if batches:
+        rows, labels, ids = (torch.cat(part) for part in zip(*batches, strict=True))
         return rows.double().numpy(), labels.numpy(), ids.numpy()
     # By NumPy, which takes them in one thread: PyTorch's would wait for the threads of BLAS.
     sample = (state.sample_rows, state.sample_labels, state.sample_ids)
@@ -63,12 +63,12 @@ def _kept_rows(store: Store, name: str, call: int, state: LayerState) -> tuple[A
     return rows_of_slots[filled], labels_of_slots[filled], ids_of_slots[filled]
 
 
-def _kept_decisions(store: Store, call: int, state: LayerState) -> tuple[Array, Array] | None:
+def _kept_decisions(store: Store, call: int, state: LayerSums) -> tuple[Array, Array] | None:
     """The network's decisions by row number; of its first call where the layer is called more often."""
     for head_call in (call, 0):
-        kept = store.kept.get((HEAD_OUTPUT, head_call))
-        if kept:
-            decided, _, ids = (torch.cat(part) for part in zip(*kept, strict=True))
+        batches = store.exact_rows.get((HEAD_OUTPUT, head_call))
+        if batches:
+            decided, _, ids = (torch.cat(part) for part in zip(*batches, strict=True))
             return ids.numpy(), decided.numpy()
         decisions = store.predictions.get((head_call, state.sample_size))
         if decisions is not None:

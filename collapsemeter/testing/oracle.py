@@ -76,8 +76,8 @@ class Oracle:
         )
         self.moments = replace(moments, feature_dtype=spec.dtype)
         self.rtol = tolerance(len(rows))
-        kept = sampled_rows(spec, [part_labels for _, part_labels in parts])
-        self.decisions = decide(self.moments, rows[kept], labels[kept], head=self.head)
+        sample = sampled_rows(spec, [part_labels for _, part_labels in parts])
+        self.decisions = decide(self.moments, rows[sample], labels[sample], head=self.head)
 
     def _valid(
         self, rows: Rows, labels: npt.NDArray[np.int64]
@@ -161,15 +161,15 @@ def sampled_rows(spec: Spec, batches: Iterable[npt.NDArray[np.int64]]) -> list[i
     """Return which rows are in the sample that `collapsemeter.stats.sampling` draws, in order of slots."""
     settings = spec.settings
     size = settings.sample_size(spec.width)
-    kept: dict[int, int] = {}
+    row_of_slot: dict[int, int] = {}
     first = number = 0
     for labels in batches:
         usable = (labels >= 0) & (labels < spec.num_classes) & (labels != settings.ignore_index)
         numbers = np.where(usable, number + np.cumsum(usable) - 1, -1)
         slots = reservoir_slots(numbers, size, settings.seed)
-        kept |= {int(slot): first + row for row, slot in enumerate(slots) if slot < size}
+        row_of_slot |= {int(slot): first + row for row, slot in enumerate(slots) if slot < size}
         first, number = first + len(labels), number + int(usable.sum())
-    return [kept[slot] for slot in sorted(kept)]
+    return [row_of_slot[slot] for slot in sorted(row_of_slot)]
 
 
 def _check_layer(
