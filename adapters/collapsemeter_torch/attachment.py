@@ -13,8 +13,15 @@ from collapsemeter.adapter.reduction import Layout, Reduction, reduction_of
 from collapsemeter.adapter.selection import Selection
 
 from . import compiled
-from .hooks import HeadInputHook, HeadOutputHook, LayerHook, RootHook, RootPreHook
-from .label_hooks import KeywordLabelsHook, KeywordLabelsPreHook
+from .hooks import (
+    HeadInputHook,
+    HeadOutputHook,
+    KeywordLabelsHook,
+    KeywordLabelsPreHook,
+    LayerHook,
+    RootHook,
+    RootPreHook,
+)
 from .layers import innermost
 from .reduction import layout_of
 

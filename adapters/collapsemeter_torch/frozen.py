@@ -17,7 +17,7 @@ from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 
 from .batch import Batch, Scope
-from .label_hooks import next_token
+from .hooks import next_token
 from .namespace import device_of
 from .store import HEAD_OUTPUT, Store
 

@@ -32,7 +32,7 @@ from . import checkpoint, compiled
 from .attachment import Attachment
 from .batch import Batch
 from .frozen import Dump, frozen_pass
-from .label_hooks import CriterionHook
+from .hooks import CriterionHook
 from .layers import Layers, innermost, select
 from .namespace import device_of
 from .recorder import Recorder
