@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import dufm as dufm
     from . import sinks as sinks
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from .stats.moments import ClassMoments
     from .stats.state_file import CorruptStateError
     from .stats.undefined import REASONS
-
-__version__ = "0.1.0"
 
 __all__ = [
     "METRICS",

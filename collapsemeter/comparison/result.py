@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..metrics.layer import to_json_value
 from ..report.criteria import Band, Criteria
 from ..system.escaping import printable
+from ..version import __version__
 
 Status: TypeAlias = (
     Band
@@ -255,8 +256,6 @@ class Comparison(Mapping[str, LayerComparison]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values, NaN as None, ready for JSON."""
-        from .. import __version__
-
         return {
             "format": "collapsemeter.Comparison",
             "version": 1,

@@ -10,7 +10,6 @@ import re
 from importlib.resources import files
 from typing import Any
 
-from .. import __version__
 from ..comparison.result import Comparison
 from ..metrics.catalogue import NOTATION, PAPERS
 from ..metrics.layer import to_json_value
@@ -23,6 +22,7 @@ from ..report.report import CollapseReport
 from ..stats.undefined import FLAGS, REASONS
 from ..system.escaping import printable, printable_lines
 from ..system.files import write_atomically
+from ..version import __version__
 from . import class_figures, figures, tables, verdicts
 
 MOST_EMBEDDED = 500_000  # entries of all matrices that the page's JSON may hold: 10 MB

@@ -18,6 +18,7 @@ from ..metrics.layer import LayerReport, to_json_value
 from ..stats.undefined import REASONS
 from ..system.escaping import printable
 from ..system.suggest import did_you_mean
+from ..version import __version__
 from .criteria import Criteria, pinv_words, sentences
 from .file import FORMAT, VERSION, Fields, read_json, report_fields
 
@@ -211,8 +212,6 @@ class CollapseReport(Mapping[str, LayerReport]):
         matrices : bool
             Whether the C x C matrices of every layer are in it, which `compare` needs.
         """
-        from .. import __version__
-
         return {
             "format": FORMAT,
             "version": VERSION,

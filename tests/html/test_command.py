@@ -14,6 +14,8 @@ from collapsemeter.sinks import JsonlSink
 
 from .pages import history, report
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_a_report_is_written_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, target = tmp_path / "report.json", tmp_path / "report.html"

@@ -9,6 +9,7 @@ import collapsemeter as cm
 from collapsemeter.html import render
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_other_bands_change_the_page_and_it_says_one_thing() -> None:
     rng, labels = np.random.default_rng(0), np.arange(120) % 6
     etf = cm.simplex_etf(6, 32)

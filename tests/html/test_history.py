@@ -159,6 +159,7 @@ def test_no_line_of_the_figure_joins_two_runs(
     assert "an earlier run" in [t.get_text() for key in figure.legends for t in key.get_texts()]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_show_its_figure_and_its_page_are_about_one_report(
     two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +194,7 @@ def test_what_a_history_lacks_is_said_beside_other_output(
     assert capsys.readouterr().err == error
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_history_of_training_begins_with_its_rows_and_classes(tmp_path, capsys):
     rows, labels = np.random.default_rng(0).normal(size=(40, 6)), np.arange(40) % 4
     layer = measure(ClassMoments.from_batch(rows, labels, 4))

@@ -18,7 +18,7 @@ import pytest
 import collapsemeter as cm
 from collapsemeter import METRICS, CollapseReport, LayerReport
 from collapsemeter.dufm import DUFM
-from collapsemeter.html import page, picture, render, write_html
+from collapsemeter.html import page, render, write_html
 from collapsemeter.html.tables import MARKS
 from collapsemeter.metrics.measure import undefined_report
 from collapsemeter.report.criteria import PROPERTIES
@@ -40,12 +40,6 @@ def run() -> str:
 @pytest.fixture(scope="module")
 def single() -> str:
     return render([(0, report())])
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No figure is drawn, which takes most of the time of a page."""
-    monkeypatch.setattr(picture, "svg", lambda draw: b"")
 
 
 def embedded(text: str) -> dict:

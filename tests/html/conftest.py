@@ -1,0 +1,13 @@
+"""Pages without their figures, for tests of the words on them."""
+
+from __future__ import annotations
+
+import pytest
+
+from collapsemeter.html import picture
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figure is drawn, which takes most of the time of a page."""
+    monkeypatch.setattr(picture, "svg", lambda draw: b"")
