@@ -62,7 +62,23 @@ def class_averages(problem: DUFM, samples: FloatArray) -> FloatArray:
     return np.asarray(np.add.reduceat(samples, starts, axis=1) / problem.counts)
 
 
-def forward(problem: DUFM, point: Variables) -> tuple[list[FloatArray], list[FloatArray]]:
+def _relu_slope(x: FloatArray, smoothing: float) -> FloatArray:
+    """Slope of the ReLU, whose corner is a parabola on [0, smoothing] if that is positive."""
+    if smoothing == 0:
+        return (x > 0).astype(np.float64)
+    return np.clip(x / smoothing, 0.0, 1.0)
+
+
+def _relu(x: FloatArray, smoothing: float) -> FloatArray:
+    if smoothing == 0:
+        return np.maximum(x, 0.0)
+    slope = _relu_slope(x, smoothing)
+    return slope * (x - 0.5 * smoothing * slope)
+
+
+def forward(
+    problem: DUFM, point: Variables, smoothing: float = 0.0
+) -> tuple[list[FloatArray], list[FloatArray]]:
     """All layers of the network, at features with any number of columns, m.
 
     Returns
@@ -82,7 +98,7 @@ def forward(problem: DUFM, point: Variables) -> tuple[list[FloatArray], list[Flo
     for number, weight in enumerate(point.weights, start=2):
         pre.append(weight @ post[-1])
         hidden = number <= problem.depth and problem.rectified
-        post.append(np.maximum(pre[-1], 0.0) if hidden else pre[-1])
+        post.append(_relu(pre[-1], smoothing) if hidden else pre[-1])
     if point.bias is not None:
         pre[-1] = pre[-1] + point.bias[:, None]
         post[-1] = pre[-1]
@@ -105,14 +121,6 @@ def fit_and_slope(loss: str, outputs: FloatArray, columns: Columns) -> tuple[flo
     return value, error * columns.fit
 
 
-def rectify(x: FloatArray, smoothing: float = 0.0) -> tuple[FloatArray, FloatArray]:
-    """The ReLU and its slope; smoothed to a parabola on [0, smoothing] if positive."""
-    if smoothing == 0:
-        return np.maximum(x, 0.0), (x > 0).astype(np.float64)
-    slope = np.clip(x / smoothing, 0.0, 1.0)
-    return slope * (x - 0.5 * smoothing * slope), slope
-
-
 def column_loss_and_gradient(
     problem: DUFM,
     point: Variables,
@@ -121,17 +129,8 @@ def column_loss_and_gradient(
     smoothing: float = 0.0,
 ) -> tuple[float, Variables]:
     """`loss_and_gradient` for any meaning of the columns, with decays scaled and the ReLU smoothed."""
-    post, masks = [point.features], []
-    for weight in point.weights[:-1]:
-        layer = weight @ post[-1]
-        if problem.rectified:
-            layer, mask = rectify(layer, smoothing)
-            masks.append(mask)
-        post.append(layer)
-    outputs = point.weights[-1] @ post[-1]
-    if point.bias is not None:
-        outputs = outputs + point.bias[:, None]
-    value, delta = fit_and_slope(problem.loss, outputs, columns)
+    pre, post = forward(problem, point, smoothing)
+    value, delta = fit_and_slope(problem.loss, post[-1], columns)
     bias = None
     if point.bias is not None:
         value += 0.5 * problem.bias_decay * float(point.bias @ point.bias)
@@ -143,7 +142,7 @@ def column_loss_and_gradient(
         slopes.append(delta @ post[index].T + decay * weight)
         delta = weight.T @ delta
         if index and problem.rectified:
-            delta = delta * masks[index - 1]
+            delta = delta * _relu_slope(pre[index], smoothing)
     decayed = decay_scale * columns.decay * point.features
     value += 0.5 * float(np.vdot(decayed, point.features))
     return value, Variables(delta + decayed, tuple(slopes[::-1]), bias)

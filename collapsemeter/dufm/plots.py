@@ -40,11 +40,10 @@ def _shown(known: Overview, solution: Solution | None) -> list[tuple[str, Geomet
 
 
 def _colours(names: list[str]) -> dict[str, str]:
-    spare = [colour for colour in OTHERS if colour not in {COLOURS.get(name) for name in names}]
-    colours = {}
-    for name in names:
-        colours[name] = COLOURS[name] if name in COLOURS else (spare.pop(0) if spare else "#777777")
-    return colours
+    """A colour for every structure: its own, or one that none of them has."""
+    taken = {COLOURS.get(name) for name in names}
+    spare = iter([colour for colour in OTHERS if colour not in taken])
+    return {name: COLOURS.get(name) or next(spare, "#777777") for name in names}
 
 
 def _draw_problem(known: Overview, solution: Solution | None) -> Figure:
@@ -109,13 +108,13 @@ def _draw_sweep(sweep: Sweep, points: list[SweptPoint]) -> Figure:
     panels = figure.subplots(1, 2 if compared else 1, squeeze=False, sharex=True)[0]
     losses, ratios = panels[0], panels[-1]
     values = np.array([point.value for point in points])
-    scales = np.array([_collapse_loss(point) for point in points])
+    scales = np.array([point.known.ratio(1.0) for point in points])
     for label, curve in curves.items():
         style: dict[str, Any] = {"color": colours[label], "label": label}
         style |= {"linestyle": "none", "marker": "x"} if label == "solved" else {"marker": "."}
         losses.plot(values, curve, **style)
         if compared and label != "zero":
-            ratios.plot(values, curve / scales, **style)
+            ratios.plot(values, curve * scales, **style)
     ratios.set(title="Loss over that of collapse", xlabel=sweep.name, ylabel="ratio")
     losses.set(title="Loss of every structure", xlabel=sweep.name, ylabel="loss")
     for axes in panels:
@@ -127,21 +126,13 @@ def _draw_sweep(sweep: Sweep, points: list[SweptPoint]) -> Figure:
     return figure
 
 
-def _collapse_loss(point: SweptPoint) -> float:
-    return math.nan if point.known.collapsed is None else point.known.collapsed.loss
-
-
 def _curves(points: list[SweptPoint]) -> dict[str, Any]:
     """Losses of each structure at every point, NaN where it does not exist; no partial ones."""
     curves: dict[str, Any] = {}
-
-    def put(name: str, index: int, loss: float) -> None:
-        curves.setdefault(name, np.full(len(points), math.nan))[index] = loss
-
     for index, point in enumerate(points):
-        for reference in point.known.references:
-            if "learned" not in reference.parameters:
-                put(reference.name, index, reference.loss)
+        losses = {r.name: r.loss for r in point.known.references if "learned" not in r.parameters}
         if point.solution is not None:
-            put("solved", index, point.solution.loss)
+            losses["solved"] = point.solution.loss
+        for name, loss in losses.items():
+            curves.setdefault(name, np.full(len(points), math.nan))[index] = loss
     return curves
