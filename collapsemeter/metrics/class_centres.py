@@ -25,17 +25,8 @@ class ClassCentres:
     """The centres of the classes, for the decisions on many batches of rows.
 
     Distances are taken on centred rows in float64; where two centres are too near to tell apart that
-    way, they are taken again from the differences.
-
-    Parameters
-    ----------
-    moments : ClassMoments
-
-    Attributes
-    ----------
-    known : (C,) bool array
-        Classes that have a centre: present, and not made NaN by a propagated row. None where squared
-        distances leave float64.
+    way, they are taken again from the differences. ``known`` (C,) says which classes have a centre: present, and
+    not made NaN by a propagated row; none where squared distances leave float64.
     """
 
     def __init__(self, moments: ClassMoments) -> None:
@@ -56,20 +47,10 @@ class ClassCentres:
         self._reach = np.full(len(self._present), np.nan)
 
     def nearest(self, rows: npt.NDArray[Any], likely: Counts | None = None) -> Counts:
-        r"""Return :math:`\arg\min_c |h - \mu_c|` over the classes present, (N,); ties go to the first.
+        r"""Return :math:`\arg\min_c |h - \mu_c|` over the classes present, (N,): the first of ties, -1 where none is present.
 
-        Parameters
-        ----------
-        rows : (N, d) array
-            Finite numbers of any dtype.
-        likely : (N,) int64 array, optional
-            A class that has a centre and is nearest to most rows, such as the label: the result is the same
-            and, where classes are apart, most rows are compared with one centre only.
-
-        Returns
-        -------
-        (N,) int64 array
-            -1 where no class is present.
+        ``likely`` (N,) is a class that has a centre and is nearest to most rows, such as the label: the result is the
+        same, and where classes are apart most rows are compared with one centre only.
         """
         nearest = np.full(len(rows), -1)
         if not (len(rows) and len(self._present)):
