@@ -17,7 +17,7 @@ In the order of the flow:
 `piece_rows`        features of a piece, reduced to one row per label
 `first_pass`        pieces -> states
 `saved_state`       state files
-`merge`             many states as one
+`merge`             states of pieces -> of shards -> of all
 `second_pass`       rows and final means -> decisions, for NC4
 `workers`           this process, several, or those of a Dask `cluster`
 ==================  =====================================================================

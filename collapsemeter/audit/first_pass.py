@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,9 @@ from ..stats.sketch import derived_seed
 from ..stats.state_file import CorruptStateError
 from ..stats.sums import HOST_CLASS_SCATTER_ENTRIES, scatter_kind
 from .cluster import DaskWorkers
-from .digests import digests_of, hash_of, labels_id, rows_id
+from .digests import digests_of, labels_id, rows_id
 from .epochs import LabelsOf
-from .job import Counting, Job, Piece, Shard, Task
-from .merge import merge_pieces
+from .job import Counting, Job, Piece, Task
 from .piece_rows import OpenPiece
 from .saved_state import AuditState, SavedState, ShardRecord
 from .workers import Workers, bar
@@ -36,14 +34,14 @@ class MapTask(NamedTuple):
     lasting: bool
 
 
-def map_shards(
+def map_pieces(
     job: Job,
     folder: Path,
     workers: Workers,
     resume: bool,
     earlier: Sequence[Path] = (),
-) -> list[Path]:
-    """Write one state file for each shard, and return them in the order of the shards.
+) -> list[list[Path]]:
+    """Write a state file for each piece, and return them by shard, in order.
 
     To resume is to use states of the same rows, counted in the same way, that lie in the folder; those in
     ``earlier`` folders are moved to it.
@@ -69,10 +67,7 @@ def map_shards(
     for (s, _), written in zip(pieces, paths, strict=True):
         assert written is not None
         by_shard[s].append(written)
-    return [
-        _shard_state(shard, states, folder, job.lasting)
-        for shard, states in zip(job.shards, by_shard, strict=True)
-    ]
+    return by_shard
 
 
 def _digests(job: Job, workers: Workers, of_all: bool) -> dict[int, dict[str, str]]:
@@ -146,13 +141,9 @@ def _map(given: MapTask) -> AuditState:
 
 def _save(state: AuditState, given: MapTask) -> str:
     ending = "state" if given.task.piece.is_whole else "piece"
-    path = Path(given.folder) / f"{_file_name(state.shards[0])}.{ending}"
+    path = Path(given.folder) / f"{state.shards[0].file_name}.{ending}"
     state.save(path, lasting=given.lasting)
     return str(path)
-
-
-def _file_name(record: ShardRecord) -> str:
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', record.name)[:80]}-{record.id[:16]}"
 
 
 def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditState:
@@ -227,25 +218,3 @@ def _key_of(counting: Counting, phase: str, layers: Iterable[str]) -> dict[str, 
         "reductions": {layer: counting.reduction(layer) for layer in layers},
         **{name: settings[name] for name in names},
     }
-
-
-def _shard_state(shard: Shard, paths: list[Path], folder: Path, lasting: bool) -> Path:
-    """Return the state of a shard; its pieces are merged into it, and go."""
-    if len(set(paths)) == 1:
-        return paths[0]
-    states = [SavedState(path) for path in paths]
-    records = [state.shards[0] for state in states]
-    record = replace(
-        records[0],
-        id=rows_id(shard.whole, records[0].files),
-        samples=shard.samples,
-        rows=sum(piece.rows for piece in records),
-        label_order=hash_of([piece.label_order for piece in records]),
-        label_counts=hash_of([piece.label_counts for piece in records]),
-        label_values=max(piece.label_values for piece in records),
-    )
-    target = folder / f"{_file_name(record)}.state"
-    merge_pieces(states, target, record, lasting=lasting)
-    for path in set(paths):
-        path.unlink(missing_ok=True)
-    return target

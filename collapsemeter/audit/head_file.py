@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,7 +11,9 @@ from ..activations.remote import expand, open_file
 from ..stats.head import Head
 from ..system.suggest import did_you_mean
 from .job import WEIGHTS, HeadReader, described
-from .options import Options
+
+if TYPE_CHECKING:
+    from .options import Options
 
 
 def only_file(pattern: str) -> str:

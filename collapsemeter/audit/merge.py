@@ -1,14 +1,17 @@
-"""Merge states of shards into one state, however many there are, if they are of one audit."""
+"""Merge states: of pieces to shards, and of shards to one state, if they are of one audit."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..stats.moments import ClassMoments
-from .saved_state import SavedState, ShardRecord, save_layers
+from .digests import hash_of, rows_id
+from .job import Job, Shard
+from .saved_state import SavedState, save_layers
 from .workers import Advance, bar
 
 _T = TypeVar("_T")
@@ -26,12 +29,32 @@ def merge_states(
     return SavedState(target)
 
 
-def merge_pieces(
-    states: Sequence[SavedState], target: Path, record: ShardRecord, *, lasting: bool
-) -> None:
-    """Merge states of the pieces of a shard into that of the shard, which is no sum of shards."""
+def merge_pieces(job: Job, by_shard: Sequence[Sequence[Path]], folder: Path) -> list[Path]:
+    """Return the state of every shard; states of its pieces are merged into it, and go."""
+    return [
+        paths[0] if len(set(paths)) == 1 else _shard_state(shard, paths, folder, job.lasting)
+        for shard, paths in zip(job.shards, by_shard, strict=True)
+    ]
+
+
+def _shard_state(shard: Shard, paths: Sequence[Path], folder: Path, lasting: bool) -> Path:
+    states = [SavedState(path) for path in paths]
+    records = [state.shards[0] for state in states]
+    record = replace(
+        records[0],
+        id=rows_id(shard.whole, records[0].files),
+        samples=shard.samples,
+        rows=sum(piece.rows for piece in records),
+        label_order=hash_of([piece.label_order for piece in records]),
+        label_counts=hash_of([piece.label_counts for piece in records]),
+        label_values=max(piece.label_values for piece in records),
+    )
+    target = folder / f"{record.file_name}.state"
     layers = ((name, record.mark(moments)) for name, moments in _merged_layers(states))
     save_layers(target, layers, [record], states[0].key, lasting=lasting)
+    for path in set(paths):
+        path.unlink(missing_ok=True)
+    return target
 
 
 def _merged_layers(

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..activations.remote import expand
 from ..adapter.selection import matching
@@ -26,7 +26,9 @@ from .array_roles import (
 )
 from .inputs import Inputs
 from .job import Shard, StoredArray, described
-from .options import Options
+
+if TYPE_CHECKING:
+    from .options import Options
 
 _FIELDS = {LABELS: "labels", PREDICTIONS: "predictions", LOGITS: "logits", MASK: "mask"}
 Where = str | tuple[str, ...]  # the name of an array in the files, or files of their own

@@ -24,11 +24,11 @@ from .head_file import (
     read_layer,
 )
 from .job import Counting, HeadReader, Job, Shard
-from .options import Options
 from .piece_rows import OpenPiece
 
 if TYPE_CHECKING:
     from .inputs import Inputs
+    from .options import Options
     from .plan import AuditPlan
 
 _MANY_CLASSES = 2**16  # more, of few rows, is rather something else than labels

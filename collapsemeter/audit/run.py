@@ -23,7 +23,7 @@ from ..report.report import CollapseReport
 from ..system.suggest import listed
 from .digests import digest_of, hash_of
 from .epochs import check_one_epoch
-from .first_pass import map_shards
+from .first_pass import map_pieces
 from .head_file import (
     check_classes,
     check_head_named,
@@ -34,7 +34,7 @@ from .head_file import (
 )
 from .inputs import Epochs, Inputs, check_heads, read_inputs
 from .job import Counting, HeadReader, Job
-from .merge import check_together, check_unchanged, merge_states
+from .merge import check_together, check_unchanged, merge_pieces, merge_states
 from .options import Options, Running
 from .plan import plan_shards
 from .prepare import prepare, settings_of
@@ -153,7 +153,8 @@ def _merged(
 ) -> SavedState:
     """Run the first pass, and merge; the name of the merged state tells what is in it."""
     earlier = [_of_step(Path(folder), step) for folder in running.earlier]
-    states = _opened(map_shards(job, folder, workers, running.resume, earlier))
+    pieces = map_pieces(job, folder, workers, running.resume, earlier)
+    states = _opened(merge_pieces(job, pieces, folder))
     shards = [[record.id, record.labels] for state in states for record in state.shards]
     name = hash_of([shards, states[0].layers, states[0].key])[:16]
     return merge_states(states, folder / f"{name}.merged", job.progress, lasting=job.lasting)
@@ -193,7 +194,8 @@ def map_files(files: Sequence[str], options: Options, running: Running) -> list[
         with open_workers(running.jobs) as workers:
             for inputs, job in zip(steps, jobs, strict=True):
                 folder = _made(_of_step(Path(running.state), inputs.step))
-                written += map_shards(job, folder, workers, running.resume)
+                pieces = map_pieces(job, folder, workers, running.resume)
+                written += merge_pieces(job, pieces, folder)
     return written
 
 

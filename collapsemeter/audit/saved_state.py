@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
@@ -32,6 +33,11 @@ class ShardRecord:
     label_order: str = ""
     label_counts: str = ""
     label_values: int = 0
+
+    @property
+    def file_name(self) -> str:
+        """What its state file is called, without an ending."""
+        return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', self.name)[:80]}-{self.id[:16]}"
 
     @property
     def labelled(self) -> Labelled:

@@ -252,7 +252,7 @@ def test_memory_is_bounded(tmp_path):
         import re, sys
         from pathlib import Path
         from collapsemeter.audit import Options, audit
-        import collapsemeter.activations.safetensors_format, safetensors.numpy, scipy.sparse
+        import collapsemeter.activations.safetensors_format, safetensors.numpy
 
         def peak():  # of this program: what getrusage says begins with the parent's
             status = Path("/proc/self/status").read_text()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import collapsemeter as cm
 from collapsemeter import CollapseReport, LayerReport
-from collapsemeter.adapter.selection import description
+from collapsemeter.adapter.selection import Selection
 from collapsemeter.cli import main
 from collapsemeter.cli.thresholds import FailureCondition
 from collapsemeter.report.history import read_history
@@ -56,7 +56,7 @@ def test_text_of_reports_and_comparisons(name: str) -> None:
     comparison = cm.compare(made, made)
     for text in (
         made.summary(), made.table(), repr(made), comparison.summary(), comparison.table(),
-        comparison.table(["nc1_pinv"]), description([name], name, {name: name}, 3, "a Dense"),
+        comparison.table(["nc1_pinv"]), Selection((), name, 3, {name: name}).describe(3),
         *FailureCondition.parse("nc1_pinv>0").failures(made),
     ):  # fmt: skip
         assert unsafe(text) == []
