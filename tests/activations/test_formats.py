@@ -94,13 +94,15 @@ def test_headers_of_npy_are_read_in_several_threads():
     def give_way(phase, info):  # to another thread, in the middle of parsing
         time.sleep(0)
 
-    before = gc.get_threshold()
+    before, interval = gc.get_threshold(), sys.getswitchinterval()
     gc.callbacks.append(give_way)
     gc.set_threshold(5)
+    sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as threads:
             found = list(threads.map(lambda _: read_npy_header(content), range(2000)))
     finally:
+        sys.setswitchinterval(interval)
         gc.set_threshold(*before)
         gc.callbacks.remove(give_way)
     assert {header.shape for header in found} == {(3, 2)}
