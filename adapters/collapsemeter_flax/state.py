@@ -13,8 +13,7 @@ from jax import Array
 
 from collapsemeter.adapter.reduction import Reduction, check_reduction, reduction_of
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.stats.moments import EPS
-from collapsemeter.stats.sums import COUNTERS, ScatterKind, Sums, scatter_shape, sketch_shapes
+from collapsemeter.stats.sums import COUNTERS, EPS, ScatterKind, Sums, scatter_shape, sketch_shapes
 
 from .sample import EMPTY
 

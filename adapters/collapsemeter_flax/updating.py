@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array
 
 from collapsemeter.stats import sums
-from collapsemeter.stats.moments import EPS
 from collapsemeter.stats.sketch import row_hashes
+from collapsemeter.stats.sums import EPS
 from collapsemeter.system.suggest import did_you_mean
 
 from .labels import decided_classes, flat_labels
