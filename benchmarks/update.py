@@ -5,8 +5,8 @@
 
 The product is of the same rows, in the same framework, dtype and threads, into memory that is there
 already: the least that any scatter costs. The update is what a hook calls: class-shifted sums, and with
-`row sample` what it keeps for NC4, of batches that wait until they make a block. NumPy is the
-accumulator of the audit, which sums in float64 and computes one triangle: it is timed beside NumPy's product, which fills both, and beside BLAS's of one. With 20,000
+`row sample` what it keeps for NC4, of batches that wait until they make a block. NumPy's is
+`collapsemeter.Accumulator`, which sums in float64. With 20,000
 classes and more PyTorch's update is timed beside the generic form, in which every class operation is a product
 with one-hot labels, and beside the least one-hot form: one such product, and X^T X.
 
@@ -27,12 +27,10 @@ import published
 import textbook
 import torch
 from pairwise import Seconds, Sheet, device, in_turn, options, ratio, wait_for_device
-from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
-from collapsemeter import ClassMoments
+from collapsemeter import Accumulator, ClassMoments
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.stats.accumulate import Accumulator
 from collapsemeter.stats.sums import init, update
 from collapsemeter_torch.device_sums import LayerSums
 from collapsemeter_torch.namespace import TorchNamespace
@@ -130,7 +128,7 @@ def torch_calls(
 
 
 def in_numpy(sheet: Sheet, classes: int, width: int, given: Any) -> None:
-    """Time the audit's accumulator, which keeps float64, beside NumPy's product in float64."""
+    """Time the accumulator, which keeps float64, beside NumPy's product in float64."""
     wide = itertools.cycle([x.astype(np.float64) for x, _ in given])
     batches = itertools.cycle(given)
     accumulator = Accumulator(classes, width, "pooled")
@@ -140,19 +138,14 @@ def in_numpy(sheet: Sheet, classes: int, width: int, given: Any) -> None:
         x = next(wide)
         np.matmul(x.T, x, out=total)
 
-    def triangle() -> None:
-        dsyrk(1.0, next(wide).T, c=total.T, overwrite_c=True)
-
     calls = {
         "X^T X": product,
-        "triangle": triangle,
-        "update": lambda: accumulator.add(*next(batches)),
+        "update": lambda: accumulator.update(*next(batches)),
     }
     seconds = in_turn(calls, sheet.rounds, steps=len(given), clock=sheet.clock)
     shape = f"numpy float64, C = {classes}, d = {width}"
     target = "<= 1.6" if classes >= MANY else "<= 1.3"
     sheet.add(ratio(f"{shape}: update / X^T X", seconds, "update", "X^T X", target))
-    sheet.add(ratio(f"{shape}: update / triangle", seconds, "update", "triangle"))
 
 
 def in_jax(sheet: Sheet, classes: int, width: int, given: Any) -> None:

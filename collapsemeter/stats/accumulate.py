@@ -117,7 +117,7 @@ class Accumulator:
         capacity = max(block_rows_of(self.width), PENDING_ENTRIES // max(self.width, 1))
         large = len(rows) > capacity // 2
         if large or rows.dtype != self._pending.dtype or self._pending_rows + len(rows) > capacity:
-            self._flush()
+            self.flush()
         if large:
             self._add(rows, bins)
             return
@@ -128,7 +128,8 @@ class Accumulator:
         self._pending[part], self._pending_labels[part] = rows, bins
         self._pending_rows += len(rows)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Add the rows that wait, as `moments` does."""
         count, self._pending_rows = self._pending_rows, 0
         self._add(self._pending[:count], self._pending_labels[:count])
 
@@ -160,7 +161,7 @@ class Accumulator:
         feature_dtype : str, optional
             The dtype the network computed in, if it is not the coarsest that rows came in.
         """
-        self._flush()
+        self.flush()
         dtype = feature_dtype or self._feature_dtype or "float64"
         shards = () if shard is None else (shard,)
         return ClassMoments.from_sums(self._sums, dtype, self.phase, shards, self.seed)

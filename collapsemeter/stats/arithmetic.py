@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from .linalg import WHOLE_PRODUCT, Floats, add_product, mirror
 from .rounding import Rounding, merged_rounding
-from .sketch import recentred
 
 if TYPE_CHECKING:
     from .moments import ClassMoments
@@ -42,7 +41,7 @@ def centred(state: Sums, *, of_host: bool = False, in_place: bool = False) -> di
         signs = np.array(state.signs, np.float64)
         sketch = np.array(state.sketch, np.float64)
         for classes in _parts(present, width, PRODUCT_ENTRIES):
-            sketch = recentred(sketch, signs[:, classes], _offsets(state, counts, classes)[1])
+            sketch -= signs[:, classes] @ _offsets(state, counts, classes)[1]
     traces = np.zeros(len(counts))
     means: Floats = state.shift if in_place else np.zeros(state.sums.shape)
     low: Floats = state.sums if in_place else np.zeros(state.sums.shape)
@@ -151,8 +150,8 @@ def merged(a: ClassMoments, b: ClassMoments) -> dict[str, Any]:
         if sketch is not None:
             assert a.signs is not None
             assert b.signs is not None
-            sketch = recentred(sketch, a.signs[:, classes], delta * share)
-            sketch = recentred(sketch, b.signs[:, classes], delta * (share - 1))
+            sketch -= a.signs[:, classes] @ (delta * share)
+            sketch -= b.signs[:, classes] @ (delta * (share - 1))
     if scatter is not None and scatter.ndim == 2 and width > WHOLE_PRODUCT:
         mirror(scatter)
     return {
