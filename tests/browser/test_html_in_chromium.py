@@ -187,12 +187,14 @@ def test_the_probe_sees_what_it_is_there_for(tmp_path: Path) -> None:
     """A page that is too wide, throws, and runs a script that the policy does not name."""
     text = render([(0, pages.report())]).replace(
         "<main>",
-        '<main><div style="width:2000px">wide</div><script>document.title = "owned"</script>',
+        '<main><svg width="2000" height="1"></svg><p style="color:red">red</p>'
+        '<script>document.title = "owned"</script>',
     )
     broken = text.replace("<h1>", '<h1 onclick="alert(1)">')
     seen = look(broken, tmp_path)
     assert seen["frames"]["390"]["scroll"] >= 2000
-    assert any(refused.startswith("script-src-elem inline") for refused in seen["refused"])
+    for directive in ("script-src-elem", "style-src-attr"):
+        assert any(refused.startswith(f"{directive} inline") for refused in seen["refused"])
     assert seen["title"] != "owned"
 
 
