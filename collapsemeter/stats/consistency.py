@@ -29,24 +29,7 @@ _UNLIKELY = 40.0  # an honest sketch is refused with probability exp(-40)
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
-    """Raise unless arrays hold real numbers, and the numbers and names beside them are such.
-
-    Parameters
-    ----------
-    fields : mapping
-        Those of `ClassMoments`, as they were passed.
-
-    Raises
-    ------
-    ValueError
-
-    Examples
-    --------
-    >>> check_fields({"counts": [1, 2.5]})
-    Traceback (most recent call last):
-        ...
-    ValueError: counts have dtype float64: pass whole numbers
-    """
+    """Raise unless arrays hold real numbers, and the numbers and names beside them are such."""
     for name in ("counts", "means", "scatter", "traces", "means_low", "sketch", "signs"):
         value = fields.get(name)
         if value is None:
@@ -72,15 +55,7 @@ def _natural(value: Any) -> bool:
 
 
 def check_stored(arrays: Mapping[str, npt.NDArray[Any] | None]) -> None:
-    """Raise TypeError unless arrays have the dtypes that a state is written in.
-
-    Examples
-    --------
-    >>> check_stored({"counts": np.zeros(2)})
-    Traceback (most recent call last):
-        ...
-    TypeError: counts have dtype float64, int64 is written
-    """
+    """Raise TypeError unless arrays have the dtypes that a state is written in."""
     for name, array in arrays.items():
         due = np.dtype(np.int64 if name == "counts" else np.float64)
         if array is not None and array.dtype.newbyteorder("=") != due:
@@ -95,28 +70,7 @@ def listed(value: Any) -> list[Any]:
 
 
 def check_consistent(moments: ClassMoments, dtype: type[np.floating[Any]] = np.float32) -> None:
-    """Raise unless some data have these moments, to the rounding of sums in ``dtype``.
-
-    Parameters
-    ----------
-    moments : ClassMoments
-        Of fitting shapes.
-    dtype : type
-        What rows were summed in at the least.
-
-    Raises
-    ------
-    ValueError
-        The message names the class and what is wrong with it.
-
-    Examples
-    --------
-    >>> from collapsemeter import ClassMoments
-    >>> ClassMoments([2, 1], np.eye(2), None, [-1.0, 0.0])
-    Traceback (most recent call last):
-        ...
-    ValueError: no data have such moments: class 0 has a sum of squares of -1
-    """
+    """Raise unless some data have these moments, to the rounding of sums in ``dtype``."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         _check_classes(moments)
         error = _rounding(moments, dtype)

@@ -145,11 +145,5 @@ HeadLike: TypeAlias = Head | npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike 
 
 
 def argmax_or_none(scores: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the column of the largest score of every row; -1 where a score is NaN.
-
-    Examples
-    --------
-    >>> argmax_or_none(np.array([[0.0, 1.0], [np.nan, 1.0]]))
-    array([ 1, -1])
-    """
+    """Return the column of the largest score of every row; -1 where a score is NaN."""
     return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))

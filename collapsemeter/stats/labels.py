@@ -187,29 +187,7 @@ def labelled_rows(
     *,
     ignore_index: int = IGNORE_INDEX,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Return features as rows, in the dtype they came in, and one integer label for each.
-
-    Parameters
-    ----------
-    features : (N, d) array_like of real numbers
-    labels : (N,) or (N, 1) array_like of class numbers, or (N, num_classes) one-hot
-    num_classes, ignore_index
-        See `class_labels`.
-
-    Returns
-    -------
-    (N, d) array, (N,) int64 array
-
-    Raises
-    ------
-    ValueError
-        If they do not fit each other, or are not numbers of the right kind.
-
-    Examples
-    --------
-    >>> labelled_rows([[0.5], [1.5]], [[0], [1]], num_classes=2)[1]
-    array([0, 1])
-    """
+    """Return features as rows, in the dtype they came in, and one integer label for each."""
     rows = plain(features, "features")
     # "V" is the kind of bfloat16 and other narrow floats that NumPy does not know by itself.
     if rows.ndim != 2 or rows.dtype.kind not in "fiubV" or rows.dtype.names:
@@ -233,30 +211,13 @@ def labelled_rows(
 
 
 def are_tokens(labels: Sequence[int], features: Iterable[Sequence[int]]) -> bool:
-    """Whether labels may be one for each token: every layer gave a row of features for each of them.
-
-    Parameters
-    ----------
-    labels : shape of the labels, (B, T)
-    features : shapes of what the layers gave; the number of samples is not compared
-
-    Examples
-    --------
-    >>> are_tokens((8, 5), [(8, 5, 64)]), are_tokens((8, 5), [(8, 5, 64), (8, 64)])
-    (True, False)
-    """
+    """Whether labels may be one for each token: every layer gave a row of features for each of them."""
     wanted = tuple(labels[1:])
     return len(labels) > 1 and all(tuple(shape[1:-1]) == wanted for shape in features)
 
 
 def host_array(labels: Any) -> npt.NDArray[Any]:
-    """Return labels in NumPy; those of narrow floats, which it does not compute with, as float32.
-
-    Examples
-    --------
-    >>> host_array([0, 1])
-    array([0, 1])
-    """
+    """Return labels in NumPy; those of narrow floats, which it does not compute with, as float32."""
     if hasattr(
         labels, "detach"
     ):  # a tensor of PyTorch: it may be on a device, and NumPy has no bfloat16
@@ -268,24 +229,12 @@ def host_array(labels: Any) -> npt.NDArray[Any]:
 
 
 def dtype_name(dtype: Any) -> str:
-    """Return the name of a dtype of any framework.
-
-    Examples
-    --------
-    >>> dtype_name(np.dtype(np.float16))
-    'float16'
-    """
+    """Return the name of a dtype of any framework."""
     return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
 
 
 def is_one_hot(array: npt.NDArray[Any], num_classes: int, tokens: bool | None = None) -> bool:
-    """Whether labels are one-hot rows and not class numbers, see `class_labels`.
-
-    Examples
-    --------
-    >>> is_one_hot(np.eye(3), 3), is_one_hot(np.array([[0, 1, 0], [2, 1, 0]]), 3)
-    (True, False)
-    """
+    """Whether labels are one-hot rows and not class numbers, see `class_labels`."""
     if array.ndim < 2 or array.shape[-1] != num_classes or num_classes < 2:
         return False
     if array.dtype.kind in "bf":
@@ -298,23 +247,7 @@ def is_one_hot(array: npt.NDArray[Any], num_classes: int, tokens: bool | None = 
 
 
 def check_dtype(dtype: str, shape: tuple[int | None, ...], num_classes: int) -> None:
-    """Raise ValueError unless a dtype can hold the numbers of so many classes.
-
-    Parameters
-    ----------
-    dtype : str
-    shape : tuple of int
-        The labels', for what is said.
-    num_classes : int
-
-    Examples
-    --------
-    >>> check_dtype("bool", (8,), 2)
-    >>> check_dtype("float16", (8,), 5000)
-    Traceback (most recent call last):
-        ...
-    ValueError: labels have dtype float16 and shape (8,), and num_classes=5000: float16 does not tell whole numbers above 2048 apart; pass integers
-    """
+    """Raise ValueError unless a dtype can hold the numbers of so many classes."""
     if dtype == "bool" and num_classes > 2:
         raise ValueError(
             f"labels have dtype {dtype} and shape {shape}: pass integer classes 0..{num_classes - 1}, "

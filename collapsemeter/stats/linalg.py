@@ -35,13 +35,7 @@ def taken(values: Floats, places: npt.NDArray[np.int64]) -> Floats:
 
 
 def row_blocks(frame: Floats) -> Iterator[slice]:
-    """Cut the rows into blocks on which several steps are worked in a core's cache.
-
-    Examples
-    --------
-    >>> list(row_blocks(np.zeros((5, 2**15))))
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
+    """Cut the rows into blocks on which several steps are worked in a core's cache."""
     step = max(1, _BLOCK // max(frame.shape[1], 1))
     for start in range(0, len(frame), step):
         yield slice(start, min(start + step, len(frame)))

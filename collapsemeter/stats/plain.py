@@ -9,39 +9,13 @@ import numpy.typing as npt
 
 
 def plain(values: Any, what: str, dtype: Any = None) -> npt.NDArray[Any]:
-    """Return values as a NumPy array; refuse masked entries, which `numpy.asarray` takes for data.
-
-    Parameters
-    ----------
-    values : array_like
-    what : str
-        What they are, in the plural.
-    dtype : dtype, optional
-
-    Raises
-    ------
-    ValueError
-        See `check_unmasked`.
-
-    Examples
-    --------
-    >>> plain([1, 2], "labels")
-    array([1, 2])
-    """
+    """Return values as a NumPy array; refuse masked entries, which `numpy.asarray` takes for data."""
     check_unmasked(values, what)
     return np.asarray(values, dtype)
 
 
 def check_unmasked(values: Any, what: str) -> None:
-    """Raise ValueError if an entry is masked; the message says how to leave it out. Tensors pass.
-
-    Examples
-    --------
-    >>> check_unmasked(np.ma.masked_equal([1, 2], 2), "labels")
-    Traceback (most recent call last):
-        ...
-    ValueError: labels of shape (2,) and dtype int64 are masked in 1 of 2 entries: labels.filled(-100) leaves them out and counts them
-    """
+    """Raise ValueError if an entry is masked; the message says how to leave it out. Tensors pass."""
     if isinstance(values, list | tuple):  # NumPy makes one array of them, and drops their masks
         for value in values:
             check_unmasked(value, what)
@@ -60,13 +34,7 @@ def check_unmasked(values: Any, what: str) -> None:
 
 
 def is_untyped(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype is of bytes that say no type of number, as NumPy reads back what it saved of bfloat16.
-
-    Examples
-    --------
-    >>> is_untyped(np.dtype("V2")), is_untyped(np.dtype("float32"))
-    (True, False)
-    """
+    """Whether a dtype is of bytes that say no type of number, as NumPy reads back what it saved of bfloat16."""
     return dtype.type is np.void and dtype.names is None
 
 

@@ -30,17 +30,7 @@ EPS32 = 2.0**-23
 
 @dataclass(frozen=True, eq=False)
 class Rounding:
-    """Bounds of the rounding errors of class moments, absolute.
-
-    Attributes
-    ----------
-    traces : (C,) float64
-        Of the traces of the scatter.
-    features : (d,) float64
-        Of the scatter's diagonal, summed over the classes.
-    means : (C,) float64
-        Of the class means: the norm of the error.
-    """
+    """Bounds of the rounding errors of class moments, absolute."""
 
     traces: Floats
     features: Floats
@@ -48,14 +38,7 @@ class Rounding:
 
     @classmethod
     def of(cls, sums: Sums) -> Rounding | None:
-        """Return the bounds of sums that were kept in float32; None for others.
-
-        Examples
-        --------
-        >>> from collapsemeter.stats.sums import init
-        >>> Rounding.of(init(2, 3, "pooled", np.float32)).means, Rounding.of(init(2, 3, "pooled"))
-        (array([0., 0.]), None)
-        """
+        """Return the bounds of sums that were kept in float32; None for others."""
         if np.asarray(sums.sums).dtype != np.float32:
             return None
         counts = np.maximum(np.asarray(sums.counts, np.float64), 1)
@@ -72,13 +55,7 @@ class Rounding:
 
     @classmethod
     def among(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Rounding | None:
-        """Return the bounds among the arrays of a state file; None where there are none.
-
-        Raises
-        ------
-        ValueError
-            If they do not fit the means, or are negative.
-        """
+        """Return the bounds among the arrays of a state file; None where there are none."""
         named = [arrays.get(f"rounding_{part.name}") for part in fields(cls)]
         if all(array is None for array in named):
             return None
@@ -101,14 +78,7 @@ class Rounding:
 def merged_rounding(
     a: Rounding | None, b: Rounding | None, counts_a: npt.ArrayLike, counts_b: npt.ArrayLike
 ) -> Rounding | None:
-    """Return the bounds of merged moments.
-
-    Examples
-    --------
-    >>> one = Rounding(np.ones(1), np.ones(2), np.ones(1))
-    >>> merged_rounding(one, None, [3], [1]).means
-    array([0.75])
-    """
+    """Return the bounds of merged moments."""
     known = b if a is None else a
     if known is None:
         return None

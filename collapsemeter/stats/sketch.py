@@ -62,22 +62,7 @@ def label_hashes(
 
 
 def recentred(sketch: Floats, signs: Floats, offsets: Floats) -> Floats:
-    r"""Return the sketch of the rows about other centres: :math:`K - Z \Delta`.
-
-    Parameters
-    ----------
-    sketch : (k, d) float64
-        K.
-    signs : (k, C) float64
-        Z.
-    offsets : (C, d) float64
-        :math:`\Delta`: from the old centre of each class to the new one.
-
-    Examples
-    --------
-    >>> recentred(np.array([[3.0]]), np.array([[1.0]]), np.array([[2.0]]))
-    array([[1.]])
-    """
+    r"""Return the sketch of the rows about other centres: :math:`K - Z \Delta`."""
     moved: Floats = sketch - signs @ offsets
     return moved
 
@@ -89,16 +74,6 @@ def standard_error(projected: Floats) -> float:
     latter is estimated by :math:`(|P^\top P|_F^2 - T^2/k) / (1 + 1/k)`, without bias, and by the least
     that it can be, :math:`T^2` over the columns, where that is more. Both hold where no few rows make up
     most of V.
-
-    Parameters
-    ----------
-    projected : (k, r) float64
-        P, of at least one column.
-
-    Examples
-    --------
-    >>> standard_error(np.eye(2))  # of 2, with k = 2
-    1.4142135623730951
     """
     size, columns = projected.shape
     products = projected.T @ projected
@@ -112,17 +87,6 @@ def turned(array: Floats, seed: int) -> Floats:
 
     A signed permutation leaves every :math:`|Ku|` as it is, and has rows of equal numbers meet others in
     a sum.
-
-    Parameters
-    ----------
-    array : (k, n) float64
-    seed : int
-        What the permutation is drawn by.
-
-    Examples
-    --------
-    >>> bool(np.abs(turned(np.eye(4), seed=1)).sum() == 4)
-    True
     """
     salt = mixed(seed & MASK, low_32_bits) >> 1
     keys = turning_keys(np.arange(len(array), dtype=np.uint32), np.uint32(salt))
@@ -132,29 +96,12 @@ def turned(array: Floats, seed: int) -> Floats:
 
 
 def turning_keys(places: Array, salt: Array) -> Array:
-    """Return distinct 32-bit hashes of 0..k-1: their order is a permutation, their lowest bits signs.
-
-    Parameters
-    ----------
-    places : array of uint32
-    salt : uint32 scalar
-
-    Examples
-    --------
-    >>> turning_keys(np.arange(2, dtype=np.uint32), np.uint32(1)).dtype
-    dtype('uint32')
-    """
+    """Return distinct 32-bit hashes of 0..k-1: their order is a permutation, their lowest bits signs."""
     return mixed(mixed(places + 1) + salt)
 
 
 def derived_seed(*parts: Any) -> int:
-    """Return a seed of 63 bits for what these plain values name.
-
-    Examples
-    --------
-    >>> derived_seed("shard", 0) == derived_seed("shard", 1)
-    False
-    """
+    """Return a seed of 63 bits for what these plain values name."""
     import hashlib  # loads OpenSSL, and states without a sketch need no seed
 
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

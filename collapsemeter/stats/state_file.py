@@ -35,34 +35,7 @@ def write_state(
     *,
     lasting: bool = True,
 ) -> None:
-    """Write an uncompressed ``.npz`` atomically; the checksum of all its bytes is its comment.
-
-    Parameters
-    ----------
-    path : str or path
-    header : mapping, or callable
-        Plain values; format and version are added. A callable is asked when all arrays are written.
-    arrays : mapping of str to array, or iterable of pairs
-        Taken and written one by one: they need not be in memory together. A scalar comes back as one
-        row.
-    kind : str
-        What the file holds.
-    lasting : bool
-        See `files.write_atomically`.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; an older file of that name is then untouched.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "a.npz")
-    >>> write_state(path, {"phase": "live"}, {"counts": np.array([1, 2])})
-    >>> read_state(path)
-    ({'format': 'collapsemeter.ClassMoments', 'version': 1, 'phase': 'live'}, {'counts': array([1, 2])})
-    """
+    """Write an uncompressed ``.npz`` atomically; the checksum of all its bytes is its comment."""
 
     def write(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w") as archive:
@@ -97,29 +70,7 @@ def _digest(file: IO[bytes], end: int) -> bytes:
 
 
 class StateFile:
-    """A state file whose checksum was compared; arrays are read when they are asked for.
-
-    Parameters
-    ----------
-    path : str or path
-    kind : str
-        What it should hold.
-
-    Attributes
-    ----------
-    header : dict
-    names : list of str
-        Of the arrays.
-    digest : str
-        The checksum, in hexadecimal digits.
-
-    Raises
-    ------
-    CorruptStateError
-        If the file is truncated, altered, or not a state file, or was written by a newer version.
-    FileNotFoundError
-        If there is none.
-    """
+    """A state file whose checksum was compared; arrays are read when they are asked for."""
 
     def __init__(self, path: str | os.PathLike[str], kind: str = FORMAT) -> None:
         self.path = os.fspath(path)
@@ -154,13 +105,7 @@ class StateFile:
         self.names = [name for name in self._members if name != _HEADER]
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """Read an array.
-
-        Raises
-        ------
-        CorruptStateError
-            If there is no such array, or it cannot be read.
-        """
+        """Read an array."""
         if name not in self._members:
             raise CorruptStateError(f"{self.path} is not a state file: it has no array {name!r}")
         try:
@@ -204,14 +149,6 @@ def _read_array(path: str, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
 def read_state(
     path: str | os.PathLike[str], kind: str = FORMAT
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Return the header and arrays of a file written by `write_state`.
-
-    Raises
-    ------
-    CorruptStateError
-        If the file is truncated, altered, or not a state file, or was written by a newer version.
-    FileNotFoundError
-        If there is none.
-    """
+    """Return the header and arrays of a file written by `write_state`."""
     file = StateFile(path, kind)
     return file.header, {name: file.read(name) for name in file.names}

@@ -88,20 +88,7 @@ class Sums:
 
 
 def check_num_classes(num_classes: Any, least: int = 1) -> int:
-    """Return a number of classes as int, before anything of that size is allocated.
-
-    Raises
-    ------
-    ValueError
-        If it is no whole number, less than ``least``, or absurd.
-
-    Examples
-    --------
-    >>> check_num_classes(10**9)
-    Traceback (most recent call last):
-        ...
-    ValueError: num_classes=1000000000: at most 1048576 classes are measured; pass the number of classes
-    """
+    """Return a number of classes as int, before anything of that size is allocated."""
     try:
         number = operator.index(num_classes)
     except TypeError as error:
@@ -130,22 +117,6 @@ def scatter_kind(num_classes: int, width: int, entries: int = CLASS_SCATTER_ENTR
     """Say which scatter a layer of this shape can afford.
 
     One scatter per class while that stays small, else one pooled scatter, else a sketch of it.
-
-    Parameters
-    ----------
-    num_classes, width : int
-        C and d.
-    entries : int
-        Up to which C d d every class keeps its own.
-
-    Returns
-    -------
-    {"class", "pooled", "sketch"}
-
-    Examples
-    --------
-    >>> scatter_kind(10, 64), scatter_kind(1000, 2048), scatter_kind(10, 65536)
-    ('class', 'pooled', 'sketch')
     """
     if num_classes * width**2 <= entries:
         return "class"
@@ -153,13 +124,7 @@ def scatter_kind(num_classes: int, width: int, entries: int = CLASS_SCATTER_ENTR
 
 
 def scatter_shape(kind: ScatterKind, num_classes: int, width: int) -> tuple[int, ...] | None:
-    """Return the shape of a scatter of that kind; None where there is none.
-
-    Examples
-    --------
-    >>> scatter_shape("pooled", 10, 64)
-    (64, 64)
-    """
+    """Return the shape of a scatter of that kind; None where there is none."""
     shapes: dict[str, tuple[int, ...] | None] = {
         "class": (num_classes, width, width),
         "pooled": (width, width),
@@ -174,13 +139,7 @@ def scatter_shape(kind: ScatterKind, num_classes: int, width: int) -> tuple[int,
 def sketch_shapes(
     kind: ScatterKind, num_classes: int, width: int, sketch_rows: int
 ) -> dict[str, tuple[int, int]]:
-    """Return the shapes of `Sums.sketch` and `Sums.signs` by name; none where there is no sketch.
-
-    Examples
-    --------
-    >>> sketch_shapes("sketch", 10, 65536, 512)
-    {'sketch': (512, 65536), 'signs': (512, 10)}
-    """
+    """Return the shapes of `Sums.sketch` and `Sums.signs` by name; none where there is no sketch."""
     if kind != "sketch":
         return {}
     return {"sketch": (sketch_rows, width), "signs": (sketch_rows, num_classes)}

@@ -58,13 +58,7 @@ LACKS_WEIGHT = ("no_head", "no_incoming")
 
 
 class Undefined(ArithmeticError):
-    """A metric has no value here; ``code`` is a key of `REASONS`.
-
-    Examples
-    --------
-    >>> Undefined("one_class").code
-    'one_class'
-    """
+    """A metric has no value here; ``code`` is a key of `REASONS`."""
 
     def __init__(self, code: str) -> None:
         super().__init__(REASONS[code])
@@ -72,11 +66,6 @@ class Undefined(ArithmeticError):
 
 
 def require(condition: bool, code: str) -> None:
-    """Raise `Undefined` with a code unless a condition holds.
-
-    Examples
-    --------
-    >>> require(2 > 1, "one_class")
-    """
+    """Raise `Undefined` with a code unless a condition holds."""
     if not condition:
         raise Undefined(code)
