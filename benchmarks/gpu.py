@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import update
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.device_sums import LayerSums
+from collapsemeter_torch.device_sums import DeviceSums
 from collapsemeter_torch.namespace import TorchNamespace
 from collapsemeter_torch.waiting import MOST_ROWS
 
@@ -136,7 +136,7 @@ def updates(
             torch.mm(x.T, x, out=total)
 
     def updated(widen: bool) -> Call:
-        sums = LayerSums(given[0][0], Settings(classes), "pooled", SAMPLE).sums
+        sums = DeviceSums(given[0][0], Settings(classes), "pooled", SAMPLE).sums
         namespace = TorchNamespace(torch.float32, widen)
 
         def add(x: Tensor, y: Tensor) -> None:
@@ -150,7 +150,7 @@ def updates(
 
         return call
 
-    state = LayerSums(given[0][0], Settings(classes), "pooled", SAMPLE)
+    state = DeviceSums(given[0][0], Settings(classes), "pooled", SAMPLE)
     not_sampled = np.full(rows, -1)
 
     def hooked() -> None:

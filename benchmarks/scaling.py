@@ -18,7 +18,7 @@ from pairwise import Figure, Sheet, device, in_turn, options, wait_for_device
 from collapsemeter import measure
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import update
-from collapsemeter_torch.device_sums import LayerSums
+from collapsemeter_torch.device_sums import DeviceSums
 from collapsemeter_torch.namespace import TorchNamespace
 
 Shape = tuple[int, int, int]  # rows, width, classes
@@ -39,7 +39,7 @@ def updating(shape: Shape) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, width, generator=generator).to(device())
     y = torch.randint(classes, (rows,), generator=generator).to(device())
-    state, namespace = LayerSums(x, Settings(classes), "pooled", 1), TorchNamespace(torch.float32)
+    state, namespace = DeviceSums(x, Settings(classes), "pooled", 1), TorchNamespace(torch.float32)
     return lambda: update(state.sums, x, y, namespace)
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from collapsemeter import Accumulator, ClassMoments
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import init, update
-from collapsemeter_torch.device_sums import LayerSums
+from collapsemeter_torch.device_sums import DeviceSums
 from collapsemeter_torch.namespace import TorchNamespace
 
 SAMPLE, MANY = 4096, 20_000
@@ -91,10 +91,10 @@ def in_torch(sheet: Sheet, classes: int, width: int, given: Any) -> None:
 
 def torch_calls(
     rows: list[tuple[Tensor, Tensor]], classes: int, width: int
-) -> tuple[dict[str, Callable[[], object]], LayerSums]:
+) -> tuple[dict[str, Callable[[], object]], DeviceSums]:
     """Return calls that take one batch after the other, and the state of those that sample."""
     states = {
-        name: LayerSums(rows[0][0], Settings(classes), "pooled", SAMPLE)
+        name: DeviceSums(rows[0][0], Settings(classes), "pooled", SAMPLE)
         for name in ("update", "sampled", "one-hot")
     }
     total = rows[0][0].new_zeros(width, width)
@@ -179,8 +179,8 @@ def beside_textbook(sheet: Sheet, classes: int, width: int, given: Any) -> None:
     rows = [(torch.tensor(x).to(device()), torch.tensor(y).to(device())) for x, y in given]
     shape = f"torch, C = {classes}, d = {width}"
 
-    def updates() -> LayerSums:
-        state = LayerSums(rows[0][0], Settings(classes), "pooled", SAMPLE)
+    def updates() -> DeviceSums:
+        state = DeviceSums(rows[0][0], Settings(classes), "pooled", SAMPLE)
         for x, y in rows:
             update(state.sums, x, y, TorchNamespace(torch.float32))
         return state

@@ -12,7 +12,7 @@ from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 
-from .device_sums import LayerSums
+from .device_sums import DeviceSums
 from .store import Store
 from .waiting import SampledDecisions
 
@@ -60,7 +60,7 @@ def state_dict(store: Store, watched: list[str]) -> dict[str, Any]:
     }
 
 
-def _waiting(state: LayerSums) -> list[Tensor]:
+def _waiting(state: DeviceSums) -> list[Tensor]:
     if not state.waiting.count:
         return []
     rows, labels, numbers = state.waiting.held()
@@ -99,12 +99,12 @@ def load_state(
     store.interrupted = {(layer, call): rows for layer, call, rows in state["partial"]}
 
 
-def _loaded(settings: Settings, saved: dict[str, Any], device: torch.device) -> LayerSums:
+def _loaded(settings: Settings, saved: dict[str, Any], device: torch.device) -> DeviceSums:
     """Make the state of a layer from what was saved of it."""
     tensors: dict[str, Tensor] = saved["tensors"]
     shift = tensors["shift"]
     first_rows = torch.empty(0, shift.shape[1], dtype=shift.dtype, device=device)
-    layer = LayerSums(first_rows, settings, saved["kind"], len(tensors["sample_ids"]) - 1)
+    layer = DeviceSums(first_rows, settings, saved["kind"], len(tensors["sample_ids"]) - 1)
     if saved["waiting"]:
         rows, labels, numbers = saved["waiting"]
         layer.waiting.put(rows.to(device), labels.to(device, copy=True), numbers.clone().numpy())

@@ -56,7 +56,7 @@ class Settled:
         self._answer = flag, event
 
 
-class LayerSums:
+class DeviceSums:
     """Class-shifted sums and a sample of rows of one layer, on one device.
 
     The first rows fix width, device and precision: float64 stays float64, of all else sums and sampled

@@ -15,7 +15,7 @@ from collapsemeter.stats.sampling import low_32_bits
 from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.system.warning import warn
 
-from .device_sums import LayerSums
+from .device_sums import DeviceSums
 from .namespace import has_float64
 from .waiting import SampledDecisions, WaitingDecisions, joined, sampled
 
@@ -44,7 +44,7 @@ class Store:
         self.settings, self.exact, self.strict, self.wide = settings, exact, strict, wide
         self.lock = threading.RLock()  # two threads may each have a batch
         self.clock = Clock()
-        self.layers: dict[tuple[str, int], LayerSums] = {}
+        self.layers: dict[tuple[str, int], DeviceSums] = {}
         self.predictions: dict[tuple[int, int], SampledDecisions] = {}  # by (call, sample size)
         self.waiting: dict[int, WaitingDecisions] = {}  # by call
         self.exact_rows: dict[
@@ -82,7 +82,7 @@ class Store:
         state = self.layers.get((layer, call))
         if state is None:
             wide = self.wide and has_float64(rows.device)
-            state = self.layers[layer, call] = LayerSums(rows, self.settings, wide=wide)
+            state = self.layers[layer, call] = DeviceSums(rows, self.settings, wide=wide)
         if state.width != rows.shape[1]:
             raise BatchError(layer, rows.shape, scope.labels.shape, _WIDTH)
         # Before the update: one that is cut short leaves rows missing, and so is noticed.

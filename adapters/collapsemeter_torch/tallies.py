@@ -17,7 +17,7 @@ from collapsemeter.adapter.tally import Array, Tally, classifier
 from collapsemeter.stats.sums import COUNTERS
 
 from . import compiled
-from .device_sums import LayerSums
+from .device_sums import DeviceSums
 from .store import HEAD_OUTPUT, Store
 
 
@@ -33,12 +33,12 @@ def tallies(store: Store, selection: Selection) -> dict[tuple[str, int], Callabl
     return copies
 
 
-def _is_empty(state: LayerSums) -> bool:
+def _is_empty(state: DeviceSums) -> bool:
     sums = state.sums
     return not int(sums.counts.sum() + sum(getattr(sums, cause) for cause in COUNTERS))
 
 
-def _tally(store: Store, name: str, call: int, state: LayerSums) -> Tally:
+def _tally(store: Store, name: str, call: int, state: DeviceSums) -> Tally:
     rows, labels, ids = _kept_rows(store, name, call, state)
     return Tally(
         state.host_sums(),
@@ -51,7 +51,7 @@ def _tally(store: Store, name: str, call: int, state: LayerSums) -> Tally:
     )
 
 
-def _kept_rows(store: Store, name: str, call: int, state: LayerSums) -> tuple[Array, Array, Array]:
+def _kept_rows(store: Store, name: str, call: int, state: DeviceSums) -> tuple[Array, Array, Array]:
     batches = store.exact_rows.get((name, call))
     if batches:
         rows, labels, ids = (torch.cat(part) for part in zip(*batches, strict=True))
@@ -63,7 +63,7 @@ def _kept_rows(store: Store, name: str, call: int, state: LayerSums) -> tuple[Ar
     return rows_of_slots[filled], labels_of_slots[filled], ids_of_slots[filled]
 
 
-def _kept_decisions(store: Store, call: int, state: LayerSums) -> tuple[Array, Array] | None:
+def _kept_decisions(store: Store, call: int, state: DeviceSums) -> tuple[Array, Array] | None:
     """The network's decisions by row number; of its first call where the layer is called more often."""
     for head_call in (call, 0):
         batches = store.exact_rows.get((HEAD_OUTPUT, head_call))

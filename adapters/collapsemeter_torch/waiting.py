@@ -119,7 +119,7 @@ class SampledDecisions:
         self.ids.index_copy_(0, slots, ids)
 
     def make_ordinary(self) -> None:
-        """Make ordinary tensors of what a compiled graph made, as `LayerSums.make_ordinary`."""
+        """Make ordinary tensors of what a compiled graph made, as `DeviceSums.make_ordinary`."""
         if self.made_in_graph or self.ids.is_inference():
             self.ids, self.predictions = self.ids.clone(), self.predictions.clone()
         self.made_in_graph = False

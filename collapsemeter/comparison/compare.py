@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 TOLERANCE = 0.05
 
 
-class Settings(NamedTuple):
+class ComparisonSettings(NamedTuple):
     """How layers are compared; see `compare`."""
 
     before_activation: bool
@@ -110,7 +110,7 @@ def compare(
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: pass a positive number, such as {TOLERANCE}")
-    settings = Settings(before_activation, tolerance, Criteria.chosen(criteria))
+    settings = ComparisonSettings(before_activation, tolerance, Criteria.chosen(criteria))
     measured = _measured_side(report, before_activation)
     predicted = _reference_side(reference, before_activation, measured)
     pairs = pair_layers(measured, predicted, layers)
@@ -196,7 +196,7 @@ def _theory(
 
 
 def _compare_layer(
-    name: str, target: str, measured: Side, predicted: Side, settings: Settings
+    name: str, target: str, measured: Side, predicted: Side, settings: ComparisonSettings
 ) -> LayerComparison:
     layer, reference = measured.layers[name], predicted.layers[target]
     values, expected = singular_values(layer), singular_values(reference)

@@ -84,7 +84,9 @@ def test_a_failure_of_ours_leaves_the_step_alone_and_warns_once():
     assert report["4"].provenance["rows"] == 36
 
 
-@pytest.mark.parametrize("inside", ["device_sums.LayerSums.update", "waiting.WaitingDecisions.put"])
+@pytest.mark.parametrize(
+    "inside", ["device_sums.DeviceSums.update", "waiting.WaitingDecisions.put"]
+)
 def test_a_failure_deep_inside_leaves_the_step_alone(monkeypatch, inside):
     def fail(*args, **kwargs):
         raise MemoryError("no room")
@@ -98,7 +100,7 @@ def test_a_failure_deep_inside_leaves_the_step_alone(monkeypatch, inside):
         assert torch.equal(net(x), expected)
     with pytest.warns(RuntimeWarning, match="failed"):
         report = meter.compute()
-    if inside == "device_sums.LayerSums.update":
+    if inside == "device_sums.DeviceSums.update":
         assert report["4"].flags == ("degraded",)
     else:
         assert report["4"].reason("nc4_mismatch") == "no_logits"

@@ -12,7 +12,7 @@ from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import EPS
 from collapsemeter.stats.sampling import reservoir_slots
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.device_sums import LayerSums
+from collapsemeter_torch.device_sums import DeviceSums
 from collapsemeter_torch.waiting import (
     MOST_ENTRIES,
     MOST_ENTRIES_ON_DEVICE,
@@ -30,8 +30,8 @@ def data(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, t
     return (means[labels] + 1e-2 * torch.randn(rows, WIDTH, generator=generator)).to(dtype), labels
 
 
-def filled(sizes: list[int], rows: torch.Tensor, labels: torch.Tensor, **options) -> LayerSums:
-    state = LayerSums(rows[:1], Settings(CLASSES, **options), "pooled", 8)
+def filled(sizes: list[int], rows: torch.Tensor, labels: torch.Tensor, **options) -> DeviceSums:
+    state = DeviceSums(rows[:1], Settings(CLASSES, **options), "pooled", 8)
     for part in torch.split(torch.arange(len(rows)), sizes):
         state.update(rows[part], labels[part], part.numpy())
     return state
@@ -123,7 +123,7 @@ def test_parts_that_stay_in_the_caches_give_the_sums_of_the_whole(kind, propagat
         monkeypatch.setattr("collapsemeter_torch.device_sums.CACHED_BYTES", cached)
         nonfinite = "propagate" if propagate else "skip"
         settings = Settings(CLASSES, sketch_rows=16, nonfinite=nonfinite)
-        state = LayerSums(rows[:1], settings, kind, 8, wide=True)
+        state = DeviceSums(rows[:1], settings, kind, 8, wide=True)
         assert len(state._parts(rows)) == parts
         state.update(rows, labels, range(1000))
         sums = state.host_sums()

@@ -16,7 +16,7 @@ from collapsemeter.stats.moments import EPS
 from collapsemeter.stats.namespace import block_rows
 from collapsemeter.stats.sums import Sums
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.device_sums import LayerSums
+from collapsemeter_torch.device_sums import DeviceSums
 from collapsemeter_torch.namespace import TorchNamespace, products_are_reduced
 
 EPS32 = EPS["float32"]
@@ -153,7 +153,7 @@ def test_blocks_cover_the_lower_triangle_however_many_they_are(most):
 
 
 def test_layer_state_keeps_its_memory_when_cleared():
-    state = LayerSums(torch.zeros(2, 3), Settings(2, sample_rows=4))
+    state = DeviceSums(torch.zeros(2, 3), Settings(2, sample_rows=4))
     before = {name: tensor.data_ptr() for name, tensor in state.tensors().items()}
     state.update(torch.eye(2, 3), torch.tensor([0, 1]), range(2))
     state.clear()

@@ -11,7 +11,7 @@ from collapsemeter import ClassMoments
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import update
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.device_sums import LayerSums
+from collapsemeter_torch.device_sums import DeviceSums
 from collapsemeter_torch.namespace import TorchNamespace, products_are_reduced
 
 WAYS = ("backend", "everything", "allow_tf32", "high", "medium")
@@ -79,7 +79,7 @@ def test_nor_in_a_compiled_step(collapsed, reduced, device, kind):
 def scatter(data, device, widen) -> np.ndarray:
     """Return what the update makes of all rows at once."""
     rows, labels = torch.tensor(data.rows).to(device), torch.tensor(data.labels).to(device)
-    state = LayerSums(rows, Settings(data.classes), "pooled", 16)
+    state = DeviceSums(rows, Settings(data.classes), "pooled", 16)
     update(state.sums, rows, labels, TorchNamespace(torch.float32, widen))
     found = ClassMoments.from_sums(state.host_sums(), "float32", "live").scatter
     assert found is not None
