@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .linalg import WHOLE_PRODUCT, Floats, add_product, mirror
+from .linalg import EPS64, WHOLE_PRODUCT, Floats, add_product, mirror, row_blocks
 from .rounding import Rounding, merged_rounding
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def _centre(scatter: Floats, state: Sums, counts: npt.NDArray[np.int64], present
     if scatter.ndim == 2:
         for classes in _parts(present, width, PRODUCT_ENTRIES):
             total = np.asarray(state.sums[classes], np.float64) / np.sqrt(counts[classes, None])
-            add_product(scatter, total[total.any(axis=1)], -1.0)
+            if not _below_rounding(total, scatter):
+                add_product(scatter, total[total.any(axis=1)], -1.0)
         return
     strips = [slice(*part) for part in _bounds(width, CACHED_ENTRIES // max(width, 1))]
     small = width**2 <= CACHED_ENTRIES
@@ -78,6 +79,17 @@ def _centre(scatter: Floats, state: Sums, counts: npt.NDArray[np.int64], present
         total, offset = _offsets(state, counts, classes)
         for strip in strips:
             scatter[classes, strip] -= total[..., strip, None] * offset[..., None, :]
+
+
+def _below_rounding(total: Floats, scatter: Floats) -> bool:
+    """Say whether total.T @ total is less than what the rounding of a scatter has taken: its shifts are means."""
+    least = EPS64 / 4 * np.diagonal(scatter)
+    squares = np.zeros(total.shape[1])
+    for part in row_blocks(total):
+        squares += np.square(total[part]).sum(axis=0)
+        if not (squares <= least).all():
+            return False
+    return True
 
 
 def _offsets(state: Sums, counts: npt.NDArray[np.int64], classes: Any) -> tuple[Floats, Floats]:

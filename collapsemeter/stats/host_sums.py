@@ -8,6 +8,7 @@ present are touched, so that 50,000 classes cost what 100 do.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,15 @@ from .plain import widened
 from .sums import IGNORE_INDEX, MIXED, UNLABELLED, Sums
 
 SORTED_ENTRIES = 2**24  # of rows that are sorted at once
-BLOCK_ENTRIES = 2**20  # residuals of a block: 8 MB,
-MOST_BLOCK_ENTRIES = (
-    2**22
-)  # or up to 32 MB, for as many rows as features: adding up d x d products then costs little
-TILE_ENTRIES = (
-    2**16
-)  # residuals of a tile: 512 kB, with rows and shifts beside them in a core's cache
+BLOCK_ENTRIES = 2**19  # residuals of a block, 4 MB, or as many rows as four times the features:
+MOST_BLOCK_ENTRIES = 2**22  # up to 32 MB, so that adding up d x d products costs little
+TILE_ENTRIES = 2**16  # residuals of a tile: 512 kB, with rows and shifts beside them in a cache
 TILE_RUNS = 16  # classes of a tile, on average: with more the small product would cost as much as the large one
 LEAST_TILE = 64  # rows
+MEAN_SHIFTS = 256  # features times classes of several rows, over the rows: from here shifts that are means pay
 
 Ints = npt.NDArray[np.int64]
+Tile = tuple[slice, Ints, Floats, Floats]
 
 
 def add_rows(
@@ -73,29 +72,83 @@ def _add_sorted(
     order = np.argsort(narrow, kind="stable")
     places, labels = used[order], labels[order]
     starts = _starts(labels)
-    present = labels[starts]
+    present, sizes = labels[starts], np.diff(starts, append=len(labels))
     new = sums.counts[present] == 0
-    _set_shifts(sums, rows, places, labels, starts[new])
-    sums.counts[present] += np.diff(starts, append=len(labels))
-    fresh = set(present[new].tolist())
+    width = rows.shape[1]
     tile_rows = max(TILE_RUNS * len(places) // max(len(starts), 1), LEAST_TILE)
-    tile_rows = max(1, min(tile_rows, TILE_ENTRIES // max(rows.shape[1], 1)))
-    size = block_rows_of(rows.shape[1])
-    residuals = np.empty((min(size, len(places)), rows.shape[1]))
-    for start in range(0, len(places), size):
-        part = slice(start, start + size)
-        block = residuals[: len(places[part])]
-        counted = _add_block(sums, rows, places[part], labels[part], block, propagate, tile_rows)
+    tile_rows = max(1, min(tile_rows, TILE_ENTRIES // max(width, 1)))
+    by_class = sums.scatter is not None and sums.scatter.ndim == 3
+    blocks = list(_blocks(len(places), block_rows_of(width), starts if by_class else None))
+    residuals = np.empty((max((part.stop - part.start for part in blocks), default=0), width))
+
+    def tiles_of(part: slice) -> Iterator[Tile]:
+        return _tiles(sums.shift, rows, places[part], labels[part], residuals, tile_rows)
+
+    _set_shifts(sums, rows, places, labels, starts[new])
+    if new.all() and np.count_nonzero(sizes > 1) * width > MEAN_SHIFTS * len(places):
+        _move_shifts_to_means(
+            sums, itertools.chain.from_iterable(map(tiles_of, blocks)), present, sizes
+        )
+    untouched = not sums.counts.any()
+    sums.counts[present] += sizes
+    fresh = set(present[new].tolist())
+    for part in blocks:
+        block = residuals[: part.stop - part.start]
+        counted = _add_block(sums, rows, places[part], labels[part], tiles_of(part), propagate)
         if sums.sketch is not None:
             assert hashes is not None
             of_rows = hashes[0][places[part]], hashes[1][places[part]]
             _add_sketch(sums, block, labels[part], counted, *of_rows)
-        elif sums.scatter is not None and sums.scatter.ndim == 3:
+        elif sums.scatter is not None and by_class:
             for label, run in _runs(labels[part]):
                 add_product(sums.scatter[label], block[run], fresh=label in fresh)
                 fresh.discard(label)
         elif sums.scatter is not None:
-            add_product(sums.scatter, block)
+            add_product(sums.scatter, block, fresh=untouched and part.start == 0)
+
+
+def _blocks(count: int, size: int, starts: npt.NDArray[np.intp] | None) -> Iterator[slice]:
+    """Cut sorted rows into blocks; those of classes that start there into whole classes, if these fit."""
+    start = 0
+    while start < count:
+        stop = min(start + size, count)
+        if starts is not None and stop < count:
+            last = int(starts[np.searchsorted(starts, stop, side="right") - 1])
+            stop = last if last > start else stop
+        yield slice(start, stop)
+        start = stop
+
+
+def _tiles(
+    shift: Floats,
+    rows: npt.NDArray[Any],
+    places: Ints,
+    labels: Ints,
+    residuals: Floats,
+    tile_rows: int,
+) -> Iterator[Tile]:
+    """Write the residuals of rows tile by tile; yield where each is, its classes, and an indicator of them."""
+    ones = np.ones((1, tile_rows))
+    for start in range(0, len(places), tile_rows):
+        part = slice(start, min(start + tile_rows, len(places)))
+        tile, of = residuals[part], labels[part]
+        _take(rows, places[part], tile)
+        if of[0] == of[-1]:
+            present, indicator = of[:1], ones[:, : len(of)]
+            tile -= shift[of[0]]
+        else:
+            present = of[_starts(of)]
+            indicator = (present[:, None] == of).astype(np.float64)
+            tile -= np.take(shift, of, axis=0)
+        yield part, present, indicator, tile
+
+
+def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:
+    """Copy rows of any dtype; those of float64 without an array between."""
+    if rows.dtype == out.dtype:
+        np.take(rows, places, axis=0, out=out, mode="clip")
+    else:
+        out[...] = widened(np.take(rows, places, axis=0))
 
 
 def _set_shifts(
@@ -111,45 +164,40 @@ def _set_shifts(
         sums.shift[label] = widened(rows[run[finite[0]]]) if len(finite) else 0.0
 
 
+def _move_shifts_to_means(
+    sums: Sums, tiles: Iterable[Tile], present: Ints, sizes: npt.NDArray[np.intp]
+) -> None:
+    """Make shifts the means of the rows of their classes, where finite: the scatter then needs no correction."""
+    for _, classes, indicator, tile in tiles:
+        sums.sums[classes] += indicator @ tile
+    count = max(1, TILE_ENTRIES // max(sums.sums.shape[1], 1))
+    for start in range(0, len(present), count):
+        classes = present[start : start + count]
+        steps = sums.sums[classes] / sizes[start : start + count, None]
+        steps[~np.isfinite(steps.sum(axis=1))] = 0.0
+        sums.shift[classes] += steps
+        sums.sums[classes] = 0.0
+
+
 def _add_block(
     sums: Sums,
     rows: npt.NDArray[Any],
     places: Ints,
     labels: Ints,
-    residuals: Floats,
+    tiles: Iterable[Tile],
     propagate: bool,
-    tile_rows: int,
 ) -> npt.NDArray[np.bool_]:
-    """Add the class sums of a block; write its residuals, zeros for rows that do not count; say which do."""
+    """Add the class sums of a block; leave zeros for rows that do not count, and say which do."""
     counted = np.ones(len(places), bool)
-    ones = np.ones(tile_rows)
-    for start in range(0, len(places), tile_rows):
-        part = slice(start, start + tile_rows)
-        tile, of = residuals[part], labels[part]
-        _take(rows, places[part], tile)
-        if of[0] == of[-1]:
-            present, indicator = of[:1], ones[None, : len(of)]
-            tile -= sums.shift[of[0]]
-        else:
-            present = of[_starts(of)]
-            indicator = (present[:, None] == of).astype(np.float64)
-            tile -= np.take(sums.shift, of, axis=0)
+    for part, classes, indicator, tile in tiles:
         norms = np.vecdot(tile, tile)
         if np.isfinite(norms.sum()):
-            sums.sums[present] += indicator @ tile
-            sums.squares[present] += indicator @ norms
+            sums.sums[classes] += indicator @ tile
+            sums.squares[classes] += indicator @ norms
         else:  # a value is not finite, or only a square is not
             counted[part] = _finite(rows[places[part]])
-            _add_carefully(sums, tile, of, norms, counted[part], propagate)
+            _add_carefully(sums, tile, labels[part], norms, counted[part], propagate)
     return counted
-
-
-def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:
-    """Copy rows of any dtype; those of float64 without an array between."""
-    if rows.dtype == out.dtype:
-        np.take(rows, places, axis=0, out=out, mode="clip")
-    else:
-        out[...] = widened(np.take(rows, places, axis=0))
 
 
 def _add_carefully(

@@ -92,6 +92,7 @@ SIZES = (
     (host_sums, "BLOCK_ENTRIES"),
     (host_sums, "MOST_BLOCK_ENTRIES"),
     (host_sums, "TILE_ENTRIES"),
+    (host_sums, "MEAN_SHIFTS"),
     (accumulate, "PENDING_ENTRIES"),
 )
 
@@ -117,16 +118,23 @@ def test_any_stream_in_any_split_is_that_of_the_update(stream, kind, propagate, 
     assert_like_the_oracle(batch, oracle)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(-12, -1), st.sampled_from([0.0, 1.0, 1e3, 1e6]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(-12, -1),
+    st.sampled_from([0.0, 1.0, 1e3, 1e6]),
+    st.sampled_from([0, 2**19]),
+)
 @settings(max_examples=60)
-def test_small_scatter_under_large_offsets_against_long_double(seed, exponent, offset):
+def test_small_scatter_under_large_offsets_against_long_double(seed, exponent, offset, mean_shifts):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(120) % 4)
     rows = offset + rng.normal(size=(4, 6))[labels] + 10.0**exponent * rng.normal(size=(120, 6))
     splits = sorted(rng.integers(0, 120, 3))
     means, traces, scatter = two_pass(rows, labels, 4)
     for kind in KINDS:
-        found = counted(rows, labels, 4, kind, splits)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(host_sums, "MEAN_SHIFTS", mean_shifts)
+            found = counted(rows, labels, 4, kind, splits)
         np.testing.assert_allclose(found.traces, traces.astype(float), rtol=1e-6, atol=0)
         exact = found.means.astype(np.longdouble) + found.means_low
         spacing = np.finfo(float).eps * np.sqrt(np.abs(rows - means[labels].astype(float)).max())
