@@ -33,7 +33,19 @@ GROUPS: dict[str, tuple[float, str, list[str]]] = {
     "stats": (0.3, "collapsemeter/stats/*.py", ["tests/stats", "tests/metrics/test_nc1.py"]),
     "metrics": (0.3, "collapsemeter/metrics/*.py", ["tests/metrics", "tests/comparison"]),
     "report": (0.15, "collapsemeter/report/*.py", ["tests/report", "tests/html"]),
-    "audit": (0.15, "collapsemeter/audit/*.py", ["tests/audit"]),
+    "audit": (
+        0.15,
+        "collapsemeter/audit/*.py",
+        [
+            "tests/audit/test_equality.py",
+            "tests/audit/test_layouts.py",
+            "tests/audit/test_merge.py",
+            "tests/audit/test_inputs.py",
+            "tests/audit/test_epochs.py",
+            "tests/audit/test_narrow_floats.py",
+            "tests/audit/test_audit_command.py",
+        ],
+    ),
     "adapters": (
         0.1,
         "adapters/collapsemeter_torch/*.py",
