@@ -139,6 +139,7 @@ def observe(
 
     Examples
     --------
+    >>> import numpy as np
     >>> net = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
     >>> images, labels = np.ones((6, 4), np.float32), np.arange(6) % 3
     >>> measured = observe(net, [(images, labels)], progress=False)
