@@ -48,7 +48,10 @@ def train(watched: bool, **options):
 
 
 @pytest.mark.parametrize(
-    "jit", [True, False] if keras.backend.backend() == "tensorflow" else ["auto"]
+    "jit",
+    [False, pytest.param(True, marks=pytest.mark.nightly)]
+    if keras.backend.backend() == "tensorflow"
+    else ["auto"],
 )
 def test_a_watched_training_ends_with_bit_identical_weights(jit):
     plain, history, _ = train(watched=False, jit_compile=jit)
