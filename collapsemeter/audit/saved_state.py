@@ -11,9 +11,9 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..stats.consistency import check_stored, listed
 from ..stats.moments import ClassMoments, Phase
 from ..stats.state_file import CorruptStateError, StateFile, write_state
+from ..stats.stored import check_stored, listed
 from ..stats.sums import Nonfinite, ScatterKind, check_num_classes
 from .epochs import Labelled, LabelsOf
 

@@ -54,21 +54,6 @@ def _natural(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
 
 
-def check_stored(arrays: Mapping[str, npt.NDArray[Any] | None]) -> None:
-    """Raise TypeError unless arrays have the dtypes that a state is written in."""
-    for name, array in arrays.items():
-        due = np.dtype(np.int64 if name == "counts" else np.float64)
-        if array is not None and array.dtype.newbyteorder("=") != due:
-            raise TypeError(f"{name} have dtype {array.dtype}, {due} is written")
-
-
-def listed(value: Any) -> list[Any]:
-    """Return a list of a header; raise TypeError if it is something else."""
-    if not isinstance(value, list):
-        raise TypeError(f"{str(value)[:100]!r} is not a list")
-    return value
-
-
 def check_consistent(moments: ClassMoments, dtype: type[np.floating[Any]] = np.float32) -> None:
     """Raise unless some data have these moments, to the rounding of sums in ``dtype``."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
@@ -105,29 +90,39 @@ def _check_classes(moments: ClassMoments) -> None:
             c = _first(flags)
             _refuse(f"class {c} has " + what.format(n=counts[c], t=traces[c]))
     for part in row_blocks(means):
-        _check_means(means[part], low[part], counts[part], np.isfinite(traces[part]), part.start)
+        absent = np.flatnonzero(
+            (counts[part] == 0) & (_not_blank(means[part]) | _not_blank(low[part]))
+        )
+        for c in (absent + part.start).tolist():
+            if means[c].any() or low[c].any():  # a negative zero is no blank
+                _refuse(f"class {c} has no row and a mean that is not 0")
+    measured = np.flatnonzero((counts > 0) & np.isfinite(traces))
+    step = max(1, _BLOCK // max(moments.width, 1))
+    for start in range(0, len(measured), step):
+        _check_means(means, low, measured[start : start + step])
 
 
-def _check_means(
-    means: Floats,
-    low: Floats,
-    counts: npt.NDArray[np.int64],
-    finite: npt.NDArray[np.bool_],
-    first: int,
-) -> None:
+def _not_blank(rows: Floats) -> npt.NDArray[np.bool_]:
+    """Say which rows have a bit that is set: faster than comparing numbers, most of which are of absent classes."""
+    blank: npt.NDArray[np.bool_] = np.bitwise_or.reduce(rows.view(np.uint64), axis=1) == 0
+    return ~blank
+
+
+def _check_means(means: Floats, low: Floats, classes: npt.NDArray[np.intp]) -> None:
+    """Check the means of classes whose sum of squares is finite."""
+    means, low = means[classes], low[classes]
     for flags, what in (
-        ((counts == 0) & (means.any(axis=1) | low.any(axis=1)), "no row and a mean that is not 0"),
         (
-            finite & ~np.isfinite(means + low).all(axis=1),
+            ~np.isfinite(means + low).all(axis=1),
             "a mean that is not finite and a finite sum of squares",
         ),
         (
-            finite & (np.abs(low) > 2.0**-52 * np.abs(means)).any(axis=1),
+            (np.abs(low) > 2.0**-52 * np.abs(means)).any(axis=1),
             "means_low beyond the rounding of its mean",
         ),
     ):
         if flags.any():
-            _refuse(f"class {first + _first(flags)} has {what}")
+            _refuse(f"class {classes[_first(flags)]} has {what}")
 
 
 def _rounding(moments: ClassMoments, dtype: type[np.floating[Any]]) -> Floats:

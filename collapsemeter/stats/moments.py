@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from . import sums as _sums
 from .arithmetic import centred, merged
-from .consistency import check_consistent, check_fields, check_stored, listed
+from .consistency import check_consistent, check_fields
 from .host_sums import add_rows
 from .labels import labelled_rows
 from .rounding import Rounding
 from .sketch import label_hashes, turned
+from .stored import arrays_of, check_rows, fields_of, header_of
 from .sums import EPS as EPS
 from .sums import HOST_CLASS_SCATTER_ENTRIES as HOST_CLASS_ENTRIES
 from .sums import IGNORE_INDEX, SKETCH_ROWS, Nonfinite, ScatterKind, Sums, check_num_classes
@@ -362,6 +363,7 @@ class ClassMoments:
     def update(self, features: npt.ArrayLike, labels: npt.ArrayLike, **options: Any) -> Self:
         """Return the moments of these rows and the given ones (options as in `from_batch`).
 
+        Every call copies the state: a stream of batches is faster with `collapsemeter.Accumulator`.
         Where a sketch is kept, row numbers go on, so that the sketch is that of all rows in one batch.
 
         Examples
@@ -563,29 +565,7 @@ class ClassMoments:
         """
         from .state_file import write_state  # with zipfile: for those who save or load
 
-        header = {
-            "feature_dtype": self.feature_dtype,
-            "phase": self.phase,
-            "shards": sorted(self.shards),
-            "ignored": self.ignored,
-            "nonfinite": self.nonfinite,
-            "unlabelled": self.unlabelled,
-            "mixed": self.mixed,
-            "seeds": sorted(self.seeds),
-            "rows": self.rows,
-        }
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "counts": self.counts,
-            "means": self.means,
-            "means_low": self._low,
-            "traces": self.traces,
-        }
-        for name in ("scatter", "sketch", "signs"):
-            if getattr(self, name) is not None:
-                arrays[name] = getattr(self, name)
-        if self.rounding is not None:
-            arrays |= self.rounding.arrays()
-        write_state(path, header, arrays)
+        write_state(path, header_of(self), arrays_of(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -613,25 +593,9 @@ class ClassMoments:
 
         header, arrays = read_state(path)
         try:
-            due = ("counts", "means", "means_low", "traces")
-            parts: dict[str, Any] = {name: arrays[name] for name in due}
-            parts |= {name: arrays.get(name) for name in ("scatter", "sketch", "signs")}
-            check_stored(parts)
-            found = cls(
-                **parts,
-                feature_dtype=header["feature_dtype"],
-                phase=header["phase"],
-                shards=frozenset(listed(header["shards"])),
-                ignored=header["ignored"],
-                nonfinite=header["nonfinite"],
-                unlabelled=header.get("unlabelled", 0),  # older files lack both
-                mixed=header.get("mixed", 0),
-                seeds=frozenset(listed(header.get("seeds", []))),
-                rounding=Rounding.among(arrays),
-            )
-            if header.get("rows", found.rows) != found.rows:  # older files do not say it
-                raise ValueError(f"its counts add up to {found.rows} rows of {header['rows']}")
-            return found
+            moments = cls(**fields_of(header, arrays))
+            check_rows(moments, header)
+            return moments
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
 

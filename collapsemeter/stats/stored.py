@@ -1,0 +1,80 @@
+"""The form of class moments in a state file: a header and named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .rounding import Rounding
+
+if TYPE_CHECKING:
+    from .moments import ClassMoments
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_ALWAYS = ("counts", "means", "means_low", "traces")
+_WHERE_KEPT = ("scatter", "sketch", "signs")
+
+
+def header_of(moments: ClassMoments) -> dict[str, Any]:
+    """Return what a file says besides its arrays."""
+    return {
+        "feature_dtype": moments.feature_dtype,
+        "phase": moments.phase,
+        "shards": sorted(moments.shards),
+        "ignored": moments.ignored,
+        "nonfinite": moments.nonfinite,
+        "unlabelled": moments.unlabelled,
+        "mixed": moments.mixed,
+        "seeds": sorted(moments.seeds),
+        "rows": moments.rows,
+    }
+
+
+def arrays_of(moments: ClassMoments) -> Arrays:
+    """Return the arrays by name."""
+    named = {name: getattr(moments, name) for name in _ALWAYS + _WHERE_KEPT}
+    arrays = {name: array for name, array in named.items() if array is not None}
+    return arrays if moments.rounding is None else arrays | moments.rounding.arrays()
+
+
+def fields_of(header: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
+    """Return the fields of stored moments; raise KeyError, TypeError or ValueError if one is not as written."""
+    parts: dict[str, Any] = {name: arrays[name] for name in _ALWAYS}
+    parts |= {name: arrays.get(name) for name in _WHERE_KEPT}
+    check_stored(parts)
+    return parts | {
+        "feature_dtype": header["feature_dtype"],
+        "phase": header["phase"],
+        "shards": frozenset(listed(header["shards"])),
+        "ignored": header["ignored"],
+        "nonfinite": header["nonfinite"],
+        "unlabelled": header.get("unlabelled", 0),  # older files lack both
+        "mixed": header.get("mixed", 0),
+        "seeds": frozenset(listed(header.get("seeds", []))),
+        "rounding": Rounding.among(arrays),
+    }
+
+
+def check_rows(moments: ClassMoments, header: Mapping[str, Any]) -> None:
+    """Raise ValueError if a header says another number of rows; older ones do not say it."""
+    if header.get("rows", moments.rows) != moments.rows:
+        raise ValueError(f"its counts add up to {moments.rows} rows of {header['rows']}")
+
+
+def check_stored(arrays: Mapping[str, npt.NDArray[Any] | None]) -> None:
+    """Raise TypeError unless arrays have the dtypes that a state is written in."""
+    for name, array in arrays.items():
+        written = np.dtype(np.int64 if name == "counts" else np.float64)
+        if array is not None and array.dtype.newbyteorder("=") != written:
+            raise TypeError(f"{name} have dtype {array.dtype}, {written} is written")
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a list of a header; raise TypeError if it is something else."""
+    if not isinstance(value, list):
+        raise TypeError(f"{str(value)[:100]!r} is not a list")
+    return value
