@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .linalg import Floats, add_product
+from .linalg import LARGEST, Floats, add_product
 from .plain import widened
 from .sums import IGNORE_INDEX, MIXED, UNLABELLED, Sums
 
@@ -154,14 +154,18 @@ def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:
 def _set_shifts(
     sums: Sums, rows: npt.NDArray[Any], places: Ints, labels: Ints, new: npt.NDArray[np.intp]
 ) -> None:
-    """Give every class whose rows start there its first finite row as its shift."""
-    shifts = widened(rows[places[new]])
+    """Give every class whose rows start there its first finite row as its shift; the mean of all if that is vast."""
+    shifts = rows[places[new]].astype(np.float64)
     sums.shift[labels[new]] = shifts
-    for start in new[~np.isfinite(shifts).all(axis=1)].tolist():
+    # Differences of vast rows would add up to Inf about any row, and about their mean they cancel.
+    for start in new[~(np.abs(shifts) <= LARGEST).all(axis=1)].tolist():
         label = labels[start]
         run = places[start : np.searchsorted(labels, label, side="right")]
-        finite = np.flatnonzero(_finite(rows[run]))
-        sums.shift[label] = widened(rows[run[finite[0]]]) if len(finite) else 0.0
+        finite = run[_finite(rows[run])]
+        shift = rows[finite[:1]].astype(np.float64)
+        if not (np.abs(shift) <= LARGEST).all():
+            shift = rows[finite].astype(np.float64)
+        sums.shift[label] = (shift / max(len(shift), 1)).sum(axis=0)
 
 
 def _move_shifts_to_means(

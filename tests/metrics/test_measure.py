@@ -160,6 +160,14 @@ def test_small_integers_with_anything_missing_never_raise_or_warn(seed, C, d, N,
     every_metric(rows, labels, C, rng.integers(-1, 2, (C, d)), scatter=kind, nonfinite=policy)
 
 
+def test_values_near_the_end_of_float64_are_out_of_range():
+    rows = 1e307 * np.random.default_rng(0).uniform(
+        0, 8, (150, 4)
+    )  # fifty of a class add up to Inf
+    layer = cm.measure(cm.ClassMoments.from_batch(rows, np.arange(150) % 3, 3))
+    assert layer.reason("nc1_pinv") == layer.reason("nc2_equinorm") == "out_of_range"
+
+
 @pytest.mark.parametrize("size", [1e-310, 1e-200, 1e-160, 1e-100, 1e100, 1e160, 1e200, 1e300])
 def test_values_whose_squares_leave_float64(size):
     rng = np.random.default_rng(0)
