@@ -114,6 +114,35 @@ def test_many_classes_have_no_matrices_but_a_histogram():
     assert layer.vectors["means_cosine_histogram"].sum() == count * (count - 1) // 2
 
 
+def test_one_row_that_was_left_out_is_a_flag_and_none_is_none(make_case):
+    case = make_case("balanced")
+    rows, labels = case.features, np.eye(5)[case.labels]  # one-hot: a row may have no class, or two
+    counters = ("nonfinite", "unlabelled", "mixed")
+    assert not set(cm.measure(case.moments).flags)
+    for flag in counters:
+        features, targets = rows.copy(), labels.copy()
+        if flag == "nonfinite":
+            features[3] = np.nan
+        else:
+            targets[3] = 0.0 if flag == "unlabelled" else 1.0
+        layer = cm.measure(cm.ClassMoments.from_batch(features, targets, 5))
+        assert layer.flags == (f"{flag}_rows",)
+        counts = {name: layer.provenance[f"{name}_rows"] for name in counters}
+        assert counts == dict.fromkeys(counters, 0) | {flag: 1}
+
+
+def test_moments_given_as_arrays_left_nothing_out():
+    m = cm.ClassMoments(np.array([2, 2]), np.eye(2), None, np.ones(2))
+    seen = cm.measure(m).provenance
+    counters = ("ignored_rows", "nonfinite_rows", "unlabelled_rows", "mixed_rows")
+    assert [seen[name] for name in counters] == [0] * 4
+    assert (seen["scatter"], seen["phase"], seen["feature_dtype"]) == (
+        "trace",
+        "frozen-eval",
+        "float64",
+    )
+
+
 def test_every_flag_has_words(make_case):
     from collapsemeter.stats.undefined import FLAGS
 

@@ -60,10 +60,18 @@ def test_factors_of_a_scatter_and_of_its_pseudo_inverse(shape, condition):
     np.testing.assert_allclose(product, projection, rtol=0, atol=8 * error * condition)
 
 
-def test_values_up_to_the_cut_have_no_factor():
-    values, root, inverse = factors(np.diag([1.0, 1e-3, 0.0]), 1e-2)
-    assert len(root) == len(inverse) == 1
-    assert len(values) == 3
+@pytest.mark.parametrize(
+    ("kept", "left"),
+    [([1.0], [1e-3]), ([1.0, 0.02], [0.009]), ([1.0, 0.5, 0.4], [0.0099]), ([1.0], [1e-2])],
+)
+def test_values_up_to_the_cut_have_no_factor(kept, left):
+    """The cut is a share of the largest value, and a value on it is round-off."""
+    values, root, inverse = factors(np.diag([*kept, *left, 0.0]), 1e-2)
+    np.testing.assert_allclose(values, [*kept, *left, 0.0], rtol=1e-15)
+    for factor, diagonal in ((root, np.array(kept)), (inverse, 1 / np.array(kept))):
+        np.testing.assert_allclose(
+            np.abs(factor), np.eye(len(kept), len(values)) * diagonal[:, None], atol=1e-14
+        )
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 200])

@@ -104,6 +104,17 @@ def test_undefined_cells_are_explained_below_the_table():
     assert CollapseReport({}).table().splitlines()[0].split() == ["layer", *TABLE]
 
 
+def test_standard_errors_are_told_below_the_table_of_what_is_in_it():
+    layer = LayerReport(
+        {"nc1_pinv": 0.25, "nc2_equinorm": 0.5},
+        standard_errors={"nc1_pinv": 0.0123, "nc1_vci": 0.1},
+    )
+    text = CollapseReport({"wide": layer}).table(["nc1_pinv", "nc2_equinorm", "nc1_vci"])
+    notes = [line for line in text.splitlines() if line.startswith("±")]
+    assert notes == ["±: wide: nc1_pinv 0.25 ± 0.012 (standard error of a sketch)"]
+    assert "±" not in CollapseReport({"wide": layer}).table(["nc2_equinorm"])
+
+
 def test_the_summary_is_one_line_in_words(report):
     text = report.summary()
     assert text.startswith("fc (frozen-train): NC1 collapsed: 0.0066 % of the variance is within")
