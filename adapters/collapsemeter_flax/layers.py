@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from collapsemeter.adapter.selection import Selection, select_layers
+from collapsemeter.adapter.declared import select_layers
+from collapsemeter.adapter.selection import Selection
 
 Layers = Literal["auto"] | str | Iterable[str] | Callable[[str, type], bool]
 Path = tuple[str, ...]

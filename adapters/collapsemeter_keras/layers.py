@@ -11,8 +11,9 @@ import numpy as np
 from keras import ops
 
 from collapsemeter import Head
+from collapsemeter.adapter.declared import select_layers
 from collapsemeter.adapter.reduction import Layout
-from collapsemeter.adapter.selection import Selection, select_layers
+from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.tally import classifier
 
 Layer: TypeAlias = keras.layers.Layer

@@ -9,7 +9,8 @@ from typing import Literal
 
 from torch import nn
 
-from collapsemeter.adapter.selection import Selection, select_layers
+from collapsemeter.adapter.declared import select_layers
+from collapsemeter.adapter.selection import Selection
 
 Predicate = Callable[[str, nn.Module], bool]
 Layers = Literal["auto"] | str | Iterable[str] | Predicate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +35,7 @@ def network_report(
     causes: Mapping[str, str],
     degraded: Mapping[str, str] = _NOTHING,
     interrupted: Mapping[Call, int] = _NOTHING,
+    unpaired: Mapping[str, str] = _NOTHING,
     warnings: Iterable[str] = (),
     provenance: Mapping[str, Any] = _NOTHING,
 ) -> CollapseReport:
@@ -64,6 +66,8 @@ def network_report(
         Why a layer, or another part of the meter, failed and was left out.
     interrupted : mapping from (layer, number of its call) to int
         Label rows of batches that were cut short after this layer had counted them.
+    unpaired : mapping from layer to str
+        Layers whose output no rule pairs with the labels, and what to do about it.
     warnings : iterable of str
         What else to warn of.
     provenance : mapping
@@ -94,6 +98,9 @@ def network_report(
             if layer in degraded:
                 layers[name] = undefined_report("degraded", is_head)
                 messages.append(f"layer {name!r} failed: {degraded[layer]}")
+            elif layer in unpaired:
+                layers[name] = undefined_report("unpaired_rows", is_head)
+                messages.append(f"layer {name!r} is not measured: {unpaired[layer]}")
             elif not batches:
                 layers[name] = undefined_report("never_fired", is_head)
             else:
@@ -108,6 +115,11 @@ def network_report(
                     causes=causes,
                 )
                 messages += notes
+    if layers and selection.head is None and selection.no_head != "no_head":
+        name, last = layers.popitem()
+        codes = {"no_head": selection.no_head}
+        reasons = {metric: codes.get(code, code) for metric, code in last.reasons.items()}
+        layers[name] = replace(last, reasons=reasons)
     if interrupted:
         messages.append(
             "a batch was interrupted: some layers counted it and others did not, so their row "

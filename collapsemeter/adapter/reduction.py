@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+from ..system.patterns import matches
 from ..system.suggest import did_you_mean
 
 Array = Any  # of the framework that the operations speak for
@@ -83,17 +84,21 @@ def check_reduction(
                 f"reduction={value!r}: choose {', '.join(get_args(Named))}, or pass a callable"
             )
     if isinstance(reduction, Mapping):
-        for layer in reduction:
-            if layer not in watched:
+        for pattern in reduction:
+            if not any(matches(pattern, layer) for layer in watched):
                 raise ValueError(
-                    f"reduction={{{layer!r}: ...}}: no such layer is watched; watched are "
-                    f"{', '.join(watched)}{did_you_mean(layer, watched)}"
+                    f"reduction={{{pattern!r}: ...}}: no such layer is watched; watched are "
+                    f"{', '.join(watched)}{did_you_mean(pattern, watched)}"
                 )
 
 
 def reduction_of(reduction: Reduction | Mapping[str, Reduction], layer: str) -> Reduction:
-    """Return the reduction of one layer."""
-    return reduction.get(layer, "auto") if isinstance(reduction, Mapping) else reduction
+    """Return the reduction of one layer: by its name, or by the first pattern that selects it."""
+    if not isinstance(reduction, Mapping):
+        return reduction
+    if layer in reduction:
+        return reduction[layer]
+    return next((how for pattern, how in reduction.items() if matches(pattern, layer)), "auto")
 
 
 def tensor_of(output: Any, layer: str, labels: Shape, ops: Operations) -> Array:
@@ -147,8 +152,9 @@ def feature_rows(
     reduction : str or callable
         ``flatten``; ``mean`` over all but batch and channels (axis 1); ``mean_last`` the same with
         channels last; ``tokens`` one row per position; ``first`` or ``last`` position of a sequence;
-        or a callable from the output to rows. ``auto`` takes (B, d) as it is, averages maps, pairs
-        tokens with labels of their shape, and refuses what could be two things.
+        or a callable from the output to rows. ``auto`` takes (B, d) as it is, averages maps over space
+        and sequences over positions (under the mask, where there is one), pairs tokens with labels of
+        their shape, and refuses what could be two things. A map is never averaged over its channels.
 
     Returns
     -------
@@ -210,25 +216,25 @@ def _reduced(
         return x
     if how == "auto":
         how = _automatic(shape, labels, layer, layout)
+    if how == "mean_last" and axes > 3 and _channels_come_first(shape, layout):
+        how = "mean"  # asked for tokens, and this layer gives a map
     if how == "flatten":
         return ops.flat(x)
-    if how == "mean" and mask is None:
-        return ops.mean(x, tuple(range(2, axes)))
-    if how == "mean_last" and mask is None:
-        return ops.mean(x, tuple(range(1, axes - 1)))
     if how == "tokens":
         return ops.rows(ops.channels_to_end(x) if _tokens_last(shape, labels, layout) else x)
+    if how in ("mean", "mean_last") and (mask is None or axes != 3):
+        return ops.mean(x, tuple(range(2, axes) if how == "mean" else range(1, axes - 1)))
     if axes != 3:
         raise BatchError(layer, shape, labels, _CHOOSE)
-    if how in ("mean", "mean_last"):
-        if mask is None or not _alike(tuple(mask.shape), shape[:2]):
-            raise BatchError(layer, shape, labels, _MASK)
-        return ops.masked_mean(x, mask)
     if how == "first":
         return x[:, 0]
-    if mask is not None and not _alike(tuple(mask.shape), shape[:2]):
+    if how == "mean" and layout is not None and layout.channels_first:
+        x = ops.channels_to_end(x)
+    if mask is not None and not _alike(tuple(mask.shape), tuple(x.shape[:2])):
         raise BatchError(layer, shape, labels, _MASK)
-    return x[:, -1] if mask is None else ops.last(x, mask)
+    if how == "last":
+        return x[:, -1] if mask is None else ops.last(x, mask)
+    return ops.masked_mean(x, mask)
 
 
 def _automatic(shape: Shape, labels: Shape, layer: str, layout: Layout | None) -> Named:
@@ -237,10 +243,13 @@ def _automatic(shape: Shape, labels: Shape, layer: str, layout: Layout | None) -
             return "tokens"
         raise BatchError(layer, shape, labels, _CHOOSE)
     channels_first = _channels_come_first(shape, layout)
-    # Only a convolution's own word makes a map of three axes: it could be a sequence.
-    if len(shape) == 3 and not (channels_first and layout is not None and layout.channels_first):
-        raise BatchError(layer, shape, labels, _SEQUENCE)
-    if len(shape) not in (3, 4, 5):
+    if len(shape) == 3:
+        # Only a convolution's own word makes a map of three axes: else it is a sequence.
+        unclear = layout is None or (channels_first and not layout.channels_first)
+        if unclear or not _alike(shape[:1], labels):
+            raise BatchError(layer, shape, labels, _SEQUENCE)
+        return "mean" if channels_first else "mean_last"
+    if len(shape) not in (4, 5):
         raise BatchError(layer, shape, labels, _CHOOSE)
     return "mean_last" if channels_first is False else "mean"
 

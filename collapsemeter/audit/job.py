@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..system.patterns import matches
 from ..system.suggest import listed
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Counting:
 
     def reduction(self, layer: str) -> Reduction:
         """Return the reduction of a layer."""
-        matching = (how for pattern, how in self.reductions if fnmatchcase(layer, pattern))
+        matching = (how for pattern, how in self.reductions if matches(pattern, layer))
         return next(matching, "auto")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..activations.remote import expand
 from ..adapter.selection import matching
+from ..system.patterns import matches
 from ..system.suggest import did_you_mean, listed
 from .array_roles import (
     LABELS,
@@ -108,7 +108,7 @@ def _chosen(arrays: SortedArrays, patterns: Sequence[str], inputs: Inputs) -> li
         return names
     ordered: dict[str, None] = {}
     for pattern in patterns:  # in their order: files may not tell that of the network
-        if pattern not in names and not fnmatch.filter(names, pattern):
+        if not any(matches(pattern, name) for name in names):
             raise ValueError(
                 f"--layers {pattern}: no layer is named so; there are {listed(names)}{did_you_mean(pattern, names)}"
             )

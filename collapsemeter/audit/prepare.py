@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from ..adapter.settings import Settings
 from ..stats.head import Head
 from ..stats.sums import IGNORE_INDEX
 from ..system.memory import check_memory
+from ..system.patterns import matches
 from ..system.suggest import did_you_mean
 from .digests import check_recorded, digest_of, digests_of, rows_id
 from .epochs import Labelled, check_layers, check_one_epoch
@@ -92,7 +92,7 @@ def settings_of(options: Options, classes: int, ignore_index: int) -> Settings:
 
 def _check_reductions(options: Options, layers: Sequence[str]) -> None:
     for pattern, _ in options.reductions:
-        if not any(fnmatchcase(layer, pattern) for layer in layers):
+        if not any(matches(pattern, layer) for layer in layers):
             raise ValueError(
                 f"--reduction {pattern}=...: no layer is named so; there are {', '.join(layers)}"
                 + did_you_mean(pattern, layers)

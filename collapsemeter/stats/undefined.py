@@ -19,6 +19,9 @@ REASONS: dict[str, str] = {
     "needs_class_scatter": "classes differ in size and only the scatter of all rows (or its sketch) was kept: "
     "ask for scatter='class' to weight each class alike",
     "no_head": "no classifier head belongs to this layer",
+    "no_single_head": "several maps make the scores together: there is no one weight to compare with",
+    "scores_are_not_the_heads": "the scores are not what one map gives: they are adjusted, masked or normalised "
+    "after it, or no map makes them",
     "no_logits": "the network's own decisions were not seen for these rows",
     "no_decisions": "no rows were kept to decide on",
     "no_incoming": "the weight matrices into and out of this layer were not given",
@@ -34,6 +37,7 @@ REASONS: dict[str, str] = {
     "lie far from the rest or the scatter is nearly singular: call reset() after such rows, or use observe(), which "
     "sums in float64",
     "mixed_labels": "most labels name several classes or parts of them",
+    "unpaired_rows": "no rule pairs the layer's output with the labels",
     "degraded": "the measurement of this layer failed during training",
     "never_fired": "the layer never ran on a labelled batch",
     "rows_missing": "the layer saw fewer label rows than were given",
@@ -53,7 +57,7 @@ FLAGS: dict[str, str] = {
 }
 """What a flag of a layer cautions about; codes of `REASONS` are flags, too."""
 
-LACKS_WEIGHT = ("no_head", "no_incoming")
+LACKS_WEIGHT = ("no_head", "no_single_head", "scores_are_not_the_heads", "no_incoming")
 """Reasons that stay: the layer has no such weight, so the metric never comes."""
 
 

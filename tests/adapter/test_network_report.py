@@ -35,9 +35,9 @@ def tally(rows: int = 12, **counters: int) -> Tally:
     return Tally(sums, "float32", *empty)
 
 
-def report(tallies, rows=12, batches=1, settings=SETTINGS, **options):
+def report(tallies, rows=12, batches=1, settings=SETTINGS, selection=WATCHED, **options):
     return network_report(
-        WATCHED,
+        selection,
         {key: (lambda value=value: value) for key, value in tallies.items()},
         settings,
         phase="live",
@@ -155,3 +155,19 @@ def test_a_head_of_one_row_decides_between_two_classes():
     assert head.weight.shape == (2, 2)
     assert (rows @ head.weight.T + head.bias).argmax(1).tolist() == [1, 0]
     assert not classifier(np.eye(2), None).bias.any()
+
+
+def test_a_layer_that_no_rule_pairs_costs_one_layer():
+    measured = report({("fc", 0): tally()}, unpaired={"body": "pass reduction={'body': ...}"})
+    assert measured["body"].reason("nc1_pinv") == "unpaired_rows"
+    assert measured["fc"]["nc1_trace_ratio"] > 0
+    assert measured.warnings == ("layer 'body' is not measured: pass reduction={'body': ...}",)
+
+
+def test_the_last_layer_says_why_no_head_makes_the_scores():
+    headless = Selection(("stem", "body"), no_head="no_single_head")
+    tallies = {("stem", 0): tally(), ("body", 0): tally()}
+    measured = report(tallies, selection=headless)
+    assert measured["stem"].reason("nc3_cosine") == "no_head"
+    assert measured["body"].reason("nc3_cosine") == "no_single_head"
+    assert "nc3_cosine" not in measured["body"]

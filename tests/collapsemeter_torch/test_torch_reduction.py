@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from collapsemeter import ClassMoments, measure
 from collapsemeter.adapter.reduction import BatchError, Layout
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.reduction import feature_rows, layout_of, tensor_of
@@ -88,19 +89,34 @@ def test_half_precision_maps_are_averaged_in_float32():
     assert torch.equal(rows_of(x), torch.full((B, D), 60000.0 - 60000.0 % 32))
 
 
-def test_a_sequence_with_one_label_is_refused_unless_told():
+def test_a_sequence_with_one_label_is_averaged_over_its_positions():
     x = torch.randn(B, T, D)
-    for layout in (LINEAR, None, Layout(False, T), Layout(False, D)):
+    for layout in (LINEAR, Layout(False, D), CONV):  # CONV: permuted, its channels are last
+        torch.testing.assert_close(rows_of(x, layout=layout), x.mean(1))
+    mask = torch.tensor([[1, 1, 0, 0, 0]] * B)
+    torch.testing.assert_close(rows_of(x, layout=LINEAR, mask=mask), x[:, :2].mean(1))
+    signal = x.movedim(-1, 1)
+    torch.testing.assert_close(
+        rows_of(signal, layout=CONV, mask=mask, reduction="mean"), x[:, :2].mean(1)
+    )
+    for layout in (None, Layout(False, T)):  # nothing tells which axis is the positions
         refused(
             x,
             "features of shape (6, 5, 8) and labels have shape (6,): say which row of the sequence",
             layout=layout,
         )
-    refused(x, "reduction={'lay': 'first'}", layout=CONV)  # permuted: channels are last
+    refused(x.movedim(0, 1), "say which row of the sequence", layout=LINEAR)  # (T, B, D)
     assert torch.equal(rows_of(x, reduction="first"), x[:, 0])
     assert torch.equal(rows_of(x, reduction="last"), x[:, -1])
     torch.testing.assert_close(rows_of(x, reduction="mean_last"), x.mean(1))
     assert torch.equal(rows_of(x, reduction=lambda out: out[:, 2]), x[:, 2])
+
+
+def test_a_map_among_tokens_is_not_averaged_over_its_channels():
+    maps = torch.randn(B, D, 3, 4)
+    for reduction in ("auto", "mean_last"):
+        rows = rows_of(maps, layout=CONV, reduction=reduction, mask=torch.ones(B, T))
+        torch.testing.assert_close(rows, maps.mean((2, 3)))
 
 
 def test_rows_are_rows_whatever_reduction_is_asked_for():
@@ -276,8 +292,13 @@ def test_a_head_that_is_given_as_many_positions_as_classes_is_still_a_sequence()
         def forward(self, x):
             return super().forward(x).mean(1)
 
-    with pytest.raises(ValueError, match=r"layer 'fc' gave features of shape \(6, 3, 8\)"):
-        measured(Mean(pooled=False), torch.randn(B, 3, 4), layers="fc")
+    torch.manual_seed(0)
+    net, x = Mean(pooled=False), torch.randn(B, 3, 4)
+    given = []
+    net.fc.register_forward_pre_hook(lambda module, args: given.append(args[0].detach()))
+    layer = measured(net, x, layers="fc")["fc"]
+    expected = measure(ClassMoments.from_batch(given[0].mean(1).numpy(), Y.numpy(), 3))
+    assert layer["nc1_cdnv"] == pytest.approx(expected["nc1_cdnv"], rel=1e-5)
 
 
 def test_segmentation_counts_pixels():
