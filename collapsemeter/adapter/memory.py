@@ -1,0 +1,137 @@
+"""What a meter holds on the device, and how it stays within a budget that a person accepts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from ..stats.sums import ScatterKind, scatter_shape, sketch_shapes
+from .settings import Settings
+
+MIB = 2**20
+LEAST = 64 * MIB  # what any model affords
+Memory = Literal["auto"] | float | None
+
+_LESS: Mapping[ScatterKind, ScatterKind] = MappingProxyType(
+    {"class": "pooled", "pooled": "sketch", "sketch": "trace"}
+)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one layer keeps: its scatter, and how many rows for NC4."""
+
+    kind: ScatterKind
+    sample_rows: int
+
+    def nbytes(self, width: int, settings: Settings, itemsize: int = 4) -> int:
+        """Bytes of the sums, the scatter and the sampled rows of a layer of this width."""
+        classes = settings.num_classes
+        shapes = [
+            (2 * classes + self.sample_rows, width),  # shift and sums; sampled rows
+            (4 * classes + 4 * self.sample_rows,),  # counts and squares; labels and numbers
+            scatter_shape(self.kind, classes, width) or (0,),
+            *sketch_shapes(self.kind, classes, width, settings.sketch_rows).values(),
+        ]
+        return itemsize * sum(math.prod(shape) for shape in shapes)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What every layer keeps, what that takes, and what it should take at most."""
+
+    holdings: Mapping[str, Holding]
+    nbytes: int
+    budget: float
+    parameter_bytes: int
+
+    def __str__(self) -> str:
+        text = (
+            f"memory: {self.nbytes / MIB:.3g} MiB, beside {self.parameter_bytes / MIB:.3g} MiB of "
+            "parameters"
+        )
+        if self.nbytes > self.budget:
+            text += (
+                f"; more than memory={self.budget / MIB:.4g}: watch fewer layers with max_layers="
+            )
+        return text
+
+
+def memory_plan(
+    widths: Mapping[str, int],
+    settings: Settings,
+    *,
+    parameter_bytes: int,
+    memory: Memory = "auto",
+    copies: int = 1,
+) -> MemoryPlan:
+    """Choose what every layer keeps.
+
+    As long as it takes too much, hidden layers keep fewer rows for NC4, then narrower scatters, and the
+    last layer follows. A scatter that was asked for by name stays.
+
+    Parameters
+    ----------
+    widths : mapping from layer to int
+        Features after the reduction, in the order of the data.
+    settings : Settings
+    parameter_bytes : int
+        Of the model.
+    memory : "auto", float or None
+        MiB for all layers together. ``auto``: the larger of 64 and half of the parameters; None: any.
+    copies : int
+        Streams that each keep as much.
+
+    Raises
+    ------
+    ValueError
+        If the memory is not positive.
+    """
+    if memory == "auto":
+        budget = float(max(LEAST, parameter_bytes // 2))
+    elif memory is None:
+        budget = math.inf
+    elif isinstance(memory, str | bool) or not memory > 0:
+        raise ValueError(f"memory={memory!r}: pass MiB, 'auto' or None")
+    else:
+        budget = memory * MIB
+    for holdings in _ever_less(widths, settings):
+        nbytes = copies * sum(
+            holding.nbytes(widths[name], settings) for name, holding in holdings.items()
+        )
+        if nbytes <= budget:
+            break
+    return MemoryPlan(holdings, nbytes, budget, parameter_bytes)
+
+
+def _ever_less(widths: Mapping[str, int], settings: Settings) -> Iterator[dict[str, Holding]]:
+    """Yield what every layer may keep, from the most that is of use to the least."""
+    holdings = {
+        name: Holding(settings.kind(width), settings.sample_size(width))
+        for name, width in widths.items()
+    }
+    yield dict(holdings)
+    *hidden, last = holdings
+    for layers, kind, share in (
+        (hidden, None, 4),
+        (hidden, None, 16),
+        (hidden, "class", 16),
+        ([last], "class", 1),
+        ([last], None, 4),
+        (hidden, "pooled", 16),
+        ([last], "pooled", 16),
+        (hidden, "sketch", 64),
+    ):
+        for name in layers:
+            width, held = widths[name], holdings[name]
+            rows = max(1, min(held.sample_rows, settings.sample_size(width) // share))
+            smaller = _LESS[held.kind] if held.kind == kind else held.kind
+            if settings.scatter != "auto" or (
+                smaller == "sketch" and settings.sketch_rows >= width
+            ):
+                smaller = held.kind
+            holdings[name] = Holding(smaller, rows)
+        yield dict(holdings)

@@ -1,0 +1,57 @@
+"""What a meter holds stays within its budget, and the last layer gives way last."""
+
+from __future__ import annotations
+
+import pytest
+
+from collapsemeter.adapter.memory import MIB, Holding, memory_plan
+from collapsemeter.adapter.settings import Settings
+
+WIDTHS = {f"block{number}": 768 for number in range(15)} | {"head": 768}
+
+
+def plan(widths=WIDTHS, classes=10, memory="auto", parameters=100 * MIB, **options):
+    settings = Settings(classes, **options)
+    return memory_plan(widths, settings, parameter_bytes=parameters, memory=memory)
+
+
+def test_bytes_are_those_of_the_arrays():
+    settings = Settings(10, sketch_rows=7)
+    sums, rows, apart = 2 * 10 * 30, 5 * 30, 4 * 10 + 4 * 5
+    for kind, scatter in {"class": 9000, "pooled": 900, "trace": 0, "sketch": 7 * 40}.items():
+        held = Holding(kind, 5).nbytes(30, settings)
+        assert held == 4 * (sums + rows + apart + scatter)
+
+
+def test_a_small_network_keeps_all_that_is_of_use():
+    small = plan({"a": 64, "head": 64}, parameters=0)
+    assert set(small.holdings.values()) == {Holding("class", 4096)}
+    assert small.nbytes < small.budget == 64 * MIB
+
+
+def test_hidden_layers_give_way_before_the_last():
+    chosen = plan()
+    assert chosen.nbytes <= chosen.budget == 64 * MIB
+    assert chosen.holdings["head"] == Holding("pooled", 4096)
+    assert chosen.holdings["block0"].sample_rows < 4096
+    wide = plan(WIDTHS, parameters=2000 * MIB)
+    assert wide.holdings["block0"] == Holding("pooled", 4096)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("memory", [8, 30, 100, 300, 1000])
+def test_more_memory_never_keeps_less(classes, memory):
+    less, more = plan(classes=classes, memory=memory), plan(classes=classes, memory=2 * memory)
+    assert less.nbytes <= more.nbytes
+    assert all(less.holdings[n].sample_rows <= more.holdings[n].sample_rows for n in WIDTHS)
+
+
+def test_what_was_asked_for_by_name_stays_and_too_little_memory_is_said():
+    asked = plan(memory=1, scatter="class")
+    assert {holding.kind for holding in asked.holdings.values()} == {"class"}
+    assert "more than memory=1: watch fewer layers with max_layers=" in str(asked)
+    assert str(plan()).startswith("memory: ")
+    assert plan(memory=None).holdings["block0"].sample_rows == 4096
+    for memory in (0, -1, "1 GB", float("nan")):
+        with pytest.raises(ValueError, match=r"memory=.*: pass MiB, 'auto' or None"):
+            plan(memory=memory)
