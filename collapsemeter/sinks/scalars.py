@@ -14,6 +14,7 @@ from ..system.warning import warn
 # that name, so no segment may be empty, "." or "..", and takes 250 characters, the metric's included.
 _UNSAFE = re.compile(r"[^\w.\-/]", re.ASCII)
 _LONGEST = 200
+HEAD = "head"
 _PLACES = {metric: place for place, metric in enumerate(METRICS)}
 
 
@@ -29,6 +30,16 @@ def safe_name(layer: str) -> str:
     return "/".join("_" if segment in {"", ".", ".."} else segment for segment in segments)
 
 
+def head_layer(report: CollapseReport) -> str | None:
+    """Return the layer whose curves have a second tag, ``nc1_pinv/head``, that is the same in every run.
+
+    It is the one that the head reads. Names of layers may change from run to run: Keras numbers them. None
+    where no layer has a head, where the head is called more than once, or where a layer has this name.
+    """
+    names = [name for name, layer in report.items() if "nc3_cosine" in layer]
+    return names[0] if len(names) == 1 and HEAD not in report else None
+
+
 class Scalars:
     """Turns the reports of one sink into ``{tag: value}``; no two layers share a tag."""
 
@@ -41,17 +52,21 @@ class Scalars:
     def of(self, report: CollapseReport) -> dict[str, float]:
         """Return the values by tag; one that is not finite is left out: some trackers choke on NaN."""
         self._check_phase(report.phase)
-        return {
-            self.tag(metric, name): float(layer[metric])
-            for name, layer in report.items()
-            for metric in sorted(layer, key=lambda metric: _PLACES.get(metric, len(_PLACES)))
-            if math.isfinite(layer[metric])
-        }
+        last = head_layer(report)
+        values, again = {}, {}
+        for name, layer in report.items():
+            for metric in sorted(layer, key=lambda metric: _PLACES.get(metric, len(_PLACES))):
+                if math.isfinite(layer[metric]):
+                    values[self.tag(metric, name)] = value = float(layer[metric])
+                    if name == last:
+                        again[f"{safe_name(metric)}/{HEAD}"] = value
+        return values | again
 
     def tag(self, metric: str, layer: str) -> str:
         """Return the tag of one curve, metric first: TensorBoard groups by the text before the slash."""
         if layer not in self._names:
-            self._names[layer] = _distinct(safe_name(layer), set(self._names.values()))
+            used = {*self._names.values(), *([] if layer == HEAD else [HEAD])}
+            self._names[layer] = _distinct(safe_name(layer), used)
         return f"{safe_name(metric)}/{self._names[layer]}"
 
     def _check_phase(self, phase: str) -> None:

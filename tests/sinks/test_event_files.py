@@ -36,7 +36,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def expected(report: CollapseReport) -> dict[str, float]:
     return {
         f"{metric}/{name}": float(np.float32(value))
-        for name, layer in report.items()
+        for name, layer in [*report.items(), ("head", report["fc"])]
         for metric, value in layer.items()
         if math.isfinite(value)
     }

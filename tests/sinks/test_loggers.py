@@ -106,9 +106,13 @@ def test_each_library_is_called_its_own_way(report: CollapseReport, make: Any, s
     assert seen == step
     assert scalars["nc1_pinv/fc"] == report["fc"]["nc1_pinv"]
     assert {type(value) for value in scalars.values()} == {float}
+    named = [
+        *report.items(),
+        ("head", report["fc"]),
+    ]  # the last layer's tags are the same in every run
     assert scalars == {
         f"{metric}/{name}": value
-        for name, layer in report.items()
+        for name, layer in named
         for metric, value in layer.items()
         if math.isfinite(value)
     }
@@ -248,3 +252,21 @@ def test_a_callable_without_a_signature_is_given_the_benefit_of_the_doubt(
     sink = LoggerSink(max)  # a builtin that inspect cannot read
     with pytest.warns(RuntimeWarning, match=r"LoggerSink\(max\) could not write step 1: TypeError"):
         sink.write(1, report)
+
+
+@pytest.mark.parametrize("name", ["dense_7", "dense_9"])
+def test_the_layer_that_the_head_reads_has_a_tag_that_no_run_changes(name: str) -> None:
+    layers = {"body": LayerReport({"nc1_pinv": 1.0}), name: LayerReport({"nc3_cosine": 0.5})}
+    logger = Trainer()
+    LoggerSink(logger).write(0, CollapseReport(layers))
+    ((scalars, _),) = logger.calls
+    assert scalars == {"nc1_pinv/body": 1.0, f"nc3_cosine/{name}": 0.5, "nc3_cosine/head": 0.5}
+
+
+@pytest.mark.parametrize("names", [("head",), ("fc#0", "fc#1")])
+def test_no_tag_stands_for_two_layers(names: tuple[str, ...]) -> None:
+    layers = {name: LayerReport({"nc3_cosine": 0.5}) for name in names}
+    logger = Trainer()
+    LoggerSink(logger).write(0, CollapseReport({"head/in": LayerReport({}), **layers}))
+    ((scalars, _),) = logger.calls
+    assert list(scalars) == [f"nc3_cosine/{name.replace('#', '_')}" for name in names]
