@@ -1,13 +1,11 @@
-"""The catalogue of metrics, from which METRICS, `measure`, docs/metrics.md, the HTML page and `--help` are made.
-
-A metric is the function of its name in the file of its property, and one entry here.
-"""
+"""The catalogue: a metric is the function of its name in the file of its property, and one entry here."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 Property = Literal["NC1", "NC2", "NC3", "NC4", "depth"]
 # What a metric is computed from: parts of the moments, what `measure` is given besides, and of the
@@ -45,7 +43,7 @@ class Metric:
     meaning: str
     formula: str
     source: str
-    needs: tuple[Need, ...]
+    needs: tuple[Need, ...] = ("means",)
     range: tuple[float, float] = (0.0, math.inf)
     at_collapse: float | None = 0.0
     unit: Unit = ""
@@ -82,112 +80,93 @@ _LIU = "Liu et al. 2023"
 _SUKENIK = "Súkeník, Mondelli & Lampert 2023"
 _ROY = "Roy & Vetterli 2007"
 
+_nc1, _nc2, _nc3, _nc4, _depth = (partial(Metric, property=each) for each in get_args(Property))
+
 METRICS: dict[str, Metric] = {
-    "nc1_pinv": Metric(
-        property="NC1",
+    "nc1_pinv": _nc1(
         meaning="within-class variability, tr(S_W S_B^+)/C",
         formula="tr(S_W S_B⁺)/C",
         source=_PAPYAN,
         needs=("means", "scatter"),
     ),
-    "nc1_trace_ratio": Metric(
-        property="NC1",
+    "nc1_trace_ratio": _nc1(
         meaning="tr S_W / tr S_B",
         formula="tr S_W / tr S_B",
         source="Tirer & Bruna 2022",
         needs=("means", "traces"),
     ),
-    "nc1_cdnv": Metric(
-        property="NC1",
+    "nc1_cdnv": _nc1(
         meaning="class-distance normalised variance",
         formula="mean over pairs of (v_a + v_b) / (2 |μ_a − μ_b|²)",
         source="Galanti, György & Hutter 2021",
         needs=("means", "traces"),
     ),
-    "nc1_fuzziness": Metric(
-        property="NC1",
+    "nc1_fuzziness": _nc1(
         meaning="separation fuzziness tr(S_W S_B^+), by rows",
         formula="tr(S_W S_B⁺), both weighted by rows (under he_su2023 by classes), about g",
         source="He & Su 2023",
         needs=("means", "scatter"),
     ),
-    "nc1_vci": Metric(
-        property="NC1",
+    "nc1_vci": _nc1(
         meaning="variability collapse index",
         formula="1 − tr((S_B + S_W)⁺ S_B)/rank(S_B)",
         source="Xu & Liu 2023",
         needs=("means", "scatter"),
         range=(0.0, 1.0),
     ),
-    "nc2_equinorm": Metric(
-        property="NC2",
+    "nc2_equinorm": _nc2(
         meaning="spread of the norms of the class means",
         formula="std_c |μ_c − m| / mean_c |μ_c − m|, ddof = 1",
         source=_PAPYAN,
-        needs=("means",),
         figure="figure 2",
     ),
-    "nc2_equiangular": Metric(
-        property="NC2",
+    "nc2_equiangular": _nc2(
         meaning="spread of the cosines between class means",
         formula="population std over pairs of cos(μ_a − m, μ_b − m)",
         source=_PAPYAN,
-        needs=("means",),
         range=(0.0, 1.0),
         figure="figure 3",
     ),
-    "nc2_max_angle": Metric(
-        property="NC2",
+    "nc2_max_angle": _nc2(
         meaning="mean distance of the cosines from -1/(C-1)",
         formula="mean over pairs of |cos(μ_a − m, μ_b − m) + 1/(C−1)|",
         source=_PAPYAN,
-        needs=("means",),
         range=(0.0, 2.0),
         figure="figure 4",
     ),
-    "nc2_etf_error": Metric(
-        property="NC2",
+    "nc2_etf_error": _nc2(
         meaning="distance of the class means to a simplex ETF",
         formula="|G/|G| − P|, G = M Mᵀ",
         source=_ZHU,
-        needs=("means",),
         range=(0.0, math.sqrt(2.0)),
     ),
-    "nc2_of_error": Metric(
-        property="NC2",
+    "nc2_of_error": _nc2(
         meaning="distance of the uncentred class means to an orthogonal frame",
         formula="|G/|G| − I/√C|, G of the uncentred means",
         source=_SUKENIK,
-        needs=("means",),
         range=(0.0, math.sqrt(2.0)),
         at_collapse=None,
     ),
-    "gnc2_log_mean": Metric(
-        property="NC2",
+    "gnc2_log_mean": _nc2(
         meaning="mean log inverse distance of mean directions",
         formula="mean over pairs of −log|u_a − u_b|, u the unit rows of M",
         source=_LIU,
-        needs=("means",),
         range=(-math.log(2.0), math.inf),
         at_collapse=None,
     ),
-    "gnc2_log_var": Metric(
-        property="NC2",
+    "gnc2_log_var": _nc2(
         meaning="variance of the log inverse distances",
         formula="population variance over pairs of −log|u_a − u_b|",
         source=_LIU,
-        needs=("means",),
     ),
-    "nc2_equinorm_head": Metric(
-        property="NC2",
+    "nc2_equinorm_head": _nc2(
         meaning="spread of the norms of the head's rows",
         formula="std_c |w_c| / mean_c |w_c|, ddof = 1",
         source=_PAPYAN,
         needs=("head",),
         figure="figure 2",
     ),
-    "nc2_equiangular_head": Metric(
-        property="NC2",
+    "nc2_equiangular_head": _nc2(
         meaning="spread of the cosines between the head's rows",
         formula="population std over pairs of cos(w_a, w_b)",
         source=_PAPYAN,
@@ -195,8 +174,7 @@ METRICS: dict[str, Metric] = {
         range=(0.0, 1.0),
         figure="figure 3",
     ),
-    "nc2_max_angle_head": Metric(
-        property="NC2",
+    "nc2_max_angle_head": _nc2(
         meaning="the same cosines' mean distance from -1/(C-1)",
         formula="mean over pairs of |cos(w_a, w_b) + 1/(C−1)|",
         source=_PAPYAN,
@@ -204,16 +182,14 @@ METRICS: dict[str, Metric] = {
         range=(0.0, 2.0),
         figure="figure 4",
     ),
-    "nc2_etf_error_head": Metric(
-        property="NC2",
+    "nc2_etf_error_head": _nc2(
         meaning="distance of the head to a simplex ETF",
         formula="|G/|G| − P|, G = W Wᵀ",
         source=_ZHU,
         needs=("head",),
         range=(0.0, math.sqrt(2.0)),
     ),
-    "nc3_self_duality": Metric(
-        property="NC3",
+    "nc3_self_duality": _nc3(
         meaning="squared distance of head and class means",
         formula="|W/|W| − M/|M||²",
         source=_PAPYAN,
@@ -221,16 +197,14 @@ METRICS: dict[str, Metric] = {
         range=(0.0, 4.0),
         figure="figure 5",
     ),
-    "nc3_etf_error": Metric(
-        property="NC3",
+    "nc3_etf_error": _nc3(
         meaning="distance of W M^T to a simplex ETF's Gram",
         formula="|W Mᵀ/|W Mᵀ| − P|",
         source=_ZHU,
         needs=("means", "head"),
         range=(0.0, 2.0),
     ),
-    "nc3_cosine": Metric(
-        property="NC3",
+    "nc3_cosine": _nc3(
         meaning="mean cosine of head rows and class means",
         formula="mean_c cos(w_c, μ_c − m)",
         source=_PAPYAN,
@@ -238,16 +212,14 @@ METRICS: dict[str, Metric] = {
         range=(-1.0, 1.0),
         at_collapse=1.0,
     ),
-    "nc3_uniform": Metric(
-        property="NC3",
+    "nc3_uniform": _nc3(
         meaning="variance of those cosines",
         formula="variance over c (ddof = 1) of cos(w_c, μ_c − m)",
         source="Wu & Papyan 2024",
         needs=("means", "head"),
         range=(0.0, 2.0),
     ),
-    "nc3_bias": Metric(
-        property="NC3",
+    "nc3_bias": _nc3(
         meaning="norm of the head's output at the sample mean",
         formula="|W g + b|",
         source=_ZHU,
@@ -255,8 +227,7 @@ METRICS: dict[str, Metric] = {
         at_collapse=None,
         unit="logits",
     ),
-    "nc4_agreement": Metric(
-        property="NC4",
+    "nc4_agreement": _nc4(
         meaning="share decided as the nearest class centre",
         formula="share of rows with decision = argmin_c |h − μ_c|",
         source=_PAPYAN,
@@ -265,8 +236,7 @@ METRICS: dict[str, Metric] = {
         at_collapse=1.0,
         unit="share of rows",
     ),
-    "nc4_mismatch": Metric(
-        property="NC4",
+    "nc4_mismatch": _nc4(
         meaning="share not decided as the nearest class centre",
         formula="1 − nc4_agreement",
         source=_PAPYAN,
@@ -275,8 +245,7 @@ METRICS: dict[str, Metric] = {
         unit="share of rows",
         figure="figure 7",
     ),
-    "ncc_accuracy": Metric(
-        property="NC4",
+    "ncc_accuracy": _nc4(
         meaning="accuracy of the nearest class centre",
         formula="share of rows with label = argmin_c |h − μ_c|",
         source="Ben-Shaul & Dekel 2022",
@@ -285,28 +254,23 @@ METRICS: dict[str, Metric] = {
         at_collapse=1.0,
         unit="share of rows",
     ),
-    "means_effective_rank": Metric(
-        property="depth",
+    "means_effective_rank": _depth(
         meaning="effective rank of the centred class means",
         formula="exp of the entropy of the singular values of M",
         source=_ROY,
-        needs=("means",),
         range=(1.0, math.inf),
         at_collapse=None,
         unit="directions",
     ),
-    "means_stable_rank": Metric(
-        property="depth",
+    "means_stable_rank": _depth(
         meaning="|M|^2 / s_1^2",
         formula="|M|² / s₁²",
         source="Súkeník, Lampert & Mondelli 2024",
-        needs=("means",),
         range=(1.0, math.inf),
         at_collapse=None,
         unit="directions",
     ),
-    "features_effective_rank": Metric(
-        property="depth",
+    "features_effective_rank": _depth(
         meaning="effective rank of S_W + S_B",
         formula="exp of the entropy of the eigenvalues of S_W + S_B",
         source=_ROY,
@@ -315,17 +279,14 @@ METRICS: dict[str, Metric] = {
         at_collapse=None,
         unit="directions",
     ),
-    "means_condition": Metric(
-        property="depth",
+    "means_condition": _depth(
         meaning="s_1/s_C of the uncentred means",
         formula="s₁/s_C of the uncentred class means",
         source=_SUKENIK,
-        needs=("means",),
         range=(1.0, math.inf),
         at_collapse=None,
     ),
-    "dnc3_sine": Metric(
-        property="depth",
+    "dnc3_sine": _depth(
         meaning="sine between weight rows and class means",
         formula="norm-weighted mean sine of weight rows to the closest uncentred class mean",
         source=_SUKENIK,
@@ -333,8 +294,7 @@ METRICS: dict[str, Metric] = {
         range=(0.0, 1.0),
         at_collapse=None,
     ),
-    "weight_balance": Metric(
-        property="depth",
+    "weight_balance": _depth(
         meaning="relative distance of the Gram matrices of weights in and out",
         formula="|A − B|/(|A| + |B|), A = λ_in W_in W_inᵀ, B = λ_out W_outᵀ W_out",
         source="Dang et al. 2023",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..stats.linalg import EPS64, LARGEST, TILE, Floats
+from ..stats.linalg import EPS64, LARGEST, TILE, Floats, row_blocks
 from .frames import too_small
 
 if TYPE_CHECKING:
@@ -24,20 +24,17 @@ Counts = npt.NDArray[np.int64]
 class ClassCentres:
     """The centres of the classes, for the decisions on many batches of rows.
 
-    Distances are taken on centred rows in float64; where two centres are too near to tell apart that
-    way, they are taken again from the differences. ``known`` (C,) says which classes have a centre: present, and
-    not made NaN by a propagated row; none where squared distances leave float64.
+    ``known`` (C,) says which classes have one: present, and not made NaN by a propagated row; none where squared
+    distances leave float64.
     """
 
     def __init__(self, moments: ClassMoments) -> None:
-        low = moments.means_low
-        assert low is not None
         self.known = (moments.counts > 0) & (np.abs(moments.means) <= LARGEST).all(axis=1)
         self._present = np.flatnonzero(self.known)
         if not len(self._present):
             return
         self._origin = moments.means[self._present[0]]
-        centres = (moments.means[self._present] - self._origin) + low[self._present]
+        centres = (moments.means[self._present] - self._origin) + moments.means_low[self._present]
         self._middle = centres.mean(axis=0)
         self._centres = centres - self._middle
         if too_small(self._centres):
@@ -49,8 +46,7 @@ class ClassCentres:
     def nearest(self, rows: npt.NDArray[Any], likely: Counts | None = None) -> Counts:
         r"""Return :math:`\arg\min_c |h - \mu_c|` over the classes present, (N,): the first of ties, -1 where none is present.
 
-        ``likely`` (N,) is a class that has a centre and is nearest to most rows, such as the label: the result is the
-        same, and where classes are apart most rows are compared with one centre only.
+        ``likely`` (N,), such as the label, changes only how many rows are compared with one centre alone.
         """
         nearest = np.full(len(rows), -1)
         if not (len(rows) and len(self._present)):
@@ -69,8 +65,7 @@ class ClassCentres:
         """Cut rows into parts that stay in a cache, or, of many classes, are worth a product with all centres."""
         count, width = self._centres.shape
         step = max(1, min(TILE * TILE // count, max(count, _CACHED_ENTRIES // width)))
-        for start in range(0, len(places), step):
-            yield places[start : start + step]
+        return (places[part] for part in row_blocks(len(places), 1, step))
 
     def _points(self, rows: npt.NDArray[Any]) -> Floats:
         """Return rows centred as the centres are."""
@@ -80,15 +75,11 @@ class ClassCentres:
         return points
 
     def _within_reach(self, rows: npt.NDArray[Any], classes: Counts) -> npt.NDArray[np.bool_]:
-        r"""Say which rows are certainly nearer to their class's centre than to any other.
-
-        With D the distance to the nearest other centre, :math:`|h - \mu_y| < D/2` leaves every other
-        centre at :math:`D - |h - \mu_y| > |h - \mu_y|`. One centre is compared and not C.
-        """
+        """Say which rows are certainly nearest to their class's centre: within half its distance to the nearest other one."""
         indices = np.searchsorted(self._present, classes)
         self._set_reach(indices)
         near = np.empty(len(rows), bool)
-        for part in cached_tiles(rows):
+        for part in row_blocks(*rows.shape):
             away = self._points(rows[part])
             away -= self._centres[indices[part]]
             # NaN, of a class that was not asked for, is not larger.
@@ -106,12 +97,6 @@ class ClassCentres:
             norms = self._norms[part]
             error = _expanded_error(self._centres.shape[1], norms, self._norms)
             self._reach[part] = np.maximum(squares.min(axis=1) + norms - error, 0.0) / 4
-
-
-def cached_tiles(rows: npt.NDArray[Any]) -> list[slice]:
-    """Cut rows into parts that a core's cache holds in float64."""
-    step = max(1, _CACHED_ENTRIES // max(rows.shape[1], 1))
-    return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
 def _nearest_centre(points: Floats, centres: Floats, norms: Floats) -> npt.NDArray[np.intp]:

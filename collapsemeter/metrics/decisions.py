@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from ..stats.head import Head, HeadLike, argmax_or_none
 from ..stats.labels import labelled_rows
-from ..stats.linalg import LARGEST
+from ..stats.linalg import LARGEST, row_blocks
 from ..stats.plain import plain
 from ..stats.sums import IGNORE_INDEX
-from .class_centres import ClassCentres, Counts, cached_tiles
+from .class_centres import ClassCentres, Counts
 
 if TYPE_CHECKING:
     from ..stats.moments import ClassMoments
@@ -155,7 +155,7 @@ def _per_class(bins: Counts, flags: npt.NDArray[np.bool_], num_classes: int) -> 
 def _bounded(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """(N, d) -> (N,): no value of the row is NaN, or so large that its powers overflow."""
     bounded = np.empty(len(rows), bool)
-    for part in cached_tiles(rows):
+    for part in row_blocks(*rows.shape):
         tile = rows[part].astype(np.float64, copy=False)
         bounded[part] = (np.abs(tile) <= LARGEST).all(axis=1)
     return bounded

@@ -63,10 +63,8 @@ def dnc3_sine(layer: LayerInputs) -> float:
 def weight_balance(layer: LayerInputs) -> float:
     r"""How far two consecutive weights are from balance (Dang et al. 2023; Súkeník, Mondelli & Lampert 2023).
 
-    :math:`|A - B| / (|A| + |B|)` with :math:`A = \lambda_l W_l W_l^\top` and
-    :math:`B = \lambda_{l+1} W_{l+1}^\top W_{l+1}`. Zero at every stationary point where no activation
-    is between them, and at deep neural collapse; through a ReLU only the diagonals of A and B agree at
-    every stationary point.
+    :math:`|A - B| / (|A| + |B|)` with :math:`A = \lambda_l W_l W_l^\top`, :math:`B = \lambda_{l+1} W_{l+1}^\top W_{l+1}`: zero at
+    deep neural collapse, and at every stationary point where no activation is between them.
     """
     incoming, outgoing = layer.incoming, layer.weight
     assert incoming is not None
@@ -89,9 +87,8 @@ def effective_rank(values: Floats) -> float:
 def mean_sine(weight: Floats, means: Floats) -> float:
     r"""Return how far the rows of a weight point from the class means (Súkeník, Mondelli & Lampert 2023, DNC3).
 
-    :math:`\sum_j |w_j| \sin\angle(w_j, \mu_{c(j)}) \,/\, \sum_j |w_j|` over the nonzero rows, with
-    :math:`\mu_{c(j)}` the uncentred class mean at the smallest angle. An angle beyond a right one
-    counts as a right one.
+    :math:`\sum_j |w_j| \sin\angle(w_j, \mu_{c(j)}) \,/\, \sum_j |w_j|` over the nonzero rows, :math:`\mu_{c(j)}` the uncentred class
+    mean at the smallest angle; one beyond a right angle counts as a right one.
     """
     mean_norms, lengths = row_norms(means), row_norms(weight)
     require(bool((mean_norms > 0).all()), "zero_class_mean")
@@ -100,7 +97,9 @@ def mean_sine(weight: Floats, means: Floats) -> float:
     lengths = taken(lengths, directed)
     directions, units = taken(weight, directed) / lengths[:, None], means / mean_norms[:, None]
     closest = closest_units(directions, units)
-    sines = [_sines(directions[rows], units[closest[rows]]) for rows in row_blocks(directions)]
+    sines = [
+        _sines(directions[rows], units[closest[rows]]) for rows in row_blocks(*directions.shape)
+    ]
     return float(np.average(np.concatenate(sines), weights=lengths))
 
 

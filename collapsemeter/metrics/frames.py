@@ -62,8 +62,7 @@ def centring(num_classes: int) -> Floats:
 def gram_distance(a: Floats, b: Floats, target: str) -> float:
     r"""Return :math:`\big| AB^\top / |AB^\top| - T \big|`; NaN where the product is zero.
 
-    T is the Gram matrix of the target at norm 1: P of the "simplex", or :math:`I/\sqrt{C}` of the "orthogonal"
-    frame. Where C > d + 1 no C x C matrix is built: :math:`|AB^\top|^2 = \langle A^\top A, B^\top B\rangle`.
+    T is the target's Gram matrix at norm 1, "simplex" or "orthogonal". Where C > d + 1 no C x C matrix is built.
     """
     count, same = len(a), a is b  # a frame times itself is symmetric
     a = _moderate(a)

@@ -1,7 +1,4 @@
-r"""The geometry of the class means: what the metrics of one layer share.
-
-Rows are classes everywhere: :math:`M` has the rows :math:`\mu_c - m`.
-"""
+"""The geometry of the class means, which the metrics of one layer share; rows are classes everywhere."""
 
 from __future__ import annotations
 
@@ -23,12 +20,7 @@ if TYPE_CHECKING:
 
 
 class Spectrum(NamedTuple):
-    r"""The between-class scatter in factors, cut where float64 has no digits left.
-
-    ``root`` (r, d) is A with :math:`S_B = A^\top A`, ``inverse`` (r, d) is B with :math:`S_B^+ = B^\top B`,
-    ``values`` (r,) the singular values of A, ``cut`` the relative threshold and ``smallest_kept`` the
-    smallest kept value over the largest.
-    """
+    r"""Factors of :math:`S_B = A^\top A` and :math:`S_B^+ = B^\top B`: A, B (r, d), and the singular values of A down to the cut."""
 
     root: Floats
     inverse: Floats
@@ -38,10 +30,7 @@ class Spectrum(NamedTuple):
 
 
 class ClassGeometry:
-    r"""Class means of the classes that are present, about their own mean m or the sample mean g.
-
-    What needs two classes, or means that differ, is Undefined where there are none.
-    """
+    """Class means of the classes that are present, about m or g; Undefined where a value needs what they lack."""
 
     def __init__(self, moments: ClassMoments, center: Center = "class") -> None:
         self.moments = moments
@@ -63,7 +52,9 @@ class ClassGeometry:
         """Return the geometry about that centre: this one where both centres are the same point."""
         if center == self._center or self.balanced:
             return self
-        return ClassGeometry(self.moments, center)
+        geometry = ClassGeometry(self.moments, center)
+        geometry._within, geometry._cholesky = self._within, self._cholesky  # about the class means
+        return geometry
 
     def weights(self, kind: Weighting) -> Floats:
         """Weight of each present class: 1/C, or n_c/N."""
@@ -77,7 +68,6 @@ class ClassGeometry:
         require(self.rows > 0, "no_rows")
         require(self.num_present > 1, "one_class")
         low = self.moments.means_low
-        assert low is not None
         # Differences from one mean first: under an offset the digits that matter are there.
         self._require_finite()
         centred: Floats = self.means - self.means[0]

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """One layer: the geometry of its class means, and what the metrics of heads, weights and decisions need.
-
-    ``weight`` (k, d) is fed by the layer, ``incoming`` (d, k) feeds it, ``decays`` are of incoming and weight.
-    """
+    """One layer; ``weight`` (k, d) is fed by it, ``incoming`` (d, k) feeds it, ``decays`` are of incoming and weight."""
 
     geometry: ClassGeometry
     convention: Convention

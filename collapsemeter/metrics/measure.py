@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..stats.head import Head, HeadLike
 from ..stats.linalg import Floats
 from ..stats.plain import plain
+from ..stats.sums import LEFT_OUT
 from ..stats.undefined import Undefined
 from . import depth, nc1, nc2, nc3, nc4, rounding_errors
 from .catalogue import METRICS, Need, Property
@@ -109,7 +110,7 @@ def measure(
     # What rounding made of a scatter may look as if rows had been too few.
     looks = {"within_scatter_rank_deficient"} if rounding_errors.displaced(errors) else set()
     known = [name for name in values if reasons.get(name) in (None, *looks)]
-    for name in rounding_errors.undetermined(errors, known):
+    for name in sorted(rounding_errors.undetermined(errors, known)):
         values[name], reasons[name] = math.nan, rounding_errors.CODE
     floor = rounding_errors.dtype_floor(geometry, convention)
     return LayerReport(
@@ -126,10 +127,7 @@ def measure(
 
 
 def undefined_report(code: str, has_head: bool) -> LayerReport:
-    """Return the report of a layer that could not be measured, for one reason, which is its flag, too.
-
-    ``has_head``: whether the layer feeds the head, and so would have had the metrics of one.
-    """
+    """Return the report of a layer that could not be measured; with ``has_head`` it would have had the metrics of one."""
     reasons = dict.fromkeys(METRICS, code)
     for name, metric in METRICS.items():
         if "incoming" in metric.needs:
@@ -147,20 +145,20 @@ def _check_fit(
     incoming: Floats | None,
     decays: tuple[float, float],
 ) -> None:
-    if weight is not None and (weight.ndim != 2 or weight.shape[1] != moments.width):
-        raise ValueError(
-            f"weight has shape {weight.shape}, the layer has {moments.width} features: "
-            "expected (k, d), a matrix that this layer feeds"
-        )
+    matrices = (
+        ("weight", weight, 1, "(k, d), a matrix that this layer feeds"),
+        ("incoming", incoming, 0, "(d, k), the matrix that this layer comes out of"),
+    )
+    for name, matrix, axis, expected in matrices:
+        if matrix is not None and (matrix.ndim != 2 or matrix.shape[axis] != moments.width):
+            raise ValueError(
+                f"{name} has shape {matrix.shape}, the layer has {moments.width} features: "
+                f"expected {expected}"
+            )
     if decisions is not None and decisions.rows.shape != moments.counts.shape:
         raise ValueError(
             f"decisions are about {len(decisions.rows)} classes, the moments about "
             f"{moments.num_classes}"
-        )
-    if incoming is not None and (incoming.ndim != 2 or incoming.shape[0] != moments.width):
-        raise ValueError(
-            f"incoming has shape {incoming.shape}, the layer has {moments.width} features: "
-            "expected (d, k), the matrix that this layer comes out of"
         )
     if len(decays) != 2 or not all(0 < decay < math.inf for decay in decays):
         raise ValueError(f"decays={decays}: pass two positive numbers, of incoming and weight")
@@ -272,34 +270,44 @@ def _per_class(geometry: ClassGeometry, decisions: Decisions | None) -> dict[str
     return columns
 
 
+def _where_defined(computations: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    values = {}
+    for name, compute in computations.items():
+        with suppress(Undefined):
+            values[name] = compute()
+    return values
+
+
 def _vectors(geometry: ClassGeometry) -> dict[str, npt.NDArray[Any]]:
     """Singular values of the class means and the histogram of their cosines, where defined."""
-    vectors: dict[str, npt.NDArray[Any]] = {}
-    with suppress(Undefined):
-        vectors["means_singular_values"] = geometry.centred_values
-    with suppress(Undefined):
-        vectors["means_singular_values_uncentred"] = geometry.uncentred_values
-    with suppress(Undefined):
-        vectors["means_cosine_histogram"] = geometry.pairs.histogram
-    return vectors
+    return _where_defined(
+        {
+            "means_singular_values": lambda: geometry.centred_values,
+            "means_singular_values_uncentred": lambda: geometry.uncentred_values,
+            "means_cosine_histogram": lambda: geometry.pairs.histogram,
+        }
+    )
 
 
 def _matrices(layer: LayerInputs) -> dict[str, Floats]:
     """The C x C matrices of few present classes, where defined."""
-    matrices: dict[str, Floats] = {}
-    geometry = layer.geometry
+    geometry, head = layer.geometry, layer.head
     if geometry.num_present > GRAM_CLASSES:
-        return matrices
-    with suppress(Undefined):
-        matrices["means_gram"] = geometry.finite_means @ geometry.finite_means.T
-    with suppress(Undefined):
-        matrices["means_gram_centred"] = geometry.centred @ geometry.centred.T
-    if layer.head is not None:
-        with suppress(Undefined):
-            units = geometry.units
-            directions = unit_rows(layer.head.rows, "head_row_without_direction")
-            matrices["head_means_cosine"] = (directions @ units.T).clip(-1, 1)
-    return matrices
+        return {}
+
+    def head_means_cosine() -> Floats:
+        units = geometry.units
+        assert head is not None
+        directions = unit_rows(head.rows, "head_row_without_direction")
+        return np.clip(directions @ units.T, -1, 1)
+
+    computations: dict[str, Callable[[], Floats]] = {
+        "means_gram": lambda: geometry.finite_means @ geometry.finite_means.T,
+        "means_gram_centred": lambda: geometry.centred @ geometry.centred.T,
+    }
+    if head is not None:
+        computations["head_means_cosine"] = head_means_cosine
+    return _where_defined(computations)
 
 
 def _provenance(
@@ -315,10 +323,7 @@ def _provenance(
         "classes_present": geometry.num_present,
         "absent_classes": np.flatnonzero(moments.counts == 0).tolist(),
         "single_sample_classes": np.flatnonzero(moments.counts == 1).tolist(),
-        "ignored_rows": moments.ignored,
-        "nonfinite_rows": moments.nonfinite,
-        "unlabelled_rows": moments.unlabelled,
-        "mixed_rows": moments.mixed,
+        **{f"{name}_rows": getattr(moments, name) for name in LEFT_OUT},
         "width": moments.width,
         "scatter": moments.kind,
         "sketch_rows": None if moments.sketch is None else len(moments.sketch),

@@ -1,7 +1,4 @@
-r"""NC1, within-class variability: features of a class collapse to their mean.
-
-Notation: :math:`v_c = \frac{1}{n_c}\sum_{i\in c}|h_i-\mu_c|^2`, :math:`S_W`, :math:`S_B` as in `Convention`.
-"""
+"""NC1, within-class variability: features of a class collapse to their mean."""
 
 from __future__ import annotations
 
@@ -23,8 +20,7 @@ if TYPE_CHECKING:
 def nc1_pinv(layer: LayerInputs) -> float:
     r""":math:`\operatorname{tr}(S_W S_B^+)/C`, the division as the convention says (Papyan, Han & Donoho 2020).
 
-    No d x d pseudo-inverse is formed: :math:`\operatorname{tr} B S_W B^\top` with :math:`S_B^+ = B^\top B` of the
-    singular values kept. Of a wide layer, whose scatter is a sketch, it is an unbiased estimate.
+    It is :math:`\operatorname{tr} B S_W B^\top` with :math:`S_B^+ = B^\top B`; an unbiased estimate where the scatter is a sketch.
     """
     return _pinv_trace(layer.geometry, layer.convention)
 
@@ -44,9 +40,7 @@ def nc1_cdnv(layer: LayerInputs) -> float:
 def nc1_fuzziness(layer: LayerInputs) -> float:
     r"""Separation fuzziness :math:`\operatorname{tr}(S_W S_B^+)` about the sample mean (He & Su 2023).
 
-    :math:`S_B = \frac1N \sum_c n_c (\mu_c-g)(\mu_c-g)^\top` and
-    :math:`S_W = \frac1N \sum_c \sum_{i\in c} (h_i-\mu_c)(h_i-\mu_c)^\top`; under the convention
-    ``he_su2023`` each class has the weight :math:`1/C`. Its logarithm against depth is close to a line.
+    Both scatters are weighted by rows; under the convention ``he_su2023`` each class has the weight :math:`1/C`.
     """
     return _pinv_trace(layer.geometry.about("sample"), fuzziness_convention(layer.convention))
 
@@ -54,11 +48,9 @@ def nc1_fuzziness(layer: LayerInputs) -> float:
 def nc1_vci(layer: LayerInputs) -> float:
     r"""Variability collapse index :math:`1 - \operatorname{tr}((S_B+S_W)^+ S_B)/\operatorname{rank} S_B` (Xu & Liu 2023).
 
-    With :math:`S_B = A^\top A` (A of full row rank r) and :math:`S_W` invertible it equals
-    :math:`\frac1r \operatorname{tr}(I + A S_W^{-1} A^\top)^{-1}`, which does not subtract nearly equal
-    numbers at collapse. Class means that differ along a direction in which no class varies would contribute 0,
-    whatever the data; with N - C < d rows these are as a rule all directions. It is Undefined then, and at exact
-    collapse, which looks the same. A feature that never changes is no such direction.
+    As :math:`\frac1r \operatorname{tr}(I + A S_W^{-1} A^\top)^{-1}` with :math:`S_B = A^\top A` it subtracts no nearly equal
+    numbers. Undefined where class means differ along a direction in which no class varies, as with N - C < d rows or at
+    exact collapse: it would be 0 there, whatever the data. A feature that never changes is no such direction.
     """
     geometry, kind = layer.geometry, layer.convention.within
     spectrum = geometry.spectrum(layer.convention.between)
@@ -91,10 +83,7 @@ def _pinv_trace(geometry: ClassGeometry, convention: Convention) -> float:
 
 
 def _whitened(root: Floats, within: Floats, rank: int, least: float) -> Floats:
-    r"""Return :math:`A S_W^{+1/2}` on the axes of S_W that vary, ``rank`` at most.
-
-    Undefined where more than ``least`` of A is outside them.
-    """
+    r"""Return :math:`A S_W^{+1/2}` on the axes of S_W that vary; Undefined where more than ``least`` of A is outside."""
     code = "within_scatter_rank_deficient"
     require(rank >= len(within) or not is_outside(within, root, least), code)
     variances, axes = np.linalg.eigh(within)

@@ -21,7 +21,7 @@ def nc3_self_duality(layer: LayerInputs) -> float:
     length, size = float(np.linalg.norm(weight)), float(np.linalg.norm(means))
     require(length > 0, "zero_head")
     total = 0.0
-    for rows in row_blocks(weight):
+    for rows in row_blocks(*weight.shape):
         difference = weight[rows] / length
         difference -= means[rows] / size
         total += float(np.vecdot(difference, difference).sum())

@@ -1,8 +1,4 @@
-r"""NC4: the network decides by nearest class centre.
-
-The class means must be final before a decision is made, so this is not a function of moments alone: it needs
-rows, kept from the same pass (a bounded uniform sample) or seen in a second one, see `decide`.
-"""
+"""NC4: the network decides by nearest class centre, on rows that `decide` has compared with the final class means."""
 
 from __future__ import annotations
 
@@ -51,10 +47,7 @@ def _share(layer: LayerInputs, counts: npt.NDArray[np.int64] | None) -> float:
 
 
 def wilson_interval(successes: int, rows: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    r"""Return the score interval of a proportion, at 95 % by default (Wilson 1927).
-
-    :math:`\frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}`
-    """
+    """Return the score interval of a proportion, at 95 % by default (Wilson 1927)."""
     share = successes / rows
     centre = share + z**2 / (2 * rows)
     half = z * math.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)

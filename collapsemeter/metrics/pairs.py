@@ -1,11 +1,8 @@
 """Pairs of classes: one pass over tiles of their cosines, in bounded memory.
 
-Of very many rows the cosines are taken in float32, which halves the products and the passes over them. A cosine
-is then off by some 3e-7, to either side. Of C > 2 d unit rows in d dimensions whose mean cosine is m <= 1/2 the
-cosines have a standard deviation of (1 - m) / sqrt(2 d) at least (Welch 1974), which is far above that; and a mean
-over n pairs loses 3e-7 / sqrt(n), of eight million pairs or more 1e-10. A function of 1 - cos loses the more the
-nearer the rows, so a tile with a cosine above 1 - NEAR is taken again in float64. The largest cosine of each row
-is found again in float64, too.
+Cosines of very many rows are taken in float32, off by some 3e-7. Those of C > 2 d unit rows whose mean cosine is m <= 1/2
+spread by (1 - m) / sqrt(2 d) at least (Welch 1974), far above that, and a mean over n pairs loses 3e-7 / sqrt(n). A tile
+with a cosine above 1 - NEAR, and the largest cosine of each row, are taken again in float64.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..stats.linalg import EPS64, Floats, row_norms
+from ..stats.linalg import EPS64, Floats, row_blocks, row_norms
 
 Reals = npt.NDArray[np.floating]  # float64, or float32 of very many rows
 Indices = npt.NDArray[np.int64]
@@ -42,10 +39,8 @@ class CosineSpread(NamedTuple):
 class PairStatistics(NamedTuple):
     r"""Statistics over the pairs of rows of a frame.
 
-    ``log_mean`` and ``log_variance`` are of :math:`-\log|u_a - u_b|`, u the rows at unit length, infinite where two
-    are one direction. ``variance_ratio`` is the mean of :math:`(v_a+v_b)/(2|\mu_a-\mu_b|^2)`, infinite where two
-    rows are one point. ``nearest`` (C,) is the first row of the largest cosine to each. ``histogram`` (100,) counts
-    the cosines of all pairs in bins of equal width over [-1, 1].
+    The logs are of :math:`-\log|u_a - u_b|`, infinite where two rows are one direction, ``variance_ratio`` of
+    :math:`(v_a+v_b)/(2|\mu_a-\mu_b|^2)`, infinite where two are one point. ``nearest`` is the first of the largest cosine.
     """
 
     cos_std: float
@@ -59,10 +54,7 @@ class PairStatistics(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Cosines of pairs of rows: of those ``i`` with those ``j``, which broadcast to the shape of ``cosines``.
-
-    ``square`` has the cosines of ``rows`` to ``columns``, -inf where a row meets itself.
-    """
+    """Cosines of rows ``i`` with rows ``j``, and ``square``, of ``rows`` with ``columns``, -inf where a row meets itself."""
 
     rows: slice
     columns: slice
@@ -76,7 +68,7 @@ def tiles(units: Floats) -> Iterator[Tile]:
     """Cover every pair of unit rows once."""
     count, single = len(units), in_single(units)
     factors = units.astype(np.float32) if single else units
-    parts = [slice(start, min(start + TILE, count)) for start in range(0, count, TILE)]
+    parts = list(row_blocks(count, 1, TILE))
     done = again = 0
     for first, rows in enumerate(parts):
         yield _diagonal_tile(units, rows)
@@ -121,10 +113,7 @@ def cosine_spread(units: Floats) -> CosineSpread:
 def pair_statistics(
     frame: Floats, variances: Floats, resolution: float, angle: float | None = None
 ) -> PairStatistics:
-    """Return the statistics over all pairs of rows (C, d), C >= 2, of those variances (C,).
-
-    Up to the distance ``resolution`` two rows are one point, up to ``angle`` two unit rows are one direction.
-    """
+    """Return the statistics over all pairs of rows; up to ``resolution`` two are one point, up to ``angle`` one direction."""
     norms = row_norms(frame)
     scale = float(norms.max())
     lengths = np.maximum(norms / scale, _AT_CENTRE)
@@ -188,8 +177,7 @@ def _distances(
 
 
 def _squared_distances(frame: Floats, i: Indices, j: Indices) -> Floats:
-    step = max(1, _ENTRIES // max(frame.shape[1], 1))
-    parts = [slice(start, start + step) for start in range(0, len(i), step)]
+    parts = row_blocks(len(i), frame.shape[1], _ENTRIES)
     return np.concatenate([((frame[i[part]] - frame[j[part]]) ** 2).sum(axis=1) for part in parts])
 
 
@@ -256,12 +244,14 @@ class Largest:
 
     def settle(self, units: Floats) -> None:
         """Do again in float64 what was found in float32 of unit rows' cosines to each other."""
-        for part in _chunks(self.unsure(single_rounding(units)), len(units)):
+        unsure = self.unsure(single_rounding(units))
+        for block in row_blocks(len(unsure), len(units), _ENTRIES):
+            part = unsure[block]
             cosines = units[part] @ units.T
             cosines[np.arange(len(part)), part] = -np.inf
             self.indices[part] = cosines.argmax(axis=1)
-        for part in _chunks(np.arange(len(units)), units.shape[1]):
-            self.values[part] = np.vecdot(units[part], units[self.indices[part]])
+        for block in row_blocks(len(units), units.shape[1], _ENTRIES):
+            self.values[block] = np.vecdot(units[block], units[self.indices[block]])
 
 
 def closest_units(rows: Floats, units: Floats) -> Indices:
@@ -272,14 +262,12 @@ def closest_units(rows: Floats, units: Floats) -> Indices:
         mean = units.mean(axis=0)
         factors, relative = rows.astype(np.float32), (units - mean).astype(np.float32)
         largest = Largest(len(rows))
-        for start in range(0, len(rows), TILE):
-            part = slice(start, start + TILE)
-            for first in range(0, len(units), TILE):
-                columns = slice(first, first + TILE)
+        for part in row_blocks(len(rows), 1, TILE):
+            for columns in row_blocks(len(units), 1, TILE):
                 largest.add(part, columns, factors[part] @ relative[columns].T)
         closest, unsure = largest.indices, largest.unsure(single_rounding(relative))
-    for part_of in _chunks(unsure, len(units)):
-        closest[part_of] = (rows[part_of] @ units.T).argmax(axis=1)
+    for block in row_blocks(len(unsure), len(units), _ENTRIES):
+        closest[unsure[block]] = (rows[unsure[block]] @ units.T).argmax(axis=1)
     return closest
 
 
@@ -287,9 +275,3 @@ def single_rounding(units: Reals) -> float:
     """Bound what float32 takes from the difference of two products of unit rows with these: d terms, and both factors."""
     longest = float(np.sqrt(np.vecdot(units, units).max()))
     return longest * (int(units.shape[1]) + 4) * EPS32
-
-
-def _chunks(places: Indices, width: int) -> Iterator[Indices]:
-    step = max(1, _ENTRIES // max(width, 1))
-    for start in range(0, len(places), step):
-        yield places[start : start + step]

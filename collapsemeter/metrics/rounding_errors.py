@@ -53,11 +53,9 @@ def dtype_floor(geometry: ClassGeometry, convention: Convention) -> dict[str, fl
 def relative_errors(
     geometry: ClassGeometry, convention: Convention, pinv: float | None
 ) -> dict[str, float]:
-    r"""Return bounds of what float32 sums lost, relative; of sums in float64 none.
+    """Return relative bounds of what float32 sums lost of means, traces, `nc1_pinv` (which is ``pinv``) and `nc1_vci`.
 
-    ``means`` (of their distance from the centre), ``traces`` (the worst class's), ``nc1_pinv`` (of which ``pinv`` is
-    the value) and ``nc1_vci``, where they exist. A scatter is compared with itself and the rounding of the features
-    in float32, below which nothing is resolved.
+    A scatter is compared with itself and the rounding of the features in float32, below which nothing is resolved.
     """
     rounding, moments = geometry.moments.rounding, geometry.moments
     if rounding is None:

@@ -6,11 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..stats.linalg import EPS64, Floats
+from ..stats.linalg import EPS64, Floats, row_blocks
 
-_SMALL = (
-    64  # a side of which singular values take no longer than inner products and their eigenvalues
-)
+_SMALL = 64  # a side of which singular values take no longer than eigenvalues of inner products
 _GRADED = 1e-6  # eigenvalues down to this share of the largest keep ten digits
 _BLOCK = 64  # rows of a triangle that are solved for at a time
 
@@ -31,11 +29,7 @@ def _smaller_gram(frame: Floats) -> Floats:
 
 
 class Factors(NamedTuple):
-    r"""Factors of a frame's :math:`F^\top F`, of rank r.
-
-    ``values`` (min(C, d),) are the singular values of F, largest first; ``root`` (r, d) is A with
-    :math:`A^\top A = F^\top F`, ``inverse`` (r, d) is B with :math:`B^\top B = (F^\top F)^+`.
-    """
+    r"""Singular values of F, largest first; A and B (r, d) with :math:`F^\top F = A^\top A` and :math:`(F^\top F)^+ = B^\top B`."""
 
     values: Floats
     root: Floats
@@ -43,10 +37,7 @@ class Factors(NamedTuple):
 
 
 def factors(frame: Floats, cut: float) -> Factors:
-    r"""Factor :math:`F^\top F` and its pseudo-inverse, without a d x d matrix where C <= d.
-
-    One combination of the rows is zero, as centred rows have it; values up to ``cut`` times the largest are round-off.
-    """
+    """Factor a frame one combination of whose rows is zero; values up to ``cut`` times the largest are round-off."""
     count, width = frame.shape
     most = min(count - 1, width)
     values, directions = _thin_svd(frame, most)
@@ -108,18 +99,16 @@ def _inverse_norm(triangle: Floats) -> float:
 def solve_lower(triangle: Floats, right: Floats) -> Floats:
     r"""Return :math:`L^{-1} B` by blocks, as NumPy has no solver for triangles."""
     solved = np.array(right)
-    for start in range(0, len(triangle), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        solved[block] -= triangle[block, :start] @ solved[:start]
+    for block in row_blocks(len(triangle), 1, _BLOCK):
+        solved[block] -= triangle[block, : block.start] @ solved[: block.start]
         solved[block] = np.linalg.solve(triangle[block, block], solved[block])
     return solved
 
 
 def is_outside(scatter: Floats, frame: Floats, least: float) -> bool:
-    r"""Return whether more than ``least`` of the rows of a frame is certainly outside of the range of a scatter.
+    r"""Return whether more than ``least`` of a frame's rows is certainly outside of the range of a scatter.
 
-    Powers of :math:`\delta (S + \delta I)^{-1}` keep that part and take the rest: any variance that is more than
-    round-off is 16 times :math:`\delta` or more. False where that is not certain.
+    Powers of :math:`\delta (S + \delta I)^{-1}` keep that part; variances beyond round-off are :math:`16 \delta` or more.
     """
     vector = frame.T @ np.random.default_rng(0).standard_normal(len(frame))
     axis = np.ones(len(scatter))

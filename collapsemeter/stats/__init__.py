@@ -2,24 +2,14 @@
 
 From the ground up:
 
-`plain`, `labels`
-    Arrays and labels as people pass them, checked: one row and one class number each.
-`linalg`, `npy_header`
-    Symmetric products and norms of rows; the header of a ``.npy`` array.
-`sums`, `namespace`
-    The update on a device, written once, and the operations that it needs of a framework.
-`sampling`, `sketch`
-    Hashes of row numbers, and the count sketch that stands in for a wide scatter.
-`host_sums`
-    The same sums of rows in NumPy, in place, by tiles that stay in a cache.
-`arithmetic`, `rounding`
-    Sums become moments and two moments become one; what float32 sums may have lost.
-`consistency`
-    What the moments of any data satisfy.
-`moments`, `accumulate`
-    `ClassMoments`, which everything else exchanges, and `Accumulator`, for a stream of NumPy rows.
-`stored`, `state_file`
-    The form of moments in a file, and files under a checksum.
-`head`, `undefined`
-    The linear classifier on top of a layer; why a value is undefined.
+plain, labels         arrays and labels as people pass them, checked: one row and one class number each
+linalg, npy_header    symmetric products and norms of rows; the header of a .npy array
+sums, namespace       the update on a device, written once, and the operations that it needs of a framework
+sampling, sketch      hashes of row numbers, and the count sketch that stands in for a wide scatter
+host_sums             the same sums of rows in NumPy, in place, by tiles that stay in a cache
+arithmetic, rounding  sums become moments and two moments become one; what float32 sums may have lost
+consistency           what the moments of any data satisfy
+moments, accumulate   ClassMoments, which everything else exchanges, and Accumulator, for a stream of NumPy rows
+stored, state_file    the form of moments in a file, and files under a checksum
+head, undefined       the linear classifier on top of a layer; why a value is undefined
 """

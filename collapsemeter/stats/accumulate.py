@@ -7,19 +7,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .host_sums import add_rows, block_rows_of
-from .labels import labelled_rows
-from .moments import EPS, ClassMoments, Phase, refuse_nonfinite
-from .sketch import label_hashes
-from .sums import (
-    HOST_CLASS_SCATTER_ENTRIES,
-    IGNORE_INDEX,
-    SKETCH_ROWS,
-    Nonfinite,
-    ScatterKind,
-    init,
-    scatter_kind,
-)
+from .host_sums import add_rows, block_rows_of, empty_sums
+from .labels import check_nonfinite, labelled_rows
+from .moments import ClassMoments, Phase
+from .sums import EPS, IGNORE_INDEX, SKETCH_ROWS, Nonfinite, ScatterKind
 
 PENDING_ENTRIES = 2**22  # of small batches that wait until they make a block
 
@@ -27,8 +18,8 @@ PENDING_ENTRIES = 2**22  # of small batches that wait until they make a block
 class Accumulator:
     """Class moments of a stream of batches in NumPy, summed in float64 and in place.
 
-    Its memory does not grow with the number of rows. Small batches wait until they make a block of rows, so that a
-    stream costs little more than the product X^T X of its rows.
+    Its memory does not grow with the rows. Small batches wait until they make a block, so that a stream costs little more
+    than the product X^T X of its rows.
 
     Parameters
     ----------
@@ -71,22 +62,15 @@ class Accumulator:
         sketch_rows: int = SKETCH_ROWS,
         seed: int = 0,
     ) -> None:
-        if nonfinite not in get_args(Nonfinite):
-            raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
+        check_nonfinite(nonfinite)
         if phase not in get_args(Phase):
             raise ValueError(f"phase={phase!r}: choose one of {', '.join(get_args(Phase))}")
-        if scatter == "auto":
-            scatter = scatter_kind(num_classes, width, HOST_CLASS_SCATTER_ENTRIES)
-        self._sums = init(num_classes, width, scatter, sketch_rows=sketch_rows)
+        self._sums = empty_sums(num_classes, width, scatter, sketch_rows)
         self.num_classes, self.width = num_classes, width
-        self.phase, self.ignore_index, self.nonfinite, self.seed = (
-            phase,
-            ignore_index,
-            nonfinite,
-            seed,
-        )
+        self.phase, self.ignore_index, self.nonfinite = phase, ignore_index, nonfinite
+        self.seed = seed
         self._feature_dtype = ""
-        self._rows_hashed = 0
+        self._rows_numbered = 0
         self._pending: npt.NDArray[Any] = np.empty((0, width))
         self._pending_labels = np.empty(0, np.int64)
         self._pending_rows = 0
@@ -106,12 +90,14 @@ class Accumulator:
             If shapes or labels do not fit, or a row is not finite under ``nonfinite="raise"``.
         """
         rows, bins = labelled_rows(
-            features, labels, self.num_classes, ignore_index=self.ignore_index
+            features,
+            labels,
+            self.num_classes,
+            ignore_index=self.ignore_index,
+            nonfinite=self.nonfinite,
         )
         if rows.shape[1] != self.width:
             raise ValueError(f"features have shape {rows.shape}: expected (N, {self.width})")
-        if self.nonfinite == "raise":
-            refuse_nonfinite(rows, bins, self.ignore_index)
         names = self._feature_dtype, rows.dtype.name
         self._feature_dtype = max(names, key=lambda name: EPS.get(name, 0.0))
         capacity = max(block_rows_of(self.width), PENDING_ENTRIES // max(self.width, 1))
@@ -134,19 +120,14 @@ class Accumulator:
         self._add(self._pending[:count], self._pending_labels[:count])
 
     def _add(self, rows: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> None:
-        hashes = None
-        if self._sums.sketch is not None:
-            size = len(self._sums.sketch)
-            hashes = label_hashes(labels, self.ignore_index, self._rows_hashed, size, self.seed)
-            numbered = (labels >= 0) & (labels != self.ignore_index)
-            self._rows_hashed += int(np.count_nonzero(numbered))
-        add_rows(
+        self._rows_numbered += add_rows(
             self._sums,
             rows,
             labels,
             ignore_index=self.ignore_index,
             propagate=self.nonfinite == "propagate",
-            hashes=hashes,
+            seed=self.seed,
+            first_row=self._rows_numbered,
         )
 
     def moments(

@@ -1,7 +1,4 @@
-r"""The arithmetic of class moments: sums about shifts become moments about means, and two sets of moments become one.
-
-Only classes that are present are touched.
-"""
+"""Sums about shifts become moments about means, and two sets of moments become one; absent classes are not touched."""
 
 from __future__ import annotations
 
@@ -11,31 +8,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .linalg import EPS64, WHOLE_PRODUCT, Floats, add_product, mirror, row_blocks
+from .linalg import CACHED_ENTRIES, EPS64, WHOLE_PRODUCT, Floats, add_product, mirror, row_blocks
 from .rounding import Rounding, merged_rounding
 
 if TYPE_CHECKING:
     from .moments import ClassMoments
     from .sums import Sums
 
-CACHED_ENTRIES = 2**16  # worked on at once: they stay in a core's cache
 PRODUCT_ENTRIES = 2**22  # of a product: 32 MB
 
 
 @np.errstate(over="ignore", invalid="ignore")  # squares beyond 1e308 read Inf or NaN
-def centred(state: Sums, *, of_host: bool = False, in_place: bool = False) -> dict[str, Any]:
-    r"""Return the statistics of sums: :math:`\mu_c = k_c + s_c / n_c`, :math:`S = G - \sum_c s_c s_c^\top / n_c`.
-
-    Sums ``of_host`` have both triangles of a scatter unless it is wide; ``in_place`` they are given up.
-    """
+def centred(state: Sums, *, in_place: bool = False) -> dict[str, Any]:
+    """Return the statistics of sums, see `ClassMoments.from_sums`; in place of sums that `host_sums.add_rows` has filled."""
     counts = np.array(state.counts, np.int64)  # a copy: the state may be updated in place
     present = np.flatnonzero(counts)
+    if in_place:  # the shift of a class of one row is that row
+        present = present[(counts[present] > 1) | (state.squares[present] != 0)]
     width = state.sums.shape[1]
     scatter = sketch = signs = None
     if state.scatter is not None:
         scatter = np.array(state.scatter, np.float64, order="C", copy=None if in_place else True)
         _centre(scatter, state, counts, present)
-        if not of_host or width > WHOLE_PRODUCT:
+        if not in_place or width > WHOLE_PRODUCT:  # else both triangles are there
             mirror(scatter)
     if state.sketch is not None:
         signs = np.array(state.signs, np.float64)
@@ -70,26 +65,17 @@ def _centre(scatter: Floats, state: Sums, counts: npt.NDArray[np.int64], present
     if scatter.ndim == 2:
         for classes in _parts(present, width, PRODUCT_ENTRIES):
             total = np.asarray(state.sums[classes], np.float64) / np.sqrt(counts[classes, None])
-            if not _below_rounding(total, scatter):
+            if not (np.einsum("cj,cj->j", total, total) <= EPS64 / 4 * np.diagonal(scatter)).all():
                 add_product(scatter, total[total.any(axis=1)], -1.0)
         return
-    strips = [slice(*part) for part in _bounds(width, CACHED_ENTRIES // max(width, 1))]
+    strips = list(row_blocks(width, width))
     small = width**2 <= CACHED_ENTRIES
+    least = EPS64 / 4 * np.diagonal(scatter, axis1=1, axis2=2)
     for classes in _parts(present, width**2, CACHED_ENTRIES) if small else present.tolist():
         total, offset = _offsets(state, counts, classes)
-        for strip in strips:
-            scatter[classes, strip] -= total[..., strip, None] * offset[..., None, :]
-
-
-def _below_rounding(total: Floats, scatter: Floats) -> bool:
-    """Say whether total.T @ total is less than what the rounding of a scatter has taken: its shifts are means."""
-    least = EPS64 / 4 * np.diagonal(scatter)
-    squares = np.zeros(total.shape[1])
-    for part in row_blocks(total):
-        squares += np.square(total[part]).sum(axis=0)
-        if not (squares <= least).all():
-            return False
-    return True
+        if not (total * offset <= least[classes]).all():  # or it is less than rounding has taken
+            for strip in strips:
+                scatter[classes, strip] -= total[..., strip, None] * offset[..., None, :]
 
 
 def _offsets(state: Sums, counts: npt.NDArray[np.int64], classes: Any) -> tuple[Floats, Floats]:
@@ -98,14 +84,9 @@ def _offsets(state: Sums, counts: npt.NDArray[np.int64], classes: Any) -> tuple[
     return total, total / counts[classes, None]
 
 
-def _bounds(count: int, size: int) -> Iterator[tuple[int, int]]:
-    size = max(size, 1)
-    return ((start, min(start + size, count)) for start in range(0, count, size))
-
-
 def _parts(places: npt.NDArray[np.intp], width: int, entries: int) -> Iterator[Any]:
     """Cut places into parts of so many entries of rows of that width."""
-    return (places[a:b] for a, b in _bounds(len(places), entries // max(width, 1)))
+    return (places[part] for part in row_blocks(len(places), width, entries))
 
 
 def _squares_are_lost(state: Sums) -> bool:
@@ -120,31 +101,19 @@ def _squares_are_lost(state: Sums) -> bool:
 
 @np.errstate(over="ignore", invalid="ignore")
 def merged(a: ClassMoments, b: ClassMoments) -> dict[str, Any]:
-    r"""Return the statistics of both sets of rows, whose scatters are of one kind.
-
-    :math:`S = S_a + S_b + \sum_c \frac{n_a n_b}{n_a + n_b} (\mu_b - \mu_a)(\mu_b - \mu_a)^\top`
-    (Chan, Golub & LeVeque 1983), and :math:`K = \sum_i K_i - Z_i (\mu - \mu_i)`.
-    """
+    """Return the statistics of both sets of rows, whose scatters are of one kind, see `ClassMoments.merge`."""
     counts, traces = a.counts + b.counts, a.traces + b.traces
     width = a.means.shape[1]
     means, low = np.zeros(a.means.shape), np.zeros(a.means.shape)
-    assert a.means_low is not None
-    assert b.means_low is not None
     in_a, in_b = a.counts > 0, b.counts > 0
-    for known, known_low, alone in (
-        (a.means, a.means_low, in_a & ~in_b),
-        (b.means, b.means_low, in_b & ~in_a),
-    ):
+    for part, alone in ((a, in_a & ~in_b), (b, in_b & ~in_a)):
         for classes in _parts(np.flatnonzero(alone), width, CACHED_ENTRIES):
-            means[classes], low[classes] = known[classes], known_low[classes]
+            means[classes], low[classes] = part.means[classes], part.means_low[classes]
     both = np.flatnonzero(in_a & in_b)
-    sketch = signs = scatter = None
-    if a.scatter is not None and b.scatter is not None:
-        scatter = a.scatter + b.scatter
-    if a.sketch is not None and b.sketch is not None:
-        assert a.signs is not None
-        assert b.signs is not None
-        sketch, signs = a.sketch + b.sketch, a.signs + b.signs
+    scatter, sketch, signs = (
+        None if getattr(a, name) is None else getattr(a, name) + getattr(b, name)
+        for name in ("scatter", "sketch", "signs")
+    )
     for classes in _parts(both, width, PRODUCT_ENTRIES):
         share = (b.counts[classes] / counts[classes])[:, None]
         delta = (b.means[classes] - a.means[classes]) + (
@@ -159,9 +128,7 @@ def merged(a: ClassMoments, b: ClassMoments) -> dict[str, Any]:
                 scatter[c] += step[:, None] * step
         elif scatter is not None:
             add_product(scatter, steps)
-        if sketch is not None:
-            assert a.signs is not None
-            assert b.signs is not None
+        if a.signs is not None and b.signs is not None:
             sketch -= a.signs[:, classes] @ (delta * share)
             sketch -= b.signs[:, classes] @ (delta * (share - 1))
     if scatter is not None and scatter.ndim == 2 and width > WHOLE_PRODUCT:

@@ -1,13 +1,12 @@
 r"""What moments of any data satisfy: a state that does not was altered, whatever its checksum says.
 
-The trace of a scatter is the sum of the squares in ``traces``, its diagonal is not negative, and
-:math:`S_{ij}^2 \le S_{ii} S_{jj}`. Rounding breaks each by a little. Sums of n rows about a shift that is
-off by D lose :math:`\epsilon n^{3/2} D^2`; the shift is a mean of rows, so :math:`D^2` is at most the trace
-(or the rounding of the mean, :math:`\epsilon^2 |\mu|^2`). That bound, for sums in float32, is the tolerance.
+Rounding breaks each law by a little. Sums of n rows about a shift that is off by D lose :math:`\epsilon n^{3/2} D^2`; the
+shift is a mean of rows, so :math:`D^2` is at most the trace (or :math:`\epsilon^2 |\mu|^2`). That is the tolerance.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .linalg import row_blocks
+from .linalg import Floats, row_blocks
 from .plain import plain
+from .sums import LEFT_OUT, scatter_shape
 
 if TYPE_CHECKING:
     from .moments import ClassMoments
-
-Floats = npt.NDArray[np.float64]
 
 MOST_ROWS = 2**53  # of a class: beyond, float64 does not count them
 _BLOCK = 2**20  # entries that are compared at once
@@ -39,7 +37,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} have dtype {array.dtype}: pass real numbers")
         if name == "counts" and array.dtype.kind == "f" and (array != np.floor(array)).any():
             raise ValueError(f"{name} have dtype {array.dtype}: pass whole numbers")
-    for name in ("ignored", "nonfinite", "unlabelled", "mixed"):
+    for name in LEFT_OUT:
         if not _natural(fields.get(name, 0)):
             raise ValueError(f"{name}={fields[name]!r} is no number of rows")
     if not isinstance(fields.get("feature_dtype", ""), str):
@@ -54,6 +52,31 @@ def _natural(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
 
 
+def check_shapes(moments: ClassMoments) -> None:
+    """Raise unless the arrays are of one layer, with a scatter, a sketch, or neither."""
+    counts, means, traces, scatter = moments.counts, moments.means, moments.traces, moments.scatter
+    if means.ndim != 2 or not (
+        counts.shape == traces.shape == means.shape[:1]
+        and moments.means_low.shape == means.shape
+        and (scatter is None or scatter.shape == scatter_shape(moments.kind, *means.shape))
+    ):
+        shape = None if scatter is None else scatter.shape
+        raise ValueError(
+            f"counts {counts.shape}, means {means.shape}, scatter {shape}, traces {traces.shape}: "
+            "expected (C,), (C, d), (d, d) or (C, d, d) or None, and (C,)"
+        )
+    sketch, signs = (
+        None if part is None else part.shape for part in (moments.sketch, moments.signs)
+    )
+    size = sketch[0] if sketch else 0
+    expected = ((size, means.shape[1]), (size, means.shape[0])) if size else (None, None)
+    if (sketch, signs) != expected or (size and scatter is not None):
+        raise ValueError(
+            f"sketch {sketch}, signs {signs}, means {means.shape}: expected (k, d), (k, C) "
+            "and (C, d), and no scatter besides"
+        )
+
+
 def check_consistent(moments: ClassMoments, dtype: type[np.floating[Any]] = np.float32) -> None:
     """Raise unless some data have these moments, to the rounding of sums in ``dtype``."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
@@ -61,7 +84,7 @@ def check_consistent(moments: ClassMoments, dtype: type[np.floating[Any]] = np.f
         error = _rounding(moments, dtype)
         alone = (moments.counts == 1) & (moments.traces > error)
         if alone.any():
-            c = int(np.argmax(alone))
+            c = _first(alone)
             _refuse(f"class {c} has 1 row and a sum of squares of {moments.traces[c]:g} about it")
         if moments.scatter is not None:
             _check_scatter(moments, moments.scatter, error, float(np.finfo(dtype).max))
@@ -80,7 +103,6 @@ def _first(flags: Any) -> int:
 def _check_classes(moments: ClassMoments) -> None:
     """Check what concerns each class by itself: counts, traces, means."""
     counts, traces, means, low = moments.counts, moments.traces, moments.means, moments.means_low
-    assert low is not None
     for flags, what in (
         ((counts < 0) | (counts > MOST_ROWS), "{n} rows"),
         (traces < 0, "a sum of squares of {t:g}"),
@@ -89,7 +111,7 @@ def _check_classes(moments: ClassMoments) -> None:
         if flags.any():
             c = _first(flags)
             _refuse(f"class {c} has " + what.format(n=counts[c], t=traces[c]))
-    for part in row_blocks(means):
+    for part in row_blocks(*means.shape):
         absent = np.flatnonzero(
             (counts[part] == 0) & (_not_blank(means[part]) | _not_blank(low[part]))
         )
@@ -97,9 +119,8 @@ def _check_classes(moments: ClassMoments) -> None:
             if means[c].any() or low[c].any():  # a negative zero is no blank
                 _refuse(f"class {c} has no row and a mean that is not 0")
     measured = np.flatnonzero((counts > 0) & np.isfinite(traces))
-    step = max(1, _BLOCK // max(moments.width, 1))
-    for start in range(0, len(measured), step):
-        _check_means(means, low, measured[start : start + step])
+    for part in row_blocks(len(measured), moments.width, _BLOCK):
+        _check_means(means, low, measured[part])
 
 
 def _not_blank(rows: Floats) -> npt.NDArray[np.bool_]:
@@ -111,15 +132,11 @@ def _not_blank(rows: Floats) -> npt.NDArray[np.bool_]:
 def _check_means(means: Floats, low: Floats, classes: npt.NDArray[np.intp]) -> None:
     """Check the means of classes whose sum of squares is finite."""
     means, low = means[classes], low[classes]
+    infinite = ~np.isfinite(means + low).all(axis=1)
+    coarse = (np.abs(low) > 2.0**-52 * np.abs(means)).any(axis=1)
     for flags, what in (
-        (
-            ~np.isfinite(means + low).all(axis=1),
-            "a mean that is not finite and a finite sum of squares",
-        ),
-        (
-            (np.abs(low) > 2.0**-52 * np.abs(means)).any(axis=1),
-            "means_low beyond the rounding of its mean",
-        ),
+        (infinite, "a mean that is not finite and a finite sum of squares"),
+        (coarse, "means_low beyond the rounding of its mean"),
     ):
         if flags.any():
             _refuse(f"class {classes[_first(flags)]} has {what}")
@@ -173,24 +190,21 @@ def _check_scatter(moments: ClassMoments, scatter: Floats, error: Floats, larges
         if not np.array_equal(block, turned):
             wrong |= ~(np.abs(block - turned) <= slack)
         if wrong.any():
-            _refuse(f"{of[part.start + _first(wrong.any(axis=(1, 2)))]} is no scatter: not symmetric, "
-                    "not finite, or an entry is larger than its diagonal allows")  # fmt: skip
+            name = of[part.start + _first(wrong.any(axis=(1, 2)))]
+            _refuse(
+                f"{name} is no scatter: not symmetric, not finite, or an entry is larger than its "
+                "diagonal allows"
+            )
 
 
 def _blocks(each: Floats) -> Iterator[tuple[slice, slice]]:
     """Cut (m, d, d) along the first two axes."""
     m, d, _ = each.shape
-    step, height = max(1, _BLOCK // max(d * d, 1)), max(1, _BLOCK // max(d, 1))
-    for start in range(0, m, step):
-        for top in range(0, d, height):
-            yield slice(start, start + step), slice(top, top + height)
+    return itertools.product(row_blocks(m, d * d, _BLOCK), row_blocks(d, d, _BLOCK))
 
 
 def _check_sketch(moments: ClassMoments, sketch: Floats, signs: Floats, error: float) -> None:
-    """Check the signs, of which every row has one, and the sum of squares, which the traces are known by.
-
-    Some rows of most of the squares may share a bucket: m of k with probability k^(1-m).
-    """
+    """Check the signs, of which every row has one, and the sum of squares."""
     finite = np.isfinite(moments.traces)
     if not (signs == np.rint(signs)).all():
         _refuse("a sum of signs is not a whole number")
@@ -202,6 +216,7 @@ def _check_sketch(moments: ClassMoments, sketch: Floats, signs: Floats, error: f
         _refuse(f"class {c} has {moments.counts[c]} rows and signs of {total[c]:g} in its sketch")
     if not finite.all():
         return
+    # Some rows of most of the squares may share a bucket: m of k with probability k^(1-m).
     k, due, found = len(sketch), float(moments.traces.sum()), float(np.vdot(sketch, sketch))
     most = 2 + 2 * math.sqrt(_UNLIKELY / k) + _UNLIKELY * (2 / k + 1 / math.log(max(k, 2)))
     if not found <= most * (due + 2 * error) and math.isfinite(most * due):

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .linalg import TILE, Floats, bounded
+from .linalg import TILE, Floats, bounded, row_blocks
 from .plain import plain
 
 _SINGLE_LOGIT = "of a single logit pass Head.from_single_logit(weight, bias)"
@@ -95,12 +95,7 @@ class Head:
         return cls(rows, bias)
 
     def check_fit(self, num_classes: int, width: int) -> None:
-        """Raise ValueError unless there is a row for each class, of that width.
-
-        Examples
-        --------
-        >>> Head(np.eye(2)).check_fit(2, 2)
-        """
+        """Raise ValueError unless there is a row for each class, of that width."""
         found, due = self.weight.shape, (num_classes, width)
         if found == due:
             return
@@ -133,10 +128,8 @@ class Head:
         """
         rows = plain(features, "features")
         decided = np.empty(len(rows), np.int64)
-        step = max(1, TILE * TILE // len(self.weight))
         with np.errstate(invalid="ignore", over="ignore"):
-            for start in range(0, len(rows), step):
-                part = slice(start, start + step)
+            for part in row_blocks(len(rows), len(self.weight), TILE * TILE):
                 decided[part] = argmax_or_none(self.logits(rows[part]))
         return decided
 

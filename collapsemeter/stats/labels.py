@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from .plain import is_untyped, plain
-from .sums import EPS, IGNORE_INDEX, MIXED, UNLABELLED
+from .sums import EPS, IGNORE_INDEX, MIXED, UNLABELLED, Nonfinite
 
 Array = Any  # of the framework that the operations speak for
 
@@ -52,10 +52,9 @@ def coded(
     Returns
     -------
     integer array
-        Classes 0..C-1 and other whole numbers as they are; `UNLABELLED` for a row of zeros; `MIXED` for
-        a row of several classes or of parts of them, and for a part between two classes (a smoothed 0.9
-        of a binary loss); and ``num_classes``, or one more where that is ``ignore_index``, for any other
-        number that is not whole.
+        Whole numbers as they are; `UNLABELLED` for a row of zeros; `MIXED` for a row of several classes or of
+        parts of them, and for a part between two classes; and ``num_classes``, or one more where that is
+        ``ignore_index``, for any other number that is not whole.
 
     Examples
     --------
@@ -123,9 +122,8 @@ def class_labels(
 ) -> npt.NDArray[np.int64]:
     """Return labels as int64, one-hot rows as the class they name.
 
-    Rows that name no single class have a code of their own, and are left out and counted by whatever
-    takes the result: `collapsemeter.stats.sums.UNLABELLED` for a one-hot row of zeros,
-    `collapsemeter.stats.sums.MIXED` for a row of several classes or of parts of them (mixup, smoothing).
+    Rows that name no single class have a code, and are left out and counted by whatever takes the result:
+    `sums.UNLABELLED` for a one-hot row of zeros, `sums.MIXED` for one of several classes or of parts of them.
 
     Parameters
     ----------
@@ -135,9 +133,8 @@ def class_labels(
     ignore_index : int
         The label of rows to leave out.
     tokens : bool, optional
-        Whether integers whose last axis has the length ``num_classes`` are one label for each token, or
-        one-hot rows, if the features tell. Otherwise they are one-hot if they are all 0 and 1 and most
-        rows name one class. Booleans and floats of that shape are one-hot.
+        Whether integers whose last axis has the length ``num_classes`` are one label for each token, if the
+        features tell. Otherwise they are one-hot if they are all 0 and 1 and most rows name one class.
 
     Returns
     -------
@@ -186,8 +183,10 @@ def labelled_rows(
     num_classes: int,
     *,
     ignore_index: int = IGNORE_INDEX,
+    nonfinite: Nonfinite = "skip",
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Return features as rows, in the dtype they came in, and one integer label for each."""
+    check_nonfinite(nonfinite)
     rows = plain(features, "features")
     # "V" is the kind of bfloat16 and other narrow floats that NumPy does not know by itself.
     if rows.ndim != 2 or rows.dtype.kind not in "fiubV" or rows.dtype.names:
@@ -207,7 +206,21 @@ def labelled_rows(
         raise ValueError(
             f"features have shape {rows.shape} and labels {bins.shape}: pass one label per row"
         )
+    if nonfinite == "raise":
+        stray = ~np.isfinite(rows).all(axis=1) & (bins >= 0) & (bins != ignore_index)
+        if stray.any():
+            first = int(stray.argmax())
+            raise ValueError(
+                f"row {first} of the features (label {bins[first]}) holds NaN or Inf: "
+                "pass nonfinite='skip' to leave such rows out"
+            )
     return rows, bins
+
+
+def check_nonfinite(nonfinite: Nonfinite) -> None:
+    """Raise ValueError unless it says what to do with a row that holds NaN or Inf."""
+    if nonfinite not in get_args(Nonfinite):
+        raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
 
 
 def are_tokens(labels: Sequence[int], features: Iterable[Sequence[int]]) -> bool:
@@ -218,9 +231,7 @@ def are_tokens(labels: Sequence[int], features: Iterable[Sequence[int]]) -> bool
 
 def host_array(labels: Any) -> npt.NDArray[Any]:
     """Return labels in NumPy; those of narrow floats, which it does not compute with, as float32."""
-    if hasattr(
-        labels, "detach"
-    ):  # a tensor of PyTorch: it may be on a device, and NumPy has no bfloat16
+    if hasattr(labels, "detach"):  # a tensor, perhaps on a device; and NumPy has no bfloat16
         labels = labels.detach().cpu()
         labels = labels.float() if labels.is_floating_point() and labels.itemsize < 4 else labels
     array = plain(labels, "labels")
@@ -270,9 +281,8 @@ def _check_numbers(
     array: npt.NDArray[Any], codes: npt.NDArray[Any], num_classes: int, ignore_index: int
 ) -> None:
     wrong = (codes < 0) | (codes >= num_classes)
-    if not wrong.any():
-        return
-    wrong &= (codes != ignore_index) & (codes != UNLABELLED) & (codes != MIXED)
+    if wrong.any():
+        wrong &= (codes != ignore_index) & (codes != UNLABELLED) & (codes != MIXED)
     if not wrong.any():
         return
     if num_classes == 2 and np.isin(array, (-1, 1)).all():

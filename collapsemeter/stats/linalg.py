@@ -11,7 +11,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 EPS64 = float(np.finfo(np.float64).eps)
-_BLOCK = 2**16  # entries: 512 kB
+CACHED_ENTRIES = 2**16  # 512 kB
 TILE = 2048  # rows a side: a tile of their products takes 32 MB
 WHOLE_PRODUCT = 2048  # columns up to which a symmetric product is taken in one piece
 PRODUCT_COLUMNS = 1024  # columns of a block of wider ones
@@ -34,45 +34,37 @@ def taken(values: Floats, places: npt.NDArray[np.int64]) -> Floats:
     return values if len(places) == len(values) else values[places]
 
 
-def row_blocks(frame: Floats) -> Iterator[slice]:
-    """Cut the rows into blocks on which several steps are worked in a core's cache."""
-    step = max(1, _BLOCK // max(frame.shape[1], 1))
-    for start in range(0, len(frame), step):
-        yield slice(start, min(start + step, len(frame)))
+def row_blocks(count: int, width: int, entries: int = CACHED_ENTRIES) -> Iterator[slice]:
+    """Cut rows of that width into blocks of so many entries, which stay in a core's cache unless told otherwise."""
+    step = max(1, entries // max(width, 1))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def row_norms(frame: Floats) -> Floats:
     """Return the Euclidean norm of every row, (C,)."""
-    squares: Floats = np.vecdot(frame, frame)  # without an array of (C, d) squares
-    return np.sqrt(squares)
+    return np.asarray(np.sqrt(np.vecdot(frame, frame)))  # without an array of (C, d) squares
 
 
 def add_product(
     total: npt.NDArray[Any], rows: npt.NDArray[Any], weight: float = 1.0, *, fresh: bool = False
 ) -> None:
-    """Add ``weight * rows.T @ rows`` to ``total``, in place: where it is wide to its lower triangle alone.
-
-    Of one block of columns NumPy makes a symmetric product, at half the work. Wide rows are taken by blocks: their
-    product needs no second (d, d) array, and threads of OpenBLAS crash in a symmetric product of 20,000 columns.
-    A ``fresh`` total, of zeros, is written and not added to.
-    """
+    """Add ``weight * rows.T @ rows`` to ``total``, in place (or write it, if ``fresh``): where wide, to its lower triangle alone."""
+    # Wide rows are taken by blocks: threads of OpenBLAS crash in a symmetric product of 20,000 columns.
     width = rows.shape[1]
     if fresh and width <= WHOLE_PRODUCT and total.flags.c_contiguous:
         np.matmul(rows.T, rows, out=total)
         return
-    step = width if width <= WHOLE_PRODUCT else PRODUCT_COLUMNS
-    for start in range(0, width, max(step, 1)):
-        columns, up_to = slice(start, start + step), min(start + step, width)
-        product = rows[:, columns].T @ rows[:, :up_to]
+    for columns in row_blocks(width, 1, width if width <= WHOLE_PRODUCT else PRODUCT_COLUMNS):
+        product = rows[:, columns].T @ rows[:, : columns.stop]
         if weight != 1.0:
             product *= weight
-        total[columns, :up_to] += product
+        total[columns, : columns.stop] += product
 
 
 def mirror(whole: npt.NDArray[Any]) -> None:
     """Copy the lower triangles of (..., d, d) matrices to the upper ones, in place."""
-    for start in range(0, whole.shape[-1], MIRROR_ROWS):
-        strip = slice(start, start + MIRROR_ROWS)
-        block = whole[..., strip, strip]
+    for strip in row_blocks(whole.shape[-1], 1, MIRROR_ROWS):
+        block, before = whole[..., strip, strip], slice(strip.start)
         block[...] = np.tril(block) + np.swapaxes(np.tril(block, -1), -2, -1)
-        whole[..., :start, strip] = np.swapaxes(whole[..., strip, :start], -2, -1)
+        whole[..., before, strip] = np.swapaxes(whole[..., strip, before], -2, -1)

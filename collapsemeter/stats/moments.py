@@ -1,9 +1,4 @@
-r"""Class moments: what the sums of a layer finalise to, and what everything else exchanges.
-
-Counts :math:`n_c`, class means :math:`\mu_c` and within-class scatter
-:math:`S_c = \sum_{i \in c} (h_i - \mu_c)(h_i - \mu_c)^\top`, in float64. They merge exactly
-(Chan, Golub & LeVeque 1983), so a data set may be split over batches, shards and machines.
-"""
+"""Class moments: what the sums of a layer finalise to, and what batches, shards and machines exchange."""
 
 from __future__ import annotations
 
@@ -16,27 +11,32 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
-from . import sums as _sums
 from .arithmetic import centred, merged
-from .consistency import check_consistent, check_fields
-from .host_sums import add_rows
+from .consistency import check_consistent, check_fields, check_shapes
+from .host_sums import add_rows, empty_sums
 from .labels import labelled_rows
+from .linalg import Floats
 from .rounding import Rounding
-from .sketch import label_hashes, turned
+from .sketch import turned
 from .stored import arrays_of, check_rows, fields_of, header_of
-from .sums import EPS as EPS
-from .sums import HOST_CLASS_SCATTER_ENTRIES as HOST_CLASS_ENTRIES
-from .sums import IGNORE_INDEX, SKETCH_ROWS, Nonfinite, ScatterKind, Sums, check_num_classes
+from .sums import (
+    EPS,
+    IGNORE_INDEX,
+    LEFT_OUT,
+    SKETCH_ROWS,
+    Nonfinite,
+    ScatterKind,
+    Sums,
+    check_num_classes,
+)
 
 Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
-Floats = npt.NDArray[np.float64]
-
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "sketch", "trace")  # from fine to coarse
 
 
 @dataclass(frozen=True, eq=False)
 class ClassMoments:
-    r"""Sufficient statistics of one layer, in float64; merge is associative with an identity.
+    r"""Sufficient statistics of one layer, in float64; `merge` is associative with an identity (Chan, Golub & LeVeque 1983).
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class ClassMoments:
     shards: frozenset[str] = frozenset()
     ignored: int = 0
     nonfinite: int = 0
-    means_low: Floats | None = None
+    means_low: Floats = None  # type: ignore[assignment]  # zeros, once made
     sketch: Floats | None = None
     signs: Floats | None = None
     seeds: frozenset[int] = frozenset()
@@ -104,91 +104,46 @@ class ClassMoments:
     mixed: int = 0
 
     def __post_init__(self) -> None:
-        self._check(np.float32)
-
-    def _check(self, dtype: type[np.floating[Any]]) -> None:
-        if self.phase not in get_args(Phase):
-            raise ValueError(f"phase={self.phase!r}: choose one of {', '.join(get_args(Phase))}")
         check_fields(self.__dict__)
         self._freeze()
-        self._check_shapes()
-        check_consistent(self, dtype)
+        self._check(np.float32)  # the least that sums are kept in
 
     @classmethod
     def summed_in(cls, dtype: type[np.floating[Any]], **values: Any) -> Self:
-        """Return moments whose rows were summed in that dtype, checked to its rounding.
-
-        Parameters
-        ----------
-        dtype : type
-            The constructor takes float32 for granted, the least that sums are kept in.
-        **values
-            See `ClassMoments`.
-
-        Raises
-        ------
-        ValueError
-            See `ClassMoments`.
-
-        Examples
-        --------
-        >>> counts = np.array([10**6])
-        >>> ClassMoments.summed_in(np.float64, counts=counts, means=[[0.0]], scatter=[[2.0]], traces=[1.0])
-        Traceback (most recent call last):
-            ...
-        ValueError: no data have such moments: the pooled scatter has trace 2, and the sums of squares are 1
-        """
-        made = cls._unchecked(values)
-        made._check(dtype)
-        return made
+        """Return moments as the constructor does, checked to the rounding of sums in that dtype."""
+        check_fields(values)
+        moments = cls._trusted(**values)
+        moments._check(dtype)
+        return moments
 
     @classmethod
     def _trusted(cls, **values: Any) -> Self:
-        """Make moments of what was computed here: they are not checked again."""
-        made = cls._unchecked(values)
-        made._freeze()
-        return made
-
-    @classmethod
-    def _unchecked(cls, values: dict[str, Any]) -> Self:
-        made = object.__new__(cls)
+        """Return moments of what was computed here: they are not checked again."""
+        moments = object.__new__(cls)
         for each in fields(cls):
-            object.__setattr__(made, each.name, values.get(each.name, each.default))
-        return made
+            object.__setattr__(moments, each.name, values.get(each.name, each.default))
+        moments._freeze()
+        return moments
 
     def _with(self, **changes: Any) -> Self:
         return self._trusted(**(self.__dict__ | changes))
 
     def _freeze(self) -> None:
-        object.__setattr__(self, "counts", _frozen(self.counts, np.int64))
+        """Make arrays read-only views, so that a merged or shared state cannot be changed by accident."""
         if self.means_low is None:
             object.__setattr__(self, "means_low", np.zeros(np.shape(self.means)))
-        for name in ("means", "traces", "means_low", "scatter", "sketch", "signs"):
+        for name in ("counts", "means", "traces", "means_low", "scatter", "sketch", "signs"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _frozen(getattr(self, name), np.float64))
+                dtype = np.int64 if name == "counts" else np.float64
+                view = np.asarray(getattr(self, name), dtype).view()
+                view.flags.writeable = False
+                object.__setattr__(self, name, view)
 
-    def _check_shapes(self) -> None:
-        if self.means.ndim != 2 or not (
-            self.counts.shape == self.traces.shape == self.means.shape[:1]
-            and self._low.shape == self.means.shape
-            and (self.scatter is None or self.scatter.shape == self._scatter_shape())
-        ):
-            found = None if self.scatter is None else self.scatter.shape
-            raise ValueError(
-                f"counts {self.counts.shape}, means {self.means.shape}, scatter {found}, traces "
-                f"{self.traces.shape}: expected (C,), (C, d), (d, d) or (C, d, d) or None, and (C,)"
-            )
-        shapes = [None if part is None else part.shape for part in (self.sketch, self.signs)]
-        size = 0 if self.sketch is None else len(self.sketch)
-        due = [None, None] if not size else [(size, self.width), (size, self.num_classes)]
-        if shapes != due or (size and self.scatter is not None):
-            raise ValueError(
-                f"sketch {shapes[0]}, signs {shapes[1]}, means {self.means.shape}: expected (k, d), (k, C) "
-                "and (C, d), and no scatter besides"
-            )
-
-    def _scatter_shape(self) -> tuple[int, ...] | None:
-        return _sums.scatter_shape(self.kind, self.num_classes, self.width)
+    def _check(self, dtype: type[np.floating[Any]]) -> None:
+        if self.phase not in get_args(Phase):
+            raise ValueError(f"phase={self.phase!r}: choose one of {', '.join(get_args(Phase))}")
+        check_shapes(self)
+        check_consistent(self, dtype)
 
     @property
     def num_classes(self) -> int:
@@ -230,8 +185,7 @@ class ClassMoments:
         >>> ClassMoments.empty(3, 8).rows
         0
         """
-        kind = _kind(scatter, num_classes, width)
-        state = _sums.init(num_classes, width, kind, sketch_rows=sketch_rows)
+        state = empty_sums(num_classes, width, scatter, sketch_rows)
         return cls.from_sums(state, feature_dtype, phase)
 
     @classmethod
@@ -260,8 +214,7 @@ class ClassMoments:
         num_classes : int
             C.
         scatter : {"auto", "class", "pooled", "sketch", "trace"}
-            What is kept of the within-class scatter; ``auto``: the finest that is affordable,
-            see `sums.scatter_kind`.
+            What is kept of the within-class scatter; ``auto``: the finest that is affordable.
         phase : str
             See `ClassMoments`.
         shard : str, optional
@@ -293,23 +246,21 @@ class ClassMoments:
         (2, 'class')
         """
         num_classes = check_num_classes(num_classes)
-        if nonfinite not in get_args(Nonfinite):
-            raise ValueError(f"nonfinite={nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
-        rows, bins = labelled_rows(features, labels, num_classes, ignore_index=ignore_index)
-        if nonfinite == "raise":
-            refuse_nonfinite(rows, bins, ignore_index)
-        width = rows.shape[1]
-        kind = _kind(scatter, num_classes, width)
-        state = _sums.init(num_classes, width, kind, sketch_rows=sketch_rows)
-        hashes = None
-        if kind == "sketch":
-            hashes = label_hashes(bins, ignore_index, first_row, sketch_rows, seed)
-        propagate = nonfinite == "propagate"
-        add_rows(state, rows, bins, ignore_index=ignore_index, propagate=propagate, hashes=hashes)
-        shards = () if shard is None else (shard,)
-        return cls._of_sums(
-            state, rows.dtype.name, phase, shards, seed, of_host=True, in_place=True
+        rows, bins = labelled_rows(
+            features, labels, num_classes, ignore_index=ignore_index, nonfinite=nonfinite
         )
+        state = empty_sums(num_classes, rows.shape[1], scatter, sketch_rows)
+        add_rows(
+            state,
+            rows,
+            bins,
+            ignore_index=ignore_index,
+            propagate=nonfinite == "propagate",
+            seed=seed,
+            first_row=first_row,
+        )
+        shards = () if shard is None else (shard,)
+        return cls.from_sums(state, rows.dtype.name, phase, shards, seed, in_place=True)
 
     @classmethod
     def from_sums(
@@ -319,6 +270,8 @@ class ClassMoments:
         phase: Phase,
         shards: Iterable[str] = (),
         seed: int = 0,
+        *,
+        in_place: bool = False,
     ) -> Self:
         r"""Finalise class-shifted sums: :math:`\mu_c = k_c + s_c / n_c`, :math:`S = G - \sum_c s_c s_c^\top / n_c`.
 
@@ -330,33 +283,21 @@ class ClassMoments:
             See `ClassMoments`.
         seed : int
             What the sketch was hashed with, where there is one.
+        in_place : bool
+            Whether the moments may take over the arrays of sums that `host_sums.add_rows` has filled.
 
         Examples
         --------
-        >>> ClassMoments.from_sums(_sums.init(2, 3, "pooled"), "float32", "live").phase
+        >>> from collapsemeter.stats.sums import init
+        >>> ClassMoments.from_sums(init(2, 3, "pooled"), "float32", "live").phase
         'live'
         """
-        return cls._of_sums(state, feature_dtype, phase, shards, seed)
-
-    @classmethod
-    def _of_sums(
-        cls,
-        state: Sums,
-        feature_dtype: str,
-        phase: Phase,
-        shards: Iterable[str],
-        seed: int,
-        **about: bool,
-    ) -> Self:
         return cls._trusted(
-            **centred(state, **about),
+            **centred(state, in_place=in_place),
+            **{name: int(getattr(state, name)) for name in LEFT_OUT},
             feature_dtype=feature_dtype,
             phase=phase,
             shards=frozenset(shards),
-            ignored=int(state.ignored),
-            nonfinite=int(state.nonfinite),
-            unlabelled=int(state.unlabelled),
-            mixed=int(state.mixed),
             seeds=frozenset([seed] if state.sketch is not None and state.counts.any() else []),
         )
 
@@ -379,17 +320,14 @@ class ClassMoments:
         # No row of these seeds has a number as high as the count of all rows.
         options |= {"seed": min(self.seeds, default=0), "first_row": self.rows + self.nonfinite}
         batch = type(self).from_batch(features, labels, self.num_classes, **options)
-        self._check_mergeable(batch)
-        return self._merged(batch)
+        return self._merged(batch, repeated=self.seeds)
 
     def merge(self, other: Self) -> Self:
         r"""Return the moments of both sets of rows.
 
         :math:`S = S_a + S_b + \sum_c \frac{n_a n_b}{n_a + n_b} (\mu_b - \mu_a)(\mu_b - \mu_a)^\top`.
         Where one keeps a coarser scatter, so does the result; of a sketch and a scatter only traces are
-        left, since neither is made of the other. Sketches add up about the joint means,
-        :math:`K = \sum_i K_i - Z_i (\mu - \mu_i)`, if no row of one shares bucket and sign with
-        a row of the other by rule: their seeds must differ.
+        left. Sketches add up about the joint means, :math:`K = \sum_i K_i - Z_i (\mu - \mu_i)`; their seeds must differ.
 
         Parameters
         ----------
@@ -412,11 +350,11 @@ class ClassMoments:
         >>> a.merge(ClassMoments.empty(1, 1)).means
         array([[1.]])
         """
-        self._check_mergeable(other)
-        self._check_seeds(other)
         return self._merged(other)
 
-    def _merged(self, other: Self) -> Self:
+    def _merged(self, other: Self, repeated: frozenset[int] = frozenset()) -> Self:
+        """Merge; ``repeated`` are seeds with which rows of other numbers were hashed in the other state."""
+        self._check_mergeable(other, repeated)
         if not (self.rows and other.rows):  # an empty state has no phase or dtype of its own
             described = other if other.rows else self
         else:
@@ -425,25 +363,16 @@ class ClassMoments:
         if kind == "sketch" and self.kind != other.kind:
             kind = "trace"
         a, b = self.coarsen(kind), other.coarsen(kind)
-
-        return self._with(
+        return self._trusted(
             **merged(a, b),
+            **{name: getattr(self, name) + getattr(other, name) for name in LEFT_OUT},
             feature_dtype=described.feature_dtype,
             phase=described.phase,
             shards=self.shards | other.shards,
-            ignored=self.ignored + other.ignored,
-            nonfinite=self.nonfinite + other.nonfinite,
-            unlabelled=self.unlabelled + other.unlabelled,
-            mixed=self.mixed + other.mixed,
             seeds=a.seeds | b.seeds,
         )
 
-    @property
-    def _low(self) -> Floats:
-        assert self.means_low is not None
-        return self.means_low
-
-    def _check_mergeable(self, other: Self) -> None:
+    def _check_mergeable(self, other: Self, repeated: frozenset[int]) -> None:
         if self.means.shape != other.means.shape:
             raise ValueError(
                 f"these moments have (classes, width) {self.means.shape} and {other.means.shape}: "
@@ -457,18 +386,15 @@ class ClassMoments:
         twice = sorted(self.shards & other.shards)
         if twice:
             raise ValueError(f"shard {twice[0]!r} is in both states: it would be counted twice")
-
-        if self.sketch is not None and other.sketch is not None:
-            sizes = len(self.sketch), len(other.sketch)
-            if sizes[0] != sizes[1]:
-                raise ValueError(
-                    f"one sketch has {sizes[0]} rows and the other {sizes[1]}: count both with the same "
-                    "sketch_rows"
-                )
-
-    def _check_seeds(self, other: Self) -> None:
-        shared = sorted(self.seeds & other.seeds)
-        if shared and self.kind == other.kind:
+        if self.sketch is None or other.sketch is None:
+            return
+        if len(self.sketch) != len(other.sketch):
+            raise ValueError(
+                f"one sketch has {len(self.sketch)} rows and the other {len(other.sketch)}: count both "
+                "with the same sketch_rows"
+            )
+        shared = sorted(self.seeds & other.seeds - repeated)
+        if shared:
             raise ValueError(
                 f"both sketches were hashed with seed={shared[0]}, so that their sum would be biased: count "
                 "every stream with a seed of its own (seed=rank), or merge other.reseeded(rank)"
@@ -477,13 +403,7 @@ class ClassMoments:
     def reseeded(self, seed: int) -> Self:
         """Return the moments with the sketch as another seed might have made it; the estimates are the same.
 
-        Its rows change places and signs by random, which makes of a stream that was counted with the
-        seed of another one whose sketch may be added to that.
-
-        Parameters
-        ----------
-        seed : int
-            Of its own for every state to be merged.
+        Streams that were counted with one seed merge after each was given a ``seed`` of its own.
 
         Examples
         --------
@@ -541,14 +461,7 @@ class ClassMoments:
         return self._with(scatter=self.scatter.sum(axis=0))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a file, atomically, with a SHA-256 checksum.
-
-        The file is an uncompressed ``.npz`` that NumPy reads without pickle; the checksum of every byte
-        before it is the archive's comment.
-
-        Parameters
-        ----------
-        path : str or path
+        """Write the state to an uncompressed ``.npz``, atomically, with a SHA-256 checksum as the archive's comment.
 
         Raises
         ------
@@ -598,27 +511,3 @@ class ClassMoments:
             return moments
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
-
-
-def _kind(scatter: ScatterKind | Literal["auto"], num_classes: int, width: int) -> ScatterKind:
-    if scatter == "auto":
-        return _sums.scatter_kind(num_classes, width, HOST_CLASS_ENTRIES)
-    return scatter
-
-
-def _frozen(array: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """Return a read-only view, so that a merged or shared state cannot be changed by accident."""
-    view = np.asarray(array, dtype).view()
-    view.flags.writeable = False
-    return view
-
-
-def refuse_nonfinite(
-    rows: npt.NDArray[Any], bins: npt.NDArray[np.int64], ignore_index: int
-) -> None:
-    stray = np.flatnonzero(~np.isfinite(rows).all(axis=1) & (bins >= 0) & (bins != ignore_index))
-    if len(stray):
-        raise ValueError(
-            f"row {stray[0]} of the features (label {bins[stray[0]]}) holds NaN or Inf: "
-            "pass nonfinite='skip' to leave such rows out"
-        )

@@ -55,8 +55,7 @@ class Namespace(Protocol):
 def block_rows(width: int, most: int = 4) -> list[slice]:
     """Return the rows of each block of a lower triangle, for libraries without a symmetric product.
 
-    Block ``[rows, :rows.stop]`` of each, the diagonal included: of a product 5/8 with four blocks, 3/4
-    with two. Narrower blocks than 128 cost more than they save.
+    Block ``[rows, :rows.stop]`` of each, the diagonal included. Blocks narrower than 128 cost more than they save.
 
     Examples
     --------
@@ -67,12 +66,8 @@ def block_rows(width: int, most: int = 4) -> list[slice]:
     return [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
 
-class OneHotNumpy:
-    """The generic form: every class operation as a product with the one-hot labels.
-
-    It needs only comparison, matrix product, sum and ``where``, and is the oracle for the native
-    forms. It costs C times a row, so a namespace overrides it where C is large.
-    """
+class Numpy:
+    """NumPy's operations, with the sums in one dtype."""
 
     def __init__(self, dtype: type[np.floating[Any]] = np.float64) -> None:
         self.dtype = dtype
@@ -89,56 +84,21 @@ class OneHotNumpy:
     def square_norms(self, rows: Array) -> Array:
         return (rows * rows).sum(axis=1)
 
-    def one_hot(self, labels: Array, num_classes: int) -> Array:
-        return self.to_float(labels[:, None] == np.arange(num_classes))
-
     def rows_of(self, table: Array, labels: Array) -> Array:
-        return ((labels[:, None] == np.arange(len(table))) * table).sum(axis=1)
+        return table[labels]
 
     def residuals(self, rows: Array, table: Array, labels: Array, used: Array) -> Array:
         # `where`, not a product with a mask: 0 * NaN is NaN.
-        return self.where(used[:, None], rows - self.one_hot(labels, len(table)) @ table, 0.0)
+        return np.where(used[:, None], rows - table[labels], 0.0)
 
     def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
-        return change(table)
+        return change(table) if flags.any() else table
 
     def count(self, flags: Array) -> Array:
         return flags.sum()
 
     def add(self, total: Array, part: Array) -> Array:
         return total + part
-
-    def add_counts(self, total: Array, labels: Array, flags: Array) -> Array:
-        return total + (flags[:, None] & (labels[:, None] == np.arange(len(total)))).sum(axis=0)
-
-    def add_class_sum(self, total: Array, rows: Array, labels: Array) -> Array:
-        return total + self.one_hot(labels, len(total)).T @ rows
-
-    def add_entries(self, total: Array, values: Array, rows: Array, columns: Array) -> Array:
-        spread = self.one_hot(columns, total.shape[1]) * values[:, None]
-        return self.add_class_sum(total, spread, rows)
-
-    def add_product(self, total: Array, rows: Array) -> Array:
-        return total + rows.T @ rows
-
-    def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
-        num_classes, width, _ = total.shape
-        spread = self.one_hot(labels, num_classes)[:, :, None] * rows[:, None, :]
-        flat = spread.reshape(len(rows), num_classes * width)
-        return total + (flat.T @ rows).reshape(num_classes, width, width)
-
-
-class Numpy(OneHotNumpy):
-    """NumPy's own indexed sums."""
-
-    def rows_of(self, table: Array, labels: Array) -> Array:
-        return table[labels]
-
-    def residuals(self, rows: Array, table: Array, labels: Array, used: Array) -> Array:
-        return self.where(used[:, None], rows - table[labels], 0.0)
-
-    def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
-        return change(table) if flags.any() else table
 
     def add_counts(self, total: Array, labels: Array, flags: Array) -> Array:
         return total + np.bincount(labels[flags], minlength=len(total))

@@ -1,10 +1,8 @@
-r"""What rounding of running float32 sums may have taken from the statistics, and from each metric.
+r"""What rounding of running float32 sums may have taken from the statistics.
 
-Sums are kept about a shift :math:`k_c`, the mean of the first rows of a class. Where those rows lie far from the
-rest, the second moment about the shift, :math:`G_c = S_c + n_c (\mu_c - k_c)(\mu_c - k_c)^\top`, is much larger
-than the scatter :math:`S_c`, which is a difference then and keeps few digits. The error of a sum of n terms
-is within :math:`\gamma = 4 \epsilon \sqrt n` of their size as a rule, since rounding errors mostly cancel (Higham &
-Mary 2019), so that
+Where the first rows of a class lie far from the rest, the second moment about their mean, :math:`G_c`, is much larger
+than the scatter :math:`S_c`, which keeps few digits. The error of a sum of n terms is within
+:math:`\gamma = 4 \epsilon \sqrt n` of their size as a rule (Higham & Mary 2019), so that
 
 .. math:: |\delta \operatorname{tr} S_c| \le \gamma \operatorname{tr} G_c, \quad
           |\delta S_{ab}| \le \gamma \sqrt{G_{aa} G_{bb}}, \quad
@@ -20,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .linalg import Floats
+
 if TYPE_CHECKING:
     from .sums import Sums
-
-Floats = npt.NDArray[np.float64]
 
 EPS32 = 2.0**-23
 
@@ -60,14 +58,11 @@ class Rounding:
         if all(array is None for array in named):
             return None
         classes, width = arrays["means"].shape
-        for array, size in zip(named, (classes, width, classes), strict=True):
-            if (
-                array is None
-                or array.shape != (size,)
-                or array.dtype.kind != "f"
-                or (array < 0).any()
-            ):
-                raise ValueError("its bounds of rounding errors are not those of its means")
+        if any(
+            array is None or array.shape != (size,) or array.dtype.kind != "f" or (array < 0).any()
+            for array, size in zip(named, (classes, width, classes), strict=True)
+        ):
+            raise ValueError("its bounds of rounding errors are not those of its means")
         return cls(*map(np.asarray, named))
 
     def arrays(self) -> dict[str, Floats]:

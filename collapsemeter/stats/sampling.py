@@ -1,9 +1,7 @@
-"""A bounded uniform sample of rows, the same one in every framework.
+"""A bounded uniform sample of rows, drawn by 32-bit hashes of row numbers: the same one in every framework.
 
-Algorithm R (Vitter 1985): row number t takes slot t while there is room, afterwards a random one of
-t + 1, if that is a slot at all. The draw is a hash of seed and row number in 32-bit arithmetic, so the
-framework's random state is not touched, a resumed run draws the same sample, and a compiled step on a
-device draws the one that NumPy draws.
+Algorithm R (Vitter 1985): row number t takes slot t while there is room, afterwards a random one of t + 1, if that is
+a slot at all. No random state is touched, and a resumed run draws the same sample.
 """
 
 from __future__ import annotations
@@ -35,23 +33,8 @@ def low_32_bits(values: Array) -> Array:
 
 
 def mixed(values: Array, wrap: Wrap = uint32) -> Array:
-    """Return a 32-bit hash of 32-bit values.
-
-    Rounds of exclusive or with a shifted copy and multiplication by an odd constant, so that every bit
-    of the input reaches every bit of the output. Only ``+ - * // &`` are used, which every framework's
-    integers have, and factors below 2^31, so that products fit int64.
-
-    Parameters
-    ----------
-    values : array of uint32, or of int64 in 0..2^32-1
-    wrap : callable
-        `uint32` or `low_32_bits`, as the dtype asks for.
-
-    Examples
-    --------
-    >>> mixed(np.array([0, 1], np.uint32))
-    array([        0, 786291690], dtype=uint32)
-    """
+    """Return a 32-bit hash of 32-bit values, in uint32 or in int64 with ``wrap=low_32_bits``."""
+    # By + - * // & alone, which every framework's integers have, and factors whose products fit int64.
     for factor in (0x7FEB352D, 0x2C1B3C6D, 0x297A2D39):
         values = wrap(_folded(values, 16) * factor)
     return _folded(values, 15)
@@ -64,10 +47,7 @@ def _folded(values: Array, shift: int) -> Array:
 
 
 def scaled(fractions: Array, sizes: Array) -> Array:
-    r"""Return :math:`\lfloor f s / 2^{32} \rfloor`: of 32-bit hashes f a number in 0..s-1.
-
-    The 64-bit product is taken in halves, since a device may have no 64-bit integers.
-    """
+    r"""Return :math:`\lfloor f s / 2^{32} \rfloor`, of 32-bit hashes f a number in 0..s-1, without 64-bit integers."""
     f_high, f_low = fractions // _HALF, fractions % _HALF
     s_high, s_low = sizes // _HALF, sizes % _HALF
     low, cross, other = f_low * s_low, f_low * s_high, f_high * s_low
@@ -84,7 +64,7 @@ def drawn_slots(numbers: Array, seed: int, wrap: Wrap = uint32) -> Array:
         Row numbers.
     seed : int
     wrap : callable
-        As in `mixed`.
+        `uint32` or `low_32_bits`, as the dtype asks for.
 
     Examples
     --------

@@ -1,10 +1,8 @@
-r"""A count sketch of the residual rows: what stands in for the scatter of a wide layer.
+r"""A count sketch of the residual rows R: what stands in for the scatter of a wide layer.
 
-Of R, the rows about their class's mean, :math:`K = \Omega R` (k x d) is kept: row number t goes to
-bucket :math:`b(t)` with sign :math:`s(t)`, so that :math:`\Omega_{bt} = s(t)\,[b(t) = b]`. Then
-:math:`u^\top S u = |Ru|^2` is estimated by :math:`|Ku|^2`, without bias for every u (Charikar, Chen &
-Farach-Colton 2004). Buckets and signs are a hash of seed and row number in 32-bit arithmetic, the same
-in every framework. :math:`Z_{bc}`, the sum of the signs of class c in bucket b, moves K to other means.
+:math:`K = \Omega R` (k x d) is kept: row number t goes to bucket :math:`b(t)` with sign :math:`s(t)`. Then :math:`|Ku|^2`
+estimates :math:`u^\top S u = |Ru|^2` without bias for every u (Charikar, Chen & Farach-Colton 2004). :math:`Z_{bc}`, the
+sum of the signs of class c in bucket b, moves K to other means.
 """
 
 from __future__ import annotations
@@ -13,14 +11,12 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from .linalg import Floats
 from .sampling import MASK, Array, Wrap, low_32_bits, mixed, scaled, uint32
 from .sums import SKETCH_ROWS as SKETCH_ROWS
 
 _APART = 0x51ED270B  # so that a row's bucket says nothing of its place in the row sample
-
-Floats = npt.NDArray[np.float64]
 
 
 def row_hashes(numbers: Array, size: int, seed: int, wrap: Wrap = uint32) -> tuple[Array, Array]:
@@ -34,7 +30,7 @@ def row_hashes(numbers: Array, size: int, seed: int, wrap: Wrap = uint32) -> tup
         k.
     seed : int
     wrap : callable
-        As in `sampling.mixed`.
+        `sampling.uint32` or `sampling.low_32_bits`, as the dtype asks for.
 
     Returns
     -------
@@ -53,27 +49,11 @@ def row_hashes(numbers: Array, size: int, seed: int, wrap: Wrap = uint32) -> tup
     return scaled(bits, size), bits % 2 == 1  # of the highest bits, and the lowest one
 
 
-def label_hashes(
-    labels: npt.NDArray[np.int64], ignore_index: int, first_row: int, size: int, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return `row_hashes` of rows with these labels, of which those of a class are numbered from ``first_row`` on."""
-    numbered = (labels >= 0) & (labels != ignore_index)
-    return row_hashes(first_row - 1 + np.cumsum(numbered), size, seed, low_32_bits)
-
-
-def recentred(sketch: Floats, signs: Floats, offsets: Floats) -> Floats:
-    r"""Return the sketch of the rows about other centres: :math:`K - Z \Delta`."""
-    moved: Floats = sketch - signs @ offsets
-    return moved
-
-
 def standard_error(projected: Floats) -> float:
-    r"""Return the standard error of :math:`T = |P|_F^2`, P the sketch of rows V.
+    r"""Return the standard error of :math:`T = |P|_F^2`, P the sketch of rows V of which no few make up most.
 
-    Over the hashes, T has the mean :math:`|V|_F^2` and a variance of :math:`\frac2k |V^\top V|_F^2`; the
-    latter is estimated by :math:`(|P^\top P|_F^2 - T^2/k) / (1 + 1/k)`, without bias, and by the least
-    that it can be, :math:`T^2` over the columns, where that is more. Both hold where no few rows make up
-    most of V.
+    Over the hashes T has a variance of :math:`\frac2k |V^\top V|_F^2`; that norm is estimated by
+    :math:`(|P^\top P|_F^2 - T^2/k) / (1 + 1/k)`, without bias, or by the least that it can be, :math:`T^2` over the columns.
     """
     size, columns = projected.shape
     products = projected.T @ projected
@@ -83,11 +63,7 @@ def standard_error(projected: Floats) -> float:
 
 
 def turned(array: Floats, seed: int) -> Floats:
-    """Return the rows of a sketch (or of its signs) in another order and with other signs.
-
-    A signed permutation leaves every :math:`|Ku|` as it is, and has rows of equal numbers meet others in
-    a sum.
-    """
+    """Return the rows of a sketch (or of its signs) in another order, with other signs: every :math:`|Ku|` stays."""
     salt = mixed(seed & MASK, low_32_bits) >> 1
     keys = turning_keys(np.arange(len(array), dtype=np.uint32), np.uint32(salt))
     sign = 1.0 - 2.0 * (keys % 2)

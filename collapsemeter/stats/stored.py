@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .rounding import Rounding
+from .sums import LEFT_OUT
 
 if TYPE_CHECKING:
     from .moments import ClassMoments
@@ -17,21 +18,14 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 _ALWAYS = ("counts", "means", "means_low", "traces")
 _WHERE_KEPT = ("scatter", "sketch", "signs")
+_PLAIN = ("feature_dtype", "phase", *LEFT_OUT)
 
 
 def header_of(moments: ClassMoments) -> dict[str, Any]:
     """Return what a file says besides its arrays."""
-    return {
-        "feature_dtype": moments.feature_dtype,
-        "phase": moments.phase,
-        "shards": sorted(moments.shards),
-        "ignored": moments.ignored,
-        "nonfinite": moments.nonfinite,
-        "unlabelled": moments.unlabelled,
-        "mixed": moments.mixed,
-        "seeds": sorted(moments.seeds),
-        "rows": moments.rows,
-    }
+    named = {name: getattr(moments, name) for name in _PLAIN}
+    sets = {"shards": sorted(moments.shards), "seeds": sorted(moments.seeds)}
+    return named | sets | {"rows": moments.rows}
 
 
 def arrays_of(moments: ClassMoments) -> Arrays:
@@ -46,17 +40,10 @@ def fields_of(header: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     parts: dict[str, Any] = {name: arrays[name] for name in _ALWAYS}
     parts |= {name: arrays.get(name) for name in _WHERE_KEPT}
     check_stored(parts)
-    return parts | {
-        "feature_dtype": header["feature_dtype"],
-        "phase": header["phase"],
-        "shards": frozenset(listed(header["shards"])),
-        "ignored": header["ignored"],
-        "nonfinite": header["nonfinite"],
-        "unlabelled": header.get("unlabelled", 0),  # older files lack both
-        "mixed": header.get("mixed", 0),
-        "seeds": frozenset(listed(header.get("seeds", []))),
-        "rounding": Rounding.among(arrays),
-    }
+    header = {"unlabelled": 0, "mixed": 0, "seeds": [], **header}  # older files lack these
+    parts |= {name: header[name] for name in _PLAIN}
+    parts |= {name: frozenset(listed(header[name])) for name in ("shards", "seeds")}
+    return parts | {"rounding": Rounding.among(arrays)}
 
 
 def check_rows(moments: ClassMoments, header: Mapping[str, Any]) -> None:

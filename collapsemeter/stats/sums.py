@@ -7,18 +7,16 @@ Each class keeps a fixed shift :math:`k_c`, its mean in the first batch that sho
           G \mathrel{+}= R^\top R, \quad v_c \mathrel{+}= \sum_{i \in c} |r_i|^2 .
 
 Residuals about a mean are small where features are collapsed, so float32 sums keep their digits;
-raw second moments do not (Chan, Golub & LeVeque 1983). The update is one matrix product, and a few passes
-over the rows of the batch: no pass over all classes, so that 50,000 cost what 100 do. Shapes are static and no
-value is read back from a device. Everything that divides belongs to `moments`.
+raw second moments do not (Chan, Golub & LeVeque 1983). No pass is made over all classes, shapes are static, and no
+value is read back from a device.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -41,7 +39,8 @@ IGNORE_INDEX = -100
 # Labels of rows that name no single class; within 32 bits, and no number that people use for something.
 UNLABELLED = -(2**30)  # a one-hot row of zeros
 MIXED = UNLABELLED - 1  # several classes, or parts of them
-COUNTERS = ("ignored", "nonfinite", "invalid", "unlabelled", "mixed")
+LEFT_OUT = ("ignored", "nonfinite", "unlabelled", "mixed")
+COUNTERS = (*LEFT_OUT[:2], "invalid", *LEFT_OUT[2:])
 CLASS_SCATTER_ENTRIES = 2**20  # up to 8 MB in float64: every class keeps its own scatter
 MOST_CLASSES = 2**20  # more is rather something else: an id, a hash, a number of rows
 MOST_ENTRIES = 2**32  # of one array: 32 GiB in float64
@@ -103,21 +102,8 @@ def check_num_classes(num_classes: Any, least: int = 1) -> int:
     return number
 
 
-def _check_entries(num_classes: int, width: int, shapes: Iterable[tuple[int, ...] | None]) -> None:
-    """Raise ValueError if an array is larger than any host affords."""
-    largest = max(math.prod(shape) for shape in shapes if shape is not None)
-    if largest > MOST_ENTRIES:
-        raise ValueError(
-            f"{num_classes} classes of {width} features: sums of {largest * 8 / 2**30:.0f} GiB are "
-            "not allocated; keep a coarser scatter, such as 'pooled' or 'trace', or narrower features"
-        )
-
-
 def scatter_kind(num_classes: int, width: int, entries: int = CLASS_SCATTER_ENTRIES) -> ScatterKind:
-    """Say which scatter a layer of this shape can afford.
-
-    One scatter per class while that stays small, else one pooled scatter, else a sketch of it.
-    """
+    """Return the finest scatter that a layer of this shape affords: of each class, pooled, or a sketch."""
     if num_classes * width**2 <= entries:
         return "class"
     return "pooled" if width <= POOLED_SCATTER_WIDTH else "sketch"
@@ -125,15 +111,9 @@ def scatter_kind(num_classes: int, width: int, entries: int = CLASS_SCATTER_ENTR
 
 def scatter_shape(kind: ScatterKind, num_classes: int, width: int) -> tuple[int, ...] | None:
     """Return the shape of a scatter of that kind; None where there is none."""
-    shapes: dict[str, tuple[int, ...] | None] = {
-        "class": (num_classes, width, width),
-        "pooled": (width, width),
-        "sketch": None,
-        "trace": None,
-    }
-    if kind not in shapes:
+    if kind not in get_args(ScatterKind):
         raise ValueError(f"scatter={kind!r}: choose 'class', 'pooled', 'sketch' or 'trace'")
-    return shapes[kind]
+    return {"class": (num_classes, width, width), "pooled": (width, width)}.get(kind)
 
 
 def sketch_shapes(
@@ -164,20 +144,13 @@ def update(
     rows : (B, d) float array of any precision
         Features, one row per label.
     labels : (B,) integer array
-        Classes 0..C-1; rows labelled ``ignore_index`` are left out and counted, and so are rows that
-        name no single class (`UNLABELLED`, `MIXED`), rows with any other label (`Sums.invalid`) and
-        rows that hold NaN or Inf (`Sums.nonfinite`).
+        Classes 0..C-1; other rows, and rows that hold NaN or Inf, are left out and counted (see `Sums`).
     xp : Namespace
         The operations of the arrays' framework.
     propagate : bool
         Count a non-finite row and let it make its own class NaN, instead of leaving it out.
     hashes : pair of (B,) arrays
-        Where a sketch is kept: the bucket of each row, and whether its sign is negative, of
-        `collapsemeter.stats.sketch.row_hashes`; of rows that are left out any.
-
-    Returns
-    -------
-    Sums
+        Where a sketch is kept: those of `sketch.row_hashes`; of rows that are left out any.
 
     Raises
     ------
@@ -282,7 +255,13 @@ def init(
     num_classes = check_num_classes(num_classes)
     shape = scatter_shape(kind, num_classes, width)
     sketched = sketch_shapes(kind, num_classes, width, sketch_rows)
-    _check_entries(num_classes, width, [(num_classes, width), shape, *sketched.values()])
+    shapes = [(num_classes, width), shape, *sketched.values()]
+    largest = max(math.prod(shape) for shape in shapes if shape is not None)
+    if largest > MOST_ENTRIES:
+        raise ValueError(
+            f"{num_classes} classes of {width} features: sums of {largest * 8 / 2**30:.0f} GiB are "
+            "not allocated; keep a coarser scatter, such as 'pooled' or 'trace', or narrower features"
+        )
     return Sums(
         counts=np.zeros(num_classes, np.int64),
         shift=np.zeros((num_classes, width), dtype),

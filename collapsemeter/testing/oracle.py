@@ -15,9 +15,9 @@ from ..metrics.layer import LayerReport
 from ..metrics.measure import measure
 from ..report.report import CollapseReport
 from ..stats.head import Head
-from ..stats.moments import EPS, ClassMoments
+from ..stats.moments import ClassMoments
 from ..stats.sampling import reservoir_slots
-from ..stats.sums import MIXED, UNLABELLED
+from ..stats.sums import EPS, MIXED, UNLABELLED
 from .driver import Batch, Driver, Features, Labels, Make, Spec, attached, feed
 from .streams import Stream
 

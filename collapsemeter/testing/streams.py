@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..stats.moments import EPS
+from ..stats.sums import EPS
 from .driver import Batch, Features, Labels, Spec
 
 COUNTS = (40, 28, 18, 10)  # rows of each class: of different size, so that conventions differ

@@ -10,7 +10,7 @@ from flax import nnx
 
 import collapsemeter_flax as cf
 from collapsemeter import ClassMoments, Head, decide, measure
-from collapsemeter.stats.moments import EPS
+from collapsemeter.stats.sums import EPS
 from collapsemeter_flax import observing
 
 ROWS = 90

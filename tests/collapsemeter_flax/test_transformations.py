@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import collapsemeter_flax as cf
 from collapsemeter import ClassMoments
-from collapsemeter.stats.moments import EPS
+from collapsemeter.stats.sums import EPS
 from collapsemeter_flax.host import tally, unstacked
 
 ROWS, CLASSES, WIDTH, BATCHES = 480, 6, 8, 5

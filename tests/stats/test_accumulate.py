@@ -92,7 +92,7 @@ SIZES = (
     (host_sums, "BLOCK_ENTRIES"),
     (host_sums, "MOST_BLOCK_ENTRIES"),
     (host_sums, "TILE_ENTRIES"),
-    (host_sums, "MEAN_SHIFTS"),
+    (host_sums, "LEAST_RUN"),
     (accumulate, "PENDING_ENTRIES"),
 )
 
@@ -102,13 +102,15 @@ SIZES = (
     st.sampled_from(KINDS),
     st.booleans(),
     st.tuples(*[st.sampled_from([1, 3, 40, 2**19])] * len(SIZES)),
+    st.sampled_from([0, 0.5, 2**19]),
 )
 @settings(max_examples=100)
-def test_any_stream_in_any_split_is_that_of_the_update(stream, kind, propagate, sizes):
+def test_any_stream_in_any_split_is_that_of_the_update(stream, kind, propagate, sizes, mean_shifts):
     rows, labels, classes, splits = stream
     policy = "propagate" if propagate else "skip"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(host_sums, "LEAST_TILE", 2)
+        patch.setattr(host_sums, "MEAN_SHIFTS", {2: mean_shifts, 3: mean_shifts})
         for (module, name), size in zip(SIZES, sizes, strict=True):
             patch.setattr(module, name, size)
         streamed = counted(rows, labels, classes, kind, splits, nonfinite=policy)
@@ -133,7 +135,7 @@ def test_small_scatter_under_large_offsets_against_long_double(seed, exponent, o
     means, traces, scatter = two_pass(rows, labels, 4)
     for kind in KINDS:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host_sums, "MEAN_SHIFTS", mean_shifts)
+            patch.setattr(host_sums, "MEAN_SHIFTS", {2: mean_shifts, 3: mean_shifts})
             found = counted(rows, labels, 4, kind, splits)
         np.testing.assert_allclose(found.traces, traces.astype(float), rtol=1e-6, atol=0)
         exact = found.means.astype(np.longdouble) + found.means_low
@@ -300,3 +302,37 @@ def test_a_residual_that_overflows_is_its_class_alone():
     assert not np.isfinite(found.traces[0])
     np.testing.assert_allclose(found.means[1], [2.0, 2.0])
     assert found.traces[1] == 2.0
+
+
+@pytest.mark.parametrize("kind", ["class", "pooled"])
+def test_where_shifts_become_means_the_scatter_is_summed_about_them(kind, monkeypatch):
+    """Under an offset a mean is rounded, and the rest of it stays in the sums."""
+    monkeypatch.setattr(host_sums, "MEAN_SHIFTS", {2: 0, 3: 0})
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [40, 3, 1])
+    rows = 1e8 + rng.normal(size=(3, 5))[labels] + 1e-3 * rng.normal(size=(44, 5))
+    means, traces, scatter = two_pass(rows, labels, 3)
+    state = sums.init(3, 5, kind)
+    assert host_sums.add_rows(state, rows, labels) == 44
+    assert (np.abs(state.shift - means.astype(float)) <= np.spacing(1e8)).all()
+    found = ClassMoments.from_sums(state, "float64", "live")
+    exact = found.means.astype(np.longdouble) + found.means_low
+    assert np.abs(exact - means).max() <= 1e-16 * 1e8 * 1e-3
+    np.testing.assert_allclose(found.traces, traces.astype(float), rtol=1e-12)
+    due = scatter.astype(float) if kind == "class" else scatter.astype(float).sum(axis=0)
+    np.testing.assert_allclose(found.scatter, due, rtol=0, atol=1e-12 * np.abs(due).max())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize("propagate", [False, True])
+def test_a_class_of_one_row_that_has_no_square(value, propagate):
+    rows, labels = np.array([[1.0, 2.0], [value, 1.0], [3.0, 2.0]]), np.array([0, 1, 0])
+    found = counted(rows, labels, 3, "pooled", nonfinite="propagate" if propagate else "skip")
+    lost = not np.isfinite(value)
+    assert found.nonfinite == lost
+    assert found.counts.tolist() == [2, int(not lost or propagate), 0]
+    assert np.isnan(found.means[1]).all() == (lost and propagate)
+    if not lost:
+        assert found.means[1].tolist() == [value, 1.0]
+        assert found.traces[1] == 0
+    assert found.traces[0] == 2.0

@@ -14,11 +14,12 @@ from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats import sums
 from collapsemeter.stats.accumulate import Accumulator
 from collapsemeter.stats.moments import ClassMoments
-from collapsemeter.stats.namespace import NUMPY, OneHotNumpy
+from collapsemeter.stats.namespace import NUMPY
 from collapsemeter.stats.sampling import drawn_slots, low_32_bits
 from collapsemeter.stats.sketch import derived_seed, row_hashes, standard_error, turned
 
 from ..sketches import omega, rows_and_labels, sketch_of
+from .one_hot import OneHotNumpy
 
 EPS = np.finfo(float).eps
 
