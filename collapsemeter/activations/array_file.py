@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import abc
 import math
 import os
 import stat
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..stats.plain import is_untyped
-from ..system.suggest import did_you_mean
+from ..system.suggest import did_you_mean, listed
 
 MAX_EXPANSION = 200  # an honest array of floats does not shrink this much
 SMALL = 2**20  # bytes; labels in order do shrink that much, and so little memory harms nobody
@@ -62,8 +64,40 @@ class Array(NamedTuple):
         return f"{self.shape} {self.dtype.name}"
 
 
-class ArrayFile(abc.ABC):
-    """An open file of named arrays; a format adds `_rows` and fills the two dicts.
+class Rows(Protocol):
+    """The rows of one array; both methods raise `Refused` where the file is damaged."""
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return rows, for 0 <= start <= stop <= number of rows."""
+
+    def check(self) -> None:
+        """Compare the contents with the checksums of the format, if it has any."""
+
+
+class Mapped:
+    """The rows of an array that lies in a file as it is, which must be known to hold it.
+
+    Every read maps anew: pages that were read before take no memory.
+    """
+
+    def __init__(
+        self, path: str, array: Array, offset: int, order: Literal["C", "F"] = "C"
+    ) -> None:
+        self._path, self._array, self._offset, self._order = path, array, offset, order
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        shape, dtype = self._array
+        if self._array.nbytes == 0:  # an empty map is an error
+            return np.empty((stop - start, *shape[1:]), dtype)
+        values = np.memmap(self._path, dtype, "r", self._offset, shape, self._order)
+        return values.view(np.ndarray)[start:stop]
+
+    def check(self) -> None:
+        pass
+
+
+class ArrayFile:
+    """An open file of named arrays; a format adds each array with its rows.
 
     Opening reads headers only. A file whose structure is damaged cannot be opened. A fault of one
     array costs that array alone: its name is in ``refused``, with the reason.
@@ -82,8 +116,22 @@ class ArrayFile(abc.ABC):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self.arrays = {}
-        self.refused = {}
+        self.arrays, self.refused = {}, {}
+        self._rows: dict[str, Rows] = {}
+        self._open = ExitStack()
+
+    def _add(
+        self, name: str, locate: Callable[[], tuple[Array, Rows]], damaged: str | None = None
+    ) -> None:
+        """Add an array or the reason why it is refused; errors of a library are said to be ``damaged``."""
+        try:
+            self.arrays[name], self._rows[name] = locate()
+        except Refused as reason:
+            self.refused[name] = str(reason)
+        except Exception as error:  # the errors of libraries have many types
+            if damaged is None:
+                raise
+            self.refused[name] = f"{damaged}: {first_line(error)}"
 
     def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Return rows ``start`` to ``stop``, clipped as NumPy clips a slice, as the file has them.
@@ -95,20 +143,19 @@ class ArrayFile(abc.ABC):
         ActivationsError
             If the file has no such array, the array was refused, or the file is damaged there.
         """
-        if name in self.refused:
-            raise ActivationsError(f"{self.path}: array {name!r} {self.refused[name]}")
-        if name not in self.arrays:
+        if name not in self.arrays and name not in self.refused:
+            names = listed((f"{known!r} {array}" for known, array in self.arrays.items()), 20)
             raise ActivationsError(
-                f"{self.path} has no array {name!r}; arrays found: {self._names()}"
+                f"{self.path} has no array {name!r}; arrays found: {names}"
                 + did_you_mean(name, self.arrays)
             )
-        start, stop, _ = slice(start, stop).indices(self.arrays[name].shape[0])
-        try:
-            return self._rows(name, start, max(start, stop))
-        except Refused as reason:
-            raise ActivationsError(f"{self.path}: array {name!r} {reason}") from reason
+        with self._named(name):
+            if name in self.refused:
+                raise Refused(self.refused[name])
+            start, stop, _ = slice(start, stop).indices(self.arrays[name].shape[0])
+            return self._rows[name].read(start, max(start, stop))
 
-    def check(self) -> None:  # noqa: B027  # most formats have nothing to add
+    def check(self) -> None:
         """Compare the contents with the checksums of the format, if it has any.
 
         Raises
@@ -116,19 +163,20 @@ class ArrayFile(abc.ABC):
         ActivationsError
             If they differ.
         """
+        for name, rows in self._rows.items():
+            with self._named(name):
+                rows.check()
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Close the file; views that were read stay valid."""
+        self._open.close()
 
-    @abc.abstractmethod
-    def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return rows of an array of the file, for 0 <= start <= stop <= number of rows."""
-
-    def _names(self) -> str:
-        names = [f"{name!r} {array}" for name, array in list(self.arrays.items())[:20]]
-        if len(self.arrays) > len(names):
-            names.append(f"and {len(self.arrays) - len(names)} more")
-        return ", ".join(names) or "none"
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Refused as reason:
+            raise ActivationsError(f"{self.path}: array {name!r} {reason}") from reason
 
     def __enter__(self) -> Self:
         return self
@@ -178,13 +226,14 @@ def check_expansion(array: Array, stored: int) -> Array:
     return array
 
 
-def map_array(
-    path: str | os.PathLike[str], array: Array, offset: int, order: Literal["C", "F"] = "C"
-) -> npt.NDArray[Any]:
-    """Return a read-only view of a file, which must be known to hold the whole array."""
-    if array.nbytes == 0:  # an empty map is an error
-        return np.empty(array.shape, array.dtype)
-    return np.memmap(path, array.dtype, "r", offset, array.shape, order).view(np.ndarray)
+def required(library: str, needed_by: str, extra: str) -> Any:
+    """Import a library; ImportError says what needs it, and which extra brings it."""
+    try:
+        return import_module(library)
+    except ImportError as error:
+        raise ImportError(
+            f"{needed_by} needs {library.partition('.')[0]}: pip install 'collapsemeter[{extra}]'"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .array_file import Array, ArrayFile, Refused, first_line
+from .array_file import Array, Refused, first_line
 
 MAX_CHUNK = 2**26  # bytes; a compressed chunk must fit in memory whole
 
@@ -76,7 +76,7 @@ class ChunkGrid:
             if not is_stored(index):
                 raise self._missing(index)
 
-    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return the rows, unpacking every chunk that they touch once."""
         spans = ((start, stop), *((0, n) for n in self.array.shape[1:]))
         rows = np.full([b - a for a, b in spans], self._fill, self.array.dtype)
@@ -84,30 +84,30 @@ class ChunkGrid:
             return rows
         grid = (range(a // c, -(-b // c)) for (a, b), c in zip(spans, self.chunk, strict=True))
         for index in itertools.product(*grid):
-            target, source = [], []
-            for i, c, (a, b) in zip(index, self.chunk, spans, strict=True):
-                low, high = max(a, i * c), min(b, (i + 1) * c)
-                target.append(slice(low - a, high - a))
-                source.append(slice(low - i * c, high - i * c))
-            values = self._get(index)
+            first, *columns = part = self._part(index)
+            if self._last is None or self._last[0] != index:
+                self._last = None  # its memory is free before the next chunk takes some
+                self._last = index, self._unpacked(index, part)
+            values = self._last[1]
             if values is not None:
-                rows[tuple(target)] = values[tuple(source)]
+                values = values[max(start - first.start, 0) : stop - first.start]
+                place = max(first.start - start, 0)
+                rows[(slice(place, place + len(values)), *columns)] = values
         return rows
 
-    def check(self, file: ArrayFile, name: str) -> None:
-        """Read all rows from the file, which compares the chunks with the checksums of their codecs."""
-        for start in range(0, self.array.shape[0], self.chunk[0]):
-            file.read(name, start, start + self.chunk[0])
+    def check(self) -> None:
+        """Read all rows, which compares the chunks with the checksums of their codecs."""
+        end = self.array.shape[0]
+        for start in range(0, end, self.chunk[0]):
+            self.read(start, min(start + self.chunk[0], end))
 
-    def _get(self, index: Index) -> npt.NDArray[Any] | None:
-        if self._last is None or self._last[0] != index:
-            self._last = None  # its memory is free before the next chunk takes some
-            self._last = index, self._read(index)
-        return self._last[1]
-
-    def _read(self, index: Index) -> npt.NDArray[Any] | None:
+    def _part(self, index: Index) -> tuple[slice, ...]:
+        """Return the part of the array that a chunk holds."""
         places = zip(index, self.chunk, self.array.shape, strict=True)
-        part = tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in places)
+        return tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in places)
+
+    def _unpacked(self, index: Index, part: tuple[slice, ...]) -> npt.NDArray[Any] | None:
+        """Return the values of a chunk; None where it would be NaN and is not stored."""
         try:
             if index not in self._checked:
                 chunk = self._packed(index)
@@ -124,11 +124,10 @@ class ChunkGrid:
             raise Refused(f"has a damaged chunk: {first_line(error)}") from error
 
     def _missing(self, index: Index) -> Refused:
-        start = index[0] * self.chunk[0]
-        stop = min(start + self.chunk[0], self.array.shape[0])
+        rows = self._part(index)[0]
         return Refused(
-            f"has no stored values in rows {start} to {stop} (chunk {'.'.join(map(str, index))}): "
-            f"{self._remedy}"
+            f"has no stored values in rows {rows.start} to {rows.stop} "
+            f"(chunk {'.'.join(map(str, index))}): {self._remedy}"
         )
 
 

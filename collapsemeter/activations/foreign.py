@@ -40,9 +40,12 @@ def _unpacking(module: str) -> str:
     return _line(f"{module}, pathlib", code)
 
 
+_NPY, _NPZ = 'np.save("{stem}.npy", %s)', 'np.savez("{stem}.npz", **%s)'
+_OF_DICT = _NPZ + "  # of a dict of arrays"
 _TRUSTED = "if you trust it, "
 _PANDAS = "numpy as np, pandas as pd"
-_AS_TABLE = 'np.save("{stem}.npy", pd.read_%s("{file}").to_numpy("float32"))'
+_TABLE = _NPY % 'pd.read_%s("{file}").to_numpy("float32")'
+_DATASET = _NPY % 'datasets.%s("{file}").with_format("numpy")["features"]'
 _AS_JSON = 'json.loads(pathlib.Path("{file}").read_text())'
 _PICTURES = "the audit reads activations: run the network on the pictures, and write its layers with collapsemeter.activations.Writer"
 _WEIGHTS = "run the model, and write its layers with collapsemeter.activations.Writer"
@@ -55,57 +58,45 @@ _TORCH = Foreign(
         's.save_file({k: v.contiguous() for k, v in torch.load("{file}", map_location="cpu").items()}, '
         '"{stem}.safetensors")  # a tensor x alone: {"features": x}',
     ),
-    endings=(".pt", ".pth", ".ckpt", ".bin"),
-    begins=(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",),
+    (".pt", ".pth", ".ckpt", ".bin"),
+    (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",),
 )
+_PICKLED = 'pickle.loads(pathlib.Path("{file}").read_bytes())'
 _PICKLE = Foreign(
     "a pickle",
-    _line(
-        "numpy as np, pathlib, pickle",
-        'np.savez("{stem}.npz", **pickle.loads(pathlib.Path("{file}").read_bytes()))  # of a dict of arrays',
-        _TRUSTED,
-    ),
-    endings=(".pkl", ".pickle"),
+    _line("numpy as np, pathlib, pickle", _OF_DICT % _PICKLED, _TRUSTED),
+    (".pkl", ".pickle"),
 )
 _JOBLIB = Foreign(
     "a pickle of joblib",
-    _line(
-        "numpy as np, joblib",
-        'np.savez("{stem}.npz", **joblib.load("{file}"))  # of a dict of arrays',
-        _TRUSTED,
-    ),
-    endings=(".joblib",),
+    _line("numpy as np, joblib", _OF_DICT % 'joblib.load("{file}")', _TRUSTED),
+    (".joblib",),
+)
+_RECORDS = (
+    '[tf.io.parse_single_example(r, {"features": tf.io.FixedLenFeature([d], tf.float32)})["features"] '
+    'for r in tf.data.TFRecordDataset("{file}")]'
 )
 _TFRECORD = Foreign(
     "a TFRecord file",
-    _line(
-        "numpy as np, tensorflow as tf",
-        'np.save("{stem}.npy", [tf.io.parse_single_example(r, {"features": tf.io.FixedLenFeature([d], '
-        'tf.float32)})["features"] for r in tf.data.TFRecordDataset("{file}")])',
-    ),
-    endings=(".tfrecord", ".tfrecords"),
+    _line("numpy as np, tensorflow as tf", _NPY % _RECORDS),
+    (".tfrecord", ".tfrecords"),
 )
 _KERAS = Foreign("a Keras model", _WEIGHTS, (".keras",))
-_PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
+_MATLAB_5 = '{k: v for k, v in scipy.io.loadmat("{file}").items() if k[0] != "_"}'
+_MATLAB_7 = 'f = h5py.File("{file}"); ' + _NPZ % '{k: f[k][()].T for k in f if k[0] != "#"}'
 
 # The first kind whose beginning a file has is the file's kind.
 _KINDS = (
     Foreign("a .npy array", "name it {stem}.npy", begins=(b"\x93NUMPY",), read_as=(".npy",)),
     Foreign(
         "a MATLAB file of version 5",
-        _line(
-            "numpy as np, scipy.io",
-            'np.savez("{stem}.npz", **{k: v for k, v in scipy.io.loadmat("{file}").items() if k[0] != "_"})',
-        ),
-        endings=(".mat",),
-        begins=(b"MATLAB 5.0",),
+        _line("numpy as np, scipy.io", _NPZ % _MATLAB_5),
+        (".mat",),
+        (b"MATLAB 5.0",),
     ),
     Foreign(
         "a MATLAB file of version 7.3, whose arrays are transposed in HDF5",
-        _line(
-            "h5py, numpy as np",
-            'f = h5py.File("{file}"); np.savez("{stem}.npz", **{k: f[k][()].T for k in f if k[0] != "#"})',
-        ),
+        _line("h5py, numpy as np", _MATLAB_7),
         begins=(b"MATLAB 7.3",),
     ),
     Foreign(
@@ -115,21 +106,16 @@ _KINDS = (
         offsets=(0, 512, 1024, 2048, 4096),
         read_as=(".h5", ".hdf5"),
     ),
-    Foreign(
-        "a Parquet table", _line(_PANDAS, _AS_TABLE % "parquet"), (".parquet", ".pq"), (b"PAR1",)
-    ),
+    Foreign("a Parquet table", _line(_PANDAS, _TABLE % "parquet"), (".parquet", ".pq"), (b"PAR1",)),
     Foreign(
         "an Arrow table (Feather)",
-        _line(_PANDAS, _AS_TABLE % "feather"),
+        _line(_PANDAS, _TABLE % "feather"),
         (".feather",),
         (b"ARROW1", b"FEA1"),
     ),
     Foreign(
         "an Arrow stream, as datasets are cached in",
-        _line(
-            "datasets, numpy as np",
-            'np.save("{stem}.npy", datasets.Dataset.from_file("{file}").with_format("numpy")["features"])',
-        ),
+        _line("datasets, numpy as np", _DATASET % "Dataset.from_file"),
         (".arrow",),
         (b"\xff\xff\xff\xff",),
     ),
@@ -151,7 +137,11 @@ _KINDS = (
     Foreign("a picture (GIF)", _PICTURES, (), (b"GIF8",)),
     Foreign("a picture (TIFF)", _PICTURES, (), (b"II*\0", b"MM\0*")),
     Foreign("a picture (WebP)", _PICTURES, (), (b"WEBP",), (8,)),
-    Foreign("a picture", _PICTURES, _PICTURE_ENDINGS),
+    Foreign(
+        "a picture",
+        _PICTURES,
+        (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp"),
+    ),
     Foreign("a GGUF file of weights", _WEIGHTS, (), (b"GGUF",)),
     Foreign("an SQLite database", "save its numbers as .npz", (), (b"SQLite format 3\0",)),
     Foreign("a PDF document", "pass a file of arrays", (), (b"%PDF",)),
@@ -247,7 +237,7 @@ def _archive(path: str | os.PathLike[str]) -> Foreign:
     if "model.weights.h5" in lasts:
         return _KERAS
     if "[Content_Types].xml" in lasts:
-        return Foreign("an Excel workbook", _line(_PANDAS, _AS_TABLE % "excel"))
+        return Foreign("an Excel workbook", _line(_PANDAS, _TABLE % "excel"))
     if any(name.endswith(".npy") for name in names):
         return Foreign("an .npz archive", "name it {stem}.npz", read_as=(".npz",))
     return Foreign("a zip archive", _UNPACK, read_as=(".npz",))
@@ -264,12 +254,12 @@ def _of_text(text: str, path: str | os.PathLike[str], ending: str) -> Foreign:
     lines = start.splitlines()[:2] or [""]
     separator = next((c for c in "\t,;" if c in lines[0]), None)
     numbers = [_is_number((line.split(separator) or [""])[0]) for line in lines]
-    given = '"{file}"' + ("" if separator is None else f", delimiter={json.dumps(separator)}")
+    given = '"{file}"' + (f", delimiter={json.dumps(separator)}" if separator else "")
     values = f"np.loadtxt({given})" if numbers[0] else f"np.loadtxt({given}, skiprows=1)"
     if len(lines) == 2 and not any(numbers):  # names of classes, one a line
         values = f"np.unique(np.loadtxt({given}, dtype=str), return_inverse=True)[1]"
-    code = 'np.save("{stem}.npy", ' + values + ")"
-    return Foreign(f"text, which begins {lines[0][:40]!r}", _line("numpy as np", code))
+    what = f"text, which begins {lines[0][:40]!r}"
+    return Foreign(what, _line("numpy as np", _NPY % values))
 
 
 def _is_number(text: str) -> bool:
@@ -289,9 +279,9 @@ def _json(path: str | os.PathLike[str], ending: str) -> Foreign:
     except (OSError, ValueError, RecursionError):
         pass
     if ending in (".jsonl", ".ndjson"):
-        code = 'np.savez("{stem}.npz", **{k: np.stack(v) for k, v in pd.read_json("{file}", lines=True).items()})'
-        return Foreign("JSON lines", _line(_PANDAS, code))
-    code = f'np.save("{{stem}}.npy", np.asarray({_AS_JSON}))'
+        lines = '{k: np.stack(v) for k, v in pd.read_json("{file}", lines=True).items()}'
+        return Foreign("JSON lines", _line(_PANDAS, _NPZ % lines))
+    code = _NPY % f"np.asarray({_AS_JSON})"
     return Foreign("a JSON file", _line("json, numpy as np, pathlib", code))
 
 
@@ -307,7 +297,7 @@ def json_object(content: Mapping[str, Any]) -> Foreign:
             _printable(f"pass the files that it names instead, {names}"),
         )
     keys = ", ".join(repr(str(key)[:40]) for key in list(content)[:_SHOWN]) or "nothing in it"
-    code = f'np.savez("{{stem}}.npz", **{{k: np.asarray(v) for k, v in {_AS_JSON}.items()}})'
+    code = _NPZ % ("{k: np.asarray(v) for k, v in " + _AS_JSON + ".items()}")
     return Foreign(
         _printable(f"not a manifest of activations, but a JSON object with {keys}"),
         _line("json, numpy as np, pathlib", code, "if these are arrays, "),
@@ -326,8 +316,8 @@ def _folder(folder: Path) -> Foreign | None:
     if "saved_model.pb" in names:
         return Foreign("a model saved by TensorFlow", _WEIGHTS)
     if "dataset_info.json" in names:
-        code = 'np.save("{stem}.npy", datasets.load_from_disk("{file}").with_format("numpy")["features"])'
-        return Foreign("a data set of Hugging Face", _line("datasets, numpy as np", code))
+        line = _line("datasets, numpy as np", _DATASET % "load_from_disk")
+        return Foreign("a data set of Hugging Face", line)
     endings = Counter(
         os.path.splitext(name)[1].lower()
         for _, _, files in itertools.islice(os.walk(folder), 100)

@@ -17,6 +17,7 @@ _READERS = {
     ".h5": ("hdf5_format", "Hdf5File"),
     ".hdf5": ("hdf5_format", "Hdf5File"),
 }
+READ = tuple(_READERS)
 
 
 def open_arrays(path: str | os.PathLike[str], called: str | None = None) -> ArrayFile:
@@ -58,7 +59,7 @@ def open_arrays(path: str | os.PathLike[str], called: str | None = None) -> Arra
     if ending not in _READERS:
         os.stat(name)  # a missing file must be called missing
         raise ActivationsError(
-            explained(name, called) or f"{called or name}: only {', '.join(_READERS)} are read"
+            explained(name, called) or f"{called or name}: only {', '.join(READ)} are read"
         )
     module, reader = _READERS[ending]
     try:

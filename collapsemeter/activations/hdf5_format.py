@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,14 @@ from .array_file import (
     ActivationsError,
     Array,
     ArrayFile,
+    Mapped,
     Refused,
+    Rows,
     check_array,
     check_expansion,
     file_size,
     first_line,
-    map_array,
+    required,
 )
 from .chunk_grid import ChunkGrid, Index, PackedChunk
 
@@ -35,20 +38,13 @@ class Hdf5File(ArrayFile):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        try:
-            import h5py
-        except ImportError as error:
-            raise ImportError(
-                f"reading {os.fspath(path)} needs h5py: pip install 'collapsemeter[hdf5]'"
-            ) from error
+        self._h5py = required("h5py", f"reading {os.fspath(path)}", "hdf5")
         super().__init__(path)
-        self._h5py, self._size = h5py, file_size(path)
-        self._rows_of: dict[str, ChunkGrid | npt.NDArray[Any]] = {}
-        self._file: Any = None
+        self._size = file_size(path)
         try:
-            self._file = h5py.File(path, "r")
+            self._file = self._open.enter_context(self._h5py.File(path, "r"))
             for name, item in self._walk():
-                self._add(name, item)
+                self._add(name, partial(self._locate, name, item), damaged="is damaged")
         except Exception as error:  # the library's errors have many types
             self.close()
             if isinstance(error, ActivationsError):
@@ -86,38 +82,29 @@ class Hdf5File(ArrayFile):
                     visited.add(address)
                     groups.append((name + "/", item))
 
-    def _add(self, name: str, item: Any) -> None:
-        try:
-            if isinstance(item, str):
-                raise Refused(item)
-            if not isinstance(item, self._h5py.Dataset):
-                raise Refused("is not a dataset")
-            if "MATLAB_class" in item.attrs:
-                raise Refused(
-                    "was written by MATLAB, whose arrays are transposed in HDF5: save them as "
-                    f"np.savez('x.npz', x=h5py.File(file)[{name!r}][()].T)"
-                )
-            array = self._describe(item)
-            self._rows_of[name] = self._locate(item, array)
-            self.arrays[name] = array
-        except Refused as reason:
-            self.refused[name] = str(reason)
-        except Exception as error:
-            self.refused[name] = f"is damaged: {first_line(error)}"
-
-    def _describe(self, dataset: Any) -> Array:
-        h5t, kind, dtype = self._h5py.h5t, dataset.id.get_type(), dataset.dtype
+    def _locate(self, name: str, item: Any) -> tuple[Array, Rows]:
+        if isinstance(item, str):
+            raise Refused(item)
+        if not isinstance(item, self._h5py.Dataset):
+            raise Refused("is not a dataset")
+        if "MATLAB_class" in item.attrs:
+            raise Refused(
+                "was written by MATLAB, whose arrays are transposed in HDF5: save them as "
+                f"np.savez('x.npz', x=h5py.File(file)[{name!r}][()].T)"
+            )
+        h5t, kind, dtype = self._h5py.h5t, item.id.get_type(), item.dtype
         if dtype.kind not in "fiub" or not kind.equal(h5t.py_create(dtype)):
             text = kind.get_class() == h5t.STRING
             raise Refused(
                 f"has dtype {str(dtype)[:200]}, which in HDF5 is no plain type of real numbers"
                 + (NUMBER_LABELS if text else "")
             )
-        if dataset.shape is None:
+        if item.shape is None:
             raise Refused("is empty: it has no shape")
-        return check_array(dataset.shape, dtype)
+        array = check_array(item.shape, dtype)
+        return array, self._rows_in(item, array)
 
-    def _locate(self, dataset: Any, array: Array) -> ChunkGrid | npt.NDArray[Any]:
+    def _rows_in(self, dataset: Any, array: Array) -> Rows:
         """Return where the rows come from, if all of that is in this file and fits it."""
         h5d, plist = self._h5py.h5d, dataset.id.get_create_plist()
         if plist.get_external_count():
@@ -133,13 +120,13 @@ class Hdf5File(ArrayFile):
             if array.nbytes and not np.isnan(dataset.fillvalue):
                 raise Refused(f"has no stored values in rows 0 to {array.shape[0]}: {_REMEDY}")
             check_expansion(array, stored)
-            return np.full(array.shape, dataset.fillvalue, array.dtype)
+            return _Held(np.full(array.shape, dataset.fillvalue, array.dtype))
         if layout == h5d.COMPACT and stored == array.nbytes:
-            return np.asarray(dataset[()], array.dtype)
+            return _Held(np.asarray(dataset[()], array.dtype))
         offset = dataset.id.get_offset() or self._size
         if offset + array.nbytes > self._size:
             raise Refused(f"asks for {array.nbytes} bytes at {offset}, the file has {self._size}")
-        return map_array(self.path, array, offset)
+        return Mapped(self.path, array, offset)
 
     def _chunks(self, dataset: Any, array: Array, plist: Any) -> ChunkGrid:
         shape, codecs = dataset.chunks, _filters(plist)
@@ -165,20 +152,17 @@ class Hdf5File(ArrayFile):
         grid.check_stored(stored.__contains__, (1,) * len(shape))
         return grid
 
-    def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        rows = self._rows_of[name]
-        return rows.rows(start, stop) if isinstance(rows, ChunkGrid) else rows[start:stop]
+
+class _Held(NamedTuple):
+    """An array that is in memory: of few bytes, or without any that were written."""
+
+    values: npt.NDArray[Any]
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        return self.values[start:stop]
 
     def check(self) -> None:
-        """Unpack all chunks, which compares them with the checksums of their filters."""
-        for name, rows in self._rows_of.items():
-            if isinstance(rows, ChunkGrid):
-                rows.check(self, name)
-
-    def close(self) -> None:
-        """Close the file; views that were read stay valid."""
-        if self._file is not None:
-            self._file.close()
+        pass
 
 
 def _filters(plist: Any) -> list[str]:

@@ -76,7 +76,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str | bytes, path: str) -> Manifest:
-        """Read a manifest from its text; ``path`` is for the error."""
+        """Read a manifest from its text; ``path`` is for errors."""
         try:
             content = json.loads(text)
             if isinstance(content, dict) and "format" not in content:
@@ -88,11 +88,13 @@ class Manifest:
                     f"{path} has manifest version {content['version']}, this collapsemeter reads up to "
                     f"{VERSION}: upgrade collapsemeter"
                 )
+            if content["phase"] not in PHASES:
+                raise ValueError(f"phase {content['phase']!r} is none of {', '.join(PHASES)}")
             return cls(
                 files=_records(content["files"]),
                 layers=tuple(map(_text, _list(content["layers"]))),
                 num_classes=check_num_classes(_whole(content["num_classes"], least=1)),
-                phase=_phase(content["phase"]),
+                phase=content["phase"],
                 ignore_index=_whole(content["ignore_index"]),
                 head=None if content["head"] is None else _record(content["head"]),
                 head_layer=None if content["head_layer"] is None else _text(content["head_layer"]),
@@ -110,9 +112,9 @@ def _records(entries: Any) -> tuple[FileRecord, ...]:
     records = tuple(_record(entry) for entry in _list(entries))
     if not records:
         raise ValueError("it names no file")
-    path, times = Counter(record.path for record in records).most_common(1)[0]
-    if times > 1:
-        raise ValueError(f"{path!r} is named twice")
+    for path, times in Counter(record.path for record in records).items():
+        if times > 1:
+            raise ValueError(f"{path!r} is named twice")
     return records
 
 
@@ -143,13 +145,6 @@ def _whole(value: Any, least: int | None = None) -> int:
     if type(value) is not int or (least is not None and value < least):
         raise TypeError(f"{value!r} is not a {'whole' if least is None else 'natural'} number")
     return value
-
-
-def _phase(value: Any) -> Phase:
-    if value not in PHASES:
-        raise ValueError(f"phase {value!r} is none of {', '.join(PHASES)}")
-    phase: Phase = value
-    return phase
 
 
 def sha256_of(data: bytes) -> str:

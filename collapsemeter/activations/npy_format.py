@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..stats.npy_header import PREFIX, read_npy_header
 from .array_file import (
@@ -16,10 +15,10 @@ from .array_file import (
     ActivationsError,
     Array,
     ArrayFile,
+    Mapped,
     Refused,
     check_array,
     file_size,
-    map_array,
 )
 
 _FLOAT8 = re.compile(r"dtype descriptor: '[<>|=]?f1'")
@@ -38,28 +37,24 @@ class NpyFile(ArrayFile):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
-        size = file_size(path)
-        name = Path(path).name.removesuffix(".npy")
-        with open(path, "rb") as file:
+        self._add(Path(path).name.removesuffix(".npy"), self._locate)
+
+    def _locate(self) -> tuple[Array, Mapped]:
+        size = file_size(self.path)
+        with open(self.path, "rb") as file:
             prefix = file.read(PREFIX)
         try:
-            header = read_header(prefix)
-        except Refused as reason:
-            self.refused[name] = str(reason)
-            return
+            array, order, offset = read_header(prefix)
         except ValueError as error:
-            why = str(error) if prefix.startswith(np.lib.format.MAGIC_PREFIX) else _no_header(path)
+            named = prefix.startswith(np.lib.format.MAGIC_PREFIX)
+            why = str(error) if named else _no_header(self.path)
             raise ActivationsError(f"{self.path} is not a .npy array: {why}") from error
-        if size - header.offset != header.array.nbytes:
+        if size - offset != array.nbytes:
             raise ActivationsError(
-                f"{self.path}: its header asks for {header.array.nbytes} bytes {header.array}, the "
-                f"file holds {size - header.offset}: it is truncated or damaged"
+                f"{self.path}: its header asks for {array.nbytes} bytes {array}, the file holds "
+                f"{size - offset}: it is truncated or damaged"
             )
-        self.arrays[name] = header.array
-        self._mapped = map_array(path, header.array, header.offset, header.order)
-
-    def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        return self._mapped[start:stop]
+        return array, Mapped(self.path, array, offset, order)
 
 
 def _no_header(path: str | os.PathLike[str]) -> str:

@@ -11,11 +11,12 @@ import hashlib
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .array_file import ActivationsError, ArrayFile, first_line
+from .array_file import ActivationsError, ArrayFile, first_line, required
 from .foreign import explained, is_foreign_name
 from .formats import open_arrays
 
@@ -31,17 +32,19 @@ def expand(patterns: Sequence[str]) -> list[str]:
     """
     files: list[str] = []
     for pattern in patterns:
-        matches = _remote(pattern) if is_url(pattern) else _local(pattern)
+        if is_url(pattern):
+            matches = _remote(pattern)
+        else:  # a name may have brackets of its own
+            exists = os.path.exists(pattern)
+            matches = [pattern] if exists else glob.glob(pattern, recursive=True)
         if not matches:
             raise ValueError(
                 f"no file matches {pattern!r}: check the path, and quote its wildcards"
             )
         files += sorted(matches, key=_natural)
-    seen: set[str] = set()
-    for name in files:
-        if name in seen:
+    for name, times in Counter(files).items():
+        if times > 1:
             raise ValueError(f"{name!r} is given twice: its rows would count twice")
-        seen.add(name)
     return files
 
 
@@ -93,20 +96,8 @@ def _copy(url: str, target: Path, folder: Path) -> None:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise ImportError(
-            f"reading {url} needs fsspec: pip install 'collapsemeter[audit]'"
-        ) from error
-    filesystem, path = fsspec.url_to_fs(url)
+    filesystem, path = required("fsspec", f"reading {url}", "audit").url_to_fs(url)
     return filesystem, path
-
-
-def _local(pattern: str) -> list[str]:
-    if os.path.exists(pattern):  # a name may have brackets of its own
-        return [pattern]
-    return glob.glob(pattern, recursive=True)
 
 
 def _remote(pattern: str) -> list[str]:

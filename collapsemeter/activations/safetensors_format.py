@@ -9,21 +9,22 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .array_file import (
     MAX_DIRECTORY,
     ActivationsError,
     Array,
     ArrayFile,
+    Mapped,
     Refused,
     check_array,
     file_size,
     first_line,
-    map_array,
+    required,
 )
 
 _DTYPES = {
@@ -38,45 +39,31 @@ class SafetensorsFile(ArrayFile):
     """The arrays of a ``.safetensors`` file; the places they claim must tile it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        try:
-            import ml_dtypes  # noqa: F401  # teaches NumPy the name bfloat16
-        except ImportError as error:
-            raise ImportError(
-                f"reading {os.fspath(path)} needs ml_dtypes: pip install 'collapsemeter[audit]'"
-            ) from error
+        required("ml_dtypes", f"reading {os.fspath(path)}", "audit")  # teaches NumPy bfloat16
         super().__init__(path)
-        self._offsets: dict[str, int] = {}
+        size = file_size(path)
         try:
-            start, entries = _header(path)
-            _check_tiling(entries, file_size(path) - start)
+            start, entries = _header(path, size)
+            _check_tiling(entries, size - start)
         except ValueError as error:
             raise ActivationsError(
                 f"{self.path} is not a whole safetensors file: {first_line(error)}"
             ) from error
         for name, entry in entries.items():
-            begin, end = entry["data_offsets"]
-            try:
-                self.arrays[name] = _array(entry, end - begin)
-                self._offsets[name] = start + begin
-            except Refused as reason:
-                self.refused[name] = str(reason)
-
-    def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        return map_array(self.path, self.arrays[name], self._offsets[name])[start:stop]
+            self._add(name, partial(_locate, self.path, start, entry))
 
 
-def _header(path: str | os.PathLike[str]) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Return where the data begins, and the entry of each array."""
-    size = file_size(path)
+def _header(path: str | os.PathLike[str], size: int) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return where the arrays begin, and the entry of each."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise ValueError(f"its header asks for {length} bytes, it has {max(size - 8, 0)}")
         if length > MAX_DIRECTORY:
             raise ValueError(f"its header has {length} bytes, at most {MAX_DIRECTORY} are read")
-        text = file.read(length)
+        text = file.read(length).decode()
     try:
-        entries = json.loads(text.decode(), object_pairs_hook=_unique)
+        entries = json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError("its header is nested too deep") from error
     if not isinstance(entries, dict):
@@ -86,9 +73,9 @@ def _header(path: str | os.PathLike[str]) -> tuple[int, dict[str, dict[str, Any]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    name, times = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 1)
-    if times > 1:
-        raise ValueError(f"its header has {name!r} twice")
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            raise ValueError(f"its header has {name!r} twice")
     return dict(pairs)
 
 
@@ -97,14 +84,11 @@ def _check_tiling(entries: dict[str, Any], size: int) -> None:
     spans = []
     for name, entry in entries.items():
         span = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if not (
-            isinstance(span, list)
-            and len(span) == 2
-            and all(type(n) is int for n in span)
-            and 0 <= span[0] <= span[1]
-        ):
-            raise ValueError(f"array {name!r} has no place: data_offsets={str(span)[:100]}")
-        spans.append((*span, name))
+        match span:
+            case [int(begin), int(stop)] if 0 <= begin <= stop and bool not in map(type, span):
+                spans.append((begin, stop, name))
+            case _:
+                raise ValueError(f"array {name!r} has no place: data_offsets={str(span)[:100]}")
     end = 0
     for begin, stop, name in sorted(spans):
         if begin != end:
@@ -114,13 +98,13 @@ def _check_tiling(entries: dict[str, Any], size: int) -> None:
         raise ValueError(f"its arrays take {end} bytes, the file has {size}")
 
 
-def _array(entry: dict[str, Any], stored: int) -> Array:
-    dtype, shape = entry.get("dtype"), entry.get("shape")
+def _locate(path: str, start: int, entry: dict[str, Any]) -> tuple[Array, Mapped]:
+    dtype, shape, (begin, stop) = entry.get("dtype"), entry.get("shape"), entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise Refused(f"has dtype {str(dtype)[:100]}, which is not read")
     if not isinstance(shape, list):
         raise Refused(f"has shape {str(shape)[:100]}: not a shape")
     array = check_array(tuple(shape), np.dtype(_DTYPES[dtype]).newbyteorder("<"))
-    if array.nbytes != stored:
-        raise Refused(f"asks for {array.nbytes} bytes {array}, it is stored in {stored}")
-    return array
+    if array.nbytes != stop - begin:
+        raise Refused(f"asks for {array.nbytes} bytes {array}, it is stored in {stop - begin}")
+    return array, Mapped(path, array, start + begin)

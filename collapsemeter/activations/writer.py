@@ -15,12 +15,16 @@ from ..stats.labels import are_tokens, class_labels
 from ..stats.plain import plain
 from ..stats.sums import IGNORE_INDEX, check_num_classes
 from ..system.files import write_atomically
+from .array_file import required
 from .manifest import NAME, PHASES, FileRecord, Manifest, sha256_of, stored_name
 
 if TYPE_CHECKING:
     from ..stats.moments import Phase
 
 SHARD_BYTES = 2**28  # 256 MB
+_Kinds = dict[
+    str, tuple[tuple[int, ...], np.dtype[Any]]
+]  # by layer, the shape of a row and the dtype
 _WRITTEN = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -90,15 +94,14 @@ class Writer:
             )
         if (self.folder / NAME).exists():
             raise ValueError(f"{self.folder} holds a dump already: choose another folder")
-        _library()
+        self._library = _library()
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob("shard-*.safetensors"):  # of a dump that was cut short
             left.unlink()
-        self._classes, self._head, self._head_layer = num_classes, head, head_layer
-        self._phase, self._step, self._ignore_index = phase, step, ignore_index
-        self._shard_bytes = shard_bytes
-        self._layers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
-        self._extras: set[str] | None = None
+        self._head, self._head_layer, self._shard_bytes = head, head_layer, shard_bytes
+        self._classes, self._ignore_index = num_classes, ignore_index
+        self._phase, self._step = phase, step
+        self._kinds: tuple[_Kinds, set[str]] | None = None  # of every batch
         self._pending: dict[str, list[npt.NDArray[Any]]] = {}
         self._bytes = 0
         self._files: list[FileRecord] = []
@@ -137,10 +140,9 @@ class Writer:
         if rows.shape[1:] == (1,) and not tokens:
             rows = rows[:, 0]
         extras = {"labels": rows}
-        if predictions is not None:
-            extras["predictions"] = plain(predictions, "predictions")
-        if logits is not None:
-            extras["logits"] = plain(logits, "logits")
+        for name, values in (("predictions", predictions), ("logits", logits)):
+            if values is not None:
+                extras[name] = plain(values, name)
         self._check(batch, extras)
         named = {stored_name(name): array for name, array in batch.items()}
         for name, array in (named | extras).items():
@@ -166,12 +168,13 @@ class Writer:
             )
         if not layers:
             raise ValueError("the batch has no layer: pass at least one array of features")
-        if self._extras is None:
-            self._layers, self._extras = layers, set(extras)
-        elif (layers, set(extras)) != (self._layers, self._extras):
+        held = layers, set(extras)
+        if self._kinds is None:
+            self._kinds = held
+        elif held != self._kinds:
             raise ValueError(
-                f"the batch holds {_described(layers, set(extras))}, the batches before "
-                f"{_described(self._layers, self._extras)}: every batch holds the same arrays"
+                f"the batch holds {_described(*held)}, the batches before "
+                f"{_described(*self._kinds)}: every batch holds the same arrays"
             )
 
     def _flush(self) -> None:
@@ -182,7 +185,9 @@ class Writer:
         self._files.append(self._save(f"shard-{len(self._files):05d}.safetensors", arrays))
 
     def _save(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> FileRecord:
-        data: bytes = _library().save({key: np.ascontiguousarray(a) for key, a in arrays.items()})
+        data: bytes = self._library.save(
+            {key: np.ascontiguousarray(a) for key, a in arrays.items()}
+        )
         write_atomically(self.folder / name, data)
         return FileRecord(name, len(data), sha256_of(data))
 
@@ -197,21 +202,20 @@ class Writer:
         if self._closed:
             return
         self._flush()
-        if not self._files:
+        if self._kinds is None or not self._files:
             raise ValueError(f"no batch was written to {self.folder}: write at least one")
-        head = None
-        head_layer = self._head_layer or list(self._layers)[-1]
+        head, layers = None, tuple(self._kinds[0])
         if self._head is not None:
             arrays = {"weight": self._head.weight, "bias": self._head.bias}
             head = self._save("head.safetensors", arrays)
         self.manifest = Manifest(
             files=tuple(self._files),
-            layers=tuple(self._layers),
+            layers=layers,
             num_classes=self._classes,
             phase=self._phase,
             ignore_index=self._ignore_index,
             head=head,
-            head_layer=head_layer if head is not None else None,
+            head_layer=None if head is None else self._head_layer or layers[-1],
             step=self._step,
         )
         write_atomically(self.folder / NAME, self.manifest.to_json().encode())
@@ -249,18 +253,10 @@ def _check_layer(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> 
 
 
 def _library() -> Any:
-    try:
-        import ml_dtypes  # noqa: F401  # teaches NumPy the name bfloat16
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError(
-            "writing activations needs safetensors: pip install 'collapsemeter[audit]'"
-        ) from error
-    return safetensors.numpy
+    required("ml_dtypes", "writing activations", "audit")  # teaches NumPy the name bfloat16
+    return required("safetensors.numpy", "writing activations", "audit")
 
 
-def _described(
-    layers: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], extras: set[str]
-) -> str:
+def _described(layers: _Kinds, extras: set[str]) -> str:
     parts = [f"{name} (N, {', '.join(map(str, s))}) {d.name}" for name, (s, d) in layers.items()]
     return ", ".join(parts + sorted(extras))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .array_file import (
     MAX_DIRECTORY,
@@ -23,6 +24,7 @@ from .array_file import (
     check_array,
     check_expansion,
     first_line,
+    required,
 )
 from .chunk_grid import ChunkGrid, Index, PackedChunk
 
@@ -44,15 +46,10 @@ class ZarrFolder(ArrayFile):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        try:
-            import ml_dtypes  # noqa: F401  # teaches NumPy the name bfloat16
-            import zarr  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                f"reading {os.fspath(path)} needs zarr: pip install 'collapsemeter[audit,zarr]'"
-            ) from error
+        reading = f"reading {os.fspath(path)}"
+        required("zarr", reading, "audit,zarr")
+        required("ml_dtypes", reading, "audit,zarr")  # teaches NumPy the name bfloat16
         super().__init__(path)
-        self._grids: dict[str, ChunkGrid] = {}
         root = Path(path)
         os.stat(root)  # a missing folder must be called missing
         kind = _kind(root)
@@ -60,28 +57,9 @@ class ZarrFolder(ArrayFile):
             raise ActivationsError(
                 f"{self.path} is not a Zarr folder: it has no zarr.json or .zgroup"
             )
-        if kind != "group":
-            self._add(root.name.removesuffix(".zarr"), root)
-            return
-        for name, folder in _arrays(root):
-            self._add(name, folder)
-
-    def _add(self, name: str, folder: Path) -> None:
-        try:
-            self._grids[name] = grid = _open_array(folder)
-            self.arrays[name] = grid.array
-        except Refused as reason:
-            self.refused[name] = str(reason)
-        except Exception as error:  # the library checks the rest of the metadata
-            self.refused[name] = f"has damaged metadata: {first_line(error)}"
-
-    def _rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        return self._grids[name].rows(start, stop)
-
-    def check(self) -> None:
-        """Unpack all chunks, which compares them with the checksums of their codecs."""
-        for name, grid in self._grids.items():
-            grid.check(self, name)
+        arrays = _arrays(root) if kind == "group" else [(root.name.removesuffix(".zarr"), root)]
+        for name, folder in arrays:  # the library checks the rest of the metadata
+            self._add(name, partial(_locate, folder), damaged="has damaged metadata")
 
 
 def _kind(folder: Path) -> str:
@@ -112,10 +90,9 @@ def _arrays(group: Path) -> Iterator[tuple[str, Path]]:
 def _json(path: Path) -> dict[str, Any]:
     if path.is_symlink():
         raise Refused(f"has a symbolic link, {path.name}: links are not followed")
-    if path.stat().st_size > MAX_DIRECTORY:
-        raise Refused(
-            f"has metadata of {path.stat().st_size} bytes: at most {MAX_DIRECTORY} is read"
-        )
+    size = path.stat().st_size
+    if size > MAX_DIRECTORY:
+        raise Refused(f"has metadata of {size} bytes: at most {MAX_DIRECTORY} is read")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -125,7 +102,7 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _open_array(folder: Path) -> ChunkGrid:
+def _locate(folder: Path) -> tuple[Array, ChunkGrid]:
     """Return the chunks of an array, if its metadata are safe and all of its files are there."""
     from zarr import Array as ZarrArray
     from zarr.storage import LocalStore, StorePath
@@ -156,8 +133,7 @@ def _open_array(folder: Path) -> ChunkGrid:
     stored = _stored(folder)
     grid.check_size(stored)
     grid.check_stored(lambda index: os.path.lexists(files.path(index)), files.per_file)
-    check_expansion(grid.array, stored)
-    return grid
+    return check_expansion(grid.array, stored), grid
 
 
 def _dtype(stored: Any) -> np.dtype[Any]:
@@ -183,48 +159,44 @@ def _codecs(meta: dict[str, Any], version: int) -> tuple[list[str], _ShardIndex 
     if version == 2:
         steps = [*(meta.get("filters") or []), meta.get("compressor")]
         return _names([step for step in steps if step is not None], "id"), None
-    if not any(_name(step, "name") == "sharding_indexed" for step in meta["codecs"]):
-        return _names(meta["codecs"], "name"), None
-    if len(meta["codecs"]) > 1:
+    names = _names(meta["codecs"], "name", (*_LAYOUTS, "sharding_indexed"))
+    if "sharding_indexed" not in names:
+        return names, None
+    if len(names) > 1:
         raise Refused("has other codecs beside sharding_indexed: that is not read")
     config = meta["codecs"][0]["configuration"]
     steps = config["index_codecs"]
-    names = _names(steps, "name")
-    if names not in (["bytes"], ["bytes", "crc32c"]) or "'big'" in str(steps[0]):
+    of_index = _names(steps, "name", _LAYOUTS)
+    if of_index not in (["bytes"], ["bytes", "crc32c"]) or "'big'" in str(steps[0]):
         raise Refused("has an index of shards in other codecs than little-endian bytes and crc32c")
-    index = _ShardIndex(config.get("index_location", "end") == "end", 4 * (len(names) - 1))
-    return _names(config["codecs"], "name"), index
+    index = _ShardIndex(config.get("index_location", "end") == "end", 4 * (len(of_index) - 1))
+    return _names(config["codecs"], "name", _LAYOUTS), index
 
 
-def _names(steps: Any, key: str) -> list[str]:
-    names = [_name(step, key) for step in steps]
-    for name in names:
-        if name not in _CODECS and (key == "id" or name not in _LAYOUTS):
-            raise Refused(f"has codec {name[:100]!r}: only {', '.join(_CODECS)} are read")
+def _names(steps: Any, key: str, others: tuple[str, ...] = ()) -> list[str]:
+    names = []
+    for step in steps:
+        name = step.get(key) if isinstance(step, dict) else step
+        if not isinstance(name, str):
+            raise Refused(f"has damaged metadata: {str(step)[:100]} has no {key}")
+        names.append(name.removeprefix("numcodecs."))
+        if names[-1] not in (*_CODECS, *others):
+            raise Refused(f"has codec {names[-1][:100]!r}: only {', '.join(_CODECS)} are read")
     return names
-
-
-def _name(step: Any, key: str) -> str:
-    name = step.get(key) if isinstance(step, dict) else step
-    if not isinstance(name, str):
-        raise Refused(f"has damaged metadata: {str(step)[:100]} has no {key}")
-    return name.removeprefix("numcodecs.")
 
 
 def _stored(folder: Path) -> int:
     """Return the bytes of all files of an array; refuse links and pipes."""
-    total, folders = 0, [os.fspath(folder)]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_symlink():
-                    raise Refused(f"has a symbolic link, {entry.name}: links are not followed")
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif not entry.is_file():
-                    raise Refused(f"has {entry.name}, which is not a regular file")
-                else:
-                    total += entry.stat().st_size
+    total = 0
+    for root, folders, files in os.walk(folder):
+        for name in folders + files:
+            status = os.lstat(os.path.join(root, name))
+            if stat.S_ISLNK(status.st_mode):
+                raise Refused(f"has a symbolic link, {name}: links are not followed")
+            if stat.S_ISREG(status.st_mode):
+                total += status.st_size
+            elif not stat.S_ISDIR(status.st_mode):
+                raise Refused(f"has {name}, which is not a regular file")
     return total
 
 
@@ -254,7 +226,9 @@ class _ChunkFiles:
     def packed(self, index: Index) -> PackedChunk | None:
         try:
             with open(self.path(index), "rb") as file:
-                offset, size = (0, -1) if self._index is None else self._place(file, index)
+                offset, size = 0, -1
+                if self._index is not None:
+                    offset, size = self._place(self._index, file, index)
                 if offset == size == _MISSING:
                     return None
                 file.seek(offset)
@@ -262,15 +236,14 @@ class _ChunkFiles:
         except FileNotFoundError:
             return None
 
-    def _place(self, file: IO[bytes], index: Index) -> tuple[int, int]:
+    def _place(self, index: _ShardIndex, file: IO[bytes], chunk: Index) -> tuple[int, int]:
         """Return the offset and length of a chunk in its shard, as the index of the shard says."""
-        assert self._index is not None
-        length, nbytes = file.seek(0, os.SEEK_END), 16 * math.prod(self.per_file)
-        nbytes += self._index.checksum
+        length = file.seek(0, os.SEEK_END)
+        nbytes = 16 * math.prod(self.per_file) + index.checksum
         if nbytes > length:
             raise Refused(f"has a shard of {length} bytes, its index alone has {nbytes}")
-        inner = tuple(i % n for i, n in zip(index, self.per_file, strict=True))
-        start = length - nbytes if self._index.at_end else 0
+        inner = tuple(i % n for i, n in zip(chunk, self.per_file, strict=True))
+        start = length - nbytes if index.at_end else 0
         file.seek(start + 16 * int(np.ravel_multi_index(inner, self.per_file)))
         offset, size = struct.unpack("<2Q", file.read(16))
         if offset + size > length and (offset, size) != (_MISSING, _MISSING):
