@@ -11,11 +11,11 @@ import numpy as np
 
 from ..activations.array_file import Array
 from ..activations.foreign import is_foreign_name
+from ..activations.formats import READ
 from ..activations.manifest import RESERVED, layer_of
 from ..activations.remote import is_url, open_file
-from .job import READ, WEIGHTS, StoredArray, described
+from .job import LABELS, WEIGHTS, StoredArray, described
 
-LABELS, PREDICTIONS, LOGITS, MASK = RESERVED
 _UNNAMED = ("", "activations", "arr_0", "data", "embeddings", "features", "hidden_states", "x")
 _NUMBER = r"(\d+-of-\d+|(shard|part|rank)[-_.]?\d+)"
 _OF_SHARDS = re.compile(rf"(^|[-_.]){_NUMBER}$", re.IGNORECASE)

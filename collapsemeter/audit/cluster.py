@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from .. import __version__
-from ..activations.array_file import first_line
+from ..activations.array_file import first_line, required
+from ..version import __version__
 
 CONNECT = 4.0  # seconds until a scheduler answers
 ANSWER = 4.0  # seconds until it, or all workers, answer a question
@@ -24,20 +25,16 @@ _VERSION = "__import__('collapsemeter').__version__"
 @contextmanager
 def cluster(address: str) -> Iterator[DaskWorkers]:
     """Connect to the scheduler of a cluster whose workers have this version of the package."""
-    try:
-        from distributed import Client
-        from distributed.comm import get_address_host_port
-    except ImportError as error:
-        raise ImportError(
-            f"an audit on {address} needs Dask: pip install 'collapsemeter[dask]'"
-        ) from error
+    distributed = required("distributed", f"an audit on {address}", "dask")
 
     def connect() -> Any:
-        return Client(address, timeout=CONNECT, set_as_default=False)
+        return distributed.Client(address, timeout=CONNECT, set_as_default=False)
 
     with _silent():
         try:
-            get_address_host_port(address)  # a client that cannot read it complains twice
+            distributed.comm.get_address_host_port(
+                address
+            )  # a client that cannot read it complains twice
             client = _within(CONNECT + 1, connect)
         except Exception as error:  # whatever answers there is no scheduler
             raise ValueError(
@@ -56,6 +53,8 @@ def cluster(address: str) -> Iterator[DaskWorkers]:
 class DaskWorkers:
     """The workers of a Dask cluster; a task of a worker that dies is done again by another."""
 
+    files = False
+
     def __init__(self, client: Any, address: str) -> None:
         self.client = client
         self._address = address
@@ -64,9 +63,10 @@ class DaskWorkers:
     def each(
         self, function: Callable[..., Any], tasks: Sequence[Any], *more: Any
     ) -> Iterator[tuple[int, Any]]:
-        """Yield results as they come; ``more`` are further arguments of every call."""
+        """Yield results as they come; ``more`` is sent to the workers once."""
         from distributed import as_completed
 
+        more = tuple(self._answer(partial(self._send, value)) for value in more)
         futures = [self.submit(function, task, *more) for task in tasks]
         numbers = {future.key: i for i, future in enumerate(futures)}
         waiting = as_completed(futures, loop=self.client.loop)
@@ -81,9 +81,8 @@ class DaskWorkers:
         """Return a future of the call; futures among the arguments stand for their results."""
         return self.client.submit(function, *arguments, pure=False)
 
-    def everywhere(self, value: Any) -> Any:
-        """Send a value to the workers once; return what stands for it in a call."""
-        return self._answer(lambda: self.client.scatter(value, broadcast=True, hash=False))
+    def _send(self, value: Any) -> Any:
+        return self.client.scatter(value, broadcast=True, hash=False)
 
     def check(self) -> None:
         """Raise ValueError unless there are workers, and all of them have this version of the package."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from ..activations.manifest import sha256_of_path
 from ..activations.remote import local_path
-from .job import Piece, Shard, StoredArray
+from .job import LABELS, MASK, Piece, Shard, StoredArray
 
 
 def digests_of(shard: Shard, cache: str) -> dict[str, str]:
     """Return the SHA-256 of every file of a shard; raise ValueError if the manifest has another."""
-    digests = {file: digest_of(file, cache) for file in [*shard.files, *shard.extra_files]}
+    digests = {file: digest_of(file, cache) for file in shard.counted_files}
     for file, recorded in shard.recorded.items():
         check_recorded(file, digests[file], recorded)
     return digests
@@ -52,8 +52,8 @@ def rows_id(piece: Piece, digests: Mapping[str, str]) -> str:
 
 def labels_id(shard: Shard, digests: Mapping[str, str]) -> str:
     """Return what identifies the labels and the mask of a shard."""
-    given = [stored for stored in (shard.labels, shard.mask) if stored is not None]
-    return hash_of([_source(stored, digests) for stored in given])
+    roles = [role for role in (LABELS, MASK) if role in shard.extras]
+    return hash_of([_source(shard.extras[role], digests) for role in roles])
 
 
 def _source(stored: StoredArray, digests: Mapping[str, str]) -> list[Any]:

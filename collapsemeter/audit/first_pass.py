@@ -2,110 +2,103 @@
 
 from __future__ import annotations
 
-import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import __version__
 from ..stats.accumulate import Accumulator
 from ..stats.moments import ClassMoments
 from ..stats.sketch import derived_seed
 from ..stats.state_file import CorruptStateError
 from ..stats.sums import HOST_CLASS_SCATTER_ENTRIES, scatter_kind
-from .cluster import DaskWorkers
+from ..version import __version__
 from .digests import digests_of, labels_id, rows_id
 from .epochs import LabelsOf
-from .job import Counting, Job, Piece, Task
+from .job import Counting, Job, Piece, Shard, Task
 from .piece_rows import OpenPiece
-from .saved_state import AuditState, SavedState, ShardRecord
-from .workers import Workers, bar
+from .saved_state import AuditState, SavedState, ShardRecord, save_layers
+from .workers import Workers, complete
 
 
 class MapTask(NamedTuple):
-    """What a worker is given: a piece, and where its state goes; digests that are known are not taken again."""
+    """What a worker is given: a piece, the digests that are known, and where its state goes."""
 
     task: Task
-    folder: str
     digests: dict[str, str] | None
+    folder: Path | None  # None: it is returned
     lasting: bool
 
 
 def map_pieces(
-    job: Job,
-    folder: Path,
-    workers: Workers,
-    resume: bool,
-    earlier: Sequence[Path] = (),
-) -> list[list[Path]]:
-    """Write a state file for each piece, and return them by shard, in order.
+    job: Job, folder: Path, workers: Workers, resume: bool, earlier: Sequence[Path] = ()
+) -> list[Path]:
+    """Return a state file for each piece of the job.
 
     To resume is to use states of the same rows, counted in the same way, that lie in the folder; those in
     ``earlier`` folders are moved to it.
     """
-    digests = _digests(job, workers, of_all=resume)
-    known = _KnownStates(job, [folder, *earlier]) if resume else None
-    pieces = [(s, piece) for s, pieces in enumerate(job.pieces) for piece in pieces]
-    paths: list[Path | None] = [None] * len(pieces)
-    if known is not None:
-        paths = [_moved(known.state_of(piece, digests[s]), folder) for s, piece in pieces]
-    left = [i for i, path in enumerate(paths) if path is None]
-    total = sum(piece.nbytes for _, piece in pieces)
-    with bar("counting", total, job.progress) as advance:
-        advance(total - sum(pieces[i][1].nbytes for i in left))
-        tasks = [
-            MapTask(job.task(piece), str(folder), digests.get(s), job.lasting)
-            for s, piece in (pieces[i] for i in left)
-        ]
-        for k, path in _mapped(workers, tasks):
-            paths[left[k]] = Path(path)
-            advance(pieces[left[k]][1].nbytes)
-    by_shard: list[list[Path]] = [[] for _ in job.shards]
-    for (s, _), written in zip(pieces, paths, strict=True):
-        assert written is not None
-        by_shard[s].append(written)
-    return by_shard
-
-
-def _digests(job: Job, workers: Workers, of_all: bool) -> dict[int, dict[str, str]]:
-    """Hash the files of shards of many pieces, or of all; others are hashed beside their counting."""
-    chosen = [s for s, pieces in enumerate(job.pieces) if of_all or len(pieces) > 1]
-    digests = {}
-    with bar("hashing", len(chosen), job.progress and bool(chosen)) as advance:
-        hashing = functools.partial(digests_of, cache=job.cache)
-        for k, by_file in workers.each(hashing, [job.shards[s] for s in chosen]):
-            digests[chosen[k]] = by_file
-            advance(1)
-    return digests
-
-
-class _KnownStates:
-    """States that lie in folders, by the rows, labels and layers that are in them."""
-
-    def __init__(self, job: Job, folders: Sequence[Path]) -> None:
-        self._paths: dict[tuple[str, str, tuple[str, ...]], Path] = {}
-        key = _key_of(job.counting, job.phase, job.shards[0].layers)
-        for path in [path for folder in folders for path in states_in(folder)]:
-            try:
-                state = SavedState(path)
-            except (CorruptStateError, FileNotFoundError):  # the second: of another process
-                continue  # it is counted again
-            if state.key == key and len(state.shards) == 1:
-                record = state.shards[0]
-                self._paths.setdefault((record.id, record.labels, tuple(state.layers)), path)
-
-    def state_of(self, piece: Piece, digests: Mapping[str, str]) -> Path | None:
-        """Return the state of the whole shard, or of the piece, if there is one."""
-        shard = piece.shard
-        labels, layers = labels_id(shard, digests), tuple(shard.layers)
-        for part in (shard.whole, piece):
-            path = self._paths.get((rows_id(part, digests), labels, layers))
+    digests, done = _digests(job, workers, of_all=resume), {}
+    if resume:
+        known = _known_states(job, [folder, *earlier])
+        for i, piece in enumerate(job.pieces):
+            path = _state_of(piece, digests[piece.shard], known)
             if path is not None:
-                return path
-        return None
+                done[i] = _moved(path, folder)
+
+    def count(left: list[int]) -> Iterator[tuple[int, Path]]:
+        place = folder if workers.files else None
+        tasks = [
+            MapTask(job.task(piece), digests.get(piece.shard), place, job.lasting)
+            for piece in (job.pieces[i] for i in left)
+        ]
+        for k, state in workers.each(_map, tasks):
+            whole = tasks[k].task.piece.is_whole
+            yield k, _saved(state, folder, whole, job.lasting) if place is None else state
+
+    nbytes = [piece.nbytes for piece in job.pieces]
+    return complete(done, nbytes, count, "counting", job.progress)
+
+
+def _digests(job: Job, workers: Workers, of_all: bool) -> dict[Shard, dict[str, str]]:
+    """Hash the files of shards of many pieces, or of all; others are hashed beside their counting."""
+    pieces = Counter(piece.shard for piece in job.pieces)
+    shards = [shard for shard in job.shards if of_all or pieces[shard] > 1]
+
+    def hash_files(left: list[int]) -> Iterator[tuple[int, dict[str, str]]]:
+        return workers.each(partial(digests_of, cache=job.cache), shards)
+
+    hashed = complete({}, [1] * len(shards), hash_files, "hashing", job.progress)
+    return dict(zip(shards, hashed, strict=True))
+
+
+_Known = dict[tuple[str, str, tuple[str, ...]], Path]  # by rows, labels and layers
+
+
+def _known_states(job: Job, folders: Sequence[Path]) -> _Known:
+    """Return the states that lie in folders and were counted as this job counts."""
+    known: _Known = {}
+    key = _key_of(job.counting, job.phase, job.shards[0].layers)
+    for path in [path for folder in folders for path in states_in(folder)]:
+        try:
+            state = SavedState(path)
+        except (CorruptStateError, FileNotFoundError):  # the second: of another process
+            continue  # it is counted again
+        if state.key == key and len(state.shards) == 1:
+            record = state.shards[0]
+            known.setdefault((record.id, record.labels, tuple(state.layers)), path)
+    return known
+
+
+def _state_of(piece: Piece, digests: Mapping[str, str], known: _Known) -> Path | None:
+    """Return the state of the whole shard, or of the piece, if there is one."""
+    labels, layers = labels_id(piece.shard, digests), tuple(piece.shard.layers)
+    whole = known.get((rows_id(piece.shard.whole, digests), labels, layers))
+    return whole or known.get((rows_id(piece, digests), labels, layers))
 
 
 def states_in(folder: Path) -> list[Path]:
@@ -113,37 +106,26 @@ def states_in(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.state"), *folder.glob("*.piece")])
 
 
-def _moved(path: Path | None, folder: Path) -> Path | None:
+def _moved(path: Path, folder: Path) -> Path:
     """Move a state here that an earlier run left elsewhere."""
-    if path is None or path.parent == folder:
-        return path
-    if path.exists():  # else it was moved for an earlier piece of the same shard
-        os.replace(path, folder / path.name)
-    return folder / path.name
+    target = folder / path.name
+    if path != target and path.exists():  # else it was moved for an earlier piece of the same shard
+        os.replace(path, target)
+    return target
 
 
-def _mapped(workers: Workers, tasks: Sequence[MapTask]) -> Iterator[tuple[int, str]]:
-    """Yield the paths of states. The workers of a cluster may not have the folder: theirs come here."""
-    if isinstance(workers, DaskWorkers):
-        for k, state in workers.each(_map, tasks):
-            yield k, _save(state, tasks[k])
-    else:
-        yield from workers.each(_map_to_folder, tasks)
+def _map(given: MapTask) -> Any:
+    """Count a piece; return the path of its state, or the state where the folder is not at hand."""
+    state = map_piece(given.task, given.digests)
+    if given.folder is None:
+        return state
+    return _saved(state, given.folder, given.task.piece.is_whole, given.lasting)
 
 
-def _map_to_folder(given: MapTask) -> str:
-    return _save(_map(given), given)
-
-
-def _map(given: MapTask) -> AuditState:
-    return map_piece(given.task, given.digests)
-
-
-def _save(state: AuditState, given: MapTask) -> str:
-    ending = "state" if given.task.piece.is_whole else "piece"
-    path = Path(given.folder) / f"{state.shards[0].file_name}.{ending}"
-    state.save(path, lasting=given.lasting)
-    return str(path)
+def _saved(state: AuditState, folder: Path, whole: bool, lasting: bool) -> Path:
+    path = folder / f"{state.shard.file_name}.{'state' if whole else 'piece'}"
+    save_layers(path, state.layers.items(), [state.shard], state.key, lasting=lasting)
+    return path
 
 
 def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditState:
@@ -174,7 +156,7 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
         label_values=told.values,
     )
     layers = {name: record.mark(moments) for name, moments in counted.items()}
-    return AuditState(layers, (record,), _key_of(task.counting, task.phase, layers))
+    return AuditState(layers, record, _key_of(task.counting, task.phase, layers))
 
 
 def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int]) -> ClassMoments:

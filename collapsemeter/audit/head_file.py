@@ -32,7 +32,15 @@ def check_head_named(options: Options) -> None:
         )
 
 
-def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str | None]:
+def load_reader(
+    file: str, cache: str, options: Options, widths: Mapping[str, int], stated: str | None = None
+) -> HeadReader:
+    """Read a head, and find the layer that it reads: the one asked for, or that a manifest states."""
+    head, prefix = _load_head(file, cache, options.head_name)
+    return HeadReader(head, _read_layer(widths, head, options.head_layer or stated, prefix))
+
+
+def _load_head(file: str, cache: str, name: str | None) -> tuple[Head, str | None]:
     """Read a head; return it with what stands before ``.weight``, which may be the layer's name.
 
     The file has an array ``weight`` (C, d), or ``kernel`` (d, C), and perhaps ``bias`` (C,); each may have a
@@ -72,7 +80,9 @@ def load_head(file: str, cache: str, name: str | None = None) -> tuple[Head, str
     return head, prefix or None
 
 
-def read_layer(widths: Mapping[str, int], head: Head, asked: str | None, prefix: str | None) -> str:
+def _read_layer(
+    widths: Mapping[str, int], head: Head, asked: str | None, prefix: str | None
+) -> str:
     """Return the layer asked for; else the one of the head's name; else the last of its width.
 
     ``widths`` has the layers in order, and the length of the last axis of each.
@@ -93,9 +103,9 @@ def read_layer(widths: Mapping[str, int], head: Head, asked: str | None, prefix:
 
 
 def check_classes(head: Head, classes: int) -> None:
-    """Raise ValueError unless the head has as many classes as were asked for."""
+    """Raise ValueError unless the head has as many classes as were asked for, if any number was."""
     rows = len(head.weight)
-    if rows != max(classes, 2):
+    if classes and rows != max(classes, 2):
         raise ValueError(
             f"the head has {rows} classes (weight {head.weight.shape}) and num_classes={classes}: they must agree"
         )

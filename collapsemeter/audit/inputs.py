@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from ..activations.foreign import explained
+from ..activations.formats import READ
 from ..activations.manifest import NAME, Manifest
 from ..activations.remote import expand, local_path
-from .job import READ
 
 Epochs = Sequence[tuple[int, Sequence[str]]]  # steps, and what is named for each
+_UNSAID = Manifest((), (), 0)  # of files without one
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +22,7 @@ class Inputs:
 
     files: list[str]
     step: int | None = None
-    manifest: Manifest | None = None
+    manifest: Manifest = _UNSAID
     recorded: dict[str, str] = field(default_factory=dict)  # SHA-256 by file
     head: str | None = None  # the file of the head that the manifest names
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..activations.manifest import RESERVED
 from ..system.patterns import matches
 from ..system.suggest import listed
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..stats.head import Head
     from ..stats.moments import Phase
 
-READ = (".safetensors", ".npy", ".npz", ".zarr", ".h5", ".hdf5")
+LABELS, PREDICTIONS, LOGITS, MASK = RESERVED  # the roles of arrays beside layers
 WEIGHTS = ("weight", "kernel")  # what the array of a head is called
 PIECE_BYTES = 2**30  # a task of its own for every GB: less than that is soon done again
 
@@ -55,31 +56,29 @@ class Shard:
 
     name: str  # for people: the names of its files
     layers: dict[str, StoredArray]
-    labels: StoredArray  # (n,) or (n, T) integers from the offset on, or one-hot
     samples: int  # n, along the first axis of all arrays
-    predictions: StoredArray | None = None  # the network's own decisions
-    logits: StoredArray | None = None  # or what they were made by
-    mask: StoredArray | None = None
+    extras: dict[str, StoredArray] = field(default_factory=dict)  # by role: labels, at least
     recorded: dict[str, str] = field(default_factory=dict)  # SHA-256 of files by the manifest
 
     @property
-    def files(self) -> list[str]:
+    def labels(self) -> StoredArray:
+        """Its labels, (n,) or (n, T) integers from the offset on, or one-hot."""
+        return self.extras[LABELS]
+
+    @property
+    def layer_files(self) -> list[str]:
         """The files that hold layers, each once."""
         return list(dict.fromkeys(stored.file for stored in self.layers.values()))
 
     @property
-    def extra_files(self) -> list[str]:
-        """Other files that the moments depend on: of labels and masks."""
-        return self._beside(self.labels, self.mask)
+    def counted_files(self) -> list[str]:
+        """All files that the moments depend on: of layers, labels and masks."""
+        return [*self.layer_files, *self.files_beside(LABELS, MASK)]
 
-    @property
-    def decision_files(self) -> list[str]:
-        """Other files, which the second pass alone reads: of predictions and logits."""
-        return self._beside(self.predictions, self.logits)
-
-    def _beside(self, *extras: StoredArray | None) -> list[str]:
-        files = dict.fromkeys(stored.file for stored in extras if stored is not None)
-        return [file for file in files if file not in self.files]
+    def files_beside(self, *roles: str) -> list[str]:
+        """Return the files of arrays with these roles that hold no layer."""
+        files = dict.fromkeys(self.extras[role].file for role in roles if role in self.extras)
+        return [file for file in files if file not in self.layer_files]
 
     @property
     def nbytes(self) -> int:
@@ -172,9 +171,9 @@ class Job:
     skipped: dict[str, str] = field(default_factory=dict)  # arrays not measured, and why
 
     @cached_property
-    def pieces(self) -> list[list[Piece]]:
-        """The pieces of each shard."""
-        return [shard.pieces() for shard in self.shards]
+    def pieces(self) -> list[Piece]:
+        """The pieces of all shards, in order."""
+        return [piece for shard in self.shards for piece in shard.pieces()]
 
     def task(self, piece: Piece) -> Task:
         """Return a worker's task."""

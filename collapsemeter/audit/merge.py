@@ -29,11 +29,14 @@ def merge_states(
     return SavedState(target)
 
 
-def merge_pieces(job: Job, by_shard: Sequence[Sequence[Path]], folder: Path) -> list[Path]:
+def merge_pieces(job: Job, paths: Sequence[Path], folder: Path) -> list[Path]:
     """Return the state of every shard; states of its pieces are merged into it, and go."""
+    by_shard: dict[Shard, list[Path]] = {}
+    for piece, path in zip(job.pieces, paths, strict=True):
+        by_shard.setdefault(piece.shard, []).append(path)
     return [
         paths[0] if len(set(paths)) == 1 else _shard_state(shard, paths, folder, job.lasting)
-        for shard, paths in zip(job.shards, by_shard, strict=True)
+        for shard, paths in by_shard.items()
     ]
 
 

@@ -118,7 +118,7 @@ class Options:
         """Patterns of layers and their reductions."""
         if isinstance(self.reduction, Mapping):
             return tuple(self.reduction.items())
-        return (("*", self.reduction),)
+        return (("**", self.reduction),)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..stats.head import argmax_or_none
 from ..stats.labels import are_tokens, class_labels
 from ..stats.plain import widened
 from .epochs import LabelsOf, labels_of
-from .job import Counting, Piece, StoredArray
+from .job import LOGITS, MASK, PREDICTIONS, Counting, Piece, StoredArray
 
 CHUNK_BYTES = 2**26  # 64 MB of what a file holds
 
@@ -33,25 +33,19 @@ class Chunk(NamedTuple):
     first: int
 
 
-class OpenPiece:
+class OpenPiece(ExitStack):
     """The open files of a piece; ``cache`` is the folder for copies of remote files."""
 
     def __init__(self, piece: Piece, counting: Counting, cache: str) -> None:
+        super().__init__()
         self._piece, self._counting, self._cache = piece, counting, cache
-        self._stack = ExitStack()
-        self._open: dict[str, ArrayFile] = {}
+        self._files: dict[str, ArrayFile] = {}
         self._labels: Ndarray | None = None
 
-    def __enter__(self) -> OpenPiece:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
     def _file(self, name: str) -> ArrayFile:
-        if name not in self._open:
-            self._open[name] = self._stack.enter_context(open_file(name, self._cache))
-        return self._open[name]
+        if name not in self._files:
+            self._files[name] = self.enter_context(open_file(name, self._cache))
+        return self._files[name]
 
     def _read(self, stored: StoredArray, start: int, stop: int) -> Ndarray:
         first = stored.offset + start
@@ -95,35 +89,33 @@ class OpenPiece:
 
     def check(self) -> None:
         """Compare the files with the checksums that their formats have, and what is decided with labels."""
-        for name in [*self._piece.shard.files, *self._piece.shard.extra_files]:
+        for name in self._piece.shard.counted_files:
             self._file(name).check()
         self._check_decided()
 
     def _check_decided(self) -> None:
         """Raise unless predictions or logits have one entry for each label: headers tell."""
-        shard, expected = self._piece.shard, self.labels.shape
-        stored = shard.predictions
-        if stored is not None:
-            shape = (len(self.labels), *stored.array.shape[1:])
-            if stored.array.dtype.kind not in "iub" or math.prod(shape) != self.labels.size:
+        labels = self.labels.shape
+        for role in (PREDICTIONS, LOGITS):
+            stored = self._piece.shard.extras.get(role)
+            if stored is None:
+                continue
+            shape, dtype = (labels[0], *stored.array.shape[1:]), stored.array.dtype
+            if role == PREDICTIONS:
+                fits, kinds, due = math.prod(shape) == math.prod(labels), "iub", "one class"
+            else:
+                fits, kinds = shape in (labels, (*labels, shape[-1])), "fV"
+                due = "one row of C scores, or a single logit,"
+            if not fits or dtype.kind not in kinds:
                 raise ValueError(
-                    f"predictions {stored} have dtype {stored.array.dtype} and shape {shape}, labels {expected}: "
-                    "pass one class for each label"
-                )
-        stored = shard.logits
-        if stored is not None:
-            shape = (len(self.labels), *stored.array.shape[1:])
-            fitting = {expected, (*expected, shape[-1])}
-            if shape not in fitting or stored.array.dtype.kind not in "fV":
-                raise ValueError(
-                    f"logits {stored} have dtype {stored.array.dtype} and shape {shape}, labels {expected}: pass "
-                    "one row of C scores, or a single logit, for each label"
+                    f"{role} {stored} have dtype {dtype} and shape {shape}, labels {labels}: pass {due} for "
+                    "each label"
                 )
 
     def chunks(self, layer: str) -> Iterator[Chunk]:
         """Yield the rows of a layer in chunks of bounded memory; of no rows one empty chunk."""
         piece, stored = self._piece, self._piece.shard.layers[layer]
-        labels, mask = self.labels, piece.shard.mask
+        labels, mask = self.labels, piece.shard.extras.get(MASK)
         per_sample = labels[:1].size
         for start, stop in self._steps(stored) or [(piece.start, piece.start)]:
             part = labels[start - piece.start : stop - piece.start]
@@ -146,19 +138,20 @@ class OpenPiece:
 
     def decided(self) -> Ints | None:
         """Return the network's own decisions, one for each label; None if the files have none."""
-        shard = self._piece.shard
-        for name in shard.decision_files:
+        extras = self._piece.shard.extras
+        for name in self._piece.shard.files_beside(PREDICTIONS, LOGITS):
             self._file(name).check()
         self._check_decided()
-        if shard.predictions is not None:
-            return self.raw(shard.predictions).reshape(-1).astype(np.int64)
-        if shard.logits is None:
+        if PREDICTIONS in extras:
+            return self.raw(extras[PREDICTIONS]).reshape(-1).astype(np.int64)
+        if LOGITS not in extras:
             return None
-        single = len(shard.logits.array.shape) == self.labels.ndim
-        columns = 1 if single else shard.logits.array.shape[-1]
+        logits = extras[LOGITS]
+        single = len(logits.array.shape) == self.labels.ndim
+        columns = 1 if single else logits.array.shape[-1]
         decided = [
-            _classes(self._read(shard.logits, start, stop).reshape(-1, columns))
-            for start, stop in self._steps(shard.logits)
+            _classes(self._read(logits, start, stop).reshape(-1, columns))
+            for start, stop in self._steps(logits)
         ]
         return np.concatenate([np.zeros(0, np.int64), *decided])
 

@@ -7,30 +7,21 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..activations.manifest import RESERVED
 from ..activations.remote import expand
 from ..adapter.selection import matching
 from ..system.patterns import matches
 from ..system.suggest import did_you_mean, listed
-from .array_roles import (
-    LABELS,
-    LOGITS,
-    MASK,
-    PREDICTIONS,
-    SortedArrays,
-    arrays_of,
-    is_file_name,
-    only_array,
-    sort_arrays,
-)
+from .array_roles import SortedArrays, arrays_of, is_file_name, only_array, sort_arrays
 from .inputs import Inputs
-from .job import Shard, StoredArray, described
+from .job import LABELS, Shard, StoredArray, described
 
 if TYPE_CHECKING:
     from .options import Options
 
-_FIELDS = {LABELS: "labels", PREDICTIONS: "predictions", LOGITS: "logits", MASK: "mask"}
+_OPTIONS = {role: role.removeprefix("attention_") for role in RESERVED}
 Where = str | tuple[str, ...]  # the name of an array in the files, or files of their own
 
 
@@ -52,7 +43,7 @@ def plan_shards(inputs: Inputs, options: Options, head_file: str | None, cache: 
     """
     asked = _asked(options)
     files = _layer_files(inputs.files, asked, head_file)
-    places: dict[str, Where] = {role: asked.get(role, role) for role in _FIELDS}
+    places: dict[str, Where] = {role: asked.get(role, role) for role in RESERVED}
     arrays = sort_arrays(files, {r: p for r, p in places.items() if isinstance(p, str)}, cache)
     if not arrays.layers:
         raise ValueError(
@@ -76,7 +67,7 @@ def plan_shards(inputs: Inputs, options: Options, head_file: str | None, cache: 
 
 def _asked(options: Options) -> dict[str, Where]:
     """Return by role where labels and the like are, as far as it was said."""
-    given = {role: getattr(options, field) for role, field in _FIELDS.items()}
+    given = {role: getattr(options, option) for role, option in _OPTIONS.items()}
     return {role: _array_or_files(where) for role, where in given.items() if where is not None}
 
 
@@ -100,10 +91,8 @@ def _layer_files(
 
 
 def _chosen(arrays: SortedArrays, patterns: Sequence[str], inputs: Inputs) -> list[str]:
-    names = list(arrays.layers)
-    if inputs.manifest is not None:
-        recorded = inputs.manifest.layers
-        names = [n for n in recorded if n in names] + [n for n in names if n not in recorded]
+    names, recorded = list(arrays.layers), inputs.manifest.layers
+    names = [n for n in recorded if n in names] + [n for n in names if n not in recorded]
     if not patterns:
         return names
     ordered: dict[str, None] = {}
@@ -131,7 +120,6 @@ def _shards(
             Shard(
                 name=listed((PurePath(file).name for file in files), 2),
                 layers=parts,
-                labels=first,  # until the labels are attached
                 samples=first.array.shape[0],
                 recorded={file: recorded[file] for file in files if file in recorded},
             )
@@ -180,7 +168,7 @@ def _check_length(parts: Mapping[str, StoredArray]) -> None:
 
 def _attached(shards: list[Shard], role: str, parts: Sequence[StoredArray]) -> list[Shard]:
     """Give every shard its part of labels and the like, or its slice of one long array."""
-    beside = [[stored for stored in parts if stored.file in shard.files] for shard in shards]
+    beside = [[part for part in parts if part.file in shard.layer_files] for shard in shards]
     if all(beside):  # where each layer's file has its own, they are alike
         parts = [stored[0] for stored in beside]
     samples, given = [s.samples for s in shards], [stored.array.shape[0] for stored in parts]
@@ -195,15 +183,17 @@ def _attached(shards: list[Shard], role: str, parts: Sequence[StoredArray]) -> l
             f"{' + '.join(map(str, samples[:6]))}{' + ...' if len(samples) > 6 else ''} (first, {first} "
             f"{first.array}): pass one for each row, in files that pair with the shards or in one array"
         )
-    changes: list[dict[str, Any]] = [{_FIELDS[role]: stored} for stored in parts]
-    return [replace(shard, **change) for shard, change in zip(shards, changes, strict=True)]
+    return [
+        replace(shard, extras=shard.extras | {role: stored})
+        for shard, stored in zip(shards, parts, strict=True)
+    ]
 
 
 def _missing(role: str, name: str, file: str, cache: str) -> str:
     arrays, refused = arrays_of(file, cache)
     if name in refused:
         return f"{file}: array {name!r} {refused[name]}"
-    option = role.removeprefix("attention_")
+    option = _OPTIONS[role]
     return (
         f'{PurePath(file).name} has no array "{name}"; arrays found: {described(arrays, refused)}. '
         f"Pass --{option} NAME, or --{option} FILE{did_you_mean(name, [*arrays, *refused]) or '.'}"

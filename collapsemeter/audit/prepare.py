@@ -9,20 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..adapter.settings import Settings
-from ..stats.head import Head
-from ..stats.sums import IGNORE_INDEX
 from ..system.memory import check_memory
 from ..system.patterns import matches
 from ..system.suggest import did_you_mean
 from .digests import check_recorded, digest_of, digests_of, rows_id
 from .epochs import Labelled, check_layers, check_one_epoch
-from .head_file import (
-    check_classes,
-    check_head_named,
-    check_width,
-    load_head,
-    read_layer,
-)
+from .head_file import check_classes, check_head_named, check_width, load_reader
 from .job import Counting, HeadReader, Job, Shard
 from .piece_rows import OpenPiece
 
@@ -45,20 +37,33 @@ def prepare(
     mapping: bool,
 ) -> Job:
     """Resolve classes, head and settings; with ``mapping`` one shard of many is perhaps all that is visible."""
-    manifest = inputs.manifest
+    stated = inputs.manifest
     _check_reductions(options, plan.layers)
     layers, reader = plan.layers, None
     if head_file is not None:
         reader = _reader(head_file, inputs, options, plan, cache)
-        if manifest is None and not options.layers:  # files do not tell the order of the network
+        if not (stated.layers or options.layers):  # files do not tell the order of the network
             layers = [name for name in layers if name != reader.layer] + [reader.layer]
     elif options.head is None:
         check_head_named(options)
     ignore_index = options.ignore_index
-    if ignore_index is None:
-        ignore_index = IGNORE_INDEX if manifest is None else manifest.ignore_index
-    head = None if reader is None else reader.head
-    classes = _classes(plan, options, inputs, head, ignore_index, cache, mapping)
+    ignore_index = stated.ignore_index if ignore_index is None else ignore_index
+    classes = options.num_classes or stated.num_classes
+    if reader is not None:
+        check_classes(reader.head, classes)
+        classes = len(reader.head.weight)
+    elif classes:
+        widest = max(
+            stored.array.shape[-1] for shard in plan.shards for stored in shard.layers.values()
+        )
+        what = f"num_classes={classes} of {widest} features"
+        check_memory(what, 8.0 * _OF_EACH * classes * widest)
+    elif mapping and len(plan.shards) == 1:
+        raise ValueError(
+            "one shard does not tell how many classes there are in all: pass --num-classes or --head"
+        )
+    else:
+        classes = _largest_label(plan.shards, cache, ignore_index) + 1
     settings = settings_of(options, max(classes, 2), ignore_index)
     counting = Counting(settings, options.reductions, plan.labels)
     if not options.one_epoch:
@@ -67,7 +72,7 @@ def prepare(
         plan.shards,
         layers,
         counting,
-        options.phase or (manifest.phase if manifest is not None else "frozen-eval"),
+        options.phase or stated.phase,
         cache,
         reader,
         options.nc4,
@@ -105,44 +110,12 @@ def _reader(
     """Read the head, and find the layer that it reads."""
     if head_file in inputs.recorded:
         check_recorded(head_file, digest_of(head_file, cache), inputs.recorded[head_file])
-    head, prefix = load_head(head_file, cache, options.head_name)
-    manifest, stored = inputs.manifest, plan.shards[0].layers
-    asked = options.head_layer or (manifest.head_layer if manifest is not None else None)
+    stored = plan.shards[0].layers
     widths = {name: stored[name].array.shape[-1] for name in plan.layers}
-    reader = HeadReader(head, read_layer(widths, head, asked, prefix))
+    reader = load_reader(head_file, cache, options, widths, inputs.manifest.head_layer)
     if len(stored[reader.layer].array.shape) == 2:  # the width of a map is known when it is reduced
         check_width(widths, reader)
     return reader
-
-
-def _classes(
-    plan: AuditPlan,
-    options: Options,
-    inputs: Inputs,
-    head: Head | None,
-    ignore_index: int,
-    cache: str,
-    mapping: bool,
-) -> int:
-    """Return C: what was asked for, or the manifest says, or the head's rows, or the labels'."""
-    manifest = inputs.manifest
-    classes = options.num_classes or (manifest.num_classes if manifest is not None else None)
-    if head is not None:
-        if classes is not None:
-            check_classes(head, classes)
-        return len(head.weight)
-    if classes is not None:
-        stored = [stored for shard in plan.shards for stored in shard.layers.values()]
-        widest = max(array.array.shape[-1] for array in stored)
-        check_memory(
-            f"num_classes={classes} of {widest} features", 8.0 * _OF_EACH * classes * widest
-        )
-        return classes
-    if mapping and len(plan.shards) == 1:
-        raise ValueError(
-            "one shard does not tell how many classes there are in all: pass --num-classes or --head"
-        )
-    return _largest_label(plan.shards, cache, ignore_index) + 1
 
 
 def _largest_label(shards: Sequence[Shard], cache: str, ignore_index: int) -> int:
@@ -191,4 +164,6 @@ def _check_one_epoch(
 def _labelled(shard: Shard, counting: Counting, cache: str) -> Labelled:
     with OpenPiece(shard.whole, counting, cache) as opened:
         labels = opened.labels_told()
-    return Labelled(shard.files[0], lambda: rows_id(shard.whole, digests_of(shard, cache)), labels)
+    return Labelled(
+        shard.layer_files[0], lambda: rows_id(shard.whole, digests_of(shard, cache)), labels
+    )

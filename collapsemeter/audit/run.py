@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..activations.remote import expand
 from ..adapter.notes import fits, moments_notes
 from ..metrics.decisions import Decisions
@@ -21,19 +20,13 @@ from ..metrics.measure import measure
 from ..report.origin import AUDIT
 from ..report.report import CollapseReport
 from ..system.suggest import listed
+from ..version import __version__
 from .digests import digest_of, hash_of
 from .epochs import check_one_epoch
 from .first_pass import map_pieces
-from .head_file import (
-    check_classes,
-    check_head_named,
-    check_width,
-    load_head,
-    only_file,
-    read_layer,
-)
+from .head_file import check_classes, check_head_named, check_width, load_reader, only_file
 from .inputs import Epochs, Inputs, check_heads, read_inputs
-from .job import Counting, HeadReader, Job
+from .job import Counting, Job
 from .merge import check_together, check_unchanged, merge_pieces, merge_states
 from .options import Options, Running
 from .plan import plan_shards
@@ -267,9 +260,8 @@ def _job_of_states(first: SavedState, options: Options, cache: str, progress: bo
     if head_file is None:
         check_head_named(options)
     else:
-        head, prefix = load_head(only_file(head_file), cache, options.head_name)
-        check_classes(head, classes)
-        reader = HeadReader(head, read_layer(first.widths, head, options.head_layer, prefix))
+        reader = load_reader(only_file(head_file), cache, options, first.widths)
+        check_classes(reader.head, classes)
         check_width(first.widths, reader)
     return Job([], first.layers, counting, key["phase"], cache, reader, progress=progress)
 
@@ -303,7 +295,7 @@ def _provenance(job: Job, merged: SavedState) -> dict[str, Any]:
     files: dict[str, str] = {}
     if job.shards:  # a state may be of files that were called otherwise
         for shard, record in zip(job.shards, merged.shards, strict=True):
-            for file in [*shard.files, *shard.extra_files]:
+            for file in shard.counted_files:
                 files[file] = record.files.get(file) or digest_of(file, job.cache)
     else:
         files = {file: digest for record in merged.shards for file, digest in record.files.items()}
@@ -321,10 +313,8 @@ def _provenance(job: Job, merged: SavedState) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _cache() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="collapsemeter-cache-") as folder:
-        yield folder
+def _cache() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="collapsemeter-cache-")
 
 
 @contextmanager

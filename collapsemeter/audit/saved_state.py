@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ..stats.moments import ClassMoments, Phase
 from ..stats.state_file import CorruptStateError, StateFile, write_state
-from ..stats.stored import check_stored, listed
+from ..stats.stored import fields_of, header_of
 from ..stats.sums import Nonfinite, ScatterKind, check_num_classes
 from .epochs import Labelled, LabelsOf
 
@@ -51,17 +52,12 @@ class ShardRecord:
         return replace(moments, shards=frozenset([self.id]) if moments.rows else frozenset())
 
 
-@dataclass(frozen=True, eq=False)
-class AuditState:
-    """Moments by layer, and where they are from; states with another key do not merge."""
+class AuditState(NamedTuple):
+    """Moments by layer, and the shard that they are of; states with another key do not merge."""
 
     layers: dict[str, ClassMoments]
-    shards: tuple[ShardRecord, ...]
+    shard: ShardRecord
     key: dict[str, Any]
-
-    def save(self, path: str | os.PathLike[str], *, lasting: bool = True) -> None:
-        """Write the state atomically, with a checksum, see `save_layers`."""
-        save_layers(path, self.layers.items(), self.shards, self.key, lasting=lasting)
 
 
 def save_layers(
@@ -98,20 +94,13 @@ def save_layers(
 
 
 def _entry(name: str, moments: ClassMoments) -> dict[str, Any]:
-    return {
-        "name": name,
-        "kind": moments.kind,
-        "width": moments.width,
-        "num_classes": moments.num_classes,
-        "feature_dtype": moments.feature_dtype,
-        "phase": moments.phase,
-        "shards": sorted(moments.shards),
-        "ignored": moments.ignored,
-        "nonfinite": moments.nonfinite,
-        "unlabelled": moments.unlabelled,
-        "mixed": moments.mixed,
-        "seeds": sorted(moments.seeds),
-    }
+    sizes = {"width": moments.width, "num_classes": moments.num_classes}
+    return {"name": name, "kind": moments.kind, **sizes, **header_of(moments)}
+
+
+@functools.lru_cache(maxsize=1)
+def _reopened(path: str, digest: str) -> SavedState:
+    return SavedState(path)
 
 
 class SavedState:
@@ -132,6 +121,10 @@ class SavedState:
         self.widths: dict[str, int] = {e["name"]: e["width"] for e in self.header["layers"]}
         self.rows = sum(shard.rows for shard in self.shards)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as a path: workers open a state once, not once a task."""
+        return _reopened, (self.path, self.digest)
+
     def moments(self, layer: str, scatter: bool = True) -> ClassMoments:
         """Read the moments of a layer; without a scatter where means are enough."""
         i = self.layers.index(layer)
@@ -142,38 +135,29 @@ class SavedState:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CorruptStateError(f"{self.path} is not the state of an audit: {error}") from error
 
+    def mean(self, layer: str) -> ClassMoments:
+        """Read the moments of a layer, without a scatter."""
+        return self.moments(layer, scatter=False)
+
     def means(self) -> dict[str, ClassMoments]:
         """Read the moments of every layer, without a scatter."""
-        return {name: self.moments(name, scatter=False) for name in self.layers}
+        return {name: self.mean(name) for name in self.layers}
 
     def _moments(self, i: int, entry: Mapping[str, Any], scatter: bool) -> ClassMoments:
-        names = ["counts", "means", "means_low", "traces"]
-        if scatter and entry["kind"] == "sketch":
-            names += ["sketch", "signs"]
-        elif scatter and entry["kind"] != "trace":
-            names.append("scatter")
-        parts = {name: self._file.read(f"{i}.{name}") for name in names}
-        check_stored(parts)
-        counts = parts["counts"]
-        present = np.flatnonzero(counts)
-        for name in ("means", "means_low", "traces"):
-            parts[name] = _spread(parts[name], present, len(counts))
-        if "signs" in parts:
-            parts["signs"] = _spread(parts["signs"].T, present, len(counts)).T
-        if entry["kind"] == "class" and "scatter" in parts:
-            parts["scatter"] = _spread(parts["scatter"], present, len(counts))
-        moments = ClassMoments.summed_in(
-            np.float64,
-            **{"scatter": None, **parts},
-            feature_dtype=entry["feature_dtype"],
-            phase=entry["phase"],
-            shards=frozenset(listed(entry["shards"])),
-            ignored=entry["ignored"],
-            nonfinite=entry["nonfinite"],
-            unlabelled=entry.get("unlabelled", 0),  # older files lack both
-            mixed=entry.get("mixed", 0),
-            seeds=frozenset(listed(entry["seeds"])) if "sketch" in parts else frozenset(),
+        kept = {"trace": (), "sketch": ("sketch", "signs")}.get(entry["kind"], ("scatter",))
+        names = ("counts", "means", "means_low", "traces", *(kept if scatter else ()))
+        arrays = {name: self._file.read(f"{i}.{name}") for name in names}
+        counts = arrays["counts"]
+        by_class = {"means", "means_low", "traces"} | (
+            {"scatter"} if entry["kind"] == "class" else set()
         )
+        for name in by_class & arrays.keys():
+            arrays[name] = _spread(arrays[name], counts)
+        if "signs" in arrays:
+            arrays["signs"] = _spread(arrays["signs"].T, counts).T
+        seeds = entry["seeds"] if "sketch" in arrays else []
+        fields = fields_of({**entry, "seeds": seeds}, arrays)
+        moments = ClassMoments.summed_in(np.float64, **fields)
         self._check_moments(entry, moments)
         return moments
 
@@ -191,13 +175,12 @@ class SavedState:
             )
 
 
-def _spread(
-    rows: npt.NDArray[Any], present: npt.NDArray[np.intp], classes: int
-) -> npt.NDArray[Any]:
+def _spread(rows: npt.NDArray[Any], counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Put rows of present classes among zeros for absent ones."""
-    if len(present) == classes:
+    present = counts != 0
+    if present.all():
         return rows
-    spread = np.zeros((classes, *rows.shape[1:]), rows.dtype)
+    spread = np.zeros((len(counts), *rows.shape[1:]), rows.dtype)
     spread[present] = rows
     return spread
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,11 @@ from ..metrics.class_centres import ClassCentres
 from ..metrics.decisions import Decisions, decide
 from ..stats.moments import ClassMoments
 from ..stats.state_file import CorruptStateError, read_state, write_state
-from .cluster import DaskWorkers
 from .digests import digest_of, hash_of
-from .job import HeadReader, Job, Piece, Task
+from .job import LOGITS, PREDICTIONS, HeadReader, Job, Piece, Task
 from .piece_rows import Chunk, OpenPiece
 from .saved_state import SavedState
-from .workers import Workers, bar
+from .workers import Workers, complete
 
 # Rows x classes x features of a layer: about a quarter of an hour on two cores where classes overlap, and far
 # less where they are apart.
@@ -45,24 +44,24 @@ def decide_all(
     """Decide on the rows of every layer; what a piece gave is kept in the folder, to be resumed from."""
     if job.nc4 == "none":
         return {}
-    pieces = [piece for of_shard in job.pieces for piece in of_shard]
     layers, chosen = tuple(job.layers), _chosen(job, merged)
     tasks = [
         DecideTask(job.task(piece), layers, _within(chosen, first, count))
-        for piece, (first, count) in zip(pieces, _label_rows(pieces, merged), strict=True)
+        for piece, (first, count) in zip(job.pieces, _label_rows(job.pieces, merged), strict=True)
     ]
     asked = _asked(job, merged, chosen)
     paths = [folder / _file_name(asked, i, given, job.cache) for i, given in enumerate(tasks)]
-    decided = {i: read for i, path in enumerate(paths) if resume and (read := _read(path, layers))}
-    left = [i for i in range(len(tasks)) if i not in decided]
-    with bar("deciding", sum(piece.nbytes for piece in pieces), job.progress) as advance:
-        advance(sum(pieces[i].nbytes for i in decided))
-        for k, by_layer in _decided(workers, merged, job.reader, [tasks[i] for i in left]):
-            i = left[k]
-            _write(paths[i], by_layer, job.lasting)
-            decided[i] = by_layer
-            advance(pieces[i].nbytes)
-    results = [decided[i] for i in range(len(tasks))]
+    done = {i: read for i, path in enumerate(paths) if resume and (read := _read(path, layers))}
+
+    def decide_left(left: list[int]) -> Iterator[tuple[int, dict[str, Decisions]]]:
+        means = merged if workers.files else merged.means()
+        given = [tasks[i] for i in left]
+        for k, by_layer in workers.each(decide_piece, given, means, job.reader) if left else ():
+            _write(paths[left[k]], by_layer, job.lasting)
+            yield k, by_layer
+
+    nbytes = [piece.nbytes for piece in job.pieces]
+    results = complete(done, nbytes, decide_left, "deciding", job.progress)
     return {
         layer: functools.reduce(Decisions.merge, (by_layer[layer] for by_layer in results))
         for layer in layers
@@ -106,44 +105,8 @@ def _label_rows(pieces: Sequence[Piece], merged: SavedState) -> Iterator[tuple[i
         first += count
 
 
-def _decided(
-    workers: Workers,
-    merged: SavedState,
-    reader: HeadReader | None,
-    tasks: Sequence[DecideTask],
-) -> Iterator[tuple[int, dict[str, Decisions]]]:
-    if isinstance(workers, DaskWorkers):
-        shared = workers.everywhere((merged.means(), reader))
-        yield from workers.each(_decide_with, tasks, shared)
-    else:
-        decide = functools.partial(
-            _decide_saved, path=merged.path, digest=merged.digest, reader=reader
-        )
-        yield from workers.each(decide, tasks)
-
-
-def _decide_with(
-    given: DecideTask, shared: tuple[dict[str, ClassMoments], HeadReader | None]
-) -> dict[str, Decisions]:
-    means, reader = shared
-    return decide_piece(given, means.__getitem__, reader)
-
-
-def _decide_saved(
-    given: DecideTask, path: str, digest: str, reader: HeadReader | None
-) -> dict[str, Decisions]:
-    means = functools.partial(_merged(path, digest).moments, scatter=False)
-    return decide_piece(given, means, reader)
-
-
-@functools.lru_cache(maxsize=1)
-def _merged(path: str, digest: str) -> SavedState:
-    """Open the merged state once a process, not once a piece."""
-    return SavedState(path)
-
-
 def decide_piece(
-    given: DecideTask, moments_of: Callable[[str], ClassMoments], reader: HeadReader | None
+    given: DecideTask, means: SavedState | dict[str, ClassMoments], reader: HeadReader | None
 ) -> dict[str, Decisions]:
     """Decide on the rows of a piece by their layers' final moments.
 
@@ -158,18 +121,18 @@ def decide_piece(
                 numbers = predictions[chunk.first : chunk.first + len(chunk.rows)]
                 numbers[picked] = reader.head.decide(chunk.rows[picked])
         return {
-            layer: _decisions(opened, layer, moments_of(layer), predictions, given)
-            for layer in given.layers
+            layer: _decisions(opened, layer, means, predictions, given) for layer in given.layers
         }
 
 
 def _decisions(
     opened: OpenPiece,
     layer: str,
-    moments: ClassMoments,
+    means: SavedState | dict[str, ClassMoments],
     predictions: Ints | None,
     given: DecideTask,
 ) -> Decisions:
+    moments = means.mean(layer) if isinstance(means, SavedState) else means[layer]
     centres, settings = ClassCentres(moments), given.task.counting.settings
     zeros, sampled = np.zeros(moments.num_classes, np.int64), given.chosen is not None
     total = Decisions(zeros, zeros, None if predictions is None else zeros, sampled)
@@ -210,7 +173,7 @@ def _asked(job: Job, merged: SavedState, chosen: Ints | None) -> list[Any]:
 
 def _file_name(asked: Sequence[Any], number: int, given: DecideTask, cache: str) -> str:
     piece = given.task.piece
-    stored = {"predictions": piece.shard.predictions, "logits": piece.shard.logits}
+    stored = {role: piece.shard.extras.get(role) for role in (PREDICTIONS, LOGITS)}
     sources = [
         [role, digest_of(array.file, cache), array.inside, array.offset]
         for role, array in stored.items()

@@ -3,47 +3,59 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..system.escaping import printable
 from ..system.processes import processes
 from .cluster import cluster
 
-T = TypeVar("T")
 R = TypeVar("R")
 Advance = Callable[[int], None]
 
 
 class Workers(Protocol):
-    """Something that calls a function on tasks."""
+    """Something that calls a function on tasks; whether its ``files`` are those of this process."""
 
-    def each(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
-        """Yield the number of a task and its result, as they are done."""
+    files: bool
+
+    def each(
+        self, function: Callable[..., R], tasks: Sequence[Any], *more: Any
+    ) -> Iterator[tuple[int, R]]:
+        """Yield the number of a task and its result, as they are done; ``more`` goes to every call."""
 
 
 class InThisProcess:
     """One task after the other."""
 
-    def each(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+    files = True
+
+    def each(
+        self, function: Callable[..., R], tasks: Sequence[Any], *more: Any
+    ) -> Iterator[tuple[int, R]]:
         """Yield results in order."""
-        yield from enumerate(map(function, tasks))
+        yield from enumerate(function(task, *more) for task in tasks)
 
 
 class InProcesses:
     """As many processes as asked for, of one thread each."""
 
+    files = True
+
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
 
-    def each(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+    def each(
+        self, function: Callable[..., R], tasks: Sequence[Any], *more: Any
+    ) -> Iterator[tuple[int, R]]:
         """Yield results as they come; raise ValueError if a process dies."""
         futures: dict[Future[R], int] = {}
         try:
-            futures |= {self._pool.submit(function, task): i for i, task in enumerate(tasks)}
+            for i, task in enumerate(tasks):
+                futures[self._pool.submit(function, task, *more)] = i
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
@@ -67,6 +79,23 @@ def open_workers(jobs: int = 1, dask: str | None = None) -> Iterator[Workers]:
     else:
         with processes(jobs) as pool:
             yield InProcesses(pool)
+
+
+def complete(
+    done: dict[int, R],
+    nbytes: Sequence[int],
+    work: Callable[[list[int]], Iterable[tuple[int, R]]],
+    words: str,
+    shown: bool,
+) -> list[R]:
+    """Return all results, by number: ``work`` gives those of the numbers that are left, as they come."""
+    left = [i for i in range(len(nbytes)) if i not in done]
+    with bar(words, sum(nbytes), shown and bool(nbytes)) as advance:
+        advance(sum(nbytes[i] for i in done))
+        for k, result in work(left):
+            done[left[k]] = result
+            advance(nbytes[left[k]])
+    return [done[i] for i in range(len(nbytes))]
 
 
 @contextmanager

@@ -48,7 +48,7 @@ examples:
   in continuous integration: exit status 3 where collapse is missed
     collapsemeter audit acts/ --quiet --fail-if 'fc:nc1_pinv>0.1'
   raw maps (N, C, H, W) and sequences (N, T, d)
-    collapsemeter audit maps.npz --reduction 'conv*=mean' 'block*=last'
+    collapsemeter audit maps.npz --reduction 'conv**=mean' 'block**=last'
   on a Dask cluster that is running
     collapsemeter audit 's3://bucket/acts/*.safetensors' --dask tcp://host:8786
 """

@@ -122,4 +122,4 @@ def audit_options(options: argparse.Namespace) -> Options:
 
 def _reduction(entry: str) -> tuple[str, Any]:
     pattern, sign, how = entry.rpartition("=")
-    return (pattern, how) if sign else ("*", how)
+    return (pattern, how) if sign else ("**", how)

@@ -155,7 +155,7 @@ def test_maps_and_sequences(tmp_path, save_arrays, map_how, how, monkeypatch):
     save_arrays(tmp_path / "words.npz", arrays)
     for name, rows, how_of, file in (
         ("conv1", REDUCTIONS[map_how](maps, None), {"conv*": map_how}, "maps.npz"),
-        ("block.1", SEQUENCES[how](words, mask), {"block*": how, "*": "mean"}, "words.npz"),
+        ("block.1", SEQUENCES[how](words, mask), {"block**": how, "**": "mean"}, "words.npz"),
     ):
         report = audit(str(tmp_path / file), Options(reduction=how_of))[name]
         m = cm.ClassMoments.from_batch(rows, labels, 3)

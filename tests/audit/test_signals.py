@@ -20,8 +20,12 @@ def slowly(*given):
     return real(*given)
 first_pass.map_piece = slowly
 if __name__ == "__main__":
-    import signal, sys
+    import os, signal, sys, threading
     from collapsemeter.cli import main
+    def end_with_the_tests():  # the other end of this pipe is theirs alone
+        os.read(int(os.environ["TESTS_RUN"]), 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=end_with_the_tests, daemon=True).start()
     # As a terminal starts a command: `nohup` and `&` of a script leave these two ignored.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,17 +50,21 @@ def in_session(session: int) -> dict[int, str]:
 
 @pytest.fixture
 def start(data, tmp_path):
-    """Start a command in a session of its own, with a folder for what is temporary."""
-    running = []
+    """Start a command in a session of its own, with a folder for what is temporary; it ends with the tests."""
+    running, ends = [], []
 
     def start(*arguments: object) -> subprocess.Popen:
         (tmp_path / "temporary").mkdir()
         (tmp_path / "slow.py").write_text(SCRIPT)
+        theirs, ours = os.pipe()
+        ends.append(ours)
         running.append(subprocess.Popen(
             [sys.executable, tmp_path / "slow.py", *map(str, arguments)], cwd=tmp_path,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
+            env=os.environ | {"TMPDIR": str(tmp_path / "temporary"), "TESTS_RUN": str(theirs)},
+            pass_fds=[theirs],
         ))  # fmt: skip
+        os.close(theirs)
         return running[-1]
 
     yield start
@@ -67,6 +75,8 @@ def start(data, tmp_path):
             except ProcessLookupError:
                 continue
         process.communicate()
+    for end in ends:
+        os.close(end)
 
 
 def until(condition, seconds: float = 60) -> None:
