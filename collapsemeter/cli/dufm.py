@@ -7,6 +7,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,14 @@ from ..system.processes import check_jobs
 from ..system.terminal import say, say_json
 
 if TYPE_CHECKING:  # SciPy takes its time: what runs imports it
-    from ..dufm.optimum import Optimum
     from ..dufm.overview import Overview, SweptPoint
     from ..dufm.problem import DUFM
     from ..dufm.solution import Solution
 
 WIDTH = 80
 SHOWN = 3  # partial solutions listed by themselves; more are summed up in one row
+ROW = "{:<{room}}{:>12}{:>9}  {:<15}  {:<11}  {}"
+REFERENCE = ("name", "loss", "ranks", "status", "holds_for", "source", "parameters", "free_layers")
 
 _EXAMPLES = """\
 examples:
@@ -94,32 +96,27 @@ def _run(options: argparse.Namespace) -> None:
         check_ending(options.plot)
     check_search(options.restarts, options.jobs, options.seed)
 
-    def solution_of(problem: DUFM) -> Solution:
+    def solver(problem: DUFM) -> Solution:
         shown = not (options.json or options.quiet) and sys.stdout.isatty()
-        return solve(
-            problem,
-            restarts=options.restarts,
-            rng=options.seed,
-            jobs=options.jobs,
-            progress=shown,
-        )
+        return solve(problem, "lbfgs", options.restarts, options.seed, options.jobs, shown)
 
     if options.sweep is not None:
-        _sweep(problem, options, solution_of if options.solve else None)
+        _sweep(problem, options, solver if options.solve else None)
         return
     if options.solve or options.plot is not None:
         check_problem(problem)
     known = overview(problem)
     if not (options.json or options.quiet):
         say(table(known))
-    solution = solution_of(problem) if options.solve else None
+    solution = solver(problem) if options.solve else None
     if options.json:
         say_json(to_json_value(record(known, solution)), indent=2)
     elif options.quiet:
         say(known.words() if solution is None else solution.verdict)
     else:
         if solution is not None:
-            say("\nsolved: " + _wrapped(solution.summary()))
+            lines = [_paragraph(line, WIDTH - 8) for line in solution.summary().splitlines()]
+            say("\nsolved: " + "\n".join(lines))
         say(_paragraph(known.words(solution)))
     if options.plot is not None:
         plot_problem(known, solution, options.plot)
@@ -140,72 +137,54 @@ def _problem(options: argparse.Namespace) -> DUFM:
     from ..dufm.problem import DUFM
 
     features = options.weight_decay[0] if options.feature_decay is None else options.feature_decay
+    several = (options.per_class, options.width, options.weight_decay)
+    per_class, width, decay = (x[0] if x is not None and len(x) == 1 else x for x in several)
+    more = {name: vars(options)[name] for name in ("loss", "bias", "bias_decay", "activation")}
     return DUFM(
-        options.classes,
-        _one_or_many(options.per_class),
-        options.depth,
-        None if options.width is None else _one_or_many(options.width),
-        feature_decay=features,
-        weight_decay=_one_or_many(options.weight_decay),
-        loss=options.loss,
-        bias=options.bias,
-        bias_decay=options.bias_decay,
-        activation=options.activation,
-    )
-
-
-def _one_or_many(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values
+        options.classes, per_class, options.depth, width, feature_decay=features,
+        weight_decay=decay, **more,
+    )  # fmt: skip
 
 
 def _sweep(
-    problem: DUFM, options: argparse.Namespace, solution_of: Callable[[DUFM], Solution] | None
+    problem: DUFM, options: argparse.Namespace, solver: Callable[[DUFM], Solution] | None
 ) -> None:
     from ..dufm.overview import parse_sweep, run_sweep
     from ..dufm.plots import plot_sweep
 
     sweep = parse_sweep(options.sweep)
-    name, points = sweep.name, run_sweep(problem, sweep, solution_of)
+    name, points = sweep.name, run_sweep(problem, sweep, solver)
     if options.json:
-        values = {
-            "format": "collapsemeter.DUFMSweep",
-            "version": 1,
-            "name": name,
-            "points": [{"value": p.value, **record(p.known, p.solution)} for p in points],
-        }
+        swept = [{"value": p.value, **record(p.known, p.solution)} for p in points]
+        values = {"format": "collapsemeter.DUFMSweep", "version": 1, "name": name, "points": swept}
         say_json(to_json_value(values), indent=2)
     elif options.quiet:
         for point in points:
-            say(f"{name} = {point.value:.6g}: {_swept_best(point)}")
+            best, last = point.known.best_known(point.solution), point.known.best_closed_form.loss
+            found, loss = best or ("no closed form below zero", last)
+            say(f"{name} = {point.value:.6g}: {found}, loss {loss:.10g}")
     else:
         say(sweep_table(name, points))
     if options.plot is not None:
         plot_sweep(sweep, points, options.plot)
 
 
-def _swept_best(point: SweptPoint) -> str:
-    best = point.known.best_known(point.solution)
-    if best is None:
-        return f"no closed form below zero, loss {point.known.best_closed_form.loss:.10g}"
-    return f"{best[0]}, loss {best[1]:.10g}"
-
-
-def _wrapped(text: str) -> str:
-    lines = [textwrap.wrap(line, WIDTH - 8, subsequent_indent="  ") for line in text.splitlines()]
-    return "\n".join(line for part in lines for line in part)
-
-
 def table(known: Overview) -> str:
     """Return the problem, its thresholds, every closed form and the best of them, in 80 columns."""
     sources = list(dict.fromkeys(reference.source for reference in known.references))
-    paragraphs = [_described(known.problem)]
-    paragraphs += [f"{threshold.name}: {threshold.words}" for threshold in known.thresholds]
-    shown, summed = _split_partial(known.references)
+    partial = [reference for reference in known.references if "learned" in reference.parameters]
+    summed = partial[1:] if len(partial) > SHOWN else []
+    shown = [reference for reference in known.references if reference not in summed]
     room = max([12, *(len(reference.name) for reference in shown)]) + 2
-    head = _cells(room, "name", "loss", "ratio", "rank of H_2 ...", "status", "source")
-    lines = [_paragraph(text) for text in paragraphs]
+    head = ROW.format("name", "loss", "ratio", "rank of H_2 ...", "status", "source", room=room)
+    lines = [_described(known.problem)]
+    lines += [_paragraph(f"{threshold.name}: {threshold.words}") for threshold in known.thresholds]
     lines += ["", head, "-" * len(head)]
-    lines += [_row(room, known, reference, sources) for reference in shown]
+    for reference in shown:
+        loss, ratio = f"{reference.loss:.10f}", _ratio(known.ratio(reference.loss))
+        trust = (rank_words(reference.ranks), reference.status)
+        source = f"[{sources.index(reference.source) + 1}]"
+        lines.append(ROW.format(reference.name, loss, ratio, *trust, source, room=room))
     if summed:
         low, high = summed[0], summed[-1]
         lines.append(f"  and {low.name} to {high.name}: losses {low.loss:.6g} to {high.loss:.6g}")
@@ -213,16 +192,16 @@ def table(known: Overview) -> str:
     lines += [_paragraph(f"[{number}] {text}") for number, text in enumerate(sources, start=1)]
     over = "loss over that of collapse" if known.collapsed else "none, since there is no collapse"
     lines.append(_paragraph(f"ratio: {over}; ranks: layers 2 to L + 1 before the ReLU"))
-    lines += ["", _paragraph(known.closed_form_words)]
-    return "\n".join(lines)
+    best = known.best_closed_form
+    words = f"best closed form: {best.name}, loss {best.loss:.10g}; {best.holds_for}"
+    return "\n".join([*lines, "", _paragraph(words)])
 
 
 def _described(problem: DUFM) -> str:
-    """Return the problem in one sentence."""
     from ..dufm.chain import shortened
 
     bias = f"bias with decay {problem.bias_decay:g}" if problem.bias else "no bias"
-    return (
+    return _paragraph(
         f"K = {problem.num_classes} classes of n = {shortened(problem.counts.tolist())}, "
         f"L = {problem.depth} layer{'s' if problem.depth > 1 else ''} of width {shortened(problem.layer_widths)}, "
         f"{problem.activation}, loss {problem.loss}, {bias}, "
@@ -230,29 +209,8 @@ def _described(problem: DUFM) -> str:
     )
 
 
-def _paragraph(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, WIDTH, subsequent_indent="  "))
-
-
-def _split_partial(references: tuple[Optimum, ...]) -> tuple[list[Optimum], list[Optimum]]:
-    partial = [reference for reference in references if "learned" in reference.parameters]
-    summed = partial[1:] if len(partial) > SHOWN else []
-    return [reference for reference in references if reference not in summed], summed
-
-
-def _row(room: int, known: Overview, reference: Optimum, sources: list[str]) -> str:
-    number = sources.index(reference.source) + 1
-    ratio = _ratio(known.ratio(reference.loss))
-    return _cells(
-        room, reference.name, f"{reference.loss:.10f}", ratio, rank_words(reference.ranks),
-        reference.status, f"[{number}]",
-    )  # fmt: skip
-
-
-def _cells(
-    room: int, name: str, loss: str, ratio: str, ranks: str, status: str, source: str
-) -> str:
-    return f"{name:<{room}}{loss:>12}{ratio:>9}  {ranks:<15}  {status:<11}  {source}"
+def _paragraph(text: str, width: int = WIDTH) -> str:
+    return "\n".join(textwrap.wrap(text, width, subsequent_indent="  "))
 
 
 def _ratio(ratio: float) -> str:
@@ -262,11 +220,7 @@ def _ratio(ratio: float) -> str:
 
 
 def rank_words(values: Sequence[int]) -> str:
-    """Return ranks with repetitions counted.
-
-    >>> rank_words([5, 5, 5, 10]), rank_words([2])
-    ('5x3 10', '2')
-    """
+    """Return ranks with repetitions counted, such as ``5x3 10``."""
     runs = [(value, len(list(run))) for value, run in groupby(values)]
     return " ".join(f"{value}x{count}" if count > 1 else f"{value}" for value, count in runs)
 
@@ -289,53 +243,34 @@ def sweep_table(name: str, points: list[SweptPoint]) -> str:
 
 def record(known: Overview, solution: Solution | None = None) -> dict[str, Any]:
     """Return what is known, and what was found, as plain values ready for JSON."""
-    from ..dufm.overview import reference_record
-
-    problem = known.problem
-    best = known.best_known(solution)
+    best, problem = known.best_known(solution), known.problem
     return {
         "format": "collapsemeter.DUFM",
         "version": 1,
-        "problem": {
-            "num_classes": problem.num_classes,
-            "per_class": problem.per_class,
-            "depth": problem.depth,
-            "widths": problem.layer_widths,
-            "feature_decay": problem.feature_decay,
-            "weight_decay": problem.decays,
-            "loss": problem.loss,
-            "bias": problem.bias,
-            "bias_decay": problem.bias_decay,
-            "activation": problem.activation,
-            "canonical_decay": problem.canonical_decay,
-        },
-        "thresholds": {
-            t.name: {"value": t.value, "threshold": t.threshold, "words": t.words}
-            for t in known.thresholds
-        },
+        "problem": {**asdict(problem), "canonical_decay": problem.canonical_decay},
+        "thresholds": {t.name: _plain(t, "value", "threshold", "words") for t in known.thresholds},
         "lower_bound": known.lower_bound,
         "collapsed": None if known.collapsed is None else known.collapsed.name,
         "best_closed_form": known.best_closed_form.name,
         "best_known": None if best is None else {"name": best[0], "loss": best[1]},
         "words": known.words(solution),
-        "references": [reference_record(known, reference) for reference in known.references],
+        "references": [
+            _plain(reference, *REFERENCE) | {"ratio_to_collapse": known.ratio(reference.loss)}
+            for reference in known.references
+        ],
         "solution": None if solution is None else _solution_record(solution),
     }
 
 
 def _solution_record(solution: Solution) -> dict[str, Any]:
-    layers = range(1, solution.problem.depth + 2)
-    return {
-        "loss": solution.loss,
-        "gap": solution.gap,
+    layers, residual = range(1, solution.problem.depth + 2), solution.residual
+    return _plain(solution, "loss", "gap", "proven", "verdict", "ranks") | {
         "reference": solution.reference.name,
-        "proven": solution.proven,
-        "verdict": solution.verdict,
-        "ranks": solution.ranks,
         "singular_values": {layer: solution.singular_values(layer) for layer in layers},
-        "residual": {
-            "gradient": solution.residual.plain,
-            "generalised": solution.residual.generalised,
-        },
-        "starts": [{"kind": start.kind, "loss": start.loss} for start in solution.starts],
+        "residual": {"gradient": residual.plain, "generalised": residual.generalised},
+        "starts": [asdict(start) for start in solution.starts],
     }
+
+
+def _plain(thing: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in names}

@@ -10,10 +10,9 @@
 `certificates`  `stationarity`, `stationarity_identities`: how stationary a point is
 `solver`        `solve`: numerical minimisation from many starts
 `solution`      `Solution`: what it found, beside the closed forms and bounds
-`descent`       `gradient_descent` on all samples, and its `Trajectory`
+`descent`       `gradient_descent` and its `Trajectory`; L-BFGS and Newton steps
 `seeds`         where descent starts
 `chain`         balanced layers, split from a map or put side by side
-`minimise`      L-BFGS and Newton steps
 `overview`      thresholds and closed forms of a problem in words, and sweeps
 `plots`         their figures
 ==============  ==================================================================
@@ -26,15 +25,13 @@ rank, below collapse); `ufm_mse`, `ufm_ce`, `seli`, `convex` (one layer); `linea
 """
 
 from .certificates import Identities, Stationarity, stationarity, stationarity_identities
-from .closed.blocks import Block, best_blocks, blocks, srg
-from .closed.bounds import lower_bound, nuclear_bound
+from .closed.blocks import Block, best_blocks, blocks, srg, srg_effective_classes
+from .closed.bounds import certify, lower_bound, nuclear_bound
 from .closed.collapse import dnc, orthogonal_frame, partial
 from .closed.cross_entropy import linear_ce_dnc, linear_ce_pairs, linear_ce_polygon, pairs
-from .closed.dual import certify
-from .closed.graph import srg_effective_classes
+from .closed.feasible import zero
 from .closed.linear import gof, linear, minority_threshold
 from .closed.one_layer import convex, seli, seli_grams, ufm_ce, ufm_mse
-from .closed.zero import zero
 from .descent import Trajectory, gradient_descent
 from .network import (
     Variables,

@@ -7,17 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize  # type: ignore[import-untyped, unused-ignore]
 
-from .network import Columns, Variables, check_shapes, class_columns, fit_and_slope, forward
+from .network import (
+    Columns,
+    Variables,
+    backpropagate,
+    class_columns,
+    class_loss_and_gradient,
+    fit_and_slope,
+    forward,
+    relu_slope,
+)
 from .problem import DUFM, FloatArray
 
-CORNER = 1e-3
-"""Pre-activations below this fraction of the largest of a layer count as zero."""
-
-SWEEPS = 3
-"""How often all layers are improved in turn; more gains little."""
-
-LARGEST_SYSTEM = 20_000_000
-"""Entries of the largest least squares matrix; beyond, neurons stay separate."""
+CORNER = 1e-3  # pre-activations below this fraction of the largest of a layer count as zero
+SWEEPS = 3  # how often all layers are improved in turn; more gains little
+LARGEST_SYSTEM = 20_000_000  # entries of a least squares matrix; beyond, neurons stay separate
 
 
 @dataclass(frozen=True)
@@ -37,113 +41,6 @@ class Stationarity:
     plain: float
     generalised: float
     corners: int
-
-
-@dataclass(frozen=True)
-class _Corners:
-    """A point with its layers, and the entries whose slope is free."""
-
-    problem: DUFM
-    point: Variables
-    post: list[FloatArray]
-    sharp: list[FloatArray]
-    free: list[NDArray[np.bool_]]
-
-    def deltas(self, slopes: list[FloatArray]) -> list[FloatArray]:
-        """Derivatives in the layers, after the slopes; index as in `post`."""
-        columns = class_columns(self.problem)
-        deltas = [fit_and_slope(self.problem.loss, self.post[-1], columns)[1]]
-        for index in range(self.problem.depth - 1, -1, -1):
-            deltas.append((self.point.weights[index].T @ deltas[-1]) * slopes[index])
-        return deltas[::-1]
-
-    def gradient(self, slopes: list[FloatArray]) -> list[FloatArray]:
-        """Derivatives in the features, the weights and the bias."""
-        deltas, problem = self.deltas(slopes), self.problem
-        parts = [deltas[0] + class_columns(problem).decay * self.point.features]
-        for index, decay in enumerate(problem.decays):
-            fit = deltas[index + 1] @ self.post[index].T
-            parts.append(fit + decay * self.point.weights[index])
-        if self.point.bias is not None:
-            parts.append(deltas[-1].sum(axis=1) + problem.bias_decay * self.point.bias)
-        return parts
-
-    def norm(self, slopes: list[FloatArray]) -> float:
-        """Norm of the gradient."""
-        return float(np.sqrt(sum(float(np.sum(part**2)) for part in self.gradient(slopes))))
-
-
-def _find_corners(problem: DUFM, point: Variables, corner: float) -> _Corners:
-    pre, post = forward(problem, point)
-    sharp = [np.ones_like(pre[0])]
-    free = [np.zeros(pre[0].shape, dtype=np.bool_)]
-    for layer in pre[1:-1]:
-        sharp.append((layer > 0).astype(np.float64) if problem.rectified else np.ones_like(layer))
-        free.append(np.abs(layer) <= corner * float(np.max(np.abs(layer))))
-    return _Corners(problem, point, post, sharp, free)
-
-
-def _slopes_between(matrix: FloatArray, target: FloatArray) -> FloatArray:
-    """The `x` in [0, 1] that minimises ``||matrix @ x - target||``."""
-    least = optimize.lsq_linear(matrix, target, bounds=(0.0, 1.0), tol=1e-12)
-    return np.asarray(least.x, dtype=np.float64)
-
-
-def _by_neuron(corners: _Corners) -> list[FloatArray]:
-    """Slopes from the output down, each neuron for the gradient of its own weights."""
-    slopes = [slope.copy() for slope in corners.sharp]
-    for layer in range(len(slopes) - 1, 0, -1):
-        weights, below = corners.point.weights, corners.post[layer - 1]
-        delta = weights[layer].T @ corners.deltas(slopes)[layer + 1]
-        decayed = corners.problem.decays[layer - 1] * weights[layer - 1]
-        moving = np.logical_and(corners.free[layer], delta != 0)
-        for j in np.flatnonzero(moving.any(axis=1)):
-            fixed = np.where(moving[j], 0.0, slopes[layer][j]) * delta[j]
-            matrix = below[:, moving[j]] * delta[j, moving[j]]
-            slopes[layer][j, moving[j]] = _slopes_between(matrix, -(below @ fixed + decayed[j]))
-    return slopes
-
-
-def _influence(
-    corners: _Corners,
-    slopes: list[FloatArray],
-    layer: int,
-    rows: FloatArray,
-    columns: NDArray[np.intp],
-) -> FloatArray:
-    """What each free slope of a layer adds to the gradient below it, one row each.
-
-    `rows` are derivatives in the layer, one per slope, each in the column that `columns` names.
-    """
-    parts = []
-    count = len(columns)
-    for index in range(layer, 0, -1):
-        inputs = corners.post[index - 1][:, columns].T
-        parts.append((rows[:, :, None] * inputs[:, None, :]).reshape(count, -1))
-        rows = (rows @ corners.point.weights[index - 1]) * slopes[index - 1][:, columns].T
-    features = np.zeros((count, rows.shape[1], corners.problem.num_classes))
-    features[np.arange(count), :, columns] = rows
-    return np.concatenate([*parts, features.reshape(count, -1)], axis=1)
-
-
-def _by_layer(corners: _Corners, slopes: list[FloatArray], layer: int) -> list[FloatArray]:
-    """Improve all slopes of one layer together, for the whole gradient below it."""
-    delta = corners.point.weights[layer].T @ corners.deltas(slopes)[layer + 1]
-    neurons, columns = np.nonzero(np.logical_and(corners.free[layer], delta != 0))
-    count = len(columns)
-    size = sum(weight.size for weight in corners.point.weights[:layer]) + corners.post[0].size
-    if not 0 < count * size <= LARGEST_SYSTEM:
-        return slopes
-    rows = np.zeros((count, delta.shape[0]))
-    rows[np.arange(count), neurons] = delta[neurons, columns]
-    matrix = _influence(corners, slopes, layer, rows, columns).T
-    fixed = [slope.copy() for slope in slopes]
-    fixed[layer][neurons, columns] = 0.0
-    features, *weights = corners.gradient(fixed)
-    below = [part.ravel() for part in (*weights[:layer][::-1], features)]
-    basis, triangle = np.linalg.qr(matrix)
-    fixed[layer][neurons, columns] = _slopes_between(triangle, -basis.T @ np.concatenate(below))
-    return fixed
 
 
 def stationarity(problem: DUFM, point: Variables, corner: float = CORNER) -> Stationarity:
@@ -169,18 +66,79 @@ def stationarity(problem: DUFM, point: Variables, corner: float = CORNER) -> Sta
     >>> stationarity(problem, problem.optimum().variables).generalised < 1e-12
     True
     """
-    check_shapes(problem, point, problem.num_classes)
-    corners = _find_corners(problem, point, corner)
-    plain = corners.norm(corners.sharp)
+    plain = class_loss_and_gradient(problem, point)[1].norm
     if not problem.rectified:
         return Stationarity(plain, plain, 0)
-    slopes = _by_neuron(corners)
-    least = min(plain, corners.norm(slopes))
+    pre, post = forward(problem, point)
+    free = [np.abs(x) <= corner * float(np.max(np.abs(x))) for x in pre[1:-1]]
+    corners, slopes = _Corners(problem, point, post, free), [relu_slope(x) for x in pre[1:-1]]
+    _separate_neurons(corners, slopes)
+    least = min(plain, corners.backward(slopes)[0].norm)
     for _ in range(SWEEPS):
         for layer in range(problem.depth - 1, 0, -1):
-            slopes = _by_layer(corners, slopes, layer)
-        least = min(least, corners.norm(slopes))
-    return Stationarity(plain, least, int(sum(free.sum() for free in corners.free)))
+            _improve_layer(corners, slopes, layer)
+        least = min(least, corners.backward(slopes)[0].norm)
+    return Stationarity(plain, least, int(sum(layer.sum() for layer in free)))
+
+
+@dataclass(frozen=True)
+class _Corners:
+    """A point, its layers, and the entries of layers 2 to L whose slope is free."""
+
+    problem: DUFM
+    point: Variables
+    post: list[FloatArray]
+    free: list[NDArray[np.bool_]]
+
+    def backward(self, slopes: list[FloatArray]) -> tuple[Variables, list[FloatArray]]:
+        """The gradient with these slopes, and the derivatives in the layers."""
+        columns = class_columns(self.problem)
+        slope = fit_and_slope(self.problem.loss, self.post[-1], columns)[1]
+        return backpropagate(self.problem, self.point, self.post, slope, slopes, columns)
+
+    def moving(self, slopes: list[FloatArray], layer: int) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Derivatives after the ReLU that feeds a weight, and the free slopes that matter there."""
+        delta = self.point.weights[layer].T @ self.backward(slopes)[1][layer + 1]
+        return delta, np.logical_and(self.free[layer - 1], delta != 0)
+
+
+def _separate_neurons(corners: _Corners, slopes: list[FloatArray]) -> None:
+    """Set slopes from the output down, each neuron for the gradient of its own weights."""
+    for layer in range(len(slopes), 0, -1):
+        below = corners.post[layer - 1]
+        delta, moving = corners.moving(slopes, layer)
+        decayed = corners.problem.decays[layer - 1] * corners.point.weights[layer - 1]
+        for j in np.flatnonzero(moving.any(axis=1)):
+            fixed = np.where(moving[j], 0.0, slopes[layer - 1][j]) * delta[j]
+            matrix = below[:, moving[j]] * delta[j, moving[j]]
+            best = _slopes_between(matrix, -(below @ fixed + decayed[j]))
+            slopes[layer - 1][j, moving[j]] = best
+
+
+def _improve_layer(corners: _Corners, slopes: list[FloatArray], layer: int) -> None:
+    """Set all slopes of a layer together: the gradient below is affine in them, and made least."""
+    moving = corners.moving(slopes, layer)[1]
+    weights = corners.point.weights[:layer]
+    count, size = int(moving.sum()), sum(weight.size for weight in weights)
+    if not 0 < count * (size + corners.point.features.size) <= LARGEST_SYSTEM:
+        return
+
+    def below(values: FloatArray) -> FloatArray:
+        slopes[layer - 1][moving] = values
+        gradient = corners.backward(slopes)[0]
+        parts = (gradient.features, *gradient.weights[:layer])
+        return np.concatenate([part.ravel() for part in parts])
+
+    constant = below(np.zeros(count))
+    matrix = np.array([below(unit) - constant for unit in np.eye(count)]).T
+    basis, triangle = np.linalg.qr(matrix)
+    slopes[layer - 1][moving] = _slopes_between(triangle, -basis.T @ constant)
+
+
+def _slopes_between(matrix: FloatArray, target: FloatArray) -> FloatArray:
+    """The `x` in [0, 1] that minimises ``||matrix @ x - target||``."""
+    least = optimize.lsq_linear(matrix, target, bounds=(0.0, 1.0), tol=1e-12)
+    return np.asarray(least.x, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -241,18 +199,15 @@ def stationarity_identities(problem: DUFM, point: Variables, columns: Columns) -
     penalties = 0.5 * problem.bias_decay * float(np.sum(shift**2))
     first = problem.decays[0] * point.weights[0].T @ point.weights[0] - features
     loss = fit + 0.5 * float(norms.sum()) + penalties
+    unbalanced = [
+        a * np.sum(incoming**2, axis=1) - b * np.sum(outgoing**2, axis=0)
+        for (a, incoming), (b, outgoing) in pairwise(weights)
+    ]
     return Identities(
         power=power,
         norms=norms,
         norm_spread=float(np.max(np.abs(norms - power))),
-        neuron_balance=max((_imbalance(*pair) for pair in pairwise(weights)), default=0.0),
+        neuron_balance=max((float(np.max(np.abs(x))) for x in unbalanced), default=0.0),
         first_layer=float(np.max(np.abs(first))),
         loss=abs(loss - (fit + 0.5 * (problem.depth + 1) * power + penalties)),
     )
-
-
-def _imbalance(incoming: tuple[float, FloatArray], outgoing: tuple[float, FloatArray]) -> float:
-    """The largest difference of decayed incoming and outgoing weight of a neuron."""
-    into = incoming[0] * np.sum(incoming[1] ** 2, axis=1)
-    out = outgoing[0] * np.sum(outgoing[1] ** 2, axis=0)
-    return float(np.max(np.abs(into - out)))

@@ -1,32 +1,23 @@
-"""Chains: balanced layers without padding, split from a map or put side by side.
-
-A *chain* is the tuple ``(M_1, W_1, ..., W_L)`` of a canonical problem: features with
-one column per class, then the weights.
-"""
+"""Chains: balanced layers without padding, split from a map or put side by side."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from scipy import linalg  # type: ignore[import-untyped, unused-ignore]
 
-from .network import Variables
+from .network import Variables, zeros
 from .problem import DUFM, FloatArray, TooNarrow
 
 Chain = tuple[FloatArray, ...]
+"""``(M_1, W_1, ..., W_L)`` of a canonical problem: features, a column per class, and weights."""
 
-MOST_ENTRIES = 500_000_000
-"""Numbers in the features and weights of one point: 4 GB."""
-
-VANISHING = 1e-10
-"""Singular values below this fraction of the largest count as zero."""
+MOST_ENTRIES = 500_000_000  # numbers in the features and weights of one point: 4 GB
+VANISHING = 1e-10  # singular values below this fraction of the largest count as zero
 
 
 def split_linear(target: FloatArray, depth: int) -> Chain:
-    r"""Balanced factors :math:`W_L \cdots W_1 M_1` of a matrix, of inner dimension its rank.
-
-    With :math:`Z = U S V^T`, every factor has singular values :math:`S^{1/(L+1)}`, the cheapest
-    split under equal decays (Dang et al. 2023).
-    """
+    """Factors of a matrix with roots of its singular values: the cheapest split (Dang et al. 2023)."""
     left, values, right = np.linalg.svd(target, full_matrices=False)
     rank = max(1, int(np.sum(values > VANISHING * max(values[0], 1e-300))))
     roots = values[:rank] ** (1 / (depth + 1))
@@ -42,10 +33,7 @@ def split_by_size(outputs: FloatArray, problem: DUFM) -> Chain:
 
 
 def split_diagonal(values: FloatArray, depth: int) -> Chain:
-    """`split_linear` of a non-negative diagonal matrix, with non-negative factors.
-
-    The factors pass through a ReLU unchanged. Zero entries get no neuron.
-    """
+    """Non-negative factors of a diagonal matrix, which a ReLU keeps; zeros get no neuron."""
     learned = np.flatnonzero(values)
     axes = np.eye(values.size)[:, learned] if learned.size else np.zeros((values.size, 1))
     roots = values[learned] ** (1 / (depth + 1)) if learned.size else np.zeros(1)
@@ -54,10 +42,7 @@ def split_diagonal(values: FloatArray, depth: int) -> Chain:
 
 
 def paired_signs(num_classes: int) -> FloatArray:
-    """Pairs of opposite classes: blocks [[1, -1], [-1, 1]], and 1 for an odd class out.
-
-    Its rank is half the number of classes, rounded up; its nuclear norm that of the identity.
-    """
+    """Pairs of opposite classes: blocks [[1, -1], [-1, 1]], and 1 for an odd class out."""
     signs = np.eye(num_classes)
     for first in range(0, num_classes - 1, 2):
         signs[first, first + 1] = signs[first + 1, first] = -1.0
@@ -66,21 +51,12 @@ def paired_signs(num_classes: int) -> FloatArray:
 
 def balance(chain: Chain, norm: float) -> Chain:
     """Rescale every factor to the same Frobenius norm."""
-    return tuple(factor * (norm / np.linalg.norm(factor)) for factor in chain)
+    return tuple(factor * (norm / max(float(np.linalg.norm(factor)), 1e-300)) for factor in chain)
 
 
 def direct_sum(chains: Sequence[Chain]) -> Chain:
     """Networks side by side: each keeps its own neurons and its own classes."""
-
-    def stack(blocks: Sequence[FloatArray]) -> FloatArray:
-        out = np.zeros(tuple(sum(block.shape[axis] for block in blocks) for axis in (0, 1)))
-        row = column = 0
-        for block in blocks:
-            out[row : row + block.shape[0], column : column + block.shape[1]] = block
-            row, column = row + block.shape[0], column + block.shape[1]
-        return out
-
-    return tuple(stack(blocks) for blocks in zip(*chains, strict=True))
+    return tuple(np.asarray(linalg.block_diag(*blocks)) for blocks in zip(*chains, strict=True))
 
 
 def widths_of(chain: Chain) -> tuple[int, ...]:
@@ -115,17 +91,10 @@ def shortened(values: Sequence[object]) -> str:
     return f"({', '.join(map(str, values[:8]))}{', ...' if len(values) > 8 else ''})"
 
 
-def pad(problem: DUFM, chain: Chain, bias: FloatArray | None = None) -> Variables:
-    """Fill a chain up with zeros to the widths of the problem."""
-    widths = (*problem.layer_widths, problem.num_classes)
+def pad(problem: DUFM, point: Variables) -> Variables:
+    """Fill a point up with zeros to the widths of the problem."""
     check_memory(problem)
-    features = np.zeros((widths[0], chain[0].shape[1]))
-    features[: chain[0].shape[0]] = chain[0]
-    weights = []
-    for index, factor in enumerate(chain[1:]):
-        weight = np.zeros((widths[index + 1], widths[index]))
-        weight[: factor.shape[0], : factor.shape[1]] = factor
-        weights.append(weight)
-    if problem.bias and bias is None:
-        bias = np.zeros(problem.num_classes)
-    return Variables(features, tuple(weights), bias)
+    padded = zeros(problem, point.features.shape[1])
+    for room, array in zip(padded.arrays, point.arrays, strict=False):
+        room[tuple(map(slice, array.shape))] = array
+    return padded

@@ -1,12 +1,17 @@
-"""Plain gradient descent on all samples, for those who study its dynamics."""
+"""Ways down: gradient descent on all samples, and L-BFGS and Newton steps on class means."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize  # type: ignore[import-untyped, unused-ignore]
 
 from .network import (
     Variables,
     class_averages,
+    class_columns,
     column_loss_and_gradient,
     fit_and_slope,
     forward,
@@ -14,11 +19,7 @@ from .network import (
 )
 from .problem import DUFM, FloatArray
 
-BLOWN_UP = 1e6
-"""A run that ends so many times above its start has diverged.
-
-Losses also rise on the way to a minimum, at the edge of stability, but by factors.
-"""
+BLOWN_UP = 1e6  # a run that ends so many times above its start has diverged: others rise by factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,40 +38,12 @@ class Trajectory:
         Within-class over between-class trace of every layer.
     """
 
-    step: np.ndarray[tuple[int], np.dtype[np.int64]]
+    step: NDArray[np.int64]
     loss: FloatArray
     fit: FloatArray
     gradient_norm: FloatArray
     singular_values: FloatArray
     within: FloatArray
-
-    @classmethod
-    def empty(cls, problem: DUFM, step: np.ndarray[tuple[int], np.dtype[np.int64]]) -> "Trajectory":
-        """Room for a record after each of these steps."""
-        rows, layers = step.size, problem.depth + 1
-        loss, fit, norm = np.empty((3, rows))
-        spectra = np.empty((rows, layers, problem.num_classes))
-        return cls(step, loss, fit, norm, spectra, np.empty((rows, layers)))
-
-    def until(self, rows: int) -> "Trajectory":
-        """The first records."""
-        return Trajectory(*(getattr(self, field.name)[:rows] for field in fields(self)))
-
-
-def _layer_records(problem: DUFM, layers: list[FloatArray]) -> tuple[FloatArray, FloatArray]:
-    """Singular values of the class means, and within over between trace, per layer."""
-    labels = sample_columns(problem).labels
-    values = np.zeros((len(layers), problem.num_classes))
-    within = np.empty(len(layers))
-    for index, layer in enumerate(layers):
-        means = class_averages(problem, layer)
-        spectrum = np.linalg.svd(means, compute_uv=False)
-        values[index, : spectrum.size] = spectrum
-        spread = float(np.sum((layer - means[:, labels]) ** 2))
-        centre = layer.mean(axis=1, keepdims=True)
-        between = float(np.sum(problem.counts * np.sum((means - centre) ** 2, axis=0)))
-        within[index] = spread / between if between > 0 else np.nan
-    return values, within
 
 
 def gradient_descent(
@@ -94,31 +67,101 @@ def gradient_descent(
         The last point and its loss; an infinite loss if the run diverged: the loss overflowed, or
         ended a million times above where it began.
     """
-    columns = sample_columns(problem)
+    columns, shape = sample_columns(problem), (problem.depth + 1, problem.num_classes)
     recorded = np.unique(np.linspace(0, steps, max(2, records)).astype(np.int64))
-    path = Trajectory.empty(problem, recorded)
+    losses, fits, norms = np.empty((3, recorded.size))
+    spectra, within = np.zeros((recorded.size, *shape)), np.empty((recorded.size, shape[0]))
     point, loss, row = start, np.inf, 0
     with np.errstate(over="ignore", invalid="ignore"):
         for step in range(steps + 1):
             loss, gradient = column_loss_and_gradient(problem, point, columns)
             if not np.isfinite(loss):
-                return point, float("inf"), path.until(row)
+                break
             if step == recorded[row]:
                 layers = forward(problem, point)[1]
-                path.loss[row] = loss
-                path.fit[row] = fit_and_slope(problem.loss, layers[-1], columns)[0]
-                path.gradient_norm[row] = np.sqrt(sum(np.vdot(x, x) for x in gradient.arrays))
-                path.singular_values[row], path.within[row] = _layer_records(problem, layers)
+                losses[row] = loss
+                fits[row] = fit_and_slope(problem.loss, layers[-1], columns)[0]
+                norms[row] = gradient.norm
+                _record_layers(problem, layers, spectra[row], within[row])
                 row += 1
             if step < steps:
-                point = _step(point, gradient, learning_rate)
-    diverged = loss > BLOWN_UP * max(float(path.loss[0]), 1.0)
-    return point, float("inf") if diverged else float(loss), path
+                pairs = zip(point.arrays, gradient.arrays, strict=True)
+                point = point.with_arrays(x - learning_rate * slope for x, slope in pairs)
+    arrays = (losses, fits, norms, spectra, within)
+    if not loss <= BLOWN_UP * max(float(losses[0]), 1.0):
+        loss = np.inf
+    return point, float(loss), Trajectory(recorded[:row], *(array[:row] for array in arrays))
 
 
-def _step(point: Variables, gradient: Variables, rate: float) -> Variables:
-    features, *weights = (
-        x - rate * slope for x, slope in zip(point.arrays, gradient.arrays, strict=True)
-    )
-    bias = None if point.bias is None else weights.pop()
-    return Variables(features, tuple(weights), bias)
+def _record_layers(
+    problem: DUFM, layers: list[FloatArray], spectra: FloatArray, within: FloatArray
+) -> None:
+    """Singular values of the class means, and within over between trace, of every layer."""
+    for index, layer in enumerate(layers):
+        means = class_averages(problem, layer)
+        spectrum = np.linalg.svd(means, compute_uv=False)
+        spectra[index, : spectrum.size] = spectrum
+        spread = float(np.sum((layer - np.repeat(means, problem.counts, axis=1)) ** 2))
+        centre = layer.mean(axis=1, keepdims=True)
+        between = float(np.sum(problem.counts * np.sum((means - centre) ** 2, axis=0)))
+        within[index] = spread / between if between > 0 else np.nan
+
+
+def flatten(point: Variables) -> FloatArray:
+    """All variables of a point as one vector."""
+    return np.concatenate([array.ravel() for array in point.arrays])
+
+
+def unflatten(shaped: Variables, vector: FloatArray) -> Variables:
+    """The variables in a vector, as views of it, in the shapes of a point."""
+    arrays, begin = [], 0
+    for array in shaped.arrays:
+        arrays.append(vector[begin : begin + array.size].reshape(array.shape))
+        begin += array.size
+    return shaped.with_arrays(arrays)
+
+
+def flat_objective(
+    problem: DUFM, shaped: Variables, decay_scale: float = 1.0, smoothing: float = 0.0
+) -> Callable[[FloatArray], tuple[float, FloatArray]]:
+    """The class-level loss and gradient as a function of one vector."""
+    columns = class_columns(problem)
+
+    def evaluate(vector: FloatArray) -> tuple[float, FloatArray]:
+        point = unflatten(shaped, vector)
+        loss, gradient = column_loss_and_gradient(problem, point, columns, decay_scale, smoothing)
+        return loss, flatten(gradient)
+
+    return evaluate
+
+
+def lbfgs(
+    problem: DUFM, start: Variables, steps: int, tolerance: float = 1e-10, **changes: float
+) -> tuple[float, Variables]:
+    """Minimise with L-BFGS, with the changes that `flat_objective` takes: the loss and the point."""
+    options: dict[str, Any] = {
+        "maxiter": steps,
+        "maxfun": 2 * steps,
+        "maxcor": 30,
+        "ftol": 1e-16,  # stop on the gradient, not on a flat stretch near a saddle
+        "gtol": tolerance,
+    }
+    function = flat_objective(problem, start, **changes)
+    end = optimize.minimize(function, flatten(start), jac=True, method="L-BFGS-B", options=options)
+    return float(end.fun), unflatten(start, np.asarray(end.x, dtype=np.float64))
+
+
+def newton_polish(problem: DUFM, start: Variables, rounds: int = 3) -> Variables:
+    """Newton steps by central differences: L-BFGS stops at half the digits of the point."""
+    function, point, step = flat_objective(problem, start), flatten(start), 1e-5
+    slope = function(point)[1]
+    for _ in range(rounds):
+        shifts = step * np.eye(point.size)
+        hessian = np.array([function(point + x)[1] - function(point - x)[1] for x in shifts])
+        hessian = (hessian + hessian.T) / (4 * step)
+        moved = point - np.linalg.lstsq(hessian, slope, rcond=1e-8)[0]  # none in flat directions
+        moved_slope = function(moved)[1]
+        if not np.linalg.norm(moved_slope) < np.linalg.norm(slope):
+            break
+        point, slope = moved, moved_slope
+    return unflatten(start, point)

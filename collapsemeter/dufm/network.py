@@ -1,10 +1,11 @@
 """The actual network: its loss and gradient. Columns are samples, as in the papers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .problem import DUFM, FloatArray
 
@@ -32,12 +33,23 @@ class Variables:
         """Features, weights and, if there is one, the bias."""
         return [self.features, *self.weights, *([] if self.bias is None else [self.bias])]
 
+    @property
+    def norm(self) -> float:
+        """Root of the sum of all squares."""
+        return math.sqrt(sum(float(np.vdot(array, array)) for array in self.arrays))
+
+    def with_arrays(self, arrays: Iterable[FloatArray]) -> "Variables":
+        """Another point, from arrays in the order of `arrays`."""
+        features, *weights = arrays
+        bias = None if self.bias is None else weights.pop()
+        return Variables(features, tuple(weights), bias)
+
 
 @dataclass(frozen=True)
 class Columns:
     """Class, weight in the fit (they sum to one) and feature decay of every column, shape (m,)."""
 
-    labels: np.ndarray[tuple[int], np.dtype[np.int64]]
+    labels: NDArray[np.int64]
     fit: FloatArray
     decay: FloatArray
 
@@ -62,7 +74,7 @@ def class_averages(problem: DUFM, samples: FloatArray) -> FloatArray:
     return np.asarray(np.add.reduceat(samples, starts, axis=1) / problem.counts)
 
 
-def _relu_slope(x: FloatArray, smoothing: float) -> FloatArray:
+def relu_slope(x: FloatArray, smoothing: float = 0.0) -> FloatArray:
     """Slope of the ReLU, whose corner is a parabola on [0, smoothing] if that is positive."""
     if smoothing == 0:
         return (x > 0).astype(np.float64)
@@ -72,7 +84,7 @@ def _relu_slope(x: FloatArray, smoothing: float) -> FloatArray:
 def _relu(x: FloatArray, smoothing: float) -> FloatArray:
     if smoothing == 0:
         return np.maximum(x, 0.0)
-    slope = _relu_slope(x, smoothing)
+    slope = relu_slope(x, smoothing)
     return slope * (x - 0.5 * smoothing * slope)
 
 
@@ -105,47 +117,63 @@ def forward(
     return pre, post
 
 
-def fit_and_slope(loss: str, outputs: FloatArray, columns: Columns) -> tuple[float, FloatArray]:
-    """The data term of the objective and its derivative in the outputs."""
-    picked = (columns.labels, np.arange(outputs.shape[1]))
+def fits_and_slopes(
+    loss: str, outputs: FloatArray, labels: NDArray[np.int64]
+) -> tuple[FloatArray, FloatArray]:
+    """The loss of every column, shape (m,), and its derivative in the outputs."""
+    picked = (labels, np.arange(outputs.shape[1]))
     if loss == "mse":
         error = outputs.copy()
         error[picked] -= 1.0
-        return float(0.5 * np.sum(columns.fit * np.sum(error**2, axis=0))), error * columns.fit
+        return 0.5 * np.sum(error**2, axis=0), error
     shifted = outputs - outputs.max(axis=0)
     exponentials = np.exp(shifted)
     total = exponentials.sum(axis=0)
-    value = float(np.sum(columns.fit * (np.log(total) - shifted[picked])))
     error = exponentials / total
     error[picked] -= 1.0
-    return value, error * columns.fit
+    return np.log(total) - shifted[picked], error
+
+
+def fit_and_slope(loss: str, outputs: FloatArray, columns: Columns) -> tuple[float, FloatArray]:
+    """The data term of the objective and its derivative in the outputs."""
+    fits, slopes = fits_and_slopes(loss, outputs, columns.labels)
+    return float(np.sum(columns.fit * fits)), slopes * columns.fit
+
+
+def backpropagate(
+    problem: DUFM, point: Variables, post: list[FloatArray], output_slope: FloatArray,
+    slopes: list[FloatArray], columns: Columns, decay_scale: float = 1.0,
+) -> tuple[Variables, list[FloatArray]]:  # fmt: skip
+    """The gradient of the objective, given the slopes in 2 to L, and that of the fit in all layers."""
+    deltas = [output_slope]
+    for weight, slope in zip(point.weights[:0:-1], slopes[::-1], strict=True):
+        deltas.append((weight.T @ deltas[-1]) * slope)
+    deltas = [point.weights[0].T @ deltas[-1], *deltas[::-1]]
+    parts = [deltas[0] + decay_scale * columns.decay * point.features]
+    for index, weight in enumerate(point.weights):
+        decay = decay_scale * problem.decays[index]
+        parts.append(deltas[index + 1] @ post[index].T + decay * weight)
+    if point.bias is not None:
+        parts.append(deltas[-1].sum(axis=1) + problem.bias_decay * point.bias)
+    return point.with_arrays(parts), deltas
 
 
 def column_loss_and_gradient(
-    problem: DUFM,
-    point: Variables,
-    columns: Columns,
-    decay_scale: float = 1.0,
+    problem: DUFM, point: Variables, columns: Columns, decay_scale: float = 1.0,
     smoothing: float = 0.0,
-) -> tuple[float, Variables]:
+) -> tuple[float, Variables]:  # fmt: skip
     """`loss_and_gradient` for any meaning of the columns, with decays scaled and the ReLU smoothed."""
     pre, post = forward(problem, point, smoothing)
-    value, delta = fit_and_slope(problem.loss, post[-1], columns)
-    bias = None
+    value, output_slope = fit_and_slope(problem.loss, post[-1], columns)
     if point.bias is not None:
         value += 0.5 * problem.bias_decay * float(point.bias @ point.bias)
-        bias = delta.sum(axis=1) + problem.bias_decay * point.bias
-    slopes: list[FloatArray] = []
-    for index in range(problem.depth - 1, -1, -1):
-        weight, decay = point.weights[index], decay_scale * problem.decays[index]
-        value += 0.5 * decay * float(np.vdot(weight, weight))
-        slopes.append(delta @ post[index].T + decay * weight)
-        delta = weight.T @ delta
-        if index and problem.rectified:
-            delta = delta * _relu_slope(pre[index], smoothing)
+    for weight, decay in zip(point.weights[::-1], problem.decays[::-1], strict=True):
+        value += 0.5 * decay_scale * decay * float(np.vdot(weight, weight))
     decayed = decay_scale * columns.decay * point.features
     value += 0.5 * float(np.vdot(decayed, point.features))
-    return value, Variables(delta + decayed, tuple(slopes[::-1]), bias)
+    slopes = [relu_slope(x, smoothing) if problem.rectified else np.ones(1) for x in pre[1:-1]]
+    back = backpropagate(problem, point, post, output_slope, slopes, columns, decay_scale)
+    return value, back[0]
 
 
 def loss_and_gradient(problem: DUFM, point: Variables) -> tuple[float, Variables]:
@@ -177,6 +205,13 @@ def array_shapes(problem: DUFM, columns: int) -> list[tuple[int, ...]]:
     return [(widths[0], columns), *weights]
 
 
+def zeros(problem: DUFM, columns: int) -> Variables:
+    """A point of nothing but zeros."""
+    features, *weights = map(np.zeros, array_shapes(problem, columns))
+    bias = np.zeros(problem.num_classes) if problem.bias else None
+    return Variables(features, tuple(weights), bias)
+
+
 def check_shapes(problem: DUFM, point: Variables, columns: int) -> None:
     """Refuse a point whose arrays are not those of the problem."""
     needed = array_shapes(problem, columns)
@@ -190,44 +225,3 @@ def check_shapes(problem: DUFM, point: Variables, columns: int) -> None:
     if (shape is not None) != problem.bias or shape not in (None, (problem.num_classes,)):
         right = f"shape ({problem.num_classes},)" if problem.bias else "no bias"
         raise ValueError(f"bias has shape {shape}, the problem needs {right}: pass that.")
-
-
-@dataclass(frozen=True)
-class FlatLayout:
-    """Where features, weights and bias of a class-level point lie in one vector."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    bias: bool
-
-    @classmethod
-    def of(cls, problem: DUFM) -> "FlatLayout":
-        shapes = array_shapes(problem, problem.num_classes)
-        bias = [(problem.num_classes,)] if problem.bias else []
-        return cls((*shapes, *bias), problem.bias)
-
-    def pack(self, point: Variables) -> FloatArray:
-        """All variables as one vector."""
-        return np.concatenate([array.ravel() for array in point.arrays])
-
-    def unpack(self, vector: FloatArray) -> Variables:
-        """The variables in the vector, as views of it."""
-        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
-        parts = np.split(vector, ends[:-1])
-        features, *weights = (x.reshape(s) for x, s in zip(parts, self.shapes, strict=True))
-        bias = weights.pop() if self.bias else None
-        return Variables(features, tuple(weights), bias)
-
-
-def flat_objective(
-    problem: DUFM, decay_scale: float = 1.0, smoothing: float = 0.0
-) -> Callable[[FloatArray], tuple[float, FloatArray]]:
-    """The class-level loss and gradient as a function of one vector of `FlatLayout`."""
-    layout, columns = FlatLayout.of(problem), class_columns(problem)
-
-    def evaluate(vector: FloatArray) -> tuple[float, FloatArray]:
-        loss, gradient = column_loss_and_gradient(
-            problem, layout.unpack(vector), columns, decay_scale, smoothing
-        )
-        return loss, layout.pack(gradient)
-
-    return evaluate

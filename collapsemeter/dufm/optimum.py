@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
 from .chain import Chain, pad
-from .network import Variables, class_averages, forward, sample_columns
+from .network import Columns, Variables, class_averages, class_columns, forward, sample_columns
 from .problem import DUFM, FloatArray
 from .reductions import from_canonical, repeat_samples
 
@@ -17,17 +17,12 @@ if TYPE_CHECKING:
 
 Status = Literal["theorem", "best known", "upper bound"]
 
-RANK_TOLERANCE = 1e-3
-"""Singular values below this fraction of the largest are not counted in a rank."""
+RANK_TOLERANCE = 1e-3  # of the largest singular value: lower ones are not counted in a rank
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """The layers of a network, whoever found it.
-
-    Layers are numbered as in the papers: 1 is the free features, 2 to L the hidden
-    layers, L + 1 the output.
-    """
+    """The layers of a network: 1 is the free features, 2 to L are hidden, L + 1 is the output."""
 
     problem: DUFM
 
@@ -39,7 +34,7 @@ class Geometry:
     @property
     def by_sample(self) -> bool:
         """Whether the point has one column per sample."""
-        return False
+        return bool(self.variables.features.shape[1] == self.problem.num_samples)
 
     @property
     def weights(self) -> tuple[FloatArray, ...]:
@@ -47,28 +42,24 @@ class Geometry:
         return self.variables.weights
 
     @cached_property
+    def columns(self) -> Columns:
+        """What the columns of the features are."""
+        return (sample_columns if self.by_sample else class_columns)(self.problem)
+
+    @cached_property
     def _layers(self) -> tuple[list[FloatArray], list[FloatArray]]:
-        """Class means of all layers before and after the activation, in columns."""
-        pre, post = forward(self.problem, self.variables)
-        if not self.by_sample:
-            return pre, post
-        return (
-            [class_averages(self.problem, layer) for layer in pre],
-            [class_averages(self.problem, layer) for layer in post],
-        )
+        """All layers before and after the activation."""
+        return forward(self.problem, self.variables)
 
     def class_means(self, layer: int, before_activation: bool = False) -> FloatArray:
-        """Class means of a layer, shape (K, d_layer), before its ReLU if asked.
-
-        Raises ValueError if `layer` is not 1 to L + 1.
-        """
+        """Class means of a layer, 1 to L + 1, shape (K, d_layer), before its ReLU if asked."""
         if not 1 <= layer <= self.problem.depth + 1:
             raise ValueError(
                 f"layer must be 1 to {self.problem.depth + 1} (the output), got {layer}: "
                 "layer 1 is the free features."
             )
-        pre, post = self._layers
-        return (pre if before_activation else post)[layer - 1].T
+        rows = self._layers[0 if before_activation else 1][layer - 1]
+        return (class_averages(self.problem, rows) if self.by_sample else rows).T
 
     def gram(self, layer: int) -> FloatArray:
         """Inner products of the class means of a layer, shape (K, K)."""
@@ -97,28 +88,18 @@ class Geometry:
         return self.variables if self.by_sample else repeat_samples(self.problem, self.variables)
 
     def moments(self, before_activation: bool = False) -> "dict[int, ClassMoments]":
-        """Class moments of layers 1 to L + 1, as if they had been measured.
-
-        The scatter is zero, but for what gradient descent on samples left.
-        """
+        """Class moments of layers 1 to L + 1, as if measured; only descent on samples leaves scatter."""
         from ..stats.moments import ClassMoments
 
-        labels = sample_columns(self.problem).labels
-        rows_of = forward(self.problem, self.variables)[0 if before_activation else 1]
-        moments = {}
-        for layer, rows in enumerate(rows_of, start=1):
+        moments, labels = {}, self.columns.labels
+        for layer, rows in enumerate(self._layers[0 if before_activation else 1], start=1):
             means = self.class_means(layer, before_activation)
-            scatter = np.zeros((means.shape[1], means.shape[1]))
-            traces: FloatArray = np.zeros(self.problem.num_classes)
-            if self.by_sample:
-                off = rows.T - means[labels]
-                scatter = off.T @ off
-                traces = np.bincount(labels, np.sum(off**2, axis=1)).astype(np.float64)
+            off = rows.T - means[labels]
             moments[layer] = ClassMoments(
                 counts=self.problem.counts,
                 means=means,
-                scatter=scatter,
-                traces=traces,
+                scatter=off.T @ off,
+                traces=np.bincount(labels, np.sum(off**2, axis=1)).astype(np.float64),
                 feature_dtype="float64",
                 phase="reference",
             )
@@ -189,8 +170,7 @@ class Optimum(Geometry):
     @property
     def canonical_variables(self) -> Variables:
         """The point in the equivalent problem with one decay."""
-        point = self.canonical_point
-        return pad(self.problem, (point.features, *point.weights), self.bias)
+        return pad(self.problem, self.canonical_point)
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
@@ -200,3 +180,13 @@ class Optimum(Geometry):
         layers = forward(self.problem, self.canonical_point)[0][1:]
         spectra = [np.asarray(np.linalg.svd(x, compute_uv=False)) for x in layers]
         return tuple(_count(values, RANK_TOLERANCE) for values in spectra)
+
+
+def structure(
+    problem: DUFM, name: str, loss: float, chain: Chain | Callable[[], Chain], words: str,
+    source: str, parameters: Mapping[str, float], bias: FloatArray | None = None,
+    free_layers: tuple[int, ...] = (),
+) -> Optimum:  # fmt: skip
+    """An `Optimum` that holds for `words`, which begin with its status."""
+    status = cast("Status", words.partition(":")[0])
+    return Optimum(problem, name, loss, chain, status, words, source, bias, parameters, free_layers)

@@ -8,17 +8,14 @@ from typing import Any
 import numpy as np
 
 from .closed.bounds import lower_bound
+from .closed.feasible import collapsed, zero
 from .closed.linear import minority_threshold
-from .closed.simpler import collapsed
-from .closed.zero import zero
 from .optimum import Optimum
 from .problem import DUFM, DoesNotApply, Survey, TooNarrow, TooStrong, default_width, survey
 from .scalar import collapse_threshold, critical_strength
 from .solution import SAME, Solution
 
-MOST_POINTS = 10_000
-"""Values of one sweep."""
-
+MOST_POINTS = 10_000  # of one sweep
 WHOLE = ("classes", "depth")
 SWEPT = ("weight_decay", "feature_decay", *WHOLE)
 
@@ -35,10 +32,7 @@ class Threshold:
 
 @dataclass(frozen=True, eq=False)
 class Overview:
-    """A problem with its thresholds, its closed forms and the proven lower bound.
-
-    Whatever it says in words is read off `references`.
-    """
+    """A problem with its thresholds, its closed forms and the proven lower bound, and in words."""
 
     problem: DUFM
     thresholds: tuple[Threshold, ...]
@@ -55,24 +49,10 @@ class Overview:
         """The lowest of the closed forms listed, optimal only if its status is "theorem"."""
         return self.references[0]
 
-    @property
-    def closed_form_words(self) -> str:
-        """The lowest closed form and how sure it is."""
-        best = self.best_closed_form
-        return f"best closed form: {best.name}, loss {best.loss:.10g}; {best.holds_for}"
-
-    def beaten_by(self, solution: Solution | None) -> bool:
-        """Whether the solver went below every closed form."""
-        return solution is not None and solution.loss < self.best_closed_form.loss * (1 - SAME)
-
     def best_known(self, solution: Solution | None = None) -> tuple[str, float] | None:
-        """Name and loss of the lowest point known; "solved" if it is the solver's.
-
-        None where nothing below the zero network is known and nothing proves that there is
-        nothing: a loss that nobody looked below is not best known.
-        """
+        """Name and loss of the lowest point; None for the zero network if nobody looked below it."""
         best = self.best_closed_form
-        if solution is not None and self.beaten_by(solution):
+        if solution is not None and solution.loss < best.loss * (1 - SAME):
             return "solved", solution.loss
         if (best.name, best.status, solution) == ("zero", "upper bound", None):
             return None
@@ -110,73 +90,58 @@ def overview(problem: DUFM) -> Overview:
 
 def _collapse(problem: DUFM, known: Survey) -> Threshold | None:
     """Where collapse stops beating the zero network, and whether it exists; balanced classes."""
-    if not problem.balanced:
-        return None
-    critical = _critical_decay(problem)
+    critical = _critical_decay(problem) if problem.balanced else math.nan
     if math.isnan(critical):
         return None
-    what, value, threshold = _product(problem, critical)
-    said = "below the collapse threshold {}: collapse exists and beats the zero network"
-    if known.collapsed is None:
-        narrow = _too_narrow(problem)
-        said = "not below the collapse threshold {}: " + (
-            "collapse does not exist or does not beat the zero network"
-        )
-        if narrow is not None:
-            said = "below the collapse threshold {} of wide layers, but these are too narrow: "
-            said += f"collapse does not exist here; {str(narrow).split(':')[0]}"
-    words = f"{what} = {value:.6g}, " + said.format(f"{threshold:.6g}")
-    return Threshold("collapse", value, threshold, words)
-
-
-def _product(problem: DUFM, critical: float) -> tuple[str, float, float]:
-    """What is compared with a threshold: the product of all decays where floats can hold it."""
-    power, own = problem.depth + 1, problem.canonical_decay
-    exponents = [power * math.log10(decay) for decay in (own, critical)]
-    if problem.loss == "mse" and not problem.bias and max(map(abs, exponents)) < 300:
+    what, value = "c = (n lambda_H prod lambda_l)^(1/(L+1))", problem.canonical_decay
+    power, threshold = problem.depth + 1, critical
+    exponents = [power * abs(math.log10(decay)) for decay in (value, critical)]
+    if problem.loss == "mse" and not problem.bias and max(exponents) < 300:  # floats can hold it
+        what, value = "n lambda_H prod lambda_l", value**power
         threshold = collapse_threshold(problem.num_classes, problem.depth)
-        return "n lambda_H prod lambda_l", own**power, threshold
-    return "c = (n lambda_H prod lambda_l)^(1/(L+1))", own, critical
+    said = f"below the collapse threshold {threshold:.6g}"
+    if known.collapsed is not None:
+        said += ": collapse exists and beats the zero network"
+    elif narrow := _too_narrow(problem):
+        said += f" of wide layers, but these are too narrow: collapse does not exist here; {narrow}"
+    else:
+        said = f"not {said}: collapse does not exist or does not beat the zero network"
+    return Threshold("collapse", value, threshold, f"{what} = {value:.6g}, {said}")
 
 
-def _too_narrow(problem: DUFM) -> TooNarrow | None:
-    """Why collapse does not fit the widths; None if that is not the obstacle."""
+def _too_narrow(problem: DUFM) -> str:
+    """Which widths collapse needs; empty if they are not the obstacle."""
     try:
         collapsed(problem)
     except TooNarrow as reason:
-        return reason
+        return str(reason).split(":")[0]
     except DoesNotApply:
         pass
-    return None
+    return ""
 
 
 def _critical_decay(problem: DUFM) -> float:
-    """The decay c at which collapse disappears in wide layers; NaN if none is known."""
+    """The decay c at which collapse disappears in wide layers, by bisection; NaN if unknown."""
     if problem.loss == "mse" and not problem.bias:
         return critical_strength(problem.depth) / problem.num_classes
     wide = replace(problem, per_class=1, widths=None)
     nothing = zero(wide).loss
 
     def exists(decay: float) -> bool:
-        here = replace(wide, feature_decay=decay, weight_decay=decay)
         try:
-            return collapsed(here).loss < nothing
+            return collapsed(replace(wide, feature_decay=decay, weight_decay=decay)).loss < nothing
         except TooStrong:
             return False
 
+    low, high = 1e-12, 10.0
     try:
-        return _last(exists, 1e-12, 10.0)
+        if not exists(low) or exists(high):
+            return math.nan
     except DoesNotApply:
-        return math.nan
-
-
-def _last(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The largest number at which something holds, by bisection; NaN if it holds nowhere."""
-    if not holds(low) or holds(high):
         return math.nan
     while high > low * (1 + 1e-9):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        low, high = (middle, high) if exists(middle) else (low, middle)
     return low
 
 
@@ -201,13 +166,12 @@ def _low_rank(problem: DUFM, known: Survey) -> Threshold | None:
     """Whether a low-rank structure costs less than collapse; squared loss, ReLU."""
     best, full = known.low_rank, known.collapsed
     if best is not None:
-        text = f"the low-rank {best.name} has loss {best.loss:.6g}"
-        if full is None:
-            words = f"{text}; collapse does not exist here"
-            return Threshold("low rank", best.loss, math.nan, words)
-        side = "below" if best.loss < full.loss else "not below"
-        words = f"{text}, {side} collapse at {full.loss:.6g}"
-        return Threshold("low rank", best.loss, full.loss, words)
+        threshold, beside = math.nan, "; collapse does not exist here"
+        if full is not None:
+            side = "below" if best.loss < full.loss else "not below"
+            threshold, beside = full.loss, f", {side} collapse at {full.loss:.6g}"
+        words = f"the low-rank {best.name} has loss {best.loss:.6g}{beside}"
+        return Threshold("low rank", best.loss, threshold, words)
     plain = problem.loss == "mse" and problem.balanced and not problem.bias
     if not (plain and problem.rectified and problem.depth >= 3):
         return None
@@ -216,21 +180,6 @@ def _low_rank(problem: DUFM, known: Survey) -> Threshold | None:
         "graphs do, below collapse from K = 10 at L = 3 and from K = 6 at L = 4 and deeper"
     )
     return Threshold("low rank", math.nan, math.nan, words)
-
-
-def reference_record(known: Overview, reference: Optimum) -> dict[str, Any]:
-    """One closed form as plain values, ready for JSON."""
-    return {
-        "name": reference.name,
-        "loss": reference.loss,
-        "ratio_to_collapse": known.ratio(reference.loss),
-        "ranks": reference.ranks,
-        "status": reference.status,
-        "holds_for": reference.holds_for,
-        "source": reference.source,
-        "parameters": dict(reference.parameters),
-        "free_layers": reference.free_layers,
-    }
 
 
 @dataclass(frozen=True)
@@ -256,19 +205,14 @@ class SweptPoint:
 
 
 def parse_sweep(text: str) -> Sweep:
-    """Read ``name=LOW:HIGH:COUNT``, e.g. ``weight_decay=1e-4:1e-2:9``.
-
-    Decays are spaced evenly in their logarithm, classes and depth in themselves,
-    rounded to whole numbers.
-    """
+    """Read ``name=LOW:HIGH:COUNT``: decays evenly in their logarithm, the others rounded."""
     name, _, rest = text.partition("=")
     if name not in SWEPT:
         raise ValueError(f"--sweep {text}: sweep one of {', '.join(SWEPT)}")
-    parts = rest.split(":")
     try:
-        low, high = float(parts[0]), float(parts[1])
-        count = int(parts[2]) if len(parts) == 3 else 0
-    except (ValueError, IndexError):
+        start, end, points = rest.split(":")
+        low, high, count = float(start), float(end), int(points)
+    except ValueError:
         count = 0
     if not 2 <= count <= MOST_POINTS or not 0 < low < high < math.inf:
         raise ValueError(
@@ -282,18 +226,11 @@ def parse_sweep(text: str) -> Sweep:
 
 
 def problem_at(problem: DUFM, name: str, value: float) -> DUFM:
-    """The problem with one number replaced.
-
-    Sweeping the weight decay gives every layer the same; sweeping the classes or the
-    depth keeps what belongs to one class or one layer, so those must be alike. Default
-    widths follow the number of classes.
-    """
-    if name == "feature_decay":
-        return replace(problem, feature_decay=value)
-    if name == "weight_decay":
-        return replace(problem, weight_decay=value)
-    same = {len(set(problem.counts.tolist())), len(set(problem.decays))}
-    if same != {1}:
+    """The problem with one number replaced; default widths follow the number of classes."""
+    changes: dict[str, Any] = {name: value}
+    if name not in WHOLE:
+        return replace(problem, **changes)
+    if not problem.balanced or len(set(problem.decays)) > 1:
         raise ValueError(
             f"a sweep of {name} needs one --per-class and one --weight-decay for all: pass one each"
         )
@@ -301,10 +238,10 @@ def problem_at(problem: DUFM, name: str, value: float) -> DUFM:
     if name == "depth" and len(set(widths)) > 1:
         raise ValueError(f"a sweep of depth needs one --width for all, got {widths}: pass one")
     default = set(widths) == {default_width(problem.num_classes)}
+    changes = {"num_classes" if name == "classes" else "depth": int(value)}
     return replace(
         problem,
-        num_classes=int(value) if name == "classes" else problem.num_classes,
-        depth=int(value) if name == "depth" else problem.depth,
+        **changes,
         per_class=int(problem.counts[0]),
         weight_decay=problem.decays[0],
         widths=None if default else widths if name == "classes" else widths[0],

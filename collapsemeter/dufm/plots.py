@@ -49,21 +49,18 @@ def _colours(names: list[str]) -> dict[str, str]:
 def _draw_problem(known: Overview, solution: Solution | None) -> Figure:
     from matplotlib.figure import Figure
 
-    shown = _shown(known, solution)
+    shown, depth = _shown(known, solution), known.problem.depth
     colours = _colours([name for name, _, _ in shown])
-    depth = known.problem.depth
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     losses, spectra = figure.subplots(1, 2, width_ratios=[1, 1.5])
-    rows = np.arange(len(shown))
-    losses.barh(rows, [loss for _, _, loss in shown], color=[colours[n] for n, _, _ in shown])
-    losses.set_yticks(rows, [name for name, _, _ in shown])
+    names, rows = [name for name, _, _ in shown], np.arange(len(shown))
+    bars = losses.barh(rows, [loss for _, _, loss in shown], color=[colours[n] for n in names])
+    losses.bar_label(bars, fmt="{:.5g}", padding=4, fontsize=9)
+    losses.set_yticks(rows, names)
     losses.invert_yaxis()
     losses.set(title="Loss of every structure", xlabel="loss")
     losses.margins(x=0.2)
     losses.grid(axis="y", visible=False)
-    for row, (_, _, loss) in enumerate(shown):
-        losses.annotate(f"{loss:.5g}", (loss, row), xytext=(4, 0), textcoords="offset points",
-                        va="center", fontsize=9)  # fmt: skip
     whole = [entry for entry in shown if not entry[0].startswith(("zero", "partial"))]
     _spectra(spectra, whole[:DRAWN], colours, depth)
     problem = known.problem

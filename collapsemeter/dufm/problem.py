@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
@@ -18,11 +18,9 @@ T = TypeVar("T")
 FloatArray = NDArray[np.float64]
 """Every matrix here is float64: the quantities compared differ in the ninth digit."""
 
+# Beyond these the arrays of a closed form do not fit a memory, or counts their integers.
 MOST_CLASSES, MOST_LAYERS, MOST_WIDTH, MOST_SAMPLES = 10_000, 1_000, 10**6, 10**12
-"""Beyond these the arrays of a closed form do not fit a memory, or counts their integers."""
-
-WEAKEST, STRONGEST = 1e-100, 1e100
-"""Decays whose products, of as many as there are layers, are computed through logarithms."""
+WEAKEST, STRONGEST = 1e-100, 1e100  # decays, whose products are computed through logarithms
 
 
 @dataclass(frozen=True)
@@ -90,26 +88,35 @@ class DUFM:
     activation: Literal["relu", "linear"] = "relu"
 
     def __post_init__(self) -> None:
-        _check_whole(
-            "num_classes", self.num_classes, 2, MOST_CLASSES, "a classification has two classes"
-        )
-        _check_whole("depth", self.depth, 1, MOST_LAYERS, "count the weight matrices")
-        widths = default_width(self.num_classes) if self.widths is None else self.widths
-        counts = _spread("per_class", self.per_class, self.num_classes, "class")
-        layers = _spread("widths", widths, self.depth, "layer")
-        decays = _spread("weight_decay", self.weight_decay, self.depth, "layer")
+        classes, depth = self.num_classes, self.depth
+        _check_whole("num_classes", classes, 2, MOST_CLASSES, "a classification has two classes")
+        _check_whole("depth", depth, 1, MOST_LAYERS, "count the weight matrices")
+        widths = default_width(classes) if self.widths is None else self.widths
+        counts = _spread("per_class", self.per_class, classes, "class")
+        layers = _spread("widths", widths, depth, "layer")
+        decays = _spread("weight_decay", self.weight_decay, depth, "layer")
         for k, count in enumerate(counts):
-            _check_whole(
-                f"per_class of class {k}", count, 1, MOST_SAMPLES, "leave empty classes out"
-            )
-        for number, width in enumerate(layers, start=1):
+            name = f"per_class of class {k}"
+            _check_whole(name, count, 1, MOST_SAMPLES, "leave empty classes out")
+        for number, (width, decay) in enumerate(zip(layers, decays, strict=True), start=1):
             _check_whole(f"width of layer {number}", width, 1, MOST_WIDTH, "pass a dimension")
-        for number, decay in enumerate(decays, start=1):
             _check_positive(f"weight_decay of layer {number}", decay)
         _check_positive("feature_decay", self.feature_decay)
-        _check_choice("loss", self.loss, ("mse", "ce"))
-        _check_choice("activation", self.activation, ("relu", "linear"))
-        _check_bias(self.bias, self.bias_decay)
+        for name, choices in (("loss", ("mse", "ce")), ("activation", ("relu", "linear"))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"unknown {name} {value!r}: pass one of {', '.join(choices)}.")
+        decay = self.bias_decay
+        if not decay >= 0:
+            raise ValueError(
+                f"bias_decay must not be negative, got {decay}: pass 0 for a free bias."
+            )
+        if decay == math.inf:
+            raise ValueError("bias_decay must be finite, got inf: leave the bias out instead.")
+        if decay and not self.bias:
+            raise ValueError(
+                f"bias_decay {decay} was given without a bias: pass bias=True as well."
+            )
         object.__setattr__(self, "per_class", tuple(int(n) for n in counts))
         object.__setattr__(self, "widths", tuple(int(d) for d in layers))
         object.__setattr__(self, "weight_decay", tuple(float(x) for x in decays))
@@ -148,11 +155,7 @@ class DUFM:
 
     @property
     def canonical_decay(self) -> float:
-        r"""The single decay c that is equivalent to all of them.
-
-        :math:`c = (\bar n \lambda_H \prod_l \lambda_l)^{1/(L+1)}` with the mean class
-        size :math:`\bar n = N/K`.
-        """
+        """The single decay c that is equivalent to all of them, see `canonical`."""
         logs = [math.log(x) for x in (*self.decays, self.feature_decay)]
         mean_count = self.num_samples / self.num_classes
         return math.exp((math.fsum(logs) + math.log(mean_count)) / (self.depth + 1))
@@ -162,10 +165,7 @@ class DUFM:
         return survey(self).optima
 
     def optimum(self) -> "Optimum":
-        """The lowest of `references`: the optimum if its `status` is "theorem", else an upper bound.
-
-        `solve` looks for a lower loss.
-        """
+        """The lowest of `references`: the optimum if its `status` is "theorem", else a bound above."""
         return self.references()[0]
 
 
@@ -208,20 +208,6 @@ def _check_positive(name: str, value: float) -> None:
             f"{name} must be between {WEAKEST:g} and {STRONGEST:g}, got {value}: "
             "the optimum of others is beyond the range of floats."
         )
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}: pass one of {', '.join(choices)}.")
-
-
-def _check_bias(bias: bool, decay: float) -> None:
-    if not decay >= 0:
-        raise ValueError(f"bias_decay must not be negative, got {decay}: pass 0 for a free bias.")
-    if decay == math.inf:
-        raise ValueError("bias_decay must be finite, got inf: leave the bias out instead.")
-    if decay and not bias:
-        raise ValueError(f"bias_decay {decay} was given without a bias: pass bias=True as well.")
 
 
 class DoesNotApply(ValueError):
@@ -267,18 +253,13 @@ class ClosedForm:
     name: str
     kind: Kind
     place: int
-    build: "Callable[[DUFM], Optimum | Iterable[Optimum]]"
-
-    def optima(self, problem: DUFM) -> "list[Optimum]":
-        """What it constructs; raises `DoesNotApply` where there is nothing."""
-        built = self.build(problem)
-        return list(built) if isinstance(built, Iterable) else [built]
+    build: "Callable[[DUFM], Optimum | list[Optimum]]"
 
 
 CLOSED_FORMS: list[ClosedForm] = []
 """All closed forms in the order of their places, filled by the modules of `closed`."""
 
-C = TypeVar("C", bound="Callable[[DUFM], Optimum | Iterable[Optimum]]")
+C = TypeVar("C", bound="Callable[[DUFM], Optimum | list[Optimum]]")
 
 
 def closed_form(kind: Kind, place: int) -> Callable[[C], C]:
@@ -309,8 +290,7 @@ class Survey:
         """The lowest closed form that learns every class with fewer than K - 1 directions."""
         for optimum in self.optima:
             least = optimum.problem.num_classes - 1
-            low = min(optimum.ranks[:-1], default=least) < least
-            if low and optimum.name in names_of("low rank"):
+            if optimum.name in names_of("low rank") and min([least, *optimum.ranks[:-1]]) < least:
                 return optimum
         return None
 
@@ -325,16 +305,16 @@ def survey(problem: DUFM, *kinds: Kind) -> Survey:
     optima: list[Optimum] = []
     refused = {}
     for form in CLOSED_FORMS:
-        if kinds and form.kind not in kinds:
-            continue
         last_resort = form.kind == "last resort"
-        if last_resort and any(optimum.status == "theorem" for optimum in optima):
+        proven = last_resort and any(optimum.status == "theorem" for optimum in optima)
+        if proven or (kinds and form.kind not in kinds):
             continue
         try:
-            built = form.optima(problem)
+            built = form.build(problem)
         except DoesNotApply as reason:
             refused[form.name] = reason
             continue
+        built = built if isinstance(built, list) else [built]
         if last_resort:
             lowest = min((optimum.loss for optimum in optima), default=math.inf)
             built = [o for o in built if o.status == "theorem" or o.loss < lowest]

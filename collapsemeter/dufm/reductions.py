@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .network import Columns, Variables, fit_and_slope, forward, sample_columns
-from .problem import DUFM, FloatArray
+from .network import Variables, fits_and_slopes, forward, sample_columns
+from .problem import DUFM
 
 
 def one_per_class(problem: DUFM) -> DUFM:
@@ -42,16 +42,10 @@ def cheapest_samples(problem: DUFM, point: Variables) -> Variables:
     [[1.0, -1.0]]
     """
     columns = sample_columns(problem)
-    outputs = forward(problem, point)[1][-1]
-    costs = 0.5 * columns.decay * np.sum(point.features**2, axis=0)
-    for i, label in enumerate(columns.labels):
-        alone = Columns(np.array([label]), columns.fit[i : i + 1], columns.decay[i : i + 1])
-        costs[i] += fit_and_slope(problem.loss, outputs[:, i : i + 1], alone)[0]
-    ends = np.cumsum(problem.counts)
-    chosen = [
-        int(end - count + np.argmin(costs[end - count : end]))
-        for end, count in zip(ends, problem.counts, strict=True)
-    ]
+    fits = fits_and_slopes(problem.loss, forward(problem, point)[1][-1], columns.labels)[0]
+    costs = 0.5 * columns.decay * np.sum(point.features**2, axis=0) + columns.fit * fits
+    first = np.cumsum(problem.counts) - problem.counts
+    chosen = np.lexsort((costs, columns.labels))[first]
     return replace(point, features=point.features[:, chosen])
 
 
@@ -84,23 +78,21 @@ def canonical(problem: DUFM) -> DUFM:
     return replace(small, feature_decay=decay / mean_count, weight_decay=decay)
 
 
-def _scales(problem: DUFM) -> tuple[float, FloatArray]:
-    """Factors from canonical to actual: of the features, and of each weight."""
+def _scales(problem: DUFM) -> list[float]:
+    """Factors from canonical to actual, of the features, the weights and the bias."""
     decay = problem.canonical_decay
     mean_count = problem.num_samples / problem.num_classes
-    features = math.sqrt(decay / (mean_count * problem.feature_decay))
-    return features, np.sqrt(decay / np.array(problem.decays))
+    scales = [decay / (mean_count * problem.feature_decay), *(decay / x for x in problem.decays)]
+    return [*map(math.sqrt, scales), 1.0]
 
 
 def from_canonical(problem: DUFM, point: Variables) -> Variables:
     """Carry a class-level point of ``canonical(problem)`` to `problem`; same outputs, same loss."""
-    features, weights = _scales(problem)
-    scaled = tuple(s * w for s, w in zip(weights, point.weights, strict=True))
-    return Variables(features * point.features, scaled, point.bias)
+    scaled = zip(_scales(problem), point.arrays, strict=False)
+    return point.with_arrays(scale * array for scale, array in scaled)
 
 
 def to_canonical(problem: DUFM, point: Variables) -> Variables:
     """The inverse of `from_canonical`."""
-    features, weights = _scales(problem)
-    scaled = tuple(w / s for s, w in zip(weights, point.weights, strict=True))
-    return Variables(point.features / features, scaled, point.bias)
+    scaled = zip(_scales(problem), point.arrays, strict=False)
+    return point.with_arrays(array / scale for scale, array in scaled)

@@ -62,11 +62,8 @@ def collapse_threshold(num_classes: int, depth: int) -> float:
     .. math:: n\,\lambda_H \prod_l \lambda_l < \frac{(L-1)^{L-1}}{K^{L+1} L^{2L}}
 
     It holds for balanced classes and squared loss. Above it the collapsed solution no longer
-    exists; for two classes, and for one layer, only the zero network is then optimal.
-
-    References
-    ----------
-    Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165 (two classes).
+    exists; for two classes, and for one layer, only the zero network is then optimal
+    (Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165).
 
     Examples
     --------
@@ -107,13 +104,10 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 def least_margin_loss(
     offsets: tuple[tuple[float, float], ...], strength: float, depth: int
 ) -> tuple[float, float]:
-    r"""Minimise the cross-entropy of a pattern of logits plus a root-like penalty over its scale.
+    r"""The scale x of a pattern of logits, and the least cross-entropy plus decay that it reaches.
 
     .. math:: \min_{x \ge 0} \log\Big(1 + \sum_i m_i e^{-\delta_i x}\Big)
-              + \tfrac{L+1}{2}\, g\, x^{2/(L+1)}
-
-    `offsets` are pairs of a multiplicity and a distance below the label. Returns the minimiser and
-    the minimum (Garrod & Keating 2024, arXiv 2410.23169).
+              + \tfrac{L+1}{2}\, g\, x^{2/(L+1)}, \qquad \text{offsets} = (m_i, \delta_i)
     """
     power = (depth - 1) / (depth + 1)
 

@@ -9,18 +9,13 @@ import numpy as np
 from .certificates import Identities, Stationarity, stationarity, stationarity_identities
 from .closed.bounds import lower_bound
 from .descent import Trajectory
-from .network import Variables, class_columns, sample_columns
+from .network import Variables
 from .optimum import Geometry, Optimum
 from .reductions import canonical, cheapest_samples, to_canonical
 
-PROOF_TOLERANCE = 1e-6
-"""Relative distance from the lower bound up to which a loss is called optimal."""
-
-SAME = 1e-9
-"""Relative difference of losses up to which they are said to be one."""
-
-DISJOINT = 1e-3
-"""Inner product, relative to its squared norm, below which a class has its own neurons."""
+PROOF_TOLERANCE = 1e-6  # relative distance from the lower bound up to which a loss is optimal
+SAME = 1e-9  # relative difference of losses up to which they are said to be one
+DISJOINT = 1e-3  # inner product over squared norm below which a class has its own neurons
 
 
 @dataclass(frozen=True)
@@ -62,11 +57,6 @@ class Solution(Geometry):
         """The point itself, one column per class or per sample."""
         return self.point
 
-    @property
-    def by_sample(self) -> bool:
-        """Whether the point has one column per sample."""
-        return self.method == "gd"
-
     @cached_property
     def reference(self) -> Optimum:
         """The lowest closed form that applies."""
@@ -96,19 +86,14 @@ class Solution(Geometry):
     @cached_property
     def identities(self) -> Identities:
         """Residuals of the identities that hold at a stationary point."""
-        columns = (sample_columns if self.by_sample else class_columns)(self.problem)
-        return stationarity_identities(self.problem, self.point, columns)
+        return stationarity_identities(self.problem, self.point, self.columns)
 
     @cached_property
     def free_layers(self) -> tuple[int, ...]:
-        """Layers whose geometry is left open: the first, where a class has neurons of its own.
-
-        After the ReLU of layer 2 such a class is orthogonal to all others, here to 1e-3. What
-        the ReLU cut off may then be anything of the same nuclear norm.
-        """
+        """Layers whose geometry is left open: the first, where a class has neurons of its own."""
         if not self.problem.rectified:
             return ()
-        gram = self.gram(2)
+        gram = self.gram(2)  # what the ReLU cut off may be anything of the same nuclear norm
         squared = np.diag(gram)
         largest = np.max(np.abs(gram - np.diag(squared)), axis=1)
         separate = (squared > 0) & (largest <= DISJOINT * squared)
@@ -124,11 +109,8 @@ class Solution(Geometry):
         beside = f"{abs(self.gap):.3g} {'below' if self.gap < 0 else 'above'} {name} ({loss:.9g})"
         if abs(self.gap) <= SAME * loss:
             beside = f"that of {name} to {SAME:g}"
-        return (
-            f"loss {self.loss:.9g}, ranks {self.ranks}: {beside}; "
-            f"the proven lower bound is {self.lower_bound:.9g}, "
-            "so whether it is optimal is not known"
-        )
+        bound = f"the proven lower bound is {self.lower_bound:.9g}, so whether it is optimal is not known"
+        return f"loss {self.loss:.9g}, ranks {self.ranks}: {beside}; {bound}"
 
     def summary(self) -> str:
         """The verdict, the residuals, and how many starts of each kind came close."""

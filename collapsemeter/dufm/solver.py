@@ -1,7 +1,7 @@
 """Minimise the model numerically: many starts, the best one kept and examined."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial as bind
 from typing import Any, TypeVar
@@ -12,9 +12,8 @@ from ..system.processes import processes
 from . import seeds
 from .chain import check_memory, pad
 from .closed.bounds import lower_bound
-from .descent import Trajectory, gradient_descent
-from .minimise import lbfgs
-from .network import FlatLayout, Variables, flat_objective
+from .descent import Trajectory, gradient_descent, lbfgs
+from .network import Variables
 from .problem import DUFM
 from .reductions import canonical, from_canonical
 from .solution import Solution, Start
@@ -24,23 +23,12 @@ R = TypeVar("R")
 Task = tuple[str, np.random.SeedSequence]
 """The kind of a start and its stream of random numbers."""
 
-HOMOTOPY = (0.05, 0.3, 1.0)
-"""Fractions of the decay: a weak one first keeps descent from the zero network."""
-
-SMOOTHING = (0.1, 0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4, 3e-5, 0.0)
-"""Widths of the smoothed ReLU corner while polishing."""
-
-POLISHED = 3
-"""How many of the best starts are polished at least; half of them if that is more."""
-
-SAME = 1e-7
-"""Relative difference of losses below which two starts count as one minimum."""
-
+HOMOTOPY = (0.05, 0.3, 1.0)  # fractions of the decay: a weak one first keeps descent from zero
+SMOOTHING = (0.1, 0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4, 3e-5, 0.0)  # of the ReLU while polishing
+POLISHED = 3  # the best starts that are polished at least; half of them if that is more
+SAME = 1e-7  # relative difference of losses below which two starts count as one minimum
 MOST_RESTARTS = 1_000_000
-"""Random starts of one search."""
-
-REACHED = 1e-12
-"""Relative distance from the lower bound at which there is nothing left to polish."""
+REACHED = 1e-12  # relative distance from the lower bound where there is nothing left to polish
 
 
 def solve(
@@ -102,20 +90,24 @@ def solve(
     >>> abs(solution.gap) < 1e-6
     True
     """
-    defaults = (8, 2000) if method == "lbfgs" else (1, 10000)
-    restarts = defaults[0] if restarts is None else restarts
-    steps = defaults[1] if steps is None else steps
     if method not in ("lbfgs", "gd"):
         raise ValueError(f"unknown method {method!r}: pass 'lbfgs' or 'gd'.")
+    walks = method == "gd"
+    restarts = (1 if walks else 8) if restarts is None else restarts
+    steps = (10_000 if walks else 2000) if steps is None else steps
     check_search(restarts, jobs, steps=steps)
     check_memory(problem)
-    structured = restarts if structured is None else structured
-    starts = restarts + structured if method == "lbfgs" else restarts
+    structured = 0 if walks else restarts if structured is None else structured
+    starts = restarts + structured
     with nullcontext() if min(jobs, starts) == 1 else processes(min(jobs, starts)) as pool:
         search = _Search(rng, map if pool is None else pool.map, progress)
-        if method == "lbfgs":
-            return _solve_lbfgs(problem, search, restarts, structured, steps)
-        return _solve_gd(problem, search, restarts, steps, learning_rate)
+        if walks:
+            runs, best = _walk(problem, search, restarts, steps, learning_rate)
+        else:
+            runs, best = _descend(canonical(problem), search, restarts, structured, steps)
+    point = best.point if walks else from_canonical(problem, best.point)
+    started = tuple(Start(run.kind, run.loss) for run in runs)
+    return Solution(problem, best.loss, point, started, method, best.trajectory)
 
 
 def check_search(restarts: int, jobs: int, seed: int = 0, steps: int = 1) -> None:
@@ -141,23 +133,14 @@ class _Search:
         """Run a start of each kind, on a stream of its own, so that order does not matter."""
         entropy = np.random.default_rng(self.rng).integers(2**63, size=2).tolist()
         streams = np.random.SeedSequence(entropy).spawn(len(kinds))
-        tasks = zip(kinds, streams, strict=True)
-        with _bar(self.progress, len(kinds)) as shown:
-            return list(shown(self.map(work, tasks)))
-
-
-@contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[Iterable[R]], Iterable[R]]]:
-    """Wrap an iterable in a progress bar of rich, if asked for and installed."""
-    try:
-        from rich.progress import Progress
-    except ImportError:
-        shown = False
-    if not shown:
-        yield lambda items: items
-        return
-    with Progress(transient=True) as progress:
-        yield lambda items: progress.track(items, total=total, description="starts")
+        ended = self.map(work, zip(kinds, streams, strict=True))
+        if self.progress:
+            try:
+                from rich.progress import track
+            except ImportError:
+                return list(ended)
+            ended = track(ended, description="starts", total=len(kinds), transient=True)
+        return list(ended)
 
 
 @dataclass(frozen=True)
@@ -170,28 +153,26 @@ class Run:
     trajectory: Trajectory | None = None
 
 
-def _solve_lbfgs(
+def _descend(
     problem: DUFM, search: _Search, restarts: int, structured: int, steps: int
-) -> Solution:
-    small = canonical(problem)
-    kinds = start_kinds(small, restarts, structured)
-    ended = search.run(bind(run_start, small, steps), kinds)
+) -> tuple[list[Run], Run]:
+    """L-BFGS from all starts of a canonical problem, lowest first, and the best, polished."""
+    kinds = start_kinds(problem, restarts, structured)
+    ended = search.run(bind(run_start, problem, steps), kinds)
     runs = sorted((run for run in ended if run is not None), key=lambda run: run.loss)
-    best = runs[0]
-    if best.loss > lower_bound(small) * (1 + REACHED):
-        candidates = _distinct(runs)[: max(POLISHED, len(runs) // 2)]
-        polished: Iterable[Run] = search.map(bind(polish, small, steps), candidates)
-        best = min(polished, key=lambda run: run.loss)
-    return Solution(
-        problem=problem,
-        loss=best.loss,
-        point=from_canonical(problem, best.point),
-        starts=tuple(Start(run.kind, run.loss) for run in runs),
-    )
+    if runs[0].loss <= lower_bound(problem) * (1 + REACHED):
+        return runs, runs[0]
+    distinct = runs[:1]  # many starts end in the same minimum
+    for run in runs[1:]:
+        if run.loss > distinct[-1].loss * (1 + SAME):
+            distinct.append(run)
+    candidates = distinct[: max(POLISHED, len(runs) // 2)]
+    polished: Iterable[Run] = search.map(bind(polish, problem, steps), candidates)
+    return runs, min(polished, key=lambda run: run.loss)
 
 
 def start_kinds(problem: DUFM, restarts: int, structured: int) -> list[str]:
-    """The kinds of start to make, random ones first; see `start_of`."""
+    """The kinds of start to make, keys of `STARTS`, random ones first."""
     kinds = ["random" if i % 2 == 0 else "random narrow" for i in range(restarts)]
     shapes = ["reference"]
     if problem.rectified and problem.depth >= 3 and problem.num_classes >= 3:
@@ -199,74 +180,43 @@ def start_kinds(problem: DUFM, restarts: int, structured: int) -> list[str]:
     return kinds + [shapes[i % len(shapes)] for i in range(structured)]
 
 
+STARTS: dict[str, Callable[[DUFM, np.random.Generator], Variables | None]] = {
+    "random": seeds.random_start,
+    "reference": seeds.near_reference,
+    "random narrow": seeds.random_start,
+    "graph": seeds.graph_start,
+    "edges": seeds.edge_start,
+}
+
+
 def run_start(problem: DUFM, steps: int, task: Task) -> Run | None:
     """One start, from seed to minimum. At top level, so that processes can run it."""
     kind, seed = task
-    begun = start_of(problem, kind, np.random.default_rng(seed))
-    if begun is None:
+    working = problem
+    if kind not in ("random", "reference"):  # where descent finds low rank rather than collapse
+        room = problem.num_classes + 4
+        working = replace(problem, widths=tuple(min(room, d) for d in problem.layer_widths))
+    point, loss = STARTS[kind](working, np.random.default_rng(seed)), np.inf
+    if point is None:
         return None
-    working, point = begun
-    loss, point = descend(working, point, steps, homotopy=kind.startswith("random"))
-    point = pad(problem, (point.features, *point.weights), point.bias)
-    return Run(kind.split()[0], loss, point)
-
-
-def start_of(problem: DUFM, kind: str, rng: np.random.Generator) -> tuple[DUFM, Variables] | None:
-    """The working problem and first point of a start; None if the kind does not exist.
-
-    Kinds are "random" (full widths), "random narrow", "graph" and "edges" (see
-    `graph_start` and `edge_start`), and "reference", a shaken copy of the best closed form.
-    """
-    if kind == "random":
-        return problem, seeds.random_start(problem, rng)
-    if kind == "reference":
-        return problem, seeds.jitter(problem.optimum().canonical_variables, 0.02, rng)
-    small = narrow(problem)
-    if kind == "random narrow":
-        return small, seeds.random_start(small, rng)
-    near = seeds.graph_start(small, rng) if kind == "graph" else seeds.edge_start(small, rng)
-    return None if near is None else (small, near)
-
-
-def narrow(problem: DUFM) -> DUFM:
-    """Widths K + 4, where descent finds low rank rather than collapse."""
-    room = problem.num_classes + 4
-    return replace(problem, widths=tuple(min(room, width) for width in problem.layer_widths))
-
-
-def descend(problem: DUFM, start: Variables, steps: int, homotopy: bool) -> tuple[float, Variables]:
-    """L-BFGS from one start of a canonical problem, by increasing decay if asked."""
-    layout, point = FlatLayout.of(problem), start
-    loss = float("inf")
-    for scale in HOMOTOPY if homotopy else (1.0,):
+    for scale in HOMOTOPY if kind.startswith("random") else (1.0,):
         point = seeds.equal_norms(seeds.equal_neurons(point))
-        vector, loss = lbfgs(flat_objective(problem, scale), layout.pack(point), steps)
-        point = layout.unpack(vector)
-    return loss, point
+        loss, point = lbfgs(working, point, steps, decay_scale=scale)
+    return Run(kind.split()[0], loss, pad(problem, point))
 
 
 def polish(problem: DUFM, steps: int, run: Run) -> Run:
     """Descend with a smoothed ReLU, then the sharp one; keep the better point."""
-    layout = FlatLayout.of(problem)
-    vector = layout.pack(run.point)
-    loss = run.loss
+    loss, point = run.loss, run.point
     for width in SMOOTHING if problem.rectified else (0.0,):
-        vector, loss = lbfgs(flat_objective(problem, smoothing=width), vector, steps)
-    return Run(run.kind, loss, layout.unpack(vector)) if loss < run.loss else run
+        loss, point = lbfgs(problem, point, steps, smoothing=width)
+    return Run(run.kind, loss, point) if loss < run.loss else run
 
 
-def _distinct(runs: list[Run]) -> list[Run]:
-    """One run of each loss, lowest first: many starts end in the same minimum."""
-    distinct = runs[:1]
-    for run in runs[1:]:
-        if run.loss > distinct[-1].loss * (1 + SAME):
-            distinct.append(run)
-    return distinct
-
-
-def _solve_gd(
+def _walk(
     problem: DUFM, search: _Search, restarts: int, steps: int, learning_rate: float
-) -> Solution:
+) -> tuple[list[Run], Run]:
+    """Gradient descent from all starts, and the best."""
     runs = search.run(bind(run_walk, problem, learning_rate, steps), ["random"] * restarts)
     best = min(runs, key=lambda run: run.loss)
     if best.loss == float("inf"):
@@ -274,14 +224,7 @@ def _solve_gd(
             f"gradient descent diverged from all {restarts} starts with "
             f"learning_rate={learning_rate}: pass a smaller one."
         )
-    return Solution(
-        problem=problem,
-        loss=best.loss,
-        point=best.point,
-        starts=tuple(Start(run.kind, run.loss) for run in runs),
-        method="gd",
-        trajectory=best.trajectory,
-    )
+    return runs, best
 
 
 def run_walk(problem: DUFM, rate: float, steps: int, task: Task) -> Run:

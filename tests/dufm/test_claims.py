@@ -10,7 +10,7 @@ import pytest
 from collapsemeter import compare
 from collapsemeter.cli import main
 from collapsemeter.dufm import DUFM, DoesNotApply, dnc, lower_bound, partial, solve, zero
-from collapsemeter.dufm.closed.simpler import collapsed
+from collapsemeter.dufm.closed.feasible import collapsed
 from collapsemeter.dufm.overview import Sweep, overview, run_sweep
 from collapsemeter.dufm.problem import names_of
 

@@ -1,21 +1,25 @@
 """Networks that split the classes into blocks, each collapsed in its own way.
 
-A block interpolates its classes, ``Z = I``, and is summed up by one number, its
-effective class count: a block of K classes with K_eff below K beats collapse.
+A block interpolates its classes, ``Z = I``, and is summed up by one number, its effective class
+count: a block of K classes with K_eff below K beats collapse. In a strongly regular graph block
+the classes are the edges of a complete graph.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial as bind
+from itertools import combinations
 
 import numpy as np
 
-from ..chain import Chain, balance, check_widths, direct_sum
-from ..optimum import Optimum
-from ..problem import DUFM, DoesNotApply, closed_form, require, require_survival
+from ..chain import Chain, balance, check_widths, direct_sum, split_linear
+from ..optimum import Optimum, structure
+from ..problem import DUFM, DoesNotApply, FloatArray, closed_form, require, require_survival
 from ..scalar import ell, ell_minimiser
-from .graph import best_subset_size, check_srg, srg_chain, srg_effective_classes
+
+DEEP = {"loss": "mse", "balanced": True, "bias": False, "activation": "relu"}
+SOURCE = "Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class Block:
             return float(self.classes)
         return srg_effective_classes(self.order, self.size, depth)
 
+    def strength(self, problem: DUFM) -> float:
+        """What `ell` takes for every class of the block."""
+        share = self.effective_classes(problem.depth) / self.classes
+        return problem.canonical_decay * problem.num_classes * share
+
     def widths(self, depth: int) -> tuple[int, ...]:
         """Neurons that the block takes in layers 1 to L."""
         if not self.order:
@@ -42,60 +51,34 @@ class Block:
         """Unit chain: its output is the identity."""
         if not self.order:
             return (np.eye(self.classes),) * (depth + 1)
-        return srg_chain(self.order, self.size, depth)
+        signs = subset_signs(self.order, self.size)
+        return read_by_signs(triangular_incidence(self.order), signs, depth)
 
 
-@dataclass(frozen=True)
-class Composition:
-    """Blocks side by side, each at its best scale, see `blocks`."""
-
-    problem: DUFM
-    blocks: tuple[Block, ...]
-
-    @property
-    def strengths(self) -> list[float]:
-        """What `ell` takes for every block."""
-        total = self.problem.canonical_decay * self.problem.num_classes
-        depth = self.problem.depth
-        return [total * block.effective_classes(depth) / block.classes for block in self.blocks]
-
-    @property
-    def loss(self) -> float:
-        """The loss of all blocks together."""
-        pairs = zip(self.blocks, self.strengths, strict=True)
-        losses = [block.classes * ell(g, self.problem.depth) for block, g in pairs]
-        return sum(losses) / self.problem.num_classes
-
-    @cached_property
-    def fits(self) -> list[float]:
-        """The fit of every block; 0 where it does not survive the decay."""
-        return [ell_minimiser(strength, self.problem.depth) for strength in self.strengths]
-
-    def check(self, name: str) -> None:
-        """Refuse blocks that do not survive the decay or do not fit the layers."""
-        require_survival(name, self.fits)
-        depth = self.problem.depth
-        alive = [b.widths(depth) for b, fit in zip(self.blocks, self.fits, strict=True) if fit]
-        check_widths(self.problem, list(map(sum, zip(*alive, strict=True))), name)
-
-    def chain(self) -> Chain:
-        """Features and weights, without padding."""
-        depth = self.problem.depth
-        chains = []
-        for block, fit in zip(self.blocks, self.fits, strict=True):
-            norm = fit ** (1 / (depth + 1)) * math.sqrt(block.effective_classes(depth))
-            chains.append(balance(block.chain(depth), norm) if fit else _silent(block, depth))
-        return direct_sum(chains)
+def _compose(
+    problem: DUFM, name: str, chosen: Sequence[Block], words: str, source: str,
+    parameters: dict[str, float],
+) -> Optimum:  # fmt: skip
+    """Blocks side by side, each at its best scale; some may not survive the decay."""
+    depth, strengths = problem.depth, [block.strength(problem) for block in chosen]
+    fits = [ell_minimiser(strength, depth) for strength in strengths]
+    require_survival(name, fits)
+    alive = [block.widths(depth) for block, fit in zip(chosen, fits, strict=True) if fit]
+    check_widths(problem, list(map(sum, zip(*alive, strict=True))), name)
+    losses = [b.classes * ell(g, depth) for b, g in zip(chosen, strengths, strict=True)]
+    chain, loss = bind(_blocks_chain, chosen, fits, depth), sum(losses) / problem.num_classes
+    free = (1,) if any(not block.order for block in chosen) else ()
+    return structure(problem, name, loss, chain, words, source, parameters, free_layers=free)
 
 
-def _silent(block: Block, depth: int) -> Chain:
-    """The classes of a block that no neuron serves."""
-    inner = (np.zeros((0, 0)),) * (depth - 1)
-    return (np.zeros((0, block.classes)), *inner, np.zeros((block.classes, 0)))
-
-
-def _require_deep(problem: DUFM, name: str) -> None:
-    require(problem, name, loss="mse", balanced=True, bias=False, activation="relu")
+def _blocks_chain(chosen: Sequence[Block], fits: Sequence[float], depth: int) -> Chain:
+    chains = []
+    for block, fit in zip(chosen, fits, strict=True):
+        norm = fit ** (1 / (depth + 1)) * math.sqrt(block.effective_classes(depth))
+        inner = (np.zeros((0, 0)),) * (depth - 1)
+        silent = (np.zeros((0, block.classes)), *inner, np.zeros((block.classes, 0)))
+        chains.append(balance(block.chain(depth), norm) if fit else silent)
+    return direct_sum(chains)
 
 
 @closed_form("low rank", place=6)
@@ -119,29 +102,21 @@ def srg(problem: DUFM, size: int | None = None) -> Optimum:
     >>> round(srg(problem, size=2).loss, 10), round(srg(problem).loss, 10)
     (0.1938316691, 0.1759418309)
     """
-    _require_deep(problem, "srg")
+    require(problem, "srg", **DEEP)
     classes, depth = problem.num_classes, problem.depth
     order = (1 + math.isqrt(1 + 8 * classes)) // 2
-    if order * (order - 1) // 2 != classes:
+    if math.comb(order, 2) != classes:
         raise DoesNotApply(
             f"srg needs r (r - 1) / 2 classes, such as 6, 10 or 15, got {classes}: use blocks."
         )
     if size is None:
-        check_srg(order, 2, depth)
         size = best_subset_size(order, depth, problem.layer_widths[-1])
-    placed = Composition(problem, (Block(classes, order, size),))
-    placed.check("srg")
-    effective = srg_effective_classes(order, size, depth)
-    return Optimum(
-        problem=problem,
-        name="srg",
-        loss=placed.loss,
-        chain=placed.chain,
-        status="upper bound",
-        holds_for="upper bound: polishing lowers it by 0.1 to 2 per cent",
-        source="Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468",
-        parameters={"t": placed.fits[0], "r": order, "s": size, "effective_classes": effective},
-    )
+    block = Block(classes, order, size)
+    effective = block.effective_classes(depth)
+    fit = ell_minimiser(block.strength(problem), depth)
+    parameters = {"t": fit, "r": order, "s": size, "effective_classes": effective}
+    words = "upper bound: polishing lowers it by 0.1 to 2 per cent"
+    return _compose(problem, "srg", (block,), words, SOURCE, parameters)
 
 
 def best_blocks(problem: DUFM) -> tuple[Block, ...]:
@@ -156,15 +131,13 @@ def best_blocks(problem: DUFM) -> tuple[Block, ...]:
     [10, 2]
     """
     classes, depth = problem.num_classes, problem.depth
-    strength = problem.canonical_decay * classes
     options = [Block(1)]
     for order in range(3, (1 + math.isqrt(1 + 8 * classes)) // 2 + 1):
-        edges = order * (order - 1) // 2
+        edges = math.comb(order, 2)
         # A share of the last layer in proportion, so that all blocks fit together.
         room = problem.layer_widths[-1] * edges / classes
         options.append(Block(edges, order, best_subset_size(order, depth, room)))
-    costs = [o.classes * ell(strength * o.effective_classes(depth) / o.classes, depth)
-             for o in options]  # fmt: skip
+    costs = [option.classes * ell(option.strength(problem), depth) for option in options]
     # The cheapest split of the first classes, by dynamic programming over their number.
     least = [0.0] + [math.inf] * classes
     last = [options[0]] * (classes + 1)
@@ -202,7 +175,7 @@ def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
     >>> [reference.name for reference in problem.references()][:2]
     ['blocks', 'dnc']
     """
-    _require_deep(problem, "blocks")
+    require(problem, "blocks", **DEEP)
     if problem.depth < 3:
         raise DoesNotApply(f"blocks needs depth 3 or more, got {problem.depth}: use dnc.")
     chosen = tuple(split) if split is not None else best_blocks(problem)
@@ -213,16 +186,74 @@ def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
         raise DoesNotApply(
             f"blocks needs {problem.num_classes} classes in all, got {total}: change the split."
         )
-    placed = Composition(problem, chosen)
-    placed.check("blocks")
-    return Optimum(
-        problem=problem,
-        name="blocks",
-        loss=placed.loss,
-        chain=placed.chain,
-        status="upper bound",
-        holds_for="upper bound: lower losses are found by descent",
-        source="Sukenik, Lampert & Mondelli 2024, arXiv 2405.14468, for the blocks",
-        parameters={f"classes_{i}": float(b.classes) for i, b in enumerate(chosen)},
-        free_layers=(1,) if any(not block.order for block in chosen) else (),
-    )
+    parameters = {f"classes_{i}": float(block.classes) for i, block in enumerate(chosen)}
+    words = "upper bound: lower losses are found by descent"
+    return _compose(problem, "blocks", chosen, words, f"{SOURCE}, for the blocks", parameters)
+
+
+def triangular_incidence(order: int) -> FloatArray:
+    """The vertex-edge incidence matrix of a complete graph, shape (r, r (r - 1) / 2), of rank r."""
+    return subset_signs(order, 2).T + 0.5
+
+
+def subset_signs(order: int, size: int) -> FloatArray:
+    """One row per vertex subset: +1/2 inside, -1/2 outside, so edges give 1 inside, 0 across."""
+    subsets = combinations(range(order), size)
+    return np.array([[0.5 if i in subset else -0.5 for i in range(order)] for subset in subsets])
+
+
+def inclusion_spectrum(order: int, size: int) -> tuple[FloatArray, FloatArray]:
+    """Eigenvalues, and multiplicities, of B^T B with B the edges inside s-subsets."""
+    r, s = order, size
+    same, touching, apart = (math.comb(r - i, s - i) if s >= i else 0 for i in (2, 3, 4))
+    neighbours = np.array([2 * (r - 2), r - 4, -2.0])
+    others = np.array([math.comb(r - 2, 2), 3 - r, 1.0])
+    return same + touching * neighbours + apart * others, np.array([1, r - 1, r * (r - 3) / 2])
+
+
+def srg_effective_classes(order: int, size: int, depth: int) -> float:
+    r"""Effective class count of `srg`, below K where it beats collapse (arXiv 2405.14468).
+
+    .. math:: K_\mathrm{eff}^{L+1} = \big[\sqrt{2(r-1)} + (r-1)\sqrt{r-2}\big]^2\;
+              r^{L-3}\;\tfrac r4 \tbinom rs\; \sum_j m_j/\theta_j
+
+    Parameters
+    ----------
+    order : int
+        Vertices r; the classes are the r (r - 1) / 2 edges.
+    size : int
+        Size s of the vertex subsets read by the last hidden layer.
+    depth : int
+        Number of weight matrices, L, at least 3.
+
+    Examples
+    --------
+    >>> round(srg_effective_classes(5, 3, 4) / 10, 4)
+    0.8168
+    """
+    if order < 3 or not 2 <= size <= max(2, order - 2):
+        raise DoesNotApply(
+            f"srg needs r >= 3 vertices and subsets of 2 to r - 2, got r={order}, s={size}: "
+            "otherwise the last layer cannot tell the classes apart."
+        )
+    if depth < 3:
+        raise DoesNotApply(f"srg needs depth 3 or more, got {depth}: use dnc.")
+    r = order
+    nuclear = math.sqrt(2 * (r - 1)) + (r - 1) * math.sqrt(r - 2)
+    values, counts = inclusion_spectrum(order, size)
+    last = sum(m / theta for theta, m in zip(values, counts, strict=True) if m)
+    signs = math.comb(r, size) * r / 4
+    return float((nuclear**2 * float(r) ** (depth - 3) * signs * last) ** (1 / (depth + 1)))
+
+
+def best_subset_size(order: int, depth: int, room: float = math.inf) -> int:
+    """The subset size of least effective class count whose hidden layer fits `room`, or 2."""
+    sizes = [s for s in range(2, max(2, order - 2) + 1) if math.comb(order, s) <= room]
+    return min(sizes or [2], key=lambda size: srg_effective_classes(order, size, depth))
+
+
+def read_by_signs(incidence: FloatArray, signs: FloatArray, depth: int) -> Chain:
+    """A chain through a graph whose last hidden layer applies sign functionals; output identity."""
+    straight = (np.eye(len(incidence)),) * (depth - 3)
+    hidden = np.maximum(signs @ incidence, 0.0)
+    return (*split_linear(incidence, 1), *straight, signs, np.asarray(np.linalg.pinv(hidden)))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...metrics.frames import centring
 from ..chain import Chain, balance, check_widths, paired_signs, split_linear
-from ..optimum import Optimum, Status
+from ..optimum import Optimum, structure
 from ..problem import (
     DUFM,
     DoesNotApply,
@@ -86,30 +86,23 @@ def dnc(problem: DUFM, first_layer: float | None = None) -> Optimum:
     0.049797543943
     """
     require(problem, "dnc", balanced=True, activation="relu")
-    classes, depth = problem.num_classes, problem.depth
-    if problem.loss == "mse":
+    classes, depth, squared = problem.num_classes, problem.depth, problem.loss == "mse"
+    if squared:
         require(problem, "dnc", **({"bias_decay": 0.0} if depth > 1 else {"bias": False}))
     elif depth == 1:
         raise DoesNotApply("dnc with loss 'ce' needs depth 2 or more, got 1: use ufm_ce.")
     fit, loss, effective = _wide_fit(problem)
     require_survival("dnc", [fit])
-    check_widths(problem, collapsed_widths(problem, first_layer), "dnc")
-    parameters = {"t" if problem.loss == "mse" else "margin": fit}
+    first = _first_width(problem, first_layer)
+    check_widths(problem, (first, *(classes,) * (depth - 1)), "dnc")
+    parameters = {"t" if squared else "margin": fit}
     if _centred(problem):
         parameters["effective_classes"] = effective
-    status, words, source = _trust_dnc(problem)
-    return Optimum(
-        problem=problem,
-        name="dnc",
-        loss=loss,
-        chain=bind(_dnc_chain, problem, first_layer, fit, effective),
-        status=status,
-        holds_for=words,
-        source=source,
-        bias=np.full(classes, 1 / classes) if problem.bias and problem.loss == "mse" else None,
-        parameters=parameters,
-        free_layers=(1,) if depth > 1 else (),
-    )
+    chain = bind(_dnc_chain, problem, first_layer, fit, effective)
+    words, source = _trust_dnc(problem)
+    mean = np.full(classes, 1 / classes) if problem.bias and squared else None
+    free = (1,) if depth > 1 else ()
+    return structure(problem, "dnc", loss, chain, words, source, parameters, mean, free)
 
 
 def _centred(problem: DUFM) -> bool:
@@ -131,31 +124,51 @@ def _wide_fit(problem: DUFM) -> tuple[float, float, float]:
     return fit, share * loss, effective
 
 
-def _trust_dnc(problem: DUFM) -> tuple[Status, str, str]:
-    """Status, its words and the source."""
+def _trust_dnc(problem: DUFM) -> tuple[str, str]:
+    """How sure it is, in words, and the source."""
     classes, depth = problem.num_classes, problem.depth
     if problem.loss == "ce":
         words = "upper bound: a feasible structure of the ReLU network, no proof"
-        return "upper bound", words, "Garrod & Keating 2024, arXiv 2410.23169"
+        return words, "Garrod & Keating 2024, arXiv 2410.23169"
     if problem.bias:
         words = "upper bound: descent finds lower, letting the bias carry a class"
-        return "upper bound", words, f"{BINARY}, for the structure"
-    if depth == 1:
-        return "theorem", "theorem: global optimum for one layer", BINARY
-    if classes == 2:
-        return "theorem", "theorem: global optimum for two classes", BINARY
+        return words, f"{BINARY}, for the structure"
+    if min(depth, classes - 1) == 1:
+        return f"theorem: global optimum for {'one layer' if depth == 1 else 'two classes'}", BINARY
     if depth == 2 or (depth == 3 and classes <= 6):
-        return "best known", "best known: nothing lower has been found, no proof", BINARY
-    words = "upper bound: lower losses of lower rank exist or are found by descent"
-    return "upper bound", words, BINARY
+        return "best known: nothing lower has been found, no proof", BINARY
+    return "upper bound: lower losses of lower rank exist or are found by descent", BINARY
 
 
-def _dnc_chain(problem: DUFM, first_layer: float | None, fit: float, effective: float) -> Chain:
-    factors = [*unit_first_layer(problem, first_layer)]
-    factors += [np.eye(problem.num_classes)] * (problem.depth - 1)
+def _first_width(problem: DUFM, tilt: float | None) -> int:
+    """Width that the free first layer needs: K, or K / 2 with opposite pairs of the same loss."""
+    classes, depth = problem.num_classes, problem.depth
+    if tilt is not None and not 0.0 <= tilt <= 1.0:
+        raise ValueError(
+            f"first_layer must be between 0 (orthogonal) and 1 (simplex ETF), got {tilt}: "
+            "only these have the same loss."
+        )
+    if tilt and depth == 1:
+        raise ValueError(
+            f"first_layer must be 0 at depth 1, got {tilt}: without a ReLU the frame is fixed."
+        )
+    if tilt is None and depth > 1 and problem.layer_widths[0] < classes:
+        return (classes + 1) // 2
+    return classes - (tilt == 1)
+
+
+def _dnc_chain(problem: DUFM, tilt: float | None, fit: float, effective: float) -> Chain:
+    classes, depth = problem.num_classes, problem.depth
+    # H_2 = I - N up to the ReLU costs the same for every non-negative symmetric N with zero
+    # diagonal and eigenvalues of at most 1: none, (J - I) / (K - 1), or a swap of pairs.
+    if tilt is None and _first_width(problem, tilt) < classes:
+        second = paired_signs(classes)
+    else:
+        second = np.eye(classes) - (tilt or 0.0) / (classes - 1) * (1 - np.eye(classes))
+    factors = [*split_linear(second, 1), *(np.eye(classes),) * (depth - 1)]
     if _centred(problem):
-        factors[-1] = centring(problem.num_classes)
-    return balance(tuple(factors), math.sqrt(effective) * fit ** (1 / (problem.depth + 1)))
+        factors[-1] = centring(classes)
+    return balance(tuple(factors), math.sqrt(effective) * fit ** (1 / (depth + 1)))
 
 
 def partial(problem: DUFM, learned: int) -> Optimum:
@@ -199,44 +212,34 @@ def partial(problem: DUFM, learned: int) -> Optimum:
         )
     fit, collapsed, effective = _wide_fit(problem)
     require_survival("partial", [fit])
-    nothing = 0.5 if problem.loss == "mse" else math.log(classes)
-    norm = math.sqrt(effective / classes) * fit ** (1 / (depth + 1))
-    words = _trust_partial(problem, learned)
-    return Optimum(
-        problem=problem,
-        name=f"partial({learned})",
-        loss=(classes - learned) / classes * nothing + learned / classes * collapsed,
-        chain=bind(_partial_chain, problem, learned, norm),
-        status="theorem" if words.startswith("theorem") else "upper bound",
-        holds_for=words,
-        source=f"{BINARY}, for the model",
-        parameters={"t" if problem.loss == "mse" else "margin": fit, "learned": learned},
-        free_layers=(1,) if depth > 1 and problem.rectified else (),
-    )
+    nothing, fit_name = (0.5, "t") if problem.loss == "mse" else (math.log(classes), "margin")
+    loss = ((classes - learned) * nothing + learned * collapsed) / classes
+    norm = math.sqrt(effective * learned / classes) * fit ** (1 / (depth + 1))
+    words, source = _trust_partial(problem, learned), f"{BINARY}, for the model"
+    return structure(
+        problem, f"partial({learned})", loss, bind(_partial_chain, problem, learned, norm), words,
+        source, {fit_name: fit, "learned": learned}, free_layers=(1,) if problem.rectified else (),
+    )  # fmt: skip
 
 
 @closed_form("other", place=14)
 def partials(problem: DUFM) -> list[Optimum]:
     """`partial` with every number of learned classes for which it applies."""
-    room = min(problem.layer_widths)
     optima = []
-    for learned in range(1, min(problem.num_classes - 1, room) + 1):
+    for learned in range(1, min(problem.num_classes, min(problem.layer_widths) + 1)):
         with suppress(DoesNotApply):
             optima.append(partial(problem, learned))
     return optima
 
 
 def _partial_chain(problem: DUFM, learned: int, norm: float) -> Chain:
-    """The first classes of a collapsed network; the columns of every factor have one norm."""
     classes, depth = problem.num_classes, problem.depth
     axes = np.eye(classes)[:, :learned]
     outputs = axes if problem.loss == "mse" else axes - 1 / classes
-    chain = (axes.T, *(np.eye(learned),) * (depth - 1), outputs)
-    return balance(chain, norm * math.sqrt(learned))
+    return balance((axes.T, *(np.eye(learned),) * (depth - 1), outputs), norm)
 
 
 def _trust_partial(problem: DUFM, learned: int) -> str:
-    """How sure it is, in words."""
     if problem.rectified:
         return "upper bound: a local minimum, where descent gets stuck"
     if problem.loss == "ce":
@@ -244,38 +247,3 @@ def _trust_partial(problem: DUFM, learned: int) -> str:
     if learned == min(problem.layer_widths):
         return f"theorem: global optimum for width {learned} and no ReLU"
     return "upper bound: a saddle, which descent leaves"
-
-
-def collapsed_widths(problem: DUFM, tilt: float | None) -> tuple[int, ...]:
-    """Widths that a collapsed ReLU network needs: K, but less in its free first layer.
-
-    There a frame of rank K / 2 has the same loss, see `unit_first_layer`.
-    """
-    classes, depth = problem.num_classes, problem.depth
-    if tilt is not None and not 0.0 <= tilt <= 1.0:
-        raise ValueError(
-            f"first_layer must be between 0 (orthogonal) and 1 (simplex ETF), got {tilt}: "
-            "only these have the same loss."
-        )
-    if tilt and depth == 1:
-        raise ValueError(
-            f"first_layer must be 0 at depth 1, got {tilt}: without a ReLU the frame is fixed."
-        )
-    first = classes - (tilt == 1)
-    if tilt is None and depth > 1 and problem.layer_widths[0] < classes:
-        first = (classes + 1) // 2
-    return (first, *(classes,) * (depth - 1))
-
-
-def unit_first_layer(problem: DUFM, tilt: float | None) -> Chain:
-    r"""Unit features and first weight whose H_2 is the identity up to the ReLU.
-
-    :math:`H_2 = I - N` costs the same for every non-negative symmetric N with zero diagonal and
-    eigenvalues of at most 1: none, a simplex (J - I) / (K - 1), or, where the layer is narrower
-    than K, a swap of pairs, which leaves the least rank.
-    """
-    classes = problem.num_classes
-    if tilt is None and collapsed_widths(problem, tilt)[0] < classes:
-        return split_linear(paired_signs(classes), 1)
-    off = np.ones((classes, classes)) - np.eye(classes)
-    return split_linear(np.eye(classes) - (tilt or 0.0) / (classes - 1) * off, 1)

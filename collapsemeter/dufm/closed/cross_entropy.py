@@ -8,7 +8,7 @@ import numpy as np
 
 from ...metrics.frames import centring
 from ..chain import Chain, balance, check_widths, paired_signs, split_linear
-from ..optimum import Optimum
+from ..optimum import Optimum, structure
 from ..problem import DUFM, DoesNotApply, FloatArray, closed_form, require, require_survival
 from ..scalar import least_margin_loss
 
@@ -31,12 +31,10 @@ def linear_ce_dnc(problem: DUFM) -> Optimum:
     >>> round(linear_ce_dnc(problem).loss, 7)
     0.0837794
     """
-    name = "linear_ce_dnc"
-    _require_linear_ce(problem, name, 2)
-    classes, depth = problem.num_classes, problem.depth
-    strength = problem.canonical_decay * (classes - 1)
-    margin, loss = least_margin_loss(((classes - 1.0, 1.0),), strength, depth)
-    return _linear_ce(problem, name, classes - 1, centring, np.full(classes, margin), loss)
+    _require_linear_ce(problem, "linear_ce_dnc", 2)
+    classes = problem.num_classes
+    group = (classes, ((classes - 1.0, 1.0),), problem.canonical_decay * (classes - 1))
+    return _linear_ce(problem, "linear_ce_dnc", classes - 1, centring, group)
 
 
 @closed_form("low rank", place=9)
@@ -48,20 +46,14 @@ def linear_ce_pairs(problem: DUFM) -> Optimum:
 
     An odd class out gets an axis of its own.
     """
-    name = "linear_ce_pairs"
-    _require_linear_ce(problem, name, 3)
+    _require_linear_ce(problem, "linear_ce_pairs", 3)
     classes, depth, decay = problem.num_classes, problem.depth, problem.canonical_decay
     pairs, single = divmod(classes, 2)
     # Each class pays 1/K of the fit, so the strength per pair is multiplied by K / 2.
     strength = decay * classes / 2 * 2 ** (2 / (depth + 1))
-    margin, loss = least_margin_loss(((1.0, 2.0), (classes - 2.0, 1.0)), strength, depth)
-    margins = np.full(classes, margin)
-    loss *= 2 * pairs / classes
-    if single:
-        alone = least_margin_loss(((classes - 1.0, 1.0),), decay * classes, depth)
-        margins[-1] = alone[0]
-        loss += alone[1] / classes
-    return _linear_ce(problem, name, pairs + single, paired_signs, margins, loss)
+    paired = (2 * pairs, ((1.0, 2.0), (classes - 2.0, 1.0)), strength)
+    alone = (single, ((classes - 1.0, 1.0),), decay * classes)
+    return _linear_ce(problem, "linear_ce_pairs", pairs + single, paired_signs, paired, alone)
 
 
 @closed_form("low rank", place=10)
@@ -71,13 +63,11 @@ def linear_ce_polygon(problem: DUFM) -> Optimum:
     .. math:: Z_{ij} = b \cos(2\pi(i-j)/K), \qquad
               \log \sum_j e^{b(\cos(2\pi j/K) - 1)} + (L+1)\,c\,(bK/2)^{2/(L+1)}
     """
-    name = "linear_ce_polygon"
-    _require_linear_ce(problem, name, 3)
+    _require_linear_ce(problem, "linear_ce_polygon", 3)
     classes, depth = problem.num_classes, problem.depth
     offsets = tuple((1.0, float(1 - cosine)) for cosine in _polygon(classes)[0, 1:])
     strength = 2 * problem.canonical_decay * (classes / 2) ** (2 / (depth + 1))
-    margin, loss = least_margin_loss(offsets, strength, depth)
-    return _linear_ce(problem, name, 2, _polygon, np.full(classes, margin), loss)
+    return _linear_ce(problem, "linear_ce_polygon", 2, _polygon, (classes, offsets, strength))
 
 
 def _polygon(num_classes: int) -> FloatArray:
@@ -97,27 +87,24 @@ def _require_linear_ce(problem: DUFM, name: str, least_classes: int) -> None:
         )
 
 
-def _linear_chain(pattern: Callable[[int], FloatArray], margins: FloatArray, depth: int) -> Chain:
-    return split_linear(pattern(margins.size) * margins, depth)
-
-
 def _linear_ce(
-    problem: DUFM, name: str, rank: int, pattern: Callable[[int], FloatArray], margins: FloatArray,
-    loss: float,
+    problem: DUFM, name: str, rank: int, pattern: Callable[[int], FloatArray],
+    *groups: tuple[int, tuple[tuple[float, float], ...], float],
 ) -> Optimum:  # fmt: skip
-    """A pattern of outputs, scaled class by class to its margin."""
+    """A pattern of outputs, each group of classes at its margin: their number, offsets, strength."""
+    least = [least_margin_loss(*group[1:], problem.depth) for group in groups]
+    counts = [group[0] for group in groups]
+    margins = np.repeat([margin for margin, _ in least], counts)
+    loss = sum(n * each for n, (_, each) in zip(counts, least, strict=True)) / sum(counts)
     require_survival(name, [margins[0]])
     check_widths(problem, (rank,) * problem.depth, name)
-    return Optimum(
-        problem=problem,
-        name=name,
-        loss=loss,
-        chain=bind(_linear_chain, pattern, margins, problem.depth),
-        status="upper bound",
-        holds_for="upper bound: one of the structures compared in the source",
-        source=SOURCE,
-        parameters={"margin": float(margins[0])},
-    )
+    chain = bind(_linear_chain, pattern, margins, problem.depth)
+    words = "upper bound: one of the structures compared in the source"
+    return structure(problem, name, loss, chain, words, SOURCE, {"margin": float(margins[0])})
+
+
+def _linear_chain(pattern: Callable[[int], FloatArray], margins: FloatArray, depth: int) -> Chain:
+    return split_linear(pattern(margins.size) * margins, depth)
 
 
 @closed_form("low rank", place=8)
@@ -151,17 +138,10 @@ def pairs(problem: DUFM) -> Optimum:
     margin, loss = least_margin_loss(((1.0, 2.0), (classes - 2.0, 1.0)), strength, depth)
     require_survival("pairs", [margin])
     check_widths(problem, (classes // 2 + 1, *(classes,) * (depth - 1)), "pairs")
-    norm = math.sqrt(effective) * margin ** (1 / (depth + 1))
-    return Optimum(
-        problem=problem,
-        name="pairs",
-        loss=loss,
-        chain=bind(_pairs_chain, problem, norm),
-        status="upper bound",
-        holds_for="upper bound: a feasible structure of the ReLU network, no proof",
-        source=SOURCE,
-        parameters={"margin": margin, "effective_classes": effective},
-    )
+    chain = bind(_pairs_chain, problem, math.sqrt(effective) * margin ** (1 / (depth + 1)))
+    words = "upper bound: a feasible structure of the ReLU network, no proof"
+    parameters = {"margin": margin, "effective_classes": effective}
+    return structure(problem, "pairs", loss, chain, words, SOURCE, parameters)
 
 
 def _pairs_chain(problem: DUFM, norm: float) -> Chain:

@@ -6,10 +6,10 @@ import numpy as np
 
 from ...metrics.frames import centring
 from ..chain import check_widths, split_diagonal, split_linear, widths_of
-from ..optimum import Optimum
+from ..optimum import Optimum, structure
 from ..problem import DUFM, closed_form, require, require_survival
 from ..scalar import ell, ell_minimiser
-from .bounds import class_strengths, left_out
+from .bounds import class_fits
 
 
 @closed_form("collapsed", place=3)
@@ -28,36 +28,22 @@ def linear(problem: DUFM) -> Optimum:
     require(problem, "linear", activation="linear", loss="mse", balanced=True, bias_decay=0.0)
     classes, depth = problem.num_classes, problem.depth
     strength = classes * problem.canonical_decay
-    fit = ell_minimiser(strength, depth)
+    fit, loss = ell_minimiser(strength, depth), ell(strength, depth)
     require_survival("linear", [fit])
+    chain, mean = split_diagonal(np.full(classes, fit), depth), None
     if problem.bias:
-        chain = split_linear(fit * centring(classes), depth)
-        share = (classes - 1) / classes
-    else:
-        chain, share = split_diagonal(np.full(classes, fit), depth), 1.0
+        chain, mean = split_linear(fit * centring(classes), depth), np.full(classes, 1 / classes)
+        loss *= (classes - 1) / classes
     check_widths(problem, widths_of(chain), "linear")
-    return Optimum(
-        problem=problem,
-        name="linear",
-        loss=share * ell(strength, depth),
-        chain=chain,
-        status="theorem",
-        holds_for="theorem: global optimum of the deep linear model, balanced classes",
-        source="Dang et al. 2023",
-        bias=np.full(classes, 1 / classes) if problem.bias else None,
-        parameters={"t": fit},
-    )
+    words = "theorem: global optimum of the deep linear model, balanced classes"
+    return structure(problem, "linear", loss, chain, words, "Dang et al. 2023", {"t": fit}, mean)
 
 
 def minority_threshold(problem: DUFM) -> float:
-    r"""The class size up to which `gof` does not learn a class; of the counts only N matters.
+    r"""The class size up to which `gof` does not learn a class (Dang et al. 2023).
 
     .. math:: n_k > \frac{N^{(L+1)/L}\,\Lambda^{1/L}\,L^2}{(L-1)^{(L-1)/L}}, \qquad
               \Lambda = \lambda_H \prod_l \lambda_l
-
-    References
-    ----------
-    Dang et al. 2023.
 
     Examples
     --------
@@ -90,27 +76,16 @@ def gof(problem: DUFM) -> Optimum:
     0.0687255921
     """
     require(problem, "gof", loss="mse", bias=False, balanced=False)
-    depth = problem.depth
-    strengths = [float(g) for g in class_strengths(problem)]
-    fits = np.array([ell_minimiser(g, depth) for g in strengths])
-    fits[left_out(problem)] = 0.0
+    fits, losses = class_fits(problem)
     require_survival("gof", fits.tolist())
     roots = np.sqrt(problem.counts / problem.counts.mean())
-    features, *weights = split_diagonal(fits * roots, depth)
-    losses = np.where(fits > 0, [ell(g, depth) for g in strengths], 0.5)
-    words = (
-        "upper bound: optimal for the linear model, feasible for the ReLU network"
-        if problem.rectified
-        else "theorem: global optimum without activation, any class sizes and widths"
-    )
-    return Optimum(
-        problem=problem,
-        name="gof",
-        loss=float(np.sum(problem.counts * losses)) / problem.num_samples,
-        chain=(features / roots, *weights),
-        status="upper bound" if problem.rectified else "theorem",
-        holds_for=words,
-        source="Dang et al. 2023",
-        parameters={f"t_{k}": float(t) for k, t in enumerate(fits)},
+    features, *weights = split_diagonal(fits * roots, problem.depth)
+    words = "theorem: global optimum without activation, any class sizes and widths"
+    if problem.rectified:
+        words = "upper bound: optimal for the linear model, feasible for the ReLU network"
+    loss = float(np.sum(problem.counts * losses)) / problem.num_samples
+    parameters = {f"t_{k}": float(t) for k, t in enumerate(fits)}
+    return structure(
+        problem, "gof", loss, (features / roots, *weights), words, "Dang et al. 2023", parameters,
         free_layers=(1,) if problem.rectified else (),
-    )
+    )  # fmt: skip

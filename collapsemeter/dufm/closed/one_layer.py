@@ -7,13 +7,11 @@ import numpy as np
 
 from ...metrics.frames import centring
 from ..chain import Chain, check_widths, split_by_size, split_linear, widths_of
-from ..optimum import Optimum
+from ..optimum import Optimum, structure
 from ..problem import DUFM, FloatArray, closed_form, require, require_survival
-from .bounds import one_layer_ce, one_layer_mse
-from .dual import convex_value
+from .bounds import convex_value, one_layer_ce, one_layer_mse
 
-GAP_TOLERANCE = 1e-7
-"""Relative duality gap up to which a solution is called certified."""
+GAP_TOLERANCE = 1e-7  # relative duality gap up to which a solution is called certified
 
 
 def _simplex_chain(classes: int, fit: float, mean: float) -> Chain:
@@ -37,21 +35,16 @@ def ufm_mse(problem: DUFM) -> Optimum:
     (0.32, 0.6)
     """
     require(problem, "ufm_mse", depth=1, loss="mse", balanced=True)
-    least = one_layer_mse(problem)
-    require_survival("ufm_mse", [least.fit, least.mean])
+    loss, fit, mean, shift = one_layer_mse(problem)
+    require_survival("ufm_mse", [fit, mean])
     classes = problem.num_classes
-    check_widths(problem, (classes if least.mean else classes - 1,), "ufm_mse")
-    return Optimum(
-        problem=problem,
-        name="ufm_mse",
-        loss=least.loss,
-        chain=bind(_simplex_chain, classes, least.fit, least.mean),
-        status="theorem",
-        holds_for="theorem: global optimum for one layer, squared loss, balanced classes",
-        source="Tirer & Bruna 2022; Zhou et al. 2022",
-        bias=np.full(classes, least.bias / classes) if problem.bias else None,
-        parameters={"t": least.fit, "mean": least.mean, "bias": least.bias},
-    )
+    check_widths(problem, (classes if mean else classes - 1,), "ufm_mse")
+    chain = bind(_simplex_chain, classes, fit, mean)
+    words = "theorem: global optimum for one layer, squared loss, balanced classes"
+    source = "Tirer & Bruna 2022; Zhou et al. 2022"
+    parameters = {"t": fit, "mean": mean, "bias": shift}
+    bias = np.full(classes, shift / classes) if problem.bias else None
+    return structure(problem, "ufm_mse", loss, chain, words, source, parameters, bias)
 
 
 @closed_form("collapsed", place=2)
@@ -71,16 +64,10 @@ def ufm_ce(problem: DUFM) -> Optimum:
     margin, loss = one_layer_ce(problem)
     require_survival("ufm_ce", [margin])
     check_widths(problem, (problem.num_classes - 1,), "ufm_ce")
-    return Optimum(
-        problem=problem,
-        name="ufm_ce",
-        loss=loss,
-        chain=bind(_simplex_chain, problem.num_classes, margin, 0.0),
-        status="theorem",
-        holds_for="theorem: global optimum for one layer, cross-entropy, balanced classes",
-        source="Zhu et al. 2021",
-        parameters={"margin": margin},
-    )
+    chain = bind(_simplex_chain, problem.num_classes, margin, 0.0)
+    words = "theorem: global optimum for one layer, cross-entropy, balanced classes"
+    source, parameters = "Zhu et al. 2021", {"margin": margin}
+    return structure(problem, "ufm_ce", loss, chain, words, source, parameters)
 
 
 def _root_of_laplacian(counts: FloatArray) -> FloatArray:
@@ -92,7 +79,7 @@ def _root_of_laplacian(counts: FloatArray) -> FloatArray:
 
 
 def seli_grams(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
-    r"""Gram matrices, (K, K), of classifier and class means for skewed classes and vanishing ridge.
+    r"""Gram matrices, (K, K), of classifier and class means of `seli` (Thrampoulidis et al. 2022).
 
     .. math:: W W^T \propto (P D P)^{1/2}, \qquad M^T M \propto ((P D P)^+)^{1/2},
               \qquad D = \mathrm{diag}(n_k)
@@ -101,10 +88,6 @@ def seli_grams(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
     ----------
     counts : ndarray, shape (K,)
         Samples of each class.
-
-    References
-    ----------
-    Thrampoulidis et al. 2022.
 
     Examples
     --------
@@ -141,16 +124,10 @@ def seli(problem: DUFM) -> Optimum:
     scale = math.log((classes - 1) / strength - classes + 1)
     chain = split_by_size(scale * centring(classes), problem)
     check_widths(problem, widths_of(chain), "seli")
-    return Optimum(
-        problem=problem,
-        name="seli",
-        loss=math.log1p((classes - 1) * math.exp(-scale)) + strength * scale,
-        chain=chain,
-        status="upper bound",
-        holds_for="upper bound: optimal only as the decays go to zero; see convex",
-        source="Thrampoulidis et al. 2022",
-        parameters={"scale": scale},
-    )
+    loss = math.log1p((classes - 1) * math.exp(-scale)) + strength * scale
+    words = "upper bound: optimal only as the decays go to zero; see convex"
+    source = "Thrampoulidis et al. 2022"
+    return structure(problem, "seli", loss, chain, words, source, {"scale": scale})
 
 
 @closed_form("last resort", place=15)
@@ -173,23 +150,10 @@ def convex(problem: DUFM) -> Optimum:
     value = convex_value(problem)
     chain = split_by_size(value.outputs, problem)
     check_widths(problem, widths_of(chain), "convex")
-    certified = value.loss - value.lower <= GAP_TOLERANCE * value.loss
-    return Optimum(
-        problem=problem,
-        name="convex",
-        loss=value.loss,
-        chain=chain,
-        status="theorem" if certified else "upper bound",
-        holds_for=(
-            "theorem: global optimum, certified by the dual"
-            if certified
-            else "upper bound: the duality gap did not close"
-        ),
-        source="Thrampoulidis et al. 2022; Zhu et al. 2021",
-        bias=value.bias,
-        parameters={
-            "lower": value.lower,
-            "gap": value.loss - value.lower,
-            "operator_ratio": value.operator_ratio,
-        },
-    )
+    gap = value.loss - value.lower
+    words = "upper bound: the duality gap did not close"
+    if gap <= GAP_TOLERANCE * value.loss:
+        words = "theorem: global optimum, certified by the dual"
+    source = "Thrampoulidis et al. 2022; Zhu et al. 2021"
+    parameters = {"lower": value.lower, "gap": gap, "operator_ratio": value.operator_ratio}
+    return structure(problem, "convex", value.loss, chain, words, source, parameters, value.bias)

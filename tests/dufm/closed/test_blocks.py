@@ -15,7 +15,7 @@ from collapsemeter.dufm import (
     srg,
     srg_effective_classes,
 )
-from collapsemeter.dufm.closed.graph import best_subset_size, inclusion_spectrum, srg_chain
+from collapsemeter.dufm.closed.blocks import best_subset_size, inclusion_spectrum
 
 # Ratio of effective to actual classes, depth 3 to 6, at subset size 2 and at the best size.
 TABLE = {
@@ -49,7 +49,7 @@ def test_effective_class_counts_of_the_table(order):
 )
 @pytest.mark.parametrize("depth", [3, 4, 6])
 def test_effective_classes_are_the_norms_of_the_matrices(order, size, depth):
-    chain = srg_chain(order, size, depth)
+    chain = Block(order * (order - 1) // 2, order, size).chain(depth)
     outputs = chain[1] @ chain[0]
     for weight in chain[2:]:
         outputs = weight @ np.maximum(outputs, 0)
@@ -61,8 +61,8 @@ def test_effective_classes_are_the_norms_of_the_matrices(order, size, depth):
 
 @pytest.mark.parametrize(("order", "size"), [(4, 2), (5, 3), (7, 3), (8, 4)])
 def test_the_inclusion_spectrum(order, size):
-    hidden = np.maximum(srg_chain(order, size, 3)[2] @ np.maximum(
-        srg_chain(order, size, 3)[1] @ srg_chain(order, size, 3)[0], 0), 0)  # fmt: skip
+    features, first, second, _ = Block(order * (order - 1) // 2, order, size).chain(3)
+    hidden = np.maximum(second @ np.maximum(first @ features, 0), 0)
     values, counts = inclusion_spectrum(order, size)
     expected = np.sort(np.repeat(values, counts.astype(int)))
     np.testing.assert_allclose(np.linalg.eigvalsh(hidden.T @ hidden), expected, atol=1e-10)

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collapsemeter.dufm import DUFM, ell, lower_bound, nuclear_bound, ufm_ce
-from collapsemeter.dufm.minimise import lbfgs
-from collapsemeter.dufm.network import FlatLayout, flat_objective
+from collapsemeter.dufm.descent import lbfgs
 from collapsemeter.dufm.seeds import random_start
 
 
@@ -26,8 +25,7 @@ def test_descent_ends_above_the_bounds(seed, classes, depth, loss, bias, exponen
         classes, rng.integers(1, 5, classes).tolist(), depth, 6, feature_decay=10**exponent,
         weight_decay=10**exponent, loss=loss, bias=bias,
     )  # fmt: skip
-    start = FlatLayout.of(problem).pack(random_start(problem, rng))
-    found = lbfgs(flat_objective(problem), start, 100)[1]
+    found = lbfgs(problem, random_start(problem, rng), 100)[0]
     rounding = 1e-12
     assert nuclear_bound(problem) <= lower_bound(problem) + 1e-7
     assert lower_bound(problem) <= found + rounding
