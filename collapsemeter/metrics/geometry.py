@@ -244,18 +244,17 @@ class ClassGeometry:
         return projected
 
     @cached_property
-    def finite(self) -> bool:
-        """Whether no class mean has a NaN or Inf."""
-        return bool(np.isfinite(self.means).all())
-
-    @cached_property
-    def _bounded(self) -> bool:
-        return bounded(self.means)
+    def _out_of_float64(self) -> str | None:
+        """Why nothing can be computed of the means and traces, if so."""
+        if not np.isfinite(self.means).all():
+            return "nonfinite_statistics"
+        # A row with NaN or Inf makes the mean of its class so: with finite means, squares overflowed.
+        fits = bounded(self.means) and np.isfinite(self.traces).all()
+        return None if fits else "out_of_range"
 
     def _require_finite(self) -> None:
-        require(self.finite, "nonfinite_statistics")
-        # A row with NaN or Inf makes the mean of its class so: with finite means, squares overflowed.
-        require(self._bounded and bool(np.isfinite(self.traces).all()), "out_of_range")
+        if self._out_of_float64 is not None:
+            raise Undefined(self._out_of_float64)
 
     def _require_spread(self) -> None:
         require(self.rows > 0, "no_rows")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .host_sums import add_rows, block_rows_of, empty_sums
 from .labels import check_nonfinite, labelled_rows
-from .moments import ClassMoments, Phase
+from .moments import ClassMoments, Phase, check_phase
 from .sums import EPS, IGNORE_INDEX, SKETCH_ROWS, Nonfinite, ScatterKind
 
 PENDING_ENTRIES = 2**22  # of small batches that wait until they make a block
@@ -63,8 +63,7 @@ class Accumulator:
         seed: int = 0,
     ) -> None:
         check_nonfinite(nonfinite)
-        if phase not in get_args(Phase):
-            raise ValueError(f"phase={phase!r}: choose one of {', '.join(get_args(Phase))}")
+        check_phase(phase)
         self._sums = empty_sums(num_classes, width, scatter, sketch_rows)
         self.num_classes, self.width = num_classes, width
         self.phase, self.ignore_index, self.nonfinite = phase, ignore_index, nonfinite

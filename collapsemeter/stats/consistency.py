@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .linalg import Floats, row_blocks
 from .plain import plain
-from .sums import LEFT_OUT, scatter_shape
+from .sums import ARRAYS, LEFT_OUT, scatter_shape
 
 if TYPE_CHECKING:
     from .moments import ClassMoments
@@ -28,7 +28,7 @@ _UNLIKELY = 40.0  # an honest sketch is refused with probability exp(-40)
 
 def check_fields(fields: Mapping[str, Any]) -> None:
     """Raise unless arrays hold real numbers, and the numbers and names beside them are such."""
-    for name in ("counts", "means", "scatter", "traces", "means_low", "sketch", "signs"):
+    for name in ARRAYS:
         value = fields.get(name)
         if value is None:
             continue

@@ -20,6 +20,7 @@ from .rounding import Rounding
 from .sketch import turned
 from .stored import arrays_of, check_rows, fields_of, header_of
 from .sums import (
+    ARRAYS,
     EPS,
     IGNORE_INDEX,
     LEFT_OUT,
@@ -132,7 +133,7 @@ class ClassMoments:
         """Make arrays read-only views, so that a merged or shared state cannot be changed by accident."""
         if self.means_low is None:
             object.__setattr__(self, "means_low", np.zeros(np.shape(self.means)))
-        for name in ("counts", "means", "traces", "means_low", "scatter", "sketch", "signs"):
+        for name in ARRAYS:
             if getattr(self, name) is not None:
                 dtype = np.int64 if name == "counts" else np.float64
                 view = np.asarray(getattr(self, name), dtype).view()
@@ -140,8 +141,7 @@ class ClassMoments:
                 object.__setattr__(self, name, view)
 
     def _check(self, dtype: type[np.floating[Any]]) -> None:
-        if self.phase not in get_args(Phase):
-            raise ValueError(f"phase={self.phase!r}: choose one of {', '.join(get_args(Phase))}")
+        check_phase(self.phase)
         check_shapes(self)
         check_consistent(self, dtype)
 
@@ -511,3 +511,9 @@ class ClassMoments:
             return moments
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
+
+
+def check_phase(phase: Phase) -> None:
+    """Raise ValueError unless it says what was measured."""
+    if phase not in get_args(Phase):
+        raise ValueError(f"phase={phase!r}: choose one of {', '.join(get_args(Phase))}")

@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .rounding import Rounding
-from .sums import LEFT_OUT
+from .sums import ARRAYS, LEFT_OUT
 
 if TYPE_CHECKING:
     from .moments import ClassMoments
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-_ALWAYS = ("counts", "means", "means_low", "traces")
-_WHERE_KEPT = ("scatter", "sketch", "signs")
+_ALWAYS, _WHERE_KEPT = ARRAYS[:4], ARRAYS[4:]
 _PLAIN = ("feature_dtype", "phase", *LEFT_OUT)
 
 
@@ -30,7 +29,7 @@ def header_of(moments: ClassMoments) -> dict[str, Any]:
 
 def arrays_of(moments: ClassMoments) -> Arrays:
     """Return the arrays by name."""
-    named = {name: getattr(moments, name) for name in _ALWAYS + _WHERE_KEPT}
+    named = {name: getattr(moments, name) for name in ARRAYS}
     arrays = {name: array for name, array in named.items() if array is not None}
     return arrays if moments.rounding is None else arrays | moments.rounding.arrays()
 

@@ -39,6 +39,7 @@ IGNORE_INDEX = -100
 # Labels of rows that name no single class; within 32 bits, and no number that people use for something.
 UNLABELLED = -(2**30)  # a one-hot row of zeros
 MIXED = UNLABELLED - 1  # several classes, or parts of them
+ARRAYS = ("counts", "means", "means_low", "traces", "scatter", "sketch", "signs")  # of moments
 LEFT_OUT = ("ignored", "nonfinite", "unlabelled", "mixed")
 COUNTERS = (*LEFT_OUT[:2], "invalid", *LEFT_OUT[2:])
 CLASS_SCATTER_ENTRIES = 2**20  # up to 8 MB in float64: every class keeps its own scatter
@@ -239,11 +240,9 @@ def init(
     Parameters
     ----------
     num_classes, width : int
-        C and d.
     kind : {"class", "pooled", "sketch", "trace"}
-        Which scatter is kept.
     dtype : type
-        What the sums are kept in: that of the namespace which updates them.
+        That of the namespace which updates the sums.
     sketch_rows : int
         k, where a sketch is kept.
 
