@@ -159,11 +159,7 @@ class _BoundedFile(io.BufferedReader):
 
 
 def _data_starts(file: IO[bytes], archive: zipfile.ZipFile) -> dict[str, int]:
-    """Return where the data of each member starts; refuse what could be read in two ways.
-
-    zipfile takes the last of two members of one name, and members may lie over each other: so does a
-    small file unpack to petabytes.
-    """
+    """Return where the data of each member starts; refuse members that share a name, or lie over each other."""
     starts: dict[str, int] = {}
     end = 0
     for member in sorted(archive.infolist(), key=lambda member: member.header_offset):

@@ -25,11 +25,7 @@ _AFTER_NAME = re.compile(r"[?#]|::")  # a query, or the archive that holds the f
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Return the files that paths, URLs of fsspec and globs of both mean.
-
-    The files of a pattern are sorted with numbers by value: ``shard-10`` comes after ``shard-9``.
-    ValueError if a pattern matches nothing, or a file comes twice.
-    """
+    """Return the files that paths, URLs and globs mean, each once; ``shard-10`` comes after ``shard-9``."""
     files: list[str] = []
     for pattern in patterns:
         if is_url(pattern):
@@ -65,10 +61,7 @@ def local_path(url: str | os.PathLike[str], cache_folder: str | os.PathLike[str]
 
 
 def open_file(url: str, cache_folder: str | os.PathLike[str]) -> ArrayFile:
-    """Open a file of arrays, here or elsewhere; messages name it as it was named.
-
-    A URL that ends like a format that is not read is refused before it is copied.
-    """
+    """Open a file of arrays, here or elsewhere; messages name it as it was named."""
     if is_url(url) and is_foreign_name(_AFTER_NAME.split(url)[0]):
         raise ActivationsError(explained("", url) or f"{url} is not read")
     return open_arrays(local_path(url, cache_folder), url)

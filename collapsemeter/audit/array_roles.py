@@ -110,10 +110,7 @@ def _is_head(name: str, array: Array, arrays: Mapping[str, Array]) -> bool:
 
 
 def _are_layers(contents: Sequence[_Contents], cache: str) -> bool:
-    """Whether files of one unnamed array are layers of the same rows, and not shards of one layer.
-
-    Files with labels of their own are layers if all have the same ones.
-    """
+    """Whether files of one unnamed array are layers of the same rows, by their labels, and not shards of one layer."""
     labels = [c.labels for c in contents if c.labels is not None]
     if len(contents) < 2 or len(labels) < len(contents):
         return True

@@ -162,10 +162,7 @@ class DaskWorkers:
 def _within(
     seconds: float, call: Callable[[], Any], watch: Callable[[], None] = lambda: None
 ) -> Any:
-    """Return what a call gives; raise TimeoutError if it takes longer, or what ``watch`` raises meanwhile.
-
-    Dask's own time-outs leave some waits open.
-    """
+    """Return what a call gives; raise TimeoutError after that time, or what ``watch`` raises: Dask leaves waits open."""
     done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
     def run() -> None:

@@ -37,11 +37,7 @@ class MapTask(NamedTuple):
 def map_pieces(
     job: Job, folder: Path, workers: Workers, resume: bool, earlier: Sequence[Path] = ()
 ) -> list[Path]:
-    """Return a state file for each piece of the job.
-
-    To resume is to use states of the same rows, counted in the same way, that lie in the folder; those in
-    ``earlier`` folders are moved to it.
-    """
+    """Return a state file for each piece; to resume is to use those of the same rows that lie in the folders."""
     digests, done = _digests(job, workers, of_all=resume), {}
     if resume:
         known = _known_states(job, [folder, *earlier])

@@ -41,12 +41,7 @@ def load_reader(
 
 
 def _load_head(file: str, cache: str, name: str | None) -> tuple[Head, str | None]:
-    """Read a head; return it with what stands before ``.weight``, which may be the layer's name.
-
-    The file has an array ``weight`` (C, d), or ``kernel`` (d, C), and perhaps ``bias`` (C,); each may have a
-    prefix (``fc.weight``), which ``name`` chooses. An array alone is the weight. One row is a single logit,
-    which decides between two classes.
-    """
+    """Read ``weight`` (C, d) or ``kernel`` (d, C), and a bias; return them with what stands before ``.weight``."""
     with open_file(file, cache) as opened:
         arrays = opened.arrays
         matrices = [n for n, a in arrays.items() if len(a.shape) == 2 and a.dtype.kind in "fV"]
@@ -73,7 +68,7 @@ def _load_head(file: str, cache: str, name: str | None) -> tuple[Head, str | Non
         if last in WEIGHTS and beside in arrays:
             bias = opened.read(beside, 0, arrays[beside].shape[0]).astype(np.float64)
     weight = weight.T if last == "kernel" else weight
-    if len(weight) == 1:
+    if len(weight) == 1:  # a single logit, which decides between two classes
         head = Head.from_single_logit(weight[0], 0.0 if bias is None else bias)
     else:
         head = Head(weight, bias)
@@ -83,10 +78,7 @@ def _load_head(file: str, cache: str, name: str | None) -> tuple[Head, str | Non
 def _read_layer(
     widths: Mapping[str, int], head: Head, asked: str | None, prefix: str | None
 ) -> str:
-    """Return the layer asked for; else the one of the head's name; else the last of its width.
-
-    ``widths`` has the layers in order, and the length of the last axis of each.
-    """
+    """Return the layer asked for; else the one of the head's name; else the last one as wide as its weight."""
     if asked is not None:
         if asked not in widths:
             raise ValueError(

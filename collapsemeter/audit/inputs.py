@@ -28,10 +28,7 @@ class Inputs:
 
 
 def read_inputs(names: Sequence[str], cache: str, epochs: Epochs = ()) -> list[Inputs]:
-    """Find the files that names mean, by step; files without a manifest have none.
-
-    Dumps of one step are measured together. ``epochs`` are files that were named with their step.
-    """
+    """Find the files that names mean, by step: dumps of one step are measured together."""
     steps = _read(names, cache) if names else []
     for step, files in epochs:
         inputs = _read(files, cache)

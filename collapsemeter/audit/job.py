@@ -153,11 +153,7 @@ class HeadReader(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Everything an audit needs to run: what to count, how, and what reads it.
-
-    States that are ``lasting`` are the result. Those of an audit are not forced to disk: one that a
-    crash of the machine damages has another checksum, and is counted again.
-    """
+    """All that an audit needs to run; states that are ``lasting`` are the result, and are forced to disk."""
 
     shards: list[Shard]
     layers: list[str]

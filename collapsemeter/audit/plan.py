@@ -36,11 +36,7 @@ class AuditPlan:
 
 
 def plan_shards(inputs: Inputs, options: Options, head_file: str | None, cache: str) -> AuditPlan:
-    """Sort the arrays of files into shards.
-
-    Every layer's arrays are its parts in the order of the files; the j-th parts of all layers make
-    shard j. So one file per layer, many layers per file and shards of either are all understood.
-    """
+    """Sort the arrays of files into shards: the j-th parts of all layers, in the order of the files, make shard j."""
     asked = _asked(options)
     files = _layer_files(inputs.files, asked, head_file)
     places: dict[str, Where] = {role: asked.get(role, role) for role in RESERVED}

@@ -106,11 +106,7 @@ def measure_steps(
     epochs: Epochs = (),
     accept: Accept = lambda layers, classes: None,
 ) -> list[tuple[int | None, CollapseReport]]:
-    """Measure every step that files are of; files without a manifest do not say one.
-
-    ``epochs`` are the files of other steps. ``accept`` is told the layers and classes of every step before
-    the first is counted, and may raise.
-    """
+    """Measure every step that files are of; ``accept`` is told the layers and classes first, and may raise."""
     history = []
     with _cache() as cache:
         steps = read_inputs(names, cache, epochs)

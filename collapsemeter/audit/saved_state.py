@@ -73,7 +73,9 @@ def save_layers(
 
     def arrays() -> Iterator[tuple[str, npt.NDArray[Any]]]:
         for i, (name, moments) in enumerate(layers):
-            entries.append(_entry(name, moments))
+            sizes = {"width": moments.width, "num_classes": moments.num_classes}
+            about = header_of(moments)
+            entries.append({"name": name, "kind": moments.kind, **sizes, **about})
             present, low = moments.counts > 0, moments.means_low
             assert low is not None
             yield f"{i}.counts", moments.counts
@@ -91,11 +93,6 @@ def save_layers(
         return {"layers": entries, "shards": [asdict(shard) for shard in shards], "key": dict(key)}
 
     write_state(path, header, arrays(), FORMAT, lasting=lasting)
-
-
-def _entry(name: str, moments: ClassMoments) -> dict[str, Any]:
-    sizes = {"width": moments.width, "num_classes": moments.num_classes}
-    return {"name": name, "kind": moments.kind, **sizes, **header_of(moments)}
 
 
 @functools.lru_cache(maxsize=1)
@@ -135,13 +132,9 @@ class SavedState:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CorruptStateError(f"{self.path} is not the state of an audit: {error}") from error
 
-    def mean(self, layer: str) -> ClassMoments:
-        """Read the moments of a layer, without a scatter."""
-        return self.moments(layer, scatter=False)
-
     def means(self) -> dict[str, ClassMoments]:
         """Read the moments of every layer, without a scatter."""
-        return {name: self.mean(name) for name in self.layers}
+        return {name: self.moments(name, scatter=False) for name in self.layers}
 
     def _moments(self, i: int, entry: Mapping[str, Any], scatter: bool) -> ClassMoments:
         kept = {"trace": (), "sketch": ("sketch", "signs")}.get(entry["kind"], ("scatter",))

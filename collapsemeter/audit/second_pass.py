@@ -75,10 +75,7 @@ def _chosen(job: Job, merged: SavedState) -> Ints | None:
 
 
 def choose_rows(total: int, classes: int, width: int, nc4: str | int, seed: int) -> Ints | None:
-    """Return the numbers of the label rows that are decided on, in order; None for all.
-
-    ``auto`` is exact up to `EXACT_PRODUCTS`; a number is the size of a uniform sample.
-    """
+    """Return the numbers of the label rows that are decided on, in order: all (None), or a uniform sample."""
     if nc4 == "auto":
         nc4 = "exact" if float(total) * classes * width <= EXACT_PRODUCTS else SAMPLE_ROWS
     if nc4 == "exact" or total <= int(nc4):
@@ -108,10 +105,7 @@ def _label_rows(pieces: Sequence[Piece], merged: SavedState) -> Iterator[tuple[i
 def decide_piece(
     given: DecideTask, means: SavedState | dict[str, ClassMoments], reader: HeadReader | None
 ) -> dict[str, Decisions]:
-    """Decide on the rows of a piece by their layers' final moments.
-
-    The head decides for the network where the network's own decisions were not saved.
-    """
+    """Decide on the rows of a piece; the head decides for the network where its own decisions were not saved."""
     task = given.task
     with OpenPiece(task.piece, task.counting, task.cache) as opened:
         predictions = opened.decided()
@@ -132,7 +126,7 @@ def _decisions(
     predictions: Ints | None,
     given: DecideTask,
 ) -> Decisions:
-    moments = means.mean(layer) if isinstance(means, SavedState) else means[layer]
+    moments = means.moments(layer, scatter=False) if isinstance(means, SavedState) else means[layer]
     centres, settings = ClassCentres(moments), given.task.counting.settings
     zeros, sampled = np.zeros(moments.num_classes, np.int64), given.chosen is not None
     total = Decisions(zeros, zeros, None if predictions is None else zeros, sampled)

@@ -161,11 +161,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _default_state(files: Sequence[str], epochs: Epochs, options: Options) -> Path:
-    """Return where states go if no folder is named: the same folder for the same question.
-
-    The names of audits with the same options begin alike: if a file is left out, `--resume` finds what was
-    counted of the others.
-    """
+    """Return where states go if no folder is named; names of audits with the same options begin alike."""
     from ..audit.digests import hash_of
 
     asked, named = hash_of(repr(options)), hash_of([list(files), [list(e) for e in epochs]])
