@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 from .linalg import LARGEST, Floats, add_product, row_blocks
 from .plain import widened
-from .sampling import low_32_bits
-from .sketch import row_hashes
+from .sampling import low_32_bits, row_hashes
 from .sums import (
     HOST_CLASS_SCATTER_ENTRIES,
     IGNORE_INDEX,

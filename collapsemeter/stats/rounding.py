@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .linalg import Floats
-
 if TYPE_CHECKING:
+    from .linalg import Floats
     from .sums import Sums
 
 EPS32 = 2.0**-23

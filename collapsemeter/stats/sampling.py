@@ -20,6 +20,7 @@ Wrap = Callable[[Array], Array]
 MASK = 0xFFFFFFFF
 _AHEAD = 1024  # row numbers of a block of draws; a batch lies in two of them
 _HALF = 0x10000
+_APART = 0x51ED270B  # so that a row's bucket says nothing of its place in the row sample
 
 
 def uint32(values: Array) -> Array:
@@ -75,6 +76,36 @@ def drawn_slots(numbers: Array, seed: int, wrap: Wrap = uint32) -> Array:
     # every dtype.
     salt = mixed(seed & MASK, low_32_bits) >> 1
     return scaled(mixed(wrap(mixed(numbers, wrap) + salt), wrap), numbers + 1)
+
+
+def row_hashes(numbers: Array, size: int, seed: int, wrap: Wrap = uint32) -> tuple[Array, Array]:
+    """Return the bucket of each row, in 0..size-1, and whether its sign is negative.
+
+    Parameters
+    ----------
+    numbers : array of uint32, or of int64
+        Row numbers; they count modulo 2^32.
+    size : int
+        k.
+    seed : int
+    wrap : callable
+        `uint32` or `low_32_bits`, as the dtype asks for.
+
+    Returns
+    -------
+    buckets : array of the dtype of the numbers
+    negative : array of bool
+
+    Examples
+    --------
+    >>> buckets, negative = row_hashes(np.arange(4, dtype=np.uint32), 8, seed=0)
+    >>> bool((buckets < 8).all()), negative.dtype
+    (True, dtype('bool'))
+    """
+    # Python's own integers: a compiler that traces NumPy calls must not find any.
+    salt = mixed((mixed(seed & MASK, low_32_bits) + _APART) & MASK, low_32_bits) >> 1
+    bits = mixed(wrap(mixed(wrap(numbers), wrap) + salt), wrap)
+    return scaled(bits, size), bits % 2 == 1  # of the highest bits, and the lowest one
 
 
 def reservoir_slots(numbers: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:

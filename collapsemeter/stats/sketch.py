@@ -13,40 +13,9 @@ from typing import Any
 import numpy as np
 
 from .linalg import Floats
-from .sampling import MASK, Array, Wrap, low_32_bits, mixed, scaled, uint32
+from .sampling import MASK, Array, low_32_bits, mixed
+from .sampling import row_hashes as row_hashes
 from .sums import SKETCH_ROWS as SKETCH_ROWS
-
-_APART = 0x51ED270B  # so that a row's bucket says nothing of its place in the row sample
-
-
-def row_hashes(numbers: Array, size: int, seed: int, wrap: Wrap = uint32) -> tuple[Array, Array]:
-    """Return the bucket of each row, in 0..size-1, and whether its sign is negative.
-
-    Parameters
-    ----------
-    numbers : array of uint32, or of int64
-        Row numbers; they count modulo 2^32.
-    size : int
-        k.
-    seed : int
-    wrap : callable
-        `sampling.uint32` or `sampling.low_32_bits`, as the dtype asks for.
-
-    Returns
-    -------
-    buckets : array of the dtype of the numbers
-    negative : array of bool
-
-    Examples
-    --------
-    >>> buckets, negative = row_hashes(np.arange(4, dtype=np.uint32), 8, seed=0)
-    >>> bool((buckets < 8).all()), negative.dtype
-    (True, dtype('bool'))
-    """
-    # Python's own integers: a compiler that traces NumPy calls must not find any.
-    salt = mixed((mixed(seed & MASK, low_32_bits) + _APART) & MASK, low_32_bits) >> 1
-    bits = mixed(wrap(mixed(wrap(numbers), wrap) + salt), wrap)
-    return scaled(bits, size), bits % 2 == 1  # of the highest bits, and the lowest one
 
 
 def standard_error(projected: Floats) -> float:
