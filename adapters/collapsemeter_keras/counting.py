@@ -11,24 +11,18 @@ from keras import ops
 from keras.src.backend.common.masking import get_keras_mask
 
 from collapsemeter.adapter.budget import Clock
-from collapsemeter.adapter.reduction import Layout, feature_rows, reduction_of
+from collapsemeter.adapter.reduction import BatchError, Layout, feature_rows, reduction_of
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.system.warning import warn
 
-from .labels import (
-    Scores,
-    class_labels,
-    decisions,
-    given_labels,
-    main_output,
-    of_output,
-    without_masked,
-)
+from .labels import class_labels, decisions, given_labels, without_masked
 from .layers import layout_of
 from .operations import BACKEND, OPERATIONS, Key, Tensor
+from .outputs import Output, OutputChoice, of_output
 from .statistics import StreamSums
 
+NO_STEP = "no step ran since it began; run fit or evaluate with the meter among callbacks="
 _CHANNELS_LAST = Layout(channels_first=False, width=None)  # as Keras has them unless told otherwise
 
 
@@ -37,23 +31,19 @@ class BatchCounter:
 
     def __init__(
         self,
-        model: keras.Model,
         selection: Selection,
         settings: Settings,
-        labels: Any,
+        outputs: OutputChoice,
         streams: Mapping[str, StreamSums],
         degraded: dict[str, str],
         strict: bool,
         clock: Clock,
     ) -> None:
-        self.selection, self.settings, self.labels = selection, settings, labels
+        self.selection, self.settings, self.outputs = selection, settings, outputs
         self.streams, self.degraded, self.strict, self.clock = streams, degraded, strict, clock
         self.without_loss: set[str] = set()  # streams whose last step had no loss yet
-        self._output_names = getattr(model, "output_names", None)
-        self._layouts = {
-            name: layout_of(selection.modules[name], selection.before.get(name, ()))
-            for name in selection.layers
-        }
+        self.unpaired: dict[str, str] = {}  # layers whose output no rule pairs with the labels
+        self._layouts = {name: layout_of(parts) for name, parts in selection.before.items()}
 
     def begin(self, stream: str) -> StreamSums:
         """Return what a step counts to, and suspect it of having no loss until one is seen."""
@@ -76,43 +66,56 @@ class BatchCounter:
             self.clock.spend_since(started)
 
     def _add(self, stream: StreamSums, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
-        output = self._main_output(step.get("y_pred"))
-        y = given_labels(step.get("x"), step.get("y"), self.labels, output.key)
+        output = self._output(step.get("y_pred"))
+        y = given_labels(step.get("x"), step.get("y"), self.outputs.labels, output.key)
         labels = class_labels(y, output.scores, self.settings)
         weight = of_output(step.get("sample_weight"), output.key)
         labels = without_masked(labels, output.scores, weight, self.settings.ignore_index)
         rows = self.rows(outputs, step.get("y_pred"), tuple(labels.shape))
-        decided = decisions(output.scores, self.selection.head_module)
+        decided = decisions(output.scores, self.selection.threshold)
         stream.count(rows, ops.reshape(labels, (-1,)), decided)
 
     def rows(
         self, outputs: dict[Key, Any], y_pred: Any, labels: tuple[int | None, ...] | None = None
     ) -> dict[Key, Tensor]:
         """Reduce what the layers gave to one row per label; a layer that fails is left out."""
-        scores = self._main_output(y_pred).scores
+        scores = self._output(y_pred).scores
         shape = tuple(scores.shape[:-1]) if labels is None else labels
-        mask = get_keras_mask(scores)
         rows = {}
         for (name, call), output in outputs.items():
-            if name in self.degraded:
+            if name in self.degraded or name in self.unpaired:
                 continue
             try:
                 rows[name, call] = feature_rows(
                     output,
                     shape,
-                    mask,
+                    _mask_of(output, scores),
                     OPERATIONS,
                     layer=name,
                     layout=self._layouts.get(name) or _CHANNELS_LAST,
                     reduction=reduction_of(self.settings.reduction, name),
                 )
+            except BatchError as error:
+                if _is_of_batch(error):
+                    raise
+                self.unpaired[name] = str(error)
             except Exception as error:
                 self.degrade(name, error)
         return rows
 
-    def _main_output(self, y_pred: Any) -> Scores:
-        which = self.labels if isinstance(self.labels, str) else None
-        return main_output(y_pred, which, self.settings.num_classes, self._output_names)
+    def _output(self, y_pred: Any) -> Output:
+        """Return the scores, (..., C) or (..., 1), of a step."""
+        classes = self.settings.num_classes
+        output = self.outputs.find(y_pred, classes)
+        if len(output.scores.shape) == 1:
+            output = output._replace(scores=ops.expand_dims(output.scores, -1))
+        width = output.scores.shape[-1]
+        if width != classes and (classes, width) != (2, 1):
+            raise ValueError(
+                f"{output.place} holds scores of width {width} and there are {classes} classes: pass "
+                "num_classes=, or scores= to name other scores"
+            )
+        return output
 
     def degrade(self, part: str, error: Exception) -> None:
         """Leave a layer (or the whole batch) out from here on, and warn once; raise if strict."""
@@ -128,10 +131,21 @@ class BatchCounter:
         )
 
 
+def _is_of_batch(error: BatchError) -> bool:
+    """Whether labels and batch differ in size, so that no layer may count."""
+    return str(error.args[-1]).startswith("the layer ran on a batch")
+
+
+def _mask_of(output: Any, scores: Tensor) -> Any:
+    """Return the mask of a sequence: its own, or that of the scores."""
+    mask = get_keras_mask(output) if OPERATIONS.is_tensor(output) else None
+    return get_keras_mask(scores) if mask is None else mask
+
+
 def why_nothing(model: keras.Model, counter: BatchCounter, stream: str) -> str:
     """Return the likely cause of a stream in which nothing was counted."""
     step = "train_step" if stream == "train" else "test_step"
-    for part in ("shapes", "batch"):
+    for part in ("learning", "shapes", "batch"):
         if part in counter.degraded:
             return counter.degraded[part]
     if BACKEND == "jax" and not any(isinstance(metric, StreamSums) for metric in model.metrics):
@@ -145,4 +159,4 @@ def why_nothing(model: keras.Model, counter: BatchCounter, stream: str) -> str:
             "y_pred=)`, which is where labels and features meet: call it there, or measure with "
             "probe= or observe()"
         )
-    return "no step ran since it began; run fit or evaluate with the meter among callbacks="
+    return NO_STEP

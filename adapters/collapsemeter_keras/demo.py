@@ -14,7 +14,7 @@ from keras import layers, ops
 from collapsemeter.activations import Writer
 from collapsemeter.cli.demo import Epoch
 
-from .layers import head_of
+from .head import head_of
 from .meter import CollapseMeter
 
 BATCH = 32
@@ -118,7 +118,7 @@ def train(
         )
     meter.close()
     if dump is not None:
-        head = head_of(meter.selection)
+        head = head_of(meter.selection.head_module)
         with Writer(dump, num_classes=10, head=head, phase="frozen-train", step=epochs) as writer:
             for start in range(0, len(x), 600):
                 _dump(model, x[start : start + 600], labels[start : start + 600], writer)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -13,6 +12,7 @@ from keras.src.backend import compute_output_spec  # nothing public infers shape
 
 from collapsemeter.adapter.batches import split
 
+from .graph import forward, quiet
 from .instrument import Count, Stash
 from .labels import given_labels
 from .operations import BACKEND, Key, dtype_of
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .statistics import StreamSums
 
 Step = Callable[[Any, Any], None]
+Shape = tuple[int, str]  # width and dtype of rows
 Rows = Callable[[dict[Key, Any], Any], dict[Key, Any]]  # of the layers' outputs, and the model's
 BATCH = 128
 
@@ -53,24 +54,19 @@ def inputs_and_labels(item: Any, labels: Any) -> tuple[Any, Any]:
     """Return inputs and labels of a batch, which ``labels=`` may name; sample weights are not looked at."""
     if isinstance(item, tuple | list) and len(item) == 3:
         item = item[:2]
-    if labels is None:
+    if labels is None:  # of several targets that of the scores is counted
         x, y, _ = split(item)
-    else:  # it says where they are, among the inputs too
-        pair = isinstance(item, tuple | list) and len(item) == 2
-        x, y = item if pair else (item, None)
+        return x, y
+    # It says where they are, among the inputs too.
+    pair = isinstance(item, tuple | list) and len(item) == 2
+    x, y = item if pair else (item, None)
     return x, given_labels(x, y, labels)
 
 
-def call(model: keras.Model, x: Any, training: bool = False) -> Any:
-    """Run a model on inputs, in the mode asked for where it has modes."""
-    has_modes = "training" in inspect.signature(type(model).call).parameters
-    return model(x, training=training) if has_modes else model(x)
-
-
 def find_shapes(
-    model: keras.Model, stash: Stash, streams: Sequence[StreamSums], x: Any, rows: Rows
-) -> None:
-    """Make the variables of every layer in these streams, from a forward of shapes alone.
+    model: keras.Model, stash: Stash, stream: StreamSums, x: Any, rows: Rows
+) -> dict[Key, Shape]:
+    """Return width and dtype of the rows of every layer, from a forward of shapes alone.
 
     JAX cannot make variables while it traces a step, and a strategy would mirror them.
     """
@@ -83,8 +79,8 @@ def find_shapes(
 
     def rows_of(inputs: Any) -> dict[Key, Any]:
         nonlocal ran
-        with stash.open(streams[0]):
-            y_pred = call(model, inputs)
+        with stash.open(stream):
+            y_pred = forward(model, inputs)
             ran = True
             return rows(stash.pop_outputs(), y_pred)
 
@@ -97,19 +93,24 @@ def find_shapes(
             "the model's forward could not be run on shapes alone, which JAX needs before it traces a "
             f"step that writes statistics: {type(error).__name__}: {error}"
         ) from error
-    for key, spec in specs.items():
-        for stream in streams:
-            stream.allocate(key, int(spec.shape[1]), dtype_of(spec))
+    return {key: (int(spec.shape[1]), dtype_of(spec)) for key, spec in specs.items()}
 
 
 def frozen_step(
-    model: keras.Model, stash: Stash, stream: StreamSums, count: Count, rows: Rows
+    model: keras.Model,
+    stash: Stash,
+    stream: StreamSums,
+    count: Count,
+    allocate: Callable[[StreamSums, Any], None],
 ) -> Step:
-    """Return a compiled function that passes one batch through the model into the stream."""
+    """Return a compiled function that passes one batch through the model into the stream.
+
+    ``allocate`` makes the stream's variables from the shapes of the first batch, where that must come before.
+    """
 
     def step(x: Any, y: Any) -> None:
         with stash.open(stream):
-            y_pred = call(model, x)
+            y_pred = forward(model, x)
             count(stream, stash.pop_outputs(), {"x": x, "y": y, "y_pred": y_pred})
 
     if BACKEND == "tensorflow":
@@ -133,8 +134,7 @@ def frozen_step(
 
     def run(x: Any, y: Any) -> None:
         if not stream.layers:
-            specs = tree.map_structure(lambda a: keras.KerasTensor(a.shape, dtype_of(a)), x)
-            find_shapes(model, stash, [stream], specs, rows)
+            allocate(stream, specs_of(x))
         weights = [variable.value for variable in model.variables]
         sums = [variable.value for variable in stream.variables]
         for variable, value in zip(stream.variables, stateless(weights, sums, x, y), strict=True):
@@ -154,24 +154,44 @@ def tensors(part: Any) -> Any:
     return tree.map_structure(convert, part)
 
 
-def input_specs(model: keras.Model, dtype: str = "float32") -> Any:
-    """Return what a built model takes, as KerasTensors (of that dtype where it is subclassed); None if unknown."""
+def specs_of(part: Any) -> Any:
+    """Return KerasTensors like a batch of inputs."""
+
+    def spec(leaf: Any) -> Any:
+        leaf = np.asarray(leaf) if not hasattr(leaf, "dtype") else leaf
+        return keras.KerasTensor(tuple(leaf.shape), dtype_of(leaf))
+
+    return tree.map_structure(spec, part)
+
+
+def build(model: keras.Model, specs: Any) -> None:
+    """Build a model as Keras does before its first step: nothing is computed."""
+    with quiet():
+        compute_output_spec(lambda x: forward(model, x), specs)
+
+
+def input_specs(model: keras.Model) -> list[Any]:
+    """Return what a built model takes, as KerasTensors: nothing if unknown, and several guesses of the dtype."""
     if getattr(model, "inputs", None):
         struct = getattr(model, "_inputs_struct", None)
         functional = getattr(model, "_functional", None)
         if struct is None and functional is not None:
             struct = functional._inputs_struct
-        return struct if struct is not None else model.inputs[0]
+        return [struct if struct is not None else model.inputs[0]]
     shapes = getattr(model, "_build_shapes_dict", None)
     if not shapes or len(shapes) != 1:
-        return None
+        return []
+    shape = next(iter(shapes.values()))
+    layers = model._flatten_layers(include_self=False)
+    looks_up = any(isinstance(layer, keras.layers.Embedding) for layer in layers)
+    dtypes = ("int32", "float32") if looks_up else ("float32", "int32")
+    return [_specs_of_shape(shape, dtype) for dtype in dtypes]
 
-    def specs(shape: Any) -> Any:
-        # Into plain containers: those that Keras keeps on a model are of classes of its own.
-        if isinstance(shape, Mapping):
-            return {name: specs(part) for name, part in shape.items()}
-        if any(isinstance(part, Mapping | list | tuple) for part in shape):
-            return [specs(part) for part in shape]
-        return keras.KerasTensor((None, *shape[1:]), dtype)
 
-    return specs(next(iter(shapes.values())))
+def _specs_of_shape(shape: Any, dtype: str) -> Any:
+    # Into plain containers: those that Keras keeps on a model are of classes of its own.
+    if isinstance(shape, Mapping):
+        return {name: _specs_of_shape(part, dtype) for name, part in shape.items()}
+    if any(isinstance(part, Mapping | list | tuple) for part in shape):
+        return [_specs_of_shape(part, dtype) for part in shape]
+    return keras.KerasTensor((None, *shape[1:]), dtype)

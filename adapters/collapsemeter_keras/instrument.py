@@ -6,7 +6,7 @@ import functools
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
 # From a stream, the outputs of layers, and the arguments of the loss.
 Count: TypeAlias = "Callable[[StreamSums, dict[Key, Any], dict[str, Any]], None]"
+# From "train" or "validation", and the data of a step where they are known, to what the step counts to.
+Begin: TypeAlias = "Callable[[str, Any], StreamSums | None]"
 
 
 class Stash(threading.local):
@@ -106,39 +108,36 @@ class BracketedStep:
         self.instrument, self.stream, self.function = instrument, stream, function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.instrument.bracket(self.stream, self.function, *args, **kwargs)
+        return self.instrument.bracket(self.stream, None, self.function, *args, **kwargs)
 
 
 class Instrument:
-    """Wrappers around the calls of the watched layers, the model's loss and its steps.
+    """Wrappers around the model's loss and its steps, and around the calls of the layers watched.
 
-    ``begin`` says what a step counts to, from "train" or "validation"; ``count`` adds a batch to it.
+    ``begin`` says what a step counts to; ``count`` adds a batch to it; ``prepare`` is called before the
+    model's steps are made.
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        selection: Selection,
-        begin: Callable[[str], StreamSums],
-        count: Count,
+        self, model: keras.Model, begin: Begin, count: Count, prepare: Callable[[], None]
     ) -> None:
         self.stash = Stash()
-        self._begin, self._count = begin, count
+        self._begin, self._count, self._prepare = begin, count, prepare
         self._model = weakref.ref(model)
         self._wrappers: list[Wrapper] = []
         self._removed = False
-        for name, layer in selection.modules.items():
-            note = self._note_input if name == selection.head else self._note_output
-            self._watch(layer, functools.partial(note, name))
         self._wrap(model, "compute_loss", self._count_in_loss)
-        if BACKEND == "torch":
-            # torch.compile breaks its graph within a step, and cannot within a context manager: the
-            # bracket goes around what it compiles.
-            self._wrap(model, "make_train_function", self._bracket_compiled)
-            self._wrap(model, "make_test_function", self._bracket_compiled)
-        else:
-            self._wrap(model, "train_step", functools.partial(self.bracket, "train"))
-            self._wrap(model, "test_step", functools.partial(self.bracket, "validation"))
+        self._wrap(model, "make_train_function", self._bracket_compiled)
+        self._wrap(model, "make_test_function", self._bracket_compiled)
+        if BACKEND != "torch":
+            self._wrap(model, "train_step", functools.partial(self._bracket_step, "train"))
+            self._wrap(model, "test_step", functools.partial(self._bracket_step, "validation"))
+
+    def watch(self, selection: Selection) -> None:
+        """Note what the layers give, and what the head is given."""
+        for name, part in selection.modules.items():
+            note = self._note_input if name == selection.head else self._note_output
+            self._watch(part, functools.partial(note, name))
 
     def remove(self) -> None:
         """Take every wrapper off."""
@@ -173,7 +172,7 @@ class Instrument:
         self.stash.note(name, args[0] if args else kwargs.get("inputs"))
         return original(*args, **kwargs)
 
-    def _watch(self, layer: keras.layers.Layer, note: Callable[..., Any]) -> None:
+    def _watch(self, layer: Any, note: Callable[..., Any]) -> None:
         def outside(original: Callable[..., Any], call: Any, *args: Any, **kwargs: Any) -> Any:
             # What a rematerialised call computes inside is gone outside: note what comes out of it.
             return functools.partial(note, original(call, *args, **kwargs))
@@ -199,7 +198,13 @@ class Instrument:
             self._count(stream, self.stash.pop_outputs(), arguments)
 
     def _bracket_compiled(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._removed:
+            self._prepare()
         result = make(*args, **kwargs)
+        if BACKEND != "torch":
+            return result
+        # torch.compile breaks its graph within a step, and cannot within a context manager: the
+        # bracket goes around what it compiles.
         model = self._model()
         for stream, attribute in (("train", "train_function"), ("validation", "test_function")):
             function = getattr(model, attribute)
@@ -214,11 +219,20 @@ class Instrument:
             function = function.function  # of another meter on the model
         return False
 
-    def bracket(self, stream: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _bracket_step(
+        self, stream: str, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        data = args[-1] if args else kwargs.get("data")
+        return self.bracket(stream, data, original, *args, **kwargs)
+
+    def bracket(
+        self, stream: str, data: Any, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Run a step, and take notes in it."""
-        if self._removed:
+        sums = None if self._removed else self._begin(stream, data)
+        if sums is None:
             return original(*args, **kwargs)
-        with self.stash.open(self._begin(stream)):
+        with self.stash.open(sums):
             return original(*args, **kwargs)
 
 
@@ -231,21 +245,6 @@ def renew_steps(model: keras.Model) -> None:
         model.make_train_function(force=True)
     if model.test_function is not None:
         model.make_test_function(force=True)
-
-
-def detach(
-    model_reference: weakref.ref[keras.Model], instrument: Instrument, streams: Sequence[StreamSums]
-) -> None:
-    """Leave a model as it was before the instrument and the streams were put on it."""
-    model = model_reference()
-    if model is not None:
-        synchronise(model)  # while its list of metrics is that of the step's state
-    instrument.remove()
-    if model is not None:
-        model._metrics[:] = [
-            metric for metric in model._metrics if not any(metric is sums for sums in streams)
-        ]
-        renew_steps(model)
 
 
 def synchronise(model: Any) -> None:

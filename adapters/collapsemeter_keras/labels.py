@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import keras
 from keras import ops
@@ -13,47 +13,10 @@ from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.labels import check_dtype, coded
 
 from .operations import COUNT, Tensor, dtype_of
+from .outputs import of_output
 
 
-class Scores(NamedTuple):
-    """The classifier's scores, and the key or position that they have among a model's outputs."""
-
-    key: str | int | None
-    scores: Tensor
-
-
-def main_output(
-    y_pred: Any, which: str | None, num_classes: int, names: Sequence[str] | None = None
-) -> Scores:
-    """Return the scores among a model's outputs: those that ``labels=`` names, or the only ones of C classes."""
-    if not isinstance(y_pred, Mapping | list | tuple):
-        return Scores(None, y_pred)
-    keyed: dict[str | int, Tensor] = (
-        dict(y_pred) if isinstance(y_pred, Mapping) else dict(enumerate(y_pred))
-    )
-    if which in keyed:
-        return Scores(which, keyed[which])
-    if which is not None and which in (names or ()) and not isinstance(y_pred, Mapping):
-        position = list(names or ()).index(which)
-        return Scores(position, keyed[position])
-    widths = {num_classes, 1} if num_classes == 2 else {num_classes}
-    fits = [key for key, part in keyed.items() if len(part.shape) and part.shape[-1] in widths]
-    if len(fits) != 1:
-        shapes = ", ".join(f"{key!r} of shape {tuple(v.shape)}" for key, v in keyed.items())
-        raise ValueError(f"the model gives {shapes}: name the classifier's output with labels=")
-    return Scores(fits[0], keyed[fits[0]])
-
-
-def of_output(part: Any, key: str | int | None) -> Any:
-    """Return what belongs to an output: of several targets or weights that under its key."""
-    if isinstance(part, Mapping):
-        return part.get(key)
-    if isinstance(part, list | tuple):
-        return part[key] if isinstance(key, int) and key < len(part) else None
-    return part
-
-
-def given_labels(x: Any, y: Any, labels: Any, output: str | int | None = None) -> Any:
+def given_labels(x: Any, y: Any, labels: Any, output: Hashable = None) -> Any:
     """Return the labels among what a step was given: those that ``labels=`` names, or of the output's target."""
     if callable(labels):
         return labels(x, y)
@@ -141,11 +104,10 @@ def without_masked(labels: Tensor, y_pred: Tensor, sample_weight: Any, ignore_in
     return labels
 
 
-def decisions(y_pred: Tensor, head: keras.layers.Dense | None) -> Tensor:
-    """Return the class that the network decides on, (N,); a single score decides by its sign, or at one half."""
+def decisions(y_pred: Tensor, threshold: float) -> Tensor:
+    """Return the class that the network decides on, (N,); a single score decides for class 1 above the threshold."""
     width = int(y_pred.shape[-1])
     scores = ops.reshape(ops.stop_gradient(y_pred), (-1, width))
     if width > 1:
         return ops.cast(ops.argmax(scores, axis=1), COUNT)
-    sigmoid = head is not None and head.activation is keras.activations.sigmoid
-    return ops.cast(scores[:, 0] > (0.5 if sigmoid else 0.0), COUNT)
+    return ops.cast(scores[:, 0] > threshold, COUNT)

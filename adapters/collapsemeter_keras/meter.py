@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -13,9 +12,10 @@ import numpy as np
 from collapsemeter import ClassMoments, CollapseReport, Convention
 from collapsemeter.adapter.batches import check_phase, each_batch
 from collapsemeter.adapter.budget import Budget, Clock
-from collapsemeter.adapter.network_report import network_report
-from collapsemeter.adapter.reduction import Reduction, check_reduction
-from collapsemeter.adapter.selection import Selection
+from collapsemeter.adapter.memory import Memory, memory_plan
+from collapsemeter.adapter.network import Scores
+from collapsemeter.adapter.reduction import Reduction
+from collapsemeter.adapter.selection import MAX_LAYERS, Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.metrics.catalogue import METRICS
 from collapsemeter.report.report import TABLE
@@ -23,34 +23,18 @@ from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
 from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 from collapsemeter.system.suggest import did_you_mean
-from collapsemeter.system.terminal import say
-from collapsemeter.system.warning import warn
 
 from . import frozen, saving
-from .counting import BatchCounter, why_nothing
-from .instrument import Instrument, detach, renew_steps, synchronise
-from .layers import Layers, head_of, select
-from .operations import BACKEND
+from .attachment import Attachment, Choices
+from .epochs import PHASES, STREAMS, EpochReports
+from .instrument import synchronise
+from .layers import HeadChoice, Layers
+from .publishing import Publisher
+from .reporting import report_of, report_of_nothing
 from .statistics import StreamSums
-from .stream_sinks import STREAMS, close_sinks, open_sinks
-
-_PHASES: dict[str, Phase] = {"train": "live", "validation": "frozen-eval", "probe": "frozen-train"}
-_CAUSES = {
-    "never_fired": "it was not called in the model's forward (its weights are used directly, or a branch left it out)",
-    "rows_missing": "some forwards did not pass through it (a branch, or a step traced without it)",
-    "rows_counted_twice": "it was called more than once for a batch",
-}
-_PREFIX = {"train": "", "validation": "val_", "probe": "probe_"}
 
 
-class Entry(NamedTuple):
-    """A report and the epoch it is of."""
-
-    epoch: int
-    report: CollapseReport
-
-
-class CollapseMeter(keras.callbacks.Callback):
+class CollapseMeter(EpochReports):
     r"""Measure NC1 to NC4 of a Keras model's layers inside ``fit`` and ``evaluate``.
 
     ``model.fit(..., callbacks=[CollapseMeter()])`` needs nothing else. The watched layers' outputs are
@@ -61,13 +45,27 @@ class CollapseMeter(keras.callbacks.Callback):
     Parameters
     ----------
     layers : "auto", str, iterable of str, or callable
-        Names or shell patterns (``"encoder/*"``) of layers whose output is watched, or
-        ``predicate(name, layer)``. ``auto`` takes the blocks a person would name. The head's input is
-        watched besides, under the head's name.
-    head : "auto", str, or None
-        The final Dense layer; ``auto`` finds it.
+        Names or patterns of layers whose output is watched, or ``predicate(name, layer)``: ``*`` stays
+        within one part of a name (``"encoder/*"``), ``**`` crosses parts. ``auto`` takes the layers that
+        the whole signal passes, between the branches of blocks. The head's input is watched besides,
+        under the head's name.
+    head : "auto", str, None, or (layer or name, callable)
+        The layer that makes the scores; ``auto`` finds it in the graph of the model. A callable takes the
+        weight from the layer, (C, d), or weight and bias.
     num_classes : int, optional
-        C; by default the head's units.
+        C; by default the width of the scores, two for a single score.
+    scores : "auto", key, index or callable
+        Which output has the scores, of a model that has several: a key or the name of an output, a
+        position, or a callable from what the model returns. By default that of ``labels``, or the only
+        one that fits.
+    example : array, tensor, or a tuple or dict of them, optional
+        A batch of inputs, for a subclassed model that is not built yet. Without it layers are chosen at
+        the first batch.
+    max_layers : int
+        The most layers that ``auto`` watches, the head among them, spread over the depth.
+    memory : "auto", float or None
+        MiB that all layers together may hold: by default the larger of 64 and half of the parameters. Within
+        it hidden layers keep fewer rows for NC4, then narrower scatters; None keeps all.
     probe : (x, y) of arrays, or data set, optional
         Data for a pass with frozen weights at the end of every ``every`` epochs.
     every : int
@@ -84,10 +82,12 @@ class CollapseMeter(keras.callbacks.Callback):
         each stream (``runs/events/train``, ``reports.train.jsonl``); a callable ``(step, report)`` or a
         sink gets every report; and a logger gets the training stream, since its curves must not mix.
     labels : str or callable, optional
-        Where the labels are: a key of a dict of targets (or inputs), or ``labels(x, y)``.
+        Where the labels are: a key of a dict of targets (or inputs), or ``labels(x, y)``. Where it is the
+        name of an output, too, that has the scores.
     log_metrics : sequence of str, or "all"
         Which metrics go into Keras' ``logs``, and so into History, CSVLogger and the progress bar:
-        ``nc1_pinv/fc``, ``val_nc1_pinv/fc``, ``probe_nc1_pinv/fc``.
+        ``nc1_pinv/fc``, ``val_nc1_pinv/fc``, ``probe_nc1_pinv/fc``. Those of the last layer are there as
+        ``nc1_pinv/head``, too, whatever name Keras gave it.
     reduction, scatter, convention, ignore_index, nonfinite, sample_rows, seed, sketch_rows
         See `collapsemeter.adapter.settings.Settings`.
     strict : bool
@@ -128,9 +128,13 @@ class CollapseMeter(keras.callbacks.Callback):
     def __init__(
         self,
         layers: Layers = "auto",
-        head: str | None = "auto",
+        head: HeadChoice = "auto",
         *,
         num_classes: int | None = None,
+        scores: Scores = "auto",
+        example: Any = None,
+        max_layers: int = MAX_LAYERS,
+        memory: Memory = "auto",
         probe: Any = None,
         every: int = 1,
         every_batch: int = 1,
@@ -149,14 +153,12 @@ class CollapseMeter(keras.callbacks.Callback):
         strict: bool = False,
         verbose: bool = True,
     ) -> None:
-        super().__init__()
         if isinstance(layers, keras.Model):
             raise ValueError(
                 f"layers is the model {layers.name!r}: the meter gets its model from fit, evaluate or observe; pass "
                 "callbacks=[CollapseMeter()], or call collapsemeter.watch(model)"
             )
-        self._asked = (layers, head, num_classes)
-        self._options: dict[str, Any] = {
+        options: dict[str, Any] = {
             "reduction": reduction,
             "scatter": scatter,
             "convention": convention,
@@ -166,34 +168,42 @@ class CollapseMeter(keras.callbacks.Callback):
             "seed": seed,
             "sketch_rows": sketch_rows,
         }
-        Settings(num_classes=2 if num_classes is None else num_classes, **self._options)
+        settings = Settings(num_classes=2 if num_classes is None else num_classes, **options)
+        memory_plan({"": 1}, settings, parameter_bytes=0, memory=memory)  # refuses what is none
         if every < 1:
             raise ValueError(f"every={every}: report every epoch, or every second, third, ...")
+        if max_layers < 1:
+            raise ValueError(f"max_layers={max_layers}: watch at least one layer")
         if labels is not None and not (callable(labels) or isinstance(labels, str)):
             raise ValueError(f"labels={labels!r}: pass a key or a callable (x, y) -> labels")
+        choices = Choices(
+            layers,
+            head,
+            num_classes,
+            scores,
+            labels,
+            example,
+            max_layers,
+            memory,
+            options,
+            strict,
+            verbose,
+        )
+        super().__init__(probe, every)
         self.budget = Budget(every_batch, max_rows, name="every_batch")
+        self.labels, self.strict, self.verbose = labels, strict, verbose
+        self.degraded = {}
+        self._choices = choices
         self._clock = Clock()
-        self.log_metrics = _checked(log_metrics)
-        self.probe, self.every, self.labels = probe, every, labels
-        self.strict, self.verbose = strict, verbose
-        self._destinations = sinks
-        self._close_sinks: weakref.finalize[..., Any] | None = None
-        self._open_sinks()
-        self.reports: dict[str, list[Entry]] = {stream: [] for stream in STREAMS}
-        self.degraded: dict[str, str] = {}
-        self._streams: dict[str, StreamSums] = {}
-        self._instrument: Instrument | None = None
-        self._validated: CollapseReport | None = None
+        self._publisher = Publisher(_checked(log_metrics), sinks, probed=probe is not None)
+        self._attachment: Attachment | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
-        self._probing: tuple[StreamSums, frozen.Step] | None = None
-        self._in_fit = False
-        self._epoch = 0
 
     # Attaching
 
     def set_model(self, model: keras.Model) -> None:
         """Attach to a model; Keras calls this before it compiles the step."""
-        if self._instrument is not None and model is not self.model:
+        if self._attached and model is not self.model:
             self._leave()
         self._in_fit = False  # a fit that an exception ended did not say so
         super().set_model(model)
@@ -202,159 +212,74 @@ class CollapseMeter(keras.callbacks.Callback):
     def attach(self) -> None:
         """Put wrappers and statistics on the model; where they are there already, nothing happens."""
         model = self.model
-        if self._close_sinks is None or not self._close_sinks.alive:
-            self._open_sinks()  # a meter that was closed may be used again
+        self._publisher.open()  # a meter that was closed may be used again
         if model is None:
             raise ValueError(
                 "the meter has no model: pass it to fit(callbacks=[meter]), or set_model"
             )
-        if self._instrument is None:
-            self._choose(model)
-            train = StreamSums("collapsemeter_train", self.settings, self.budget)
-            validation = StreamSums("collapsemeter_validation", self.settings)
-            self._streams = {"train": train, "validation": validation}
-            self._counter = counter = BatchCounter(
-                model,
-                self.selection,
-                self.settings,
-                self.labels,
-                self._streams,
-                self.degraded,
-                self.strict,
-                self._clock,
-            )
-            self._instrument = Instrument(model, self.selection, counter.begin, counter.count)
-            model._metrics.extend([train, validation])
-            renew_steps(model)
+        if not self._attached:
+            attachment = Attachment(model, self._choices, self.budget, self._clock, self.degraded)
+            self._attachment = attachment
             # A meter that is dropped without `close` leaves nothing on the model either.
-            self._finalizer = weakref.finalize(
-                self, detach, weakref.ref(model), self._instrument, [train, validation]
-            )
-        if not self._streams["train"].layers and model.built:
-            self._find_shapes(model)
+            self._finalizer = weakref.finalize(self, attachment.leave)
+        elif self._attachment is not None:
+            self._attachment.learn()
 
-    def _choose(self, model: keras.Model) -> None:
-        layers, head, num_classes = self._asked
-        self.selection: Selection = select(model, layers, head, num_classes)
-        check_reduction(self._options["reduction"], self.selection.watched)
-        self.settings = Settings(num_classes=self.selection.classes(num_classes), **self._options)
-        if self.verbose:
-            say(self.describe())
+    @property
+    def _attached(self) -> bool:
+        return self._attachment is not None and self._attachment.attached
 
-    def _find_shapes(self, model: keras.Model) -> None:
-        assert self._instrument is not None
-        stash, streams = self._instrument.stash, [*self._streams.values()]
-
-        def find(dtype: str) -> None:
-            inputs = frozen.input_specs(model, dtype)
-            frozen.find_shapes(model, stash, streams, inputs, self._counter.rows)
-
-        try:
-            try:
-                find("float32")
-            except frozen.ShapesUnknown:  # such as a model that looks its inputs up in a table
-                find("int32")
-        except Exception as error:  # other backends make variables when the step is traced
-            if BACKEND == "jax":
-                unknown = isinstance(error, frozen.ShapesUnknown)
-                self._counter.degrade("shapes" if unknown else "batch", error)
-
-    def close(self) -> None:
-        """Leave the model as it was, and close what the sinks opened; what was reported stays."""
-        self._leave()
-        if self._close_sinks is not None:
-            self._close_sinks()
-
-    def _open_sinks(self) -> None:
-        self._sinks = open_sinks(self._destinations, probed=self.probe is not None)
-        # Also of a meter that is dropped without `close`.
-        self._close_sinks = weakref.finalize(self, close_sinks, self._sinks)
+    @property
+    def _streams(self) -> dict[str, StreamSums]:
+        attached = self._attached and self._attachment is not None
+        return self._attachment.streams if attached and self._attachment is not None else {}
 
     def _leave(self) -> None:
         if self._finalizer is not None:
             self._finalizer()
-        self._finalizer = self._instrument = self._probing = None
-        self._streams = {}
+        self._finalizer = None
 
-    def describe(self) -> str:
-        """Return what is watched and, for every other layer, why it is not."""
-        return self.selection.describe(self.settings.num_classes)
+    # What is watched
 
-    # Epochs
+    @property
+    def selection(self) -> Selection:
+        """The layers watched, the head, and why others are not.
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._in_fit, self._validated = True, None
-        self._clear("train")
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._epoch = epoch
-        self._clear("train")
-        self._validated = None
-
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._clear("validation")
-
-    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self._instrument is None or (self._in_fit and self._epoch % self.every):
-            return
-        report = self._report_or_warn("validation")
-        if self._in_fit:
-            # The epoch's end publishes it. It is made now: an `evaluate` of other data may come before.
-            self._validated = report
-        elif report is not None:
-            # Not into the logs: `loss, accuracy = model.evaluate(...)` must stay two values.
-            self._publish("validation", report, None)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self._instrument is None or epoch % self.every:
-            return
-        reports = {"train": self._report_or_warn("train"), "validation": self._validated}
-        if self.probe is not None:
-            reports["probe"] = self._report_or_warn("probe")
-        for stream, report in reports.items():
-            if report is not None:
-                self._publish(stream, report, logs)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._in_fit = False
-
-    def _clear(self, stream: str) -> None:
-        # A callback that is closed in the midst of a fit is still called.
-        if stream in self._streams:
-            self._streams[stream].clear()
-            if stream == "train":
-                self._clock.clear()
-
-    def _report_or_warn(self, stream: str) -> CollapseReport | None:
-        """Return the report of a stream; training goes on whatever fails."""
-        try:
-            if stream == "probe":
-                return self.observe(self.model, self.probe, _PHASES[stream], progress=False)
-            return self._report(self._streams[stream], stream, _PHASES[stream])
-        except Exception as error:
-            if self.strict:
-                raise
-            warn(
-                f"collapsemeter could not report the {stream} stream of epoch {self._epoch}: {error}"
+        Raises
+        ------
+        ValueError
+            If there is no model yet, or none whose inputs are known.
+        """
+        if self._attachment is None or self._attachment.selection is None:
+            raise ValueError(
+                "no layers are chosen yet: the meter needs a model, and its first batch or example="
             )
-            return None
+        return self._attachment.selection
 
-    def _publish(self, stream: str, report: CollapseReport, logs: dict[str, Any] | None) -> None:
-        """Hand a report to `reports`, the sinks and Keras' logs."""
-        self.reports[stream].append(Entry(self._epoch, report))
-        self._sinks[stream].write(self._epoch, report)
-        if logs is not None:
-            for name, layer in report.items():
-                logs |= {
-                    f"{_PREFIX[stream]}{metric}/{name}": float(layer[metric])
-                    for metric in self.log_metrics
-                    if metric in layer
-                }
+    @property
+    def settings(self) -> Settings:
+        """How layers are counted, once they are chosen."""
+        self.selection  # noqa: B018 # raises where nothing is chosen
+        assert self._attachment is not None
+        return self._attachment.settings
+
+    def describe(self, full: bool = False) -> str:
+        """Return what is watched and why the rest is not, in a few lines; ``full=True`` names every layer."""
+        if self._attachment is None:
+            raise ValueError("the meter has no model: there is nothing to describe")
+        return self._attachment.describe(full)
+
+    def close(self) -> None:
+        """Leave the model as it was, and close what the sinks opened; what was reported stays."""
+        self._leave()
+        self._publisher.close()
 
     # On demand
 
     def compute(self, stream: str = "train") -> CollapseReport:
         """Return the report of what was counted since the stream began, or since `reset`.
+
+        Where nothing was counted every metric is NaN, with a reason and a warning of the cause.
 
         Parameters
         ----------
@@ -363,13 +288,10 @@ class CollapseMeter(keras.callbacks.Callback):
         Raises
         ------
         ValueError
-            If nothing was counted, or a row is not finite under ``nonfinite="raise"``.
+            If the meter is not attached, or a row is not finite under ``nonfinite="raise"``.
         """
-        sums = self._stream(stream)
-        if not sums.batches_seen():
-            why = why_nothing(self.model, self._counter, stream)
-            raise ValueError(f"no batch was counted: {why}")
-        return self._report(sums, stream, _PHASES[stream])
+        self._check_stream(stream)
+        return self._report(stream)
 
     def moments(self, layer: str, stream: str = "train", call: int = 0) -> ClassMoments:
         """Return what a layer counted as moments, for merging over processes or saving.
@@ -386,21 +308,28 @@ class CollapseMeter(keras.callbacks.Callback):
         ValueError
             If the layer counted nothing.
         """
-        sums = self._stream(stream)
-        if (layer, call) not in sums.layers or not sums.batches_seen():
+        self._check_stream(stream)
+        sums, watched = self._streams.get(stream), self.selection.watched
+        if sums is None or (layer, call) not in sums.layers or not sums.batches_seen():
             raise ValueError(
                 f"layer {layer!r} has counted nothing (call {call}); watched are "
-                f"{', '.join(self.selection.watched)}{did_you_mean(layer, self.selection.watched)}"
+                f"{', '.join(watched)}{did_you_mean(layer, watched)}"
             )
-        return sums.tally((layer, call)).moments(_PHASES[stream])
+        return sums.tally((layer, call)).moments(PHASES[stream])
 
-    def _stream(self, stream: str) -> StreamSums:
-        if stream not in self._streams:
+    def _check_stream(self, stream: str) -> None:
+        if not self._attached or stream not in STREAMS[:-1]:
             raise ValueError(
                 f"stream={stream!r}: choose 'train' or 'validation', of a meter that is attached"
             )
         synchronise(self.model)
-        return self._streams[stream]
+
+    def _report(self, stream: str) -> CollapseReport:
+        assert self._attachment is not None
+        if self._attachment.selection is None:
+            return report_of_nothing(self._attachment, stream)
+        sums = self._streams[stream]
+        return report_of(self._attachment, self.model, stream, sums, PHASES[stream], self._epoch)
 
     def reset(self) -> None:
         """Forget what was counted, and count the next batch; for loops of ``train_on_batch``, which have no epochs."""
@@ -408,38 +337,6 @@ class CollapseMeter(keras.callbacks.Callback):
         for stream in self._streams.values():
             stream.clear()
         self._clock.clear()
-
-    def _report(self, sums: StreamSums, stream: str, phase: Phase) -> CollapseReport:
-        batches, expected_rows = sums.batches_seen(), sums.expected_rows()
-        warnings, cost = [], {}
-        if not batches:
-            why = why_nothing(self.model, self._counter, stream)
-            warnings.append(f"no batch of the {stream} stream was counted: {why}")
-        if stream == "train":
-            cost = self.budget.provenance(sums.batches_left_out(), expected_rows)
-            cost |= self._overhead(sums)
-        return network_report(
-            self.selection,
-            {key: partial(sums.tally, key) for key in sums.layers},
-            self.settings,
-            phase=phase,
-            framework=f"keras {keras.__version__} ({BACKEND})",
-            expected_rows=expected_rows,
-            batches=batches,
-            head=head_of(self.selection),
-            causes=_CAUSES,
-            degraded={} if stream == "probe" else self.degraded,
-            warnings=warnings,
-            provenance={"stream": stream, "epoch": self._epoch, **cost},
-        )
-
-    def _overhead(self, sums: StreamSums) -> dict[str, Any]:
-        # Elsewhere Python sees a step once, when it is compiled.
-        self._clock.unseen = not (BACKEND == "torch" or self.model.run_eagerly)
-        return self._clock.provenance(
-            f"counting is part of the step that {BACKEND} compiles, into which no clock looks",
-            asynchronous=BACKEND == "torch" and sums.given.value.device.type != "cpu",
-        )
 
     def observe(
         self,
@@ -472,37 +369,30 @@ class CollapseMeter(keras.callbacks.Callback):
             If there is no batch, or a layer's output does not fit the labels.
         """
         check_phase(phase)
-        attached = self._instrument is not None and model in (None, self.model)
+        attached = self._attached and model in (None, self.model)
         if not attached:
             if model is None:
                 raise ValueError("observe needs a model: pass observe(model, dataset)")
             self.set_model(model)
+        attachment, model = self._attachment, self.model
+        assert attachment is not None
         try:
-            sums, step = self._frozen_pass()
+            step: frozen.Step | None = None
             batches = frozen.batches_of(dataset, batch_size)
             for item in each_batch(batches, progress, source=dataset):
                 x, y = frozen.inputs_and_labels(item, self.labels)
-                step(frozen.tensors(x), frozen.tensors(y))
-            return self._report(sums, "probe", phase)
+                x, y = frozen.tensors(x), frozen.tensors(y)
+                if step is None:
+                    attachment.learn(x)
+                    sums, step = attachment.frozen_pass(model)
+                step(x, y)
+            return report_of(attachment, model, "probe", sums, phase, self._epoch)
         finally:
             if not attached:
                 self._leave()
 
-    def _frozen_pass(self) -> tuple[StreamSums, frozen.Step]:
-        """Return empty sums and the step that fills them; the next pass finds it compiled."""
-        assert self._instrument is not None
-        if self._probing is None:
-            sums = StreamSums("collapsemeter_probe", self.settings)
-            # Asked for by name: a failure is an error.
-            counter = BatchCounter(
-                self.model, self.selection, self.settings, self.labels, {}, {}, True, Clock()
-            )
-            step = frozen.frozen_step(
-                self.model, self._instrument.stash, sums, counter.count, counter.rows
-            )
-            self._probing = sums, step
-        self._probing[0].clear()
-        return self._probing
+    def _probe(self) -> CollapseReport:
+        return self.observe(self.model, self.probe, PHASES["probe"], progress=False)
 
     # Saving
 

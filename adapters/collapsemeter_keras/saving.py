@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from collapsemeter.adapter.memory import Holding
 from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state, saved_layers
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.sums import ScatterKind
 
+from .decision import linear_map
 from .operations import Key
 from .statistics import StreamSums
 
@@ -44,9 +47,18 @@ def load_state_dict(
     saved = {name: list(_layers_of(state, name)) for name in streams}
     widths = {key[0]: width for layers in saved.values() for key, width, _ in layers}
     _check_same(selection, settings, streams, state, widths)
+    held = {
+        (name, key): _held(state, name, stream, number)
+        for name, stream in streams.items()
+        for number, (key, _, _) in enumerate(saved[name])
+    }
+    for (name, key), holding in held.items():
+        if key in streams[name].layers:
+            what = f"rows and scatter of layer {key[0]!r}"
+            check_same({what: _said(holding)}, {what: _said(streams[name].layers[key].holding)})
     for name, stream in streams.items():
         for key, width, dtype in saved[name]:
-            stream.allocate(key, width, dtype)
+            stream.allocate(key, width, dtype, held[name, key])
         stream.clear()
         for variable in stream.variables:
             if f"{name}/{variable.name}" in state:
@@ -60,6 +72,19 @@ def _layers_of(state: State, stream: str) -> Iterator[tuple[Key, int, str]]:
             return
         layer, call, width, dtype = state[f"{stream}/{number}"].tolist()
         yield (layer, int(call)), int(width), dtype
+
+
+def _held(state: State, name: str, stream: StreamSums, number: int) -> Holding:
+    """Return what a saved layer kept."""
+    prefix = f"{name}/{stream.name}_{number}_"
+    kind: ScatterKind = "sketch" if f"{prefix}sketch" in state else "trace"
+    if f"{prefix}scatter" in state:
+        kind = "class" if state[f"{prefix}scatter"].ndim == 3 else "pooled"
+    return Holding(kind, len(state[f"{prefix}rows"]) - 1)
+
+
+def _said(holding: Holding) -> str:
+    return f"{holding.sample_rows} and {holding.kind!r}"
 
 
 def _check_same(
@@ -79,8 +104,9 @@ def _check_same(
         {option: getattr(settings, option) for option in _OPTIONS} | {"layers": watched},
     )
     head, widths = selection.head_module, {}
-    if selection.head is not None and head.built:
-        widths[selection.head] = int(head.input_spec.axes[-1])
+    weights = None if head is None else linear_map(head)
+    if selection.head is not None and weights is not None:
+        widths[selection.head] = int(weights[0].shape[-2])
     for stream in streams.values():
         widths |= {layer: int(made.rows.shape[1]) for (layer, _), made in stream.layers.items()}
     check_widths(counted, widths)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from collapsemeter.adapter.budget import Budget
+from collapsemeter.adapter.memory import Holding
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.adapter.tally import Tally
 from collapsemeter.stats.sums import COUNTERS, Sums, scatter_shape, sketch_shapes, update
@@ -42,7 +44,7 @@ class LayerVariables(NamedTuple):
     sums: dict[str, keras.Variable]
     rows: keras.Variable
     dtype: str  # of the features
-    sample_size: int
+    holding: Holding
 
 
 class SampleVariables(NamedTuple):
@@ -53,6 +55,17 @@ class SampleVariables(NamedTuple):
     predictions: keras.Variable
 
 
+class HoldingsView:
+    """What layers keep, in an object that Keras does not track: it would copy a dict."""
+
+    def __init__(self, holdings: Mapping[str, Holding]) -> None:
+        self._holdings = holdings
+
+    def of(self, layer: str) -> Holding | None:
+        """Return what a layer keeps, where that is planned."""
+        return self._holdings.get(layer)
+
+
 class StreamSums(keras.metrics.Metric):
     """Class-shifted sums of every layer, and a sample of rows, in variables that Keras carries along.
 
@@ -61,9 +74,15 @@ class StreamSums(keras.metrics.Metric):
     ``train_on_batch`` and within ``fit`` before the validation.
     """
 
-    def __init__(self, name: str, settings: Settings, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        holdings: Mapping[str, Holding],
+        budget: Budget | None = None,
+    ) -> None:
         super().__init__(name=name)
-        self.settings = settings
+        self.settings, self.holdings = settings, HoldingsView(holdings)
         self.budget = _as_counted(Budget() if budget is None else budget)
         self.layers: dict[Key, LayerVariables] = {}
         self.samples: dict[int, SampleVariables] = {}
@@ -102,7 +121,9 @@ class StreamSums(keras.metrics.Metric):
         self._tracker.add_to_store("variables", variable)
         return variable
 
-    def allocate(self, key: Key, width: int, dtype: str) -> LayerVariables:
+    def allocate(
+        self, key: Key, width: int, dtype: str, holding: Holding | None = None
+    ) -> LayerVariables:
         """Make the variables of a layer of this width; where they are there already, return them."""
         if key in self.layers:
             # A forward of shapes alone knows nothing of torch's autocast: what runs has the last word.
@@ -110,8 +131,12 @@ class StreamSums(keras.metrics.Metric):
             return self.layers[key]
         settings, name = self.settings, f"{len(self.layers)}"
         sums_dtype = "float64" if dtype == "float64" else "float32"
-        classes, size = settings.num_classes, settings.sample_size(width)
-        kind = settings.kind(width)
+        holding = (
+            holding
+            or self.holdings.of(key[0])
+            or Holding(settings.kind(width), settings.sample_size(width))
+        )
+        classes, size, kind = settings.num_classes, holding.sample_rows, holding.kind
         shapes: dict[str, tuple[int, ...] | None] = {
             "counts": (classes,),
             "shift": (classes, width),
@@ -128,7 +153,7 @@ class StreamSums(keras.metrics.Metric):
             if shape is not None
         }
         rows = self._variable((size + 1, width), sums_dtype, f"{name}_rows")
-        self.layers[key] = LayerVariables(sums, rows, dtype, size)
+        self.layers[key] = LayerVariables(sums, rows, dtype, holding)
         if size not in self.samples:
             self.samples[size] = SampleVariables(
                 *(
@@ -181,7 +206,7 @@ class StreamSums(keras.metrics.Metric):
         hashes = None
         if any("sketch" in layer.sums for layer in layers.values()):
             hashes = hashed(numbers, settings.sketch_rows, settings.seed)
-        for size in {layer.sample_size for layer in layers.values()}:
+        for size in {layer.holding.sample_rows for layer in layers.values()}:
             slots = sample_slots(numbers, usable, size, settings.seed)
             sample = self.samples[size]
             _put(sample.ids, slots, numbers + 1)
@@ -190,7 +215,7 @@ class StreamSums(keras.metrics.Metric):
             if predictions is not None:
                 _put(sample.predictions, slots, predictions + 1)
             for key, layer in layers.items():
-                if layer.sample_size == size:
+                if layer.holding.sample_rows == size:
                     self._count_layer(layer, features[key], labels, slots, hashes)
         rows_given = counted(ops.ones_like(labels))
         if _ON_HOST:
@@ -254,7 +279,7 @@ class StreamSums(keras.metrics.Metric):
         arrays = {
             part: ops.convert_to_numpy(variable.value) for part, variable in layer.sums.items()
         }
-        sample = self.samples[layer.sample_size]
+        sample = self.samples[layer.holding.sample_rows]
         ids, labels, decided = (
             ops.convert_to_numpy(variable.value)[:-1].astype(np.int64) for variable in sample
         )
@@ -269,6 +294,15 @@ class StreamSums(keras.metrics.Metric):
             decided=(ids[known] - 1, decided[known] - 1) if known.any() else None,
             seed=self.settings.seed,
         )
+
+
+def nbytes_of(variables: Iterable[keras.Variable]) -> int:
+    """Return the size of variables in bytes."""
+    total = 0
+    for variable in variables:
+        digits = "".join(c for c in dtype_of(variable) if c.isdigit())
+        total += math.prod(variable.shape) * int(digits or 8) // 8
+    return total
 
 
 def _as_counted(budget: Budget) -> Budget:

@@ -224,7 +224,7 @@ def test_memory_does_not_grow():
     before, after = objects_after(5), objects_after(100)
     # Keras and its backends keep a handful of objects for themselves; a tensor a step would be 100.
     assert after - before < 100
-    assert meter._instrument.stash.notes == []
+    assert meter._attachment.instrument.stash.notes == []
 
 
 def test_attaching_needs_a_model():

@@ -13,7 +13,7 @@ from keras import layers, ops
 from collapsemeter import ClassMoments, Head, decide, measure
 from collapsemeter.stats.sampling import reservoir_slots
 from collapsemeter_keras import CollapseMeter, watch
-from collapsemeter_keras.layers import head_of, select
+from collapsemeter_keras.head import head_of
 
 from .networks import CLASSES, EAGER, NO_XLA, WIDTH, body, data, forward, frozen, parts, sequential
 from .test_faults import assert_counted, fit
@@ -136,18 +136,29 @@ def _tensors(x):
     return keras.tree.map_structure(ops.convert_to_tensor, x)
 
 
+def select(model, layers, head="auto", **options):
+    """The selection of a meter that is put on a model and taken off."""
+    meter = meter_for(layers=layers, head=head, **options)
+    meter.set_model(model)
+    meter.close()
+    return meter.selection
+
+
 def test_layers_by_pattern_predicate_and_reasons():
     net = residual()
-    assert select(net, "conv*b", "auto", CLASSES).watched == ["conv1b", "conv2b", "fc"]
-    chosen = select(net, lambda name, layer: isinstance(layer, layers.Add), None, None)
+    assert select(net, "conv*b").watched == ["conv1b", "conv2b", "fc"]
+    chosen = select(net, lambda name, layer: isinstance(layer, layers.Add), None)
     assert chosen.watched == ["add1", "add2"]
     assert chosen.skipped["stem"] == "not chosen by layers="
-    assert chosen.skipped["drop"] == "passes its input on"
+    assert select(net, "auto").skipped["drop"] == "its output is the input of fc"
     nested = keras.Sequential([keras.Input((WIDTH,)), body(), layers.Dense(CLASSES, name="fc")])
-    assert select(nested, ["body/one"], "fc", None).watched == ["body/one", "fc"]
-    assert (
-        select(nested, ["body"], "fc", None).skipped["body/one"] == "inside body, which is watched"
-    )
+    assert select(nested, ["body/one"], "fc").watched == ["body/one", "fc"]
+    assert select(nested, ["body"], "fc").skipped["body/one"] == "inside body, which is watched"
+    with pytest.raises(
+        ValueError, match=r"'o\*' matches no module.*'o\*\*' crosses|matches no module"
+    ):
+        select(nested, "o*")
+    assert select(nested, "**one").watched == ["body/one", "fc"]
 
 
 @pytest.mark.parametrize(
@@ -160,10 +171,18 @@ def test_layers_by_pattern_predicate_and_reasons():
         ),
         ({"head": "four"}, r"head='four' is not a layer of the model; it has one, two, fc"),
         (
-            {"head": None},
-            r"the model has no final Dense layer to count classes by: pass num_classes=",
+            {"head": "one"},
+            r"head 'one' has 12 outputs and the scores have width 4: they must agree",
         ),
-        ({"head": "fc", "num_classes": 7}, r"head 'fc' has 4 outputs and num_classes=7"),
+        (
+            {"head": "fc", "num_classes": 7},
+            r"the output holds scores of width 4 and num_classes=7: they must agree",
+        ),
+        (
+            {"scores": "size"},
+            r"scores='size': the model returned a TracedTensor that has no members",
+        ),
+        ({"scores": lambda output: 3}, "what scores= returns is a int: scores= must give a tensor"),
         ({"reduction": {"nine": "mean"}}, r"no such layer is watched; watched are one, fc"),
     ],
 )
@@ -188,8 +207,8 @@ def test_choices_that_do_not_exist(options, message):
         CollapseMeter(**options)
 
 
-def test_a_head_that_is_no_dense_layer():
-    net = keras.Sequential([keras.Input((4, 4, 2)), layers.Conv2D(3, 1, name="conv")])
+def test_a_head_that_has_no_weight_for_each_class():
+    net = keras.Sequential([keras.Input((4, 4, 2)), layers.Conv2D(3, 3, name="conv")])
     with pytest.raises(ValueError, match="head='conv' is a Conv2D: name a Dense layer"):
         meter_for(head="conv", layers="auto").set_model(net)
 
@@ -198,7 +217,7 @@ def test_what_is_watched_is_printed(capsys):
     watch(sequential(), layers=["one"]).close()
     printed = capsys.readouterr().out
     assert "collapsemeter watches 4 classes in: one, fc (input of the head)" in printed
-    assert "not two: not chosen by layers=" in printed
+    assert "not watched: 1 whose output is the head's input; describe(full=True) lists" in printed
 
 
 # Epochs, logs and sinks
@@ -418,7 +437,7 @@ def test_a_head_in_float64_keeps_its_digits():
 
     weight = np.full((3, 2), 1 / 3)
     net.layers[-1].set_weights([weight, np.zeros(2)])
-    assert (head_of(select(net, [], "fc", 2)).weight == weight.T).all()
+    assert (head_of(net.layers[-1]).weight == weight.T).all()
 
 
 @pytest.mark.parametrize("how", ["class_weight", "sample_weight"])

@@ -80,7 +80,7 @@ def test_labels_may_be_among_the_inputs_where_that_is_said():
         ({"layers": ["two"], "reduction": {"tow": "mean"}}, "reduction={'tow': ...}: no such layer is watched; watched "
         "are two, fc; did you mean 'two'?"),
         ({"num_classes": "4"}, "num_classes='4' is not a whole number"),
-        ({"num_classes": 9, "head": "fc"}, "head 'fc' has 4 outputs and num_classes=9: they must agree"),
+        ({"num_classes": 9, "head": "fc"}, "the output holds scores of width 4 and num_classes=9: they must agree"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit_repeat_what_was_passed(options, sentence):
@@ -102,17 +102,12 @@ def test_a_model_in_the_place_of_the_layers_is_told_where_it_belongs():
         CollapseMeter(model)
 
 
-def test_a_head_of_other_classes_is_warned_of_and_fit_goes_on():
+def test_scores_of_other_classes_are_an_error_before_the_first_batch():
     model, meter = compiled(sequential()), CollapseMeter(num_classes=10, verbose=False)
-    with pytest.warns(
-        RuntimeWarning,
-        match="'fc' is the model's last linear layer, and it has 4 outputs, which is no",
+    with said(
+        "the output holds scores of width 4 and num_classes=10: they must agree; pass scores="
     ):
-        history = model.fit(X, Y, epochs=1, verbose=0, callbacks=[meter])
-    assert np.isfinite(history.history["loss"]).all()
-    report = meter.reports["train"][-1].report
-    assert "no head of num_classes=10" in report.skipped.get("fc", "no head of num_classes=10")
-    assert report["two"].reason("nc3_cosine") == "no_head"
+        model.fit(X, Y, epochs=1, verbose=0, callbacks=[meter])
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,13 @@ def test_a_watched_training_ends_with_bit_identical_weights(jit):
 def test_the_blocks_a_person_would_name(capsys):
     meter = CollapseMeter()
     meter.set_model(network())
-    # A block ends where branches meet and what follows is pooled; `hidden` is what the head reads.
-    assert meter.selection.watched == ["global_average_pooling2d", "fc"]
+    # A block ends with its activation, or where branches meet and what follows is pooled; `hidden` is
+    # what the head reads.
+    assert meter.selection.watched == ["re_lu", "global_average_pooling2d", "fc"]
     assert meter.selection.skipped["hidden"] == "its output is the input of fc"
     printed = capsys.readouterr().out
-    assert "collapsemeter watches 5 classes in: global_average_pooling2d, fc (input of" in printed
+    assert (
+        "collapsemeter watches 5 classes in: re_lu, global_average_pooling2d, fc (input of"
+        in printed
+    )
     meter.close()

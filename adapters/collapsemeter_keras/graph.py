@@ -1,0 +1,404 @@
+"""The tensors of one forward pass and what made them: read off a functional graph, or traced without values."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+from keras import tree
+from keras.src.backend.common import global_state  # nothing public restores automatic names
+from keras.src.models.functional import Functional
+from keras.src.ops.symbolic_arguments import SymbolicArguments
+
+from .operations import BACKEND
+
+Layer: TypeAlias = keras.layers.Layer
+Parts: TypeAlias = Mapping[str, Any]  # layers, and operations of functional graphs, by name
+_ROWS, _LENGTH = 2, 64  # of the batch that a traced forward pretends to have, and of unknown axes
+
+
+class TracedTensor:
+    """A tensor of the forward pass, without values.
+
+    Attributes
+    ----------
+    operation : object
+        Of Keras, or of the backend, that made it; None for an input.
+    inputs : tuple of TracedTensor
+        What it was made from.
+    arguments, tensors : object, tuple
+        What the operation was called with, and the inputs as they are named there.
+    layers : list of str
+        Whose output it is, the innermost first.
+    is_source : bool
+        The signal begins here.
+    of_input : bool
+        It depends on an input of the model.
+    has_signal : bool
+        It depends on a source, by floats all the way.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int | None, ...],
+        dtype: str,
+        operation: Any = None,
+        inputs: tuple[TracedTensor, ...] = (),
+        arguments: Any = None,
+        tensors: tuple[Any, ...] = (),
+    ) -> None:
+        self.shape, self.dtype, self.operation = shape, dtype, operation
+        self.inputs, self.arguments, self.tensors = inputs, arguments, tensors
+        self.layers: list[str] = []
+        self.is_source = False
+        self.of_input: bool = any(value.of_input for value in inputs)
+        self.has_signal: bool = self.is_float and any(value.has_signal for value in inputs)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds floats."""
+        return bool(keras.backend.is_float_dtype(self.dtype))
+
+
+class Graph:
+    """What one forward pass computed.
+
+    `outputs` is what the model returns, with values in the place of tensors; `order` names the parts
+    that ran, by first call.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._names = {id(part): name for name, part in parts.items()}
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.outputs: Any = None
+        self.order: list[str] = []
+        self.given: dict[str, TracedTensor] = {}  # to a part when it was called last
+        self.made: dict[str, TracedTensor] = {}  # by a part when it was called first
+        self._values: dict[int, TracedTensor] = {}
+        self._tensors: list[Any] = []  # whose ids are keys
+
+    # Tensors
+
+    def add_inputs(self, tensors: Iterable[Any]) -> list[TracedTensor]:
+        """Take symbolic tensors for the model's inputs."""
+        values = [_value(tensor) for tensor in tensors]
+        for value in values:
+            value.of_input, value.is_source = True, value.is_float
+            value.has_signal = value.is_float
+        return values
+
+    def name(self, tensor: Any, value: TracedTensor) -> None:
+        """Take a symbolic tensor for a value from here on."""
+        self._values[id(tensor)] = value
+        self._tensors.append(tensor)
+
+    def value(self, tensor: Any) -> TracedTensor:
+        """Return the value of a symbolic tensor, with those that operations made it from; no recursion."""
+        pending = [tensor]
+        while pending:
+            last = pending[-1]
+            node = _node_of(last)
+            before = [] if id(last) in self._values or node is None else node.input_tensors
+            missing = [t for t in before if id(t) not in self._values and t is not last]
+            if missing:
+                pending += missing
+                continue
+            pending.pop()
+            if id(last) not in self._values:
+                made = node is not None and all(t is not last for t in before)
+                self.name(
+                    last,
+                    _value(last, node.operation, node.arguments, self._values)
+                    if made
+                    else _value(last),  # of no input: positions, a constant
+                )
+        return self._values[id(tensor)]
+
+    # Steps of a forward pass
+
+    def through(self, functional: Any, inputs: Sequence[TracedTensor]) -> list[TracedTensor]:
+        """Walk through a functional graph in the order in which it runs; nothing of it is run."""
+        values = {id(t): value for t, value in zip(functional.inputs, inputs, strict=False)}
+        for depth in sorted(functional._nodes_by_depth, reverse=True):
+            for node in functional._nodes_by_depth[depth]:
+                if node.is_input or any(id(t) not in values for t in node.input_tensors):
+                    continue
+                outputs = self._step(node, values)
+                values |= {id(t): value for t, value in zip(node.outputs, outputs, strict=True)}
+        return [values[id(t)] for t in functional.outputs]
+
+    def _step(self, node: Any, before: Mapping[int, TracedTensor]) -> list[TracedTensor]:
+        """Return the outputs of one node of a functional graph."""
+        part, arguments = node.operation, node.arguments
+        self.note(part, [before[id(t)] for t in _signals(arguments)])
+        values: list[TracedTensor] | None = None
+        inner = functional_of(part)
+        if inner is not None:
+            values = self.through(inner, [before[id(t)] for t in _first(arguments)])
+        elif is_custom(part):
+            values = self._opened(part, arguments, before)
+        if values is None or len(values) != len(node.outputs):
+            self._note_inside(part)
+            values = [_value(t, part, arguments, before) for t in node.outputs]
+        return self.finish(part, values)
+
+    def _opened(
+        self, layer: Layer, arguments: Any, before: Mapping[int, TracedTensor]
+    ) -> list[TracedTensor] | None:
+        """Run a layer of the user's on tensors without values; None where it wants values."""
+        stand_ins = {}
+        for tensor in arguments.keras_tensors:
+            stand_ins[id(tensor)] = _with_rows(tensor)
+            self.name(stand_ins[id(tensor)], before[id(tensor)])
+        args, kwargs = arguments.fill_in(stand_ins)
+        with traced(self, [layer]):
+            outputs = self.attempt(layer, args, kwargs)
+        return None if outputs is None else [self.value(t) for t in tree.flatten(outputs)]
+
+    def call(self, part: Any, symbolic_call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Stand in for a layer's `symbolic_call` while it is traced."""
+        self.note(part, [self.value(t) for t in _signals(SymbolicArguments(*args, **kwargs))])
+        inner = functional_of(part)
+        if inner is None and is_custom(part):
+            outputs = self.attempt(part, args, kwargs)
+            if outputs is not None:
+                self.finish(part, [self.value(t) for t in tree.flatten(outputs)])
+                return outputs
+        outputs = symbolic_call(*args, **kwargs)
+        arguments = SymbolicArguments(*args, **kwargs)
+        before = {id(t): self.value(t) for t in arguments.keras_tensors}
+        tensors = tree.flatten(outputs)
+        if inner is not None:
+            values = self.through(inner, [before[id(t)] for t in _first(arguments)])
+        else:
+            self._note_inside(part)
+            values = [_value(t, part, arguments, before) for t in tensors]
+        for tensor, value in zip(tensors, self.finish(part, values), strict=True):
+            self.name(tensor, value)
+        return outputs
+
+    def attempt(self, layer: Layer, args: Any, kwargs: Any) -> Any:
+        """Return what a layer's `call` gives for symbolic tensors; None, with nothing noted, if it fails."""
+        number = len(self.order)
+        if "training" in inspect.signature(layer.call).parameters:
+            kwargs = {"training": False} | kwargs
+        try:
+            outputs = layer.call(*args, **kwargs)
+            if all(isinstance(t, keras.KerasTensor) for t in tree.flatten(outputs)):
+                return outputs
+        except Exception:  # whatever the user's code does to a tensor that has no values
+            pass
+        del self.order[number:]
+        return None
+
+    def note(self, part: Any, given: Sequence[TracedTensor] = ()) -> None:
+        """Note that a part ran, and what it was given."""
+        name = self._names.get(id(part))
+        if name is None:
+            return
+        if name not in self.order:
+            self.order.append(name)
+        if given:
+            self.given[name] = given[0]
+
+    def _note_inside(self, part: Any) -> None:
+        """Note what is inside a layer that is not opened."""
+        if isinstance(part, keras.layers.Layer):
+            for inner in part._flatten_layers(include_self=False):
+                self.note(inner)
+
+    def finish(self, part: Any, values: list[TracedTensor]) -> list[TracedTensor]:
+        """Note whose output these are; floats that weights made of integers begin the signal."""
+        name = self._names.get(id(part))
+        for value in values:
+            if name is not None and name not in value.layers:
+                value.layers.append(name)
+                self.made.setdefault(name, value)
+            if isinstance(part, keras.layers.Embedding) or (
+                value.is_float and value.of_input and not value.has_signal and has_weights(part)
+            ):
+                value.is_source = value.has_signal = True
+        return values
+
+
+def graph_of(model: keras.Model, parts: Parts, inputs: Any = None) -> Graph | None:
+    """Return the graph of a model, which is left as it was; None if it cannot run without values.
+
+    ``inputs`` has KerasTensors, and is not looked at where the model is functional.
+    """
+    graph = Graph(parts)
+    functional = functional_of(model)
+    with unchanged([model, *parts.values()]):
+        if functional is not None:
+            values = graph.through(functional, graph.add_inputs(functional.inputs))
+            struct = tree.pack_sequence_as(functional._outputs_struct, values)
+            single = isinstance(struct, list | tuple) and len(struct) == 1
+            graph.outputs = struct[0] if single else struct
+            return graph
+        inputs = with_rows(inputs)
+        tensors = tree.flatten(inputs)
+        for tensor, value in zip(tensors, graph.add_inputs(tensors), strict=True):
+            graph.name(tensor, value)
+        with traced(graph, [model]):
+            outputs = graph.attempt(model, (inputs,), {})
+        if outputs is None:
+            return None
+        graph.outputs = tree.map_structure(graph.value, outputs)
+    return graph
+
+
+def forward(model: keras.Model, x: Any, training: bool = False) -> Any:
+    """Run a model on inputs, in the mode asked for where it has modes."""
+    has_modes = "training" in inspect.signature(type(model).call).parameters
+    return model(x, training=training) if has_modes else model(x)
+
+
+def functional_of(part: Any) -> Any:
+    """Return the functional graph that a model runs; None where it has none, or a `call` of its own."""
+    if isinstance(part, keras.Sequential):
+        return part._functional if type(part).call is keras.Sequential.call else None
+    return part if isinstance(part, Functional) and type(part).call is Functional.call else None
+
+
+def has_weights(part: Any) -> bool:
+    """Whether an operation is a layer with weights."""
+    weights: Any = getattr(part, "weights", None)
+    return bool(weights)
+
+
+def is_custom(part: Any) -> bool:
+    """Whether a layer is not one of Keras' own, and so may be opened."""
+    if not isinstance(part, keras.layers.Layer):
+        return False
+    return isinstance(part, keras.Model) or not type(part).__module__.startswith("keras.")
+
+
+@contextmanager
+def traced(graph: Graph, layers: Iterable[Layer]) -> Iterator[None]:
+    """Have the layers, and all inside them, tell the graph of their symbolic calls within the block."""
+    inside = {id(part): part for layer in layers for part in layer._flatten_layers()}
+    before = {key: part.__dict__.get("symbolic_call") for key, part in inside.items()}
+    for part in inside.values():
+
+        def symbolic_call(*args: Any, _part: Any = part, **kwargs: Any) -> Any:
+            return graph.call(_part, type(_part).symbolic_call.__get__(_part), args, kwargs)
+
+        part.__dict__["symbolic_call"] = (
+            symbolic_call  # past `Layer.__setattr__`, which would track it
+        )
+    try:
+        yield
+    finally:
+        for key, part in inside.items():
+            if before[key] is None:
+                del part.__dict__["symbolic_call"]
+            else:
+                part.__dict__["symbolic_call"] = before[key]
+
+
+@contextmanager
+def unchanged(parts: Iterable[Any], *, nested: bool = True) -> Iterator[None]:
+    """Leave variables, nodes, automatic names and random numbers as they were before the block.
+
+    ``nested`` is of what Keras itself does around a forward of shapes alone.
+    """
+    nodes = [nodes for part in parts for nodes in (part._inbound_nodes, part._outbound_nodes)]
+    lengths = [len(list_of_nodes) for list_of_nodes in nodes]
+    names = global_state.get_global_attribute("object_name_uids")
+    names_before = None if names is None else names.copy()
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 # what the user's layers may draw from
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(quiet())
+            stack.enter_context(keras.StatelessScope())
+            stack.enter_context(keras.SymbolicScope())
+            if BACKEND == "tensorflow" and nested:
+                import tensorflow as tf
+
+                stack.enter_context(tf.__internal__.FuncGraph("collapsemeter").as_default())
+            elif BACKEND == "torch":
+                import torch
+
+                stack.enter_context(torch.random.fork_rng())
+                stack.enter_context(torch.no_grad())
+            yield
+    finally:
+        for list_of_nodes, length in zip(nodes, lengths, strict=True):
+            del list_of_nodes[length:]
+        global_state.set_global_attribute("object_name_uids", names_before)
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Run operations on values within the block, although TensorFlow may be tracing a step."""
+    if BACKEND != "tensorflow":
+        return nullcontext()
+    import tensorflow as tf
+
+    scope: AbstractContextManager[Any] = tf.init_scope()
+    return scope
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings of the user's layers to themselves within the block: they come again when the model runs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _node_of(tensor: Any) -> Any:
+    """Return the node that made a symbolic tensor; None for one that nothing made."""
+    history = getattr(tensor, "_keras_history", None)
+    if history is None or history.operation is None:
+        return None
+    node = history.operation._inbound_nodes[history.node_index]
+    return None if node.is_input else node
+
+
+def _value(
+    tensor: Any,
+    operation: Any = None,
+    arguments: Any = None,
+    before: Mapping[int, TracedTensor] | None = None,
+) -> TracedTensor:
+    tensors = () if arguments is None else _signals(arguments)
+    inputs = tuple((before or {})[id(t)] for t in tensors)
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return TracedTensor(tuple(tensor.shape), dtype, operation, inputs, arguments, tensors)
+
+
+def _signals(arguments: Any) -> tuple[Any, ...]:
+    """Return the symbolic tensors among arguments, but for masks."""
+    kwargs = {name: part for name, part in arguments.kwargs.items() if not name.endswith("mask")}
+    flat = tree.flatten((arguments.args, kwargs))
+    return tuple(t for t in flat if isinstance(t, keras.KerasTensor))
+
+
+def _first(arguments: Any) -> list[Any]:
+    """Return the symbolic tensors of the first argument, which is what a model takes."""
+    first = arguments.args[0] if arguments.args else next(iter(arguments.kwargs.values()))
+    return [t for t in tree.flatten(first) if isinstance(t, keras.KerasTensor)]
+
+
+def with_rows(inputs: Any) -> Any:
+    """Return symbolic tensors of the same kinds, of a batch with rows."""
+    return tree.map_structure(_with_rows, inputs)
+
+
+def _with_rows(tensor: Any) -> Any:
+    """Return a new symbolic tensor of the same kind, of a batch with rows."""
+    rows, *sizes = tensor.shape or (_ROWS,)
+    sizes = [_LENGTH if size is None else size for size in sizes]
+    shape = (_ROWS if rows is None else rows, *sizes) if len(tensor.shape) else ()
+    return keras.KerasTensor(shape, keras.backend.standardize_dtype(tensor.dtype))

@@ -1,0 +1,532 @@
+"""What is learnt of a model before its first batch: head, order, layers, threshold, from its graph alone."""
+
+from __future__ import annotations
+
+import random
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from collapsemeter import decide
+from collapsemeter_keras import CollapseMeter
+from collapsemeter_keras.points import is_composite
+
+from .networks import CLASSES, EAGER, WIDTH, data, frozen
+from .test_faults import fit
+
+X, Y = data(48)
+BACKEND = keras.backend.backend()
+IMAGES = np.random.default_rng(5).normal(size=(48, 8, 8, 3)).astype("float32")
+WORDS = np.random.default_rng(6).integers(1, 11, (48, 6)).astype("int32")
+
+
+def learnt(model, **options):
+    """A meter's selection for a model."""
+    meter = CollapseMeter(verbose=False, strict=True, **options)
+    meter.set_model(model)
+    meter.close()
+    return meter.selection
+
+
+def body(inputs):
+    x = layers.Dense(12, "relu", name="one")(inputs)
+    return layers.Dense(8, "relu", name="two")(x)
+
+
+def tail(make):
+    """A functional network whose scores are made of its features by a function."""
+    inputs = keras.Input((WIDTH,))
+    return keras.Model(inputs, make(body(inputs)))
+
+
+def fc(x, units=CLASSES, name="fc", **options):
+    return layers.Dense(units, name=name, **options)(x)
+
+
+class Weight(layers.Layer):
+    """A head that is a bare weight."""
+
+    def build(self, shape):
+        self.weight = self.add_weight(shape=(shape[-1], CLASSES))
+
+    def call(self, x):
+        return ops.matmul(x, self.weight)
+
+
+class Cosine(layers.Layer):
+    """A head of directions, with its scale and a bias of its own: two tables make no one map."""
+
+    def build(self, shape):
+        self.weight = self.add_weight(shape=(CLASSES, shape[-1]))
+        self.other = self.add_weight(shape=(CLASSES, shape[-1]))
+
+    def call(self, x):
+        return ops.matmul(x, ops.transpose(self.weight + self.other))
+
+
+class Scale(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, x):
+        return x / self.scale
+
+
+HEADS = {
+    "softmax": (lambda x: layers.Softmax()(fc(x)), "fc", ""),
+    "activation": (lambda x: fc(x, activation="softmax"), "fc", ""),
+    "temperature": (lambda x: ops.log_softmax(fc(x) / 2.5), "fc", ""),
+    "dropout": (lambda x: layers.Dropout(0.5)(layers.Identity()(fc(x))), "fc", ""),
+    "weight": (lambda x: Weight(name="arc")(x), "arc", ""),
+    "reshaped": (
+        lambda x: layers.Reshape((CLASSES,))(
+            layers.Conv2D(CLASSES, 1, name="conv")(layers.Reshape((1, 1, 8))(x))
+        ),
+        "conv",
+        "",
+    ),
+    "two heads": (
+        lambda x: layers.Average()([fc(x, name="a"), fc(x, name="b")]),
+        None,
+        "no_single_head",
+    ),
+    "adjusted": (
+        lambda x: fc(x) + np.log([0.1, 0.2, 0.3, 0.4]).astype("float32"),
+        None,
+        "scores_are_not_the_heads",
+    ),
+    "negated": (lambda x: -fc(x), None, "scores_are_not_the_heads"),
+    "masked": (
+        lambda x: ops.where(np.array([True, True, True, False]), fc(x), -1e9),
+        None,
+        "scores_are_not_the_heads",
+    ),
+    "two tables": (Cosine(name="cosine"), None, "no_head"),
+    "normalised": (
+        lambda x: layers.BatchNormalization(name="norm")(fc(x)),
+        None,
+        "no_head",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_head_is_the_layer_that_makes_the_scores(name):
+    make, head, no_head = HEADS[name]
+    chosen = learnt(tail(make))
+    assert (chosen.head, chosen.no_head, chosen.width) == (head, no_head, CLASSES)
+    assert chosen.layers[:1] == ("one",)
+    assert ("two" in chosen.layers) == (head is None)  # else it is what the head is given
+
+
+@pytest.mark.parametrize(
+    ("make", "threshold"),
+    [
+        (lambda x: fc(x, 1), 0.0),
+        (lambda x: fc(x, 1, activation="sigmoid"), 0.5),
+        # As the guide to mixed precision writes it.
+        (
+            lambda x: layers.Activation("sigmoid", dtype="float32")(fc(x, 1, dtype="mixed_bfloat16")),
+            0.5,
+        ),
+        (lambda x: ops.squeeze(ops.sigmoid(fc(x, 1)), -1), 0.5),
+        (lambda x: ops.tanh(fc(x, 1)), 0.0),
+        (lambda x: layers.Average()([fc(x, 1, "a", activation="sigmoid"), fc(x, 1, "b", activation="sigmoid")]), 0.5),
+    ],
+    ids=["logit", "activation", "layer", "operation", "hinge", "average"],
+)  # fmt: skip
+def test_one_score_decides_at_the_right_place(make, threshold):
+    model, labels = tail(make), Y % 2
+    loss = keras.losses.BinaryCrossentropy(from_logits=threshold == 0)
+    model.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=EAGER)
+    meter = CollapseMeter(verbose=False, strict=True)
+    model.evaluate(X, labels, verbose=0, callbacks=[meter])
+    assert meter.selection.threshold == threshold
+    tally = meter._streams["validation"].tally((meter.selection.watched[-1], 0))
+    scores = np.asarray(model.predict(X, verbose=0), np.float64).ravel()
+    decided = (scores > threshold).astype(int)[tally.ids]
+    truth = decide(tally.moments("frozen-eval"), tally.rows, tally.labels, predictions=decided)
+    report = meter.compute("validation")
+    assert 0 < truth.agree.sum() < len(X)
+    assert report.final["nc4_mismatch"] == pytest.approx(1 - truth.agree.sum() / len(X))
+
+
+# Subclassed models
+
+
+class HeadFirst(keras.Model):
+    """Declares its head first, and what comes first last."""
+
+    def __init__(self, backwards=True):
+        super().__init__()
+        names = ["fc", "two", "one"] if backwards else ["one", "two", "fc"]
+        made = {
+            "one": layers.Dense(12, "relu", name="one"),
+            "two": layers.Dense(8, "relu", name="two"),
+            "fc": layers.Dense(CLASSES, name="fc"),
+        }
+        for name in names:
+            setattr(self, name, made[name])
+
+    def call(self, x):
+        return self.fc(self.two(self.one(x) * 2.0) + 0.0)
+
+
+def test_the_order_of_init_changes_no_digit():
+    reports = []
+    for backwards in (True, False):
+        keras.utils.set_random_seed(1)
+        model = frozen(HeadFirst(backwards), run_eagerly=EAGER)
+        meter = CollapseMeter(["*"], verbose=False, strict=True, example=X[:2])
+        fit(model, meter)
+        assert meter.selection.watched == ["one", "two", "fc"]
+        reports.append(meter.reports["train"][0].report)
+    for layer in reports[0]:
+        assert dict(reports[0][layer]) == dict(reports[1][layer])
+
+
+@pytest.mark.parametrize("how", ["built", "example", "first batch", "observe", "step"])
+def test_a_subclassed_model_is_learnt_as_soon_as_its_inputs_are_known(how):
+    model = frozen(HeadFirst(), run_eagerly=EAGER)
+    meter = CollapseMeter(verbose=False, strict=True, example=X[:2] if how == "example" else None)
+    if how == "built":
+        model(X[:2])
+    meter.set_model(model)
+    if how not in ("built", "example"):
+        with pytest.raises(ValueError, match="no layers are chosen yet: the meter needs a model"):
+            meter.selection  # noqa: B018
+        assert "at the first batch, or pass" in meter.describe()
+        with pytest.warns(RuntimeWarning, match="no step ran since it began"):
+            assert not meter.compute().layers
+    if how == "first batch":
+        fit(model, meter)
+    elif how == "step":
+        model.train_on_batch(X, Y)
+    elif how == "observe":
+        assert meter.observe(model, (X, Y), progress=False).provenance["rows"] == 48
+    assert meter.selection.watched == ["one", "two", "fc"]
+    if how in ("first batch", "step"):
+        assert meter.compute()["fc"].provenance["rows"] == 48
+
+
+class Block(layers.Layer):
+    """A residual block with a branch of its own."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.branch = keras.Sequential([layers.Dense(16, "relu"), layers.Dense(8)])
+        self.attend = layers.MultiHeadAttention(2, 4)
+        self.norm = layers.LayerNormalization()
+
+    def call(self, x):
+        x = self.norm(x + self.attend(x, x))
+        return x + self.branch(x)
+
+
+class Reader(keras.Model):
+    """A subclassed text classifier, the last part first."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = layers.Dense(CLASSES, name="fc")
+        self.blocks = [Block(name=f"block{number}") for number in (1, 2, 3)]
+        self.embed = layers.Embedding(11, 8, name="embed")
+
+    def call(self, words, training=False):
+        x = self.embed(words)
+        for block in self.blocks:
+            x = block(x)
+        return self.fc(ops.mean(x, axis=1))
+
+
+def test_blocks_of_a_subclassed_model_are_layers_and_their_parts_are_not():
+    chosen = learnt(Reader(), example=WORDS)
+    assert chosen.watched == ["block1", "block2", "block3", "fc"]
+    assert chosen.skipped["embed"] == "it is an embedding alone"
+    inside = {why for name, why in chosen.skipped.items() if name.startswith("block2/")}
+    assert inside == {"inside block2, which is watched", "passes its input on"}
+
+
+class OwnOperations(keras.Model):
+    """Calls its backend's functions, which take no symbolic tensors of Keras."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = layers.Dense(1, name="fc")
+        self.two = layers.Dense(12, name="two")
+        self.one = layers.Dense(12, name="one")
+
+    def call(self, x):
+        relu, sigmoid = OWN[BACKEND]()
+        x = self.one(x)
+        return sigmoid(self.fc(x + relu(self.two(x))))
+
+
+def _tensorflow():
+    import tensorflow as tf
+
+    return tf.nn.relu, tf.sigmoid
+
+
+def _jax():
+    import jax
+
+    return jax.nn.relu, jax.nn.sigmoid
+
+
+def _torch():
+    import torch
+
+    return torch.relu, torch.sigmoid
+
+
+OWN = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
+
+
+def test_operations_of_the_backend_are_followed_too():
+    chosen = learnt(OwnOperations(), example=X)
+    assert (chosen.layers, chosen.head, chosen.threshold) == (("one",), "fc", 0.5)
+    assert chosen.skipped["two"].startswith("not all of the signal passes it")
+
+
+class Loses(keras.Model):
+    """Goes through values, which leave no trace."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.fc = layers.Dense(8, name="one"), layers.Dense(CLASSES, name="fc")
+
+    def call(self, x):
+        x = self.one(x)
+        return self.fc(ops.zeros((2, 3)))
+
+
+def test_where_no_path_leads_from_the_inputs_the_order_of_calls_is_told():
+    chosen = learnt(Loses(), example=X[:2])
+    assert chosen.layers == ("one",)
+    assert "order of their calls" in chosen.note
+
+
+# Which layers
+
+
+def test_sums_by_operators_are_points_and_branches_are_not():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, padding="same", name="stem")(inputs)
+    for number in (1, 2):
+        y = layers.LayerNormalization(name=f"norm{number}")(x)
+        y = layers.Conv2D(4, 3, padding="same", activation="relu", name=f"conv{number}")(y)
+        x = x + y
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    model = keras.Model(inputs, fc(x))
+    first, second = (o.name for o in model.operations if not isinstance(o, layers.Layer))
+    chosen = learnt(model)
+    assert chosen.layers == ("stem", first, second)
+    frozen(model, run_eagerly=EAGER)
+    meter = CollapseMeter(verbose=False, strict=True)
+    model.evaluate(IMAGES, Y, verbose=0, callbacks=[meter])
+    report = meter.reports["validation"][0].report
+    assert not report.warnings
+    # The mean over positions of the last sum is what the head is given.
+    assert report[second]["nc1_pinv"] == pytest.approx(report["fc"]["nc1_pinv"], rel=1e-4)
+
+
+def cells(number=6):
+    """Cells that read the two before them, so that no tensor is a cut by itself."""
+    inputs = keras.Input((WIDTH,))
+    before = last = layers.Dense(8, name="stem")(inputs)
+    for cell in range(number):
+        left = layers.Add(name=f"left{cell}")([layers.Dense(8)(last), layers.Dense(8)(before)])
+        right = layers.Add(name=f"right{cell}")([layers.Dense(8)(last), layers.Dense(8)(before)])
+        before, last = last, layers.Concatenate(name=f"cell{cell}")([left, right])
+    return keras.Model(inputs, fc(layers.Dense(8, name="end")(last)))
+
+
+def test_cells_that_read_the_two_before_them_are_layers():
+    chosen = learnt(cells())
+    assert chosen.layers == ("stem", *(f"cell{number}" for number in range(6)))
+
+
+def test_wrappers_and_attention_are_one_layer():
+    model = keras.Sequential(
+        [
+            keras.Input((6,), dtype="int32"),
+            layers.Embedding(11, 8, name="embed"),
+            layers.Bidirectional(layers.LSTM(4, return_sequences=True), name="both"),
+            layers.TimeDistributed(layers.Dense(6, "relu"), name="each"),
+            layers.GlobalAveragePooling1D(name="pool"),
+            layers.Dense(5, "relu", name="hidden"),
+            layers.Dense(CLASSES, name="fc"),
+        ]
+    )
+    assert learnt(model).watched == ["both", "pool", "fc"]
+    assert not any(is_composite(layer) for layer in model.layers)
+
+
+def test_many_points_are_spread_over_the_depth():
+    model = keras.Sequential([keras.Input((WIDTH,))])
+    for number in range(30):
+        model.add(layers.Dense(5, name=f"layer{number}"))
+    model.add(layers.Dense(CLASSES, name="fc"))
+    chosen = learnt(model)
+    assert (len(chosen.watched), chosen.layers[-1]) == (16, "layer28")
+    assert len(learnt(model, max_layers=3).watched) == 3
+    meter = CollapseMeter(verbose=False)
+    meter.set_model(model)
+    assert all(len(line) <= 100 for line in meter.describe().splitlines())
+    assert "see max_layers=" in meter.describe(full=True)
+    meter.close()
+    with pytest.raises(ValueError, match="max_layers=0: watch at least one"):
+        CollapseMeter(max_layers=0)
+
+
+# Several outputs
+
+
+def two_classifiers(as_dict=True):
+    inputs = keras.Input((WIDTH,))
+    x = body(inputs)
+    outputs = {"b": fc(x, name="hb"), "a": fc(layers.Dense(5, name="own")(x), name="ha")}
+    model = keras.Model(inputs, outputs if as_dict else [*outputs.values()])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    losses = dict.fromkeys(outputs, loss) if as_dict else [loss, loss]
+    model.compile(keras.optimizers.SGD(0.0), losses, run_eagerly=EAGER)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("as_dict", "options"),
+    [
+        (True, {"labels": "a"}),
+        (True, {"scores": "a"}),
+        (False, {"scores": "ha"}),
+        (False, {"scores": 1}),
+        (False, {"scores": -1, "labels": lambda x, y: y[1] if isinstance(y, list | tuple) else y}),
+    ],
+)
+def test_the_scores_choose_their_own_head_and_labels(as_dict, options):
+    model, other = two_classifiers(as_dict), (Y + 1) % CLASSES
+    meter = CollapseMeter(verbose=False, strict=True, **options)
+    targets = {"b": other, "a": Y} if as_dict else [other, Y]
+    model.evaluate(X, targets, verbose=0, callbacks=[meter])
+    assert (meter.selection.head, meter.selection.layers[-1]) == ("ha", "two")
+    report = meter.reports["validation"][0].report
+    tally = meter._streams["validation"].tally(("ha", 0))
+    np.testing.assert_array_equal(tally.labels, Y[tally.ids])
+    outputs = model.predict(X, verbose=0)
+    decided = (outputs["a"] if as_dict else outputs[1]).argmax(1)[tally.ids]
+    truth = decide(tally.moments("frozen-eval"), tally.rows, tally.labels, predictions=decided)
+    assert report["ha"]["nc4_mismatch"] == pytest.approx(1 - truth.agree.sum() / len(X))
+
+
+class ByMode(keras.Model):
+    """Gives other scores in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.fc = layers.Dense(8, name="one"), layers.Dense(CLASSES, name="fc")
+
+    def call(self, x, training=False):
+        scores = self.fc(self.one(x))
+        return ops.concatenate([scores, scores], axis=-1) if training else scores
+
+
+def test_scores_of_another_width_in_a_step_are_not_measured():
+    model, meter = frozen(ByMode(), run_eagerly=EAGER), CollapseMeter(verbose=False, example=X)
+    with pytest.warns(RuntimeWarning, match="scores of width 8 and there are 4 classes: pass"):
+        fit(model, meter, validation_data=(X, Y))
+    assert np.isnan(meter.reports["train"][0].report["fc"]["nc1_pinv"])
+
+
+# Heads that are named, layers that fit no label, names, memory
+
+
+def test_a_head_with_a_callable_that_takes_its_weight():
+    cosine = Cosine(name="cosine")
+    model = frozen(tail(cosine), run_eagerly=EAGER)
+    for asked in (cosine, "cosine"):
+        getter = lambda layer: layer.weight + layer.other  # noqa: E731 # (C, d)
+        meter = CollapseMeter(head=(asked, getter), verbose=False, strict=True)
+        report = meter.observe(model, (X, Y), progress=False)
+        assert report.final.reason("nc3_cosine") is None
+        assert list(report)[-1] == "cosine"
+        weight = np.asarray(ops.convert_to_numpy(cosine.weight + cosine.other), np.float64)
+        np.testing.assert_allclose(meter._attachment.head().weight, weight, rtol=1e-6)
+    with pytest.raises(ValueError, match="the Dense is no layer of the model"):
+        learnt(model, head=(layers.Dense(3), getter))
+    with pytest.raises(ValueError, match="head='cosine' is a Cosine: name a Dense layer, pass a"):
+        learnt(model, head="cosine")
+
+
+def test_a_layer_that_fits_no_label_costs_itself_alone():
+    inputs = keras.Input((WIDTH,))
+    x = layers.Reshape((2, 3), name="odd")(layers.Dense(WIDTH, name="one")(inputs))
+    model = frozen(keras.Model(inputs, fc(layers.Flatten()(x))), run_eagerly=EAGER)
+    meter = CollapseMeter(["one", "odd"], verbose=False, strict=True, reduction={"odd": "tokens"})
+    with pytest.warns(RuntimeWarning, match="'odd' is not measured: .*pass reduction="):
+        report = meter.observe(model, (X, Y), progress=False)
+    assert report["odd"].flags == ("unpaired_rows",)
+    assert report["one"].provenance["rows"] == report["fc"].provenance["rows"] == 48
+
+
+def test_the_last_layer_has_a_name_in_the_logs_that_stays():
+    model, meter = frozen(tail(lambda x: layers.Dense(CLASSES)(x))), CollapseMeter(verbose=False)
+    stop = keras.callbacks.EarlyStopping(monitor="val_nc1_pinv/head", mode="min", patience=1)
+    history = fit(model, meter, stop, epochs=5, validation_data=(X, Y)).history
+    assert len(history["loss"]) == 2  # nothing improves at a learning rate of zero
+    for prefix in ("", "val_"):
+        name = f"{prefix}nc1_pinv/{meter.selection.head}"
+        assert history[f"{prefix}nc1_pinv/head"] == history[name]
+
+
+def test_memory_is_a_budget_that_hidden_layers_keep():
+    model = frozen(tail(fc), run_eagerly=EAGER)
+    meter = CollapseMeter(["one", "two"], memory=0.7, verbose=False, strict=True)
+    meter.set_model(model)
+    assert "memory: " in meter.describe()
+    model.evaluate(X, Y, verbose=0, callbacks=[meter])
+    held = {key[0]: part.holding for key, part in meter._streams["validation"].layers.items()}
+    assert held["one"].sample_rows < held["fc"].sample_rows
+    state = meter.state_dict()
+    meter.close()
+    resumed = CollapseMeter(["one", "two"], memory=0.7, verbose=False, strict=True)
+    resumed.set_model(model)
+    resumed.load_state_dict(state)
+    resumed.close()
+    whole = CollapseMeter(["one", "two"], memory=None, verbose=False, strict=True)
+    whole.set_model(model)
+    with pytest.raises(
+        ValueError, match=r"rows and scatter of layer 'one' .*, this meter 4096 and"
+    ):
+        whole.load_state_dict(state)
+    whole.close()
+    with pytest.raises(ValueError, match="memory='much': pass MiB, 'auto' or None"):
+        CollapseMeter(memory="much")
+
+
+# Without a trace
+
+
+@pytest.mark.parametrize("make", [Reader, OwnOperations, lambda: tail(Scale())])
+def test_a_study_leaves_nothing(make):
+    model, x = make(), WORDS if make is Reader else X
+    model(x[:2])
+    parts = [model, *model._flatten_layers(include_self=False)]
+
+    def state():
+        nodes = [(len(part._inbound_nodes), len(part._outbound_nodes)) for part in parts]
+        attributes = [sorted(vars(part)) for part in parts]
+        weights = [variable.numpy().tobytes() for variable in model.variables]
+        seed = keras.src.random.seed_generator.global_seed_generator().state.numpy().tobytes()
+        drawn = (random.getstate(), str(np.random.get_state()))  # noqa: NPY002
+        name = layers.Add().name
+        return nodes, attributes, weights, seed, drawn, name.partition("_")[0]
+
+    before, number = state(), layers.Add().name
+    learnt(model)
+    after = state()
+    assert after == before
+    step = [int(name.rpartition("_")[2] or 0) for name in (number, layers.Add().name)]
+    assert step[1] - step[0] == 2  # those that were made here, and none of ours
