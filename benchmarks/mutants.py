@@ -17,6 +17,7 @@ import ast
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -27,10 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = (
-    900  # seconds that tests may take, and TEST_TIMEOUT each: a mutant that loops for ever dies
-)
-TEST_TIMEOUT = 120
+# What tests of a mutant may take: one that loops for ever dies, and takes no machine with it.
+TIMEOUT, TEST_TIMEOUT = 420, 60  # seconds, of a package's tests and of each
+MEMORY = 6 * 2**30
 NO_TESTS = 5  # what pytest returns where it finds none: a module without an example
 NO_CONFTEST = 4  # and where what the mutant broke is imported before any test
 
@@ -271,11 +271,19 @@ def _fails(root: Path, tests: list[str]) -> bool:
     command = [sys.executable, "-m", "pytest", *options, *tests]
     try:
         done = subprocess.run(
-            command, cwd=root, env=environment, timeout=TIMEOUT, capture_output=True, check=False
+            command,
+            cwd=root,
+            env=environment,
+            timeout=TIMEOUT,
+            capture_output=True,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY)),
         )
     except subprocess.TimeoutExpired:
         return True
     if done.returncode == NO_CONFTEST and b"conftest" in done.stderr:
+        return True
+    if done.returncode < 0:  # the system ended it
         return True
     if done.returncode not in (0, 1, 2, NO_TESTS):
         raise SystemExit(f"pytest ended with {done.returncode}: {done.stderr.decode()[-2000:]}")

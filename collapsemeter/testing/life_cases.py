@@ -101,9 +101,9 @@ def soft_labels(make: Make) -> None:
     """
     spec = spec_of()
     stream = stream_of(spec)
-    left_out = stream.with_labels(slice(32, 64), MIXED).with_labels([5, 70], MIXED)
+    left_out = stream.with_labels(slice(24, 48), MIXED).with_labels([5, 70], MIXED)
     first, mixed, *rest = ((features, np.eye(4, dtype=np.float32)[y]) for features, y in stream)
-    first[1][5], rest[0][1][70 - 64] = [1, 0, 1, 0], [0.5, 0.5, 0, 0]
+    first[1][5], rest[0][1][70 - 48] = [1, 0, 1, 0], [0.5, 0.5, 0, 0]
     mixture = 0.7 * mixed[1] + np.float32(0.3 / 4)
     _refused_or_left_out(make, spec, left_out, [first, (mixed[0], mixture), *rest])
 
@@ -116,7 +116,7 @@ def labels_of_another_length(make: Make) -> None:
     spec = spec_of()
     stream = stream_of(spec)
     first, second, *rest = stream
-    for cut in ((second[0][:31], second[1]), (second[0], second[1][:31])):
+    for cut in ((second[0][:23], second[1]), (second[0], second[1][:23])):
         with attached(make, spec, [first]) as driver, quiet():
             refused = turned_away(driver, cut)
             feed(driver, rest)

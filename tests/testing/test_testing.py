@@ -611,7 +611,7 @@ def test_every_case_is_known_to_be_able_to_fail():
             "labels_out_of_range",
             "labels that name no class were taken, and no warning of the report speaks of labels",
         ),
-        ("CutsToTheShorter", "labels_of_another_length", "31 rows came with 32 labels, without"),
+        ("CutsToTheShorter", "labels_of_another_length", "23 rows came with 24 labels, without"),
         ("LeavesAHook", "no_trace", "before attach the model was .*, after close .*watchers"),
         ("AlwaysLive", "frozen_pass", "phase is 'live', these batches were fed 'frozen-eval'"),
         ("NeedsTwoClasses", "one_class", "adapter raised ZeroDivisionError: no between-class"),
@@ -706,7 +706,7 @@ def test_every_stream_names_few_shapes(monkeypatch):
         for spec, batches in every_stream(monkeypatch)
         for features, _ in batches
     }
-    assert len(shapes) <= 30
+    assert len(shapes) <= 24
 
 
 def test_bfloat16_rounds_to_nearest_even():
