@@ -72,6 +72,12 @@ def test_a_batch_against_brute_force_with_rows_that_do_not_count():
     more = np.insert(rows, [0, 20], np.nan, axis=0)
     skipped = sketch_of(more, np.insert(labels, [0, 20], -100), seed=5)
     np.testing.assert_allclose(skipped.sketch, K, rtol=0, atol=60 * EPS * np.abs(rows).max())
+    # Nor does a class have numbers that is ignored by its own.
+    kept = labels != 2
+    few = sketch_of(rows, labels, seed=5, ignore_index=2)
+    K_few, Z_few = brute(rows[kept], labels[kept], 4, 8, seed=5)
+    np.testing.assert_allclose(few.sketch, K_few, rtol=0, atol=60 * EPS * np.abs(rows).max())
+    np.testing.assert_array_equal(few.signs, Z_few)
     rows[7] = np.nan
     poisoned = sketch_of(rows, labels, seed=5)
     signs = Z.copy()
@@ -177,7 +183,9 @@ def test_another_seed_keeps_every_estimate_and_makes_copies_of_a_stream_add_up_w
     matrix = turned(np.eye(6), seed=2)
     np.testing.assert_array_equal(matrix @ matrix.T, np.eye(6))
     assert not np.array_equal(matrix, turned(np.eye(6), seed=3))
-    assert derived_seed("a", 1) != derived_seed("a", 2)
+    derived = {derived_seed("a", number) for number in range(20)}
+    assert len(derived) == 20
+    assert 2**55 < max(derived) < 2**63  # of 63 bits, as every integer type has them
     assert ClassMoments.empty(2, 3).reseeded(1).seeds == frozenset()
 
 

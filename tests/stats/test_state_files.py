@@ -12,7 +12,7 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter import ClassMoments, CorruptStateError
-from collapsemeter.stats.state_file import read_state, write_state
+from collapsemeter.stats.state_file import _digest, read_state, write_state
 
 KINDS = ("class", "pooled", "sketch", "trace")
 
@@ -46,6 +46,13 @@ def test_round_trip_bit_for_bit(tmp_path, kind, poisoned):
         assert getattr(m, name) == getattr(back, name)
     m.save(tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20 - 1, 2**20, 2**20 + 1, 2**21 + 1])
+def test_a_checksum_is_of_every_byte_whatever_pieces_are_read(size):
+    data = bytes(np.random.default_rng(size).integers(0, 256, size, np.uint8))
+    found = _digest(io.BytesIO(data + b"the checksum itself"), size)
+    assert found == hashlib.sha256(data).hexdigest().encode()
 
 
 def test_a_resumed_stream_equals_an_uninterrupted_one(tmp_path):
