@@ -85,10 +85,9 @@ class ShiftsOfTheFirstBatchOnly(ToyMeter):
 
 
 class Product(Numpy):
-    def where(self, condition, a, b):
+    def residuals(self, rows, table, labels, used):
         with np.errstate(invalid="ignore"):
-            masked = np.ndim(a) == 2 and np.ndim(b) == 0
-            return a * condition if masked else np.where(condition, a, b)
+            return (rows - table[labels]) * used[:, None]
 
 
 @sabotage("ignored_labels", "nonfinite_rows_skipped", "tokens", "many_classes")
