@@ -185,9 +185,7 @@ class Attachment:
             try:
                 x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
                 self.learn(x)
-            except ValueError:
-                raise  # what the user asked for does not fit the model
-            except Exception as error:
+            except frozen.NotRunnable as error:  # what the user asked for in vain is an error
                 self.give_up(error)
         if self.selection is None:
             return None
@@ -197,10 +195,9 @@ class Attachment:
         """Measure nothing of a model that cannot be learnt, and say so once."""
         if self.choices.strict:
             raise error
-        reason = f"{type(error).__name__}: {error}"
-        self.degraded["learning"] = reason
+        self.degraded["learning"] = str(error)
         warn(
-            f"collapsemeter could not learn what the model computes and measures nothing; training goes on ({reason})"
+            f"collapsemeter could not learn what the model computes and measures nothing; training goes on: {error}"
         )
 
     def _count(self, stream: StreamSums, outputs: dict[Any, Any], step: dict[str, Any]) -> None:

@@ -26,6 +26,10 @@ Rows = Callable[[dict[Key, Any], Any], dict[Key, Any]]  # of the layers' outputs
 BATCH = 128
 
 
+class NotRunnable(RuntimeError):
+    """A model that is not built yet cannot run on its inputs, so that nothing can be learnt of it."""
+
+
 class ShapesUnknown(ValueError):
     """What the layers give cannot be told before a step runs."""
 
@@ -165,9 +169,21 @@ def specs_of(part: Any) -> Any:
 
 
 def build(model: keras.Model, specs: Any) -> None:
-    """Build a model as Keras does before its first step: nothing is computed."""
-    with quiet():
-        compute_output_spec(lambda x: forward(model, x), specs)
+    """Build a model as Keras does before its first step: nothing is computed.
+
+    Raises
+    ------
+    NotRunnable
+        If its forward does not take these inputs.
+    """
+    try:
+        with quiet():
+            compute_output_spec(lambda x: forward(model, x), specs)
+    except Exception as error:
+        raise NotRunnable(
+            f"{type(model).__name__} cannot be run on its inputs ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]})"
+        ) from error
 
 
 def input_specs(model: keras.Model) -> list[Any]:

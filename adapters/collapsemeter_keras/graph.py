@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 import warnings
@@ -284,25 +285,43 @@ def is_custom(part: Any) -> bool:
 
 @contextmanager
 def traced(graph: Graph, layers: Iterable[Layer]) -> Iterator[None]:
-    """Have the layers, and all inside them, tell the graph of their symbolic calls within the block."""
+    """Have the layers, and all inside them, tell the graph of their calls within the block."""
     inside = {id(part): part for layer in layers for part in layer._flatten_layers()}
-    before = {key: part.__dict__.get("symbolic_call") for key, part in inside.items()}
-    for part in inside.values():
+    with ExitStack() as stack:
+        for part in inside.values():
 
-        def symbolic_call(*args: Any, _part: Any = part, **kwargs: Any) -> Any:
-            return graph.call(_part, type(_part).symbolic_call.__get__(_part), args, kwargs)
+            def symbolic_call(*args: Any, _part: Any = part, **kwargs: Any) -> Any:
+                return graph.call(_part, type(_part).symbolic_call.__get__(_part), args, kwargs)
 
-        part.__dict__["symbolic_call"] = (
-            symbolic_call  # past `Layer.__setattr__`, which would track it
-        )
+            stack.enter_context(replaced(part, "symbolic_call", symbolic_call))
+            stack.enter_context(replaced(part, "call", _noted(graph, part)))
+        yield
+
+
+def _noted(graph: Graph, part: Any) -> Callable[..., Any]:
+    """Return a layer's `call` that says that it runs: of constants no symbolic call is made."""
+    original = part.call
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        graph.note(part)
+        return original(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def replaced(part: Any, attribute: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function into a layer's dict within the block, past `Layer.__setattr__`, which would track it."""
+    before = part.__dict__.get(attribute)
+    part.__dict__[attribute] = function
     try:
         yield
     finally:
-        for key, part in inside.items():
-            if before[key] is None:
-                del part.__dict__["symbolic_call"]
-            else:
-                part.__dict__["symbolic_call"] = before[key]
+        if before is None:
+            del part.__dict__[attribute]
+        else:
+            part.__dict__[attribute] = before
 
 
 @contextmanager

@@ -55,6 +55,9 @@ def points_of(
     for value in feeding:
         if decision.head is not None:
             skipped |= dict.fromkeys(value.layers, f"its output is the input of {decision.head}")
+    for value in decision.tail[1:]:
+        for name in value.layers:
+            skipped.setdefault(name, "it comes after the head")
     beyond = {*decision.tail, scores, *feeding}
     chain = [value for value in _with_cells(cuts) if value not in beyond and value.layers]
     first = _first_learnt(chain)

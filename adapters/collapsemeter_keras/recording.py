@@ -6,15 +6,24 @@ graph or JAX's trace, and recorded as PyTorch runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import keras
 from keras import ops, tree
 from keras.src.backend import compute_output_spec  # nothing public infers shapes of a function
 
-from .graph import Graph, Layer, Parts, TracedTensor, functional_of, is_custom, unchanged
+from .graph import (
+    Graph,
+    Layer,
+    Parts,
+    TracedTensor,
+    functional_of,
+    is_custom,
+    replaced,
+    unchanged,
+)
 from .operations import BACKEND, dtype_of
 
 _SAME = (
@@ -179,23 +188,16 @@ def is_block(part: Any) -> bool:
 @contextmanager
 def _wrapped(recorder: Recorder, model: Layer) -> Iterator[None]:
     """Have every layer inside a model tell the recorder of its calls."""
-    inside: Iterable[Layer] = [*model._flatten_layers(include_self=False)]
-    before = [(part, part.__dict__.get("call")) for part in inside]
-    for part, wrapped in before:
-        original = type(part).call.__get__(part) if wrapped is None else wrapped
+    with ExitStack() as stack:
+        for part in model._flatten_layers(include_self=False):
 
-        def call(*args: Any, _part: Any = part, _original: Any = original, **kwargs: Any) -> Any:
-            return recorder.called(_part, _original, args, kwargs)
+            def call(
+                *args: Any, _part: Any = part, _original: Any = part.call, **kwargs: Any
+            ) -> Any:
+                return recorder.called(_part, _original, args, kwargs)
 
-        part.__dict__["call"] = call
-    try:
+            stack.enter_context(replaced(part, "call", call))
         yield
-    finally:
-        for part, wrapped in before:
-            if wrapped is None:
-                del part.__dict__["call"]
-            else:
-                part.__dict__["call"] = wrapped
 
 
 def _value(tensor: Any, operation: Any, inputs: Sequence[TracedTensor]) -> TracedTensor:

@@ -119,6 +119,8 @@ def test_the_head_is_the_layer_that_makes_the_scores(name):
     assert (chosen.head, chosen.no_head, chosen.width) == (head, no_head, CLASSES)
     assert chosen.layers[:1] == ("one",)
     assert ("two" in chosen.layers) == (head is None)  # else it is what the head is given
+    if name == "softmax":
+        assert chosen.skipped["softmax"] == "it comes after the head"
 
 
 @pytest.mark.parametrize(
@@ -209,6 +211,32 @@ def test_a_subclassed_model_is_learnt_as_soon_as_its_inputs_are_known(how):
     assert meter.selection.watched == ["one", "two", "fc"]
     if how in ("first batch", "step"):
         assert meter.compute()["fc"].provenance["rows"] == 48
+
+
+class NoCall(keras.Model):
+    """Does all in its steps, as generative models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = layers.Dense(CLASSES, name="fc")
+
+    def train_step(self, data):
+        return {"loss": ops.mean(self.fc(data[0]))}
+
+
+def test_a_model_without_a_forward_trains_on_unmeasured():
+    model, meter = NoCall(), CollapseMeter(verbose=False)
+    model.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    if BACKEND != "tensorflow":  # where Keras itself wants a forward
+        with pytest.raises(Exception, match="NoCall"):
+            fit(model, meter)
+        return
+    with pytest.warns(RuntimeWarning, match="NoCall cannot be run on its inputs .NotImplemented"):
+        history = fit(model, meter, epochs=2)
+    assert len(history.history["loss"]) == 2
+    assert meter.reports["train"] == []
+    with pytest.warns(RuntimeWarning, match="was counted: NoCall cannot be run on its inputs"):
+        assert not meter.compute().layers
 
 
 class Block(layers.Layer):
