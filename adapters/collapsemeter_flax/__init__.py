@@ -18,7 +18,8 @@ if not hasattr(_nnx, "capture"):
 from .capturing import capture
 from .host import to_moments
 from .merging import merge
-from .meter import CollapseMeter, observe, report, watch
+from .meter import CollapseMeter, observe, watch
+from .reporting import report
 from .saving import load, save
 from .state import State, init, reset
 from .updating import update

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flax import linen, nnx
+from flax import nnx
 
-from collapsemeter.adapter.selection import Selection
+from collapsemeter.adapter.network import Scores
+from collapsemeter.adapter.selection import MAX_LAYERS, Layers
 
 from . import linen_models, nnx_models
 from .calls import Calls, in_order
-from .layers import Layers, select, tree
+from .choosing import Choice, Head, Request, choose, of_linen
 
 
 def capture(
     model: Any,
     *args: Any,
     layers: Layers = "auto",
-    head: str | None = "auto",
+    head: Head = "auto",
     num_classes: int | None = None,
+    scores: Scores | None = "auto",
+    max_layers: int = MAX_LAYERS,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Call a model; return what it gives, and what its layers gave on the way.
 
     A pure function of the call: it works inside ``jit``, ``grad(has_aux=True)``, ``nnx.jit``,
     ``nnx.value_and_grad``, ``remat`` and ``scan``, and leaves nothing on the model. Which layers there
-    are is found in an abstract run, which costs nothing once the step is compiled.
+    are, and which of them makes the scores, is read off the data flow of an abstract run, which computes
+    nothing and costs nothing once the step is compiled.
 
     Parameters
     ----------
@@ -35,28 +39,37 @@ def capture(
         Those of the model. For linen those of ``apply``: first the variables, and among the keywords
         ``mutable``, ``rngs`` and ``method`` where there are any.
     layers : "auto", str, iterable of str, or callable
-        Names or shell patterns of modules whose output is taken, or ``predicate(name, type)``. A name is
-        the path of attributes (``"blocks.0.conv"``), for linen of module names (``"Block_0.Conv_0"``).
-        ``auto`` takes the blocks a person would name.
-    head : "auto", str, or None
-        The final linear layer, whose *input* comes last under its name; ``auto`` finds it.
+        Names or patterns of modules whose output is taken (``*`` within one part of a name, ``**`` across),
+        or ``predicate(name, type)``. A name is the path of attributes (``"blocks.0.conv"``), for linen of
+        module names (``"Block_0.Conv_0"``). ``auto`` takes the layers whose output every path from the
+        inputs to the scores passes: blocks, and no branches inside of them.
+    head : "auto", str, None, or pair of (module or its name, callable)
+        The layer that makes the scores, whose *input* comes last under its name. ``auto`` takes the one
+        linear map whose output is the scores, or becomes them in the same order of every row; where there
+        is none, or two, no head is taken. The callable of a pair gives kernel (d, C), or kernel and bias,
+        from the module (NNX) or its parameters (linen).
     num_classes : int, optional
-        Outputs of the head, to find it by.
+        C, by default the width of the scores.
+    scores : "auto", key, index, callable, or None
+        Where the scores are in what the model returns: a tensor, its ``logits``, or the only array whose
+        last axis fits the classes. None of a model that returns no scores.
+    max_layers : int
+        How many layers ``auto`` takes at most, spread over the depth.
 
     Returns
     -------
     outputs : object
         What ``model(...)``, or ``model.apply(variables, ...)``, returns.
     features : dict of str to object
-        In the order the layers run, the head's input last (``jit`` sorts the keys of what it returns; the
-        order of a report is that of `init`). A layer that is called more than once, or is scanned, comes
+        In the order in which data reach the layers, the head's input last (``jit`` sorts the keys of what
+        it returns; the order of a report is that of `init`). A layer that is called more than once, or is scanned, comes
         as ``name#0``, ``name#1``, ...
 
     Raises
     ------
     ValueError
-        If layers or head do not fit the model, or a selected layer gave nothing: it never ran, or ran in
-        an ``nn.scan`` that does not carry the ``intermediates`` collection.
+        If layers or head do not fit the model, several arrays may be the scores, or a layer that was named
+        gave nothing: it never ran, or ran in an ``nn.scan`` that does not carry ``intermediates``.
 
     Examples
     --------
@@ -71,70 +84,54 @@ def capture(
     >>> {name: x.shape for name, x in features.items()}
     {'hidden': (2, 8), 'fc': (2, 8)}
     """
-    selection = find(model, args, kwargs, layers, head, num_classes)
-    run = captured(model, selection, args, kwargs)
-    return run.outputs, run.features
-
-
-def find(
-    model: Any,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    layers: Layers = "auto",
-    head: str | None = "auto",
-    num_classes: int | None = None,
-) -> Selection:
-    """Choose the layers of a model in an abstract run on these arguments."""
-    if isinstance(model, nnx.Module):
-        parts = nnx_models.parts(model, args, kwargs)
-    else:
-        variables, inputs = of_linen(model, args)
-        parts = linen_models.parts(model, variables, inputs, kwargs)
-    return select(tree(parts), layers, head, num_classes)
+    choice = choose(model, args, kwargs, Request(layers, head, num_classes, scores, max_layers))
+    run = captured(model, choice, args, kwargs)
+    return run.returned, run.features
 
 
 class Captured(NamedTuple):
-    """What a model gave, the features of the selected layers, and what the head gave in its first call."""
+    """What a call returned, what of it the model itself gave, and the features of the layers watched."""
 
+    returned: Any
     outputs: Any
     features: dict[str, Any]
-    logits: Any
 
 
 def captured(
-    model: Any, selection: Selection, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: Any, choice: Choice, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Captured:
-    """Call a model; return what it gives, and the features of a selection."""
-    by_layer: dict[str, Calls]
+    """Call a model; return what it gives, and the features of the layers chosen, in the order of the data."""
+    head, by_layer = choice.selection.head, dict[str, Calls]()
+    watched = choice.watched
     if isinstance(model, nnx.Module):
-        outputs, by_layer = nnx_models.run(model, selection, args, kwargs)
+        returned, by_layer = nnx_models.run(model, watched, head, args, kwargs)
+        outputs = returned
     else:
         variables, inputs = of_linen(model, args)
-        outputs, by_layer = linen_models.run(model, variables, selection, inputs, kwargs)
-    features, logits = {}, None
-    for name in selection.watched:
+        returned, by_layer = linen_models.run(model, variables, watched, head, inputs, kwargs)
+        outputs = returned if kwargs.get("mutable", False) is False else returned[0]
+    features = {}
+    for name in watched:
         calls = in_order(by_layer.get(name, {}))
         if not calls:
             models = nnx_models if isinstance(model, nnx.Module) else linen_models
             raise ValueError(models.never_ran(name))
-        if name == selection.head:
-            calls, (logits, *_) = calls[::2], calls[1::2]
-        for number, value in enumerate(calls):
-            features[name if len(calls) == 1 else f"{name}#{number}"] = value
-    return Captured(outputs, features, logits)
+        if name == head:
+            last = choice.head_call if choice.head_call < len(calls) else -1
+            features[name] = calls[last]
+        else:
+            names = [name] if len(calls) == 1 else [f"{name}#{i}" for i in range(len(calls))]
+            features |= zip(names, calls, strict=True)
+    return Captured(returned, outputs, _by_depth(features, choice))
 
 
-def of_linen(model: Any, args: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
-    """Take the variables off the arguments of a linen module, or say what is wrong."""
-    if not isinstance(model, linen.Module):
-        raise ValueError(
-            f"model is a {type(model).__module__}.{type(model).__qualname__}: pass an nnx.Module or a "
-            "linen.Module"
-        )
-    if not args or not isinstance(args[0], Mapping) or "params" not in args[0]:
-        what = f"a {type(args[0]).__name__}" if args else "nothing"
-        raise ValueError(
-            f"{type(model).__name__} is a linen module and was given {what}: pass its variables first, "
-            "capture(model, {'params': params}, inputs)"
-        )
-    return args[0], args[1:]
+def _by_depth(features: Mapping[str, Any], choice: Choice) -> dict[str, Any]:
+    """Order features as the data reach them, the head's input last."""
+    last = len(choice.depth)
+
+    def place(name: str) -> int:
+        if name == choice.selection.head:
+            return last + 1
+        return choice.depth.get(name if "#" in name else f"{name}#0", last)
+
+    return {name: features[name] for name in sorted(features, key=place)}

@@ -115,8 +115,7 @@ def _joint_sample(a: State, b: State) -> State:
 
 def _tally_of(part: State, number: int, checked: bool = True) -> Tally:
     layer = part.layers[number]
-    name, width = part.spec.names[number], part.spec.widths[number]
-    size = part.spec.settings.sample_size(width)
+    name, size = part.spec.names[number], part.spec.holdings[number].sample_rows
     sample = part.samples[part.spec.sample_sizes.index(size)]
     sums = _host_sums(layer, name, checked)
     rows, labels, decided = _sampled(layer, sample)
@@ -156,7 +155,9 @@ def head_of(head: Any) -> Head:
     if isinstance(head, Head):
         return head
     kernel = bias = None
-    if isinstance(head, Mapping):
+    if isinstance(head, jax.Array | np.ndarray | nnx.Variable):
+        kernel = head
+    elif isinstance(head, Mapping):
         kernel, bias = head.get("kernel"), head.get("bias")
     elif isinstance(head, tuple | list) and len(head) == 2:
         kernel, bias = head

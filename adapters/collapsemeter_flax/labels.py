@@ -84,8 +84,10 @@ def _is_at_hand(labels: Any) -> bool:
     return True
 
 
-def decided_classes(logits: Any, labels: tuple[int, ...], num_classes: int) -> Array:
-    """Return the network's decisions, (N,) int32; -1 where a logit is NaN."""
+def decided_classes(
+    logits: Any, labels: tuple[int, ...], num_classes: int, threshold: float = 0.0
+) -> Array:
+    """Return the network's decisions, (N,) int32; -1 where a score is NaN."""
     rows = int(np.prod(labels, dtype=np.int64))
     if logits is None:
         return jnp.full(rows, UNDECIDED, jnp.int32)
@@ -99,5 +101,5 @@ def decided_classes(logits: Any, labels: tuple[int, ...], num_classes: int) -> A
             "per label, or leave logits out"
         )
     scores = scores.reshape(rows, scores.shape[-1])
-    chosen = scores[:, 0] > 0 if single else scores.argmax(axis=1)
+    chosen = scores[:, 0] > threshold if single else scores.argmax(axis=1)
     return jnp.where(jnp.isnan(scores).any(axis=1), -1, chosen.astype(jnp.int32))

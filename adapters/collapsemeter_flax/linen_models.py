@@ -2,92 +2,99 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flax import linen
-from flax.core.scope import in_filter, union_filters
+import jax
+from flax import errors, linen
+from flax.core.scope import DenyList, in_filter, union_filters
 
-from collapsemeter.adapter.selection import Selection
-
-from .calls import PREFIX, Calls, abstract, key_of, leaf_of, place_of
-from .layers import Part
+from .calls import PREFIX, Calls, abstract, key_of, place_of
+from .marks import Part, marked, marked_input
+from .tracing import Forward, ScoresOf, parameter_names, trace
 
 SOWN = "intermediates"
-_NOT_CARRIED = (
-    "layer {!r} ran where what it gives cannot get out: a transformation around it does not carry the "
-    "'intermediates' collection; add variable_axes={{'intermediates': 0}} to nn.scan or nn.vmap, or watch "
+NOT_CARRIED = (
+    "ran where what it gives cannot get out: a transformation around it does not carry the "
+    "'intermediates' collection; add variable_axes={'intermediates': 0} to nn.scan or nn.vmap, or watch "
     "a layer outside it"
 )
 
 
-def parts(
+def forward(
     model: linen.Module,
     variables: Any,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-) -> list[Part]:
-    """Run the model on shapes alone; return the modules that were called, and when."""
-    root = Part((), type(model))
-    by_path: dict[tuple[str, ...], Part] = {(): root}
-    numbers = itertools.count()
+    scores_of: ScoresOf,
+) -> Forward:
+    """Run the model on shapes alone; return its data flow and the modules that were called."""
+    parts: dict[str, Part] = {}
+    places: list[str] = []
+    mutable = union_filters(kwargs.get("mutable", False), SOWN)
 
     def note(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if context.method_name != "__call__" or not module.path:
             return next_fun(*args, **kwargs)
-        part = by_path.setdefault(module.path, _part(module, variables))
-        part.order = min(part.order, next(numbers))
-        output = next_fun(*args, **kwargs)
-        part.inputs.append(next(iter([*args, *kwargs.values()]), None))
-        part.gives.append(leaf_of(output))
-        return output
+        name = ".".join(module.path)
+        parts[name] = Part(module.path, type(module), module.is_mutable_collection(SOWN))
+        args, kwargs = marked_input(name, args, kwargs)
+        return marked("out", name, next_fun(*args, **kwargs))
 
-    def apply(variables: Any, args: Any, kwargs: Any) -> None:
+    def apply(variables: Any, args: Any, kwargs: Any) -> Any:
         with linen.intercept_methods(note):
-            model.apply(variables, *args, **kwargs)
+            outputs, _ = model.apply(variables, *args, **{**kwargs, "mutable": mutable})
+        scores, place = scores_of(outputs)
+        places[:] = [place]
+        return scores
 
-    abstract(apply, variables, args, dict(kwargs))
-    for path in list(by_path):  # a parent that is not called itself still holds its children
-        for length in range(1, len(path)):
-            by_path.setdefault(path[:length], Part(path[:length], object))
-    return list(by_path.values())
+    names = parameter_names(_method(model, kwargs.get("method")))
+    try:
+        traced = trace(apply, variables, args, kwargs, names)
+    except errors.ModifyScopeVariableError:  # of batch statistics, of which nothing is kept here
+        mutable = DenyList("params")
+        traced = trace(apply, variables, args, kwargs, names)
+    graph, weights, inputs = traced
+    return Forward(graph, parts, weights, inputs, places[0], type(model).__name__)
 
 
-def _part(module: linen.Module, variables: Any) -> Part:
-    outputs = getattr(module, "features", None)
-    linear = isinstance(module, linen.Dense | linen.DenseGeneral) and isinstance(outputs, int)
-    here: Any = variables.get("params", {}) if isinstance(variables, Mapping) else {}
-    for name in module.path:
-        here = here.get(name, {}) if isinstance(here, Mapping) else {}
-    own = isinstance(here, Mapping) and any(not isinstance(v, Mapping) for v in here.values())
-    return Part(module.path, type(module), own, outputs if linear else None)
+def _method(model: linen.Module, method: Any) -> Any:
+    if callable(method):
+        return method
+    return getattr(type(model), method or "__call__", None)
+
+
+def variables_for(model: linen.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the shapes of the variables that the model would be initialised with."""
+    rngs = dict.fromkeys(("params", "dropout"), jax.random.key(0))
+    return abstract(
+        lambda args, kwargs: model.init(rngs, *args, **kwargs), tuple(args), dict(kwargs)
+    )
 
 
 def run(
     model: linen.Module,
     variables: Any,
-    selection: Selection,
+    watched: Iterable[str],
+    head: str | None,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> tuple[Any, dict[str, Calls]]:
     """Apply the model; return what ``apply`` gives, and what every selected module gave."""
     mutable = kwargs.get("mutable", False)
-    watched = {tuple(name.split(".")): name for name in selection.watched}
+    by_path = {tuple(name.split(".")): name for name in watched}
 
     def sow(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = next_fun(*args, **kwargs)
         module = context.module
-        name = watched.get(module.path) if context.method_name == "__call__" else None
+        name = by_path.get(module.path) if context.method_name == "__call__" else None
         if name is None:
             return output
         number = sum(key.startswith(PREFIX) for key in module.variables.get(SOWN, {}))
-        inputs = [next(iter([*args, *kwargs.values()]))] if name == selection.head else []
-        values = [*inputs, output]
-        for place, value in enumerate(values, number):
-            if not module.sow(SOWN, key_of(place, value), value):
-                raise ValueError(_NOT_CARRIED.format(name))
+        value = next(iter([*args, *kwargs.values()])) if name == head else output
+        if not module.sow(SOWN, key_of(number, value), value):
+            raise ValueError(f"layer {name!r} {NOT_CARRIED}")
         return output
 
     with linen.intercept_methods(sow):
@@ -132,8 +139,13 @@ def weights_at(variables: Any, name: str) -> Mapping[str, Any]:
     for part in name.split("."):
         here = here.get(part) if isinstance(here, Mapping) else None
     if not isinstance(here, Mapping):
-        raise ValueError(
-            f"the variables hold no parameters of {name!r}: pass those of the model, "
-            "{'params': params, ...}"
-        )
+        raise ValueError(no_parameters(name))
     return here
+
+
+def no_parameters(name: str) -> str:
+    """Say that the variables are not those of the model."""
+    return (
+        f"the variables hold no parameters of {name!r}: pass those of the model, "
+        "{'params': params, ...}"
+    )

@@ -1,97 +1,33 @@
-"""`report`, `observe` and `CollapseMeter`: from a state or a data set to what is said of every layer."""
+"""`observe` and `CollapseMeter`: from a data set, or a training step, to what is said of every layer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
-import flax
 import jax
 from flax import linen, nnx
 
 from collapsemeter import CollapseReport
 from collapsemeter.adapter.batches import check_phase
-from collapsemeter.adapter.network_report import network_report
-from collapsemeter.adapter.selection import Selection
+from collapsemeter.adapter.memory import Memory
+from collapsemeter.adapter.network import Scores
+from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import Phase
 from collapsemeter.system.terminal import say
 
-from . import linen_models, nnx_models, observing
-from .capturing import captured, find
-from .host import expected_rows, head_of, tally, unstacked
-from .layers import Layers
+from . import linen_models, observing
+from .arguments import arguments, evaluation, is_array
+from .capturing import captured
+from .choosing import Choice, Head, Request, choose
+from .costs import products_note
 from .operations import AxisName
-from .state import State
+from .reporting import state_report
+from .state import State, StateSpec, plan_memory
 from .updating import update
-
-_STRAY = (
-    "its counters do not add up to the rows given: the state was changed other than by update "
-    "and merge, or devices that share one state split the batch without axis_name="
-)
-_CAUSES = dict.fromkeys(("never_fired", "rows_missing", "rows_counted_twice"), _STRAY)
-
-
-def report(
-    state: State,
-    head: Any = None,
-    *,
-    phase: Phase = "live",
-    skipped: Mapping[str, str] | None = None,
-) -> CollapseReport:
-    """Measure every layer of a state.
-
-    Parameters
-    ----------
-    state : State
-        Also one with leading axes, see `to_moments`.
-    head : nnx.Linear, mapping with "kernel" and "bias", pair (kernel, bias), or Head, optional
-        The classifier that reads the last layer; a Flax kernel is (d, C). A kernel of one column is a
-        single logit between two classes.
-    phase : {"live", "frozen-train", "frozen-eval"}
-        What was measured: the training stream, or a pass with frozen weights. A live stream was
-        decided on by heads that are gone: give `update` the logits to have NC4 of it.
-    skipped : mapping of str to str, optional
-        Layers that are not watched, with the reason.
-
-    Raises
-    ------
-    ValueError
-        If no batch was counted, a counter has come to its end, the head is not one, or a row is not
-        finite under ``nonfinite="raise"``.
-
-    Examples
-    --------
-    >>> from collapsemeter_flax import init, update
-    >>> import jax.numpy as jnp
-    >>> state = update(init({"fc": 3}, num_classes=2), {"fc": jnp.eye(3)}, jnp.array([0, 1, 1]))
-    >>> measured = report(state, head={"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)})
-    >>> measured.phase, measured["fc"].provenance["rows"]
-    ('live', 3)
-    """
-    parts = unstacked(state)
-    batches = sum(int(part.batches) for part in parts)
-    if not batches:
-        raise ValueError(
-            "no labelled batch was counted: keep what update returns, "
-            "state = update(state, features, labels), and give the last one to report"
-        )
-    names = state.spec.names
-    classifier = None if head is None else head_of(head)
-    last = None if classifier is None else names[-1]
-    layers = names if last is None else names[:-1]
-    return network_report(
-        Selection(layers, last, skipped=dict(skipped or {})),
-        {(name, 0): partial(tally, parts, number) for number, name in enumerate(names)},
-        state.spec.settings,
-        phase=phase,
-        framework=f"flax {flax.__version__} (jax {jax.__version__})",
-        expected_rows=expected_rows(parts),
-        batches=batches,
-        head=classifier,
-        causes=_CAUSES,
-    )
 
 
 def observe(
@@ -100,8 +36,10 @@ def observe(
     *,
     variables: Any = None,
     layers: Layers = "auto",
-    head: str | None = "auto",
+    head: Head = "auto",
     num_classes: int | None = None,
+    scores: Scores | None = "auto",
+    max_layers: int = MAX_LAYERS,
     phase: Phase = "frozen-eval",
     progress: bool = True,
     call: Mapping[str, Any] | None = None,
@@ -118,7 +56,7 @@ def observe(
         NumPy reads. Each shape of batch is compiled once.
     variables : mapping
         Of a linen model: ``{"params": ..., "batch_stats": ...}``.
-    layers, head, num_classes
+    layers, head, num_classes, scores, max_layers
         See `capture`.
     phase : {"frozen-eval", "frozen-train"}
         What the report calls the data: held-out, or the training set.
@@ -148,22 +86,21 @@ def observe(
     """
     check_phase(phase)
     frozen = observing.Frozen(model, variables, call or {})
-    chosen = {"layers": layers, "head": head, "num_classes": num_classes}
-    return _observe(frozen, None, batches, chosen, phase, progress, options)
+    request = Request(layers, head, num_classes, scores, max_layers)
+    return _observe(frozen, None, batches, request, phase, progress, options)
 
 
 def _observe(
     frozen: observing.Frozen,
-    selection: Selection | None,
+    choice: Choice | None,
     batches: Iterable[Any],
-    layers: Mapping[str, Any],
+    request: Request,
     phase: Phase,
     progress: bool,
     options: Mapping[str, Any],
 ) -> CollapseReport:
-    state, selection = observing.frozen_pass(frozen, selection, batches, layers, progress, options)
-    head = None if selection.head is None else frozen.head(selection.head)
-    return report(state, head, phase=phase, skipped=selection.skipped)
+    state, choice = observing.frozen_pass(frozen, choice, batches, request, progress, options)
+    return state_report(state, frozen.head(choice), phase, choice.selection, dict(choice.unpaired))
 
 
 class CollapseMeter:
@@ -176,18 +113,21 @@ class CollapseMeter:
     Parameters
     ----------
     model : nnx.Module or linen.Module
-    layers, head, num_classes
+    layers, head, num_classes, scores, max_layers
         See `capture`.
+    example : array, or tuple or dict of arguments, optional
+        Inputs of one batch, of which only shapes are used: they show the layers at once, so that
+        `selection` and `describe` have an answer before `init`.
     verbose : bool
         Print what is watched, and why the rest is not, as soon as an input shows the layers.
     **options
         Those of `init`: ``reduction``, ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``,
-        ``sample_rows``, ``seed``, ``sketch_rows``, ``dtype``.
+        ``sample_rows``, ``seed``, ``sketch_rows``, ``dtype``, ``memory``.
 
     Raises
     ------
     ValueError
-        If the model is not one of Flax, or an option is unknown.
+        If the model is not one of Flax, an option is unknown, or what is asked for does not fit the example.
 
     Examples
     --------
@@ -211,9 +151,12 @@ class CollapseMeter:
         self,
         model: Any,
         layers: Layers = "auto",
-        head: str | None = "auto",
+        head: Head = "auto",
         *,
         num_classes: int | None = None,
+        scores: Scores | None = "auto",
+        max_layers: int = MAX_LAYERS,
+        example: Any = None,
         verbose: bool = True,
         **options: Any,
     ) -> None:
@@ -223,49 +166,59 @@ class CollapseMeter:
                 "a linen.Module"
             )
         # What is wrong with an option is said here, not when the first batch comes.
-        plain = {name: value for name, value in options.items() if name != "dtype"}
+        plain = {name: value for name, value in options.items() if name not in ("dtype", "memory")}
         Settings(num_classes=2 if num_classes is None else num_classes, **plain)
         self._model = model
-        self._chosen: dict[str, Any] = {"layers": layers, "head": head, "num_classes": num_classes}
+        self._request = Request(layers, head, num_classes, scores, max_layers)
         self._options = options
         self._verbose = verbose
-        self._selection: Selection | None = None
+        self._choice: Choice | None = None
+        self._notes: list[str] = []  # what counting takes, known once the labels' shape is
+        if example is not None:
+            args, kwargs = arguments(example, evaluation(model))
+            if isinstance(model, linen.Module):
+                args = (linen_models.variables_for(model, args, kwargs), *args)
+            self.init(*args, **kwargs)
 
-    def _select(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Selection:
-        if self._selection is None:
-            self._selection = find(model, args, kwargs, **self._chosen)
-            if self._verbose:
-                say(self.describe())
-        return self._selection
+    def _choose(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Choice:
+        if self._choice is None:
+            self._choice = choose(model, args, kwargs, self._request)
+        return self._choice
+
+    def _chosen(self) -> Choice:
+        if self._choice is None:
+            raise ValueError(
+                "the layers are not known before an input: call init(...) first, or pass example="
+            )
+        return self._choice
 
     @property
     def selection(self) -> Selection:
         """The layers watched; which run, and in which order, only a first input can tell."""
-        if self._selection is None:
-            raise ValueError("the layers are not known before an input: call init(...) first")
-        return self._selection
+        return self._chosen().selection
 
     @property
     def num_classes(self) -> int:
-        """Return C, by default the head's outputs."""
-        return self.selection.classes(self._chosen["num_classes"])
+        """Return C, by default the width of the scores."""
+        return self.selection.classes(self._request.num_classes)
 
     @property
     def skipped(self) -> dict[str, str]:
         """Why each module that is not watched is not."""
         return dict(self.selection.skipped)
 
-    def describe(self) -> str:
-        """Return what is watched and, for every other module, why it is not."""
-        return self.selection.describe(self.num_classes)
+    def describe(self, *, full: bool = False) -> str:
+        """Return what is watched, and by cause and count what is not; ``full=True`` lists every module."""
+        return self.selection.describe(self.num_classes, full=full, notes=self._notes)
 
     def init(self, *args: Any, labels: Any = None, **kwargs: Any) -> State:
         """Return an empty state for the layers that an input runs through; only its shapes are used.
 
         The arguments are those of the model, for linen the variables first, as in `capture`. Labels are
-        needed where they are not one for each row of the input: (B, T) for tokens.
+        needed where they are not one for each row of the input: (B, T) for tokens. A layer whose output no
+        rule pairs with such labels is left out, and a report says why.
         """
-        selection = self._select(self._model, args, kwargs)
+        choice = replace(self._choose(self._model, args, kwargs), unpaired=())
         model: Any = self._model
         weights: Any = None
         if isinstance(model, nnx.Module):
@@ -273,21 +226,37 @@ class CollapseMeter:
 
         def run(weights: Any, args: Any, kwargs: Any) -> Any:
             whole = nnx.merge(graph, weights) if weights is not None else model
-            return captured(whole, selection, args, kwargs).features
+            return captured(whole, choice, args, kwargs).features
 
         features = observing.shapes_in_order(run, weights, args, kwargs)
         if labels is None:
             rows = jax.tree.leaves(next(reversed(features.values())))[0].shape[0]
             labels = jax.ShapeDtypeStruct((rows,), "int32")
-        return observing.first_state(features, labels, None, self.num_classes, self._options)
+        state, unpaired = observing.first_state(
+            features, labels, None, self.num_classes, choice, self._options
+        )
+        self._choice = choice.without(unpaired)
+        is_first, self._notes = not self._notes, self._costs(state.spec, math.prod(labels.shape))
+        if is_first and self._verbose:
+            say(self.describe())
+        return state
+
+    def _costs(self, spec: StateSpec, rows: int) -> list[str]:
+        memory: Memory = self._options.get("memory", "auto")
+        widths = dict(zip(spec.names, spec.widths, strict=True))
+        choice = self._chosen()
+        plan = plan_memory(widths, spec.settings, memory, choice.parameter_bytes, spec.dtype)
+        assert choice.forward is not None
+        time = products_note(choice.forward.graph, spec, rows)
+        return [str(plan), *([time] if time else [])]
 
     def capture(self, model: Any, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Call the model, as the step holds it, and return outputs and features of this meter's layers.
 
         Inside ``jit`` the model is not the object that the meter was given; see `collapsemeter_flax.capture`.
         """
-        run = captured(model, self._select(model, args, kwargs), args, kwargs)
-        return run.outputs, run.features
+        run = captured(model, self._choose(model, args, kwargs), args, kwargs)
+        return run.returned, run.features
 
     def update(
         self,
@@ -300,9 +269,22 @@ class CollapseMeter:
         axis_name: AxisName = None,
         when: Any = True,
     ) -> State:
-        """Return the state with one batch more, see `collapsemeter_flax.update`."""
+        """Return the state with one batch more, see `collapsemeter_flax.update`.
+
+        ``logits`` is what the model returned, of which the scores are taken; a single score decides by the
+        threshold that the model's last operation implies, 1/2 behind a sigmoid.
+        """
+        if logits is not None and not is_array(logits):
+            logits = self._chosen().scores_in(logits)
         return update(
-            state, features, labels, logits=logits, mask=mask, axis_name=axis_name, when=when
+            state,
+            features,
+            labels,
+            logits=logits,
+            mask=mask,
+            axis_name=axis_name,
+            when=when,
+            threshold=0.0 if self._choice is None else self._choice.selection.threshold,
         )
 
     def report(self, state: State, weights: Any = None, *, phase: Phase = "live") -> CollapseReport:
@@ -311,13 +293,11 @@ class CollapseMeter:
         The head is taken from ``weights``, an nnx.Module or a mapping of linen variables; of NNX by default
         from the model that the meter was given.
         """
-        name = self.selection.head
-        head: Any = None
-        if name is not None and isinstance(self._model, nnx.Module):
-            head = nnx_models.module_at(self._model if weights is None else weights, name)
-        elif name is not None:
-            head = linen_models.weights_at(weights, name)
-        return report(state, head, phase=phase, skipped=self.selection.skipped)
+        choice = self._chosen()
+        model = self._model if weights is None and isinstance(self._model, nnx.Module) else weights
+        return state_report(
+            state, choice.head_weights(model), phase, choice.selection, dict(choice.unpaired)
+        )
 
     def observe(
         self,
@@ -337,7 +317,7 @@ class CollapseMeter:
         model = self._model if model is None else model
         frozen = observing.Frozen(model, variables, call or {})
         return _observe(
-            frozen, self._selection, batches, self._chosen, phase, progress, self._options
+            frozen, self._choice, batches, self._request, phase, progress, self._options
         )
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flax import errors, nnx
 
-from collapsemeter.adapter.selection import Selection, listed
+from collapsemeter.adapter.selection import listed
 
-from .calls import Calls, abstract, key_of, leaf_of, place_of
-from .layers import Part
+from .calls import Calls, key_of, place_of
+from .marks import Part, marked, marked_input
+from .tracing import Forward, ScoresOf, parameter_names, trace
 
 _LABEL = "_collapsemeter_path"
 
@@ -22,43 +21,33 @@ class Feature(nnx.Intermediate[Any]):
     """What a watched module gave; a type of its own, so that a model's own ``sow`` is left alone."""
 
 
-def parts(model: nnx.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Part]:
-    """Run a copy of the model on shapes alone; return its modules, and when each was called."""
+def forward(
+    model: nnx.Module, args: Sequence[Any], kwargs: Mapping[str, Any], scores_of: ScoresOf
+) -> Forward:
+    """Run a copy of the model on shapes alone; return its data flow and its modules."""
     graph, state = nnx.split(model)
-    by_name: dict[str, Part] = {}
+    parts: dict[str, Part] = {}
+    places: list[str] = []
 
-    def run(state: Any, args: Any, kwargs: Any) -> None:
+    def run(state: Any, args: Any, kwargs: Any) -> Any:
         copy = nnx.merge(graph, state)
         module: Any
         for path, module in nnx.iter_modules(copy):
-            part = _part(tuple(map(str, path)), module)
-            by_name[part.name] = part
+            part = Part(tuple(map(str, path)), type(module))
+            parts[part.name] = part
             module.__captures__ = nnx.data(())  # what the model sows itself goes nowhere, unwarned
-            if callable(module):
+            if part.path and callable(module):
                 setattr(module, _LABEL, part.name)
                 kind: type = type(module)
-                _become(module, _noting(kind))
-        copy(*args, **kwargs)
+                _become(module, _marking(kind))
+        scores, place = scores_of(copy(*args, **kwargs))
+        places[:] = [place]
+        return scores
 
-    token = _RUN.set((by_name, itertools.count()))
-    try:
-        abstract(run, state, args, kwargs)
-    finally:
-        _RUN.reset(token)
-    return list(by_name.values())
-
-
-def _part(path: tuple[str, ...], module: nnx.Module) -> Part:
-    own = any(isinstance(value, nnx.Param) for value in vars(module).values())
-    outputs: Any = getattr(module, "out_features", None)
-    if isinstance(outputs, tuple | list) and len(outputs) == 1:
-        outputs = outputs[0]
-    linear = isinstance(module, nnx.Linear | nnx.LinearGeneral) and isinstance(outputs, int)
-    return Part(path, type(module), own, outputs if linear else None)
-
-
-# The modules of the abstract run under way by name, and a count of their calls.
-_RUN: ContextVar[tuple[dict[str, Part], Iterator[int]]] = ContextVar("run")
+    names = parameter_names(type(model).__call__)
+    flow, weights, inputs = trace(run, state, args, kwargs, names)
+    parts.pop("", None)
+    return Forward(flow, parts, weights, inputs, places[0], type(model).__name__)
 
 
 def _become(module: nnx.Module, kind: type) -> None:
@@ -74,64 +63,67 @@ def _derived(kind: type, call: Callable[..., Any]) -> type:
 
 # The same class every time: JAX keeps every class that it has seen, and compiles for each anew.
 @functools.cache
-def _noting(kind: type) -> type:
-    """A class whose instances note when they are called, what they are given and what they give."""
+def _marking(kind: type) -> type:
+    """A class whose instances name what they are given and what they give."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        by_name, numbers = _RUN.get()
-        part = by_name[getattr(self, _LABEL)]
-        part.order = min(part.order, next(numbers))
-        output = kind.__call__(self, *args, **kwargs)
-        part.inputs.append(next(iter([*args, *kwargs.values()]), None))
-        part.gives.append(leaf_of(output))
-        return output
+        layer = getattr(self, _LABEL)
+        args, kwargs = marked_input(layer, args, kwargs)
+        return marked("out", layer, kind.__call__(self, *args, **kwargs))
 
     return _derived(kind, call)
 
 
 @functools.cache
 def _sowing(kind: type, of_head: bool) -> type:
-    """A class whose instances sow what they give; a head before that what it is given."""
+    """A class whose instances sow what they give; a head sows what it is given."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = kind.__call__(self, *args, **kwargs)
         noted = [keys for keys in getattr(self, "__captures__", ()) if type(keys) is Feature]
         number = sum(len(keys) for keys in noted)
-        values = [next(iter([*args, *kwargs.values()])), output] if of_head else [output]
-        for place, value in enumerate(values, number):
-            self.sow(Feature, key_of(place, value), value)
+        value = next(iter([*args, *kwargs.values()])) if of_head else output
+        self.sow(Feature, key_of(number, value), value)
         return output
 
     return _derived(kind, call)
 
 
 def run(
-    model: nnx.Module, selection: Selection, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: nnx.Module,
+    watched: Sequence[str],
+    head: str | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> tuple[Any, dict[str, Calls]]:
     """Call the model; return what it gave, and what every selected module gave."""
     try:
-        return _run(model, selection, args, kwargs)
+        return _run(model, watched, head, args, kwargs)
     except errors.TraceContextError:
         # A model from outside this trace cannot be written to, which a copy of it can.
-        return _run(nnx.clone(model), selection, args, kwargs)
+        return _run(nnx.clone(model), watched, head, args, kwargs)
 
 
 def _run(
-    model: nnx.Module, selection: Selection, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: nnx.Module,
+    watched: Sequence[str],
+    head: str | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> tuple[Any, dict[str, Calls]]:
     named: dict[str, Any] = {".".join(map(str, p)): m for p, m in nnx.iter_modules(model)}
-    watched = {name: named[name] for name in selection.watched}
-    kinds: dict[str, type] = {name: type(module) for name, module in watched.items()}
+    modules = {name: named[name] for name in watched}
+    kinds: dict[str, type] = {name: type(module) for name, module in modules.items()}
     # A capture of the user's that is open around this one goes on after it.
     outer = {name: m.__captures__ for name, m in named.items() if "__captures__" in vars(m)}
     others = list({type(keys): None for captures in outer.values() for keys in captures})
     forward = nnx.capture(lambda model: model(*args, **kwargs), Feature, *others)
     try:
-        for name, module in watched.items():
-            _become(module, _sowing(kinds[name], name == selection.head))
+        for name, module in modules.items():
+            _become(module, _sowing(kinds[name], name == head))
         outputs, *states = forward(model)
     finally:
-        for name, module in watched.items():
+        for name, module in modules.items():
             _become(module, kinds[name])
         for name, module in named.items():
             if name in outer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,36 +13,27 @@ from flax import linen, nnx
 from jax import Array
 
 from collapsemeter.adapter.batches import each_batch, split
-from collapsemeter.adapter.reduction import Reduction, check_reduction, reduction_of
-from collapsemeter.adapter.selection import Selection
+from collapsemeter.adapter.reduction import BatchError, Reduction, check_reduction, reduction_of
 from collapsemeter.stats.labels import class_labels, host_array
 
-from . import linen_models, nnx_models
+from .arguments import arguments, evaluation, is_array
 from .calls import abstract
-from .capturing import Captured, captured, find, of_linen
+from .capturing import Captured, captured
+from .choosing import Choice, Request, choose, of_linen
 from .labels import label_shape, token_labels
 from .operations import feature_rows
 from .state import State, init
 from .updating import update
 
-# What models call the switch between training and evaluation, and its value in evaluation.
-MODES = {
-    "train": False,
-    "training": False,
-    "is_training": False,
-    "deterministic": True,
-    "use_running_average": True,
-}
-
 
 def frozen_pass(
     frozen: Frozen,
-    selection: Selection | None,
+    choice: Choice | None,
     batches: Iterable[Any],
-    layers: Mapping[str, Any],
+    request: Request,
     progress: bool,
     options: Mapping[str, Any],
-) -> tuple[State, Selection]:
+) -> tuple[State, Choice]:
     """Pass every batch through a frozen model; the layers are those selected, or chosen at the first."""
     state: State | None = None
     tokens: dict[tuple[int, ...], bool] = {}  # whether labels of a shape are one for each token
@@ -52,14 +42,16 @@ def frozen_pass(
         args, kwargs = frozen.arguments(inputs)
         labels = labels if isinstance(labels, np.ndarray | jax.Array) else host_array(labels)
         mask = None if mask is None else np.asarray(mask)
-        if selection is None:
-            selection = find(frozen.model, frozen.with_weights(args), kwargs, **layers)
-        if labels.shape not in tokens:
-            features = frozen.features(selection, args, kwargs)
-            tokens[labels.shape] = token_labels(labels.shape, features)
+        if choice is None:
+            choice = choose(frozen.model, frozen.with_weights(args), kwargs, request)
         if state is None:
-            classes = selection.classes(layers["num_classes"])
-            state = first_state(features, labels, mask, classes, options)
+            classes = choice.selection.classes(request.num_classes)
+            features = frozen.features(choice, args, kwargs)
+            state, unpaired = first_state(features, labels, mask, classes, choice, options)
+            choice = choice.without(unpaired)
+        if labels.shape not in tokens:
+            features = frozen.features(choice, args, kwargs)
+            tokens[labels.shape] = token_labels(labels.shape, features)
         settings = state.spec.settings
         labels = class_labels(
             labels,
@@ -67,9 +59,9 @@ def frozen_pass(
             ignore_index=settings.ignore_index,
             tokens=tokens[labels.shape],
         )
-        state = frozen.count(state, selection, args, kwargs, labels, mask)
-    assert state is not None and selection is not None  # noqa: PT018 # a pass has a batch
-    return state, selection
+        state = frozen.count(state, choice, args, kwargs, labels, mask)
+    assert state is not None and choice is not None  # noqa: PT018 # a pass has a batch
+    return state, choice
 
 
 def first_state(
@@ -77,24 +69,44 @@ def first_state(
     labels: Any,
     mask: Any,
     num_classes: int,
+    choice: Choice,
     options: Mapping[str, Any],
-) -> State:
-    """Return an empty state whose widths are those of these features (shapes are enough)."""
+) -> tuple[State, dict[str, str]]:
+    """Return an empty state whose widths are those of these features (shapes are enough).
+
+    Return also which layers no rule pairs with the labels, and why. Where that is all of them, the
+    batch and the labels do not fit, which is an error.
+    """
     reduction: Reduction | Mapping[str, Reduction] = options.get("reduction", "auto")
     if isinstance(reduction, Mapping):
         reduction = _of_every_call(reduction, features)
     shape = label_shape(labels, features, num_classes)
-    widths = {}
+    widths: dict[str, int] = {}
+    unpaired: dict[str, BatchError] = {}
     for name, value in features.items():
-        rows = jax.eval_shape(
-            lambda value, mask, name=name: feature_rows(
-                value, shape, mask, layer=name, reduction=reduction_of(reduction, name)
-            )[0],
-            value,
-            mask,
-        )
-        widths[name] = rows.shape[1]
-    return init(widths, num_classes, **{**options, "reduction": reduction})
+        try:
+            rows = jax.eval_shape(
+                lambda value, mask, name=name: feature_rows(
+                    value, shape, mask, layer=name, reduction=reduction_of(reduction, name)
+                )[0],
+                value,
+                mask,
+            )
+        except BatchError as error:
+            unpaired.setdefault(name.partition("#")[0], error)
+        else:
+            widths[name] = rows.shape[1]
+    widths = {name: d for name, d in widths.items() if name.partition("#")[0] not in unpaired}
+    if not widths:
+        raise next(iter(unpaired.values()))
+    if isinstance(reduction, Mapping):
+        reduction = {name: how for name, how in reduction.items() if name in widths}
+    size = {"memory": "auto", "parameter_bytes": choice.parameter_bytes}
+    state = init(widths, num_classes, **{**size, **options, "reduction": reduction})
+    return state, {
+        name: str(error).removeprefix(f"layer {error.args[0]!r} ")
+        for name, error in unpaired.items()
+    }
 
 
 def _of_every_call(
@@ -104,11 +116,10 @@ def _of_every_call(
     names = list(features)
     layers = [name.partition("#")[0] for name in names]
     check_reduction(reduction, dict.fromkeys([*names, *layers]))
-    keys = [
-        (name, name if name in reduction else layer)
+    return {
+        name: reduction_of(reduction, name if name in reduction else layer)
         for name, layer in zip(names, layers, strict=True)
-    ]
-    return {name: reduction[key] for name, key in keys if key in reduction}
+    }
 
 
 def shapes_in_order(run: Callable[..., Mapping[str, Any]], *given: Any) -> dict[str, Any]:
@@ -142,7 +153,7 @@ class FrozenStep:
     """What a compiled step of `observe` is compiled for, besides shapes."""
 
     model: Any  # `ById`, or the graph of an NNX model
-    selection: Selection
+    choice: Choice
     tree: Any
     rest: tuple[Any, ...]  # the arguments that are not arrays
 
@@ -152,8 +163,8 @@ class FrozenStep:
         leaves = [next(given) if leaf is None else leaf for leaf in self.rest]
         args, kwargs = jax.tree.unflatten(self.tree, leaves)
         if isinstance(self.model, ById):
-            return captured(self.model.model, self.selection, (weights, *args), kwargs)
-        return captured(nnx.merge(self.model, weights), self.selection, args, kwargs)
+            return captured(self.model.model, self.choice, (weights, *args), kwargs)
+        return captured(nnx.merge(self.model, weights), self.choice, args, kwargs)
 
 
 # The state is the pass's own, so its memory may be written over.
@@ -162,8 +173,10 @@ def _counted(
     step: FrozenStep, state: State, weights: Any, arrays: Any, labels: Array, mask: Array | None
 ) -> State:
     run = step.captured(weights, arrays)
-    logits = _one_for_each(labels, run.features, run.logits, state)
-    return update(state, run.features, labels, logits=logits, mask=mask)
+    scores = step.choice.scores_in(run.outputs)
+    logits = _one_for_each(labels, run.features, scores, state)
+    threshold = step.choice.selection.threshold
+    return update(state, run.features, labels, logits=logits, mask=mask, threshold=threshold)
 
 
 class Frozen:
@@ -184,71 +197,47 @@ class Frozen:
             # Or an error that says why not.
             of_linen(model, () if variables is None else (variables,))
         self.model = model
-        self.call = {**_evaluation(model, call.get("method")), **call}
+        self.call = {**evaluation(model, call.get("method")), **call}
 
     def arguments(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the inputs of a batch as arguments of the model."""
-        inputs = jax.tree.map(_array, inputs)
-        if isinstance(inputs, Mapping):
-            return (), {**inputs, **self.call}
-        return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), dict(self.call)
+        return arguments(inputs, self.call)
 
     def with_weights(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the arguments as `capture` takes them: of linen the variables come first."""
         return args if isinstance(self.model, nnx.Module) else (self.weights, *args)
 
-    def step(
-        self, selection: Selection, args: Any, kwargs: Any
-    ) -> tuple[FrozenStep, tuple[Any, ...]]:
+    def step(self, choice: Choice, args: Any, kwargs: Any) -> tuple[FrozenStep, tuple[Any, ...]]:
         """Return what to compile for, and the arrays to run it on."""
         leaves, tree = jax.tree.flatten((args, kwargs))
         rest = tuple(None if is_array(leaf) else leaf for leaf in leaves)
-        return FrozenStep(self.graph, selection, tree, rest), tuple(filter(is_array, leaves))
+        return FrozenStep(self.graph, choice, tree, rest), tuple(filter(is_array, leaves))
 
-    def features(self, selection: Selection, args: Any, kwargs: Any) -> dict[str, Any]:
+    def features(self, choice: Choice, args: Any, kwargs: Any) -> dict[str, Any]:
         """Return shapes and dtypes of what the layers give."""
-        step, arrays = self.step(selection, args, kwargs)
+        step, arrays = self.step(choice, args, kwargs)
         return shapes_in_order(
             lambda weights, arrays: step.captured(weights, arrays).features, self.weights, arrays
         )
 
     def count(
-        self, state: State, selection: Selection, args: Any, kwargs: Any, labels: Any, mask: Any
+        self, state: State, choice: Choice, args: Any, kwargs: Any, labels: Any, mask: Any
     ) -> State:
         """Return the state with a batch more; one that is compiled already runs at once."""
-        step, arrays = self.step(selection, args, kwargs)
+        step, arrays = self.step(choice, args, kwargs)
         counted: State = _counted(step, state, self.weights, arrays, labels, mask)
         return counted
 
-    def head(self, name: str) -> Any:
-        """Return the head: a module of NNX, or kernel and bias of linen."""
-        if isinstance(self.model, nnx.Module):
-            return nnx_models.module_at(self.model, name)
-        return linen_models.weights_at(self.weights, name)
+    def head(self, choice: Choice) -> Any:
+        """Return the head's weights, None without one."""
+        return choice.head_weights(
+            self.model if isinstance(self.model, nnx.Module) else self.weights
+        )
 
 
-def _one_for_each(labels: Any, features: Mapping[str, Any], logits: Any, state: State) -> Any:
-    """Return what the head gave, if it is one decision a label; else NC4 is absent with its reason."""
+def _one_for_each(labels: Any, features: Mapping[str, Any], scores: Any, state: State) -> Any:
+    """Return the scores, if they are one decision a label; else NC4 is absent with its reason."""
     classes = state.spec.settings.num_classes
     shape = label_shape(labels, features, classes)
-    ends = {classes} | ({1} if classes == 2 else set())
-    fits = logits is not None and logits.shape[:-1] == shape and logits.shape[-1] in ends
-    return logits if fits else None
-
-
-def is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
-
-
-def _array(leaf: Any) -> Any:
-    """Read arrays of other frameworks with NumPy; leave all else."""
-    if is_array(leaf) or not hasattr(leaf, "__array__"):
-        return leaf
-    return np.asarray(leaf)
-
-
-def _evaluation(model: Any, method: Any) -> dict[str, Any]:
-    """Return the switches that a model's call (or another method of linen) takes, set for evaluation."""
-    name = method if isinstance(method, str) else "__call__"
-    taken = inspect.signature(method if callable(method) else getattr(type(model), name)).parameters
-    return {name: value for name, value in MODES.items() if name in taken}
+    fitting = {(*shape, classes)} | ({(*shape, 1), shape} if classes == 2 else set())
+    return scores if scores is not None and scores.shape in fitting else None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from collapsemeter.adapter.memory import Holding
 from collapsemeter.stats.state_file import CorruptStateError, read_state, write_state
 
-from .state import State, StateSpec
+from .state import State, StateSpec, empty
 
 _HOLDS = "collapsemeter_flax.State"
 
@@ -73,6 +75,7 @@ def load(path: str | os.PathLike[str], like: State) -> State:
     header, arrays = read_state(path)
     if header.get("holds") != _HOLDS:
         raise CorruptStateError(f"{os.fspath(path)} is a state file, but not one of this adapter")
+    like = _as_written(header, like)
     if header["layers"] != _described(like.spec):
         raise ValueError(
             f"{os.fspath(path)} counts {header['layers']}, and like= counts {_described(like.spec)}"
@@ -94,6 +97,21 @@ def load(path: str | os.PathLike[str], like: State) -> State:
     return state
 
 
+def _as_written(header: Any, like: State) -> State:
+    """Return a state that keeps what a file from before budgets of memory kept, if it is one."""
+    settings, shapes = like.spec.settings, header.get("shapes")
+    if not isinstance(shapes, list):
+        return like
+    before = tuple(Holding(settings.kind(d), settings.sample_size(d)) for d in like.spec.widths)
+    for holdings in (like.spec.holdings, before):
+        spec = replace(like.spec, holdings=holdings)
+        if header["layers"] == _described(spec) and all(
+            [size] in shapes for size in spec.sample_sizes
+        ):
+            return empty(spec)
+    return like
+
+
 def _with_added(loaded: list[Any], like: State) -> list[Any]:
     """Return the arrays of a file with the counters that older files lack, at zero."""
     names = [str(path[-1]) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
@@ -111,8 +129,8 @@ def _with_added(loaded: list[Any], like: State) -> list[Any]:
 
 def _described(spec: StateSpec) -> str:
     layers = ", ".join(
-        f"{name} ({width}, {spec.kind(number)})"
-        for number, (name, width) in enumerate(zip(spec.names, spec.widths, strict=True))
+        f"{name} ({width}, {held.kind})"
+        for name, width, held in zip(spec.names, spec.widths, spec.holdings, strict=True)
     )
     settings = spec.settings
     return (

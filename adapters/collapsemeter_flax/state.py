@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from collapsemeter.adapter.memory import Holding, Memory, MemoryPlan, memory_plan
 from collapsemeter.adapter.reduction import Reduction, check_reduction, reduction_of
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import COUNTERS, EPS, ScatterKind, Sums, scatter_shape, sketch_shapes
 
 from .sample import EMPTY
 
+# A scatter for each class takes as many products as there are classes: only few, or small ones, are cheap.
+CLASS_PRODUCTS, CLASS_ENTRIES = 4, 2**13
 UNDECIDED = -2  # the prediction in a slot whose row came without logits
 DTYPES = ("", *sorted(EPS, key=EPS.__getitem__))  # from fine to coarse; "" before the first batch
 
@@ -32,17 +35,18 @@ class StateSpec:
     names: tuple[str, ...]  # in order; the last is what a head given to `report` reads
     widths: tuple[int, ...]
     reductions: tuple[Reduction, ...]  # not in `settings`, because a mapping has no hash
+    holdings: tuple[Holding, ...]  # the scatter and the number of rows that each layer keeps
     settings: Settings
     dtype: str  # of the sums
 
     @property
     def sample_sizes(self) -> tuple[int, ...]:
-        """The sizes of row samples that the layers' widths ask for, each once."""
-        return tuple(sorted({self.settings.sample_size(width) for width in self.widths}))
+        """The sizes of the layers' row samples, each once."""
+        return tuple(sorted({holding.sample_rows for holding in self.holdings}))
 
     def kind(self, layer: int) -> ScatterKind:
         """Return the scatter that a layer keeps."""
-        return self.settings.kind(self.widths[layer])
+        return self.holdings[layer].kind
 
 
 @jax.tree_util.register_dataclass
@@ -102,12 +106,14 @@ def init(
     *,
     dtype: Literal["auto", "float32", "float64"] = "auto",
     reduction: Reduction | Mapping[str, Reduction] = "auto",
+    memory: Memory = None,
+    parameter_bytes: int = 0,
     **options: Any,
 ) -> State:
     r"""Return a state that has counted nothing.
 
     For each layer counts :math:`n_c`, shifts :math:`k_c`, sums :math:`\sum (h - k_c)`, squares and the
-    scatter that its width affords, in float32, or in float64 under ``jax_enable_x64``; and a bounded
+    scatter that its width and the memory afford, in float32, or in float64 under ``jax_enable_x64``; and a bounded
     uniform sample of rows. All finite: the memory does not grow with the batches.
 
     Parameters
@@ -120,6 +126,11 @@ def init(
         What the sums are kept in.
     reduction : str, callable, or mapping from layer name to one
         How what a layer gives becomes one row per label, see `collapsemeter.adapter.reduction.feature_rows`.
+    memory : "auto", float or None
+        MiB that the state may take: rows for NC4 and scatters are chosen to fit, those of the last layer
+        last. None is any; ``auto`` is the larger of 64 and half of ``parameter_bytes``.
+    parameter_bytes : int
+        Of the model.
     **options
         ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``, ``sample_rows``, ``seed`` and
         ``sketch_rows`` of `collapsemeter.adapter.settings.Settings`.
@@ -141,14 +152,49 @@ def init(
             raise ValueError(f"layers={{{name!r}: {width!r}}}: a width is a positive integer")
     check_reduction(reduction, layers)
     settings = Settings(num_classes=num_classes, **options)
+    widths = {name: int(width) for name, width in layers.items()}
+    plan = plan_memory(widths, settings, memory, parameter_bytes, dtype)
     spec = StateSpec(
-        names=tuple(layers),
-        widths=tuple(int(width) for width in layers.values()),
+        names=tuple(widths),
+        widths=tuple(widths.values()),
         reductions=tuple(reduction_of(reduction, name) for name in layers),
+        holdings=tuple(plan.holdings.values()),
         settings=settings,
         dtype=_sum_dtype(dtype),
     )
-    return _empty(spec)
+    return empty(spec)
+
+
+def plan_memory(
+    widths: Mapping[str, int],
+    settings: Settings,
+    memory: Memory,
+    parameter_bytes: int,
+    dtype: str = "auto",
+) -> MemoryPlan:
+    """Choose what every layer keeps; a scatter for each class only where a device computes it cheaply."""
+    itemsize = np.dtype(_sum_dtype(dtype)).itemsize
+    plan = memory_plan(
+        widths,
+        settings,
+        parameter_bytes=parameter_bytes,
+        memory=memory,
+        copies=itemsize // 4,
+    )
+    asked = settings.scatter != "auto" or settings.named_convention.within == "class"
+    if asked or settings.num_classes <= CLASS_PRODUCTS:
+        return plan
+
+    def is_dear(name: str, held: Holding) -> bool:
+        entries = settings.num_classes * widths[name] ** 2
+        return held.kind == "class" and entries > CLASS_ENTRIES
+
+    holdings = {
+        name: replace(held, kind="pooled") if is_dear(name, held) else held
+        for name, held in plan.holdings.items()
+    }
+    nbytes = sum(held.nbytes(widths[name], settings, itemsize) for name, held in holdings.items())
+    return replace(plan, holdings=holdings, nbytes=nbytes)
 
 
 def _sum_dtype(dtype: str) -> str:
@@ -162,11 +208,12 @@ def _sum_dtype(dtype: str) -> str:
     return dtype
 
 
-def _empty(spec: StateSpec) -> State:
+def empty(spec: StateSpec) -> State:
+    """Return a state of these shapes that has counted nothing."""
     classes, dtype = spec.settings.num_classes, jnp.dtype(spec.dtype)
     layers = []
-    for number, width in enumerate(spec.widths):
-        kind = spec.kind(number)
+    for width, holding in zip(spec.widths, spec.holdings, strict=True):
+        kind = holding.kind
         shape = scatter_shape(kind, classes, width)
         sketch = sketch_shapes(kind, classes, width, spec.settings.sketch_rows)
         sums = Sums(
@@ -179,7 +226,7 @@ def _empty(spec: StateSpec) -> State:
             **{cause: jnp.zeros((), jnp.uint32) for cause in COUNTERS},
             **{name: jnp.zeros(size, dtype) for name, size in sketch.items()},
         )
-        rows = jnp.zeros((spec.settings.sample_size(width), width), dtype)
+        rows = jnp.zeros((holding.sample_rows, width), dtype)
         layers.append(LayerSums(sums, rows, jnp.zeros((), jnp.int32)))
     samples = [
         Sample(jnp.full(size, EMPTY, jnp.int32), jnp.full(size, UNDECIDED, jnp.int32))

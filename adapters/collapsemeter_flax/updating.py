@@ -31,6 +31,7 @@ def update(
     mask: Any = None,
     axis_name: AxisName = None,
     when: Any = True,
+    threshold: float = 0.0,
 ) -> State:
     r"""Return the state with one batch more.
 
@@ -51,7 +52,7 @@ def update(
         outside ``jit``.
     logits : (B, C) or (B, T, C) array, optional
         The network's own output, for NC4 of every layer: its decision is the largest. (B, 1) or (B,)
-        between two classes: by the sign.
+        between two classes: class 1 above ``threshold``.
     mask : (B, T) array, optional
         Attention mask of a padded sequence.
     axis_name : str or tuple of str, optional
@@ -63,6 +64,8 @@ def update(
         is reduced (`jax.lax.cond`; under ``vmap`` both are computed). ``when=step % 10 == 0`` counts
         every tenth batch, ``when=state.next_row < 50_000`` stops once there are rows enough. Over
         ``axis_name`` it must be the same on every device.
+    threshold : float
+        Of a single score between two classes: 0 for a logit, 1/2 for a probability.
 
     Raises
     ------
@@ -85,7 +88,9 @@ def update(
     shape, flat = flat_labels(labels, features, state.spec.settings)
 
     def add(state: State) -> State:
-        added: State = _added(state, dict(features), flat, logits, mask, shape, axis_name)
+        added: State = _added(
+            state, dict(features), flat, logits, mask, shape, axis_name, threshold
+        )
         return added
 
     if when is True:
@@ -95,7 +100,7 @@ def update(
 
 
 # Compiled as one where it is called outside of a jitted step; inside one it is part of that.
-@functools.partial(jax.jit, static_argnames=("shape", "axis_name"), inline=True)
+@functools.partial(jax.jit, static_argnames=("shape", "axis_name", "threshold"), inline=True)
 def _added(
     state: State,
     features: dict[str, Any],
@@ -104,12 +109,13 @@ def _added(
     mask: Any,
     shape: tuple[int, ...],
     axis_name: AxisName,
+    threshold: float,
 ) -> State:
     """Add a batch whose labels are (N,) classes, of that shape as they came."""
     spec, settings = state.spec, state.spec.settings
     xp = JaxNamespace(spec.dtype, axis_name)
     rows, dtypes = _rows(features, shape, mask, spec)
-    decided = decided_classes(logits, shape, settings.num_classes)
+    decided = decided_classes(logits, shape, settings.num_classes, threshold)
 
     # What goes into the sample: the rows of all devices, in order.
     every_label = xp.gathered(flat)

@@ -93,7 +93,8 @@ def test_a_data_set_of_another_form_is_told_what_it_gave(batches, sentence):
         ({"reduction": {"bodi": "mean"}}, "reduction={'bodi': ...}: no such layer is watched; watched are stem, body, "
         "fc; did you mean 'body'?"),
         ({"num_classes": "3"}, "num_classes='3' is not a whole number"),
-        ({"num_classes": 9, "head": "fc"}, "head 'fc' has 3 outputs and num_classes=9: they must agree"),
+        ({"num_classes": 9}, "the output holds scores of width 3 and num_classes=9: they must agree; pass scores="),
+        ({"head": "body"}, "head='body' gives 6 numbers a row and the scores have 3: name the layer that makes them"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit_repeat_what_was_passed(options, sentence):
@@ -112,14 +113,13 @@ def test_features_that_init_was_not_told_of_are_asked_about():
         meter.update(state, features, Y)
 
 
-def test_a_head_of_other_classes_is_warned_of_whatever_verbose_is():
+def test_where_nothing_was_counted_the_report_says_so():
+    meter = cf.CollapseMeter(Net(), verbose=False)
     with pytest.warns(
-        RuntimeWarning,
-        match="'fc' is the model's last linear layer, and it has 3 outputs, which is no",
+        RuntimeWarning, match="no labelled batch was counted: keep what update returns"
     ):
-        meter, state = counted(num_classes=10)
-    report = meter.report(state)
-    assert report["fc"].reason("nc3_cosine") == "no_head"
+        report = meter.report(meter.init(X))
+    assert report["fc"].reason("nc1_pinv") == "never_fired"
 
 
 @pytest.mark.parametrize(

@@ -544,9 +544,43 @@ def test_a_state_that_does_not_add_up_is_not_measured(features):
     assert report["fc"].reason("nc1_pinv") == "rows_missing"
 
 
-def test_no_batch_is_an_error_not_zeros():
-    with pytest.raises(ValueError, match="no labelled batch was counted: keep what update returns"):
-        cf.report(cf.init({"fc": 3}, 2))
+@pytest.mark.parametrize(
+    ("classes", "width", "options", "kind"),
+    [
+        (4, 200, {}, "class"),
+        (10, 20, {}, "class"),
+        (10, 64, {}, "pooled"),  # ten products for one
+        (10, 64, {"scatter": "class"}, "class"),
+        (10, 64, {"convention": "he_su2023"}, "class"),  # which weighs classes alike
+        (10, 64, {"memory": 0.001}, "sketch"),
+    ],
+)
+def test_a_scatter_for_each_class_is_kept_where_it_is_cheap_or_asked_for(
+    classes, width, options, kind
+):
+    state = cf.init({"fc": width}, classes, sample_rows=16, sketch_rows=8, **options)
+    assert state.spec.kind(0) == kind
+
+
+def test_a_file_from_before_scatters_were_chosen_by_cost_still_loads(tmp_path, features, counted):
+    rows, labels = features(10, 40, spread=1.0, offset=0.0)
+    before = counted(cf.init({"fc": 40}, 10, scatter="class"), rows, labels)
+    cf.save(before, tmp_path / "state.npz")
+    like = cf.init({"fc": 40}, 10)
+    assert (before.spec.kind(0), like.spec.kind(0)) == ("class", "pooled")
+    loaded = cf.load(tmp_path / "state.npz", like)
+    assert loaded.spec.kind(0) == "class"
+    for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_batch_is_said_and_every_value_is_nan():
+    with pytest.warns(
+        RuntimeWarning, match="no labelled batch was counted: keep what update returns"
+    ):
+        report = cf.report(cf.init({"fc": 3}, 2))
+    assert report["fc"].reason("nc1_pinv") == "never_fired"
+    assert np.isnan(report["fc"]["nc1_pinv"])
 
 
 # Merge, reset, files
