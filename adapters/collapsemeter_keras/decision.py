@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from .graph import Graph, TracedTensor, eagerly, has_weights
+from .graph import Graph, TracedTensor, has_weights
+from .untouched import eagerly
 
 _BEYOND = 64  # operations after a head, at most
 _MAXIMA = ("MaxPool", "Max", "Amax")  # of positions: no average of scores

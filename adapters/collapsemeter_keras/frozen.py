@@ -12,10 +12,11 @@ from keras.src.backend import compute_output_spec  # nothing public infers shape
 
 from collapsemeter.adapter.batches import split
 
-from .graph import forward, quiet
+from .graph import forward
 from .instrument import Count, Stash
 from .labels import given_labels
 from .operations import BACKEND, Key, dtype_of
+from .untouched import quiet
 
 if TYPE_CHECKING:
     from .statistics import StreamSums

@@ -17,7 +17,6 @@ from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Reduction
 from collapsemeter.adapter.selection import MAX_LAYERS, Selection
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.metrics.catalogue import METRICS
 from collapsemeter.report.report import TABLE
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
@@ -195,7 +194,7 @@ class CollapseMeter(EpochReports):
         self.degraded = {}
         self._choices = choices
         self._clock = Clock()
-        self._publisher = Publisher(_checked(log_metrics), sinks, probed=probe is not None)
+        self._publisher = Publisher(log_metrics, sinks, probed=probe is not None)
         self._attachment: Attachment | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
 
@@ -426,16 +425,3 @@ def watch(model: keras.Model, **options: Any) -> CollapseMeter:
     meter = CollapseMeter(**options)
     meter.set_model(model)
     return meter
-
-
-def _checked(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
-    if metrics == "all":
-        return tuple(METRICS)
-    chosen = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    for name in chosen:
-        if name not in METRICS:
-            raise ValueError(
-                f"log_metrics={name!r}: no metric has that name; choose of {', '.join(METRICS)}"
-                f"{did_you_mean(name, METRICS)}"
-            )
-    return chosen

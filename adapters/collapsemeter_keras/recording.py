@@ -21,10 +21,9 @@ from .graph import (
     TracedTensor,
     functional_of,
     is_custom,
-    replaced,
-    unchanged,
 )
 from .operations import BACKEND, dtype_of
+from .untouched import replaced, unchanged
 
 _SAME = (
     "identity",
