@@ -22,7 +22,7 @@ class Decision(NamedTuple):
     head: str | None
     no_head: str
     tail: tuple[TracedTensor, ...]  # from the head's output to the scores
-    threshold: float
+    threshold: float | None  # None: what follows the last logit is not known
 
 
 def decision_of(graph: Graph, parts: Mapping[str, Any], scores: TracedTensor) -> Decision:
@@ -165,7 +165,7 @@ def _run(value: TracedTensor, inputs: Sequence[Any]) -> Any:
     return value.operation(*args, **kwargs)
 
 
-def _threshold(scores: TracedTensor, parts: Mapping[str, Any]) -> float:
+def _threshold(scores: TracedTensor, parts: Mapping[str, Any]) -> float | None:
     """Return what becomes of a logit of zero on its way to the scores."""
 
     def become(value: TracedTensor, left: int) -> Any:
@@ -181,7 +181,7 @@ def _threshold(scores: TracedTensor, parts: Mapping[str, Any]) -> float:
         with keras.StatelessScope():
             return float(on_host(become(scores, _BEYOND)).ravel()[0])
     except Exception:  # an operation that cannot be run by itself
-        return 0.0
+        return None
 
 
 def on_host(variable: Any) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import keras
@@ -22,6 +23,7 @@ _CALLS = (
 _NO_PATH = (
     "no one path leads from the inputs to the scores: layers are taken in the order of their calls"
 )
+_SINGLE = "what makes a single score of the logit is not known: it decides for class 1 above {}, as the loss says"
 _NEAR = 12  # operations before a layer's output that may say where its channels are
 
 
@@ -61,7 +63,8 @@ def study(
     if graph is None:
         graph = recorded(model, parts, with_rows(inputs), lambda x: forward(model, x))
     if graph is None:
-        return Study(_called(parts, tuple(parts), _CALLS), parts, {})
+        called = _called(parts, tuple(parts), _CALLS)
+        return Study(replace(called, threshold=threshold_of_loss(model)), parts, {})
     choice = OutputChoice(names=output_names(model)) if outputs is None else outputs
     _, tensor, place = choice.find(graph.outputs, num_classes, _is_value)
     decision = decision_of(graph, parts, tensor)
@@ -71,13 +74,17 @@ def study(
         points_names, skipped, note = network.points, {}, network.note
     else:
         points_names, skipped, note = points.names, points.skipped, ""
+    threshold = decision.threshold
+    if threshold is None:
+        threshold = threshold_of_loss(model)
+        note = f"{note}; {_SINGLE}".removeprefix("; ").format(threshold)
     network = Network(
         order=tuple(graph.order),
         points=tuple(name for name in points_names if name != decision.head),
         head=decision.head,
         no_head=decision.no_head,
         width=tensor.shape[-1] if len(tensor.shape) > 1 else 1,
-        threshold=decision.threshold,
+        threshold=threshold,
         place=place,
         skipped=skipped,
         note=note,
@@ -89,6 +96,16 @@ def study(
         if isinstance(part, keras.layers.Layer) or name in network.points
     }
     return Study(network, watched, _before(graph, watched))
+
+
+def threshold_of_loss(model: keras.Model) -> float:
+    """Return where a single score decides by the loss that a model was compiled with: it takes logits or probabilities."""
+    loss = getattr(model, "loss", None)
+    try:
+        config = keras.losses.get(loss).get_config() if loss is not None else {}
+    except Exception:  # several losses, a function
+        config = {}
+    return 0.5 if config.get("from_logits") is False else 0.0
 
 
 def output_names(model: keras.Model) -> Sequence[str]:

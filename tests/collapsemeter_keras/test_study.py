@@ -319,6 +319,23 @@ def test_operations_of_the_backend_are_followed_too():
     assert chosen.skipped["two"].startswith("not all of the signal passes it")
 
 
+class OwnSigmoid(OwnOperations):
+    """Makes a probability by arithmetic of its backend, which cannot be run again by itself."""
+
+    def call(self, x):
+        relu, _ = OWN[BACKEND]()
+        return 1 / (1 + ops.exp(-relu(self.fc(self.one(x)))))
+
+
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_where_a_score_decides_is_told_by_the_loss_if_by_nothing_else(from_logits):
+    model = OwnSigmoid()
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=from_logits))
+    chosen = learnt(model, example=X)
+    assert chosen.threshold == (0.0 if from_logits else 0.5)
+    assert "as the loss says" in chosen.note
+
+
 class Loses(keras.Model):
     """Goes through values, which leave no trace."""
 
