@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,12 +25,11 @@ from ..report.figure import (
 from ..report.history import Entries, History
 from ..report.report import CollapseReport
 from ..stats.linalg import Floats
-from .picture import EARLIER, REFERENCE, Picture, canvas, picture
+from .picture import EARLIER, REFERENCE, Picture, picture
 from .tables import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _NO_VALUE = "#D9D9D9"
 _LONGEST = 24
@@ -45,23 +42,17 @@ def six_panels(history: History) -> list[Picture]:
     """Return the six panels of Papyan, Han & Donoho 2020: against epochs, or of one epoch against depth."""
     names = layer_names(history)
     colours = layer_colours(names)
-    report = history[-1][1]
-
-    def draw(panel: Panel) -> Figure:
-        figure, axes = canvas(4.6, 3.1)
-        if len(history) > 1:
-            draw_panel(axes, panel, history, names, colours)
-            axes.set_xlabel("epoch")
-            axes.locator_params(axis="x", integer=True)
-        else:
-            _draw_against_depth(axes, panel, report)
-        axes.set_title("", loc="left")  # the caption has it
-        return figure
-
-    return [
-        picture(panel.title, _panel_caption(panel, report), partial(draw, panel))
-        for panel in PANELS
-    ]
+    report, pictures = history[-1][1], list[Picture]()
+    for panel in PANELS:
+        with picture(pictures, panel.title, _panel_caption(panel, report), 4.6, 3.1) as axes:
+            if len(history) > 1:
+                draw_panel(axes, panel, history, names, colours)
+                axes.set_xlabel("epoch")
+                axes.locator_params(axis="x", integer=True)
+            else:
+                _draw_against_depth(axes, panel, report)
+            axes.set_title("", loc="left")  # the caption has it
+    return pictures
 
 
 def _panel_caption(panel: Panel, report: CollapseReport) -> str:
@@ -74,26 +65,21 @@ def _panel_caption(panel: Panel, report: CollapseReport) -> str:
 
 
 def _draw_against_depth(axes: Axes, panel: Panel, report: CollapseReport) -> None:
-    values = _values(report, panel.metric, panel.log)
+    values = _dots(axes, report, panel.metric, panel.log, 34)
     if np.isfinite(values).any():
         depth = np.arange(len(report))
         axes.plot(depth, values, color=EARLIER, linewidth=1.3, zorder=2)
-        axes.scatter(depth, values, c=_dots(report), s=34, zorder=3)
         if panel.of_head:
             heads = _values(report, panel.of_head, panel.log)
             axes.scatter(depth, heads, marker="x", c=HEAD, s=46, linewidths=1.8, zorder=4)
-        if panel.log:
-            axes.set_yscale("log")
-        else:
+        if not panel.log:
             top = top_of(axes)
             axes.set_ylim(-0.04 * top, 1.08 * top)
-    else:
-        _write_no_value(axes, report, panel.metric)
-    _name_layers(axes, list(report))
 
 
-def profile(report: CollapseReport, comparison: Comparison | None) -> list[Picture]:
-    """Return separation fuzziness and NC1 of every layer on a logarithmic axis, with the fitted law."""
+def depth_pictures(history: Entries, comparison: Comparison | None) -> list[Picture]:
+    """Return fuzziness, with the fitted law, and NC1 of every layer; of several epochs the latter of all."""
+    report, pictures = history[-1][1], list[Picture]()
     slope, r = report.separation_law()
     law = "A line is fitted from three layers on."
     if math.isfinite(slope):
@@ -101,15 +87,16 @@ def profile(report: CollapseReport, comparison: Comparison | None) -> list[Pictu
         law = f"It {word} {factor:.3g} times a layer (fitted line; slope {slope:.3g}, "
         law += f"r = {r:.3f}; He & Su 2023)."
     fuzziness = f"nc1_fuzziness, tr(S_W S_B⁺), of every layer. {law}"
-    pictures = []
     for metric, title, caption in (
         ("nc1_fuzziness", "Separation fuzziness against depth", fuzziness),
         ("nc1_pinv", "NC1 against depth", "nc1_pinv, tr(S_W S_B⁺)/C, of every layer."),
     ):
         predicted = _predicted(report, comparison, metric)
         caption += _reference_words(predicted)
-        draw = partial(_draw_profile, report, metric, predicted)
-        pictures.append(picture(title, caption, draw))
+        with picture(pictures, title, caption, height=3.5) as axes:
+            _draw_profile(axes, report, metric, predicted)
+    if len(history) > 1:
+        _add_epochs(pictures, history)
     return pictures
 
 
@@ -131,66 +118,50 @@ def _reference_words(predicted: Floats) -> str:
     return " The reference is zero, below the axis."
 
 
-def _draw_profile(report: CollapseReport, metric: str, predicted: Floats) -> Figure:
-    figure, axes = canvas(5.4, 3.5)
-    values = _values(report, metric, log=True)
+def _draw_profile(axes: Axes, report: CollapseReport, metric: str, predicted: Floats) -> None:
+    values = _dots(axes, report, metric, True, 42)
+    known = np.isfinite(values)
+    if not known.any():
+        return
     depth = np.arange(len(report))
-    if np.isfinite(values).any():
-        axes.scatter(depth, values, c=_dots(report), s=42, zorder=3)
-        slope, _ = report.separation_law()
-        if metric == "nc1_fuzziness" and math.isfinite(slope):
-            known = np.isfinite(values)
-            height = np.log(values[known]).mean() - slope * depth[known].mean()
-            line = np.exp(np.clip(height + slope * depth, -_LARGEST_LOG, _LARGEST_LOG))
-            axes.plot(depth, line, color=HEAD, linewidth=1.4)
-        else:
-            axes.plot(depth, values, color=EARLIER, linewidth=1.3)
-        above = np.where(predicted > 0, predicted, math.nan)
-        axes.plot(depth, above, color=REFERENCE, linestyle="--", marker="D", markersize=4)
-        axes.set_yscale("log")
-        axes.set_ylabel(metric)
+    slope, _ = report.separation_law()
+    if metric == "nc1_fuzziness" and math.isfinite(slope):
+        height = np.log(values[known]).mean() - slope * depth[known].mean()
+        line = np.exp(np.clip(height + slope * depth, -_LARGEST_LOG, _LARGEST_LOG))
+        axes.plot(depth, line, color=HEAD, linewidth=1.4)
     else:
-        _write_no_value(axes, report, metric)
-    _name_layers(axes, list(report))
-    return figure
+        axes.plot(depth, values, color=EARLIER, linewidth=1.3)
+    above = np.where(predicted > 0, predicted, math.nan)
+    axes.plot(depth, above, color=REFERENCE, linestyle="--", marker="D", markersize=4)
+    axes.set_ylabel(metric)
 
 
-def over_epochs(history: Entries) -> Picture | None:
-    """Return log10 of NC1, layers against epochs of one run; None of a single epoch."""
-    if len(history) < 2:
-        return None
+def _add_epochs(pictures: list[Picture], history: Entries) -> None:
+    """Add log10 of NC1, layers against epochs of one run."""
+    from matplotlib import colormaps
+
     names = layer_names(history)
-    rows = [
-        [
-            report[name].get("nc1_pinv", math.nan) if name in report else math.nan
-            for _, report in history
-        ]
-        for name in names
-    ]
-    values = np.array(rows, float)
+    values = np.array([[_value(report, name) for _, report in history] for name in names])
     logs = np.log10(values, out=np.full_like(values, math.nan), where=values > 0)
     caption = "log10 of nc1_pinv of every layer (the final one at the bottom) at every epoch; "
     caption += "darker is lower. Grey: no value." if np.isnan(logs).any() else "darker is lower."
-    steps = [step for step, _ in history]
-    return picture("NC1 over epochs", caption, lambda: _draw_epochs(logs, names, steps))
+    height = min(1.6 + 0.32 * len(names), 7)
+    with picture(pictures, "NC1 over epochs", caption, 8.4, height, wide=True) as axes:
+        shades = colormaps["cividis"].with_extremes(bad=_NO_VALUE)
+        masked = np.ma.masked_invalid(logs)
+        image = axes.imshow(masked, aspect="auto", cmap=shades, interpolation="nearest")
+        axes.grid(visible=False)
+        rows = evenly(len(names), 20)
+        axes.set_yticks(rows, [readable(names[row], _LONGEST) for row in rows], parse_math=False)
+        columns = evenly(len(history), 12)
+        axes.set_xticks(columns, [str(history[column][0]) for column in columns])
+        axes.set_xlabel("epoch")
+        if np.isfinite(logs).any():
+            axes.figure.colorbar(image, ax=axes, label="log10 nc1_pinv")
 
 
-def _draw_epochs(logs: Floats, names: list[str], steps: list[int]) -> Figure:
-    from matplotlib import colormaps
-
-    figure, axes = canvas(8.4, min(1.6 + 0.32 * len(names), 7))
-    shades = colormaps["cividis"].with_extremes(bad=_NO_VALUE)
-    values = np.ma.masked_invalid(logs)
-    image = axes.imshow(values, aspect="auto", cmap=shades, interpolation="nearest")
-    axes.grid(visible=False)
-    rows = evenly(len(names), 20)
-    axes.set_yticks(rows, [readable(names[row], _LONGEST) for row in rows], parse_math=False)
-    columns = evenly(len(steps), 12)
-    axes.set_xticks(columns, [str(steps[column]) for column in columns])
-    axes.set_xlabel("epoch")
-    if np.isfinite(logs).any():
-        figure.colorbar(image, ax=axes, label="log10 nc1_pinv")
-    return figure
+def _value(report: CollapseReport, name: str) -> float:
+    return report[name].get("nc1_pinv", math.nan) if name in report else math.nan
 
 
 def _values(report: CollapseReport, metric: str, log: bool) -> Floats:
@@ -199,21 +170,22 @@ def _values(report: CollapseReport, metric: str, log: bool) -> Floats:
     return np.array(values, float)
 
 
-def _dots(report: CollapseReport) -> list[str]:
-    return [EARLIER] * (len(report) - 1) + [FINAL]
-
-
-def _write_no_value(axes: Axes, report: CollapseReport, metric: str) -> None:
-    words = "\n".join(textwrap.wrap(missing(report.final, metric), 30))
-    axes.text(0.5, 0.5, f"no value:\n{words}", ha="center", va="center", transform=axes.transAxes)
-    axes.set_yticks([])
-
-
-def _name_layers(axes: Axes, names: Sequence[str]) -> None:
-    """Put layer names under the axis: as many, at even distances, as there is room for."""
-    labels = [readable(name, _LONGEST) for name in names]
+def _dots(axes: Axes, report: CollapseReport, metric: str, log: bool, size: float) -> Floats:
+    """Draw a dot a layer above the layers' names, or say why there is none; return the values."""
+    values = _values(report, metric, log)
+    if np.isfinite(values).any():
+        colours = [EARLIER] * (len(report) - 1) + [FINAL]
+        axes.scatter(np.arange(len(report)), values, c=colours, s=size, zorder=3)
+        axes.set_yscale("log" if log else "linear")
+    else:
+        words = "no value:\n" + "\n".join(textwrap.wrap(missing(report.final, metric), 30))
+        axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
+        axes.set_yticks([])
+    # As many names, at even distances, as there is room for.
+    labels = [readable(name, _LONGEST) for name in report]
     slanted = sum(map(len, labels)) > _ROOM
-    ticks = evenly(len(names), _SLANTED if slanted else len(names))
+    ticks = evenly(len(labels), _SLANTED if slanted else len(labels))
     style: dict[str, Any] = {"rotation": 35, "ha": "right"} if slanted else {}
     axes.set_xticks(ticks, [labels[tick] for tick in ticks], parse_math=False, **style)
-    axes.set_xlim(-0.4, len(names) - 0.6)
+    axes.set_xlim(-0.4, len(labels) - 0.6)
+    return values

@@ -23,7 +23,9 @@ from ..stats.undefined import FLAGS, REASONS
 from ..system.escaping import printable, printable_lines
 from ..system.files import write_atomically
 from ..version import __version__
-from . import class_figures, figures, tables, verdicts
+from . import tables, verdicts
+from .class_figures import class_pictures
+from .figures import depth_pictures, six_panels
 
 MOST_EMBEDDED = 500_000  # entries of all matrices that the page's JSON may hold: 10 MB
 _LISTED = 12  # layers in the legend
@@ -186,14 +188,10 @@ def _context(
         "cards": verdicts.cards(past, criteria),
         "bands": verdicts.bands(criteria),
         "cautions": _cautions(report),
-        "panels": figures.six_panels(history),
+        "panels": six_panels(history),
         "legend": _legend(history),
-        "profile": figures.profile(report, comparison),
-        "epochs": figures.over_epochs(past),
-        "spectra": class_figures.singular_values(report, comparison),
-        "cosines": class_figures.cosines(final),
-        "histogram": class_figures.histogram(final),
-        "rows_per_class": class_figures.rows_per_class(final),
+        "over_depth": depth_pictures(past, comparison),
+        "over_classes": class_pictures(report, comparison),
         "counts": tables.counts_in_words(final.per_class),
         "pairs": tables.worst_pairs(final),
         "classes": tables.worst_classes(final),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..report.drawing import svg
+from ..report.drawing import METADATA, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 REFERENCE = "#555555"
 EARLIER = "#2171B5"
@@ -22,17 +23,30 @@ class Picture(NamedTuple):
     title: str
     caption: str
     source: str
+    wide: bool = False
 
 
-def picture(title: str, caption: str, draw: Callable[[], Figure]) -> Picture:
-    """Draw a figure into the address of an image that needs no other file."""
-    data = base64.b64encode(svg(draw)).decode()
-    return Picture(title, caption, f"data:image/svg+xml;base64,{data}")
+@contextmanager
+def picture(
+    pictures: list[Picture],
+    title: str,
+    caption: str,
+    width: float = 5.4,
+    height: float = 3.3,
+    wide: bool = False,
+) -> Iterator[Axes]:
+    """Add a picture, of that size in inches, of what is drawn on the axes."""
+    with styled():
+        axes = canvas(width, height)
+        yield axes
+        buffer = io.BytesIO()
+        axes.get_figure(root=True).savefig(buffer, format="svg", dpi=180, metadata=METADATA)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    pictures.append(Picture(title, caption, f"data:image/svg+xml;base64,{data}", wide))
 
 
-def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return an empty figure of that size in inches, and its axes."""
+def canvas(width: float, height: float) -> Axes:
+    """Return the axes of an empty figure."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    return Figure(figsize=(width, height), layout="constrained").subplots()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,7 +27,7 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "collapsemeter",
 }
 # Without date and version in the metadata the bytes depend on what is drawn alone.
-_METADATA: dict[str, Any] = {"Date": None, "Creator": None}
+METADATA: dict[str, Any] = {"Date": None, "Creator": None}
 
 
 def check_ending(path: str | os.PathLike[str]) -> None:
@@ -42,19 +41,11 @@ def write_figure(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> No
     """Draw once the style is set, and write a file that ends in .svg or .png."""
     check_ending(path)
     target = Path(path)
-    with _style():
+    with styled():
         figure = draw()
         target.parent.mkdir(parents=True, exist_ok=True)
         vector = target.suffix.lower() == ".svg"
-        figure.savefig(target, dpi=180, metadata=_METADATA if vector else {"Software": None})
-
-
-def svg(draw: Callable[[], Figure]) -> bytes:
-    """Draw once the style is set, and return the SVG file."""
-    buffer = io.BytesIO()
-    with _style():
-        draw().savefig(buffer, format="svg", dpi=180, metadata=_METADATA)
-    return buffer.getvalue()
+        figure.savefig(target, dpi=180, metadata=METADATA if vector else {"Software": None})
 
 
 def readable(name: str, longest: int) -> str:
@@ -70,18 +61,13 @@ def readable(name: str, longest: int) -> str:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Return at most so many places of a list, the first and the last among them.
-
-    Examples
-    --------
-    >>> evenly(10, 4), evenly(3, 4), evenly(1, 4)
-    ([0, 3, 6, 9], [0, 1, 2], [0])
-    """
+    """Return at most so many places of a list, the first and the last among them."""
     shown = min(count, most)
     return sorted({round(i * (count - 1) / max(shown - 1, 1)) for i in range(shown)})
 
 
-def _style() -> AbstractContextManager[None]:
+def styled() -> AbstractContextManager[None]:
+    """Let figures look as ours do, whatever the caller's style, within a block."""
     try:
         import matplotlib
     except ImportError as error:
