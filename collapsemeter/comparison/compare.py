@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from ..metrics.convention import Convention
-from ..metrics.measure import measure
+import numpy as np
+
+from ..metrics.depth import effective_rank
+from ..metrics.layer import LayerReport
 from ..report.criteria import Criteria
 from ..report.report import CollapseReport
-from ..stats.head import Head
+from ..stats.linalg import EPS64, Floats
 from ..stats.moments import ClassMoments
-from .distances import (
-    counted_rank,
-    free_scale,
-    gaps,
-    gram_distance,
-    norm,
-    ranks_of,
-    singular_values,
-    spectrum_distance,
-    why_impossible,
-)
-from .result import Comparison, Gap, LayerComparison
-from .sides import Side, pair_layers
-from .verdict import Evidence, verdict
+from .matching import match_classes
+from .result import Comparison, Gap, LayerComparison, Ranks
+from .sides import Side, measured_side, pair_layers, reference_side
+from .verdict import verdict
 
 if TYPE_CHECKING:
     from ..dufm import Optimum, Solution
@@ -35,14 +27,6 @@ if TYPE_CHECKING:
     Measured: TypeAlias = CollapseReport | Moments | Optimum | Solution
 
 TOLERANCE = 0.05
-
-
-class ComparisonSettings(NamedTuple):
-    """How layers are compared; see `compare`."""
-
-    before_activation: bool
-    tolerance: float
-    criteria: Criteria
 
 
 def compare(
@@ -110,9 +94,9 @@ def compare(
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: pass a positive number, such as {TOLERANCE}")
-    settings = ComparisonSettings(before_activation, tolerance, Criteria.chosen(criteria))
-    measured = _measured_side(report, before_activation)
-    predicted = _reference_side(reference, before_activation, measured)
+    criteria = Criteria.chosen(criteria)
+    measured = measured_side(report, before_activation)
+    predicted = reference_side(reference, before_activation, measured)
     pairs = pair_layers(measured, predicted, layers)
     listed = ", ".join(f"{name} to {target}" for name, target in pairs.items())
     numbered = measured.numbered and predicted.numbered
@@ -122,122 +106,154 @@ def compare(
     hidden = [name for name, target in pairs.items() if target == predicted.last_hidden]
     return Comparison(
         layers={
-            name: _compare_layer(name, target, measured, predicted, settings)
+            name: _compare_layer(
+                name, target, measured.layers[name], predicted, tolerance, criteria
+            )
             for name, target in pairs.items()
         },
         reference=predicted.words,
         mapping=f"layers, {'as asked' if layers is not None else how}: {listed}{left}",
         unmatched=unmatched,
         low_rank="" if predicted.low_rank is None else predicted.low_rank.name,
-        criteria=settings.criteria,
+        criteria=criteria,
         last_hidden=hidden[0] if hidden else "",
     )
 
 
-def _measured_side(report: Any, before_activation: bool) -> Side:
-    if isinstance(report, CollapseReport):
-        layers = dict(report.layers)
-    elif isinstance(report, Mapping):
-        layers = {str(name): measure(moments) for name, moments in report.items()}
-    else:
-        return _theory(report, before_activation, "papyan2020", False)
-    if not layers:
-        raise ValueError("the report has no layer: measure at least one before comparing")
-    numbered = all(isinstance(name, int) for name in report)
-    names = list(layers)
-    last_hidden = names[-2] if numbered and len(names) > 1 else names[-1]
-    return Side(layers, last_hidden, numbered=numbered)
-
-
-def _reference_side(reference: Any, before_activation: bool, measured: Side) -> Side:
-    """Return the reference; a theory is measured under the convention of the measurement."""
-    if isinstance(reference, CollapseReport):
-        if not reference.layers:
-            raise ValueError("the reference has no layer: measure at least one before comparing")
-        return Side(dict(reference.layers), list(reference.layers)[-1])
-    first = next(iter(measured.layers.values()))
-    switches = dict(first.provenance.get("convention", {}))
-    switches.pop("name", None)
-    center_head = bool(switches.pop("center_head", False))
-    convention = Convention(**switches) if switches else "papyan2020"
-    return _theory(reference, before_activation, convention, center_head)
-
-
-def _theory(
-    point: Any, before_activation: bool, convention: Convention | str, center_head: bool
-) -> Side:
-    """Measure an Optimum or a Solution; layer l with the weight that it feeds."""
-    from ..dufm.problem import survey
-
-    problem = point.problem
-    layers = {}
-    for number, moments in point.moments(before_activation).items():
-        last = number == problem.depth
-        # What a free layer is fed to is free as well.
-        inner = 2 <= number <= problem.depth and number - 1 not in point.free_layers
-        layers[str(number)] = measure(
-            moments,
-            head=Head(point.weights[-1], point.variables.bias) if last else None,
-            weight=point.weights[number - 1] if number <= problem.depth else None,
-            incoming=point.weights[number - 2] if inner else None,
-            decays=problem.decays[number - 2 : number] if inner else (1.0, 1.0),
-            convention=convention,
-            center_head=center_head,
-        )
-    free = tuple(str(layer) for layer in point.free_layers)
-    if before_activation and "1" in free:  # layer 1 is free because what the ReLU cuts off is
-        free += ("2",)
-    name = getattr(point, "name", "the solution")
-    trust = point.holds_for if hasattr(point, "holds_for") else point.verdict
-    words = (
-        f"{name} (K = {problem.num_classes}, L = {problem.depth}, loss {point.loss:.6g}), {trust}"
-    )
-    return Side(layers, str(problem.depth), name, words, free, True, survey(problem).low_rank)
-
-
 def _compare_layer(
-    name: str, target: str, measured: Side, predicted: Side, settings: ComparisonSettings
+    name: str,
+    target: str,
+    layer: LayerReport,
+    predicted: Side,
+    tolerance: float,
+    criteria: Criteria,
 ) -> LayerComparison:
-    layer, reference = measured.layers[name], predicted.layers[target]
-    values, expected = singular_values(layer), singular_values(reference)
+    reference = predicted.layers[target]
+    values, expected = _singular_values(layer), _singular_values(reference)
     free = target in predicted.free
-    obstacle = why_impossible(layer, reference, predicted.name, free and target == "1")
-    ranks = ranks_of(layer, target, predicted, settings.before_activation, settings.tolerance)
+    obstacle = _obstacle(layer, reference, predicted.name, free and target == "1")
     gram = centred = spectrum = math.nan
     order: tuple[int, ...] = ()
-    scale = Gap(norm(values), norm(expected))
-    if not (free or obstacle):
-        gram, order = gram_distance(layer, reference, "means_gram")
-        centred, _ = gram_distance(layer, reference, "means_gram_centred")
-        spectrum = spectrum_distance(values, expected)
+    scale = Gap(math.nan, math.nan)
+    if free and not obstacle:
+        nuclear = predicted.before_activation and target == "2"
+        scale = Gap(_free_scale(layer, nuclear), _free_scale(reference, nuclear))
     elif not obstacle:
-        nuclear = settings.before_activation and target == "2"
-        scale = Gap(free_scale(layer, nuclear), free_scale(reference, nuclear))
-    distance = max(gram, centred)
-    evidence = Evidence(
-        name=predicted.name,
-        nc1=settings.criteria.judge(layer)["NC1"],
-        geometry=settings.criteria.beside(predicted.name, distance, layer),
-        gram=distance,
+        gram, order = _gram_distance(layer, reference, "means_gram")
+        centred, _ = _gram_distance(layer, reference, "means_gram_centred")
+        spectrum = _spectrum_distance(values, expected)
+        scale = Gap(_norm(values), _norm(expected))
+    low_rank = math.nan
+    if predicted.low_rank is not None:
+        structure = predicted.low_rank.singular_values(int(target), predicted.before_activation)
+        low_rank = _effective_rank(structure)
+    ranks = Ranks(
+        measured=_effective_rank(values),
+        reference=math.nan if free else _effective_rank(expected),
+        classes=_classes(reference),
+        low_rank=low_rank,
+        counted=_counted_rank(values, tolerance),
+    )
+    status, sentence = verdict(
+        predicted.name,
+        criteria.judge(layer)["NC1"],
+        criteria.beside(predicted.name, max(gram, centred), layer),
+        gram=max(gram, centred),
         rank=ranks.counted,
-        predicted_rank=counted_rank(expected, settings.tolerance),
+        predicted_rank=_counted_rank(expected, tolerance),
         predicted_nc1=reference.get("nc1_trace_ratio", math.nan),
         classes=ranks.classes,
         free=free,
         obstacle=obstacle,
     )
-    status, sentence = verdict(evidence)
+    gaps = {
+        metric: Gap(layer[metric], reference[metric])
+        for metric in layer
+        if metric in reference and (metric.startswith("nc1_") or not (free or obstacle))
+    }
     return LayerComparison(
         layer=name,
         reference_layer=target,
-        metrics=gaps(layer, reference, only_nc1=free or bool(obstacle)),
+        metrics=gaps,
         gram_distance=gram,
         gram_distance_centred=centred,
         order=order,
         singular_values=(values, expected),
         spectrum_distance=spectrum,
-        scale=Gap(math.nan, math.nan) if obstacle else scale,
+        scale=scale,
         ranks=ranks,
         status=status,
         verdict=sentence,
     )
+
+
+def _singular_values(layer: LayerReport) -> Floats:
+    return layer.vectors.get("means_singular_values_uncentred", np.zeros(0))
+
+
+def _classes(layer: LayerReport) -> int:
+    return int((layer.per_class.get("count", np.zeros(0)) > 0).sum())
+
+
+def _obstacle(layer: LayerReport, reference: LayerReport, name: str, halved: bool) -> str:
+    """Say why the reference cannot exist in a layer; nothing if it can.
+
+    In a free first layer pairs of classes may share a direction, with opposite signs.
+    """
+    classes, expected = _classes(layer), _classes(reference)
+    if classes and classes != expected:
+        return f"{classes} classes are present, {name} has {expected}"
+    width = layer.provenance.get("width")
+    rank = _counted_rank(_singular_values(reference), 1e-9)
+    rank = (rank + 1) // 2 if halved else rank
+    if width is not None and width < rank:
+        return f"the class means of {name} have rank {rank}, this layer has {width} features"
+    return ""
+
+
+def _gram_distance(
+    layer: LayerReport, reference: LayerReport, kind: str
+) -> tuple[float, tuple[int, ...]]:
+    if "means_gram" not in layer.matrices or "means_gram" not in reference.matrices:
+        return math.nan, ()
+    # No centred Gram matrix where all class means are equal: it is zero.
+    zero = np.zeros_like(reference.matrices["means_gram"])
+    match = match_classes(layer.matrices.get(kind, zero), reference.matrices.get(kind, zero))
+    return match.distance, tuple(match.order.tolist())
+
+
+def _spectrum_distance(values: Floats, expected: Floats) -> float:
+    if not (values.size and expected.size):
+        return math.nan
+    size = max(values.size, expected.size)
+    padded = [np.pad(v, (0, size - v.size)) for v in (values, expected)]
+    a, b = (v / (np.linalg.norm(v) or 1.0) for v in padded)
+    return float(np.linalg.norm(a - b))
+
+
+def _norm(values: Floats) -> float:
+    return float(np.linalg.norm(values)) if values.size else math.nan
+
+
+def _free_scale(layer: LayerReport, nuclear: bool) -> float:
+    r"""Return what is fixed where the frame is not, weighted by class size.
+
+    :math:`\sqrt{\sum_k n_k \|\mu_k\|^2 / N}` of the features, as :math:`\lambda_H \|H_1\|^2` is fixed;
+    the nuclear norm :math:`\|M\,\mathrm{diag}(n_k/N)^{1/2}\|_*` of what the ReLU reads.
+    """
+    gram = layer.matrices.get("means_gram")
+    if gram is None:
+        return math.nan
+    counts = layer.per_class["count"]
+    roots = np.sqrt(counts[counts > 0] / counts.sum())
+    squares = np.linalg.eigvalsh(roots[:, None] * gram * roots)
+    squares = np.where(squares > len(gram) * EPS64 * squares.max(initial=0.0), squares, 0.0)
+    return float(np.sqrt(squares).sum() if nuclear else np.sqrt(squares.sum()))
+
+
+def _effective_rank(values: Floats) -> float:
+    return effective_rank(values) if values.any() else 0.0
+
+
+def _counted_rank(values: Floats, tolerance: float) -> int:
+    return int((values > tolerance * values.max(initial=0.0)).sum())

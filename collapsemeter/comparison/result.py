@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..metrics.layer import to_json_value
 from ..report.criteria import Band, Criteria
+from ..report.report import NamedLayers
 from ..system.escaping import printable
 from ..version import __version__
 
@@ -40,6 +41,10 @@ class Gap(NamedTuple):
         """Measured less reference."""
         with np.errstate(invalid="ignore"):
             return float(np.subtract(self.measured, self.reference))
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the three numbers by name."""
+        return {**self._asdict(), "gap": self.gap}
 
 
 class Ranks(NamedTuple):
@@ -109,23 +114,19 @@ class LayerComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values, NaN as None, ready for JSON."""
-
-        def triple(gap: Gap) -> dict[str, float]:
-            return {"measured": gap.measured, "reference": gap.reference, "gap": gap.gap}
-
         measured, predicted = self.singular_values
         parts: dict[str, Any] = to_json_value(
             {
                 "reference_layer": self.reference_layer,
                 "status": self.status,
                 "verdict": self.verdict,
-                "metrics": {name: triple(gap) for name, gap in self.metrics.items()},
+                "metrics": {name: gap.to_dict() for name, gap in self.metrics.items()},
                 "gram_distance": self.gram_distance,
                 "gram_distance_centred": self.gram_distance_centred,
                 "class_order": self.order,
                 "singular_values": {"measured": measured, "reference": predicted},
                 "spectrum_distance": self.spectrum_distance,
-                "scale": triple(self.scale),
+                "scale": self.scale.to_dict(),
                 "effective_rank": self.ranks._asdict(),
             }
         )
@@ -133,7 +134,7 @@ class LayerComparison:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Mapping[str, LayerComparison]):
+class Comparison(NamedLayers[LayerComparison]):
     """A network beside a reference, layer by layer: ``comparison["fc"].verdict``.
 
     Attributes
@@ -165,7 +166,7 @@ class Comparison(Mapping[str, LayerComparison]):
     unmatched: tuple[str, ...] = ()
     low_rank: str = ""
     criteria: Criteria = field(default_factory=Criteria)
-    last_hidden: str = field(default="", repr=False)
+    last_hidden: str = ""
 
     def __getitem__(self, layer: str) -> LayerComparison:
         try:
@@ -174,12 +175,6 @@ class Comparison(Mapping[str, LayerComparison]):
             raise KeyError(
                 f"no layer {layer!r} was compared; compared: {', '.join(self.layers)}"
             ) from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
 
     def __repr__(self) -> str:
         return f"<Comparison {self.summary()}>"
@@ -221,7 +216,7 @@ class Comparison(Mapping[str, LayerComparison]):
 
     def _metric_rows(self, metrics: Sequence[str], width: int) -> list[str]:
         longest = max(map(len, ["metric", *metrics]))
-        room = min(self._longest_name(), width - longest - 33)
+        room = min(self._longest_name(), max(len("layer"), width - longest - 33))
         head = f"{'layer':<{room}}  {'metric':<{longest}}  {'measured':>8}  {'reference':>9}  {'gap':>8}"
         lines = [head, "─" * len(head)]
         for name, layer in self.layers.items():
@@ -236,7 +231,7 @@ class Comparison(Mapping[str, LayerComparison]):
 
     def _overview(self, width: int) -> list[str]:
         wrap = partial(textwrap.wrap, width=width, subsequent_indent="  ")
-        room = min(self._longest_name(), width - 4 - sum(COLUMNS.values()))
+        room = min(self._longest_name(), max(len("layer"), width - 4 - sum(COLUMNS.values())))
         head = f"{'layer':<{room}} ref" + "".join(map(str.rjust, COLUMNS, COLUMNS.values()))
         lines = wrap(f"reference: {printable(self.reference)}") + wrap(printable(self.mapping))
         lines += ["", head, "─" * len(head)]
@@ -250,9 +245,6 @@ class Comparison(Mapping[str, LayerComparison]):
         if self.low_rank:
             lines.append(f"low: effective rank of {self.low_rank}, a low-rank structure")
         return lines
-
-    def _longest_name(self) -> int:
-        return max(map(len, ["layer", *map(printable, self.layers)]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values, NaN as None, ready for JSON."""

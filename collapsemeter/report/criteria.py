@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,11 +50,6 @@ class Judgement(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.property} {self.band}: {self.words}"
-
-    @builtins.property  # the field of that name hides the plain one
-    def judged(self) -> bool:
-        """Whether the property has a band."""
-        return self.band != "not judged"
 
 
 @dataclass(frozen=True)
@@ -143,13 +137,7 @@ class Criteria:
         return Judgement("geometry", share, self.band(share), words, figure)
 
     def percent(self, share: float) -> str:
-        """Return a share in percent, with as many digits, two at least, as its band asks for.
-
-        Examples
-        --------
-        >>> Criteria().percent(0.0017), Criteria().percent(0.01002)
-        ('0.17 %', '1.002 %')
-        """
+        """Return a share in percent, with as many digits, two at least, as its band asks for."""
         for digits in range(2, 7):
             shown = float(f"{100 * share:.{digits}g}")
             if self.band(shown / 100) == self.band(share):
@@ -164,9 +152,9 @@ class Criteria:
         share = _share(layer, name, value)
         figure = self.percent(value if name == "NC4" else share)
         words = _WORDS[name].format(figure)
-        explained = _explained(layer, name)
-        if explained:
-            return Judgement(name, share, "not judged", f"{words}, but {explained}", figure)
+        if name == "NC1" and "at_dtype_floor" in layer.flags:  # rounding explains it
+            words += f", but {FLAGS['at_dtype_floor']}"
+            return Judgement(name, share, "not judged", words, figure)
         return Judgement(name, share, self.band(share), words, figure)
 
 
@@ -236,12 +224,6 @@ def _no_share(layer: LayerReport, name: str) -> str:
             return FLAGS["etf_infeasible"]
         return _random(layer)[1]
     return _UNRECORDED if name == "NC4" and classes < 2 else ""
-
-
-def _explained(layer: LayerReport, name: str) -> str:
-    """Say what explains a value without any collapse: rounding."""
-    at_floor = name == "NC1" and "at_dtype_floor" in layer.flags
-    return FLAGS["at_dtype_floor"] if at_floor else ""
 
 
 def _random(layer: LayerReport) -> tuple[float, str]:

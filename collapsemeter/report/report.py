@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,11 +22,28 @@ from ..version import __version__
 from .criteria import Criteria, pinv_words, sentences
 from .file import FORMAT, VERSION, Fields, read_json, report_fields
 
+LayerT = TypeVar("LayerT")
 TABLE = ("nc1_pinv", "nc2_equinorm", "nc2_etf_error", "nc3_self_duality", "nc4_mismatch")
 
 
+class NamedLayers(Mapping[str, LayerT]):
+    """The layers of a network in order, by name: what reports and comparisons are."""
+
+    layers: dict[str, LayerT]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def _longest_name(self) -> int:
+        """Return the characters that names take in a table, its header included."""
+        return max(map(len, ["layer", *map(printable, self.layers)]))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class CollapseReport(Mapping[str, LayerReport]):
+class CollapseReport(NamedLayers[LayerReport]):
     """The layers of a network in order, by name: ``report["fc"]["nc1_pinv"]``.
 
     Attributes
@@ -63,12 +80,6 @@ class CollapseReport(Mapping[str, LayerReport]):
                 f"no layer is named {layer!r}{why}; measured: {', '.join(self.layers)}"
                 f"{did_you_mean(str(layer), self.layers)}"
             ) from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
 
     def __repr__(self) -> str:
         return f"<CollapseReport {self.summary()}>"
@@ -164,9 +175,8 @@ class CollapseReport(Mapping[str, LayerReport]):
                 raise ValueError(
                     f"table(metrics=...): no metric is named {metric!r}{did_you_mean(metric, METRICS)}"
                 )
-        longest = max(map(len, ["layer", *map(printable, self.layers)]))
         lines = []
-        for names, columns, gap in _blocks(metrics, width, longest):
+        for names, columns, gap in _blocks(metrics, width, self._longest_name()):
             lines += self._block(names, columns, gap)
         for note in self._notes(metrics):
             lines += textwrap.wrap(note, width, subsequent_indent="  ")
