@@ -11,16 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..report.criteria import Band, Criteria, Judgement, pinv_words, worst
+from ..report.criteria import Band, Criteria, pinv_words, worst
 from ..report.report import CollapseReport
 from ..system.files import write_atomically
 from ..system.terminal import say
 
-TRAINERS = {
-    "torch": "collapsemeter_torch.demo",
-    "keras": "collapsemeter_keras.demo",
-    "flax": "collapsemeter_flax.demo",
-}
+FRAMEWORKS = ("torch", "keras", "flax")
 EPOCHS = 60
 HEADLINES: dict[Band, str] = {
     "collapsed": "Neural collapse",
@@ -45,7 +41,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.set_defaults(run=lambda o: run(o.framework, o.epochs, o.out, o.seed) and None)
-    command.add_argument("--framework", default="torch", choices=TRAINERS, help="what trains")
+    command.add_argument("--framework", default="torch", choices=FRAMEWORKS, help="what trains")
     command.add_argument("--epochs", type=int, default=EPOCHS, help="epochs to train")
     command.add_argument("--seed", type=int, default=0, help="of weights and batches")
     command.add_argument(
@@ -100,6 +96,7 @@ def run(
     from rich.console import Console
     from rich.progress import Progress
 
+    from ..html.page import write_html
     from ..report.figure import plot
     from ..sinks.fan import Fan
 
@@ -109,9 +106,8 @@ def run(
     images, labels = digits()
     target = _fresh(Path(folder))
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"{len(images)} scans of handwritten digits, 8 x 8; training a network in {framework}"
-    )
+    digits_words = f"{len(images)} scans of handwritten digits, 8 x 8"
+    console.print(f"{digits_words}; training a network in {framework}")
     history: list[Epoch] = []
     zero: int | None = None
     with (
@@ -137,18 +133,15 @@ def run(
     audited = audited_report(target)
     outcome = Outcome(history, zero, target, audited)
     say(f"\n{verdict(outcome)}\n{agreement(history[-1].frozen, audited)}")
-    page = _write_report(target, [*reports[:-1], (history[-1].number, audited)])
-    say(f"Report: {page}")
+    write_atomically(target / "report.json", audited.to_json(matrices=True).encode())
+    reports[-1] = (history[-1].number, audited)
+    write_html(target / "report.html", reports, title=_TITLE)
+    say(f"Report: {target / 'report.html'}")
     return outcome
 
 
 def digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return scikit-learn's 1,797 scans of digits, (N, 8, 8) in 0..1, and their classes.
-
-    References
-    ----------
-    Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits.
-    """
+    """Return scikit-learn's 1,797 scans of digits (Alpaydin & Kaynak 1998), (N, 8, 8) in 0..1, and their classes."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -160,10 +153,10 @@ def digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
 
 
 def _trainer(framework: str) -> Any:
-    if framework not in TRAINERS:
-        raise ValueError(f"framework={framework!r}: choose one of {', '.join(TRAINERS)}")
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"framework={framework!r}: choose one of {', '.join(FRAMEWORKS)}")
     try:
-        return importlib.import_module(TRAINERS[framework]).train
+        return importlib.import_module(f"collapsemeter_{framework}.demo").train
     except ImportError as error:
         raise ImportError(
             f"the demo cannot train in {framework} ({error}): "
@@ -211,8 +204,10 @@ def verdict(outcome: Outcome) -> str:
     lines = [
         f"{HEADLINES[outcome.band]} after {outcome.history[-1].number} epochs; {error}. "
         f"At the input of {list(last)[-1]!r}:",
-        *(f"  {_moved(before[name], after[name])}" for name in after),
     ]
+    for name, judgement in after.items():
+        figure = before[name].figure
+        lines.append(f"  {judgement}" + (f"; {figure} before" if figure else ""))
     if not math.isnan(outcome.fall):
         lines.append(
             f"  {pinv_words(last.final)}, {outcome.fall:.0f} times less than before training"
@@ -225,25 +220,11 @@ def verdict(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _moved(before: Judgement, after: Judgement) -> str:
-    return str(after) + (f"; {before.figure} before" if before.figure else "")
-
-
 def audited_report(folder: Path) -> CollapseReport:
     """Measure the activations that the run wrote below its folder."""
     from ..audit.run import audit
 
     return audit(str(folder / "activations"))
-
-
-def _write_report(folder: Path, history: list[tuple[int, CollapseReport]]) -> Path:
-    """Write the last report as JSON and the history as a page; return the page."""
-    from ..html.page import write_html
-
-    final = history[-1][1].to_json(matrices=True)
-    write_atomically(folder / "report.json", final.encode())
-    write_html(folder / "report.html", history, title=_TITLE)
-    return folder / "report.html"
 
 
 def agreement(observed: CollapseReport, audited: CollapseReport) -> str:

@@ -40,10 +40,6 @@ def check_outputs(outputs: Sequence[OutputFile], inputs: Mapping[str, Sequence[s
 
     A report, page, figure or state that an earlier run wrote may be replaced by one of its kind. Every other
     file that exists is left alone. ``inputs`` are paths and globs by what names them, such as ``"--head"``.
-
-    >>> check_outputs([OutputFile("--out", "acts.npz", "report")], {"an input": ["acts.npz"]})
-    Traceback (most recent call last):
-    ValueError: --out acts.npz is an input, too: it would be overwritten; name another file
     """
     for i, output in enumerate(outputs):
         named = f"{output.option} {output.path or repr(output.path)}"

@@ -30,10 +30,6 @@ class Parser(argparse.ArgumentParser):
         """Declare arguments that name outputs, and what each will be."""
         self._writes |= arguments
 
-    def names_files(self, argument: str) -> bool:
-        """Say whether an argument names inputs or an output."""
-        return argument in self._reads or argument in self._writes
-
     def check_files(self, options: argparse.Namespace) -> None:
         """Refuse outputs that would overwrite something, see `check_outputs`."""
         names = {a.dest: max(a.option_strings, default="an input", key=len) for a in self._actions}
@@ -81,20 +77,10 @@ _STEP = re.compile("-?[0-9]+=")
 class _Once(argparse._StoreAction):
     """Refuse a second file for one option: neither is overwritten or left out in silence."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
         given = vars(namespace).setdefault("given", set())
-        if (
-            option_string is not None
-            and isinstance(parser, Parser)
-            and parser.names_files(self.dest)
-        ):
+        if option is not None and self.dest in (*parser._reads, *parser._writes):
             if self.dest in given:
                 raise argparse.ArgumentError(self, "given twice: pass it once")
             given.add(self.dest)
-        super().__call__(parser, namespace, values, option_string)
+        super().__call__(parser, namespace, values, option)

@@ -16,6 +16,9 @@ from ..system.terminal import say, say_json
 from .text import history_words, report_line, say_notes, terminal_width
 
 _SHOW = """\
+Print a report that `collapsemeter audit --json` or report.to_json() wrote, or
+the last one of a history in JSON lines (.jsonl).
+
 examples:
   a report in 80 columns, or as wide as the terminal
     collapsemeter show report.json
@@ -28,6 +31,10 @@ examples:
 """
 
 _COMPARE = """\
+Compare the geometry of two reports, over all orders of the classes. Gram
+matrices are compared where the reports hold them: `collapsemeter audit --json`
+and report.to_json(matrices=True) write them.
+
 examples:
   a network beside another one, layer by layer from the end
     collapsemeter compare mine.json theirs.json
@@ -40,36 +47,32 @@ examples:
 
 def add(commands: Any) -> None:
     """Add both commands to the parser."""
+    arguments = {"report": "file, .json or .jsonl"}
+    words = "print a saved report, or write it as one HTML page"
+    _add(commands, "show", words, _SHOW, _show, arguments)
+    arguments = {
+        "report": "what was measured, .json or .jsonl",
+        "reference": "what it is compared with",
+    }
+    words = "put a saved report beside another one"
+    _add(commands, "compare", words, _COMPARE, _compare, arguments)
+
+
+def _add(
+    commands: Any, name: str, words: str, text: str, run: Any, arguments: dict[str, str]
+) -> None:
+    description, examples = text.split("\n\n", 1)
     command = commands.add_parser(
-        "show",
-        help="print a saved report, or write it as one HTML page",
-        description="Print a report that `collapsemeter audit --json` or report.to_json() wrote, or\n"
-        "the last one of a history in JSON lines (.jsonl).",
-        epilog=_SHOW,
+        name,
+        help=words,
+        description=description,
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.set_defaults(run=_show)
-    command.add_argument("report", help="file, .json or .jsonl")
-    command.reads("report")
-    _add_output(command)
-
-    command = commands.add_parser(
-        "compare",
-        help="put a saved report beside another one",
-        description="Compare the geometry of two reports, over all orders of the classes. Gram\n"
-        "matrices are compared where the reports hold them: `collapsemeter audit --json`\n"
-        "and report.to_json(matrices=True) write them.",
-        epilog=_COMPARE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.set_defaults(run=_compare)
-    command.add_argument("report", help="what was measured, .json or .jsonl")
-    command.add_argument("reference", help="what it is compared with")
-    command.reads("report", "reference")
-    _add_output(command)
-
-
-def _add_output(command: Any) -> None:
+    command.set_defaults(run=run)
+    for argument, meaning in arguments.items():
+        command.add_argument(argument, help=meaning)
+    command.reads(*arguments)
     add = command.add_argument
     names = f"metrics of the table, of {', '.join(METRICS)}"
     add("--metrics", nargs="+", default=TABLE, metavar="NAME", help=names)

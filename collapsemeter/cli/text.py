@@ -26,23 +26,23 @@ def history_words(history: Entries, metrics: Sequence[str] = TABLE, html: str | 
     width = terminal_width()
     history = History(history)
     step, report = history[-1]
-    lines = [
-        part
-        for text in [*origin(report), report.summary()]
-        for part in textwrap.wrap(text, width, subsequent_indent="  ")
-    ]
+    paragraphs = [*origin(report), report.summary()]
     if len(history) > 1:
-        lines.append(f"epoch {step}, the last of {len(history.last)} reports")
-    lines += textwrap.wrap(history.earlier_runs(), width, subsequent_indent="  ")
+        paragraphs.append(f"epoch {step}, the last of {len(history.last)} reports")
+    lines = _wrapped([*paragraphs, history.earlier_runs()], width)
     lines += ["", report.table(metrics, width)]
-    for note in history.notes:
-        lines += textwrap.wrap(f"! {printable(note)}", width, subsequent_indent="  ")
+    lines += _wrapped([f"! {printable(note)}" for note in history.notes], width)
     overhead = report.provenance.get("overhead")
     if isinstance(overhead, float):
         lines += ["", f"measuring took {overhead:.1%} of the training's time"]
     if html is not None:
         lines += ["", f"HTML report: {html}"]
     return "\n".join(lines)
+
+
+def _wrapped(paragraphs: Sequence[str], width: int) -> list[str]:
+    lines = (textwrap.wrap(text, width, subsequent_indent="  ") for text in paragraphs)
+    return [line for part in lines for line in part]
 
 
 def say_notes(history: Entries) -> None:

@@ -1,4 +1,4 @@
-"""FailureConditions for continuous integration: ``fc:NC1>10%`` or ``fc:nc1_pinv>0.1`` fails the audit."""
+"""Conditions of failure for continuous integration: ``fc:NC1>10%`` or ``fc:nc1_pinv>0.1`` fails the audit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..metrics.catalogue import METRICS
+from ..metrics.layer import LayerReport
 from ..report.criteria import PROPERTIES, Criteria
 from ..report.report import CollapseReport
 from ..stats.undefined import REASONS
@@ -29,11 +30,7 @@ _FORM = re.compile(
 
 @dataclass(frozen=True)
 class FailureCondition:
-    """A condition under which an audit fails, of a metric or of a property from NC1 to NC4.
-
-    >>> FailureCondition.parse("fc:nc1_pinv > 0.1").limit, FailureCondition.parse("NC1>10%").limit
-    (0.1, 0.1)
-    """
+    """A condition under which an audit fails, of a metric or of a property from NC1 to NC4."""
 
     text: str  # as it was given
     layer: str | None  # name or shell pattern; the final layer if None
@@ -60,8 +57,8 @@ class FailureCondition:
 
     def failures(self, report: CollapseReport) -> list[str]:
         """Return one sentence for every layer that fails; one without a value does."""
-        sentences = (self._failure(report, name) for name in self.chosen(list(report)))
-        return [words for words in sentences if words is not None]
+        sentences = (self._failure(report[name], name) for name in self.chosen(list(report)))
+        return [f"{words}: --fail-if {self.text!r}" for words in sentences if words]
 
     def chosen(self, layers: Sequence[str]) -> list[str]:
         """Return the layers that are meant; raise ValueError if there is none."""
@@ -75,25 +72,20 @@ class FailureCondition:
             )
         return names
 
-    def _failure(self, report: CollapseReport, name: str) -> str | None:
-        layer, shown = report[name], printable(name)
+    def _failure(self, layer: LayerReport, name: str) -> str:
+        """Say how a layer fails; nothing where it does not."""
+        words = f"layer {printable(name)!r}"
         if self.metric in PROPERTIES:
             judgement = Criteria().judge(layer)[self.metric]
-            failed = math.isnan(judgement.share) or self._holds(judgement.share)
-            return f"layer {shown!r}: {judgement}: --fail-if {self.text!r}" if failed else None
-        value = layer.get(self.metric, math.nan)
-        if math.isnan(value):
+            value, words = judgement.share, f"{words}: {judgement}"
+        else:
+            value = layer.get(self.metric, math.nan)
             code = layer.reason(self.metric)
-            why = REASONS.get(code, code) if code is not None else "it was not measured"
-            return (
-                f"layer {shown!r} has no {self.metric} to compare ({why}): --fail-if {self.text!r}"
-            )
-        if self._holds(value):
-            return f"layer {shown!r} has {self.metric} = {value:.6g}: --fail-if {self.text!r}"
-        return None
-
-    def _holds(self, value: float) -> bool:
-        return _COMPARISONS[self.sign](value, self.limit)
+            why = "it was not measured" if code is None else REASONS.get(code, code)
+            missing = f"no {self.metric} to compare ({why})"
+            words += f" has {missing if math.isnan(value) else f'{self.metric} = {value:.6g}'}"
+        failed = math.isnan(value) or _COMPARISONS[self.sign](value, self.limit)
+        return words if failed else ""
 
 
 def _number(text: str) -> float:

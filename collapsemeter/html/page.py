@@ -170,7 +170,8 @@ def _context(
     report = past[-1][1]
     final = report.final
     style, script = _packaged("style.css"), _packaged("script.js")
-    provenance = _json_of(report.provenance)
+    record = to_json_value(report.provenance)
+    provenance = printable_lines(json.dumps(record, indent=2, ensure_ascii=False))
     return {
         "title": title or f"Neural collapse at {list(report)[-1]}",
         "version": __version__,
@@ -206,7 +207,7 @@ def _context(
         "provenance": Markup(escape(provenance)),
         "folded": provenance.count("\n") > _OPEN,
         "origins": tables.layer_origins(report),
-        "data": Markup(_in_script(_embedded(history, criteria))),
+        "data": Markup(_embedded(history, criteria)),
         "has_matrices": _few_matrices(report),
     }
 
@@ -243,19 +244,13 @@ def _legend(history: History) -> list[tuple[str, str, bool]]:
     return [(names[i], to_hex(colours[names[i]]), i == len(names) - 1) for i in shown]
 
 
-def _json_of(provenance: dict[str, Any]) -> str:
-    """Return the record as lines of JSON, each of which prints."""
-    text = json.dumps(to_json_value(provenance), indent=2, ensure_ascii=False)
-    return printable_lines(text)
-
-
 def _few_matrices(report: CollapseReport) -> bool:
     sizes = [matrix.size for layer in report.values() for matrix in layer.matrices.values()]
     return sum(sizes) <= MOST_EMBEDDED
 
 
 def _embedded(history: History, criteria: Criteria) -> str:
-    """Return the last report, and the metrics of all of them, as one line of JSON."""
+    """Return the last report, and the metrics of all of them, as one line of JSON for a script element."""
     report = history[-1][1]
     metrics = [
         {
@@ -267,9 +262,6 @@ def _embedded(history: History, criteria: Criteria) -> str:
     ]
     record = report.to_dict(matrices=_few_matrices(report))
     record |= {"summary": report.summary(criteria), "history": metrics}
-    return json.dumps(record, allow_nan=False, separators=(",", ":"))
-
-
-def _in_script(text: str) -> str:
-    """Return JSON that no script element ends early on: a tag or comment cannot begin in it."""
+    text = json.dumps(record, allow_nan=False, separators=(",", ":"))
+    # No tag or comment can begin in it, so nothing ends the element early.
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

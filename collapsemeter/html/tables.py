@@ -127,13 +127,7 @@ def number(value: float) -> str:
 
 
 def metric_value(name: str, value: float) -> str:
-    """Return the value of a metric, shares of rows in percent.
-
-    Examples
-    --------
-    >>> metric_value("nc4_mismatch", 0.0213), metric_value("nc1_pinv", 0.0213)
-    ('2.13 %', '0.0213')
-    """
+    """Return the value of a metric, shares of rows in percent."""
     if METRICS[name].unit != "share of rows" or math.isnan(value):
         return number(value)
     return f"{100 * value:.2f} %"
@@ -158,16 +152,14 @@ def worst_classes(layer: LayerReport) -> Table | None:
 
 def _class_row(columns: Mapping[str, Any], spread: Floats, c: int) -> list[Cell]:
     unknown = np.full(len(spread), math.nan)
-    nearest = int(columns["nearest_class"][c]) if "nearest_class" in columns else -1
-    accuracy = float(columns.get("ncc_accuracy", unknown)[c])
+    nearest = columns.get("nearest_class", np.full(len(spread), -1))[c].item()
+    accuracy = columns.get("ncc_accuracy", unknown)[c].item()
+    cosines = columns.get("worst_cosine", unknown)
+    measured = (columns["count"], columns["variance"], columns["mean_norm"], spread, cosines)
     return [
         _sortable(c),
-        _sortable(int(columns["count"][c])),
-        _sortable(float(columns["variance"][c])),
-        _sortable(float(columns["mean_norm"][c])),
-        _sortable(float(spread[c])),
-        _sortable(float(columns.get("worst_cosine", unknown)[c])),
-        _sortable(nearest) if nearest >= 0 else Cell("–"),
+        *(_sortable(column[c].item()) for column in measured),
+        _sortable(nearest if nearest >= 0 else math.nan),
         _sortable(accuracy)._replace(text=metric_value("ncc_accuracy", accuracy)),
     ]
 
@@ -175,9 +167,7 @@ def _class_row(columns: Mapping[str, Any], spread: Floats, c: int) -> list[Cell]
 def worst_pairs(layer: LayerReport) -> Table | None:
     """Return the pairs of class means with the largest cosines, if one is the other's nearest; each once."""
     cosine, nearest = (layer.per_class.get(name) for name in ("worst_cosine", "nearest_class"))
-    if (
-        cosine is None or nearest is None or len(cosine) < 3
-    ):  # of two classes the one pair says nothing
+    if cosine is None or nearest is None or len(cosine) < 3:  # of two classes one pair says nothing
         return None
     pairs: dict[tuple[int, int], float] = {}
     for c in np.flatnonzero((nearest >= 0) & np.isfinite(cosine)).tolist():
@@ -201,11 +191,8 @@ def all_values(report: CollapseReport) -> Values:
             [Cell(metric), *(_value_cell(report[name], metric, notes) for name in part)]
             for metric in measured
         ]
-        last = first + len(part)
-        remark = (
-            f"Layers {first + 1} to {last} of {len(names)}" if len(names) > _LAYERS_ABREAST else ""
-        )
-        tables.append(Table(("metric", *part), rows, remark))
+        remark = f"Layers {first + 1} to {first + len(part)} of {len(names)}"
+        tables.append(Table(("metric", *part), rows, remark if len(part) < len(names) else ""))
     return Values(tables, list(notes))
 
 
@@ -229,11 +216,9 @@ def meanings() -> Table:
 
 def _target(metric: Metric) -> str:
     """Return the value at collapse, empty where none is implied."""
-    if metric.at_collapse is None:
-        return ""
-    if metric.unit == "share of rows":
-        return f"{100 * metric.at_collapse:.0f} %"
-    return number(metric.at_collapse)
+    if metric.at_collapse is None or metric.unit != "share of rows":
+        return "" if metric.at_collapse is None else number(metric.at_collapse)
+    return f"{100 * metric.at_collapse:.0f} %"
 
 
 def compared(comparison: Comparison) -> Table:
@@ -241,13 +226,8 @@ def compared(comparison: Comparison) -> Table:
     rows = []
     for name, layer in comparison.items():
         nc1 = layer.metrics.get("nc1_trace_ratio")
-        figures = (
-            math.nan if nc1 is None else nc1.measured,
-            layer.gram_distance,
-            layer.spectrum_distance,
-            layer.ranks.measured,
-            layer.ranks.reference,
-        )
+        distances = layer.gram_distance, layer.spectrum_distance
+        figures = (math.nan if nc1 is None else nc1.measured, *distances, *layer.ranks[:2])
         status = f"{MARKS[layer.status]} {layer.status}"
         words = (name, layer.reference_layer, status, layer.verdict)
         rows.append([*map(Cell, words), *(Cell(number(figure)) for figure in figures)])

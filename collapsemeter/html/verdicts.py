@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
 from ..metrics.layer import LayerReport
-from ..report.criteria import PROPERTIES, Band, Criteria, Judgement, missing, pinv_words
+from ..report.criteria import PROPERTIES, Band, Criteria, missing, pinv_words
 from ..report.history import Entries
 from .tables import MARKS, metric_value, number
 
@@ -35,21 +35,19 @@ class Card(NamedTuple):
 
 def cards(history: Entries, criteria: Criteria) -> list[Card]:
     """Return NC1 to NC4 of the final layer of the last report, with the trend over the history."""
-    judged = criteria.judge(history[-1][1].final)
-    return [_card(history, judgement) for judgement in judged.values()]
-
-
-def _card(history: Entries, judgement: Judgement) -> Card:
-    return Card(
-        judgement.property,
-        TITLES[judgement.property],
-        PROPERTIES[judgement.property],
-        judgement.figure or "–",
-        MARKS[judgement.band],
-        _KINDS.get(judgement.band, "far"),
-        judgement.band,
-        (judgement.words, *_notes(history, judgement.property)),
-    )
+    return [
+        Card(
+            name,
+            TITLES[name],
+            PROPERTIES[name],
+            judgement.figure or "–",
+            MARKS[judgement.band],
+            _KINDS.get(judgement.band, "far"),
+            judgement.band,
+            (judgement.words, *_notes(history, name)),
+        )
+        for name, judgement in criteria.judge(history[-1][1].final).items()
+    ]
 
 
 def bands(criteria: Criteria) -> list[tuple[str, str]]:

@@ -15,7 +15,6 @@ from .history import Entries, History
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 
 class Panel(NamedTuple):
@@ -116,8 +115,7 @@ def _draw(history: History, names: list[str], zero_error: int | None, title: str
         axes.locator_params(axis="x", integer=True)
     if title is not None:
         figure.suptitle(readable(title, 90), parse_math=False)
-    kinds = _kinds(history, names, zero_error, headed)
-    rows = _legend(figure, names, colours, kinds)
+    rows = _legend(figure, history, names, zero_error, headed)
     figure.set_figheight(5.9 + 0.24 * rows)
     return figure
 
@@ -138,8 +136,8 @@ def draw_panel(
     """Draw one panel; return whether a line of the head is in it."""
     *earlier, last = history.runs.values()
     for run in earlier:
-        _draw_run(axes, panel, run, names, colours, {"alpha": PALE})
-    headed = _draw_run(axes, panel, last, names, colours, {})
+        _draw_run(axes, panel, run, names, colours, PALE)
+    headed = _draw_run(axes, panel, last, names, colours, None)
     axes.set_title(panel.title, loc="left")
     if not axes.lines:
         why = _why_missing(history, names[-1], panel.metric)
@@ -161,18 +159,18 @@ def _draw_run(
     run: Entries,
     names: list[str],
     colours: dict[str, Any],
-    more: dict[str, Any],
+    alpha: float | None,
 ) -> bool:
     """Draw the lines of one run; return whether one of the head is among them."""
     headed = False
     for name in names:
         final = name == names[-1]
-        style = {"color": colours[name], "linewidth": 2.6 if final else 1.3, "markersize": 4.5}
-        _stroke(axes, _points(run, name, panel.metric, panel.log), style | more)
+        style = {"color": colours[name], "linewidth": 2.6 if final else 1.3, "alpha": alpha}
+        _stroke(axes, _points(run, name, panel.metric, panel.log), style)
         if panel.of_head is not None:
-            style |= {"color": HEAD if final else colours[name]}
             style |= {"linewidth": 1.6, "linestyle": DASHES}
-            headed |= _stroke(axes, _points(run, name, panel.of_head, panel.log), style | more)
+            style["color"] = HEAD if final else colours[name]
+            headed |= _stroke(axes, _points(run, name, panel.of_head, panel.log), style)
     return headed
 
 
@@ -200,7 +198,7 @@ def _stroke(axes: Axes, points: list[tuple[int, float]], style: dict[str, Any]) 
     if all(math.isnan(value) for _, value in points):
         return False
     steps, values = zip(*points, strict=True)
-    axes.plot(steps, values, marker="o", markevery=_alone(values), **style)
+    axes.plot(steps, values, marker="o", markersize=4.5, markevery=_alone(values), **style)
     return True
 
 
@@ -218,59 +216,45 @@ def _why_missing(history: History, name: str, metric: str) -> str:
     return "no value:\n" + "\n".join(textwrap.wrap(REASONS.get(code, code), 26))
 
 
-def _kinds(
-    history: History, names: list[str], zero_error: int | None, headed: bool
-) -> list[tuple[Line2D, str]]:
-    """Return what the kinds of line mean."""
-    kinds = []
+def _legend(
+    figure: Figure, history: History, names: list[str], zero_error: int | None, headed: bool
+) -> int:
+    """Put the layers below on the left, what kinds of line mean on the right; return the rows."""
+    kinds: list[tuple[str, dict[str, Any]]] = []
     if headed:
-        kinds += [(_line(FINAL, 2.6), "class means"), (_line(HEAD, 1.6, DASHES), "head")]
+        kinds.append(("class means", {"color": FINAL, "linewidth": 2.6}))
+        kinds.append(("head", {"color": HEAD, "linewidth": 1.6, "linestyle": DASHES}))
     earlier = len(history.runs) - 1
     if earlier:
-        pale = _line(FINAL, 2.6)
-        pale.set_alpha(PALE)
-        kinds.append((pale, "an earlier run" if earlier == 1 else f"{earlier} earlier runs"))
+        words = "an earlier run" if earlier == 1 else f"{earlier} earlier runs"
+        kinds.append((words, {"color": FINAL, "linewidth": 2.6, "alpha": PALE}))
     if zero_error is not None:
-        dots = _line(_ZERO_ERROR, 1.4, ":")
-        kinds.append((dots, f"zero training error (epoch {zero_error})"))
+        dots = {"color": _ZERO_ERROR, "linewidth": 1.4, "linestyle": ":"}
+        kinds.append((f"zero training error (epoch {zero_error})", dots))
     if len(names) > _MOST_NAMES:
-        kinds.append((_line("none"), f"{len(names)} layers, darker is deeper"))
-    return kinds
-
-
-def _legend(
-    figure: Figure, names: list[str], colours: dict[str, Any], kinds: list[tuple[Line2D, str]]
-) -> int:
-    """Put the layers below on the left, the kinds of line on the right; return the rows."""
+        kinds.append((f"{len(names)} layers, darker is deeper", {"color": "none"}))
+    colours = layer_colours(names)
     layers = [
-        (_line(colours[name], 2.6 if name == names[-1] else 1.3), label)
+        (label, {"color": colours[name], "linewidth": 2.6 if name == names[-1] else 1.3})
         for name, label in _labels(names).items()
     ]
-    widest = max(len(label) for _, label in layers)
+    widest = max(len(label) for label, _ in layers)
     columns = min(-(-len(layers) // 3), max(1, (72 if kinds else 110) // (widest + 8)))
     _key(figure, layers, "outside lower left", columns)
     _key(figure, kinds, "outside lower right", 1)
     return max(-(-len(layers) // columns), len(kinds))
 
 
-def _key(figure: Figure, entries: list[tuple[Line2D, str]], loc: Any, columns: int) -> None:
-    legend = figure.legend(
-        [line for line, _ in entries],
-        [str(i) for i in range(len(entries))],
-        loc=loc,
-        ncols=columns,
-        frameon=False,
-    )
-    # Set afterwards: a label that starts with an underscore would be left out of the legend.
-    for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
-        text.set_parse_math(False)
-        text.set_text(label)
-
-
-def _line(colour: Any, width: float = 1.3, style: Any = "-") -> Line2D:
+def _key(figure: Figure, entries: list[tuple[str, dict[str, Any]]], loc: Any, columns: int) -> None:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=colour, linewidth=width, linestyle=style)
+    lines = [Line2D([], [], **style) for _, style in entries]
+    numbers = [str(i) for i in range(len(entries))]
+    legend = figure.legend(lines, numbers, loc=loc, ncols=columns, frameon=False)
+    # Set afterwards: a label that starts with an underscore would be left out of the legend.
+    for text, (label, _) in zip(legend.get_texts(), entries, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
 
 
 def _labels(names: list[str]) -> dict[str, str]:

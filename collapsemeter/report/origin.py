@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
@@ -18,10 +17,11 @@ def origin(report: CollapseReport) -> list[str]:
     """Return which rows, classes, shards and files a report is of, and what a head would add."""
     words = _counted(report)
     lines = [words] if words else []
-    missing = list(_missing(report))
-    if missing:
+    about = report.provenance
+    if about.get("framework") == AUDIT and about.get("head_layer") is None and len(report):
+        undecided = math.isnan(report.final.get("nc4_agreement", math.nan))
         lines.append(
-            f"no head: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not measured; pass "
+            f"no head: {'NC3 and NC4 are' if undecided else 'NC3 is'} not measured; pass "
             "--head FILE, with weight (C, d) and bias (C,), to collapsemeter audit"
         )
     return lines
@@ -50,13 +50,3 @@ def _counted(report: CollapseReport) -> str:
 def _many(count: int, what: str) -> str:
     plural = "es" if what.endswith("s") else "s"
     return f"{count:,} {what}{'' if count == 1 else plural}"
-
-
-def _missing(report: CollapseReport) -> Iterator[str]:
-    """Yield what was not measured of saved activations for want of a head."""
-    about = report.provenance
-    if about.get("framework") != AUDIT or about.get("head_layer") is not None or not len(report):
-        return
-    yield "NC3"
-    if math.isnan(report.final.get("nc4_agreement", math.nan)):
-        yield "NC4"

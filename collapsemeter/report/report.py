@@ -22,6 +22,7 @@ from ..version import __version__
 from .criteria import Criteria, pinv_words, sentences
 from .file import FORMAT, VERSION, Fields, read_json, report_fields
 
+_CELL = 8  # characters of a value: 1.23e-05
 LayerT = TypeVar("LayerT")
 TABLE = ("nc1_pinv", "nc2_equinorm", "nc2_etf_error", "nc3_self_duality", "nc4_mismatch")
 
@@ -188,7 +189,7 @@ class CollapseReport(NamedLayers[LayerReport]):
         header = "".join(map(str.rjust, columns, sizes))
         lines = ["layer".ljust(names) + header, "─" * (names + sum(sizes))]
         for name, layer in self.layers.items():
-            values = [_cell(layer, metric) for metric in columns]
+            values = [f"{layer[m]:.3g}" if m in layer else "-" for m in columns]
             cells = "".join(map(str.rjust, values, sizes))
             first, *rest = textwrap.wrap(printable(name), names) or [""]
             lines += [first.ljust(names) + cells, *rest]
@@ -205,12 +206,9 @@ class CollapseReport(NamedLayers[LayerReport]):
                 why = REASONS.get(code, "no reason is known")
                 yield f"nan: {printable(name)}: {', '.join(undefined)}: {why}"
         for name, layer in self.layers.items():
-            for metric in metrics:
-                if metric in layer.standard_errors and metric in layer:
-                    yield (
-                        f"±: {printable(name)}: {metric} {layer[metric]:.3g} ± "
-                        f"{layer.standard_errors[metric]:.2g} (standard error of a sketch)"
-                    )
+            for metric in (m for m in metrics if m in layer.standard_errors and m in layer):
+                words = f"{metric} {layer[metric]:.3g} ± {layer.standard_errors[metric]:.2g}"
+                yield f"±: {printable(name)}: {words} (standard error of a sketch)"
         for warning in self.warnings:
             yield f"! {printable(warning)}"
 
@@ -304,13 +302,6 @@ def built(fields: Fields) -> CollapseReport:
     """Return the report of the arguments that `report_fields` or `line_fields` checked."""
     layers = {name: LayerReport(**layer) for name, layer in fields["layers"].items()}
     return CollapseReport(**{**fields, "layers": layers})
-
-
-_CELL = 8  # characters of a value: 1.23e-05
-
-
-def _cell(layer: LayerReport, metric: str) -> str:
-    return f"{layer[metric]:.3g}" if metric in layer else "-"
 
 
 def _blocks(

@@ -19,13 +19,7 @@ _PLACES = {metric: place for place, metric in enumerate(METRICS)}
 
 
 def safe_name(layer: str) -> str:
-    """Return a layer's name as a tag may hold it.
-
-    Examples
-    --------
-    >>> safe_name("blocks/3.attn"), safe_name("../<b>"), safe_name("")
-    ('blocks/3.attn', '_/_b_', '_')
-    """
+    """Return a layer's name as a tag may hold it."""
     segments = _UNSAFE.sub("_", layer)[:_LONGEST].split("/")
     return "/".join("_" if segment in {"", ".", ".."} else segment for segment in segments)
 

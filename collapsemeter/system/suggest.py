@@ -11,11 +11,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def listed(named: Iterable[str], most: int = 12) -> str:
-    """Return names as words, a dozen at most.
-
-    >>> listed("abc", most=2)
-    'a, b and 1 more'
-    """
+    """Return names as words, a dozen at most."""
     names = list(named)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "none"

@@ -15,6 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from collapsemeter import ClassMoments, CollapseReport, Head, LayerReport, decide, measure
+from collapsemeter.report.drawing import evenly
 from collapsemeter.report.figure import PANELS, drawable, plot
 
 CLASSES, WIDTH, ROWS = 4, 6, 48
@@ -281,3 +282,7 @@ def test_matplotlib_missing_names_the_extra(
         str(caught.value)
         == "drawing the figure needs matplotlib: pip install 'collapsemeter[report]'"
     )
+
+
+def test_places_at_even_distances_hold_the_first_and_the_last() -> None:
+    assert [evenly(10, 4), evenly(3, 4), evenly(1, 4)] == [[0, 3, 6, 9], [0, 1, 2], [0]]

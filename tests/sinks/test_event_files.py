@@ -18,6 +18,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from collapsemeter import CollapseReport, LayerReport
 from collapsemeter.sinks import TensorBoardSink
+from collapsemeter.sinks.scalars import safe_name
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -348,3 +349,8 @@ def test_curves_stand_beside_those_of_the_users_own_writer(
     writer.close()
     write(tmp_path, None, {0: 0.5})
     assert curve(tmp_path) == [(0, 0.5)]
+
+
+def test_a_tag_holds_no_empty_segment_and_no_step_upwards() -> None:
+    names = [safe_name(name) for name in ("blocks/3.attn", "../<b>", "")]
+    assert names == ["blocks/3.attn", "_/_b_", "_"]
