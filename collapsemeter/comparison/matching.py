@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..stats.linalg import Floats
 
 EXACT_CLASSES = 7  # 7! = 5040 permutations are tried one by one
-FOUND = 1e-9  # a distance that needs no further search
+EQUAL = 1e-9  # a distance of Gram matrices that are the same, where no search goes on
 NEAR = 0.02  # features of classes closer than this are the same, while classes are told apart
 RESTARTS = 6  # of each search, fewer for many classes
 _FEATURES = 12
@@ -64,7 +64,7 @@ def match_classes(gram: Floats, reference: Floats) -> Match:
     best = Match(math.inf, np.arange(len(a)))
     for order in _candidates(a, b, np.random.default_rng(0)):
         best = min(best, _exchange(a, b, order), key=lambda match: match.distance)
-        if best.distance <= FOUND:
+        if best.distance <= EQUAL:
             break
     return best
 
@@ -120,7 +120,7 @@ def _tell_apart(a: Floats, b: Floats, rng: np.random.Generator) -> Iterator[_Ord
         )
         cost = ((feats_a[:, None, :] - feats_b[None, :, :]) ** 2).sum(axis=2)
         order = np.asarray(linear_sum_assignment(cost)[1], np.intp)
-        if _distance(a, b, order) <= FOUND:
+        if _distance(a, b, order) <= EQUAL:
             yield order
             return
         ambiguous = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..report.criteria import Judgement, worst
-from .matching import FOUND
+from .matching import EQUAL
 from .result import Status
 
 
@@ -26,7 +26,7 @@ def verdict(
     low = rank < classes - 1  # that at collapse is K, or K - 1 of a simplex ETF
     if obstacle:
         return "infeasible", f"reference infeasible: {obstacle}"
-    if math.isnan(nc1.share) and math.isnan(predicted_nc1) and gram <= FOUND:
+    if math.isnan(nc1.share) and math.isnan(predicted_nc1) and gram <= EQUAL:
         return "nothing learned", f"nothing is learned here, as at {name}"
     if math.isnan(nc1.share):
         return "not judged", str(nc1)

@@ -27,10 +27,10 @@ def class_pictures(report: CollapseReport, comparison: Comparison | None) -> lis
     layer, pictures = report.final, list[Picture]()
     counts = layer.per_class.get("count", np.zeros(0))
     classes = np.flatnonzero(counts > 0)
-    at_etf = -1 / (classes.size - 1) if classes.size > 1 else math.nan
+    etf_cosine = -1 / (classes.size - 1) if classes.size > 1 else math.nan
     _add_centred(pictures, layer, classes.size - 1)
     _add_uncentred(pictures, report, comparison)
-    words = f"{at_etf:.3g}" if classes.size > 1 else ""
+    words = f"{etf_cosine:.3g}" if classes.size > 1 else ""
     gram = layer.matrices.get("means_gram_centred")
     if gram is not None and (np.diag(gram) > 0).all():
         norms = np.sqrt(np.diag(gram))
@@ -43,7 +43,7 @@ def class_pictures(report: CollapseReport, comparison: Comparison | None) -> lis
         title = "Cosines of the head's rows with the centred class means"
         caption = f"At collapse the same matrix: 1 on the diagonal, {words} everywhere else."
         _add_matrix(pictures, title, caption, head, classes, ("class mean", "row of the head"))
-    _add_histogram(pictures, layer.vectors.get("means_cosine_histogram", np.zeros(0)), at_etf)
+    _add_histogram(pictures, layer.vectors.get("means_cosine_histogram", np.zeros(0)), etf_cosine)
     if 1 < counts.size <= _MANY:
         _add_rows(pictures, counts)
     return pictures
@@ -128,17 +128,17 @@ def _add_matrix(
         axes.figure.colorbar(image, ax=axes, label="cosine")
 
 
-def _add_histogram(pictures: list[Picture], counts: Floats, at_etf: float) -> None:
+def _add_histogram(pictures: list[Picture], counts: Floats, etf_cosine: float) -> None:
     """Add how many pairs of class means have which cosine; of one pair it says nothing."""
-    if counts.size != COSINE_BINS or counts.sum() < _FEWEST_PAIRS or math.isnan(at_etf):
+    if counts.size != COSINE_BINS or counts.sum() < _FEWEST_PAIRS or math.isnan(etf_cosine):
         return
     title = "Cosines of all pairs of centred class means"
-    caption = f"{counts.sum():,.0f} pairs; at a simplex ETF all are −1/(C−1) = {at_etf:.3g} (dotted line)."
+    caption = f"{counts.sum():,.0f} pairs; at a simplex ETF all are −1/(C−1) = {etf_cosine:.3g} (dotted line)."
     edges, filled = np.linspace(-1, 1, len(counts) + 1), np.flatnonzero(counts)
-    low, high = min(edges[filled[0]], at_etf), max(edges[filled[-1] + 1], at_etf)
+    low, high = min(edges[filled[0]], etf_cosine), max(edges[filled[-1] + 1], etf_cosine)
     with picture(pictures, title, caption) as axes:
         axes.stairs(counts, edges, fill=True, color=EARLIER)
-        axes.axvline(at_etf, color=HEAD, linestyle=":", linewidth=1.6)
+        axes.axvline(etf_cosine, color=HEAD, linestyle=":", linewidth=1.6)
         axes.set_xlim(max(-1, low - 0.05), min(1, high + 0.05))
         axes.set(xlabel="cosine", ylabel="pairs of classes")
         axes.locator_params(axis="x", nbins=6)

@@ -98,14 +98,14 @@ class TensorBoardSink(GuardedSink):
                 f"TensorBoardSink takes a folder or a writer with add_scalar, got {target!r}"
             )
         self._scalars = Scalars(self.name)
-        self._layout_due = layout and hasattr(self._writer, "add_custom_scalars")
+        self._adds_layout = layout and hasattr(self._writer, "add_custom_scalars")
 
     def _write(self, step: int, report: CollapseReport) -> None:
         for tag, value in self._scalars.of(report).items():
             self._writer.add_scalar(tag, value, step)
         # After the curves: a writer that cannot take the page has them all the same.
-        if self._layout_due and report.layers:
-            self._layout_due = False
+        if self._adds_layout and report.layers:
+            self._adds_layout = False
             self._writer.add_custom_scalars(self._layout(report))
         if hasattr(self._writer, "flush"):
             self._writer.flush()

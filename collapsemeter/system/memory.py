@@ -7,10 +7,10 @@ import os
 
 def check_memory(what: str, nbytes: float) -> None:
     """Raise ValueError if ``nbytes``, needed at once for ``what``, are more than the memory of this machine."""
-    there = _physical()
-    if nbytes > there:
+    physical = _physical()
+    if nbytes > physical:
         raise ValueError(
-            f"{what} needs {nbytes / 2**30:,.0f} GiB of memory; this machine has {there / 2**30:,.0f} GiB"
+            f"{what} needs {nbytes / 2**30:,.0f} GiB of memory; this machine has {physical / 2**30:,.0f} GiB"
         )
 
 
