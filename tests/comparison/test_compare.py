@@ -270,6 +270,14 @@ def test_tables_fit_and_json_is_strict():
     assert comparison.low_rank == read["low_rank_structure"] == "srg"
 
 
+@pytest.mark.parametrize("metrics", [[], ["nc1_pinv"]])
+def test_a_narrow_terminal_gets_the_whole_table(metrics):
+    best = model(4, 20, 2, 0.002).optimum()
+    comparison = cm.compare(network({"backbone.fc": 8}), best)
+    lines = comparison.table(metrics, width=40).splitlines()
+    assert any(line.startswith("…e.fc ") for line in lines)
+
+
 def test_bad_input_is_one_sentence():
     problem = model(4, 20, 2, 0.002)
     best, report = problem.optimum(), network({"fc": 8})
