@@ -77,10 +77,12 @@ _STEP = re.compile("-?[0-9]+=")
 class _Once(argparse._StoreAction):
     """Refuse a second file for one option: neither is overwritten or left out in silence."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
         given = vars(namespace).setdefault("given", set())
-        if option is not None and self.dest in (*parser._reads, *parser._writes):
+        if option_string is not None and self.dest in (*parser._reads, *parser._writes):
             if self.dest in given:
                 raise argparse.ArgumentError(self, "given twice: pass it once")
             given.add(self.dest)
-        super().__call__(parser, namespace, values, option)
+        super().__call__(parser, namespace, values, option_string)

@@ -114,7 +114,7 @@ def _add_matrix(
     with picture(pictures, title, caption, height=4.6) as axes:
         image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
         axes.grid(visible=False)
-        for (i, j), value in np.ndenumerate(matrix) if count <= _WRITTEN else ():
+        for (i, j), value in np.ndenumerate(matrix if count <= _WRITTEN else matrix[:0]):
             colour = "white" if abs(value) > 0.62 else "black"
             size = 9 if count <= 8 else 7
             text = axes.text(j, i, f"{value:.2f}", color=colour, fontsize=size)

@@ -40,7 +40,7 @@ def picture(
         axes = canvas(width, height)
         yield axes
         buffer = io.BytesIO()
-        axes.get_figure(root=True).savefig(buffer, format="svg", dpi=180, metadata=METADATA)
+        axes.figure.savefig(buffer, format="svg", dpi=180, metadata=METADATA)
     data = base64.b64encode(buffer.getvalue()).decode()
     pictures.append(Picture(title, caption, f"data:image/svg+xml;base64,{data}", wide))
 
