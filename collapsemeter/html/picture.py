@@ -12,6 +12,7 @@ from ..report.drawing import METADATA, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 REFERENCE = "#555555"
 EARLIER = "#2171B5"
@@ -37,16 +38,16 @@ def picture(
 ) -> Iterator[Axes]:
     """Add a picture, of that size in inches, of what is drawn on the axes."""
     with styled():
-        axes = canvas(width, height)
-        yield axes
+        figure = canvas(width, height)
+        yield figure.subplots()
         buffer = io.BytesIO()
-        axes.figure.savefig(buffer, format="svg", dpi=180, metadata=METADATA)
+        figure.savefig(buffer, format="svg", dpi=180, metadata=METADATA)
     data = base64.b64encode(buffer.getvalue()).decode()
     pictures.append(Picture(title, caption, f"data:image/svg+xml;base64,{data}", wide))
 
 
-def canvas(width: float, height: float) -> Axes:
-    """Return the axes of an empty figure."""
+def canvas(width: float, height: float) -> Figure:
+    """Return an empty figure of that size."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained").subplots()
+    return Figure(figsize=(width, height), layout="constrained")
