@@ -162,12 +162,19 @@ def _head(
     The names are those of the layers that only make scores, so that they are none of the features.
     """
     graph, scores = forward.graph, forward.scores
-    for found in reversed(linear):
+    shape, near = graph[scores].shape, _behind_the_last_map(graph, scores)
+    width = shape[-1:] if len(shape) > 1 else (1,)
+    fitting = [
+        found
+        for found in linear
+        if found.call.output in near and graph[found.call.output].shape[-1:] == width
+    ]
+    for found in reversed(fitting):
         if keeps_order(graph, found.call.output, scores):
             tensor = same_tensor(graph, found.call.output)
             inner = [
                 other
-                for other in linear
+                for other in fitting
                 if same_tensor(graph, other.call.output) == tensor
                 and forward.parts[other.call.layer].gets_out
             ]
@@ -175,20 +182,22 @@ def _head(
             # Of a module and a wrapper around it, the module that holds the weight.
             head = max(inner, key=lambda other: other.call.layer.count("."), default=None)
             return head, "no_head", names
-    width = graph[scores].shape[-1:] if len(graph[scores].shape) > 1 else (1,)
-    ends = {found.call.output: found.call.layer for found in linear}
-    last, seen, left = set[str](), {scores}, [scores]
-    while left:
-        number = left.pop()
-        if number in ends and graph[number].shape[-1:] == width:
-            last.add(ends[number])
-        elif graph[number].operation not in MAPS:
-            new = [i for i in graph.float_inputs(number) if i not in seen]
-            seen.update(new)
-            left += new
+    last = {found.call.layer for found in fitting}
     if len(last) > 1:
         return None, "no_single_head", last
     return None, "scores_are_not_the_heads" if last else "no_head", last
+
+
+def _behind_the_last_map(graph: Graph, scores: int) -> set[int]:
+    """Return the values that no further map with weights separates from the scores."""
+    near, left = {scores}, [scores]
+    while left:
+        number = left.pop()
+        if graph[number].operation not in MAPS:
+            new = [i for i in graph.float_inputs(number) if i not in near]
+            near.update(new)
+            left += new
+    return near
 
 
 def _points(
@@ -218,13 +227,13 @@ def _points(
         named.sort(key=lambda call: call.layer.count("."))
         if forward.parts[named[0].layer].gets_out:
             points.append((named[0], named[-1]))
-    chosen = []
+    chosen, near = [], _behind_the_last_map(graph, forward.scores)
     for (call, _), following in zip(points, [*points[1:], None][: len(points)], strict=True):
         if following is not None and _is_of_its_run(forward, call, following[1], end):
             skipped.setdefault(call.layer, f"{following[0].layer} ends what it begins")
         elif width is None or not (
             same_tensor(graph, call.output) == end
-            or keeps_order(graph, call.output, forward.scores)
+            or (call.output in near and keeps_order(graph, call.output, forward.scores))
         ):
             chosen.append(call.layer)
     return list(dict.fromkeys(chosen)), {k: why for k, why in skipped.items() if k not in chosen}
