@@ -113,12 +113,12 @@ class CollapseMeter(EpochReports):
     >>> keras.utils.set_random_seed(0)
     >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3, name="fc")])
     >>> net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    >>> x, y = np.random.default_rng(0).normal(size=(60, 4)).astype("float32"), np.arange(60) % 3
+    >>> x, y = np.random.default_rng(0).normal(size=(64, 4)).astype("float32"), np.arange(64) % 3
     >>> meter = CollapseMeter(verbose=False)
     >>> history = net.fit(x, y, epochs=2, verbose=0, validation_data=(x, y), callbacks=[meter])
     >>> epoch, report = meter.reports["train"][-1]
     >>> epoch, report.phase, report["fc"].provenance["rows"]
-    (1, 'live', 60)
+    (1, 'live', 64)
     >>> history.history["val_nc1_pinv/fc"][-1] == meter.reports["validation"][-1].report["fc"]["nc1_pinv"]
     True
     >>> meter.close()

@@ -190,7 +190,8 @@ NNX = {
 }
 
 
-@pytest.mark.parametrize("name", NNX)
+# Every operation that no jit is around is compiled by itself: the others are named below, in a step.
+@pytest.mark.parametrize("name", ["mlp", "scanned", "remat"])
 def test_the_blocks_a_person_would_name(name):
     kind, x, expected = NNX[name]
     model = kind(nnx.Rngs(0))
@@ -209,14 +210,19 @@ def test_inside_nnx_transformations_the_same_features_and_gradients(name):
     kind, x, expected = NNX[name]
     model, twin = kind(nnx.Rngs(0)), kind(nnx.Rngs(0))
 
+    named = []
+
     def loss(model, x, watch):
         outputs, features = cf.capture(model, x) if watch else (model(x), {})
+        named.extend(features)
         return (outputs**2).mean(), (outputs, features)
 
     step = nnx.jit(nnx.value_and_grad(loss, has_aux=True), static_argnums=2)
     (_, (plain, _)), gradient = step(twin, x, False)
     (_, (outputs, features)), watched = step(model, x, True)
     assert shapes(features) == expected
+    assert named == list(expected)  # in the order they run
+    assert outputs.shape == (6, 4)
     np.testing.assert_allclose(outputs, plain, **ROUND_OFF)
     for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(watched), strict=True):
         np.testing.assert_allclose(one, other, **ROUND_OFF)

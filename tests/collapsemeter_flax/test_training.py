@@ -133,7 +133,7 @@ def test_the_example_runs(name, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.glob("runs/*/reports.jsonl"))
 
 
-@pytest.fixture(scope="module", params=[12, pytest.param(demo.EPOCHS, marks=pytest.mark.nightly)])
+@pytest.fixture(scope="module", params=[2, pytest.param(demo.EPOCHS, marks=pytest.mark.nightly)])
 def outcome(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> demo.Outcome:
@@ -149,7 +149,7 @@ def test_the_demos_final_layer_collapses(outcome: demo.Outcome) -> None:
     judged = Criteria().judge(outcome.history[-1].frozen.final)
     bands = [judged[name].band for name in ("NC1", "NC4")]
     if epochs < demo.EPOCHS:  # on its way
-        assert outcome.fall >= 10
+        assert outcome.fall > 1.5
     else:
         assert outcome.fall >= 100
         assert outcome.zero_error_epoch is not None

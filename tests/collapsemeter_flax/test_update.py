@@ -209,16 +209,17 @@ def test_labels_come_as_column_one_hot_and_any_integer():
 
 def test_float_labels_of_a_binary_loss():
     rows, plain = np.eye(4, dtype=np.float32), np.array([0, 1, 1, 0])
+    empty = cf.init({"fc": 4}, 2)
     for dtype in (np.float32, jnp.bfloat16, bool):
         for labels in (plain.astype(dtype), plain[:, None].astype(dtype)):
-            for update in (cf.update, jax.jit(cf.update)):
-                state = update(
-                    cf.init({"fc": 4}, 2),
-                    {"fc": rows},
-                    jnp.asarray(labels),
-                    logits=jnp.ones((4, 1)),
-                )
-                np.testing.assert_array_equal(state.layers[0].sums.counts, [2, 2])
+            given = jnp.asarray(labels)
+            # Traced, the labels alone: what follows is the same program again and again.
+            found = jax.jit(lambda y: flat_labels(y, {"fc": rows}, empty.spec.settings)[1])(given)
+            np.testing.assert_array_equal(found, plain, err_msg=repr(labels))
+            state = cf.update(empty, {"fc": rows}, given, logits=jnp.ones((4, 1)))
+            np.testing.assert_array_equal(state.layers[0].sums.counts, [2, 2])
+    state = jax.jit(cf.update)(empty, {"fc": rows}, given, logits=jnp.ones((4, 1)))
+    np.testing.assert_array_equal(state.layers[0].sums.counts, [2, 2])
     assert cf.report(state)["fc"].provenance["nc4_rows"] == 4
 
 
@@ -594,7 +595,7 @@ def test_merge_is_associative_commutative_and_has_an_identity(features, counted)
         truth = ClassMoments.from_batch(rows, labels, 4, scatter=scatter)
         a, b, c = (
             counted(empty, x, y)
-            for x, y in zip(np.split(rows, [100, 350]), np.split(labels, [100, 350]), strict=True)
+            for x, y in zip(np.split(rows, 3), np.split(labels, 3), strict=True)
         )
         for joint in (merge(merge(a, b), c), merge(a, merge(b, c)), merge(c, merge(b, a))):
             assert_moments(cf.to_moments(joint)["fc"], truth)
@@ -609,14 +610,15 @@ def test_merge_adds_sketches_about_the_joint_means_in_another_order_and_sign(fea
     rows, labels = features(4, 6, spread=1e-2, offset=50.0)
     merge = jax.jit(cf.merge)
     empty = cf.init({"fc": 6}, 4, scatter="sketch", sketch_rows=32)
-    a, b = counted(empty, rows[:350], labels[:350]), counted(empty, rows[350:], labels[350:])
+    half = ROWS // 2
+    a, b = counted(empty, rows[:half], labels[:half]), counted(empty, rows[half:], labels[half:])
     for joint in (merge(a, empty), merge(empty, a)):
         for one, other in zip(jax.tree.leaves(joint), jax.tree.leaves(a), strict=True):
             np.testing.assert_array_equal(one, other)
     joint = cf.to_moments(merge(a, b))["fc"]
     means = ClassMoments.from_batch(rows, labels, 4).means
     parts = []
-    for x, y in ((rows[:350], labels[:350]), (rows[350:], labels[350:])):
+    for x, y in ((rows[:half], labels[:half]), (rows[half:], labels[half:])):
         m = ClassMoments.from_batch(x, y, 4, scatter="sketch", sketch_rows=32)
         parts.append((m.sketch - m.signs @ (means - m.means), m.signs))
     order, sign = (np.asarray(part) for part in _turn(32, 0, a.next_row, b.next_row))
@@ -629,9 +631,9 @@ def test_merge_adds_sketches_about_the_joint_means_in_another_order_and_sign(fea
         due = one + (other * sign[:, None])[order]
         np.testing.assert_allclose(found, due, rtol=0, atol=SUM_TOLERANCE * np.abs(due).max())
     # Counting goes on, with row numbers that neither has used.
-    again = cf.to_moments(counted(merge(a, b), rows[:50], labels[:50]))["fc"]
+    again = cf.to_moments(counted(merge(a, b), rows[:half], labels[:half]))["fc"]
     last = ClassMoments.from_batch(
-        rows[:50], labels[:50], 4, scatter="sketch", sketch_rows=32, first_row=ROWS
+        rows[:half], labels[:half], 4, scatter="sketch", sketch_rows=32, first_row=ROWS
     )
     np.testing.assert_array_equal(again.signs, joint.signs + last.signs)
 

@@ -11,7 +11,8 @@ from collapsemeter_keras import CollapseMeter
 
 from .networks import ARCHITECTURES, CLASSES, data, forward, frozen, parts
 
-ROWS, HELD_OUT, BATCH = 88, 40, 16  # the last batch of either is smaller
+ROWS, HELD_OUT, BATCH = 96, 48, 16
+RAGGED = "functional-jit_True"  # whose last batches are smaller: every shape is compiled
 # A float32 forward of a dozen terms per unit rounds at 1e-6 of the features; metrics are ratios of them.
 METRIC, SCATTER = 1e-4, 2e-6
 JIT = ("auto", True, False)
@@ -43,6 +44,7 @@ EAGER = {name for name in CASES if not name.endswith("jit_True")}
 
 def test_there_are_twenty_two_cases():
     assert len(CASES) == 22
+    assert RAGGED in CORNERS
     assert CORNERS.issubset(CASES)
     assert len(EAGER) == 16
 
@@ -78,8 +80,9 @@ def check(report, moments_of, model, x, labels, phase):
 @pytest.mark.parametrize("case", [*cases()])
 def test_matrix(case, backend):
     name, compiled, kind = CASES[case]
-    x, y = data(ROWS)
-    held_out, held_labels = data(HELD_OUT, seed=1)
+    fewer = 8 if case == RAGGED or backend == "torch" else 0
+    x, y = data(ROWS - fewer)
+    held_out, held_labels = data(HELD_OUT - fewer, seed=1)
     model = ARCHITECTURES[name]()
     if case == "steps_per_execution" and backend == "torch":
         # Keras' own refusal on this backend, and the reason why it has one case less.
