@@ -1,7 +1,7 @@
-"""One set of weights and images in one framework: ``python one_network.py FRAMEWORK FOLDER``.
+"""One set of weights and images in frameworks: ``python one_network.py FOLDER FRAMEWORK...``.
 
-Writes the report of a frozen pass and of a live stream, and the features of every layer, as files. Each
-framework has a process of its own, since Keras takes one backend a process.
+Writes the report of a frozen pass and of a live stream, and the features of every layer, as files. Keras takes one
+backend a process, and shares it with what else runs on that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 LAYERS = ("conv1", "conv2", "hidden")
-CLASSES, BATCH = 10, 100
+CLASSES, BATCH = 10, 150  # whole batches: a smaller last one would be compiled again
 OPTIONS = {"num_classes": CLASSES, "sample_rows": 300, "ignore_index": 9}
 
 
@@ -45,7 +45,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches() -> list[tuple[np.ndarray, np.ndarray]]:
-    """The data in order; the last batch is smaller."""
+    """The data in order."""
     images, labels = data()
     return [(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, len(images), BATCH)]
 
@@ -198,6 +198,7 @@ def main(framework: str, folder: Path) -> None:
     """Run one framework and write what it says."""
     run = {"torch": in_torch, "keras": in_keras, "nnx": in_nnx, "linen": in_linen}[framework]
     frozen, live, features = run()
+    folder.mkdir()
     (folder / "reports.json").write_text(
         json.dumps({"frozen": frozen.to_dict(), "live": live.to_dict()})
     )
@@ -205,4 +206,5 @@ def main(framework: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    for framework in sys.argv[2:]:
+        main(framework, Path(sys.argv[1], framework))

@@ -1,4 +1,4 @@
-"""The README's Keras and Flax blocks run as they stand, each in a process of its own."""
+"""The README's Keras and Flax blocks run as they stand, one after the other."""
 
 from __future__ import annotations
 
@@ -47,31 +47,41 @@ FLAX = """
 def cross_entropy(logits, y):
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 """
+RUN = """
+import contextlib, runpy, sys
+for kind in sys.argv[1:]:
+    with open(f"{kind}.txt", "w") as printed, contextlib.redirect_stdout(printed):
+        runpy.run_path(f"{kind}.py", run_name="__main__")
+"""
 MARKS = {"keras": "collapsemeter_keras", "nnx": "nnx.jit", "linen": "jax.jit"}
 
 
-def test_keras(tmp_path):
-    run("keras", tmp_path, {"KERAS_BACKEND": "jax"})  # the example runs on every backend
-    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jsonl")}
-    assert "runs/keras/reports.train.jsonl" in written
-    assert "runs/keras/reports.validation.jsonl" in written
-
-
-@pytest.mark.parametrize("kind", ["nnx", "linen"])
-def test_flax(kind, tmp_path):
-    assert "nc1_pinv" in run(kind, tmp_path, {})
-
-
-def run(kind: str, folder: Path, environment: dict[str, str]) -> str:
-    (block,) = (block for block in BLOCKS if MARKS[kind] in block)
-    code = DATA + BEFORE[kind] + ("" if kind == "keras" else FLAX) + block
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the blocks wrote, and what they printed in a file of their name; JAX is loaded once."""
+    folder = tmp_path_factory.mktemp("readme")
+    for kind, before in BEFORE.items():
+        (block,) = (block for block in BLOCKS if MARKS[kind] in block)
+        code = DATA + before + ("" if kind == "keras" else FLAX) + block
+        (folder / f"{kind}.py").write_text(code)
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", RUN, *BEFORE],
         cwd=folder,
-        env=os.environ | environment,
+        env=os.environ | {"KERAS_BACKEND": "jax"},  # the example runs on every backend
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return folder
+
+
+def test_keras(folder):
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*.jsonl")}
+    assert "runs/keras/reports.train.jsonl" in written
+    assert "runs/keras/reports.validation.jsonl" in written
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_flax(kind, folder):
+    assert "nc1_pinv" in (folder / f"{kind}.txt").read_text()
