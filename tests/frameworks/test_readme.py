@@ -51,7 +51,7 @@ RUN = """
 import contextlib, runpy, sys
 for kind in sys.argv[1:]:
     with open(f"{kind}.txt", "w") as printed, contextlib.redirect_stdout(printed):
-        runpy.run_path(f"{kind}.py", run_name="__main__")
+        runpy.run_path(f"{kind}_block.py", run_name="__main__")
 """
 MARKS = {"keras": "collapsemeter_keras", "nnx": "nnx.jit", "linen": "jax.jit"}
 
@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
     for kind, before in BEFORE.items():
         (block,) = (block for block in BLOCKS if MARKS[kind] in block)
         code = DATA + before + ("" if kind == "keras" else FLAX) + block
-        (folder / f"{kind}.py").write_text(code)
+        (folder / f"{kind}_block.py").write_text(code)
     done = subprocess.run(
         [sys.executable, "-c", RUN, *BEFORE],
         cwd=folder,

@@ -30,7 +30,7 @@ FRAMEWORKS = [(backend, name) for backend, names in PROCESSES.items() for name i
 EPS32 = float(np.finfo(np.float32).eps)
 
 
-@pytest.fixture(scope="module", params=FRAMEWORKS, ids=" on ".join)
+@pytest.fixture(scope="module", params=FRAMEWORKS, ids=lambda pair: f"{pair[1]} on {pair[0]}")
 def said(request, tmp_path_factory):
     """Reports and features of one framework."""
     backend, framework = request.param
