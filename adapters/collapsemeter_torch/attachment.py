@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from collapsemeter.adapter.reduction import Layout, Reduction, reduction_of
-from collapsemeter.adapter.selection import Selection
+from collapsemeter.adapter.reduction import reduction_of
 
 from . import compiled
 from .hooks import (
-    HeadInputHook,
+    FirstForwardHook,
     HeadOutputHook,
     KeywordLabelsHook,
     KeywordLabelsPreHook,
     LayerHook,
-    RootHook,
     RootPreHook,
+    ScoresHook,
+    head_input_hook,
 )
 from .layers import innermost
-from .reduction import layout_of
 
 if TYPE_CHECKING:
+    from .learner import Learnt
     from .recorder import Recorder
 
 
 class Attachment:
     """The hooks of one meter on its model."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        selection: Selection,
-        reduction: Reduction | Mapping[str, Reduction],
-    ) -> None:
-        self._model, self._selection, self._reduction = model, selection, reduction
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._root = model, innermost(model)
         self._handles: list[RemovableHandle] = []
+        self._first: list[RemovableHandle] = []  # until the first forward
         self.marked: list[compiled.Mark] = []
         self._finalizer: weakref.finalize[..., Any] | None = None
 
@@ -48,38 +44,78 @@ class Attachment:
 
     def attach(self, recorder: Recorder) -> None:
         """Put the hooks on the model; where they are there already, nothing happens."""
+        if recorder.learnt is None:
+            self._show_first_forward(recorder)
         if self._handles:
             return
-        model, root, selection = self._model, innermost(self._model), self._selection
-        handles = self._handles
-        handles.append(
-            model.register_forward_pre_hook(KeywordLabelsPreHook(recorder), with_kwargs=True)
-        )
-        handles.append(root.register_forward_pre_hook(RootPreHook(recorder)))
-        for name in selection.layers:
-            module = selection.modules[name]
-            layout = layout_of(module, selection.before.get(name, ()))
-            hook = LayerHook(recorder, name, layout, reduction_of(self._reduction, name))
-            handles.append(module.register_forward_hook(hook))
-        head = selection.head_module
-        if selection.head is not None and head is not None:
-            layout = Layout(channels_first=False, width=head.in_features)
-            reduction = reduction_of(self._reduction, selection.head)
-            given = HeadInputHook(recorder, selection.head, layout, reduction)
-            handles.append(head.register_forward_pre_hook(given, with_kwargs=True))
-            handles.append(head.register_forward_hook(HeadOutputHook(recorder)))
-        handles.append(root.register_forward_hook(RootHook(recorder), always_call=True))
-        handles.append(model.register_forward_hook(KeywordLabelsHook(recorder), always_call=True))
-        self.marked = compiled.mark([root, *selection.modules.values()])
+        model, root, handles = self._model, self._root, self._handles
+        handles += [
+            model.register_forward_pre_hook(KeywordLabelsPreHook(recorder), with_kwargs=True),
+            root.register_forward_pre_hook(RootPreHook(recorder)),
+        ]
         # A meter that is dropped without `close` leaves no hook either.
         self._finalizer = weakref.finalize(recorder, _detach, handles, self.marked)
+        if recorder.learnt is not None:
+            self.watch(recorder, recorder.learnt)
+        handles += [
+            root.register_forward_hook(ScoresHook(recorder), always_call=True),
+            model.register_forward_hook(KeywordLabelsHook(recorder), always_call=True),
+        ]
+
+    def watch(self, recorder: Recorder, learnt: Learnt) -> None:
+        """Put the hooks on the layers, which are known now."""
+        if not self._handles:
+            return
+        handles, selection = self._handles, learnt.selection
+        asked = learnt.settings.reduction
+        for name in selection.layers:
+            hook = LayerHook(recorder, name, learnt.layouts.get(name), reduction_of(asked, name))
+            handles.append(selection.modules[name].register_forward_hook(hook))
+        head = selection.head_module
+        if head is not None:
+            given = head_input_hook(recorder, learnt)
+            handles.append(head.register_forward_pre_hook(given, with_kwargs=True))
+            handles.append(head.register_forward_hook(HeadOutputHook(recorder)))
+        while self._first:
+            self._first.pop().remove()
+        self.marked += compiled.mark([self._root, *selection.modules.values()])
+
+    def _show_first_forward(self, recorder: Recorder) -> None:
+        """Show a model that is compiled in place, or elsewhere, to the recorder: its hooks run in the graph."""
+        if not self._first:
+            for wrapper in compiled.wrappers(self._root):
+                hook = FirstForwardHook(recorder)
+                self._first.append(wrapper.register_forward_pre_hook(hook, with_kwargs=True))
+        model, run = self._model, self._model._compiled_call_impl
+        if run is None or isinstance(run, _FirstForward):
+            return
+        model._compiled_call_impl = _FirstForward(model, run, weakref.ref(recorder))
 
     def detach(self) -> None:
         """Take every hook off the model."""
+        while self._first:
+            self._first.pop().remove()
         if self._finalizer is not None:
             self._finalizer()
             self._finalizer = None
         self._handles, self.marked = [], []
+
+
+class _FirstForward:
+    """In place of a compiled call until the recorder has learnt from the arguments of one."""
+
+    def __init__(
+        self, model: nn.Module, run: Callable[..., Any], recorder: weakref.ref[Recorder]
+    ) -> None:
+        self._model, self.run, self._recorder = weakref.ref(model), run, recorder
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        recorder, model = self._recorder(), self._model()
+        if recorder is not None:
+            recorder.forward_begins(args, kwargs)
+        if model is not None and (recorder is None or recorder.learnt is not None):
+            model._compiled_call_impl = self.run
+        return self.run(*args, **kwargs)
 
 
 def _detach(handles: list[RemovableHandle], marked: list[compiled.Mark]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from collapsemeter.system.warning import warn
 from .compiled import graphs_may_come
 from .label_tensors import are_classes, label_tensor, row_numbers
 from .namespace import device_of, products_are_reduced
+from .store import HEAD_OUTPUT
 from .waiting import RowNumbers, joined, to_device
 
 if TYPE_CHECKING:
@@ -44,6 +47,11 @@ def set_scope(slot: str, scope: Scope | LeftOut | None) -> None:
         delattr(_SCOPES, slot)
 
 
+IN_EVAL_MODE = (
+    "the model was in eval mode, or without gradients, whenever labels came: pass count_eval=True"
+)
+
+
 class LeftOut:
     """In place of a `Scope`, for a batch that the budget leaves out: its labels are not looked at."""
 
@@ -53,6 +61,8 @@ class LeftOut:
         self.done = False  # the forward that the labels belong to is over
         self.again = False  # the model ran a second time on the same labels
         self.problems: dict[str, BatchError] = {}
+        self.misfit: ValueError | None = None  # in the model's output are no scores
+        self.calls: dict[str, int] = {}
 
 
 class Scope(LeftOut):
@@ -78,7 +88,9 @@ class Scope(LeftOut):
         self.labels = to_device(labels, device)
         self.flat_labels = self.labels.flatten()
         self.mask = mask
-        self.calls: dict[str, int] = {}
+        self.mask_seen: Any = None  # the attention mask that the model was given
+        self.head_given: Any = None
+        self.head_output: Any = None  # both until the model's end
         self.timed: set[str] = set()  # layers counted outside of compiled graphs
         self.first_row = store.next_row
         rows = labels.numel()
@@ -91,12 +103,21 @@ class Scope(LeftOut):
             with torch.inference_mode(False):
                 self._prepare(device)
 
+    def mask_for(self, output: Any) -> Tensor | None:
+        """Return the mask that goes with a layer's output: the user's, or the model's where it fits."""
+        seen = self.mask_seen
+        if self.mask is not None or not isinstance(seen, Tensor):
+            return self.mask
+        features = output[0] if isinstance(output, tuple | list) and output else output
+        fits = isinstance(features, Tensor) and features.ndim == 3
+        return seen if fits and features.shape[:2] == seen.shape and self.labels.ndim == 1 else None
+
     def _prepare(self, device: torch.device) -> None:
         numbers, settings = joined([self.numbers]), self.store.settings
         self.widen = products_are_reduced(device.type)
         self.slots: dict[int, Tensor] = {}
         self.ids = to_device(torch.from_numpy(numbers), device)
-        for size in set(settings.sample_sizes):
+        for size in self.store.sample_sizes:
             slots = reservoir_slots(numbers, size, settings.seed)
             self.slots[size] = to_device(torch.from_numpy(slots), device)
         self.hashes: tuple[Tensor, Tensor] | None = None
@@ -104,6 +125,27 @@ class Scope(LeftOut):
             hashes = row_hashes(numbers, settings.sketch_rows, settings.seed, low_32_bits)
             buckets, negative = (to_device(torch.from_numpy(part), device) for part in hashes)
             self.hashes = buckets, negative
+
+
+class FirstBatch(LeftOut):
+    """A batch before it is known which layers to watch: its own forward tells."""
+
+    def __init__(self, batch: Batch, *, anyway: bool) -> None:
+        super().__init__(anyway=anyway)
+        self.counted = False
+        self.labels = batch.labels
+        self.compiled = False  # the forward ran where no hook sees what it was given
+        self.error: Exception | None = None
+        self._batch = batch
+
+    def learn(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Learn from the forward's arguments; the block of the user sees an error at its end."""
+        if self.error is None and (self.anyway or recorder.is_training()):
+            try:
+                recorder.learn(args, kwargs)
+                self._batch.open()
+            except Exception as error:
+                self.error = error
 
 
 class Batch:
@@ -114,21 +156,32 @@ class Batch:
     ) -> None:
         started = perf_counter()
         self._recorder, self._store, self._anyway = recorder, store, anyway
-        self._labels = self._mask = None
+        self.labels, self._mask = labels, mask
         self._complete = False  # every row is known to have a class
         self._device = device_of(recorder.root)
+        self._checked = False
         if labels is not None:
-            settings = store.settings
-            classes = settings.num_classes, settings.ignore_index
-            self._complete = are_classes(labels, *classes)
-            self._labels = (
-                labels.detach().clone()
-                if self._complete
-                else label_tensor(labels, *classes, self._device, mask)
-            )
-            self._mask = None if mask is None else to_device(torch.as_tensor(mask), self._device)
+            if recorder.knows_classes:
+                self._check_labels()
+            else:  # the loop may write into them before the forward tells of classes
+                tensor = isinstance(labels, Tensor)
+                self.labels = labels.detach().clone() if tensor else copy.copy(labels)
         self._scope: Scope | LeftOut | None = None
         self._preparing = perf_counter() - started
+
+    def _check_labels(self) -> None:
+        if self._checked:
+            return
+        self._checked = True
+        settings, labels, mask = self._store.settings, self.labels, self._mask
+        classes = settings.num_classes, settings.ignore_index
+        self._complete = are_classes(labels, *classes)
+        self.labels = (
+            labels.detach().clone()
+            if self._complete
+            else label_tensor(labels, *classes, self._device, mask)
+        )
+        self._mask = None if mask is None else to_device(torch.as_tensor(mask), self._device)
 
     def __enter__(self) -> None:
         started = perf_counter() - self._preparing
@@ -137,31 +190,44 @@ class Batch:
         outer = current_scope(recorder.slot)
         if outer is not None:
             raise ValueError(
-                f"labels {_shape(self._labels)} arrive while labels "
+                f"labels {_shape(self.labels)} arrive while labels "
                 f"{_shape(getattr(outer, 'labels', None))} wait for their forward: close the first "
                 "block"
             )
         store.clock.begin(started)
         recorder.attach()
-        if self._labels is None:
-            self._scope = LeftOut(anyway=self._anyway)
+        if self.labels is None:
+            self._begin(LeftOut(anyway=self._anyway))
+        elif recorder.learnt is None:
+            self._scope = FirstBatch(self, anyway=self._anyway)
+            set_scope(recorder.slot, self._scope)
         else:
-            with store.lock:
-                self._scope = Scope(
-                    store,
-                    self._labels,
-                    self._mask,
-                    device=self._device,
-                    complete=self._complete,
-                    anyway=self._anyway,
-                )
-                if self._scope.ready:
-                    store.make_ordinary()
-        if not self._anyway and not recorder.is_training():
-            # The model may still be set to train inside the block: its own forward decides.
-            self._scope.counted = False
-        set_scope(recorder.slot, self._scope)
+            self.open()
         store.clock.spend_since(started)
+
+    def open(self) -> None:
+        """Prepare what the hooks read."""
+        store = self._store
+        self._check_labels()
+        with store.lock:
+            scope = Scope(
+                store,
+                self.labels,
+                self._mask,
+                device=self._device,
+                complete=self._complete,
+                anyway=self._anyway,
+            )
+            if scope.ready:
+                store.make_ordinary()
+        self._begin(scope)
+
+    def _begin(self, scope: Scope | LeftOut) -> None:
+        self._scope = scope
+        if not self._anyway and not self._recorder.is_training():
+            # The model may still be set to train inside the block: its own forward decides.
+            scope.counted = False
+        set_scope(self._recorder.slot, scope)
 
     def __exit__(
         self,
@@ -181,11 +247,18 @@ class Batch:
         self._scope = None
         if scope is None:
             return
-        problem = next(iter(scope.problems.values()), None)
+        if isinstance(scope, FirstBatch):
+            store.clock.leave()
+            if not failed:
+                self._explain(scope)
+            return
+        problem = scope.misfit or _problem_of_all(scope)
+        recorder.nothing = str(problem or ("" if scope.counted else IN_EVAL_MODE))
         counted = scope.counted and problem is None and not failed
         with store.lock:
             if isinstance(scope, Scope):
                 if counted:
+                    store.unpair(scope.problems)
                     store.commit(scope)
                 else:
                     store.abort(scope)
@@ -204,6 +277,35 @@ class Batch:
                 "forward was counted; give every forward a block of its own"
             )
 
+    def _explain(self, scope: FirstBatch) -> None:
+        """Say why nothing could be learnt from a block."""
+        error = scope.error
+        if error is None and scope.compiled:
+            error = ValueError(
+                "the model ran inside a compiled graph before the meter had seen it run: pass example=, "
+                "a batch of inputs, or the compiled model itself"
+            )
+        if error is not None:
+            self._recorder.nothing = str(error)
+            raise error from None
+        if scope.anyway or self._recorder.is_training():
+            self._recorder.unseen.append(self)
+            self._recorder.nothing = "the model did not run inside `with meter.batch(labels)`"
+        else:
+            self._recorder.nothing = IN_EVAL_MODE
 
-def _shape(labels: Tensor | None) -> str:
-    return "left out by the budget" if labels is None else f"of shape {tuple(labels.shape)}"
+    def expect(self) -> None:
+        """Expect these rows of every layer: in this block nothing ran."""
+        self._check_labels()
+        self._store.expected_rows += self.labels.numel()
+        self._store.batches += 1
+
+
+def _problem_of_all(scope: LeftOut) -> BatchError | None:
+    """Return a problem that no layer was without: the labels are not those of this forward."""
+    layers = [name for name in scope.calls if name not in scope.problems and name != HEAD_OUTPUT]
+    return None if layers else next(iter(scope.problems.values()), None)
+
+
+def _shape(labels: Any) -> str:
+    return "left out by the budget" if labels is None else f"of shape {tuple(np.shape(labels))}"

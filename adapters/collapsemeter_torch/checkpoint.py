@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state, saved_layers
-from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 
 from .device_sums import DeviceSums
 from .store import Store
 from .waiting import SampledDecisions
 
+if TYPE_CHECKING:
+    from .learner import Learnt
+
 STATE_VERSION = 1
 ADDED = ("unlabelled", "mixed")  # counters that older states lack
 
 
-def state_dict(store: Store, watched: list[str]) -> dict[str, Any]:
+def state_dict(store: Store, learnt: Learnt) -> dict[str, Any]:
     """Return a store as tensors and plain values, which ``torch.load(weights_only=True)`` reads."""
     store.flush_decisions()
     return {
         "version": STATE_VERSION,
         "num_classes": store.settings.num_classes,
-        "watched": watched,
+        "watched": learnt.selection.watched,
+        "network": learnt.saved(),
         "expected": store.expected_rows,
         "batches": store.batches,
         "next_row": store.next_row,
         "degraded": dict(store.degraded),
+        "unpaired": dict(store.unpaired),
         "partial": [[*key, rows] for key, rows in store.interrupted.items()],
         "layers": [
             {
@@ -67,10 +71,13 @@ def _waiting(state: DeviceSums) -> list[Tensor]:
     return [rows.cpu().clone(), labels.cpu(), torch.from_numpy(numbers)]
 
 
-def load_state(
-    store: Store, state: dict[str, Any], selection: Selection, device: torch.device
-) -> None:
-    """Fill a store from `state_dict`, or leave it as it is where the state is another's."""
+def empty_state() -> dict[str, Any]:
+    """Return the state of a meter that has not seen its network run."""
+    return {"version": STATE_VERSION, "num_classes": None, "layers": []}
+
+
+def check_state(state: Any) -> None:
+    """Raise ValueError unless this is what `state_dict` returned, and can be read."""
     if not isinstance(state, Mapping) or not {"version", "num_classes", "layers"} <= state.keys():
         raise not_a_state(state)
     version = state["version"]
@@ -79,7 +86,14 @@ def load_state(
             f"the state has version {version}, this collapsemeter reads {STATE_VERSION}: "
             "upgrade collapsemeter, or start from reset()"
         )
-    _check_resumable(store, state, selection)
+
+
+def load_state(store: Store, state: dict[str, Any], learnt: Learnt, device: torch.device) -> None:
+    """Fill a store from a checked state, or leave it as it is where the state is another's."""
+    if state["num_classes"] is None:
+        store.clear()
+        return
+    _check_resumable(store, state, learnt)
     layers = {
         (saved["layer"], saved["call"]): _loaded(store.settings, saved, device)
         for saved in state["layers"]
@@ -96,6 +110,7 @@ def load_state(
         store.exact_rows[layer, call] = [(rows, labels, ids)]
     store.expected_rows, store.batches = state["expected"], state["batches"]
     store.next_row, store.degraded = state["next_row"], dict(state["degraded"])
+    store.unpaired = dict(state.get("unpaired", {}))
     store.interrupted = {(layer, call): rows for layer, call, rows in state["partial"]}
 
 
@@ -115,9 +130,20 @@ def _loaded(settings: Settings, saved: dict[str, Any], device: torch.device) -> 
     return layer
 
 
-def _check_resumable(store: Store, state: dict[str, Any], selection: Selection) -> None:
+def check_same_network(saved: Learnt, learnt: Learnt) -> None:
+    """Raise unless the network that runs is the one whose state was loaded."""
+    check_same(
+        *(
+            {"classes": known.settings.num_classes, "layers": known.selection.watched}
+            for known in (saved, learnt)
+        )
+    )
+
+
+def _check_resumable(store: Store, state: dict[str, Any], learnt: Learnt) -> None:
     """Raise unless the state is of these layers and classes, and rows to come are kept as those before."""
-    watched, settings = selection.watched, store.settings
+    selection, settings = learnt.selection, store.settings
+    watched = selection.watched
     counted = {saved["layer"]: saved["tensors"]["shift"].shape[1] for saved in state["layers"]}
     layers = saved_layers(state.get("watched"), counted, watched)
     check_same(
@@ -125,15 +151,16 @@ def _check_resumable(store: Store, state: dict[str, Any], selection: Selection) 
         {"classes": settings.num_classes, "layers": watched},
     )
     widths = {name: layer.width for (name, _), layer in store.layers.items()}
-    if selection.head is not None and selection.head_module is not None:
-        widths.setdefault(selection.head, selection.head_module.in_features)
+    head_width = learnt.head_width()
+    if selection.head is not None and head_width is not None:
+        widths.setdefault(selection.head, head_width)
     check_widths(counted, widths)
     saved_sizes = {len(saved["ids"]) - 1 for saved in state["predictions"]}
     saved_sizes |= {len(saved["tensors"]["sample_ids"]) - 1 for saved in state["layers"]}
-    if not saved_sizes <= set(settings.sample_sizes):
+    if not saved_sizes <= store.sample_sizes:
         raise ValueError(
             f"the state keeps samples of {sorted(saved_sizes)} rows, this meter of "
-            f"{sorted(settings.sample_sizes)}: pass the same sample_rows="
+            f"{sorted(store.sample_sizes)}: pass the same sample_rows="
         )
     for saved in state["layers"]:
         if saved["kind"] == "sketch":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 # Why the time that counting takes is not known.
@@ -17,6 +20,16 @@ def anything_compiled() -> bool:
     """Whether torch.compile has made a graph in this process."""
     utils = sys.modules.get("torch._dynamo.utils")
     return utils is not None and utils.counters["stats"]["unique_graphs"] > 0
+
+
+def eager() -> AbstractContextManager[object]:
+    """Return a context in which compiled models run as they were written."""
+    if (
+        "torch._dynamo.eval_frame" not in sys.modules
+    ):  # nothing is compiled, and to import this takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def graphs_may_come() -> bool:
@@ -39,6 +52,15 @@ def is_compiled(model: nn.Module) -> bool:
         or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()
     )
+
+
+def wrappers(model: nn.Module) -> list[nn.Module]:
+    """Return the compiled models around a model that somebody holds."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    if frames is None:
+        return []
+    kind = frames.OptimizedModule
+    return [o for o in gc.get_objects() if type(o) is kind and o._orig_mod is model]
 
 
 def mark(modules: Iterable[nn.Module]) -> list[Mark]:

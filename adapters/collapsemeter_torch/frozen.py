@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +17,13 @@ from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 
 from .batch import Batch, Scope
+from .compiled import eager
 from .hooks import next_token
 from .namespace import device_of
 from .store import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
+    from .learner import Learnt
     from .recorder import Recorder
 
 # NumPy reads these through integers of their size; the name is ml_dtypes'.
@@ -33,41 +35,54 @@ _SEEN_AS = {
 
 
 def frozen_pass(
-    recorder: Recorder, model: nn.Module, store: Store, batches: Iterable[Any], progress: bool
-) -> None:
-    """Pass every batch through the model into the store; leave the model's modes as they were."""
+    recorder: Recorder,
+    model: nn.Module,
+    make_store: Callable[[Learnt], Store],
+    batches: Iterable[Any],
+    progress: bool,
+) -> Store:
+    """Pass every batch through the model into a store; leave the model's modes as they were."""
+    store: Store | None = None
     modes = {module: module.training for module in model.modules()}
     device = device_of(model)
     model.eval()
     try:
         # Compiled graphs may have been made without the hooks, and gain nothing in one pass.
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        with torch.inference_mode(), eager():
             for item in each_batch(batches, progress):
                 inputs, labels, mask = split(item)
                 if isinstance(item, Mapping):
                     labels = next_token(recorder, labels)
                 require_labels(labels)
-                inputs = pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
+                inputs = on_device(inputs, device)
+                if store is None:
+                    store = make_store(recorder.learn(*as_arguments(inputs)))
                 with Batch(recorder, store, labels, mask, anyway=True):
-                    _call(model, inputs)
+                    args, kwargs = as_arguments(inputs)
+                    model(*args, **kwargs)
     finally:
         for module, training in modes.items():
             module.training = training
+    assert store is not None  # a pass without a batch has raised
+    return store
+
+
+def on_device(inputs: Any, device: torch.device) -> Any:
+    """Return inputs as tensors on a device."""
+    return pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
+
+
+def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return how a model is called with a batch of inputs: a tensor, a tuple, or a dict of arguments."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
 def _to(leaf: Any, device: torch.device) -> Any:
     if isinstance(leaf, np.ndarray):
         leaf = torch.tensor(leaf)
     return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
-
-
-def _call(model: nn.Module, inputs: Any) -> None:
-    if isinstance(inputs, Mapping):
-        model(**inputs)
-    elif isinstance(inputs, tuple | list):
-        model(*inputs)
-    else:
-        model(inputs)
 
 
 class Dump(Store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from time import perf_counter
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from collapsemeter.adapter.reduction import BatchError, Layout, Reduction
+from collapsemeter.adapter.reduction import BatchError, Layout, Reduction, reduction_of
 
-from .batch import Scope
+from .batch import IN_EVAL_MODE, FirstBatch, Scope
 from .reduction import feature_rows
 from .store import HEAD_OUTPUT
 
 if TYPE_CHECKING:
+    from .learner import Learnt
     from .recorder import Recorder
 
 
@@ -148,7 +150,7 @@ class LayerHook(CountingHook):
         rows = feature_rows(
             output,
             scope.labels,
-            scope.mask,
+            scope.mask_for(output),
             layer=self.name,
             layout=self.layout,
             reduction=self.reduction,
@@ -157,48 +159,130 @@ class LayerHook(CountingHook):
 
 
 class HeadInputHook(LayerHook):
-    """The same for what the head is given (as a forward pre-hook with keyword arguments)."""
+    """The same for what the head is given (as a forward pre-hook with keyword arguments).
 
-    __slots__ = ()
+    Where the scores are those of some positions, it waits for them: features are those of the same positions.
+    """
+
+    __slots__ = ("selects",)
+    selects: bool
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.see(args[0] if args else kwargs.get("input"))
+        self.see(args[0] if args else kwargs.get("input", next(iter(kwargs.values()), None)))
+
+    def count(self, scope: Scope, output: Any) -> None:
+        if self.selects and scope.labels.ndim == 1 and is_sequence(output):
+            scope.head_given = output
+        else:
+            super().count(scope, output)
+
+
+def head_input_hook(recorder: Recorder, learnt: Learnt) -> HeadInputHook:
+    """Return the hook of the head, which must be known."""
+    head = learnt.selection.head
+    assert head is not None
+    reduction = reduction_of(learnt.settings.reduction, head)
+    hook = HeadInputHook(recorder, head, learnt.head_layout(), reduction)
+    hook.selects = learnt.selects and reduction == "auto"
+    return hook
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether something is a tensor (B, T, d)."""
+    return isinstance(value, Tensor) and value.ndim == 3
+
+
+def selected_rows(given: Tensor, output: Tensor, scores: Tensor) -> Tensor:
+    """Return the rows of a head's input (B, T, d) whose output (B, T, C) became the scores (B, C), else NaN."""
+    same = (output == scores[:, None]).all(-1)
+    position = same.to(torch.uint8).argmax(1)
+    rows = given.gather(1, position[:, None, None].expand(-1, 1, given.shape[2]))[:, 0]
+    return torch.where(same.any(1)[:, None], rows, math.nan)
 
 
 class HeadOutputHook(CountingHook):
-    """Hands the network's own decisions to the store."""
+    """Keeps what the head gave until the model's end: scores are chosen among it, or not returned at all.
+
+    In a graph its decisions are the network's: hooks of the model itself run outside of it.
+    """
 
     __slots__ = ()
     name = HEAD_OUTPUT
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         scope = self.scope()
-        if scope is not None and isinstance(output, Tensor):
+        if scope is None:
+            return
+        if torch.compiler.is_compiling():
             self.guarded(scope, output)
+        else:
+            scope.head_output = output
 
     def count(self, scope: Scope, output: Tensor) -> None:
-        """Take the decisions that logits (..., C), one row per label, make."""
-        rows = output.detach().flatten(0, -2)
-        if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
-            return  # not one decision per label: NC4 is absent, with its reason
-        if rows.shape[1] == 1 and scope.store.settings.num_classes > 2:
-            return  # a score of something else
-        # One logit decides between two classes by its sign.
-        decided = rows.argmax(1) if rows.shape[1] > 1 else (rows[:, 0] > 0).to(torch.int64)
-        scope.store.add_decisions(scope, decided)
+        rows = output.detach()
+        add_decisions(scope, rows.flatten(0, -2) if rows.ndim < 4 else rows.movedim(1, -1), 0.0)
 
 
-class RootHook(Hook):
-    """Marks the end of the forward that the labels belong to: later ones are not counted."""
+def add_decisions(scope: Scope, rows: Tensor, threshold: float) -> None:
+    """Keep the decisions that scores (N, C) make, where there is one for each label."""
+    if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
+        return  # NC4 is absent, with its reason
+    if rows.shape[1] == 1 and scope.store.settings.num_classes > 2:
+        return  # a score of something else
+    decided = rows.argmax(1) if rows.shape[1] > 1 else (rows[:, 0] > threshold).to(torch.int64)
+    scope.store.add_decisions(scope, decided)
+
+
+class ScoresHook(CountingHook):
+    """Hands the network's own decisions to the store, and marks the end of the forward that labels belong to."""
 
     __slots__ = ()
+    name = HEAD_OUTPUT
 
     # torch.compile may trace this as a frame of its own, and would look at tensors among the arguments.
-    def __call__(self, *unused: Any) -> None:
+    def __call__(self, *arguments: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.see(arguments[-1])
         recorder = self.recorder()
         scope = recorder.scope() if recorder is not None else None
         if scope is not None:
             scope.done = True
+
+    def see(self, output: Any) -> None:
+        """Count the decisions of this output, or keep it until the loss brings labels."""
+        if output is None:  # the forward raised
+            return
+        scope = self.scope()
+        recorder = self.recorder()
+        if scope is not None:
+            self.guarded(scope, output)
+        elif recorder is not None and recorder.waits_for_loss and recorder.scope() is None:
+            recorder.stash(self, output)
+
+    def count(self, scope: Scope, output: Any) -> None:
+        """Take the decisions that scores (..., C), one row per label, make."""
+        recorder = self.recorder()
+        if recorder is None or recorder.learnt is None:
+            return
+        if HEAD_OUTPUT in scope.calls:  # a graph has counted them
+            return
+        head_output, scope.head_output = scope.head_output, None
+        head_speaks = head_output is not None and recorder.learnt.labelled
+        try:
+            rows = recorder.learnt.rows_of_scores(output)
+        except ValueError as error:
+            rows = None
+            if not head_speaks:
+                scope.misfit = error
+                return
+        given, scope.head_given = scope.head_given, None
+        if given is not None and rows is not None and is_sequence(head_output):
+            head = recorder.learnt.selection.head or ""
+            scope.store.add_rows(scope, head, selected_rows(given, head_output, rows).detach())
+        if rows is None and head_speaks:
+            rows = head_output.detach().flatten(0, -2)
+        if rows is not None:
+            add_decisions(scope, rows, recorder.learnt.selection.threshold)
 
 
 class RootPreHook(Hook):
@@ -211,6 +295,8 @@ class RootPreHook(Hook):
         scope = recorder.scope() if recorder is not None else None
         if scope is None:
             return
+        if isinstance(scope, FirstBatch):
+            scope.compiled = scope.compiled or torch.compiler.is_compiling()
         if scope.done:
             scope.again |= torch.compiler.is_compiling() or not recomputing()
         elif not scope.anyway:
@@ -221,7 +307,7 @@ class RootPreHook(Hook):
 
 
 class KeywordLabelsPreHook(Hook):
-    """Opens a batch when the model is called with ``labels=`` and none is open."""
+    """Shows the first forward to the meter, and opens a batch when ``labels=`` come and none is open."""
 
     __slots__ = ()
 
@@ -229,19 +315,47 @@ class KeywordLabelsPreHook(Hook):
         recorder = self.recorder()
         if recorder is None or torch.compiler.is_compiling():
             return
+        known = recorder.learnt is not None
+        self._begin(recorder, module, args, kwargs)
+        learnt = recorder.learnt
+        if not known and learnt is not None and learnt.selection.head_module is module:
+            # Hooks that come while a module's hooks run are not called: here the model is the head.
+            head_input_hook(recorder, learnt)(module, args, kwargs)
+
+    def _begin(
+        self, recorder: Recorder, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> None:
         recorder.pending.clear()  # what a forward without a loss left behind
         recorder.close_stale()
         labels = kwargs.get("labels")
-        if labels is None or recorder.scope() is not None:
+        scope = recorder.scope()
+        if labels is None or scope is not None:
+            recorder.forward_begins(args, kwargs)
+            scope = recorder.scope()
+            if isinstance(scope, Scope) and not scope.done:
+                scope.mask_seen = kwargs.get("attention_mask")
             return
         if not recorder.count_eval and not (module.training and torch.is_grad_enabled()):
+            recorder.nothing = IN_EVAL_MODE
             return
         try:
+            recorder.learn(args, kwargs)
             if recorder.takes_next():
                 labels = next_token(recorder, labels)
             recorder.open_by_hook(labels, kwargs.get("attention_mask"))
         except Exception as error:  # the loop was not edited for us: it must not notice us either
             recorder.live.degrade("labels=", error)
+
+
+class FirstForwardHook(Hook):
+    """Shows the first forward of a compiled model to the meter of the model inside."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        recorder = self.recorder()
+        if recorder is not None and not torch.compiler.is_compiling():
+            recorder.forward_begins(args, kwargs)
 
 
 class KeywordLabelsHook(Hook):
@@ -300,9 +414,7 @@ class CriterionHook(Hook):
             )
         logits = args[0] if args else kwargs.get("input")
         if isinstance(logits, Tensor):
-            logits, labels = of_one_logit(logits, labels)
-        if isinstance(module, nn.BCELoss) and isinstance(logits, Tensor):
-            logits = logits.detach() - 0.5  # of probabilities: a half decides, and not zero
+            labels = of_one_logit(logits, labels)
         try:
             with recorder.batch(labels):
                 scope = recorder.scope()
@@ -310,17 +422,11 @@ class CriterionHook(Hook):
                     return
                 for hook, output in waiting:
                     hook.guarded(scope, output)
-                if isinstance(logits, Tensor) and logits.ndim == scope.labels.ndim + 1:
-                    # Loss modules take the classes on axis 1, however many positions follow.
-                    HeadOutputHook(recorder).guarded(scope, logits.movedim(1, -1))
         except ValueError as error:  # the loop was not edited for us: it must not notice us either
             recorder.live.degrade("criterion=", error)
 
 
-def of_one_logit(logits: Tensor, labels: Any) -> tuple[Tensor, Any]:
-    """Return a binary loss's logits with their one column, and its labels without: it takes both in one shape."""
-    if not isinstance(labels, Tensor) or labels.shape != logits.shape:
-        return logits, labels
-    if logits.ndim == 1:
-        return logits[:, None], labels
-    return (logits, labels[:, 0]) if logits.shape[1] == 1 else (logits, labels)
+def of_one_logit(logits: Tensor, labels: Any) -> Any:
+    """Return a binary loss's labels without their column: it takes both in one shape."""
+    alike = isinstance(labels, Tensor) and labels.shape == logits.shape
+    return labels[:, 0] if alike and logits.ndim > 1 and logits.shape[1] == 1 else labels

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Self
@@ -18,8 +20,11 @@ from collapsemeter.activations.manifest import NAME as MANIFEST
 from collapsemeter.activations.writer import SHARD_BYTES, Writer
 from collapsemeter.adapter.batches import check_phase
 from collapsemeter.adapter.budget import Budget
+from collapsemeter.adapter.memory import Memory
+from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.network_report import network_report
 from collapsemeter.adapter.reduction import Reduction, check_reduction
+from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
@@ -28,36 +33,58 @@ from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.terminal import say
 from collapsemeter.system.warning import warn
 
-from . import checkpoint, compiled
+from . import compiled
 from .attachment import Attachment
 from .batch import Batch
-from .frozen import Dump, frozen_pass
+from .frozen import Dump, as_arguments, frozen_pass, on_device
 from .hooks import CriterionHook
-from .layers import Layers, innermost, select
+from .learner import HeadOption, Learner, Learnt
 from .namespace import device_of
 from .recorder import Recorder
 from .store import Store
-from .tallies import causes, head_of, tallies
+from .tallies import causes, tallies
+
+_ADVICE = (
+    "wrap the forward in `with meter.batch(labels):` while the model is in training mode (or pass "
+    "count_eval=True), pass labels= to the model, or name the loss module with criterion="
+)
+_UNSEEN = "the first batch, or example=, tells which layers the network has"
 
 
 class CollapseMeter:
     r"""Measure NC1 to NC4 of a PyTorch model's layers, while it trains or in a frozen pass.
 
     Forward hooks reduce each watched layer to class-shifted sums on its device, without a copy to the
-    host, a change to the model's output, its gradients or the random state.
+    host, a change to the model's output, its gradients or the random state. Head, classes and layers
+    are learnt from one forward of the model, of which nothing remains: that of ``example``, or else
+    that of the first batch, just before it is counted.
 
     Parameters
     ----------
     model : nn.Module
         Bare, compiled, or wrapped for data parallelism; layer names are those of the bare model.
     layers : "auto", str, iterable of str, or callable
-        Names or shell patterns of modules whose output is watched, or ``predicate(name, module)``.
-        ``auto`` takes the blocks a person would name. The head's input is watched besides, under
-        the head's name.
-    head : "auto", str, or None
-        The final linear layer; ``auto`` finds it.
+        Names or patterns of modules whose output is watched (``*`` within one part of a name, ``**``
+        across), or ``predicate(name, module)``. ``auto`` takes the ends of blocks whose output all of
+        the signal passes, in the order of the data. The head's input is watched besides, under the
+        head's name.
+    head : "auto", str, pair, or None
+        The linear map or 1x1 convolution that makes the scores; ``auto`` finds it. A head that computes
+        otherwise, such as a cosine classifier, is ``(name or module, callable)``; the callable returns
+        its (C, d) weight, or weight and (C,) bias, from the module.
+    example : tensor, tuple or dict, optional
+        One batch of inputs to learn from at once.
+    scores : "auto", key, index, or callable
+        Which part of what the model returns holds the scores, (B, C) or one column for two classes.
+        ``auto`` takes a tensor, ``logits``, or the only part of C columns.
+    max_layers : int
+        How many layers ``auto`` takes at most, spread over the depth.
+    memory : "auto", float, or None
+        MiB that the statistics of all layers may take: hidden layers keep fewer rows for NC4 and
+        smaller scatters before the last layer does. ``auto`` is the larger of 64 MiB and half of the
+        parameters; None sets no limit.
     num_classes : int, optional
-        C; by default the head's outputs.
+        C; by default the width of the scores.
     reduction, scatter, convention, ignore_index, nonfinite, sample_rows, seed, sketch_rows
         See `collapsemeter.adapter.settings.Settings`.
     criterion : nn.Module, optional
@@ -81,7 +108,8 @@ class CollapseMeter:
     Raises
     ------
     ValueError
-        If layers, head, reduction or classes do not fit the model.
+        If layers, head, reduction or classes do not fit the model; what only a forward tells is
+        raised at the end of the first batch.
 
     Examples
     --------
@@ -99,8 +127,12 @@ class CollapseMeter:
         self,
         model: nn.Module,
         layers: Layers = "auto",
-        head: str | None = "auto",
+        head: HeadOption = "auto",
         *,
+        example: Any = None,
+        scores: Scores = "auto",
+        max_layers: int = MAX_LAYERS,
+        memory: Memory = "auto",
         num_classes: int | None = None,
         reduction: Reduction | Mapping[str, Reduction] = "auto",
         scatter: ScatterKind | Literal["auto"] = "auto",
@@ -128,10 +160,10 @@ class CollapseMeter:
         if num_classes is not None:
             num_classes = check_num_classes(num_classes, least=2)
         self.budget = Budget(every, max_rows)
-        self.selection = select(model, layers, head, num_classes)
-        check_reduction(reduction, self.selection.watched)
-        self.settings = Settings(
-            num_classes=self.selection.classes(num_classes),
+        for how in reduction.values() if isinstance(reduction, Mapping) else ():
+            check_reduction(how)  # of which layer is known when the network has run
+        settings = Settings(
+            num_classes=num_classes or 2,
             reduction=reduction,
             scatter=scatter,
             convention=convention,
@@ -141,26 +173,30 @@ class CollapseMeter:
             seed=seed,
             sketch_rows=sketch_rows,
         )
-        self.exact = exact
-        self.strict = strict
+        self.exact, self.strict = exact, strict
         self._model = model
-        self._attachment = Attachment(model, self.selection, reduction)
+        if not isinstance(layers, str) and not callable(layers):
+            layers = list(layers)
+        learner = Learner(model, layers, head, num_classes, settings, scores, max_layers, memory)
+        learner.check()
+        self._attachment = Attachment(model)
         self._recorder = Recorder(
-            innermost(model),
-            self.settings,
+            learner,
             self.budget,
             self._attachment,
             exact=exact,
             strict=strict,
             count_eval=count_eval,
+            announce=partial(_announce, verbose),
         )
         self._closed = False
         self._criterion: weakref.finalize[..., Any] | None = None
         if criterion is not None:
             self._watch_criterion(criterion)
+        if example is not None:
+            inputs = on_device(example, device_of(self._recorder.root))
+            self._recorder.learn(*as_arguments(inputs))
         self.attach()
-        if verbose:
-            say(self.describe())
 
     # Attaching
 
@@ -192,14 +228,39 @@ class CollapseMeter:
         """C."""
         return self.settings.num_classes
 
-    def describe(self) -> str:
-        """Return what is watched and, for every other module, why it is not."""
-        return self.selection.describe(self.num_classes)
+    @property
+    def settings(self) -> Settings:
+        """How layers are counted and measured."""
+        return self._learnt.settings
+
+    @property
+    def selection(self) -> Selection:
+        """The layers that are watched."""
+        return self._learnt.selection
 
     @property
     def skipped(self) -> dict[str, str]:
         """Why each module that is not watched is not."""
         return dict(self.selection.skipped)
+
+    def describe(self, full: bool = False) -> str:
+        """Return in words what is watched, and why the rest is not.
+
+        Parameters
+        ----------
+        full : bool
+            Name every module that is not watched; by default they are counted by reason.
+        """
+        if self._recorder.known is None:
+            return f"collapsemeter watches nothing yet: {_UNSEEN}"
+        return _described(self._learnt, full=full)
+
+    @property
+    def _learnt(self) -> Learnt:
+        learnt = self._recorder.known
+        if learnt is None:
+            raise ValueError(f"this is not known yet: {_UNSEEN}")
+        return learnt
 
     # Counting
 
@@ -260,9 +321,17 @@ class CollapseMeter:
             If there is no batch, or a layer's output does not fit the labels.
         """
         check_phase(phase)
-        store = Store(self.settings, exact=self.exact, strict=self.strict, wide=True)
-        self._frozen_pass(store, batches, progress)
-        return self._report(store, phase, {})
+
+        def wide_store(learnt: Learnt) -> Store:
+            return Store(
+                learnt.settings,
+                exact=self.exact,
+                strict=self.strict,
+                wide=True,
+                holdings=learnt.holdings,
+            )
+
+        return self._report(self._frozen_pass(wide_store, batches, progress), phase, {})
 
     def dump(
         self,
@@ -306,24 +375,31 @@ class CollapseMeter:
             If the libraries that write are missing.
         """
         check_phase(phase)
-        with Writer(
-            path,
-            num_classes=self.num_classes,
-            head=head_of(self.selection),
-            head_layer=self.selection.head,
-            phase=phase,
-            step=step,
-            ignore_index=self.settings.ignore_index,
-            shard_bytes=shard_bytes,
-        ) as writer:
-            self._frozen_pass(Dump(self.settings, self.selection, writer), batches, progress)
-        return writer.folder / MANIFEST
+        with ExitStack() as stack:
 
-    def _frozen_pass(self, store: Store, batches: Iterable[Any], progress: bool) -> None:
+            def written(learnt: Learnt) -> Store:
+                writer = Writer(
+                    path,
+                    num_classes=learnt.settings.num_classes,
+                    head=learnt.head(),
+                    head_layer=learnt.selection.head,
+                    phase=phase,
+                    step=step,
+                    ignore_index=learnt.settings.ignore_index,
+                    shard_bytes=shard_bytes,
+                )
+                return Dump(learnt.settings, learnt.selection, stack.enter_context(writer))
+
+            self._frozen_pass(written, batches, progress)
+        return Path(path) / MANIFEST
+
+    def _frozen_pass(
+        self, make_store: Callable[[Learnt], Store], batches: Iterable[Any], progress: bool
+    ) -> Store:
         attached, started = bool(self._attachment), perf_counter()
         self.attach()
         try:
-            frozen_pass(self._recorder, self._model, store, batches, progress)
+            return frozen_pass(self._recorder, self._model, make_store, batches, progress)
         finally:
             # An exception in a block takes the hooks off, so that none remains: not those of before.
             if attached:
@@ -335,6 +411,7 @@ class CollapseMeter:
     def compute(self) -> CollapseReport:
         """Return the report of what was counted live since the last `reset`.
 
+        Where nothing was counted all metrics are NaN, and a warning says why.
         Its provenance holds ``first_step`` and ``last_step``, numbers of labelled training batches
         whether they were counted or not, and ``overhead``, the share of the training's time that the
         hooks took, see `collapsemeter.adapter.budget.Clock`.
@@ -342,16 +419,21 @@ class CollapseMeter:
         Raises
         ------
         ValueError
-            If no labelled batch was counted, or a row is not finite under ``nonfinite="raise"``.
+            If a row is not finite under ``nonfinite="raise"``.
         """
         started, recorder, live = perf_counter(), self._recorder, self._recorder.live
         recorder.pending.clear()
+        nothing = []
         if live.batches == 0:
-            raise ValueError(
-                "no labelled batch was counted: wrap the forward in `with meter.batch(labels):` while "
-                "the model is in training mode (or pass count_eval=True), pass labels= to the model, "
-                "or name the loss module with criterion=" + compiled.hint(recorder.root)
-            )
+            nothing = [
+                f"no labelled batch was counted: {recorder.nothing or _ADVICE}{compiled.hint(recorder.root)}"
+            ]
+        if recorder.known is None:
+            for part, error in live.degraded.items():
+                nothing.append(f"{part} failed and was left out: {error}")
+            for message in nothing:
+                warn(message)
+            return CollapseReport({}, phase="live", warnings=tuple(nothing))
         steps = recorder.next_step - recorder.first_step
         on_device = device_of(recorder.root).type != "cpu"
         provenance = {
@@ -360,7 +442,7 @@ class CollapseMeter:
             **self.budget.provenance(steps - live.batches, live.expected_rows),
             **live.clock.provenance(compiled.UNSEEN, asynchronous=on_device),
         }
-        report = self._report(live, "live", provenance)
+        report = self._report(live, "live", provenance, nothing)
         live.clock.skip_since(started)
         return report
 
@@ -381,32 +463,39 @@ class CollapseMeter:
         live = self._recorder.live
         state = live.layers.get((layer, call))
         if state is None:
+            known = self._recorder.known
+            watched = [] if known is None else known.selection.watched
             raise ValueError(
                 f"layer {layer!r} has counted nothing (call {call}); watched are "
-                f"{', '.join(self.selection.watched)}{did_you_mean(layer, self.selection.watched)}"
+                f"{', '.join(watched) or 'no layers yet'}{did_you_mean(layer, watched)}"
             )
         with live.lock:
             sums = state.host_sums()
         return ClassMoments.from_sums(sums, state.feature_dtype, "live", seed=state.seed)
 
-    def _report(self, store: Store, phase: Phase, provenance: dict[str, Any]) -> CollapseReport:
+    def _report(
+        self, store: Store, phase: Phase, provenance: dict[str, Any], warnings: Iterable[str] = ()
+    ) -> CollapseReport:
+        learnt = self._learnt
         with store.lock:
             # All that waits is added before the first layer is measured: threads of BLAS look for more
             # work by spinning, and PyTorch's operations between would wait for them.
             store.flush()
             report = network_report(
-                self.selection,
-                tallies(store, self.selection),
-                self.settings,
+                learnt.selection,
+                tallies(store, learnt.selection),
+                learnt.settings,
                 phase=phase,
                 framework=f"torch {torch.__version__}",
                 expected_rows=store.expected_rows,
                 batches=store.batches,
-                head=head_of(self.selection),
+                head=learnt.head(),
                 causes=causes(self._model),
                 degraded=store.degraded,
+                unpaired=store.unpaired,
+                warnings=warnings,
                 interrupted=store.interrupted,
-                provenance=provenance,
+                provenance=provenance | learnt.provenance(),
             )
         return self._with_missing_rows(report) if self.exact else report
 
@@ -430,10 +519,7 @@ class CollapseMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted as tensors and plain values, for ``torch.save``."""
-        recorder = self._recorder
-        with recorder.live.lock:
-            state = checkpoint.state_dict(recorder.live, self.selection.watched)
-        return state | {"steps": [recorder.first_step, recorder.next_step]}
+        return self._recorder.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`, also in the phase of ``every``; `overhead` begins anew.
@@ -443,10 +529,7 @@ class CollapseMeter:
         ValueError
             If it is of other layers, widths or classes, of a newer version, or no state; nothing is loaded then.
         """
-        recorder = self._recorder
-        device = device_of(recorder.root)
-        checkpoint.load_state(recorder.live, state, self.selection, device)
-        recorder.first_step, recorder.next_step = state["steps"]
+        self._recorder.load_state_dict(state)
 
     def _watch_criterion(self, criterion: nn.Module) -> None:
         if not isinstance(criterion, nn.Module):
@@ -464,3 +547,18 @@ class CollapseMeter:
         )
         self._recorder.waits_for_loss = True
         self._criterion = weakref.finalize(self, handle.remove)
+
+
+def _announce(verbose: bool, learnt: Learnt) -> None:
+    if verbose:
+        say(_described(learnt))
+
+
+def _described(learnt: Learnt, full: bool = False) -> str:
+    notes = [learnt.memory] if learnt.memory else []
+    if learnt.sequences:
+        notes.append(
+            "where a sequence has one label, the mean over its positions is taken (under the attention "
+            f"mask) of {', '.join(learnt.sequences)}; reduction= takes others"
+        )
+    return learnt.selection.describe(learnt.settings.num_classes, full=full, notes=notes)

@@ -1,26 +1,30 @@
-"""What hooks hold: where the current batch counts, and what is between batches."""
+"""What hooks hold: what is known of the network, where the current batch counts, and what is between batches."""
 
 from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from collapsemeter.adapter.batches import require_labels
 from collapsemeter.adapter.budget import Budget
-from collapsemeter.adapter.settings import Settings
 
-from .batch import Batch, LeftOut, Scope, current_scope
+from . import checkpoint
+from .batch import Batch, FirstBatch, LeftOut, Scope, current_scope
+from .layers import innermost
+from .namespace import device_of
 from .store import Store
 
 if TYPE_CHECKING:
     from .attachment import Attachment
-    from .hooks import LayerHook
+    from .hooks import LayerHook, ScoresHook
+    from .learner import Learner, Learnt
 
 _NUMBERS = itertools.count()
 
@@ -30,23 +34,35 @@ class Recorder:
 
     def __init__(
         self,
-        root: nn.Module,
-        settings: Settings,
+        learner: Learner,
         budget: Budget,
         attachment: Attachment,
         *,
         exact: bool,
         strict: bool,
         count_eval: bool,
+        announce: Callable[[Learnt], None],
     ) -> None:
-        self.root, self.budget, self.count_eval = root, budget, count_eval
-        self.live = Store(settings, exact=exact, strict=strict)
+        self.root, self.budget, self.count_eval = innermost(learner.model), budget, count_eval
+        self.learnt: Learnt | None = None
+        self.restored: Learnt | None = None  # what the meter of a loaded state knew
+        self.resumed: dict[str, Any] | None = None  # a state that says nothing of the network
+        self.nothing = ""  # why the last batch was not counted
+        self.unseen: list[Batch] = []  # blocks in which nothing ran before that
+        # Their number of classes is that of nothing until the network has run.
+        self.live = Store(learner.settings, exact=exact, strict=strict)
         self.slot = f"recorder {next(_NUMBERS)}"
         self.first_step = self.next_step = 0  # of what is being measured, in training batches
         self.pending = PendingOutputs()
         self.waits_for_loss = False  # labels come with a loss module
-        self._attachment = attachment
+        self._learner, self._attachment, self._announce = learner, attachment, announce
         self._local = threading.local()
+        self._learning = threading.RLock()
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether labels can be checked."""
+        return self.learnt is not None or self._learner.num_classes is not None
 
     def attach(self) -> None:
         """Put the hooks on the model; where they are there already, nothing happens."""
@@ -55,6 +71,40 @@ class Recorder:
     def detach(self) -> None:
         """Take every hook off the model."""
         self._attachment.detach()
+
+    def learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Learnt:
+        """Learn from the arguments of a forward what to watch, unless that is known."""
+        with self._learning:  # two threads may each have a first batch
+            return self.learnt or self._learn(args, kwargs)
+
+    def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Learnt:
+        started = perf_counter()
+        learnt = self._learner.learn(args, kwargs)
+        if self.restored is not None:
+            checkpoint.check_same_network(self.restored, learnt)
+        self.live.settings, self.live.holdings = learnt.settings, learnt.holdings
+        if self.resumed is not None:
+            checkpoint.load_state(self.live, self.resumed, learnt, device_of(self.root))
+            self.resumed = None
+        for batch in self.unseen:
+            batch.expect()
+        self.unseen.clear()
+        self._announce(learnt)
+        self._attachment.watch(self, learnt)
+        self.learnt = learnt  # last: from here on other threads count
+        self.live.clock.skip_since(started)
+        return learnt
+
+    def forward_begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Learn from the first forward that has labels, or whose labels come with the loss."""
+        scope = self.scope()
+        if isinstance(scope, FirstBatch):
+            scope.learn(self, args, kwargs)
+        elif self.learnt is None and scope is None and self.waits_for_loss and self.is_training():
+            try:
+                self.learn(args, kwargs)
+            except Exception as error:
+                self.live.degrade("criterion=", error)
 
     def scope(self) -> Scope | LeftOut | None:
         """The batch that is open in this thread."""
@@ -97,7 +147,7 @@ class Recorder:
         """Close the batch of an interrupted forward, which never came to its end."""
         self.close_by_hook(failed=True)
 
-    def stash(self, hook: LayerHook, output: Any) -> None:
+    def stash(self, hook: LayerHook | ScoresHook, output: Any) -> None:
         """Keep what a layer gave, until the loss brings labels."""
         if torch.compiler.is_compiling():
             self.pending.refused = True
@@ -109,8 +159,40 @@ class Recorder:
                 self.pending.left_out = True
             self.live.clock.spend_since(started)
 
+    @property
+    def known(self) -> Learnt | None:
+        """What is known of the network, from a forward or from a loaded state."""
+        return self.learnt or self.restored
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted as tensors and plain values."""
+        if self.known is None:
+            state = self.resumed or checkpoint.empty_state()
+        else:
+            with self.live.lock:
+                state = checkpoint.state_dict(self.live, self.known)
+        return state | {"steps": [self.first_step, self.next_step]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        checkpoint.check_state(state)
+        self.resumed = self.restored = None
+        known, network = self.learnt, state.get("network")
+        if known is None and network is not None:
+            known = self._learner.restored(network, state["num_classes"])
+        if known is None:  # of an older version: layers are compared when the network has run
+            self.resumed = state
+        else:
+            self.live.settings, self.live.holdings = known.settings, known.holdings
+            checkpoint.load_state(self.live, state, known, device_of(self.root))
+            self.restored = known
+        self.first_step, self.next_step = state["steps"]
+
     def reset(self) -> None:
         """Forget what was counted; memory stays, and the next batch is counted."""
+        self.resumed = self.restored = None
+        self.unseen.clear()
+        self.nothing = ""
         self.live.clear()
         self.pending.clear()
         self.first_step = self.next_step
@@ -128,16 +210,16 @@ class PendingOutputs:
 
     def clear(self) -> None:
         """Drop what waits."""
-        self.outputs: list[tuple[LayerHook, Any]] = []
+        self.outputs: list[tuple[LayerHook | ScoresHook, Any]] = []
         self.refused = False  # a compiled forward keeps no output
         self.left_out = False  # the budget left this forward out: nothing was kept of it
 
-    def add(self, hook: LayerHook, output: Any) -> None:
+    def add(self, hook: LayerHook | ScoresHook, output: Any) -> None:
         """Keep a copy of a layer's output."""
         copied = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), output)
         self.outputs.append((hook, copied))
 
-    def take(self) -> list[tuple[LayerHook, Any]]:
+    def take(self) -> list[tuple[LayerHook | ScoresHook, Any]]:
         """Return what waits, and wait for nothing more."""
         outputs, self.outputs, self.left_out = self.outputs, [], False
         return outputs

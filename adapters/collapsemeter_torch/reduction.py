@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -92,15 +91,10 @@ def feature_rows(
     return rows.detach()
 
 
-def layout_of(module: nn.Module, before: Iterable[nn.Module] = ()) -> Layout | None:
-    """Return what the last part of a module that has channels says of them; None if none has.
-
-    ``before`` runs just before it in a Sequential, and speaks for an activation.
-    """
-    parts = [part for sibling in (*before, module) for part in sibling.modules()]
-    for part in reversed(parts):
-        if isinstance(part, _CHANNELS_FIRST + _CHANNELS_LAST):
-            return Layout(isinstance(part, _CHANNELS_FIRST), _features_of(part))
+def layout_of(module: nn.Module) -> Layout | None:
+    """Return where a layer has its channels; None if it has none itself."""
+    if isinstance(module, _CHANNELS_FIRST + _CHANNELS_LAST):
+        return Layout(isinstance(module, _CHANNELS_FIRST), _features_of(module))
     return None
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from collapsemeter.adapter.budget import Clock
+from collapsemeter.adapter.memory import Holding
 from collapsemeter.adapter.reduction import BatchError
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sampling import low_32_bits
 from collapsemeter.stats.sketch import row_hashes
+from collapsemeter.stats.sums import ScatterKind
 from collapsemeter.system.warning import warn
 
 from .device_sums import DeviceSums
@@ -40,7 +44,9 @@ class Store:
         exact: bool = False,
         strict: bool = False,
         wide: bool = False,
+        holdings: Mapping[str, tuple[int, Holding]] = MappingProxyType({}),
     ) -> None:
+        self.holdings = holdings  # of layers of a width that is known: what they keep
         self.settings, self.exact, self.strict, self.wide = settings, exact, strict, wide
         self.lock = threading.RLock()  # two threads may each have a batch
         self.clock = Clock()
@@ -53,6 +59,7 @@ class Store:
         self.expected_rows = self.batches = self.next_row = 0
         self.interrupted: dict[tuple[str, int], int] = {}  # rows that only some layers saw
         self.degraded: dict[str, str] = {}
+        self.unpaired: dict[str, str] = {}  # layers whose output no rule pairs with the labels
 
     def clear(self) -> None:
         """Start again; states stay in place, because compiled graphs hold their tensors."""
@@ -65,6 +72,7 @@ class Store:
         self.expected_rows = self.batches = self.next_row = 0
         self.interrupted.clear()
         self.degraded.clear()
+        self.unpaired.clear()
         self.exact_rows.clear()
         self.clock.clear()
 
@@ -82,7 +90,9 @@ class Store:
         state = self.layers.get((layer, call))
         if state is None:
             wide = self.wide and has_float64(rows.device)
-            state = self.layers[layer, call] = DeviceSums(rows, self.settings, wide=wide)
+            kind, size = self._holding(layer, rows.shape[1])
+            state = DeviceSums(rows, self.settings, kind, size, wide=wide)
+            self.layers[layer, call] = state
         if state.width != rows.shape[1]:
             raise BatchError(layer, rows.shape, scope.labels.shape, _WIDTH)
         # Before the update: one that is cut short leaves rows missing, and so is noticed.
@@ -101,6 +111,19 @@ class Store:
         state.update(rows, scope.flat_labels, scope.numbers)
         if self.exact:
             self._keep(scope, (layer, call), rows)
+
+    def _holding(self, layer: str, width: int) -> tuple[ScatterKind, int]:
+        """Return the scatter that a layer keeps, and how many rows for NC4."""
+        planned_width, planned = self.holdings.get(layer, (None, None))
+        if planned is None or planned_width != width:  # a reduction of the user's own
+            return self.settings.kind(width), self.settings.sample_size(width)
+        return planned.kind, planned.sample_rows
+
+    @property
+    def sample_sizes(self) -> set[int]:
+        """How many rows a layer may keep for NC4."""
+        planned = {holding.sample_rows for _, holding in self.holdings.values()}
+        return {*self.settings.sample_sizes, *planned}
 
     def _hashes(self, scope: Scope) -> tuple[Tensor, Tensor]:
         if scope.hashes is None:  # of a layer that ran for the first time, and after others
@@ -168,6 +191,13 @@ class Store:
         )
 
     # What a batch calls
+
+    def unpair(self, problems: Mapping[str, BatchError]) -> None:
+        """Leave layers out that others did without, and warn once."""
+        for layer, problem in problems.items():
+            if layer not in self.unpaired:
+                self.unpaired[layer] = str(problem)
+                warn(f"collapsemeter leaves layer {layer!r} out: {problem}")
 
     def make_ordinary(self) -> None:
         """Make ordinary tensors of what a compiled graph made."""

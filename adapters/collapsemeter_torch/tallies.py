@@ -1,4 +1,4 @@
-"""From the device to the host: what each layer counted, and the head's weights."""
+"""From the device to the host: what each layer counted."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from collapsemeter import Head
 from collapsemeter.adapter.selection import Selection
-from collapsemeter.adapter.tally import Array, Tally, classifier
+from collapsemeter.adapter.tally import Array, Tally
 from collapsemeter.stats.sums import COUNTERS
 
 from . import compiled
@@ -76,19 +73,6 @@ def _kept_decisions(store: Store, call: int, state: DeviceSums) -> tuple[Array, 
             classes = decisions.predictions[:-1].cpu().numpy()
             return numbers[numbers >= 0], classes[numbers >= 0]
     return None
-
-
-def head_of(selection: Selection) -> Head | None:
-    """Return the head's weights on the host."""
-    module = selection.head_module
-    if module is None:
-        return None
-    return classifier(_host(module.weight), None if module.bias is None else _host(module.bias))
-
-
-def _host(parameter: Tensor) -> npt.NDArray[np.float64]:
-    array: npt.NDArray[np.float64] = parameter.detach().to("cpu", torch.float64).numpy()
-    return array
 
 
 def causes(model: nn.Module) -> dict[str, str]:

@@ -166,7 +166,7 @@ def test_labels_that_come_with_the_loss():
         kept.append(len(meter._recorder.pending.outputs))
         loss(output, Y).backward()
         loss(torch.zeros(12, 3), Y)  # of another model
-    assert kept == [2, 0, 0, 2, 0, 0, 2]  # copies of what waits for its labels
+    assert kept == [3, 0, 0, 3, 0, 0, 3]  # copies of what waits for its labels: two layers, scores
     net(torch.ones(12, 4))  # without a loss
     same(meter, feed(watch(other := mlp()), other, inputs(7)[::3]))
     assert not meter.compute().warnings
@@ -184,7 +184,7 @@ def test_a_block_and_a_criterion_are_one_batch():
 
 def test_a_loss_whose_turn_has_passed_is_no_batch():
     net, loss = mlp(), nn.CrossEntropyLoss()
-    meter = watch(net, every=2, criterion=loss)
+    meter = watch(net, every=2, criterion=loss, example=inputs(1)[0])
     waiting = net[:4](inputs(1)[0])
     assert meter._recorder.pending.outputs
     feed(meter, net, inputs(1))  # its forward has cleared what waited

@@ -232,7 +232,7 @@ class TwoHeaded(nn.Module):
 
 
 def test_a_head_that_is_called_twice_is_refused(tmp_path: Path) -> None:
-    meter = CollapseMeter(TwoHeaded(), num_classes=3, verbose=False)
+    meter = CollapseMeter(TwoHeaded(), head="fc", num_classes=3, verbose=False)
     with pytest.raises(ValueError, match=r"head 'fc' was called 2 times .* pass head=None"):
         meter.dump(vectors(), tmp_path, progress=False)
 

@@ -100,7 +100,10 @@ def test_labels_of_many_kinds_are_the_same(labels):
 def test_a_wrong_label_is_named_before_anything_is_counted(labels, message):
     net = mlp()
     meter = CollapseMeter(net, verbose=False)
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 # the text follows
+    with pytest.raises(ValueError) as caught, meter.batch(labels):  # noqa: PT011 # the text follows
+        net(torch.randn(12, 4))  # it tells how many classes there are
+    assert message in str(caught.value)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
         meter.batch(labels)
     assert message in str(caught.value)
     with meter.batch(Y):
@@ -269,7 +272,7 @@ def test_rows_that_name_no_single_class_are_left_out_and_counted(on_device):
     meter = CollapseMeter(net, verbose=False)
     batch = meter.batch(labels)
     if on_device:
-        batch._labels = as_from_a_device(labels, 3)
+        batch.labels = as_from_a_device(labels, 3)
     with batch:
         net(x)
     with pytest.warns(
@@ -295,7 +298,7 @@ def test_labels_that_are_mostly_multi_label_have_no_number():
     labels = torch.ones(12, 3)
     labels[:5] = F.one_hot(Y[:5])
     batch = meter.batch(Y)
-    batch._labels = as_from_a_device(labels, 3)
+    batch.labels = as_from_a_device(labels, 3)
     with batch:
         net(torch.randn(12, 4))
     with pytest.warns(
@@ -309,12 +312,12 @@ def test_labels_that_are_mostly_multi_label_have_no_number():
 def test_labels_of_minus_one_and_one_are_never_counted_in_silence():
     net = mlp(2)
     signs = (Y % 2) * 2 - 1
-    meter = CollapseMeter(net, verbose=False)
+    meter = CollapseMeter(net, num_classes=2, verbose=False)
     for labels in (signs, signs.float()[:, None]):
         with pytest.raises(ValueError, match=r"pass \(labels \+ 1\) // 2, which are 0 and 1"):
             meter.batch(labels)
     batch = meter.batch(Y % 2)
-    batch._labels = as_from_a_device(signs, 2)
+    batch.labels = as_from_a_device(signs, 2)
     with batch:
         net(torch.randn(12, 4))
     with pytest.warns(
@@ -349,9 +352,9 @@ def test_a_class_to_ignore_takes_no_place_in_the_sample(sketched):
 
 def test_invalid_labels_counted_on_the_device_are_reported():
     net = mlp()
-    meter = CollapseMeter(net, verbose=False)
+    meter = CollapseMeter(net, num_classes=3, verbose=False)
     batch = meter.batch(Y)
-    batch._labels = torch.cat([Y[:-2], torch.tensor([7, -1])])  # as from a device: not checked
+    batch.labels = torch.cat([Y[:-2], torch.tensor([7, -1])])  # as from a device: not checked
     with batch:
         net(torch.randn(12, 4))
     with pytest.warns(

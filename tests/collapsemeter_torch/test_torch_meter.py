@@ -311,16 +311,16 @@ def test_single_logit_head_is_two_classes():
 
 def test_a_headless_model_needs_classes_and_has_no_nc3():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
-    with pytest.raises(
-        ValueError, match=r"no final nn.Linear to count classes by: pass num_classes="
-    ):
-        CollapseMeter(net, verbose=False)
-    meter = CollapseMeter(net, num_classes=2, verbose=False)
-    assert "NC3 and NC4 are not measured" in meter.describe()
+    x = torch.randn(4, 1, 5, 5)
+    with pytest.raises(ValueError, match=r"no scores to count classes by: pass num_classes="):
+        CollapseMeter(net, example=x, verbose=False)
+    meter = CollapseMeter(net, num_classes=2, example=x, verbose=False)
+    assert "NC3 is not measured" in meter.describe()
     with meter.batch([0, 1, 0, 1]):
-        net(torch.randn(4, 1, 5, 5))
+        net(x)
     report = meter.compute()
-    assert report["1"].reason("nc3_cosine") == "no_head"
+    assert report["1"].reason("nc3_cosine") == "scores_are_not_the_heads"
+    assert report["1"].reason("nc4_mismatch") == "no_logits"
 
 
 def test_a_layer_the_head_does_not_read_has_no_nc3_and_says_so():
@@ -429,17 +429,24 @@ def test_an_explicit_scatter_is_honoured():
 def test_a_wrong_option_is_named(options, message):
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(ValueError) as caught:  # noqa: PT011 # the text follows
-        CollapseMeter(net, verbose=False, **options)
+        CollapseMeter(net, example=torch.randn(6, 4), verbose=False, **options)
     assert message in str(caught.value)
     assert not net[2]._forward_pre_hooks
 
 
-def test_it_prints_what_it_watches_and_why_not_the_rest(capsys):
-    CollapseMeter(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)))
+def test_it_prints_what_it_watches_once_it_knows(capsys):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
+    meter = CollapseMeter(net)
+    assert not capsys.readouterr().out
+    assert "watches nothing yet: the first batch, or example=, tells" in meter.describe()
+    with meter.batch([0, 1, 2]):
+        net(torch.randn(3, 4))
     printed = capsys.readouterr().out
     assert "collapsemeter watches 3 classes in: 3 (input of the head)" in printed
-    assert "not 1: its output is the input of 3" in printed
-    assert "not 2: passes its input on" in printed
+    assert "1 whose output is the head's input" in printed.replace("\n    ", " ")
+    full = meter.describe(full=True)
+    assert "not 1: its output is the input of 3" in full
+    assert "not 2: passes its input on" in full
 
 
 def test_nonfinite_rows_are_skipped_refused_or_propagated():
@@ -561,7 +568,7 @@ def test_widened_products_are_those_of_float64():
 
 def test_what_is_skipped_is_said():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    meter = CollapseMeter(net, verbose=False)
+    meter = CollapseMeter(net, example=torch.randn(2, 4), verbose=False)
     assert copy.copy(meter.skipped) == {
         "0": "not the end of a block; name it in layers= to watch it",
         "1": "its output is the input of 2",
@@ -586,7 +593,11 @@ def test_what_is_not_iterable_is_no_data_set():
     assert net.training
 
 
-def test_a_wrong_number_of_classes_is_said_when_the_meter_is_made(capsys):
+def test_a_wrong_number_of_classes_is_said_before_anything_is_counted():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    CollapseMeter(net, num_classes=10)
-    assert "no head, which would be an nn.Linear with 10 outputs" in capsys.readouterr().out
+    meter = CollapseMeter(net, num_classes=10)
+    message = r"the output holds scores of width 3 and num_classes=10: they must agree"
+    with pytest.raises(ValueError, match=message), meter.batch([0, 1, 2]):
+        net(torch.randn(3, 4))
+    with pytest.warns(RuntimeWarning, match=message):
+        assert not meter.compute()

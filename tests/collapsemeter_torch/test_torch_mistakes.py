@@ -185,21 +185,17 @@ def test_a_generator_gives_its_batches_once():
 # The model
 
 
-def test_a_head_of_other_classes_is_warned_of_and_said_in_the_report():
-    for verbose in (False, True):
-        with pytest.warns(
-            RuntimeWarning, match="'classifier' is the model's last linear layer, and"
-        ) as caught:
-            meter = CollapseMeter(network(100), layers=["body"], num_classes=10, verbose=verbose)
-        (warning,) = caught
-        assert (
-            "it has 100 outputs, which is no head of num_classes=10; pass num_classes=100"
-            in str(warning.message)
-        )
+def test_scores_of_other_classes_are_refused_unless_no_head_is_asked_for():
+    meter = CollapseMeter(network(100), layers=["body"], num_classes=10, verbose=False)
+    with said(
+        "the output holds scores of width 100 and num_classes=10: they must agree; pass scores= to name other scores"
+    ):
+        step(meter)
+    meter = CollapseMeter(network(100), layers=["body"], head=None, num_classes=10, verbose=False)
     step(meter)
     report = meter.compute()
-    assert "100 outputs, which is no head of num_classes=10" in report.skipped["classifier"]
     assert report["body"].reason("nc3_cosine") == "no_head"
+    assert report["body"].reason("nc4_mismatch") == "no_logits"
 
 
 def test_a_head_that_is_named_must_have_as_many_outputs_as_there_are_classes():
@@ -228,7 +224,7 @@ def test_options_that_do_not_fit_repeat_what_was_passed(options, sentence):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with said(sentence):
-            meter_of(**options)
+            meter_of(example=X, **options)
 
 
 def test_what_is_no_model_is_named():
@@ -241,9 +237,9 @@ def test_what_is_no_model_is_named():
 def test_a_model_without_weights_is_measured_where_it_is_told_to():
     net = nn.Sequential(nn.ReLU(), nn.Flatten())
     with pytest.raises(
-        ValueError, match="layers='auto' selects nothing of Sequential; its modules: 0, 1"
+        ValueError, match=r"layers=.* selects nothing of Sequential; its modules: 0, 1"
     ):
-        meter_of(net)
+        meter_of(net, layers=lambda name, module: False, example=X, num_classes=3)
     meter = meter_of(net, layers=["1"], head=None, num_classes=3)
     step(meter)
     assert meter.compute()["1"].provenance["rows"] == 12
@@ -327,7 +323,11 @@ def test_a_loop_in_which_nothing_was_counted_is_told_what_counts(mode):
     else:
         with torch.set_grad_enabled(mode != "no_grad"):
             step(meter)
-    with pytest.raises(
-        ValueError, match="no labelled batch was counted: wrap the forward in `with"
-    ):
-        meter.compute()
+    why = (
+        "wrap the forward in `with"
+        if mode == "no with"
+        else "the model was in eval mode, or without"
+    )
+    with pytest.warns(RuntimeWarning, match=f"no labelled batch was counted: {why}"):
+        report = meter.compute()
+    assert f"no labelled batch was counted: {why}" in report.warnings[0]

@@ -1,0 +1,166 @@
+"""Which layer's output is the scores, or becomes them by maps that keep the order of the classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .trace import Call, Node, parents
+
+# What moves, copies or selects whole rows of scores.
+MOVES = {
+    *("Alias", "Clone", "Expand", "Index", "Permute", "ReshapeAlias", "Select", "Slice", "Squeeze"),
+    *("T", "ToCopy", "Transpose", "Unsqueeze", "UnsafeView", "View"),
+}
+SELECTS = {"Expand", "Index", "Select", "Slice"}
+# What averages the scores of positions, and the activation that SqueezeNet has before it.
+POOLS = {
+    *("AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AvgPool2D", "AvgPool3D", "Mean", "Relu"),
+    *("UpsampleBicubic2D", "UpsampleBilinear2D", "UpsampleNearest2D"),
+}
+_HALVES = {"Sigmoid": 0.5, "LogSigmoid": math.log(0.5)}  # what zero becomes
+_NORMALISES = {"LogSoftmax", "Softmax"}
+_PRODUCTS = {"Addmm", "Bmm", "Convolution", "Linear", "Mm"}
+_AFFINE = {layer.forward for layer in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+
+
+_NOT_THE_HEADS = "scores_are_not_the_heads"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where scores come from."""
+
+    head: Call | None
+    no_head: str  # why there is none: a reason code
+    threshold: float  # above which one score decides for class 1
+    path: tuple[Node, ...] = ()  # from the scores to what makes them
+    nearest: frozenset[str] = frozenset()  # maps with an output a class that are reached first
+
+
+def origin_of(scores: Node, calls: Sequence[Call], width: int) -> Origin:
+    """Follow the scores back to the map that makes them."""
+    maps = {call.node: call for call in calls if call.node and outputs_of(call.module) == width}
+    node, scale = scores, 1.0
+    threshold: float | None = None
+    path = [node]
+    while node not in maps:
+        name = operation(node)
+        before, factor = _one_before(node, name)
+        if before is None:
+            break
+        if name in _HALVES and threshold is None:
+            threshold = scale * _HALVES[name]
+        node, scale = before, scale * factor
+        path.append(node)
+    threshold = threshold or 0.0
+    head = maps.get(node)
+    if head is not None and _is_affine(head):
+        return Origin(head, _NOT_THE_HEADS, threshold, tuple(path), frozenset([head.layer]))
+    nearest = frozenset(_nearest(node, maps))
+    reason = "no_single_head" if len(nearest) > 1 else _NOT_THE_HEADS
+    return Origin(None, reason, threshold, tuple(path), nearest)
+
+
+def operation(node: Node) -> str:
+    """Return the name of an operation without what autograd adds: of ``MeanBackward1``, ``Mean``."""
+    return str(node[0].name()).rpartition("Backward")[0]
+
+
+def weight_of(module: nn.Module) -> Tensor | None:
+    """Return the (C, d) weight of a linear map or 1x1 convolution, as it is now; None of other layers."""
+    weight = getattr(module, "weight", None)
+    if callable(weight) and not isinstance(weight, Tensor):  # a quantised layer unpacks its own
+        weight = weight()
+    if not isinstance(weight, Tensor) or weight.ndim < 2 or isinstance(module, _NO_MAPS):
+        return None
+    if math.prod(weight.shape[2:]) != 1 or getattr(module, "groups", 1) != 1:
+        return None
+    weight = weight.dequantize() if weight.is_quantized else weight
+    weight = weight.reshape(weight.shape[:2])
+    return weight.t() if _is_transposed(module) else weight
+
+
+_NO_MAPS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.modules.conv._ConvTransposeNd)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # of transformers
+
+
+def outputs_of(module: nn.Module) -> int | None:
+    """Return how many outputs a linear map has; None for any other layer."""
+    weight = weight_of(module)
+    return None if weight is None else len(weight)
+
+
+def _one_before(node: Node, name: str) -> tuple[Node | None, float]:
+    """Return what scores were before a map that keeps their order, and by what they were multiplied."""
+    before = parents(node)
+    if name in ("Div", "Mul"):
+        return _scaled(node, name)
+    keeps = name in MOVES or name in POOLS or name in _HALVES
+    if name in _NORMALISES:
+        keeps = True
+    return (before[0] if keeps and len(before) == 1 else None), 1.0
+
+
+def _scaled(node: Node, name: str) -> tuple[Node | None, float]:
+    """Return the factor, or divisor, that is one number, and what it was multiplied with."""
+    function = node[0]
+    for place in (0,) if name == "Div" else (0, 1):
+        edge = function.next_functions[place]
+        if edge[0] is None:
+            continue
+        factor = function._saved_other if place == 0 else function._saved_self
+        if factor is None or factor.numel() != 1:
+            continue
+        known = not factor.requires_grad and type(factor) is Tensor
+        value = float(factor) if known else 1.0  # a learnt temperature is positive
+        if value <= 0:
+            return None, 1.0
+        return edge, 1.0 / value if name == "Div" else value
+    return None, 1.0
+
+
+def _is_affine(call: Call) -> bool:
+    """Whether a layer gives ``x W' + b`` of what it is given, as far as can be seen."""
+    if type(call.module).forward in _AFFINE or _is_transposed(call.module):
+        return True
+    node = call.node
+    while node is not None and operation(node) in MOVES | {"Add"}:
+        before = [p for p in parents(node) if not _is_leaf(p)]
+        node = before[0] if len(before) == 1 else None
+    if node is None or operation(node) not in _PRODUCTS:
+        return False
+    operands = [_moved_from(operand) for operand in parents(node)]
+    weight = any(_is_leaf(o) and o[0].variable is call.weight for o in operands)
+    given = call.given is not None and _moved_from(call.given) in operands
+    return weight and given
+
+
+def _moved_from(node: Node) -> Node:
+    while operation(node) in MOVES and len(parents(node)) == 1:
+        node = parents(node)[0]
+    return node
+
+
+def _is_leaf(node: Node) -> bool:
+    return hasattr(node[0], "variable")
+
+
+def _nearest(node: Node, maps: dict[Node, Call]) -> set[str]:
+    """Return the maps with an output a class that are reached first."""
+    found, waiting, seen = set[str](), [node], {node}
+    while waiting:
+        node = waiting.pop()
+        if node in maps:
+            found.add(maps[node].layer)
+            continue
+        more = [p for p in parents(node) if p not in seen]
+        seen.update(more)
+        waiting += more
+    return found

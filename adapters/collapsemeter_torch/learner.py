@@ -1,0 +1,311 @@
+"""What a meter learns from the first forward: which layers, which head, how many classes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from collapsemeter import Head
+from collapsemeter.adapter.memory import Holding, Memory, memory_plan
+from collapsemeter.adapter.network import Scores
+from collapsemeter.adapter.reduction import Layout, check_reduction, reduction_of
+from collapsemeter.adapter.selection import Layers, Selection, listed, matching, select_layers
+from collapsemeter.adapter.settings import Settings
+from collapsemeter.adapter.tally import classifier
+from collapsemeter.system.suggest import did_you_mean
+
+from .head import weight_of
+from .layers import innermost, named_layers
+from .study import Study, scores_of, study
+
+Getter = Callable[[nn.Module], Any]
+_HEAD_KIND = "an nn.Linear"
+_NO_END = "not the end of a block; name it in layers= to watch it"
+HeadOption = str | None | tuple[str | nn.Module, Getter]
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """What is known of a network once it has run.
+
+    ``layouts`` say where layers have their channels, ``weights`` read the head's.
+    """
+
+    selection: Selection
+    settings: Settings
+    layouts: Mapping[str, Layout | None]
+    asked: Scores
+    getter: Getter | None = None
+    channels_first: bool = False  # classes are on axis 1 of the scores
+    selects: bool = False  # the scores are those that the head gave at some positions
+    holdings: Mapping[str, tuple[int, Holding]] = field(default_factory=dict)  # by width
+    memory: str = ""  # in words
+    sequences: tuple[str, ...] = ()  # layers that give (B, T, d), by the rule of their own
+    labelled: bool = False  # the model is given its labels, and may return nothing but a loss
+
+    def head(self) -> Head | None:
+        """Return the head's weights on the host, as they are now."""
+        module = self.selection.head_module
+        if module is None:
+            return None
+        weight, bias = weights_of(module, self.getter)
+        return (
+            None
+            if weight is None
+            else classifier(_host(weight), None if bias is None else _host(bias))
+        )
+
+    def saved(self) -> dict[str, Any]:
+        """Return what `Learner.restored` needs, as plain values."""
+        selection = self.selection
+        return {
+            "layers": list(selection.layers),
+            "head": selection.head,
+            "no_head": selection.no_head,
+            "width": selection.width,
+            "threshold": selection.threshold,
+            "place": selection.place,
+            "holdings": {
+                name: [width, holding.kind, holding.sample_rows]
+                for name, (width, holding) in self.holdings.items()
+            },
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what a report says of how features were made of sequences."""
+        if not self.sequences:
+            return {}
+        rule = "mean over positions, under the attention mask, where a sequence has one label"
+        return {"sequences": {"rule": rule, "layers": list(self.sequences)}}
+
+    def head_width(self) -> int | None:
+        """Return how many features the head reads."""
+        module = self.selection.head_module
+        weight = None if module is None else weights_of(module, self.getter)[0]
+        return None if weight is None else int(weight.shape[1])
+
+    def head_layout(self) -> Layout:
+        """Return where the head's input has its channels."""
+        convolves = isinstance(self.selection.head_module, nn.modules.conv._ConvNd)
+        return Layout(channels_first=convolves, width=self.head_width())
+
+    def rows_of_scores(self, output: Any) -> Tensor | None:
+        """Return the scores among what the model returned, one row of C for each decision."""
+        if self.selection.width is None or output is None:
+            return None
+        classes = self.settings.num_classes
+        scores, _ = scores_of(output, self.asked, classes)
+        scores = scores.detach()
+        if scores.ndim == 0:  # a loss
+            return None
+        if scores.ndim == 1:
+            return scores[:, None]
+        classes_last = scores.movedim(1, -1) if self.channels_first else scores
+        return classes_last.flatten(0, -2)
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """What the user asked for, until the network has run."""
+
+    model: nn.Module
+    layers: Layers
+    head: HeadOption
+    num_classes: int | None
+    settings: Settings  # but for the number of classes
+    scores: Scores
+    max_layers: int
+    memory: Memory = "auto"
+
+    def check(self) -> None:
+        """Raise ValueError where names alone tell that what was asked for does not fit the model."""
+        named = named_layers(self.model)
+        if not callable(self.layers) and self.layers != "auto":
+            matching(named, [self.layers] if isinstance(self.layers, str) else list(self.layers))
+        name, getter = self._named_head(named)
+        if name is None or name == "auto":
+            return
+        if name not in named:
+            raise ValueError(
+                f"head={name!r} is not a layer of the model; it has {listed(named)}"
+                f"{did_you_mean(name, named)}"
+            )
+        _check_outputs(name, named[name], weights_of(named[name], getter)[0], self.num_classes)
+
+    def learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Learnt:
+        """Run the network once without a trace, and choose what to watch.
+
+        Raises
+        ------
+        ValueError
+            If what was asked for does not fit the network.
+        """
+        root, named = innermost(self.model), named_layers(self.model)
+        told = self._study(root, named, args, kwargs)
+        name, getter = self._named_head(named)
+        network = told.network
+        if (name is None or network.head is None) and not self._fits(network.width):
+            network = replace(network, width=None)  # features, and no scores of these classes
+        selection = select_layers(
+            network,
+            named,
+            self.layers,
+            name,
+            max_layers=self.max_layers,
+            head_kind=_HEAD_KIND,
+            model_name=type(self.model).__name__,
+        )
+        modules = {name: named[name] for name in selection.watched}
+        inner = {
+            name: _NO_END
+            if why.startswith("not all of the signal") and name in told.passed
+            else why
+            for name, why in selection.skipped.items()
+        }
+        selection = replace(selection, modules=modules, skipped=inner)
+        settings = replace(self.settings, num_classes=selection.classes(self.num_classes))
+        labelled = kwargs.get("labels") is not None
+        learnt = Learnt(
+            selection,
+            settings,
+            told.layouts,
+            self.scores,
+            getter,
+            channels_first=told.channels_first,
+            selects=told.selects,
+            sequences=tuple(
+                name
+                for name in selection.layers
+                if name in told.sequences and reduction_of(settings.reduction, name) == "auto"
+            ),
+            labelled=labelled,
+        )
+        if name not in ("auto", None):
+            _check_head(learnt, told)
+        check_reduction(settings.reduction, selection.watched)
+        return self._within_memory(learnt, told)
+
+    def _within_memory(self, learnt: Learnt, told: Study) -> Learnt:
+        """Choose what every layer keeps, from the widths that the forward told."""
+        widths = {
+            name: told.widths[name] for name in learnt.selection.layers if name in told.widths
+        }
+        head, width = learnt.selection.head, learnt.head_width()
+        if head is not None and width is not None:
+            widths[head] = width
+        if not widths:
+            return learnt
+        held = sum(parameter.nbytes for parameter in self.model.parameters())
+        plan = memory_plan(widths, learnt.settings, parameter_bytes=held, memory=self.memory)
+        holdings = {name: (widths[name], holding) for name, holding in plan.holdings.items()}
+        return replace(learnt, holdings=holdings, memory=str(plan))
+
+    def _study(
+        self,
+        root: nn.Module,
+        named: Mapping[str, nn.Module],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Study:
+        learn = partial(
+            study,
+            root,
+            named,
+            args,
+            scores=self.scores,
+            num_classes=self.num_classes,
+            with_head=self.head is not None,
+        )
+        if "labels" in kwargs:  # with labels some models return a loss alone
+            unlabelled = {name: value for name, value in kwargs.items() if name != "labels"}
+            with contextlib.suppress(Exception):  # some need them
+                return learn(unlabelled)
+        return learn(kwargs)
+
+    def _fits(self, width: int | None) -> bool:
+        """Whether scores of a width may be those of the classes that the user named."""
+        return self.num_classes in (None, width) or (self.num_classes, width) == (2, 1)
+
+    def restored(self, saved: Mapping[str, Any], num_classes: int) -> Learnt:
+        """Return what an earlier meter knew, for a report before the network has run."""
+        named = named_layers(self.model)
+        layers, head = tuple(saved["layers"]), saved["head"]
+        modules = {name: named[name] for name in (*layers, head) if name in named}
+        known = {name: saved[name] for name in ("no_head", "width", "threshold", "place")}
+        selection = Selection(layers, head, modules=modules, head_kind=_HEAD_KIND, **known)
+        settings = replace(self.settings, num_classes=num_classes)
+        holdings = {
+            name: (width, Holding(kind, rows))
+            for name, (width, kind, rows) in saved.get("holdings", {}).items()
+        }
+        getter = self._named_head(named)[1]
+        return Learnt(selection, settings, {}, self.scores, getter, holdings=holdings)
+
+    def _named_head(self, named: Mapping[str, nn.Module]) -> tuple[str | None, Getter | None]:
+        if not isinstance(self.head, tuple):
+            return self.head, None
+        module, getter = self.head
+        if isinstance(module, str):
+            return module, getter
+        names = [name for name, layer in named.items() if layer is module]
+        if not names:
+            raise ValueError(f"head=({type(module).__name__}, ...): the model has no such module")
+        return names[0], getter
+
+
+def _check_outputs(
+    name: str, module: nn.Module, weight: Tensor | None, num_classes: int | None
+) -> None:
+    """Raise unless a head that the user named has one output a class."""
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise ValueError(
+            f"head={name!r} is a {type(module).__name__}: name {_HEAD_KIND}, or pass head=None"
+        )
+    if num_classes is not None and len(weight) not in (
+        {1, 2} if num_classes == 2 else {num_classes}
+    ):
+        raise ValueError(
+            f"head {name!r} has {len(weight)} outputs and num_classes={num_classes}: they must agree; pass "
+            "head=None to measure without a head"
+        )
+
+
+def _check_head(learnt: Learnt, told: Study) -> None:
+    """Raise unless the head that the user named makes the scores."""
+    name, module = learnt.selection.head, learnt.selection.head_module
+    assert name is not None
+    if name not in told.network.order:
+        raise ValueError(f"head={name!r} did not run: name the layer that makes the scores")
+    weight = weights_of(module, learnt.getter)[0]
+    _check_outputs(name, module, weight, learnt.settings.num_classes)
+    if learnt.getter is None and told.nearest and name not in told.nearest:
+        raise ValueError(
+            f"head={name!r} does not make {told.network.place}, but {', '.join(sorted(told.nearest))} "
+            "does: name that, or choose other scores with scores="
+        )
+
+
+def weights_of(module: nn.Module, getter: Getter | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight and bias of a head, as they are now."""
+    if getter is None:
+        return weight_of(module), bias_of(module)
+    weights = getter(module)
+    return weights if isinstance(weights, tuple) else (weights, None)
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """Return the bias of a linear map, as it is now."""
+    bias = getattr(module, "bias", None)
+    if callable(bias) and not isinstance(bias, Tensor):
+        bias = bias()
+    return bias if isinstance(bias, Tensor) else None
+
+
+def _host(parameter: Tensor) -> Any:
+    return parameter.detach().to("cpu", torch.float64).numpy()

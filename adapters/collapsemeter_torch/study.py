@@ -1,0 +1,171 @@
+"""What a forward tells of a network: scores, head, and layers in the order of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from collapsemeter.adapter.cut_points import cut_points
+from collapsemeter.adapter.network import Network, Scores, find_scores
+from collapsemeter.adapter.reduction import Layout
+
+from .head import SELECTS, Origin, operation, origin_of, outputs_of
+from .points import named_points, passes_on, repeated_layers
+from .trace import Call, Node, memory_of, node_of, parents, trace
+
+_BY_CALLS = (
+    "no tensor is passed by all of the signal, as far as gradients tell: layers are those that repeat, in "
+    "the order of their calls"
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A network, and what PyTorch's hooks need besides."""
+
+    network: Network
+    layouts: Mapping[str, Layout | None]  # where each layer has its channels
+    nearest: frozenset[str]  # maps with an output a class just before the scores
+    passed: frozenset[str]  # layers that all of the signal passes
+    channels_first: bool  # classes are on axis 1 of the scores
+    sequences: frozenset[str]  # layers that give (B, T, d)
+    widths: Mapping[str, int]  # features of each layer, once averaged over space or positions
+    selects: bool  # the scores are those that the head gave at some positions
+
+
+def study(
+    root: nn.Module,
+    named: Mapping[str, nn.Module],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    scores: Scores,
+    num_classes: int | None,
+    with_head: bool = True,
+) -> Study:
+    """Run a network once, without a trace, and learn from it."""
+    told = trace(root, named, args, kwargs)
+    try:
+        tensor, place = scores_of(told.output, scores, num_classes)
+    except ValueError as error:
+        raise ValueError(str(error).replace("FakeTensor", "Tensor")) from None
+    calls, node = told.calls, node_of(tensor)
+    if tensor.ndim == 0:
+        raise ValueError(f"{place} is one number, and no scores: pass scores=")
+    axis = _class_axis(tensor, calls, num_classes)
+    width = tensor.shape[axis] if tensor.ndim > 1 else 1
+    origin = _unlinked(tensor, width, calls) if node is None else origin_of(node, calls, width)
+    if not with_head:
+        origin = replace(origin, head=None, no_head="no_head")
+    features = _are_features(tensor, width, origin, num_classes)
+    if features:  # the last layer's output is worth watching, too
+        origin = replace(origin, path=())
+    cuts = [] if node is None else _cuts(node, told.sources)
+    points, before_head = named_points(cuts, calls, origin)
+    note = ""
+    if not points and not before_head:
+        points = repeated_layers(calls, origin.head)
+        note = _BY_CALLS if points else ""
+    skipped = {call.layer: "passes its input on" for call in calls if passes_on(call.module)}
+    if origin.head is not None:
+        skipped |= dict.fromkeys(before_head, f"its output is the input of {origin.head.layer}")
+    network = Network(
+        order=tuple(dict.fromkeys(call.layer for call in calls)),
+        points=tuple(points),
+        head=None if origin.head is None else origin.head.layer,
+        no_head=origin.no_head,
+        width=None if features else width,
+        threshold=origin.threshold,
+        place=place,
+        skipped=skipped,
+        note=note,
+    )
+    layouts: dict[str, Layout | None] = {}
+    for call in calls:
+        layouts.setdefault(call.layer, call.layout)
+    at_cut = set(cuts)
+    passed = frozenset(call.layer for call in calls if call.node in at_cut)
+    names = {operation(node) for node in origin.path}
+    sequences = frozenset(call.layer for call in calls if _is_sequence(call))
+    return Study(
+        network,
+        layouts,
+        origin.nearest,
+        passed,
+        axis == 1,
+        sequences,
+        {call.layer: _width(call) for call in calls if call.tensor is not None},
+        not names.isdisjoint(SELECTS),
+    )
+
+
+def scores_of(output: Any, asked: Scores, num_classes: int | None) -> tuple[Tensor, str]:
+    """Return the scores among what a model returned, and their place in words.
+
+    Some models return a tuple in training and the scores alone in eval mode: then no key is needed.
+    """
+    alone = not callable(asked) and is_float(output)
+    return find_scores(
+        output, "auto" if alone else asked, is_tensor=is_float, num_classes=num_classes
+    )
+
+
+def is_float(value: Any) -> bool:
+    """Whether something is a tensor of floats."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _width(call: Call) -> int:
+    assert call.tensor is not None
+    shape, layout = call.tensor.shape, call.layout
+    width = None if layout is None or len(shape) < 3 else layout.width
+    if width is not None and width in shape[1:]:
+        return width
+    return int(shape[-1]) if len(shape) else 1
+
+
+def _is_sequence(call: Call) -> bool:
+    first = call.layout is not None and call.layout.channels_first
+    return call.tensor is not None and call.tensor.ndim == 3 and not first
+
+
+def _class_axis(scores: Tensor, calls: Sequence[Call], num_classes: int | None) -> int:
+    """Return which axis of scores has one entry a class: the second of maps, else the last."""
+    if scores.ndim < 3:
+        return -1
+    last, second = scores.shape[-1], scores.shape[1]
+    if scores.ndim > 3 or (num_classes == second != last):
+        return 1
+    made = [call.module for call in calls if call.tensor is scores]
+    return 1 if made and isinstance(made[0], nn.Conv1d) else -1
+
+
+def _are_features(output: Tensor, width: int, origin: Origin, num_classes: int | None) -> bool:
+    """Whether what a network without a head returns is no scores, as far as can be seen."""
+    if origin.head is not None:
+        return False
+    if num_classes is None:
+        return output.ndim > 3 and not origin.nearest
+    return width != num_classes and (num_classes, width) != (2, 1)
+
+
+def _unlinked(scores: Tensor, width: int, calls: Sequence[Call]) -> Origin:
+    """Return the map whose output is the scores themselves: all that is known without a graph."""
+    made = [c for c in calls if _same_memory(c.tensor, scores) and outputs_of(c.module) == width]
+    return Origin(made[-1] if made else None, "scores_are_not_the_heads", 0.0)
+
+
+def _same_memory(a: Tensor | None, b: Tensor) -> bool:
+    return a is not None and a.shape == b.shape and memory_of(a) == memory_of(b)
+
+
+def _cuts(scores: Node, sources: Sequence[set[Node]]) -> list[Node]:
+    """Return the tensors that all data pass; where inputs join late, those that the first one passes."""
+    everything = {node for source in sources for node in source}
+    cuts = cut_points(scores, parents, everything.__contains__)
+    if len(cuts) < 2 and len(sources) > 1:
+        cuts = cut_points(scores, parents, sources[0].__contains__)
+    return cuts

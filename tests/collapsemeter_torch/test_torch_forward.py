@@ -1,0 +1,202 @@
+"""What is learnt before the first batch is counted, and what is made of the scores then."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from collapsemeter import ClassMoments, Head, measure
+from collapsemeter_torch import CollapseMeter
+
+from . import running_networks as networks
+from .running_networks import tokens, vectors
+
+Y = torch.arange(6) % 3
+
+
+def disagreement(features: torch.Tensor, labels: torch.Tensor, decided: torch.Tensor) -> float:
+    """NC4 by brute force: the share of rows whose nearest class mean is not what the network decided on."""
+    classes = labels.unique()
+    means = torch.stack([features[labels == label].mean(0) for label in classes])
+    nearest = classes[torch.cdist(features, means).argmin(1)]
+    return float((nearest != decided).double().mean())
+
+
+def test_a_model_compiled_in_place_is_learnt_from_its_first_call():
+    torch.compiler.reset()
+    net = networks.PlainNet()
+    net.compile(backend="eager")
+    run = net._compiled_call_impl
+    meter = CollapseMeter(net, verbose=False)
+    for _ in range(2):
+        with meter.batch(Y):
+            net(vectors())
+    assert net._compiled_call_impl is run
+    assert list(meter.compute()) == ["first", "second", "classifier"]
+    assert meter.compute().provenance["rows"] == 12
+    torch.compiler.reset()
+
+
+def test_forwards_without_labels_and_in_eval_mode_teach_nothing():
+    net = networks.PlainNet()
+    meter = CollapseMeter(net, verbose=False)
+    net(vectors())
+    net.eval()
+    with meter.batch(Y):
+        net(vectors())
+    assert "watches nothing yet" in meter.describe()
+    with pytest.raises(ValueError, match="this is not known yet: the first batch, or example="):
+        _ = meter.num_classes
+
+
+def test_rows_of_a_block_in_which_nothing_ran_are_missed():
+    net = networks.PlainNet()
+    meter = CollapseMeter(net, verbose=False)
+    with meter.batch(Y):
+        pass
+    with meter.batch(Y):
+        net(vectors())
+    with pytest.warns(RuntimeWarning, match="saw 6 of 12 label rows"):
+        assert meter.compute()["classifier"].reason("nc1_pinv") == "rows_missing"
+
+
+@pytest.mark.parametrize("sigmoid", ["function", "layer"])
+def test_a_half_decides_wherever_the_sigmoid_stands(sigmoid):
+    torch.manual_seed(0)
+    if sigmoid == "function":
+        net, layer = networks.Probability(), "second"
+    else:
+        net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
+        net.extend([nn.Linear(6, 1), nn.Sigmoid()])
+        layer = "1"
+    rows = []
+    net.get_submodule(layer).register_forward_hook(lambda *call: rows.append(call[-1].detach()))
+    meter = CollapseMeter(net, verbose=False)
+    x, y = torch.randn(40, 4), torch.arange(40) % 2
+    with meter.batch(y):
+        scores = net(x).flatten()
+    report = meter.compute()
+    assert meter.num_classes == 2
+    decided = (scores > 0.5).long()
+    assert report[layer]["nc4_mismatch"] == pytest.approx(disagreement(rows[0], y, decided))
+
+
+class LastToken(networks.Tokens):
+    """A head of every token, of which the last one of each sequence is returned."""
+
+    def forward(self, ids, attention_mask=None):
+        logits = self.fc(self.encoder(self.embedding(ids)))
+        if attention_mask is None:
+            return logits[:, -1]
+        return logits[torch.arange(len(ids)), attention_mask.sum(1) - 1]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_heads_features_are_those_of_the_position_that_made_the_scores(masked):
+    torch.manual_seed(0)
+    net = LastToken().eval()
+    ids, y = torch.randint(0, 20, (24, 5)), torch.arange(24) % 4
+    mask = (torch.arange(5) <= torch.randint(1, 5, (24, 1))).long()
+    meter = CollapseMeter(net, count_eval=True, verbose=False)
+    seen = []
+    for layer in net.encoder.layers:
+        layer.register_forward_hook(lambda *call: seen.append(call[-1].detach().double()))
+    with meter.batch(y):
+        net(ids, **({"attention_mask": mask} if masked else {}))
+    report = meter.compute()
+    last = mask.sum(1) - 1 if masked else torch.full((24,), 4)
+    rows = seen[-1][torch.arange(24), last]
+    head = Head(*(p.detach().double().numpy() for p in (net.fc.weight, net.fc.bias)))
+    due = measure(ClassMoments.from_batch(rows.numpy(), y.numpy(), 4), head=head)
+    for metric in ("nc1_pinv", "nc2_etf_error", "nc3_self_duality"):
+        assert report["fc"][metric] == pytest.approx(due[metric], rel=1e-4)
+    weight = (mask if masked else torch.ones(24, 5)).double()[:, :, None]
+    mean = (seen[-2] * weight).sum(1) / weight.sum(1)
+    due = measure(ClassMoments.from_batch(mean.numpy(), y.numpy(), 4))
+    assert report["encoder.layers.0"]["nc1_pinv"] == pytest.approx(due["nc1_pinv"], rel=1e-4)
+    assert report.provenance["sequences"]["layers"] == ["encoder.layers.0"]
+    assert "the mean over its positions is taken" in meter.describe().replace("\n    ", " ")
+
+
+def test_a_state_is_reported_before_the_network_runs_and_compared_when_it_does():
+    net = networks.PlainNet()
+    meter = CollapseMeter(net, verbose=False)
+    empty = meter.state_dict()
+    with meter.batch(Y):
+        net(vectors())
+    buffer = io.BytesIO()
+    torch.save(meter.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = CollapseMeter(net, verbose=False)
+    resumed.load_state_dict(empty)
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    first, second = meter.compute(), resumed.compute()
+    assert {name: dict(layer) for name, layer in second.items()} == {
+        name: dict(layer) for name, layer in first.items()
+    }
+    with resumed.batch(Y):
+        net(vectors())
+    assert resumed.compute().provenance["rows"] == 12
+    other = CollapseMeter(networks.Repeated(), layers=["second"], verbose=False)
+    other.load_state_dict(meter.state_dict())
+    with (
+        pytest.raises(ValueError, match=r"the state is of another meter.*layers"),
+        other.batch(Y),
+    ):
+        other._model(vectors())
+
+
+def test_a_model_that_returns_a_tuple_in_training_alone():
+    class Auxiliary(networks.Exits):
+        def forward(self, x):
+            both = super().forward(x)
+            return both[::-1] if self.training else both[1]
+
+    net = Auxiliary()
+    meter = CollapseMeter(net, verbose=False)
+    message = r"several may be the scores of 3 classes: pass scores="
+    with pytest.raises(ValueError, match=message), meter.batch(Y):
+        net(vectors())
+    meter.close()
+    meter = CollapseMeter(net, scores=0, verbose=False)
+    rows = []
+    net.first.register_forward_hook(lambda *call: rows.append(call[-1].detach()))
+    with meter.batch(Y):
+        scores = net(vectors())[0]
+    report = meter.compute()
+    assert list(report) == ["first", "second", "classifier"]
+    nc4 = disagreement(rows[-1], Y, scores.argmax(1))
+    assert report["first"]["nc4_mismatch"] == pytest.approx(nc4)
+
+
+def test_hidden_layers_give_way_to_the_memory_that_is_allowed():
+    net = nn.Sequential(
+        nn.Linear(4, 600), nn.Tanh(), nn.Linear(600, 50), nn.Tanh(), nn.Linear(50, 3)
+    )
+    held = {}
+    for memory in (None, 2):
+        meter = CollapseMeter(net, memory=memory, verbose=False)
+        with meter.batch(Y):
+            net(vectors())
+        states = meter._recorder.live.layers.values()
+        held[memory] = sum(t.nbytes for state in states for t in state.tensors().values())
+        assert "memory: " in meter.describe()
+    assert held[2] < 2.2 * 2**20 < held[None]
+
+
+def test_a_head_of_every_token_pairs_with_labels_of_every_token():
+    class Tagger(networks.Tokens):
+        def forward(self, ids):
+            return self.fc(self.encoder(self.embedding(ids)))
+
+    net, ids = Tagger(), tokens()
+    meter = CollapseMeter(net, verbose=False)
+    y = torch.arange(30).view(6, 5) % 4
+    with meter.batch(y):
+        net(ids)
+    report = meter.compute()
+    assert report["fc"].provenance["rows"] == 30
+    assert report["fc"].provenance["nc4_rows"] == 30
