@@ -13,7 +13,7 @@ or all at once with `check_adapter`. See ``adapters/README.md``. The modules:
 * `driver`: what the kit needs of an adapter, and how a case runs
 * `streams`: the data that are fed, small, seeded and without a tie
 * `oracle`: what the NumPy core says of the same data
-* `row_cases`, `life_cases`: the cases
+* `row_cases`, `network_cases`, `life_cases`: the cases
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from . import life_cases, row_cases
-from .driver import Case, Driver, Make, Spec
+from . import life_cases, network_cases, row_cases
+from .driver import Case, Driver, Form, Make, Spec
 
-__all__ = ["CASES", "Case", "Driver", "Make", "Spec", "check_adapter"]
+__all__ = ["CASES", "Case", "Driver", "Form", "Make", "Spec", "check_adapter"]
 
-CASES: tuple[Case, ...] = (*row_cases.CASES, *life_cases.CASES)
+CASES: tuple[Case, ...] = (*row_cases.CASES, *network_cases.CASES, *life_cases.CASES)
 """Every case: a function of `Make` that raises AssertionError; its docstring says what it guards against."""
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,16 @@ from ..stats.moments import ClassMoments, Phase
 Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[Any]
 Batch = tuple[Features, Labels]
+Form = Literal[
+    "plain",
+    "head_first",
+    "reversed",
+    "two_heads",
+    "functional_tail",
+    "one_score",
+    "one_label",
+    "repeated",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +43,18 @@ class Spec:
       before the mean is watched too, where the adapter watches layers (with channels first, if that is
       the framework's way);
     * ``(T, d)``, a sequence: the head reads every token, and labels have the shape (B, T).
+
+    The network may be written as people write theirs, and the adapter is to find layers and head itself:
+
+    * ``head_first``: the head is declared before the layer that passes the input on;
+    * ``reversed``: two layers, of which the first to run doubles what it is given and the second halves it
+      again; head and layers are declared in the reverse of the order in which they run;
+    * ``two_heads``: the scores are the mean of two linear maps, of weight ``weight`` + 1/8 and
+      ``weight`` - 1/8, each with the bias;
+    * ``functional_tail``: the scores are the log-softmax of the head's output, by a function;
+    * ``one_score``: ``weight`` has one row, and the score is the sigmoid of the head's output, by a function;
+    * ``one_label``: a sequence ``(T, d)`` with one label: the head reads the mean over its positions;
+    * ``repeated``: the layer that passes the input on is called twice, one call on the other's output.
 
     Attributes
     ----------
@@ -49,6 +71,8 @@ class Spec:
         only `Driver.feed`, `Driver.report` and `Driver.close` are called.
     options : mapping
         What the adapter is told besides ``num_classes``: arguments of `collapsemeter.adapter.settings.Settings`.
+    form : str
+        How the network is written. Unless it is ``plain``, the driver names neither layers nor head.
 
     Examples
     --------
@@ -64,6 +88,12 @@ class Spec:
     dtype: str = "float32"
     phase: Phase = "live"
     options: Mapping[str, Any] = field(default_factory=dict)
+    form: Form = "plain"
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the head reads a mean over positions."""
+        return len(self.shape) == 3 or self.form == "one_label"
 
     @property
     def width(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..adapter.layer_report import CAUSE_CODES
+from ..adapter.tally import classifier
 from ..metrics.decisions import decide
 from ..metrics.layer import LayerReport
 from ..metrics.measure import measure
@@ -90,7 +91,7 @@ class Oracle:
     @property
     def head(self) -> Head:
         """The head, in float64."""
-        return Head(self.spec.weight.astype(np.float64), self.spec.bias.astype(np.float64))
+        return classifier(self.spec.weight.astype(np.float64), self.spec.bias.astype(np.float64))
 
     def layer(self, *, final: bool) -> LayerReport:
         """Measure what the head reads, or a layer before it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..stats.sums import EPS
-from .driver import Batch, Features, Labels, Spec
+from .driver import Batch, Features, Form, Labels, Spec
 
 COUNTS = (40, 28, 18, 10)  # rows of each class: of different size, so that conventions differ
 SIZES = (24,) * 4  # one shape, since a compiling framework makes a graph for each
@@ -59,6 +60,7 @@ def spec_of(
     offset: float = 0.0,
     dtype: str = "float32",
     phase: Any = "live",
+    form: Form = "plain",
     **options: Any,
 ) -> Spec:
     """Return a model whose head decides roughly by nearest class mean, but not quite."""
@@ -67,6 +69,8 @@ def spec_of(
     weight = np.round(weight * _GRID) / _GRID
     bias = np.round(rng.normal(size=num_classes) * _GRID) / _GRID
     bias = bias - weight.sum(axis=1) * offset
+    if form == "one_score":
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
     return Spec(
         num_classes,
         (*positions, width),
@@ -75,6 +79,7 @@ def spec_of(
         dtype,
         phase,
         options,
+        form,
     )
 
 
@@ -103,10 +108,10 @@ def stream_of(
     rows = drawn(np.arange(len(labels)))
     while len(doubtful := np.flatnonzero(in_doubt(spec, rows))):
         rows[doubtful] = drawn(doubtful)
-    if len(spec.shape) == 2:
+    if len(spec.shape) == 2 and not spec.pooled:
         tokens = spec.shape[0]
         return Stream(rows.reshape(-1, tokens, spec.width), labels.reshape(-1, tokens), sizes)
-    if len(spec.shape) == 3:
+    if spec.pooled:
         rows = _maps(rows, spec, rng)
     return Stream(rows, labels, sizes)
 
@@ -114,7 +119,7 @@ def stream_of(
 def representable(rows: npt.NDArray[np.floating[Any]], spec: Spec) -> Features:
     """Round to what the network's dtype represents; of an image to what a mean leaves exact."""
     single = rows.astype(np.float32)
-    if len(spec.shape) == 3:
+    if spec.pooled:
         return (np.round(single * _FINE) / _FINE).astype(np.float32)
     if spec.dtype == "float16":
         return single.astype(np.float16).astype(np.float32)
@@ -128,7 +133,10 @@ def representable(rows: npt.NDArray[np.floating[Any]], spec: Spec) -> Features:
 def in_doubt(spec: Spec, rows: Features) -> npt.NDArray[np.bool_]:
     """Whether rounding in the network's dtype could change which class it decides on."""
     weight, wide = spec.weight.astype(np.float64), rows.astype(np.float64)
-    logits = np.sort(wide @ weight.T + spec.bias, axis=1)
+    logits = wide @ weight.T + spec.bias
+    if spec.form == "one_score":
+        logits = np.column_stack([logits, np.zeros(len(logits))])
+    logits = np.sort(logits, axis=1)
     # A rounding of each product, of the sum and of the bias: a few eps of the magnitudes at the most.
     magnitude = np.abs(wide) @ np.abs(weight).T + np.abs(spec.bias)
     bound = 4 * EPS[spec.dtype] * magnitude.max(axis=1)
@@ -140,9 +148,9 @@ def _means(num_classes: int, width: int) -> npt.NDArray[np.float64]:
 
 
 def _maps(rows: Features, spec: Spec, rng: np.random.Generator) -> Features:
-    """Return maps (N, H, W, d) whose mean over positions is exactly the row; H W is even."""
-    height, across, width = spec.shape
-    half = representable(rng.normal(size=(len(rows), height * across // 2, width)), spec)
+    """Return maps or sequences (N, ..., d) whose mean over positions, an even number, is exactly the row."""
+    positions = math.prod(spec.shape[:-1])
+    half = representable(rng.normal(size=(len(rows), positions // 2, spec.width)), spec)
     pixels = rows[:, None] + np.concatenate([half, -half], axis=1)
-    maps: Features = pixels.reshape(len(rows), height, across, width)
+    maps: Features = pixels.reshape(len(rows), *spec.shape)
     return maps

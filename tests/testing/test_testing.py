@@ -16,6 +16,7 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter import testing
+from collapsemeter.adapter.selection import Selection
 from collapsemeter.stats import sampling
 from collapsemeter.stats.moments import ClassMoments
 from collapsemeter.stats.namespace import Numpy
@@ -307,6 +308,52 @@ class TokensInAnotherOrder(ToyMeter):
 class NamesTheDtypeOfTheSums(ToyMeter):
     def tally(self, layer):
         return replace(super().tally(layer), feature_dtype="float32")
+
+
+# Networks
+
+
+@sabotage("two_heads")
+class TakesOneOfTwoHeads(ToyMeter):
+    def selection(self):
+        return Selection(tuple(self.net.calls), "head")
+
+
+@sabotage("layers_declared_in_reverse")
+class OrdersByDeclaration(ToyMeter):
+    def selection(self):
+        return Selection(tuple(reversed(self.net.calls)), "head")
+
+
+@sabotage("one_score_behind_a_sigmoid")
+class DecidesAtZero(ToyMeter):
+    def see(self, layer, output):
+        if layer == "scores" and output.shape[-1] == 1:
+            output = output + 0.5
+        super().see(layer, output)
+
+
+@sabotage("a_repeated_layer")
+class AddsCallsTogether(ToyMeter):
+    def see(self, layer, output):
+        super().see(layer.partition("#")[0], output)
+
+    def selection(self):
+        return Selection(("body",), "head")
+
+
+@sabotage("a_sequence_with_one_label")
+class RefusesSequences(ToyMeter):
+    def see(self, layer, output):
+        if output.ndim == 3 and len(self.shape) == 1 and layer != "scores":
+            raise ValueError("which row of the sequence?")
+        super().see(layer, output)
+
+
+@sabotage("head_declared_first", "functional_tail")
+class FindsNoHead(ToyMeter):
+    def selection(self):
+        return Selection((*self.net.calls, "head"))
 
 
 # Labels
@@ -654,7 +701,7 @@ def test_every_failure_is_told_and_the_rest_runs():
 @pytest.mark.parametrize(
     ("unsupported", "message"),
     [
-        ({"complex64": "none"}, "unsupported names 'complex64', which is no case: absent_class, "),
+        ({"complex64": "none"}, "unsupported names 'complex64', which is no case: a_repeated_layer, "),
         ({"float16": ""}, "unsupported={'float16': ''}: give the reason in words"),
     ],
 )
