@@ -701,7 +701,10 @@ def test_every_failure_is_told_and_the_rest_runs():
 @pytest.mark.parametrize(
     ("unsupported", "message"),
     [
-        ({"complex64": "none"}, "unsupported names 'complex64', which is no case: a_repeated_layer, "),
+        (
+            {"complex64": "none"},
+            "unsupported names 'complex64', which is no case: a_repeated_layer, ",
+        ),
         ({"float16": ""}, "unsupported={'float16': ''}: give the reason in words"),
     ],
 )
