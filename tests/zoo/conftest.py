@@ -1,0 +1,72 @@
+"""The reviewed rows, and the page that shows them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .measuring import differences
+
+ROWS = Path(__file__).parent / "reviewed.json"
+PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
+HEAD = """# The zoo
+
+Networks of other people's libraries, with random weights and small inputs. `python -m tox run -e zoo` trains each for one
+step under a meter, passes it frozen, and holds NC4 against brute force from the network's own scores. The rows below are
+reviewed by hand (`tests/zoo/reviewed.json`): layers in the order of the data, the head, the classes, lines of the message
+at attaching, and what the meter holds. A new network is one line in `tests/zoo`; `python -m tox run -e zoo -- --write`
+writes its row, to be looked at.
+
+| network | layers | head | C | lines | MiB |
+|---|---|---|---|---|---|
+"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write", action="store_true", help="write the rows, to be reviewed")
+    parser.addoption("--zoo", choices=["torch", "keras"], default="torch", help="whose networks")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "network" in metafunc.fixturenames:
+        module = importlib.import_module(
+            f".{metafunc.config.getoption('zoo')}_networks", __package__
+        )
+        metafunc.parametrize("network", module.networks().items(), ids=lambda item: item[0])
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Any:
+    """What measures a network of the framework that was asked for."""
+    framework = request.config.getoption("zoo")
+    return importlib.import_module(f".{framework}_measuring", __package__).measured
+
+
+@pytest.fixture(scope="session")
+def reviewed(request: pytest.FixtureRequest) -> Any:
+    """Hold a row against the reviewed one, or write it."""
+    rows = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+    write = request.config.getoption("--write")
+
+    def check(name: str, found: dict[str, Any]) -> None:
+        if write:
+            rows[name] = found
+            return
+        assert name in rows, (
+            f"{name} has no reviewed row: run with --write, and look at it: {found}"
+        )
+        assert not differences(found, rows[name]), name
+
+    yield check
+    if write:
+        ROWS.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
+        PAGE.write_text(HEAD + "".join(_line(name, row) for name, row in sorted(rows.items())))
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    layers = " ".join(row["layers"])
+    return f"| {name} | {layers} | {row['head']} | {row['classes']} | {row['message'][0]} | {row['MiB']} |\n"

@@ -1,0 +1,31 @@
+"""One network of Keras: a step of training that is watched, a frozen pass, and brute force."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from collapsemeter_keras import CollapseMeter
+
+from .keras_networks import C
+from .measuring import mismatch, pooled, row
+
+
+def measured(model: keras.Model, images: np.ndarray) -> dict[str, Any]:
+    """Return the row of a network, and assert what holds for all of them."""
+    labels = np.arange(len(images)) % C
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    meter = CollapseMeter(verbose=False)
+    model.fit(images, labels, batch_size=len(images), callbacks=[meter], verbose=0)
+    live = meter.reports["train"][-1].report
+    frozen = meter.observe(model, [(images, labels)], progress=False)
+    found = row(meter, live, frozen)
+    head = next(layer for layer in model.layers if layer.name == meter.selection.watched[-1])
+    given, scores = keras.Model(model.inputs, [head.input, model.output])(images, training=False)
+    rows = pooled(keras.ops.convert_to_numpy(given), labels, given.shape[-1])
+    expected = mismatch(rows, labels, keras.ops.convert_to_numpy(scores))
+    assert frozen[list(frozen)[-1]]["nc4_mismatch"] == expected
+    meter.close()
+    return found
