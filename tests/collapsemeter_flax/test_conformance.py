@@ -33,25 +33,59 @@ class Net(nnx.Module):
         return self.head(x.mean((1, 2)) if x.ndim == 4 else x)
 
 
+class Written(nnx.Module):
+    """A network as people write theirs: the head is declared first, and nothing says in what order layers run."""
+
+    def __init__(self, spec: testing.Spec) -> None:
+        self.form, self.pooled = spec.form, spec.pooled
+        first, second = (2.0, 0.5) if spec.form == "reversed" else (1.0, 1.0)
+        shift = 0.125 if spec.form == "two_heads" else 0.0
+        self.head = linear(spec.weight.T + shift, spec.bias)
+        self.other = linear(spec.weight.T - shift, spec.bias)
+        self.second = linear(second * np.eye(spec.width))
+        self.first = linear(first * np.eye(spec.width))
+
+    def __call__(self, x):
+        x = self.first(x)
+        if self.form == "reversed":
+            x = self.second(x)
+        elif self.form == "repeated":
+            x = self.first(x)
+        scores = self.head(x.mean(1) if self.pooled else x)
+        if self.form == "two_heads":
+            return (scores + self.other(x)) / 2
+        if self.form == "functional_tail":
+            return jax.nn.log_softmax(scores)
+        return jax.nn.sigmoid(scores) if self.form == "one_score" else scores
+
+
+def linear(kernel, bias=None) -> nnx.Linear:
+    layer = nnx.Linear(*kernel.shape, use_bias=bias is not None, rngs=nnx.Rngs(0))
+    layer.kernel[...] = jnp.asarray(kernel, jnp.float32)
+    if bias is not None:
+        layer.bias[...] = jnp.asarray(bias, jnp.float32)
+    return layer
+
+
 class FlaxDriver:
     """A state that is handed from batch to batch."""
 
     def __init__(self, spec: testing.Spec) -> None:
         self.spec = spec
-        self.net = Net(spec)
+        self.net = Net(spec) if spec.form == "plain" else Written(spec)
         self.batches: list[tuple[jax.Array, np.ndarray]] = []
 
     def attach(self) -> None:
         self.meter = CollapseMeter(
             self.net,
-            ["body"],
-            "head",
+            *([["body"], "head"] if self.spec.form == "plain" else []),
             num_classes=self.spec.num_classes,
             verbose=False,
             **self.spec.options,
         )
         shape = (4, *self.spec.shape)
-        labels = np.zeros(shape[:2] if len(shape) == 3 else shape[:1], np.int32)
+        tokens = len(shape) == 3 and not self.spec.pooled
+        labels = np.zeros(shape[:2] if tokens else shape[:1], np.int32)
         self.state = self.meter.init(jnp.zeros(shape, self.spec.dtype), labels=labels)
         self.step = jax.jit(lambda x: self.meter.capture(self.net, x))
 

@@ -17,6 +17,8 @@ from .networks import EAGER
 
 def network(spec: testing.Spec) -> keras.Model:
     """The body passes its input on; the layer named body is watched."""
+    if spec.form != "plain":
+        return compiled(written(spec))
     parts = [keras.Input(spec.shape), layers.Identity(name="body", dtype=spec.dtype)]
     if len(spec.shape) == 3:
         parts.append(layers.GlobalAveragePooling2D(name="pool", dtype="float32"))
@@ -24,9 +26,53 @@ def network(spec: testing.Spec) -> keras.Model:
     parts.append(layers.Dense(spec.num_classes, name="head", dtype=_head_dtype(spec)))
     net = keras.Sequential(parts)
     net.layers[-1].set_weights([spec.weight.T, spec.bias])
+    return compiled(net)
+
+
+def compiled(net: keras.Model) -> keras.Model:
     # A NaN row has a NaN gradient, whatever the learning rate: the kit's weights must not move.
     net.trainable = False
     net.compile(keras.optimizers.SGD(0.0), loss=constant, run_eagerly=EAGER)
+    return net
+
+
+class Written(keras.Model):
+    """A network as people write theirs: the head is declared first, and nothing says in what order layers run."""
+
+    def __init__(self, spec: testing.Spec) -> None:
+        super().__init__(dtype=spec.dtype)
+        self.form, self.pooled = spec.form, spec.pooled
+        first, second = (2.0, 0.5) if spec.form == "reversed" else (1.0, 1.0)
+        self.head = layers.Dense(len(spec.bias), name="head")
+        self.other = layers.Dense(len(spec.bias), name="other")
+        self.second = self._passes_on("second", spec.width, second)
+        self.first = self._passes_on("first", spec.width, first)
+
+    def _passes_on(self, name: str, width: int, factor: float) -> layers.Layer:
+        identity = keras.initializers.Identity(factor)
+        return layers.Dense(width, use_bias=False, kernel_initializer=identity, name=name)
+
+    def call(self, x):
+        x = self.first(x)
+        if self.form == "reversed":
+            x = self.second(x)
+        elif self.form == "repeated":
+            x = self.first(x)
+        scores = self.head(ops.mean(x, axis=1) if self.pooled else x)
+        if self.form == "two_heads":
+            return (scores + self.other(x)) / 2
+        if self.form == "functional_tail":
+            return ops.log_softmax(scores)
+        return ops.sigmoid(scores) if self.form == "one_score" else scores
+
+
+def written(spec: testing.Spec) -> keras.Model:
+    net = Written(spec)
+    net(np.zeros((2, *spec.shape), np.float32))
+    shift = 0.125 if spec.form == "two_heads" else 0.0
+    net.head.set_weights([spec.weight.T + shift, spec.bias])
+    if net.other.built:
+        net.other.set_weights([spec.weight.T - shift, spec.bias])
     return net
 
 
@@ -49,7 +95,7 @@ class KerasDriver:
 
     def attach(self) -> None:
         self.meter = CollapseMeter(
-            ["body"],
+            ["body"] if self.spec.form == "plain" else "auto",
             num_classes=self.spec.num_classes,
             strict=True,
             verbose=False,

@@ -34,6 +34,42 @@ def network(spec: testing.Spec) -> nn.Sequential:
     return net.to(getattr(torch, spec.dtype))
 
 
+class Written(nn.Module):
+    """A network as people write theirs: the head is declared first, and nothing says in what order layers run."""
+
+    def __init__(self, spec: testing.Spec) -> None:
+        super().__init__()
+        self.form, self.pooled = spec.form, spec.pooled
+        first, second = (2.0, 0.5) if spec.form == "reversed" else (1.0, 1.0)
+        shift = 0.125 if spec.form == "two_heads" else 0.0
+        self.head = linear(spec.weight + np.float32(shift), spec.bias)
+        self.other = linear(spec.weight - np.float32(shift), spec.bias)
+        self.second = linear(second * np.eye(spec.width))
+        self.first = linear(first * np.eye(spec.width))
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.form == "reversed":
+            x = self.second(x)
+        elif self.form == "repeated":
+            x = self.first(x)
+        scores = self.head(x.mean(1) if self.pooled else x)
+        if self.form == "two_heads":
+            return (scores + self.other(x)) / 2
+        if self.form == "functional_tail":
+            return scores.log_softmax(1)
+        return scores.sigmoid() if self.form == "one_score" else scores
+
+
+def linear(weight, bias=None) -> nn.Linear:
+    layer = nn.Linear(*weight.shape[::-1], bias=bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight))
+        if bias is not None:
+            layer.bias.copy_(torch.tensor(bias))
+    return layer
+
+
 class TorchDriver:
     """A training loop that takes no step."""
 
@@ -41,14 +77,15 @@ class TorchDriver:
 
     def __init__(self, spec: testing.Spec) -> None:
         self.spec = spec
-        self.net = network(spec).to(self.device)
+        net = network(spec) if spec.form == "plain" else Written(spec)
+        self.net = net.to(self.device)
         self.model: nn.Module = self.net
         self.batches: list[tuple[torch.Tensor, np.ndarray]] = []  # of a frozen pass
 
     def attach(self) -> None:
         self.meter = CollapseMeter(
             self.model,
-            layers=["body"],
+            layers=["body"] if self.spec.form == "plain" else "auto",
             num_classes=self.spec.num_classes,
             strict=True,
             verbose=False,
