@@ -44,8 +44,10 @@ class Written(keras.Model):
         self.form, self.pooled = spec.form, spec.pooled
         first, second = (2.0, 0.5) if spec.form == "reversed" else (1.0, 1.0)
         self.head = layers.Dense(len(spec.bias), name="head")
-        self.other = layers.Dense(len(spec.bias), name="other")
-        self.second = self._passes_on("second", spec.width, second)
+        if spec.form == "two_heads":
+            self.other = layers.Dense(len(spec.bias), name="other")
+        if spec.form == "reversed":
+            self.second = self._passes_on("second", spec.width, second)
         self.first = self._passes_on("first", spec.width, first)
 
     def _passes_on(self, name: str, width: int, factor: float) -> layers.Layer:
@@ -71,7 +73,7 @@ def written(spec: testing.Spec) -> keras.Model:
     net(np.zeros((2, *spec.shape), np.float32))
     shift = 0.125 if spec.form == "two_heads" else 0.0
     net.head.set_weights([spec.weight.T + shift, spec.bias])
-    if net.other.built:
+    if spec.form == "two_heads":
         net.other.set_weights([spec.weight.T - shift, spec.bias])
     return net
 
