@@ -44,10 +44,11 @@ def named_points(
     ]
     of_head = set() if origin.head is None else _same_features(origin.head.given)
     ends = [point for run in _runs(points) for point in _ends(run)]
-    before_head = [p.layer for names in named for p in names if p.node in of_head]
     embeddings = nn.Embedding | nn.EmbeddingBag
-    chosen = [p.layer for p in ends if not isinstance(p.call.module, embeddings)]
-    return [name for name in dict.fromkeys(chosen) if name not in before_head], before_head
+    chosen = [p for p in ends if not isinstance(p.call.module, embeddings)]
+    layers = list(dict.fromkeys(p.layer for p in chosen if p.node not in of_head))
+    before_head = [p.layer for names in named for p in names if p.node in of_head]
+    return layers, [name for name in before_head if name not in layers]
 
 
 def repeated_layers(calls: Sequence[Call], head: Call | None) -> list[str]:
