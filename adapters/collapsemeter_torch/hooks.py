@@ -292,8 +292,12 @@ class RootPreHook(Hook):
 
     def __call__(self, module: nn.Module, *unused: Any) -> None:
         recorder = self.recorder()
-        scope = recorder.scope() if recorder is not None else None
+        if recorder is None:
+            return
+        scope = recorder.scope()
         if scope is None:
+            if recorder.waits_for_loss and torch.compiler.is_compiling():
+                recorder.pending.refused = True  # a graph keeps no output until the loss brings labels
             return
         if isinstance(scope, FirstBatch):
             scope.compiled = scope.compiled or torch.compiler.is_compiling()

@@ -92,7 +92,10 @@ def feature_rows(
 
 
 def layout_of(module: nn.Module) -> Layout | None:
-    """Return where a layer has its channels; None if it has none itself."""
+    """Return where a layer has its channels; None if it has none itself, or positions before the batch."""
+    if isinstance(module, nn.RNNBase):
+        width = (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+        return Layout(channels_first=False, width=width) if module.batch_first else None
     if isinstance(module, _CHANNELS_FIRST + _CHANNELS_LAST):
         return Layout(isinstance(module, _CHANNELS_FIRST), _features_of(module))
     return None
