@@ -297,7 +297,9 @@ class RootPreHook(Hook):
         scope = recorder.scope()
         if scope is None:
             if recorder.waits_for_loss and torch.compiler.is_compiling():
-                recorder.pending.refused = True  # a graph keeps no output until the loss brings labels
+                recorder.pending.refused = (
+                    True  # a graph keeps no output until the loss brings labels
+                )
             return
         if isinstance(scope, FirstBatch):
             scope.compiled = scope.compiled or torch.compiler.is_compiling()

@@ -226,13 +226,13 @@ def check_expansion(array: Array, stored: int) -> Array:
     return array
 
 
-def required(library: str, needed_by: str, extra: str) -> Any:
+def required(library: str, needed_by: str, extra: str, name: str = "") -> Any:
     """Import a library; ImportError says what needs it, and which extra brings it."""
     try:
         return import_module(library)
     except ImportError as error:
         raise ImportError(
-            f"{needed_by} needs {library.partition('.')[0]}: pip install 'collapsemeter[{extra}]'"
+            f"{needed_by} needs {name or library.partition('.')[0]}: pip install 'collapsemeter[{extra}]'"
         ) from error
 
 

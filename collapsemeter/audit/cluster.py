@@ -25,7 +25,7 @@ _VERSION = "__import__('collapsemeter').__version__"
 @contextmanager
 def cluster(address: str) -> Iterator[DaskWorkers]:
     """Connect to the scheduler of a cluster whose workers have this version of the package."""
-    distributed = required("distributed", f"an audit on {address}", "dask")
+    distributed = required("distributed", f"an audit on {address}", "dask", "Dask")
 
     def connect() -> Any:
         return distributed.Client(address, timeout=CONNECT, set_as_default=False)
