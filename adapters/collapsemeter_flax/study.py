@@ -58,9 +58,8 @@ def study(forward: Forward, has_scores: bool = True) -> Study:
     head, no_head, last = None, "no_head", set[str]()
     width = None
     if has_scores and forward.place:
-        head, no_head, last = _head(forward, linear)
-        shape = graph[scores].shape
-        width = shape[-1] if len(shape) > 1 else 1
+        width = _width(graph, scores, linear)
+        head, no_head, last = _head(forward, linear, width)
     end = scores if head is None else head.linear.features
     points, skipped = _points(forward, calls, _chain(forward, touched), end, last, width)
     if head is not None:
@@ -154,20 +153,26 @@ def _linear_calls(graph: Graph, calls: Sequence[Call], touched: Sequence[bool]) 
     return linear
 
 
+def _width(graph: Graph, scores: int, linear: Sequence[LinearCall]) -> int:
+    """Return how many scores a row has: (N,) is one a row, but where maps run on single rows, as in a vmap."""
+    shape = graph[scores].shape
+    single = any(len(graph[found.call.output].shape) == 1 for found in linear)
+    return shape[-1] if len(shape) > 1 or (single and shape) else 1
+
+
 def _head(
-    forward: Forward, linear: Sequence[LinearCall]
+    forward: Forward, linear: Sequence[LinearCall], width: int
 ) -> tuple[LinearCall | None, str, set[str]]:
     """Return the last linear map whose output becomes the scores in the same order, or why none does.
 
     The names are those of the layers that only make scores, so that they are none of the features.
     """
     graph, scores = forward.graph, forward.scores
-    shape, near = graph[scores].shape, _behind_the_last_map(graph, scores)
-    width = shape[-1:] if len(shape) > 1 else (1,)
+    near = _behind_the_last_map(graph, scores)
     fitting = [
         found
         for found in linear
-        if found.call.output in near and graph[found.call.output].shape[-1:] == width
+        if found.call.output in near and graph[found.call.output].shape[-1:] == (width,)
     ]
     for found in reversed(fitting):
         if keeps_order(graph, found.call.output, scores):

@@ -377,7 +377,7 @@ def test_maps_tokens_sequences_and_wider_things_become_rows(features):
             r"'fc' gave features of shape \(3, 4\) and labels have shape \(2,\): the layer ran on a batch of 3",
         ),
         (
-            (2, 5, 4),
+            (5, 2, 4),  # positions come first
             2,
             "say which row of the sequence belongs to a label with reduction={'fc': 'first'}",
         ),
