@@ -13,8 +13,9 @@ from .keras_networks import C
 from .measuring import mismatch, pooled, row
 
 
-def measured(model: keras.Model, images: np.ndarray) -> dict[str, Any]:
+def measured(given: tuple[keras.Model, np.ndarray]) -> dict[str, Any]:
     """Return the row of a network, and assert what holds for all of them."""
+    model, images = given
     labels = np.arange(len(images)) % C
     model.compile("sgd", "sparse_categorical_crossentropy")
     meter = CollapseMeter(verbose=False)

@@ -105,14 +105,6 @@ def _torchvision() -> Iterator[tuple[str, Callable[[], Given]]]:
 
         yield f"torchvision/{name}", make
 
-    def segmentation() -> Given:
-        net = zoo.segmentation.lraspp_mobilenet_v3_large(
-            weights=None, weights_backbone=None, num_classes=C
-        )
-        return Given(net, images(), "out", (6, 64, 64))
-
-    yield "torchvision/lraspp_mobilenet_v3_large", segmentation
-
 
 def _transformers() -> Iterator[tuple[str, Callable[[], Given]]]:
     import transformers as hf
