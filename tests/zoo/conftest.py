@@ -53,18 +53,17 @@ def reviewed(request: pytest.FixtureRequest) -> Any:
     write = request.config.getoption("--write")
 
     def check(name: str, found: dict[str, Any]) -> None:
-        if write:
+        if write:  # each at once: a run may be stopped
             rows[name] = found
+            ROWS.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
+            PAGE.write_text(HEAD + "".join(_line(name, row) for name, row in sorted(rows.items())))
             return
         assert name in rows, (
             f"{name} has no reviewed row: run with --write, and look at it: {found}"
         )
         assert not differences(found, rows[name]), name
 
-    yield check
-    if write:
-        ROWS.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
-        PAGE.write_text(HEAD + "".join(_line(name, row) for name, row in sorted(rows.items())))
+    return check
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
