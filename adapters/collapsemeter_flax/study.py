@@ -70,7 +70,7 @@ def study(forward: Forward, has_scores: bool = True) -> Study:
         head=None if head is None else head.call.layer,
         no_head=no_head,
         width=width,
-        threshold=threshold(graph, scores) if width == 1 else 0.0,
+        threshold=_threshold(graph, scores, linear) if width == 1 else 0.0,
         place=forward.place,
         skipped=skipped,
     )
@@ -191,6 +191,12 @@ def _head(
     if len(last) > 1:
         return None, "no_single_head", last
     return None, "scores_are_not_the_heads" if last else "no_head", last
+
+
+def _threshold(graph: Graph, scores: int, linear: Sequence[LinearCall]) -> float:
+    near = _behind_the_last_map(graph, scores)
+    logits = [found.call.output for found in linear if found.call.output in near]
+    return threshold(graph, [n for n in logits if graph[n].shape[-1:] == (1,)], scores)
 
 
 def _behind_the_last_map(graph: Graph, scores: int) -> set[int]:

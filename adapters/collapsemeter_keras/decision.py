@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from collapsemeter.adapter.network import single_threshold
+
 from .graph import Graph, TracedTensor, has_weights
 from .untouched import eagerly
 
@@ -166,20 +168,20 @@ def _run(value: TracedTensor, inputs: Sequence[Any]) -> Any:
 
 
 def _threshold(scores: TracedTensor, parts: Mapping[str, Any]) -> float | None:
-    """Return what becomes of a logit of zero on its way to the scores."""
+    """Return where a single score decides; None where an operation cannot be run by itself."""
 
-    def become(value: TracedTensor, left: int) -> Any:
+    def become(value: TracedTensor, logit: float, left: int = _BEYOND) -> Any:
         name = _head_at(value, parts, 1)
         if name is not None:
-            return _activated(parts[name], _filled(value, 0.0))
+            return _activated(parts[name], _filled(value, logit))
         before = [part for part in value.inputs if part.has_signal]
         if not before or not left or has_weights(value.operation):
-            return _filled(value, 0.0)
-        return _run(value, [become(part, left - 1) for part in before])
+            return _filled(value, logit)
+        return _run(value, [become(part, logit, left - 1) for part in before])
 
     try:
         with keras.StatelessScope():
-            return float(on_host(become(scores, _BEYOND)).ravel()[0])
+            return single_threshold(lambda logit: float(on_host(become(scores, logit)).ravel()[0]))
     except Exception:  # an operation that cannot be run by itself
         return None
 

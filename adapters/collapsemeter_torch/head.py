@@ -21,8 +21,7 @@ POOLS = {
     *("AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AvgPool2D", "AvgPool3D", "Mean", "Relu"),
     *("UpsampleBicubic2D", "UpsampleBilinear2D", "UpsampleNearest2D"),
 }
-_HALVES = {"Sigmoid": 0.5, "LogSigmoid": math.log(0.5)}  # what zero becomes
-_NORMALISES = {"LogSoftmax", "Softmax"}
+_KEEPS = MOVES | POOLS | {"LogSigmoid", "LogSoftmax", "Sigmoid", "Softmax"}
 _PRODUCTS = {"Addmm", "Bmm", "Convolution", "Linear", "Mm"}
 _AFFINE = {layer.forward for layer in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
@@ -36,7 +35,6 @@ class Origin:
 
     head: Call | None
     no_head: str  # why there is none: a reason code
-    threshold: float  # above which one score decides for class 1
     path: tuple[Node, ...] = ()  # from the scores to what makes them
     nearest: frozenset[str] = frozenset()  # maps with an output a class that are reached first
 
@@ -44,25 +42,20 @@ class Origin:
 def origin_of(scores: Node, calls: Sequence[Call], width: int) -> Origin:
     """Follow the scores back to the map that makes them."""
     maps = {call.node: call for call in calls if call.node and outputs_of(call.module) == width}
-    node, scale = scores, 1.0
-    threshold: float | None = None
+    node = scores
     path = [node]
     while node not in maps:
-        name = operation(node)
-        before, factor = _one_before(node, name)
+        before = _one_before(node, operation(node))
         if before is None:
             break
-        if name in _HALVES and threshold is None:
-            threshold = scale * _HALVES[name]
-        node, scale = before, scale * factor
+        node = before
         path.append(node)
-    threshold = threshold or 0.0
     head = maps.get(node)
     if head is not None and _is_affine(head):
-        return Origin(head, _NOT_THE_HEADS, threshold, tuple(path), frozenset([head.layer]))
+        return Origin(head, _NOT_THE_HEADS, tuple(path), frozenset([head.layer]))
     nearest = frozenset(_nearest(node, maps))
     reason = "no_single_head" if len(nearest) > 1 else _NOT_THE_HEADS
-    return Origin(None, reason, threshold, tuple(path), nearest)
+    return Origin(None, reason, tuple(path), nearest)
 
 
 def operation(node: Node) -> str:
@@ -97,19 +90,16 @@ def outputs_of(module: nn.Module) -> int | None:
     return None if weight is None else len(weight)
 
 
-def _one_before(node: Node, name: str) -> tuple[Node | None, float]:
-    """Return what scores were before a map that keeps their order, and by what they were multiplied."""
+def _one_before(node: Node, name: str) -> Node | None:
+    """Return what scores were before a map that keeps their order."""
     before = parents(node)
     if name in ("Div", "Mul"):
         return _scaled(node, name)
-    keeps = name in MOVES or name in POOLS or name in _HALVES
-    if name in _NORMALISES:
-        keeps = True
-    return (before[0] if keeps and len(before) == 1 else None), 1.0
+    return before[0] if name in _KEEPS and len(before) == 1 else None
 
 
-def _scaled(node: Node, name: str) -> tuple[Node | None, float]:
-    """Return the factor, or divisor, that is one number, and what it was multiplied with."""
+def _scaled(node: Node, name: str) -> Node | None:
+    """Return what was multiplied with, or divided by, one positive number."""
     function = node[0]
     for place in (0,) if name == "Div" else (0, 1):
         edge = function.next_functions[place]
@@ -119,11 +109,9 @@ def _scaled(node: Node, name: str) -> tuple[Node | None, float]:
         if factor is None or factor.numel() != 1:
             continue
         known = not factor.requires_grad and type(factor) is Tensor
-        value = float(factor) if known else 1.0  # a learnt temperature is positive
-        if value <= 0:
-            return None, 1.0
-        return edge, 1.0 / value if name == "Div" else value
-    return None, 1.0
+        # A learnt temperature is positive.
+        return edge if not known or float(factor) > 0 else None
+    return None
 
 
 def _is_affine(call: Call) -> bool:

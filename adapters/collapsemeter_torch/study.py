@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from collapsemeter.adapter.cut_points import cut_points
-from collapsemeter.adapter.network import Network, Scores, find_scores
+from collapsemeter.adapter.network import Network, Scores, find_scores, single_threshold
 from collapsemeter.adapter.reduction import Layout
 
 from .head import SELECTS, Origin, operation, origin_of, outputs_of
 from .points import named_points, passes_on, repeated_layers
-from .trace import Call, Node, memory_of, node_of, parents, trace
+from .trace import Call, Node, memory_of, node_of, parents, rerun, trace
 
 _BY_CALLS = (
     "no tensor is passed by all of the signal, as far as gradients tell: layers are those that repeat, in "
@@ -78,7 +78,7 @@ def study(
         head=None if origin.head is None else origin.head.layer,
         no_head=origin.no_head,
         width=None if features else width,
-        threshold=origin.threshold,
+        threshold=_threshold(root, named, args, kwargs, origin, scores) if width == 1 else 0.0,
         place=place,
         skipped=skipped,
         note=note,
@@ -103,14 +103,8 @@ def study(
 
 
 def scores_of(output: Any, asked: Scores, num_classes: int | None) -> tuple[Tensor, str]:
-    """Return the scores among what a model returned, and their place in words.
-
-    Some models return a tuple in training and the scores alone in eval mode: then no key is needed.
-    """
-    alone = not callable(asked) and is_float(output)
-    return find_scores(
-        output, "auto" if alone else asked, is_tensor=is_float, num_classes=num_classes
-    )
+    """Return the scores among what a model returned, and their place in words."""
+    return find_scores(output, asked, is_tensor=is_float, num_classes=num_classes)
 
 
 def is_float(value: Any) -> bool:
@@ -155,7 +149,31 @@ def _are_features(output: Tensor, width: int, origin: Origin, num_classes: int |
 def _unlinked(scores: Tensor, width: int, calls: Sequence[Call]) -> Origin:
     """Return the map whose output is the scores themselves: all that is known without a graph."""
     made = [c for c in calls if _same_memory(c.tensor, scores) and outputs_of(c.module) == width]
-    return Origin(made[-1] if made else None, "scores_are_not_the_heads", 0.0)
+    head = made[-1] if made else None
+    return Origin(head, "scores_are_not_the_heads", nearest=frozenset(c.layer for c in made[-1:]))
+
+
+def _threshold(
+    root: nn.Module,
+    named: Mapping[str, nn.Module],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    origin: Origin,
+    scores: Scores,
+) -> float:
+    """Return where a single score decides: the network runs as if the maps that make it gave one number."""
+    layers = [named[name] for name in origin.nearest]
+
+    def score(logit: float) -> float:
+        output, _ = scores_of(rerun(root, args, kwargs, layers, logit), scores, None)
+        return float(output.reshape(-1)[0])
+
+    if not layers:
+        return 0.0
+    try:
+        return single_threshold(score)
+    except Exception:  # whatever a network of somebody's does with two rows
+        return 0.0
 
 
 def _same_memory(a: Tensor | None, b: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -92,6 +92,31 @@ def _without_arithmetic(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with _silent("torch._subclasses.fake_tensor"):
         return _forward(root, named, args, kwargs, mode, partial(_fake, mode))
+
+
+def rerun(
+    root: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    layers: Sequence[nn.Module],
+    value: float,
+) -> Any:
+    """Run a network on two rows as if some layers gave one number everywhere; return what comes out."""
+
+    def constant(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+        return torch.full_like(output, value)
+
+    cut = _two_rows(args, kwargs)
+    with (
+        eager(),
+        torch.inference_mode(False),
+        untouched(root, Tensor.detach, torch.clone),
+        torch.no_grad(),
+    ):
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: cut(t).clone(), (args, kwargs))
+        for layer in layers:
+            layer.register_forward_hook(constant)
+        return root(*args, **kwargs)
 
 
 @contextlib.contextmanager

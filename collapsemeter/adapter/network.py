@@ -63,8 +63,8 @@ def find_scores(
     output : object
         A tensor, or a tuple, list, mapping, dataclass or object with ``logits``.
     asked : "auto", key, index or callable
-        ``auto`` takes a tensor as it is, what is called ``logits``, or the only member whose last axis
-        fits the classes.
+        ``auto`` takes what is called ``logits``, or the only member whose last axis fits the classes.
+        A tensor that is returned alone is the scores, whatever key was asked for.
     is_tensor : callable
         Whether something is a tensor of floats.
     num_classes : int, optional
@@ -77,10 +77,12 @@ def find_scores(
     """
     if callable(asked):
         return _checked(asked(output), "what scores= returns", is_tensor)
+    if is_tensor(
+        output
+    ):  # some models return a tuple in training, and the scores alone in eval mode
+        return output, "the output"
     if asked != "auto":
         return _checked(_member(output, asked), _place(output, asked), is_tensor)
-    if is_tensor(output):
-        return output, "the output"
     members = dict(_members(output))
     if is_tensor(members.get("logits")):
         return members["logits"], _place(output, "logits")
@@ -104,6 +106,21 @@ def find_scores(
         f"the model returned a {kind} with {shapes}, {which} {classes}: pass scores=, one of these keys "
         "or a callable"
     )
+
+
+def single_threshold(score: Callable[[float], float]) -> float:
+    """Return above which a single score decides for class 1: what becomes of a logit of 0.
+
+    Shifts and factors alone leave a logit a logit, which decides at 0.
+
+    Parameters
+    ----------
+    score : callable
+        From a logit to the score that the network makes of it.
+    """
+    below, zero, above = (score(logit) for logit in (-1.0, 0.0, 8.0))  # no two of them mirrored
+    shift, slope = zero - below, (above - zero) / 8.0
+    return 0.0 if abs(shift - slope) <= 1e-4 * max(abs(shift), abs(slope)) else zero
 
 
 def _fits(value: Tensor, num_classes: int | None) -> bool:

@@ -145,7 +145,7 @@ def _kind_of_reason(reason: str) -> str:
 _KINDS = {
     "inside ": "inside of a watched layer",
     "its output is the input of": "whose output is the head's input",
-    "it runs inside": "inside of a branch",
+    "is the cell of": "inside of a loop",
 }
 
 

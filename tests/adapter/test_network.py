@@ -8,7 +8,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from collapsemeter.adapter.network import find_scores
+from collapsemeter.adapter.network import find_scores, single_threshold
 
 SCORES, FEATURES, LOSS = np.zeros((4, 10)), np.zeros((4, 512)), np.zeros(())
 Outputs = namedtuple("Outputs", "logits aux")
@@ -41,6 +41,8 @@ def test_scores_are_chosen_by_key_index_or_callable():
     assert found({"a": SCORES, "b": FEATURES}, "a") == "output['a']"
     assert found((FEATURES, SCORES), 1) == "output[1]"
     assert found(Output(FEATURES, SCORES), "prediction") == "output.prediction"
+    for key in ("logits", 0):  # of a model that returns a tuple in training alone
+        assert found(SCORES, key) == "the output"
     assert found({"a": [SCORES]}, lambda output: output["a"][0]) == "what scores= returns"
 
 
@@ -59,3 +61,19 @@ def test_where_two_could_be_meant_the_error_asks():
         found({"a": SCORES}, "c")
     with pytest.raises(ValueError, match=r"output\['a'\] is a list: scores= must give"):
         found({"a": [SCORES]}, "a")
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold"),
+    [
+        (lambda logit: 3 * logit - 7, 0.0),
+        (lambda logit: -1e-6 * logit, 0.0),
+        (lambda logit: 0.0, 0.0),
+        (lambda logit: 1 / (1 + np.exp(-logit)), 0.5),
+        (lambda logit: np.clip(logit / 6 + 0.5, 0, 1), 0.5),
+        (lambda logit: 1 / (1 + np.exp(logit)), 0.5),
+        (np.tanh, 0.0),
+    ],
+)
+def test_a_single_score_decides_at_what_becomes_of_a_logit_of_zero(score, threshold):
+    assert single_threshold(score) == threshold

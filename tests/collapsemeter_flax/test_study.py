@@ -108,6 +108,8 @@ def test_scores_that_do_not_have_none_and_the_reason(name):
         (lambda x: 1 / (1 + jnp.exp(-x)), 0.5),
         (lambda x: jnp.clip(nn.sigmoid(x / 2), 1e-6, 1 - 1e-6), 0.5),
         (lambda x: jnp.log(nn.sigmoid(x)), np.log(0.5)),
+        (nn.log_sigmoid, np.log(0.5)),
+        (lambda x: 1 - nn.sigmoid(-x), 0.5),
         (lambda x: 2 * nn.sigmoid(x) - 1, 0.0),
         (lambda x: (jnp.tanh(x) + 1) / 2, 0.5),
         (nn.hard_sigmoid, 0.5),

@@ -135,9 +135,11 @@ def test_the_head_is_the_layer_that_makes_the_scores(name):
         ),
         (lambda x: ops.squeeze(ops.sigmoid(fc(x, 1)), -1), 0.5),
         (lambda x: ops.tanh(fc(x, 1)), 0.0),
+        (lambda x: layers.Rescaling(0.5, offset=-3.0)(fc(x, 1)), 0.0),
+        (lambda x: 1 - ops.sigmoid(-fc(x, 1)), 0.5),
         (lambda x: layers.Average()([fc(x, 1, "a", activation="sigmoid"), fc(x, 1, "b", activation="sigmoid")]), 0.5),
     ],
-    ids=["logit", "activation", "layer", "operation", "hinge", "average"],
+    ids=["logit", "activation", "layer", "operation", "hinge", "shift", "complement", "average"],
 )  # fmt: skip
 def test_one_score_decides_at_the_right_place(make, threshold):
     model, labels = tail(make), Y % 2

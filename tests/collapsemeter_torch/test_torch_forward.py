@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 import torch
@@ -200,3 +201,39 @@ def test_a_head_of_every_token_pairs_with_labels_of_every_token():
     report = meter.compute()
     assert report["fc"].provenance["rows"] == 30
     assert report["fc"].provenance["nc4_rows"] == 30
+
+
+TAILS = {
+    "logit": (lambda x: x, 0.0),
+    "temperature": (lambda x: 0.5 * x - 3, 0.0),
+    "squeezed": (lambda x: x.sigmoid().squeeze(-1), 0.5),
+    "clamped": (lambda x: (x / 2).sigmoid().clamp(1e-6, 1 - 1e-6), 0.5),
+    "written": (lambda x: 1 / (1 + torch.exp(-x)), 0.5),
+    "complement": (lambda x: 1 - torch.sigmoid(-x), 0.5),
+    "hard": (nn.functional.hardsigmoid, 0.5),
+    "tanh": (lambda x: (x.tanh() + 1) / 2, 0.5),
+    "log": (nn.functional.logsigmoid, math.log(0.5)),
+    "softplus": (lambda x: -nn.functional.softplus(-x), math.log(0.5)),
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_one_score_decides_where_a_logit_of_zero_would_be(tail):
+    function, threshold = TAILS[tail]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.fc = nn.Linear(4, 8), nn.Linear(8, 1)
+
+        def forward(self, x):
+            return function(self.fc(self.body(x).relu()))
+
+    torch.manual_seed(0)
+    net, x, labels = Net(), 3 * torch.randn(40, 4), torch.arange(40) % 2
+    meter = CollapseMeter(net, layers=["body"], verbose=False)
+    report = meter.observe([(x, labels)], progress=False)
+    assert meter.selection.threshold == pytest.approx(threshold, abs=1e-6)
+    decided = (net(x).reshape(-1) > threshold).long()
+    expected = disagreement(net.body(x).detach(), labels, decided)
+    assert report["body"]["nc4_mismatch"] == expected

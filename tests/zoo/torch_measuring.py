@@ -17,7 +17,7 @@ def measured(given: Given) -> dict[str, Any]:
     """Return the row of a network, and assert what holds for all of them."""
     model, inputs = given.model.train(), given.inputs
     labels = torch.arange(int(np.prod(given.labels))).reshape(given.labels) % C
-    meter = CollapseMeter(model, scores=given.scores, verbose=False)
+    meter = CollapseMeter(model, verbose=False)
     with meter.batch(
         labels, mask=inputs.get("attention_mask") if isinstance(inputs, dict) else None
     ):
@@ -54,13 +54,7 @@ def _last_rows(
         output = _call(model, inputs)
     handle.remove()
     features = seen[0] if isinstance(seen[0], torch.Tensor) else seen[0][0]
-    scores = (
-        output
-        if isinstance(output, torch.Tensor)
-        else output["out" if "out" in output else "logits"]
-    )
-    if scores.ndim > labels.ndim + 1 or (scores.ndim == 4):
-        scores = scores.movedim(1, -1)
+    scores = output if isinstance(output, torch.Tensor) else output["logits"]
     mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
     width = meter.moments(name).width
     rows = pooled(features.numpy(), labels.numpy(), width, None if mask is None else mask.numpy())

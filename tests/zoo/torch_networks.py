@@ -13,12 +13,11 @@ _operators: Any = None
 
 
 class Given(NamedTuple):
-    """A model, a batch of its inputs as arguments, and where its scores are if that must be said."""
+    """A model, a batch of its inputs as arguments, and the shape of its labels."""
 
     model: nn.Module
     inputs: dict[str, Any] | tuple[Any, ...]
-    scores: Any = "auto"
-    labels: tuple[int, ...] = (6,)  # their shape
+    labels: tuple[int, ...] = (6,)
 
 
 def images(size: int = 64) -> tuple[torch.Tensor]:
