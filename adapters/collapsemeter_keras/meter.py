@@ -12,7 +12,7 @@ import numpy as np
 from collapsemeter import ClassMoments, CollapseReport, Convention
 from collapsemeter.adapter.batches import check_phase, each_batch
 from collapsemeter.adapter.budget import Budget, Clock
-from collapsemeter.adapter.memory import Memory, memory_plan
+from collapsemeter.adapter.memory import Memory, budget_of
 from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Reduction
 from collapsemeter.adapter.selection import MAX_LAYERS, Selection
@@ -167,8 +167,8 @@ class CollapseMeter(EpochReports):
             "seed": seed,
             "sketch_rows": sketch_rows,
         }
-        settings = Settings(num_classes=2 if num_classes is None else num_classes, **options)
-        memory_plan({"": 1}, settings, parameter_bytes=0, memory=memory)  # refuses what is none
+        Settings(num_classes=2 if num_classes is None else num_classes, **options)
+        budget_of(memory)  # refuses what is none
         if every < 1:
             raise ValueError(f"every={every}: report every epoch, or every second, third, ...")
         if max_layers < 1:
@@ -230,8 +230,9 @@ class CollapseMeter(EpochReports):
 
     @property
     def _streams(self) -> dict[str, StreamSums]:
-        attached = self._attached and self._attachment is not None
-        return self._attachment.streams if attached and self._attachment is not None else {}
+        if self._attachment is None or not self._attachment.attached:
+            return {}
+        return self._attachment.streams
 
     def _leave(self) -> None:
         if self._finalizer is not None:

@@ -54,7 +54,7 @@ class Publisher:
         """Return metrics by their names in the logs; Keras may call the last layer otherwise in the next run."""
         layers = dict(report)
         if layers and LAST not in layers:
-            layers[LAST] = layers[[*layers][-1]]
+            layers[LAST] = report.final
         return {
             f"{_PREFIX[stream]}{metric}/{name}": float(layer[metric])
             for name, layer in layers.items()

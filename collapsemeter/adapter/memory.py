@@ -90,14 +90,7 @@ def memory_plan(
     ValueError
         If the memory is not positive.
     """
-    if memory == "auto":
-        budget = float(max(LEAST, parameter_bytes // 2))
-    elif memory is None:
-        budget = math.inf
-    elif isinstance(memory, str | bool) or not memory > 0:
-        raise ValueError(f"memory={memory!r}: pass MiB, 'auto' or None")
-    else:
-        budget = memory * MIB
+    budget = budget_of(memory, parameter_bytes)
     for holdings in _ever_less(widths, settings):
         nbytes = copies * sum(
             holding.nbytes(widths[name], settings) for name, holding in holdings.items()
@@ -105,6 +98,17 @@ def memory_plan(
         if nbytes <= budget:
             break
     return MemoryPlan(holdings, nbytes, budget, parameter_bytes)
+
+
+def budget_of(memory: Memory, parameter_bytes: int = 0) -> float:
+    """Return a budget in bytes, or raise ValueError where it is none."""
+    if memory is None:
+        return math.inf
+    if memory == "auto":
+        return float(max(LEAST, parameter_bytes // 2))
+    if isinstance(memory, str | bool) or not memory > 0:
+        raise ValueError(f"memory={memory!r}: pass MiB, 'auto' or None")
+    return memory * MIB
 
 
 def _ever_less(widths: Mapping[str, int], settings: Settings) -> Iterator[dict[str, Holding]]:

@@ -24,16 +24,6 @@ def safe_name(layer: str) -> str:
     return "/".join("_" if segment in {"", ".", ".."} else segment for segment in segments)
 
 
-def head_layer(report: CollapseReport) -> str | None:
-    """Return the layer whose curves have a second tag, ``nc1_pinv/head``, that is the same in every run.
-
-    It is the one that the head reads. Names of layers may change from run to run: Keras numbers them. None
-    where no layer has a head, where the head is called more than once, or where a layer has this name.
-    """
-    names = [name for name, layer in report.items() if "nc3_cosine" in layer]
-    return names[0] if len(names) == 1 and HEAD not in report else None
-
-
 class Scalars:
     """Turns the reports of one sink into ``{tag: value}``; no two layers share a tag."""
 
@@ -46,15 +36,20 @@ class Scalars:
     def of(self, report: CollapseReport) -> dict[str, float]:
         """Return the values by tag; one that is not finite is left out: some trackers choke on NaN."""
         self._check_phase(report.phase)
-        last = head_layer(report)
-        values, again = {}, {}
-        for name, layer in report.items():
-            for metric in sorted(layer, key=lambda metric: _PLACES.get(metric, len(_PLACES))):
-                if math.isfinite(layer[metric]):
-                    values[self.tag(metric, name)] = value = float(layer[metric])
-                    if name == last:
-                        again[f"{safe_name(metric)}/{HEAD}"] = value
-        return values | again
+        values = {
+            self.tag(metric, name): float(layer[metric])
+            for name, layer in report.items()
+            for metric in sorted(layer, key=lambda metric: _PLACES.get(metric, len(_PLACES)))
+            if math.isfinite(layer[metric])
+        }
+        if HEAD in report or not report.layers or "nc3_cosine" not in report.final:
+            return values
+        # What the head reads has a second tag, the same in every run: Keras numbers its layers.
+        return values | {
+            f"{safe_name(metric)}/{HEAD}": float(value)
+            for metric, value in report.final.items()
+            if math.isfinite(value)
+        }
 
     def tag(self, metric: str, layer: str) -> str:
         """Return the tag of one curve, metric first: TensorBoard groups by the text before the slash."""
