@@ -50,6 +50,8 @@ def set_scope(slot: str, scope: Scope | LeftOut | None) -> None:
 IN_EVAL_MODE = (
     "the model was in eval mode, or without gradients, whenever labels came: pass count_eval=True"
 )
+# Seconds that a first batch waits for that of another thread, which may have been left open.
+_PATIENCE = 60.0
 
 
 class LeftOut:
@@ -167,6 +169,7 @@ class Batch:
                 tensor = isinstance(labels, Tensor)
                 self.labels = labels.detach().clone() if tensor else copy.copy(labels)
         self._scope: Scope | LeftOut | None = None
+        self._alone = False  # until this first batch is over others wait
         self._preparing = perf_counter() - started
 
     def _check_labels(self) -> None:
@@ -194,6 +197,9 @@ class Batch:
                 f"{_shape(getattr(outer, 'labels', None))} wait for their forward: close the first "
                 "block"
             )
+        if self.labels is not None and recorder.learnt is None:
+            # While a network is studied no other thread may run it: one first batch at a time.
+            self._alone = recorder.learning.acquire(timeout=_PATIENCE)
         store.clock.begin(started)
         recorder.attach()
         if self.labels is None:
@@ -241,6 +247,14 @@ class Batch:
 
     def finish(self, failed: bool) -> None:
         """Expect every layer to have counted this batch, or forget it where it failed."""
+        try:
+            self._finish(failed)
+        finally:
+            if self._alone:
+                self._alone = False
+                self._recorder.learning.release()
+
+    def _finish(self, failed: bool) -> None:
         started = perf_counter()
         recorder, store, scope = self._recorder, self._store, self._scope
         set_scope(recorder.slot, None)

@@ -57,7 +57,7 @@ class Recorder:
         self.waits_for_loss = False  # labels come with a loss module
         self._learner, self._attachment, self._announce = learner, attachment, announce
         self._local = threading.local()
-        self._learning = threading.RLock()
+        self.learning = threading.RLock()  # held while the first batch runs
 
     @property
     def knows_classes(self) -> bool:
@@ -74,7 +74,7 @@ class Recorder:
 
     def learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Learnt:
         """Learn from the arguments of a forward what to watch, unless that is known."""
-        with self._learning:  # two threads may each have a first batch
+        with self.learning:  # two threads may each have a first batch
             return self.learnt or self._learn(args, kwargs)
 
     def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Learnt:

@@ -103,8 +103,14 @@ def study(
 
 
 def scores_of(output: Any, asked: Scores, num_classes: int | None) -> tuple[Tensor, str]:
-    """Return the scores among what a model returned, and their place in words."""
-    return find_scores(output, asked, is_tensor=is_float, num_classes=num_classes)
+    """Return the scores among what a model returned, and their place in words.
+
+    Some models return a tuple in training and the scores alone in eval mode: then no key is needed.
+    """
+    alone = not callable(asked) and is_float(output)
+    return find_scores(
+        output, "auto" if alone else asked, is_tensor=is_float, num_classes=num_classes
+    )
 
 
 def is_float(value: Any) -> bool:

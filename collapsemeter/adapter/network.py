@@ -63,8 +63,8 @@ def find_scores(
     output : object
         A tensor, or a tuple, list, mapping, dataclass or object with ``logits``.
     asked : "auto", key, index or callable
-        ``auto`` takes what is called ``logits``, or the only member whose last axis fits the classes.
-        A tensor that is returned alone is the scores, whatever key was asked for.
+        ``auto`` takes a tensor as it is, what is called ``logits``, or the only member whose last axis
+        fits the classes.
     is_tensor : callable
         Whether something is a tensor of floats.
     num_classes : int, optional
@@ -77,9 +77,11 @@ def find_scores(
     """
     if callable(asked):
         return _checked(asked(output), "what scores= returns", is_tensor)
-    if is_tensor(
-        output
-    ):  # some models return a tuple in training, and the scores alone in eval mode
+    if is_tensor(output):
+        if asked != "auto":  # the first entry of a tensor is a row
+            raise ValueError(
+                f"scores={asked!r}: the model returned one tensor, which is the scores: leave scores= out"
+            )
         return output, "the output"
     if asked != "auto":
         return _checked(_member(output, asked), _place(output, asked), is_tensor)

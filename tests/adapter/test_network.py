@@ -41,8 +41,6 @@ def test_scores_are_chosen_by_key_index_or_callable():
     assert found({"a": SCORES, "b": FEATURES}, "a") == "output['a']"
     assert found((FEATURES, SCORES), 1) == "output[1]"
     assert found(Output(FEATURES, SCORES), "prediction") == "output.prediction"
-    for key in ("logits", 0):  # of a model that returns a tuple in training alone
-        assert found(SCORES, key) == "the output"
     assert found({"a": [SCORES]}, lambda output: output["a"][0]) == "what scores= returns"
 
 
@@ -57,6 +55,9 @@ def test_where_two_could_be_meant_the_error_asks():
         found((SCORES, FEATURES), num_classes=7)
     with pytest.raises(ValueError, match="a NoneType without a tensor of scores: pass scores="):
         found(None)
+    for key in ("logits", 0):  # the first entry of a tensor is a row
+        with pytest.raises(ValueError, match="the model returned one tensor, which is the scores"):
+            found(SCORES, key)
     with pytest.raises(ValueError, match="scores='c': the model returned a dict with 'a'"):
         found({"a": SCORES}, "c")
     with pytest.raises(ValueError, match=r"output\['a'\] is a list: scores= must give"):

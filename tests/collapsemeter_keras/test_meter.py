@@ -184,7 +184,7 @@ def test_layers_by_pattern_predicate_and_reasons():
         ),
         (
             {"scores": "size"},
-            r"scores='size': the model returned a TracedTensor that has no members",
+            r"scores='size': the model returned one tensor, which is the scores",
         ),
         ({"scores": lambda output: 3}, "what scores= returns is a int: scores= must give a tensor"),
         ({"reduction": {"nine": "mean"}}, r"no such layer is watched; watched are one, fc"),
