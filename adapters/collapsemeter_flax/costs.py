@@ -1,34 +1,23 @@
-"""What counting costs beside a training step, in operations of matrix products."""
+"""What counting costs beside a training step: the operations of the network's own products."""
 
 from __future__ import annotations
 
 import math
 
+from collapsemeter.adapter import costs
+
 from .graph import Graph, Value
 from .heads import MAPS
 from .state import StateSpec
 
-BACKWARD = 3  # a step takes about three times the operations of its forward
-SHARE = 0.05
-
 
 def products_note(graph: Graph, spec: StateSpec, rows: int) -> str:
     """Say what share of a step the products X'X are, and how often to count for one of at most 5 %."""
-    step = BACKWARD * sum(_operations(graph, value) for value in graph.values)
+    forward = sum(_operations(graph, value) for value in graph.values)
+    layers = zip(spec.widths, spec.holdings, strict=True)
     classes = spec.settings.num_classes
-    times = {"class": classes, "pooled": 1, "sketch": 0, "trace": 0}
-    counted = sum(
-        2 * rows * width**2 * times[held.kind]
-        for width, held in zip(spec.widths, spec.holdings, strict=True)
-    )
-    if not step or not counted:
-        return ""
-    share = counted / step
-    text = f"time: products X'X are {100 * share:.2g} % of a step's operations"
-    if share <= SHARE:
-        return text
-    every = math.ceil(share / SHARE)
-    return f"{text}; when=step % {every} == 0 brings them under {100 * SHARE:.0f} %"
+    counted = costs.product_operations(layers, rows, class_products=classes)
+    return costs.products_note(forward, counted, "when=step % {} == 0")
 
 
 def _operations(graph: Graph, value: Value) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from collapsemeter import Head
+from collapsemeter.adapter.costs import product_operations, products_note
 from collapsemeter.adapter.memory import Holding, Memory, memory_plan
 from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Layout, check_reduction, reduction_of
@@ -22,6 +23,7 @@ from collapsemeter.system.suggest import did_you_mean
 
 from .head import weight_of
 from .layers import innermost, named_layers
+from .namespace import device_of
 from .study import Study, scores_of, study
 
 Getter = Callable[[nn.Module], Any]
@@ -45,7 +47,7 @@ class Learnt:
     channels_first: bool = False  # classes are on axis 1 of the scores
     selects: bool = False  # the scores are those that the head gave at some positions
     holdings: Mapping[str, tuple[int, Holding]] = field(default_factory=dict)  # by width
-    memory: str = ""  # in words
+    costs: tuple[str, ...] = ()  # memory and time, in words
     sequences: tuple[str, ...] = ()  # layers that give (B, T, d), by the rule of their own
     labelled: bool = False  # the model is given its labels, and may return nothing but a loss
 
@@ -204,7 +206,18 @@ class Learner:
         held = sum(parameter.nbytes for parameter in self.model.parameters())
         plan = memory_plan(widths, learnt.settings, parameter_bytes=held, memory=self.memory)
         holdings = {name: (widths[name], holding) for name, holding in plan.holdings.items()}
-        return replace(learnt, holdings=holdings, memory=str(plan))
+        time = products_note(
+            told.operations, self._products(learnt, told.rows, holdings), "every={}"
+        )
+        costs = (str(plan), time) if time else (str(plan),)
+        return replace(learnt, holdings=holdings, costs=costs)
+
+    def _products(
+        self, learnt: Learnt, rows: int, holdings: Mapping[str, tuple[int, Holding]]
+    ) -> int:
+        on_host = device_of(self.model).type == "cpu"
+        times = 1 if on_host else learnt.settings.num_classes
+        return product_operations(holdings.values(), rows, class_products=times)
 
     def _study(
         self,

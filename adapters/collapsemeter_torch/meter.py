@@ -555,7 +555,7 @@ def _announce(verbose: bool, learnt: Learnt) -> None:
 
 
 def _described(learnt: Learnt, full: bool = False) -> str:
-    notes = [learnt.memory] if learnt.memory else []
+    notes = list(learnt.costs)
     if learnt.sequences:
         notes.append(
             "where a sequence has one label, the mean over its positions is taken (under the attention "

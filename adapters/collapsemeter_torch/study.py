@@ -34,6 +34,8 @@ class Study:
     sequences: frozenset[str]  # layers that give (B, T, d)
     widths: Mapping[str, int]  # features of each layer, once averaged over space or positions
     selects: bool  # the scores are those that the head gave at some positions
+    operations: int  # of the forward's products
+    rows: int  # rows of scores that the forward gave
 
 
 def study(
@@ -99,6 +101,8 @@ def study(
         sequences,
         {call.layer: _width(call) for call in calls if call.tensor is not None},
         not names.isdisjoint(SELECTS),
+        told.operations,
+        tensor.numel() // max(1, width),
     )
 
 

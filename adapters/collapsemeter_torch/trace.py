@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from collapsemeter.adapter.reduction import Layout
 
 from .compiled import eager
+from .operations import Operations
 from .reduction import layout_of
 from .untouched import untouched
 
@@ -46,6 +47,7 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     output: Any = None
     sources: list[set[Node]] = field(default_factory=list)  # of each input; that of the first first
+    operations: int = 0  # of its products
 
 
 def node_of(tensor: Any) -> Node | None:
@@ -148,6 +150,7 @@ def _forward(
         untouched(root, partial(_leaf, stand_in), buffer),
         mode,
         torch.enable_grad(),
+        Operations() as operations,
     ):
         inputs = _Inputs(told, stand_in)
         args, kwargs = inputs.replaced(root, args, kwargs)
@@ -157,6 +160,7 @@ def _forward(
                 hook = partial(layer_heard, name)
                 module.register_forward_hook(hook, with_kwargs=True)
         told.output = root(*args, **kwargs)
+    told.operations = operations.total
     if not told.sources and inputs.embedded:
         told.sources = [inputs.embedded]
     return told

@@ -7,6 +7,7 @@ An adapter may import these, and from `collapsemeter.stats` the functions that r
 * `cut_points`: where the whole signal passes through one tensor, and `spread` over the depth
 * `selection`: `Selection`, the layers to watch, and `select_layers`, which chooses them
 * `memory`: `memory_plan`, what every layer keeps within a budget
+* `costs`: what share of a step counting takes, and how often to count
 * `settings`: `Settings`, what the user asks for, checked once
 * `reduction`: `feature_rows`, from a layer's output to one row per label, over `Operations`
 * `batches`: `each_batch` of a frozen pass, `split` into inputs and labels, checks of what users pass

@@ -11,6 +11,7 @@ from torch import nn
 
 from collapsemeter import ClassMoments, Head, measure
 from collapsemeter_torch import CollapseMeter
+from collapsemeter_torch.operations import Operations
 
 from . import running_networks as networks
 from .running_networks import tokens, vectors
@@ -186,6 +187,25 @@ def test_hidden_layers_give_way_to_the_memory_that_is_allowed():
         held[memory] = sum(t.nbytes for state in states for t in state.tensors().values())
         assert "memory: " in meter.describe()
     assert held[2] < 2.2 * 2**20 < held[None]
+
+
+def test_what_share_of_a_step_the_products_are_is_said_and_how_often_to_count():
+    net = nn.Sequential(nn.Linear(4, 100), nn.Tanh(), nn.Linear(100, 100), nn.Tanh())
+    net.append(nn.Linear(100, 3))
+    meter = CollapseMeter(net, example=vectors(), verbose=False)
+    share = 2 * 100**2 / (3 * (4 * 100 + 100**2 + 100 * 3))  # two layers, both of width 100
+    expected = (
+        f"products X'X are {100 * share:.0f} % of a step's operations; every=13 brings them under"
+    )
+    assert expected in meter.describe()
+
+
+def test_attention_is_part_of_a_step():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    with Operations() as operations:
+        layer(torch.randn(3, 5, 8))
+    maps, attention = 4 * 8 * 8 + 2 * 8 * 16, 2 * 5 * 8
+    assert operations.total == 2 * 3 * 5 * (maps + attention)
 
 
 def test_a_head_of_every_token_pairs_with_labels_of_every_token():

@@ -1,0 +1,40 @@
+"""The operations of a forward: those of its matrix products and convolutions, counted as they are called."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+_ATEN = torch.ops.aten
+_COUNTED_AS = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention
+}
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations of what runs inside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True wraps the method below in what takes seconds to import
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and add what it takes."""
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        name = func._overloadpacket
+        count = flop_registry.get(_COUNTED_AS.get(name, name))
+        if count is not None:
+            with contextlib.suppress(Exception):  # of shapes that the formula does not know
+                self.total += count(*args, **kwargs, out_val=output)
+        return output
