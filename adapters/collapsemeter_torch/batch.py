@@ -96,9 +96,10 @@ class Scope(LeftOut):
         self.timed: set[str] = set()  # layers counted outside of compiled graphs
         self.first_row = store.next_row
         rows = labels.numel()
-        self.numbers: RowNumbers = range(self.first_row, self.first_row + rows)
+        numbers: RowNumbers = range(self.first_row, self.first_row + rows)
         if not complete:
-            self.numbers, rows = row_numbers(labels, self.first_row, store.settings)
+            numbers, rows = row_numbers(labels, self.first_row, store.settings)
+        self.numbers = store.numbered(numbers)
         store.next_row = self.end_row = self.first_row + rows
         self.ready = graphs_may_come()
         if self.ready:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from collapsemeter.activations import Writer
@@ -20,6 +21,7 @@ from .batch import Batch, Scope
 from .compiled import eager
 from .hooks import next_token
 from .namespace import device_of
+from .spread import Spread
 from .store import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
@@ -40,16 +42,22 @@ def frozen_pass(
     make_store: Callable[[Learnt], Store],
     batches: Iterable[Any],
     progress: bool,
-) -> Store:
-    """Pass every batch through the model into a store; leave the model's modes as they were."""
+    spread: Spread | None = None,
+) -> Store | None:
+    """Pass every batch through the model into a store; leave the model's modes as they were.
+
+    Of data that are ``spread`` over ranks a rank may get none, and rows that repeat others are left out.
+    """
     store: Store | None = None
     modes = {module: module.training for module in model.modules()}
     device = device_of(model)
+    runs = alone(model)
+    seen = 0
     model.eval()
     try:
         # Compiled graphs may have been made without the hooks, and gain nothing in one pass.
         with torch.inference_mode(), eager():
-            for item in each_batch(batches, progress):
+            for item in each_batch(batches, progress, may_be_empty=spread is not None):
                 inputs, labels, mask = split(item)
                 if isinstance(item, Mapping):
                     labels = next_token(recorder, labels)
@@ -57,14 +65,46 @@ def frozen_pass(
                 inputs = on_device(inputs, device)
                 if store is None:
                     store = make_store(recorder.learn(*as_arguments(inputs)))
+                if spread is not None:
+                    rows = len(labels)
+                    fresh = spread.fresh(seen, rows)
+                    seen, store.repeated = seen + rows, store.repeated + rows - fresh
+                    if fresh < rows:
+                        inputs, labels, mask = first_rows((inputs, labels, mask), rows, fresh)
+                    if not fresh:
+                        continue
+                args, kwargs = as_arguments(inputs)
                 with Batch(recorder, store, labels, mask, anyway=True):
-                    args, kwargs = as_arguments(inputs)
-                    model(*args, **kwargs)
+                    if runs is not model:
+                        show_mask(recorder, kwargs)
+                    runs(*args, **kwargs)
     finally:
         for module, training in modes.items():
             module.training = training
-    assert store is not None  # a pass without a batch has raised
     return store
+
+
+def alone(model: nn.Module) -> nn.Module:
+    """Return a model without the wrapper that waits for other processes in its forward."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner.module if isinstance(inner, DistributedDataParallel) else model
+
+
+def show_mask(recorder: Recorder, kwargs: Mapping[str, Any]) -> None:
+    """Show the attention mask to the open batch, as the hook of the whole model would."""
+    scope = recorder.scope()
+    if isinstance(scope, Scope):
+        scope.mask_seen = kwargs.get("attention_mask")
+
+
+def first_rows(batch: Any, rows: int, kept: int) -> Any:
+    """Return the first rows of a batch, in all of its arrays that have one entry a row."""
+
+    def cut(leaf: Any) -> Any:
+        shape = getattr(leaf, "shape", None)
+        return leaf[:kept] if shape and shape[0] == rows else leaf
+
+    return pytree.tree_map(cut, batch)
 
 
 def on_device(inputs: Any, device: torch.device) -> Any:

@@ -6,13 +6,11 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor, nn
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
@@ -22,16 +20,13 @@ from collapsemeter.adapter.batches import check_phase
 from collapsemeter.adapter.budget import Budget
 from collapsemeter.adapter.memory import Memory
 from collapsemeter.adapter.network import Scores
-from collapsemeter.adapter.network_report import network_report
 from collapsemeter.adapter.reduction import Reduction, check_reduction
 from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
 from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes
-from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.terminal import say
-from collapsemeter.system.warning import warn
 
 from . import compiled
 from .attachment import Attachment
@@ -41,13 +36,11 @@ from .hooks import CriterionHook
 from .learner import HeadOption, Learner, Learnt
 from .namespace import device_of
 from .recorder import Recorder
+from .reporting import Reporter, Sync
+from .spread import Spread
 from .store import Store
-from .tallies import causes, tallies
 
-_ADVICE = (
-    "wrap the forward in `with meter.batch(labels):` while the model is in training mode (or pass "
-    "count_eval=True), pass labels= to the model, or name the loss module with criterion="
-)
+TIMEOUT = 60.0  # seconds that ranks wait for each other
 _UNSEEN = "the first batch, or example=, tells which layers the network has"
 
 
@@ -189,6 +182,7 @@ class CollapseMeter:
             count_eval=count_eval,
             announce=partial(_announce, verbose),
         )
+        self._reporter = Reporter(self._recorder, model, exact=exact)
         self._closed = False
         self._criterion: weakref.finalize[..., Any] | None = None
         if criterion is not None:
@@ -299,6 +293,8 @@ class CollapseMeter:
         *,
         phase: Phase = "frozen-eval",
         progress: bool = True,
+        sync: Sync = "auto",
+        timeout: float = TIMEOUT,
     ) -> CollapseReport:
         """Measure in one pass with frozen weights: eval mode, no gradients, modes restored after.
 
@@ -310,6 +306,12 @@ class CollapseMeter:
             What the report calls the data: held-out, or the training set.
         progress : bool
             Show a progress bar on standard error.
+        sync : {"auto", True, False}
+            Merge over the ranks of the default process group, each of which must call it. ``auto`` merges
+            where the loader's sampler spreads the data over them, and leaves out the rows that it repeats.
+            A rank that reports alone may be the only one to call it.
+        timeout : float
+            Seconds to wait for the other ranks.
 
         Returns
         -------
@@ -319,8 +321,11 @@ class CollapseMeter:
         ------
         ValueError
             If there is no batch, or a layer's output does not fit the labels.
+        TimeoutError
+            If a rank does not come, or fails on its way; the error names it.
         """
         check_phase(phase)
+        merges, spread = self._reporter.spread(batches, sync)
 
         def wide_store(learnt: Learnt) -> Store:
             return Store(
@@ -328,10 +333,13 @@ class CollapseMeter:
                 exact=self.exact,
                 strict=self.strict,
                 wide=True,
+                alone=not merges,
                 holdings=learnt.holdings,
             )
 
-        return self._report(self._frozen_pass(wide_store, batches, progress), phase, {})
+        with self._reporter.gathering(merges, timeout):
+            store = self._frozen_pass(wide_store, batches, progress, spread)
+        return self._reporter.report(store, phase, "observe()", merges, timeout)
 
     def dump(
         self,
@@ -394,12 +402,17 @@ class CollapseMeter:
         return Path(path) / MANIFEST
 
     def _frozen_pass(
-        self, make_store: Callable[[Learnt], Store], batches: Iterable[Any], progress: bool
+        self,
+        make_store: Callable[[Learnt], Store],
+        batches: Iterable[Any],
+        progress: bool,
+        spread: Spread | None = None,
     ) -> Store:
         attached, started = bool(self._attachment), perf_counter()
         self.attach()
         try:
-            return frozen_pass(self._recorder, self._model, make_store, batches, progress)
+            store = frozen_pass(self._recorder, self._model, make_store, batches, progress, spread)
+            return store or Store(self._recorder.live.settings)
         finally:
             # An exception in a block takes the hooks off, so that none remains: not those of before.
             if attached:
@@ -408,7 +421,7 @@ class CollapseMeter:
                 self.detach()
             self._recorder.live.clock.skip_since(started)
 
-    def compute(self) -> CollapseReport:
+    def compute(self, *, sync: bool = True, timeout: float = TIMEOUT) -> CollapseReport:
         """Return the report of what was counted live since the last `reset`.
 
         Where nothing was counted all metrics are NaN, and a warning says why.
@@ -416,102 +429,49 @@ class CollapseMeter:
         whether they were counted or not, and ``overhead``, the share of the training's time that the
         hooks took, see `collapsemeter.adapter.budget.Clock`.
 
+        Where a process group has several ranks, the report is that of the rows of all of them, the same
+        on every rank. All ranks must call it, also one without data.
+
+        Parameters
+        ----------
+        sync : bool
+            Merge over the ranks of the default process group; False reports the rows of this rank.
+        timeout : float
+            Seconds to wait for the other ranks.
+
         Raises
         ------
         ValueError
-            If a row is not finite under ``nonfinite="raise"``.
+            If a row is not finite under ``nonfinite="raise"``, or ranks do not measure the same layers.
+        TimeoutError
+            If a rank does not come; the error names it.
         """
-        started, recorder, live = perf_counter(), self._recorder, self._recorder.live
-        recorder.pending.clear()
-        nothing = []
-        if live.batches == 0:
-            nothing = [
-                f"no labelled batch was counted: {recorder.nothing or _ADVICE}{compiled.hint(recorder.root)}"
-            ]
-        if recorder.known is None:
-            for part, error in live.degraded.items():
-                nothing.append(f"{part} failed and was left out: {error}")
-            for message in nothing:
-                warn(message)
-            return CollapseReport({}, phase="live", warnings=tuple(nothing))
-        steps = recorder.next_step - recorder.first_step
-        on_device = device_of(recorder.root).type != "cpu"
-        provenance = {
-            "first_step": recorder.first_step,
-            "last_step": recorder.next_step - 1,
-            **self.budget.provenance(steps - live.batches, live.expected_rows),
-            **live.clock.provenance(compiled.UNSEEN, asynchronous=on_device),
-        }
-        report = self._report(live, "live", provenance, nothing)
-        live.clock.skip_since(started)
+        started = perf_counter()
+        report = self._reporter.live(sync, timeout)
+        self._recorder.live.clock.skip_since(started)
         return report
 
-    def moments(self, layer: str, call: int = 0) -> ClassMoments:
-        """Return what a layer counted live as moments, for merging over processes or saving.
+    def moments(
+        self, layer: str, call: int = 0, *, sync: bool = True, timeout: float = TIMEOUT
+    ) -> ClassMoments:
+        """Return what a layer counted live as moments, for saving or merging.
 
         Parameters
         ----------
         layer : str
         call : int
             Which of its calls in one forward, for a module that is called more than once.
+        sync, timeout
+            As of `compute`.
 
         Raises
         ------
         ValueError
             If the layer counted nothing.
+        TimeoutError
+            As `compute`.
         """
-        live = self._recorder.live
-        state = live.layers.get((layer, call))
-        if state is None:
-            known = self._recorder.known
-            watched = [] if known is None else known.selection.watched
-            raise ValueError(
-                f"layer {layer!r} has counted nothing (call {call}); watched are "
-                f"{', '.join(watched) or 'no layers yet'}{did_you_mean(layer, watched)}"
-            )
-        with live.lock:
-            sums = state.host_sums()
-        return ClassMoments.from_sums(sums, state.feature_dtype, "live", seed=state.seed)
-
-    def _report(
-        self, store: Store, phase: Phase, provenance: dict[str, Any], warnings: Iterable[str] = ()
-    ) -> CollapseReport:
-        learnt = self._learnt
-        with store.lock:
-            # All that waits is added before the first layer is measured: threads of BLAS look for more
-            # work by spinning, and PyTorch's operations between would wait for them.
-            store.flush()
-            report = network_report(
-                learnt.selection,
-                tallies(store, learnt.selection),
-                learnt.settings,
-                phase=phase,
-                framework=f"torch {torch.__version__}",
-                expected_rows=store.expected_rows,
-                batches=store.batches,
-                head=learnt.head(),
-                causes=causes(self._model),
-                degraded=store.degraded,
-                unpaired=store.unpaired,
-                warnings=warnings,
-                interrupted=store.interrupted,
-                provenance=provenance | learnt.provenance(),
-            )
-        return self._with_missing_rows(report) if self.exact else report
-
-    def _with_missing_rows(self, report: CollapseReport) -> CollapseReport:
-        """Warn of NC4 that is not of all rows though exact=True."""
-        notes = []
-        for name, layer in report.items():
-            decided, rows = layer.provenance.get("nc4_rows"), layer.provenance.get("rows")
-            if decided is not None and decided != rows:
-                notes.append(
-                    f"layer {name!r} has NC4 of {decided} of {rows} rows though exact=True: rows and "
-                    "decisions are not kept under torch.compile"
-                )
-        for note in notes:
-            warn(note)
-        return replace(report, warnings=(*report.warnings, *notes))
+        return self._reporter.moments(layer, call, sync, timeout)
 
     def reset(self) -> None:
         """Forget what was counted; hooks and memory stay, and the next batch is counted."""

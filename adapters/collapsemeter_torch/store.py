@@ -21,7 +21,8 @@ from collapsemeter.system.warning import warn
 
 from .device_sums import DeviceSums
 from .namespace import has_float64
-from .waiting import SampledDecisions, WaitingDecisions, joined, sampled
+from .ranks import Stream, this_stream
+from .waiting import RowNumbers, SampledDecisions, WaitingDecisions, joined, sampled
 
 if TYPE_CHECKING:
     from .batch import Scope
@@ -34,7 +35,8 @@ class Store:
     """What one measurement has counted.
 
     ``exact`` keeps all rows for NC4, ``strict`` raises a failure of the meter's own, and ``wide`` keeps
-    sums in float64 where the device has it: no step of a training waits for them.
+    sums in float64 where the device has it: no step of a training waits for them. ``alone`` says that its
+    rows are never merged with those of other ranks.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class Store:
         exact: bool = False,
         strict: bool = False,
         wide: bool = False,
+        alone: bool = False,
         holdings: Mapping[str, tuple[int, Holding]] = MappingProxyType({}),
     ) -> None:
         self.holdings = holdings  # of layers of a width that is known: what they keep
         self.settings, self.exact, self.strict, self.wide = settings, exact, strict, wide
+        self.alone, self.stream = alone, Stream()
         self.lock = threading.RLock()  # two threads may each have a batch
         self.clock = Clock()
         self.layers: dict[tuple[str, int], DeviceSums] = {}
@@ -57,6 +61,7 @@ class Store:
             tuple[str, int], list[tuple[Tensor, Tensor, Tensor]]
         ] = {}  # exact NC4
         self.expected_rows = self.batches = self.next_row = 0
+        self.repeated = 0  # rows that a sampler gave to two ranks, and that are left out
         self.interrupted: dict[tuple[str, int], int] = {}  # rows that only some layers saw
         self.degraded: dict[str, str] = {}
         self.unpaired: dict[str, str] = {}  # layers whose output no rule pairs with the labels
@@ -75,6 +80,12 @@ class Store:
         self.unpaired.clear()
         self.exact_rows.clear()
         self.clock.clear()
+
+    def numbered(self, rows: RowNumbers) -> RowNumbers:
+        """Return the numbers that rows of this process have among those of all ranks."""
+        if not self.next_row and not self.alone:
+            self.stream = this_stream()
+        return self.stream.numbered(rows)
 
     def flush(self) -> None:
         """Add the batches that wait to the sums of every layer, and to the sample."""

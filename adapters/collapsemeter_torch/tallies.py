@@ -30,6 +30,11 @@ def tallies(store: Store, selection: Selection) -> dict[tuple[str, int], Callabl
     return copies
 
 
+def sample_size(store: Store, call: tuple[str, int]) -> int:
+    """Return how many rows a layer that fired keeps for NC4."""
+    return store.layers[call].sample_size
+
+
 def _is_empty(state: DeviceSums) -> bool:
     sums = state.sums
     return not int(sums.counts.sum() + sum(getattr(sums, cause) for cause in COUNTERS))

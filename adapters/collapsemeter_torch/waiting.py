@@ -132,7 +132,7 @@ class SampledDecisions:
 def joined(numbers: Sequence[RowNumbers]) -> npt.NDArray[np.int64]:
     """Return row numbers of several batches as one array."""
     return np.concatenate(
-        [np.arange(n.start, n.stop) if isinstance(n, range) else n for n in numbers]
+        [np.arange(n.start, n.stop, n.step) if isinstance(n, range) else n for n in numbers]
     )
 
 

@@ -10,8 +10,10 @@ from ..stats.plain import check_unmasked
 _LABELS = ("label", "target", "targets", "class", "y", "fine_label")  # as data sets call them
 
 
-def each_batch(batches: Iterable[Any], progress: bool, source: Any = None) -> Iterator[Any]:
-    """Yield every batch of a frozen pass, or raise ValueError where there is none.
+def each_batch(
+    batches: Iterable[Any], progress: bool, source: Any = None, *, may_be_empty: bool = False
+) -> Iterator[Any]:
+    """Yield every batch of a frozen pass, or raise ValueError where there is none and one must be.
 
     ``source`` is what the user passed, where the batches were made of it.
     """
@@ -20,7 +22,7 @@ def each_batch(batches: Iterable[Any], progress: bool, source: Any = None) -> It
         raise ValueError(
             f"observe got a {type(batches).__name__}: pass an iterable of (inputs, labels) pairs"
         )
-    empty = True
+    empty = not may_be_empty
     for batch in _with_bar(batches) if progress else batches:
         empty = False
         yield batch

@@ -322,7 +322,7 @@ class ClassMoments:
         batch = type(self).from_batch(features, labels, self.num_classes, **options)
         return self._merged(batch, repeated=self.seeds)
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Self, *, numbered_apart: bool = False) -> Self:
         r"""Return the moments of both sets of rows.
 
         :math:`S = S_a + S_b + \sum_c \frac{n_a n_b}{n_a + n_b} (\mu_b - \mu_a)(\mu_b - \mu_a)^\top`.
@@ -333,6 +333,8 @@ class ClassMoments:
         ----------
         other : ClassMoments
             Of the same classes, width and phase.
+        numbered_apart : bool
+            No row of one has the number of a row of the other: seeds of sketches may then be the same.
 
         Raises
         ------
@@ -350,7 +352,7 @@ class ClassMoments:
         >>> a.merge(ClassMoments.empty(1, 1)).means
         array([[1.]])
         """
-        return self._merged(other)
+        return self._merged(other, repeated=self.seeds if numbered_apart else frozenset())
 
     def _merged(self, other: Self, repeated: frozenset[int] = frozenset()) -> Self:
         """Merge; ``repeated`` are seeds with which rows of other numbers were hashed in the other state."""

@@ -150,6 +150,11 @@ def reservoir_slots(numbers: npt.NDArray[np.int64], size: int, seed: int) -> npt
 def _drawn(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     """Return the draws of row numbers near each other; those of a stream are made many batches at a time."""
     first, last = int(numbers.min()) // _AHEAD, int(numbers.max()) // _AHEAD
+    if (last - first) * _AHEAD > 4 * (
+        len(numbers) + _AHEAD
+    ):  # far apart: those of one process among many
+        apart: npt.NDArray[np.int64] = drawn_slots(numbers.astype(np.uint32), seed).astype(np.int64)
+        return apart
     blocks = [_draws_of(block, seed) for block in range(first, last + 1)]
     drawn: npt.NDArray[np.int64] = np.concatenate(blocks)[numbers - first * _AHEAD]
     return drawn

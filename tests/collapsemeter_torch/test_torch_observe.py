@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from collapsemeter import CollapseReport
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.namespace import has_float64
+from collapsemeter_torch.reporting import Reporter
 
 X, Y = torch.randn(24, 4, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
 
@@ -186,9 +187,9 @@ def test_a_causal_model_is_observed_with_the_labels_of_the_next_token():
 def test_a_frozen_pass_sums_in_float64_and_a_training_in_float32(monkeypatch):
     stores = []
     monkeypatch.setattr(
-        CollapseMeter,
-        "_report",
-        lambda meter, store, *rest: stores.append(store) or CollapseReport({}),
+        Reporter,
+        "report",
+        lambda reporter, store, *rest, **more: stores.append(store) or CollapseReport({}),
     )
     net = Net()
     meter = CollapseMeter(net, verbose=False)

@@ -1,0 +1,151 @@
+"""What a report needs to know besides the sums of its layers: of one rank, or of several together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from collapsemeter.adapter.selection import listed
+
+from .ranks import Stream
+from .store import Store
+
+if TYPE_CHECKING:
+    from .learner import Learnt
+
+Call = tuple[str, int]  # a layer, and which of its calls in one forward
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one rank has counted besides the sums of its layers, or several ranks together.
+
+    ``watched`` is None where the network has not run. ``steps`` are those of the training from a first
+    to before a last one, and ``left_out`` says how many of them the budget left out.
+    """
+
+    place: str  # what asks for them
+    stream: Stream
+    watched: list[str] | None = None
+    classes: int = 0
+    rows: int = 0
+    batches: int = 0
+    repeated: int = 0
+    calls: tuple[Call, ...] = ()
+    degraded: Mapping[str, str] = field(default_factory=dict)
+    unpaired: Mapping[str, str] = field(default_factory=dict)
+    interrupted: Mapping[Call, int] = field(default_factory=dict)
+    nothing: str = ""  # why the last batch was not counted
+    steps: tuple[int, int] = (0, 0)
+    left_out: int = 0
+    overhead: Mapping[str, Any] = field(default_factory=dict)
+    rows_of_ranks: tuple[int, ...] = ()
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the rank that has most."""
+        return max(self.rows_of_ranks, default=self.rows)
+
+
+def counts_of(store: Store, learnt: Learnt | None, place: str, **more: Any) -> Counts:
+    """Return what a store has counted besides the sums of its layers."""
+    return Counts(
+        place,
+        store.stream,
+        watched=None if learnt is None else list(learnt.selection.watched),
+        classes=0 if learnt is None else learnt.settings.num_classes,
+        rows=store.expected_rows,
+        batches=store.batches,
+        repeated=store.repeated,
+        degraded=dict(store.degraded),
+        unpaired=dict(store.unpaired),
+        interrupted=dict(store.interrupted),
+        **more,
+    )
+
+
+def joint(counts: Sequence[Counts]) -> Counts:
+    """Return what all ranks have counted together."""
+    seen = [part for part in counts if part.batches] or counts
+    return replace(
+        counts[first_that_knows(counts)],
+        rows=sum(part.rows for part in counts),
+        batches=sum(part.batches for part in counts),
+        repeated=sum(part.repeated for part in counts),
+        calls=tuple(dict.fromkeys(call for part in counts for call in part.calls)),
+        degraded=_united(part.degraded for part in counts),
+        unpaired=_united(part.unpaired for part in counts),
+        interrupted=_summed(part.interrupted for part in counts),
+        nothing=next((part.nothing for part in counts if part.nothing), ""),
+        steps=(min(part.steps[0] for part in seen), max(part.steps[1] for part in seen)),
+        left_out=sum(part.left_out for part in counts),
+        overhead=max((part.overhead for part in seen), key=_slowness),
+        rows_of_ranks=tuple(part.rows for part in counts),
+    )
+
+
+def first_that_knows(counts: Sequence[Counts]) -> int:
+    """Return the first rank whose network has run; 0 where none has."""
+    return next((rank for rank, part in enumerate(counts) if part.watched is not None), 0)
+
+
+def check_ranks(counts: Sequence[Counts]) -> None:
+    """Raise ValueError unless all ranks measure the same layers, and each its own rows."""
+    root = first_that_knows(counts)
+    for rank, part in enumerate(counts):
+        if part.place != counts[root].place:
+            raise ValueError(
+                f"rank {root} is in {counts[root].place} and rank {rank} in {part.place}: every rank must call "
+                "the same, in the same order"
+            )
+        if part.watched is not None:
+            _check_same(root, counts[root], rank, part)
+        if part.rows and part.stream != Stream(rank, len(counts)):
+            raise ValueError(_of_another_stream(rank, part.stream))
+
+
+def _check_same(root: int, a: Counts, rank: int, b: Counts) -> None:
+    for what, left, right in (
+        ("layers", listed(a.watched or []), listed(b.watched or [])),
+        ("classes", str(a.classes), str(b.classes)),
+    ):
+        if (a.watched, a.classes) != (b.watched, b.classes) and left != right:
+            raise ValueError(
+                f"ranks do not measure the same network: rank {root} has {what} {left}, rank {rank} has "
+                f"{what} {right}; name them with layers=, head= and num_classes=, or pass sync=False"
+            )
+
+
+def _of_another_stream(rank: int, stream: Stream) -> str:
+    if stream.ranks == 1:
+        return (
+            f"rank {rank} has counted rows before there was a process group, or loaded those of one process, which "
+            "do not merge: call reset() once the group is there, or pass sync=False"
+        )
+    return (
+        f"rank {rank} has loaded what rank {stream.rank} of {stream.ranks} had counted: save and load state_dict() "
+        "on every rank of as many, call reset(), or pass sync=False"
+    )
+
+
+def _united(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return what is said of each layer, by the first rank that says it."""
+    united: dict[str, str] = {}
+    for part in parts:
+        united = {**part, **united}
+    return united
+
+
+def _summed(parts: Iterable[Mapping[Call, int]]) -> dict[Call, int]:
+    total: dict[Call, int] = {}
+    for part in parts:
+        for call, rows in part.items():
+            total[call] = total.get(call, 0) + rows
+    return total
+
+
+def _slowness(overhead: Mapping[str, Any]) -> float:
+    """Order shares of time: of ranks that know theirs the slowest speaks."""
+    share = overhead.get("overhead")
+    return -1.0 if share is None else float(share)

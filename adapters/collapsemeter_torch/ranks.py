@@ -1,0 +1,165 @@
+"""The ranks of a process group: which rows each numbers, that all of them come, and what they exchange."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import distributed
+
+from .waiting import RowNumbers
+
+Part = TypeVar("Part")
+_GO = b"go"
+_LONGEST_PAUSE = 0.05  # seconds between two looks at the store
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Which rows a process numbers: every ``ranks``-th, from ``rank`` on, so that no two share a number."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    def numbered(self, rows: RowNumbers) -> RowNumbers:
+        """Return the numbers that rows have among those of all processes; -1 stays."""
+        if self.ranks == 1:
+            return rows
+        if isinstance(rows, range):
+            start, stop = (end * self.ranks + self.rank for end in (rows.start, rows.stop))
+            return range(start, stop, self.ranks)
+        return np.where(rows < 0, rows, rows * self.ranks + self.rank)
+
+
+def this_stream() -> Stream:
+    """Return the rows that this process numbers."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return Stream()
+    return Stream(distributed.get_rank(), distributed.get_world_size())
+
+
+class Ranks:
+    """The ranks over which one meter merges; the ``number`` of a meter is the same on each of them.
+
+    Before anything is exchanged all ranks meet in the store of the default group, so that one that does
+    not come is an error and not a hang. The first that loses patience ends the meeting for all.
+    """
+
+    def __init__(self, number: str) -> None:
+        self._number = number
+        self._meetings = 0
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there is a process group of more than one rank."""
+        return this_stream().ranks > 1
+
+    def meet(self, place: str, timeout: float) -> None:
+        """Wait until every rank has come to this call of this meter.
+
+        Raises
+        ------
+        TimeoutError
+            If one does not within ``timeout`` seconds, or another rank has lost patience.
+        """
+        stream, store = this_stream(), distributed.distributed_c10d._get_default_store()
+        self._meetings += 1
+        if store is None:  # some backends have none
+            return
+        try:
+            self._meet(store, stream, place, timeout)
+        except RuntimeError as error:  # of torch: the store does not answer
+            raise TimeoutError(
+                f"the store of the process group does not answer {place} ({error}): the process that "
+                "holds it, that of rank 0 as a rule, has ended; sync=False gives the rows of this rank "
+                "alone"
+            ) from error
+
+    def fail(self, error: BaseException) -> None:
+        """End the next meeting, because this rank has failed on its way to it."""
+        store = distributed.distributed_c10d._get_default_store()
+        self._meetings += 1
+        if store is not None:
+            why = f"rank {this_stream().rank} failed ({type(error).__name__}: {error})"
+            with contextlib.suppress(RuntimeError):
+                store.compare_set(f"{self._key}/end", "", why)
+
+    @property
+    def _key(self) -> str:
+        return f"collapsemeter/{self._number}/{self._meetings}"
+
+    def _meet(self, store: Any, stream: Stream, place: str, timeout: float) -> None:
+        key = self._key
+        here = f"{place} of {self._number}, call {self._meetings}"
+        store.set(f"collapsemeter/place/{stream.rank}", here)
+        store.set(f"{key}/{stream.rank}", place)
+        if store.add(f"{key}/arrived", 1) == stream.ranks:
+            store.compare_set(f"{key}/end", "", _GO.decode())
+        deadline, pause = time.monotonic() + timeout, 0.001
+        while not store.check([f"{key}/end"]) and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        absent = [r for r in range(stream.ranks) if not store.check([f"{key}/{r}"])]
+        impatient = f"rank {stream.rank} waited {timeout:g} seconds for {_named(absent)}"
+        end = store.compare_set(f"{key}/end", "", impatient)
+        if end == _GO:
+            return
+        raise TimeoutError(
+            f"{place} of {self._number}: {end.decode()}{_whereabouts(store, absent)}; every rank must "
+            "call it, and in the same order: pass sync=False for the rows of this rank alone, or a longer "
+            "timeout="
+        )
+
+    def all(self, part: Part) -> list[Part]:
+        """Return what every rank gives, in their order, on every rank."""
+        parts: list[Any] = [None] * this_stream().ranks
+        distributed.all_gather_object(parts, part)
+        return parts
+
+    def reduced(self, part: Part, merge: Callable[[Part, Part], Part], root: int) -> Part:
+        """Return on one rank the parts of all, merged in their order two by two; elsewhere what it sent.
+
+        No rank ever holds more than its own part and another one.
+        """
+        stream = this_stream()
+        place, step = (stream.rank - root) % stream.ranks, 1
+        while step < stream.ranks:
+            if place % (2 * step):
+                distributed.send_object_list([part], (place - step + root) % stream.ranks)
+                return part
+            if place + step < stream.ranks:
+                received: list[Any] = [None]
+                distributed.recv_object_list(received, (place + step + root) % stream.ranks)
+                part = merge(part, received[0])
+            step *= 2
+        return part
+
+    def from_root(self, part: Part, root: int) -> Part:
+        """Return on every rank what one of them gives."""
+        parts: list[Any] = [part]
+        distributed.broadcast_object_list(parts, root)
+        return parts[0]  # type: ignore[no-any-return]
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which objects travel through a model's GPU, where the backend needs one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _whereabouts(store: Any, ranks: Sequence[int]) -> str:
+    """Say where absent ranks wait instead, if they do."""
+    keys = {rank: f"collapsemeter/place/{rank}" for rank in ranks}
+    seen = [
+        f"rank {r} was last in {store.get(k).decode()}" for r, k in keys.items() if store.check([k])
+    ]
+    return f" ({'; '.join(seen)})" if seen else ""

@@ -1,0 +1,300 @@
+"""From what a store has counted to a report: of this process, or merged over the ranks of a process group."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from collapsemeter import ClassMoments, CollapseReport
+from collapsemeter.adapter.joint_tally import JointTally
+from collapsemeter.adapter.network_report import network_report
+from collapsemeter.adapter.tally import Tally
+from collapsemeter.stats.moments import Phase
+from collapsemeter.system.suggest import did_you_mean
+from collapsemeter.system.warning import warn
+
+from . import compiled
+from .counts import Call, Counts, check_ranks, counts_of, first_that_knows, joint
+from .namespace import device_of
+from .ranks import Ranks, on_device, this_stream
+from .spread import Spread, is_plain, spread_of
+from .tallies import causes, sample_size, tallies
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+    from .store import Store
+
+Sync = bool | Literal["auto"]
+Result = TypeVar("Result")
+_ADVICE = (
+    "wrap the forward in `with meter.batch(labels):` while the model is in training mode (or pass "
+    "count_eval=True), pass labels= to the model, or name the loss module with criterion="
+)
+
+
+class Reporter:
+    """What makes the reports of one meter."""
+
+    def __init__(self, recorder: Recorder, model: nn.Module, *, exact: bool) -> None:
+        self._recorder, self._model, self._exact = recorder, model, exact
+        self.ranks = Ranks(
+            f"{recorder.slot.replace('recorder', 'meter')} ({type(recorder.root).__name__})"
+        )
+        self._warned = False
+
+    def live(self, sync: bool, timeout: float) -> CollapseReport:
+        """Return the report of what was counted live."""
+        recorder, live = self._recorder, self._recorder.live
+        recorder.pending.clear()
+        steps = recorder.first_step, recorder.next_step
+        on_gpu = device_of(recorder.root).type != "cpu"
+        more = {
+            "nothing": f"{recorder.nothing or _ADVICE}{compiled.hint(recorder.root)}",
+            "steps": steps,
+            "left_out": steps[1] - steps[0] - live.batches,
+            "overhead": live.clock.provenance(compiled.UNSEEN, asynchronous=on_gpu),
+        }
+        if not sync and self.ranks.are_several:
+            stream = this_stream()
+            self._warn_once(
+                f"sync=False: the report is of the rows of rank {stream.rank} of {stream.ranks} alone, not merged"
+            )
+        return self.report(live, "live", "compute()", sync, timeout, **more)
+
+    def spread(self, batches: Any, sync: Sync) -> tuple[bool, Spread | None]:
+        """Return whether a frozen pass is merged over ranks, and how its data are spread."""
+        if sync not in (True, False, "auto"):
+            raise ValueError(f"sync={sync!r}: choose True, False or 'auto'")
+        if not self.ranks.are_several or sync is False:
+            return False, None
+        spread = spread_of(batches)
+        if spread is None and sync == "auto" and not is_plain(batches):
+            self._warn_once(
+                f"observe() cannot see whether a {type(batches).__name__} is spread over ranks: the report is of "
+                "this rank's rows; pass sync=True if it is, or sync=False"
+            )
+        if spread is None and sync is True:
+            spread = Spread(this_stream().rank, this_stream().ranks, None, None)
+        return spread is not None, spread
+
+    @contextlib.contextmanager
+    def gathering(self, merges: bool, timeout: float) -> Iterator[None]:
+        """Meet the other ranks before a pass that is merged, and tell them if it fails."""
+        if not merges:
+            yield
+            return
+        self.ranks.meet("observe()", timeout)
+        try:
+            yield
+        except BaseException as error:
+            self.ranks.fail(error)
+            raise
+
+    def _warn_once(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warn(message, stacklevel=5)
+
+    def report(
+        self, store: Store, phase: Phase, place: str, sync: bool, timeout: float, **more: Any
+    ) -> CollapseReport:
+        """Return the report of a store, merged with those of the other ranks where ``sync`` asks for it."""
+        known = self._recorder.known
+        with store.lock:
+            # All that waits is added before the first layer is measured: threads of BLAS look for more
+            # work by spinning, and PyTorch's operations between would wait for them.
+            store.flush()
+            copies = {} if known is None else tallies(store, known.selection)
+            counts = counts_of(store, known, place, calls=tuple(copies), **more)
+            if not (sync and self.ranks.are_several):
+                return self._measured(counts, copies, phase)
+
+            def measured(together: Counts, root: int) -> Callable[[], CollapseReport]:
+                merged = self._merged(store, together, copies, phase, root)
+                return lambda: self._measured(together, merged, phase)
+
+            return self._together(counts, timeout, measured)
+
+    def moments(self, layer: str, call: int, sync: bool, timeout: float) -> ClassMoments:
+        """Return what a layer counted live as moments."""
+        recorder, live = self._recorder, self._recorder.live
+        known = recorder.known
+        with live.lock:
+            copies = {} if known is None else tallies(live, known.selection)
+            state = live.layers.get((layer, call))
+            counts = counts_of(live, known, f"moments({layer!r})", calls=tuple(copies))
+
+            def own() -> ClassMoments | None:
+                if state is None:
+                    return None
+                sums = state.host_sums()
+                return ClassMoments.from_sums(sums, state.feature_dtype, "live", seed=state.seed)
+
+            if not (sync and self.ranks.are_several):
+                return _counted(own(), layer, call, counts)
+
+            def merged(together: Counts, root: int) -> Callable[[], ClassMoments]:
+                part = self.ranks.reduced(_attempt(own), _merged_moments, root)
+                return lambda: _counted(_result(part), layer, call, together)
+
+            return self._together(counts, timeout, merged)
+
+    def _together(
+        self, counts: Counts, timeout: float, reduce: Callable[[Counts, int], Callable[[], Result]]
+    ) -> Result:
+        """Meet the other ranks, merge, and return on all of them what one makes of it, or raise its error."""
+        ranks = self.ranks
+        ranks.meet(counts.place, timeout)
+        with on_device(device_of(self._recorder.root)):
+            parts = ranks.all(counts)
+            check_ranks(parts)
+            root = first_that_knows(parts)
+            make = reduce(joint(parts), root)
+            made: Any = _attempt(make) if this_stream().rank == root else None
+            result: Result = _result(ranks.from_root(made, root))
+            return result
+
+    def _merged(
+        self,
+        store: Store,
+        together: Counts,
+        copies: Mapping[Call, Callable[[], Tally]],
+        phase: Phase,
+        root: int,
+    ) -> dict[Call, Callable[[], Tally]]:
+        """Merge what every rank counted in the same order of layers; the root has the whole of it."""
+
+        def own(key: Call) -> JointTally | None:
+            if key not in copies:
+                return None
+            size = None if self._exact and key in store.exact_rows else sample_size(store, key)
+            return JointTally.of(copies[key](), phase, size)
+
+        merged: dict[Call, Callable[[], Tally]] = {}
+        for key in together.calls:
+            if key[0] not in together.degraded and key[0] not in together.unpaired:
+                part: Any = self.ranks.reduced(_attempt(partial(own, key)), _merged_tallies, root)
+                merged[key] = partial(_result, part)
+        return merged
+
+    def _measured(
+        self, counts: Counts, copies: Mapping[Call, Callable[[], Tally]], phase: Phase
+    ) -> CollapseReport:
+        """Measure every layer."""
+        known, live = self._recorder.known, phase == "live"
+        nothing = []
+        if live and counts.batches == 0:
+            nothing = [f"no labelled batch was counted: {counts.nothing}"]
+        if not (live or counts.batches):
+            raise ValueError("observe got no batch on any rank: pass (inputs, labels) pairs")
+        if known is None:
+            for part, error in counts.degraded.items():
+                nothing.append(f"{part} failed and was left out: {error}")
+            for message in nothing:
+                warn(message, stacklevel=5)
+            return CollapseReport({}, phase=phase, warnings=tuple(nothing))
+        provenance = self._live_provenance(counts) if live else {}
+        report = network_report(
+            known.selection,
+            copies,
+            known.settings,
+            phase=phase,
+            framework=f"torch {torch.__version__}",
+            expected_rows=counts.rows,
+            batches=counts.batches,
+            head=known.head(),
+            causes=causes(self._model),
+            degraded=counts.degraded,
+            unpaired=counts.unpaired,
+            warnings=nothing,
+            interrupted=counts.interrupted,
+            provenance=provenance | _ranks_said(counts) | known.provenance(),
+        )
+        return _with_missing_rows(report) if self._exact else report
+
+    def _live_provenance(self, counts: Counts) -> dict[str, Any]:
+        first, following = counts.steps
+        budget = self._recorder.budget.provenance(counts.left_out, counts.most_rows)
+        return {"first_step": first, "last_step": following - 1, **budget, **counts.overhead}
+
+
+def _ranks_said(counts: Counts) -> dict[str, Any]:
+    """Return what a report says of ranks, where there are several."""
+    if counts.rows_of_ranks:
+        said = {
+            "ranks": f"{len(counts.rows_of_ranks)} ranks, merged",
+            "rows_of_ranks": list(counts.rows_of_ranks),
+        }
+    else:
+        stream = this_stream()
+        said = (
+            {}
+            if stream.ranks == 1
+            else {"ranks": f"rank {stream.rank} of {stream.ranks}, not merged"}
+        )
+    return said | ({"repeated_rows": counts.repeated} if counts.repeated else {})
+
+
+def _with_missing_rows(report: CollapseReport) -> CollapseReport:
+    """Warn of NC4 that is not of all rows though exact=True."""
+    notes = []
+    for name, layer in report.items():
+        decided, rows = layer.provenance.get("nc4_rows"), layer.provenance.get("rows")
+        if decided is not None and decided != rows:
+            notes.append(
+                f"layer {name!r} has NC4 of {decided} of {rows} rows though exact=True: rows and "
+                "decisions are not kept under torch.compile"
+            )
+    for note in notes:
+        warn(note)
+    return replace(report, warnings=(*report.warnings, *notes))
+
+
+def _counted(moments: ClassMoments | None, layer: str, call: int, counts: Counts) -> ClassMoments:
+    """Return moments, or raise ValueError where there are none."""
+    if moments is None:
+        watched = counts.watched or []
+        raise ValueError(
+            f"layer {layer!r} has counted nothing (call {call}); watched are "
+            f"{', '.join(watched) or 'no layers yet'}{did_you_mean(layer, watched)}"
+        )
+    return moments
+
+
+# What ranks send may be an error in the place of a value, so that none waits for one that has failed.
+
+
+def _attempt(make: Callable[[], Result]) -> Result | Exception:
+    try:
+        return make()
+    except Exception as error:
+        return error
+
+
+def _result(part: Result | Exception) -> Result:
+    if isinstance(part, Exception):
+        raise part
+    return part
+
+
+def _merged_tallies(a: Any, b: Any) -> Any:
+    return _merged_parts(a, b, lambda: a.merge(b))
+
+
+def _merged_moments(a: Any, b: Any) -> Any:
+    return _merged_parts(a, b, lambda: a.merge(b, numbered_apart=True))
+
+
+def _merged_parts(a: Any, b: Any, merge: Callable[[], Any]) -> Any:
+    for part in (a, b):
+        if isinstance(part, Exception):
+            return part
+    if a is None or b is None:
+        return b if a is None else a
+    return _attempt(merge)

@@ -1,0 +1,101 @@
+"""What a layer counted in several processes, which number their rows apart: merged two by two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ..stats.moments import ClassMoments, Phase
+from ..stats.sampling import reservoir_slots
+from ..stats.sums import COUNTERS, Sums
+from .tally import Array, Tally
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class JointTally(Tally):
+    """What a layer counted in one process or in several: counters are summed, moments are merged.
+
+    Attributes
+    ----------
+    joint : ClassMoments
+    sample_size : int or None
+        Slots of the row sample; None where all rows are kept.
+    """
+
+    joint: ClassMoments
+    sample_size: int | None
+
+    @classmethod
+    def of(cls, tally: Tally, phase: Phase, sample_size: int | None) -> JointTally:
+        """Finalise what one process counted."""
+        parts = {part.name: getattr(tally, part.name) for part in fields(Tally)}
+        parts["sums"] = _counters([tally.sums])
+        return cls(**parts, joint=tally.moments(phase), sample_size=sample_size)
+
+    def moments(self, phase: Phase) -> ClassMoments:
+        """Return the joint moments."""
+        return self.joint
+
+    def merge(self, other: JointTally) -> JointTally:
+        """Return what both counted: the row sample is that of one process that saw all of these rows.
+
+        A row's number says which slot it takes, and of rows of one slot the last stays.
+        """
+        joint = self.joint.merge(other.joint, numbered_apart=True)
+        columns = [
+            np.concatenate([getattr(part, name) for part in (self, other)])
+            for name in ("ids", "rows", "labels")
+        ]
+        stays = self._stays(other, columns[0])
+        ids, rows, labels = (column[stays] for column in columns)
+        return JointTally(
+            sums=_counters([self.sums, other.sums]),
+            feature_dtype=joint.feature_dtype,
+            rows=rows,
+            labels=labels,
+            ids=ids,
+            decided=_decided(self, other, ids),
+            seed=self.seed,
+            joint=joint,
+            sample_size=self.sample_size,
+        )
+
+    def _stays(self, other: JointTally, ids: Array) -> Array:
+        """Return the places of the rows that stay in the sample."""
+        if self.sample_size is None or other.sample_size is None:
+            return np.argsort(ids)
+        if self.sample_size != other.sample_size:
+            raise ValueError(
+                f"row samples of {self.sample_size} and of {other.sample_size} rows do not merge: pass "
+                "the same sample_rows= and memory= on every rank"
+            )
+        slots = np.concatenate(
+            [reservoir_slots(part.ids, self.sample_size, part.seed) for part in (self, other)]
+        )
+        order = np.lexsort((ids, slots))
+        ends = np.append(slots[order][1:] != slots[order][:-1], True)
+        last: Array = order[ends]
+        return last
+
+
+def _counters(sums: Sequence[Sums]) -> Sums:
+    """Return the counts of rows, without what became moments."""
+    nothing: dict[str, Any] = dict.fromkeys(("shift", "sums", "squares", "scatter"))
+    counted = {
+        name: sum(np.asarray(getattr(part, name), np.int64) for part in sums)
+        for name in ("counts", *COUNTERS)
+    }
+    return Sums(**counted, **nothing)
+
+
+def _decided(a: JointTally, b: JointTally, ids: Array) -> tuple[Array, Array] | None:
+    """Return the network's decisions on the rows that stay, of those processes that kept any."""
+    parts = [part.decided for part in (a, b) if part.decided is not None]
+    if not parts:
+        return None
+    numbers, classes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    stay = np.isin(numbers, ids)
+    return numbers[stay], classes[stay]

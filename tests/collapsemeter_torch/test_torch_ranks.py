@@ -1,0 +1,178 @@
+"""Many processes: every rank reports what one process would that saw all rows; one that does not come is named."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import collapsemeter as cm
+from collapsemeter_torch import CollapseMeter
+
+from . import on_ranks
+
+LIVE, FROZEN = 1e-5, 1e-12  # relative: float32 sums in another order, and float64 ones
+NC4 = ("nc4_mismatch", "nc4_agreement", "ncc_accuracy")
+PROVENANCE = ("rows", "classes_present", "ignored_rows", "nonfinite_rows", "nc4_rows", "scatter")
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def results(request, tmp_path_factory):
+    """Run every case on two or three processes, and return what each rank has seen."""
+    return run(request.param, tmp_path_factory.mktemp("ranks"))
+
+
+def run(ranks: int, folder: Path, *names: str) -> list[dict]:
+    """Start processes as people do, and return the results of each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", on_ranks.__file__, str(folder), *names]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(ranks)]
+
+
+def assert_same(report: cm.CollapseReport, reference: cm.CollapseReport, relative: float) -> None:
+    assert list(report) == list(reference)
+    for name, expected in reference.items():
+        layer = report[name]
+        assert layer.reasons == expected.reasons
+        assert {key: layer.provenance[key] for key in PROVENANCE} == {
+            key: expected.provenance[key] for key in PROVENANCE
+        }
+        for metric in NC4:
+            assert layer[metric] == expected[metric], metric
+        for metric, value in expected.items():
+            np.testing.assert_allclose(
+                layer[metric], value, rtol=relative, atol=relative / 10, err_msg=metric
+            )
+
+
+@pytest.mark.parametrize("name", on_ranks.LIVE)
+def test_a_live_report_is_that_of_one_process(results, name):
+    split, options = on_ranks.LIVE[name]
+    meter = on_ranks.live_meter(on_ranks.in_one_process(split, len(results)), **options)
+    reference = meter.compute()
+    for result in results:
+        report = result[f"live {name}"]
+        assert_same(report, reference, LIVE)
+        rows = report.provenance["rows_of_ranks"]
+        assert sum(rows) == report.provenance["rows"] == reference.provenance["rows"]
+        assert report.provenance["ranks"] == f"{len(results)} ranks, merged"
+    sampled = reference.final.provenance["nc4_sampled"]
+    assert sampled == (name == "sampled")
+
+
+@pytest.mark.parametrize("name", ["padded", "same rows", "frozen, one idle"])
+def test_a_frozen_report_is_that_of_one_process(results, name):
+    data = [on_ranks.padded_set()[:]]
+    reference = CollapseMeter(on_ranks.net(torch.float64), verbose=False).observe(
+        data, progress=False
+    )
+    for rank, result in enumerate(results):
+        report = result[name]
+        assert_same(report, reference, FROZEN)
+        said = f"rank {rank} of {len(results)}, not merged"
+        if name != "same rows":
+            said = f"{len(results)} ranks, merged"
+        assert report.provenance["ranks"] == said
+    repeated = -on_ranks.PADDED % len(results) if name == "padded" else 0
+    assert report.provenance.get("repeated_rows", 0) == repeated
+
+
+def test_every_rank_gets_the_same_bits(results):
+    names = [name for name in results[0] if name.startswith("live ")]
+    for name in [*names, "padded", "ddp", "again", "resumed"]:
+        texts = {result[name].to_json(matrices=True) for result in results}
+        assert len(texts) == 1, name
+    for result in results:
+        first, second = (r.to_dict(matrices=True)["layers"] for r in result["twice"])
+        assert first == second == result["live uneven"].to_dict(matrices=True)["layers"]
+
+
+def test_moments_are_merged_too(results):
+    split, options = on_ranks.LIVE["sketch"]
+    meter = on_ranks.live_meter(on_ranks.in_one_process(split, len(results)), **options)
+    reference = meter.moments("1")
+    for result in results:
+        moments = result["moments"]
+        assert moments.counts.tolist() == reference.counts.tolist()
+        assert moments.seeds == reference.seeds
+        for part in ("means", "traces", "sketch", "signs"):
+            np.testing.assert_allclose(
+                getattr(moments, part), getattr(reference, part), rtol=LIVE, atol=LIVE
+            )
+
+
+def test_a_training_under_ddp_counts_the_rows_of_all(results):
+    rows, labels = (
+        torch.cat(part).numpy() for part in zip(*(r["ddp rows"][0] for r in results), strict=True)
+    )
+    moments = cm.ClassMoments.from_batch(rows.astype(np.float64), labels, on_ranks.CLASSES)
+    head = cm.Head(*(p.numpy().astype(np.float64) for p in results[0]["ddp head"]))
+    reference = cm.measure(moments, head=head)
+    for result in results:
+        layer = result["ddp"].final
+        assert layer.provenance["rows"] == layer.provenance["nc4_rows"] == 240
+        for metric in ("nc1_pinv", "nc1_trace_ratio", "nc2_etf_error", "nc3_self_duality"):
+            np.testing.assert_allclose(layer[metric], reference[metric], rtol=LIVE)
+    report = results[0]["rank 0 observes"]  # the others are elsewhere, and DDP would wait for them
+    assert report.provenance["rows"] == on_ranks.PADDED
+
+
+def test_a_rank_that_does_not_come_is_named(results):
+    ranks = ", ".join(map(str, range(1, len(results))))
+    plural = "s" * (len(results) > 2)
+    said = results[0]["alone"]
+    assert said.startswith("TimeoutError: compute() of meter ")
+    assert f"rank 0 waited 0.2 seconds for rank{plural} {ranks}" in said
+    assert "sync=False" in said
+    for result in results[1:]:
+        assert f"rank 0 waited 0.2 seconds for rank{plural} {ranks}" in result["too late"]
+    assert results[0]["local"].provenance["rows"] == 240 // len(results)
+
+
+def test_after_an_absence_all_is_as_before(results):
+    batches = on_ranks.in_one_process(on_ranks.taking_turns, len(results))
+    reference = on_ranks.live_meter(batches).compute()
+    for result in results:
+        assert_same(result["again"], reference, LIVE)
+
+
+def test_a_report_of_one_rank_says_so_and_warns_once(results):
+    for rank, result in enumerate(results):
+        report = result["not merged"]
+        assert report.provenance["ranks"] == f"rank {rank} of {len(results)}, not merged"
+        assert report.provenance["rows"] == 240 // len(results)
+        # Rank 0 has asked before.
+        assert len(result["said of not merged"]) == (rank > 0)
+        assert all("sync=False" in said for said in result["said of not merged"])
+        assert len(result["said of opaque"]) == 1
+        assert "sync=True" in result["said of opaque"][0]
+        assert "not merged" in result["opaque"].provenance["ranks"]
+
+
+def test_ranks_that_do_not_ask_for_the_same_are_told_so(results):
+    for result in results:
+        assert "was last in compute() of meter" in result["other order"]
+        assert "ranks do not measure the same network" in result["other layers"]
+        assert "rank 0 is in moments('1') and rank 1 in compute()" in result["other calls"]
+        assert "layer '5' has counted nothing" in result["no such layer"]
+        assert "nonfinite='skip'" in result["raised"]
+    others = [result["failed pass"] for rank, result in enumerate(results) if rank != 1]
+    assert results[1]["failed pass"].startswith("ValueError: ")
+    assert all("rank 1 failed (ValueError: " in said for said in others)
+
+
+def test_a_resumed_training_goes_on_with_the_counts_of_every_rank(results):
+    batches = on_ranks.in_one_process(on_ranks.taking_turns, len(results))
+    reference = on_ranks.live_meter(batches, sample_rows=64).compute()
+    for result in results:
+        assert_same(result["resumed"], reference, LIVE)
+        assert "rank 1 has loaded what rank 0 of" in result["state of rank 0"]
