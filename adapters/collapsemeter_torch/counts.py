@@ -32,6 +32,7 @@ class Counts:
     rows: int = 0
     batches: int = 0
     repeated: int = 0
+    numbered: tuple[int, ...] = ()  # rows that each process of the stream has numbered
     calls: tuple[Call, ...] = ()
     degraded: Mapping[str, str] = field(default_factory=dict)
     unpaired: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +59,9 @@ def counts_of(store: Store, learnt: Learnt | None, place: str, **more: Any) -> C
         rows=store.expected_rows,
         batches=store.batches,
         repeated=store.repeated,
+        numbered=tuple(
+            store.next_row if rank == store.stream.rank else 0 for rank in range(store.stream.ranks)
+        ),
         degraded=dict(store.degraded),
         unpaired=dict(store.unpaired),
         interrupted=dict(store.interrupted),
@@ -73,6 +77,7 @@ def joint(counts: Sequence[Counts]) -> Counts:
         rows=sum(part.rows for part in counts),
         batches=sum(part.batches for part in counts),
         repeated=sum(part.repeated for part in counts),
+        numbered=tuple(sum(part.numbered) for part in counts),
         calls=tuple(dict.fromkeys(call for part in counts for call in part.calls)),
         degraded=_united(part.degraded for part in counts),
         unpaired=_united(part.unpaired for part in counts),

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -204,6 +204,8 @@ class CollapseMeter:
 
     def close(self) -> None:
         """Detach for good, from the criterion too: model and loss are as they were before."""
+        if not self.__dict__:  # a copy has no hooks
+            return
         self._closed = True
         self.detach()
         self._recorder.pending.clear()
@@ -216,6 +218,21 @@ class CollapseMeter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    # Copies, with the module that holds a meter: hooks, threads and the model itself stay behind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _copied, (type(self),)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if self.__dict__ or name.startswith("__"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise CopiedMeterError(
+                "this is a copy of a meter and measures nothing: make a CollapseMeter for the copied model, "
+                "and take the counts along by load_state_dict(meter.state_dict())"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -507,6 +524,15 @@ class CollapseMeter:
         )
         self._recorder.waits_for_loss = True
         self._criterion = weakref.finalize(self, handle.remove)
+
+
+class CopiedMeterError(AttributeError, ValueError):
+    """A copy of a meter is used; an `AttributeError`, so that `hasattr` may ask it anything."""
+
+
+def _copied(kind: type[CollapseMeter]) -> CollapseMeter:
+    """Return what a copied or unpickled module has in place of a meter."""
+    return kind.__new__(kind)
 
 
 def _announce(verbose: bool, learnt: Learnt) -> None:

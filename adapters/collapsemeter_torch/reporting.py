@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from collapsemeter import ClassMoments, CollapseReport
-from collapsemeter.adapter.joint_tally import JointTally
+from collapsemeter.adapter.joint_tally import JointTally, evened
 from collapsemeter.adapter.network_report import network_report
 from collapsemeter.adapter.tally import Tally
 from collapsemeter.stats.moments import Phase
@@ -113,7 +113,11 @@ class Reporter:
             copies = {} if known is None else tallies(store, known.selection)
             counts = counts_of(store, known, place, calls=tuple(copies), **more)
             if not (sync and self.ranks.are_several):
-                return self._measured(counts, copies, phase)
+                even = {
+                    key: partial(_own, copy, self._kept(store, key), counts)
+                    for key, copy in copies.items()
+                }
+                return self._measured(counts, even, phase)
 
             def measured(together: Counts, root: int) -> Callable[[], CollapseReport]:
                 merged = self._merged(store, together, copies, phase, root)
@@ -173,15 +177,18 @@ class Reporter:
         def own(key: Call) -> JointTally | None:
             if key not in copies:
                 return None
-            size = None if self._exact and key in store.exact_rows else sample_size(store, key)
-            return JointTally.of(copies[key](), phase, size)
+            return JointTally.of(copies[key](), phase, self._kept(store, key))
 
         merged: dict[Call, Callable[[], Tally]] = {}
         for key in together.calls:
             if key[0] not in together.degraded and key[0] not in together.unpaired:
                 part: Any = self.ranks.reduced(_attempt(partial(own, key)), _merged_tallies, root)
-                merged[key] = partial(_result, part)
+                merged[key] = partial(_joint, part, together)
         return merged
+
+    def _kept(self, store: Store, key: Call) -> int | None:
+        """Return how many rows the sample of a layer holds; None where all are kept."""
+        return None if self._exact and key in store.exact_rows else sample_size(store, key)
 
     def _measured(
         self, counts: Counts, copies: Mapping[Call, Callable[[], Tally]], phase: Phase
@@ -239,6 +246,17 @@ def _ranks_said(counts: Counts) -> dict[str, Any]:
             else {"ranks": f"rank {stream.rank} of {stream.ranks}, not merged"}
         )
     return said | ({"repeated_rows": counts.repeated} if counts.repeated else {})
+
+
+def _own(copy: Callable[[], Tally], sample_size: int | None, counts: Counts) -> Tally:
+    """Return what a layer counted in this process."""
+    return evened(copy(), sample_size, counts.numbered)
+
+
+def _joint(part: JointTally | Exception, counts: Counts) -> Tally:
+    """Return what a layer counted on all ranks, or raise what failed on one."""
+    tally = _result(part)
+    return evened(tally, tally.sample_size, counts.numbered)
 
 
 def _with_missing_rows(report: CollapseReport) -> CollapseReport:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from ..stats.moments import ClassMoments, Phase
-from ..stats.sampling import reservoir_slots
+from ..stats.sampling import evenly_likely, reservoir_slots
 from ..stats.sums import COUNTERS, Sums
 from .tally import Array, Tally
 
@@ -79,6 +79,16 @@ class JointTally(Tally):
         ends = np.append(slots[order][1:] != slots[order][:-1], True)
         last: Array = order[ends]
         return last
+
+
+def evened(tally: Tally, sample_size: int | None, rows: Sequence[int]) -> Tally:
+    """Return a tally whose sample holds all rows with one probability; so many rows each process numbered."""
+    if sample_size is None or len(rows) < 2:
+        return tally
+    even = evenly_likely(tally.ids, sample_size, rows)
+    if even.all():
+        return tally
+    return replace(tally, rows=tally.rows[even], labels=tally.labels[even], ids=tally.ids[even])
 
 
 def _counters(sums: Sequence[Sums]) -> Sums:

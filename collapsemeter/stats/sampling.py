@@ -7,7 +7,7 @@ a slot at all. No random state is touched, and a resumed run draws the same samp
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ Wrap = Callable[[Array], Array]
 MASK = 0xFFFFFFFF
 _AHEAD = 1024  # row numbers of a block of draws; a batch lies in two of them
 _HALF = 0x10000
+_EVEN = 0.05  # probabilities that differ by less count as equal
 _APART = 0x51ED270B  # so that a row's bucket says nothing of its place in the row sample
 
 
@@ -145,6 +146,50 @@ def reservoir_slots(numbers: npt.NDArray[np.int64], size: int, seed: int) -> npt
     last[slots] = rows
     slots[last[slots] != rows] = size
     return slots
+
+
+def evenly_likely(
+    numbers: npt.NDArray[np.int64], size: int, rows: Sequence[int]
+) -> npt.NDArray[np.bool_]:
+    r"""Say which rows of a sample to keep, so that all rows are equally likely to be in it.
+
+    W processes number their rows t = iW + r, and process r has counted :math:`n_r` of them. Where these differ, numbers are
+    missing, and early rows stay more often: with :math:`m = \max(t, k)`, row t of a sample of k slots stays with probability
+
+    .. math:: p(t) = \min(1, k / t) \prod_r \min(1, m / (n_r W))^{1/W} .
+
+    Rows then leave the sample at random, by a hash of their number, until each has the least of these probabilities.
+
+    Parameters
+    ----------
+    numbers : (K,) int64 array
+        Of the rows in the sample.
+    size : int
+        k.
+    rows : sequence of int
+        :math:`n_r`; of a report of one process of many, 0 for the others.
+
+    Returns
+    -------
+    (K,) array of bool; all True where the probabilities differ by less than 5 %
+
+    Examples
+    --------
+    >>> evenly_likely(np.arange(4), 4, [2, 2])
+    array([ True,  True,  True,  True])
+    """
+    counted = np.asarray(rows, np.float64) * len(rows)
+    least = np.log(min(1.0, size / max(counted.max(), 1.0)))
+    places = np.append(numbers, 0).astype(np.float64)  # the likeliest is row 0
+    reach = np.maximum(places, size)
+    stays = np.minimum(0.0, np.log(size / (places + 1)))
+    for last in counted:
+        stays -= np.maximum(0.0, np.log(np.maximum(last, 1.0) / reach)) / len(rows)
+    if stays[-1] - least < _EVEN:
+        return np.ones(len(numbers), bool)
+    fractions = mixed((numbers + _APART).astype(np.uint32)) / 2.0**32
+    even: npt.NDArray[np.bool_] = fractions < np.exp(least - stays[:-1])
+    return even
 
 
 def _drawn(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:

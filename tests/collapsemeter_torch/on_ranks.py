@@ -227,6 +227,7 @@ def resumed(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
 
 
 CASES = (live, frozen, ddp, absent, confused, resumed)
+SLOW = (ddp,)
 
 
 def error_of(call: Callable[[], Any]) -> str:

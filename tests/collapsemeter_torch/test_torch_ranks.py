@@ -22,10 +22,23 @@ NC4 = ("nc4_mismatch", "nc4_agreement", "ncc_accuracy")
 PROVENANCE = ("rows", "classes_present", "ignored_rows", "nonfinite_rows", "nc4_rows", "scatter")
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def results(request, tmp_path_factory):
-    """Run every case on two or three processes, and return what each rank has seen."""
-    return run(request.param, tmp_path_factory.mktemp("ranks"))
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Run every case on two processes."""
+    return run(2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Run every case on three, but those whose libraries take seconds to import."""
+    cases = [case.__name__ for case in on_ranks.CASES if case not in on_ranks.SLOW]
+    return run(3, tmp_path_factory.mktemp("three"), *cases)
+
+
+@pytest.fixture(params=["two", "three"])
+def results(request):
+    """Return what each rank has seen."""
+    return request.getfixturevalue(request.param)
 
 
 def run(ranks: int, folder: Path, *names: str) -> list[dict]:
@@ -88,7 +101,7 @@ def test_a_frozen_report_is_that_of_one_process(results, name):
 
 def test_every_rank_gets_the_same_bits(results):
     names = [name for name in results[0] if name.startswith("live ")]
-    for name in [*names, "padded", "ddp", "again", "resumed"]:
+    for name in [*names, "padded", "again", "resumed"]:
         texts = {result[name].to_json(matrices=True) for result in results}
         assert len(texts) == 1, name
     for result in results:
@@ -110,13 +123,18 @@ def test_moments_are_merged_too(results):
             )
 
 
-def test_a_training_under_ddp_counts_the_rows_of_all(results):
+def test_a_training_under_ddp_counts_the_rows_of_all(two):
+    check_ddp(two)
+
+
+def check_ddp(results):
     rows, labels = (
         torch.cat(part).numpy() for part in zip(*(r["ddp rows"][0] for r in results), strict=True)
     )
     moments = cm.ClassMoments.from_batch(rows.astype(np.float64), labels, on_ranks.CLASSES)
     head = cm.Head(*(p.numpy().astype(np.float64) for p in results[0]["ddp head"]))
     reference = cm.measure(moments, head=head)
+    assert len({result["ddp"].to_json(matrices=True) for result in results}) == 1
     for result in results:
         layer = result["ddp"].final
         assert layer.provenance["rows"] == layer.provenance["nc4_rows"] == 240
@@ -176,3 +194,8 @@ def test_a_resumed_training_goes_on_with_the_counts_of_every_rank(results):
     for result in results:
         assert_same(result["resumed"], reference, LIVE)
         assert "rank 1 has loaded what rank 0 of" in result["state of rank 0"]
+
+
+@pytest.mark.nightly
+def test_three_ranks_train_under_ddp(tmp_path):
+    check_ddp(run(3, tmp_path, "ddp"))

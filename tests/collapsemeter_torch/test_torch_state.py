@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -268,3 +270,60 @@ def test_reset_forgets_everything_and_keeps_the_memory():
         t.data_ptr() for s in meter._recorder.live.layers.values() for t in s.tensors().values()
     ] == pointers
     assert dict(meter.compute()["4"]) == dict(fresh.compute()["4"])
+
+
+# Copies of a meter, which go with the module that holds it
+
+
+class Holder(nn.Module):
+    """A module that holds its own meter, as a LightningModule may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        self.meter = CollapseMeter(self.net, verbose=False)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def pickled(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+def saved(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def averaged(module):
+    return torch.optim.swa_utils.AveragedModel(module).module
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, copy.copy, pickled, saved, averaged])
+def test_a_copy_of_a_meter_is_inert_and_counts_travel_by_state(how):
+    holder = Holder()
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    with holder.meter.batch(y):
+        holder(x)
+    twin = how(holder)
+    copied = twin.meter if how is not copy.copy else copy.copy(holder.meter)
+    assert isinstance(copied, CollapseMeter)
+    assert copied is not holder.meter
+    for use in (
+        copied.compute,
+        copied.state_dict,
+        lambda: copied.batch(y),
+        lambda: copied.load_state_dict({}),
+    ):
+        with pytest.raises(ValueError, match=r"copy of a meter and measures nothing.*state_dict"):
+            use()
+    assert not hasattr(copied, "anything")
+    copied.close()
+    twin(x)
+    assert holder.meter.compute().provenance["rows"] == 6
+    counting = CollapseMeter(copy.deepcopy(twin).net, verbose=False)
+    counting.load_state_dict(holder.meter.state_dict())
+    assert counting.compute().provenance["rows"] == 6
