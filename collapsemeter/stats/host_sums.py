@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .linalg import LARGEST, Floats, add_product, row_blocks
+from .linalg import LARGEST, Floats, add_product, bounded, row_blocks
 from .plain import widened
 from .sampling import low_32_bits, row_hashes
 from .sums import (
@@ -28,15 +28,15 @@ from .sums import (
     scatter_kind,
 )
 
+# New classes times features, over the rows: from here shifts that are means pay, by the axes of the scatter.
+MEAN_SHIFTS = {2: 64.0, 3: 0.5}
 SORTED_ENTRIES = 2**24  # of rows that are sorted at once
-BLOCK_ENTRIES = 2**17  # residuals of a block, 1 MB, or as many rows as four times the features:
+BLOCK_ENTRIES = 2**19  # residuals of a block, 4 MB, or as many rows as four times the features:
 MOST_BLOCK_ENTRIES = 2**22  # up to 32 MB, so that adding up d x d products costs little
 TILE_ENTRIES = 2**16  # residuals of a tile: 512 kB, with rows and shifts beside them in a cache
 TILE_RUNS = 16  # classes of a tile, on average: with more the small product would cost as much as the large one
 LEAST_TILE = 64  # rows
 LEAST_RUN = 32  # rows of a class, on average, from which on a tile has one class
-# New classes times features, over the rows: from here shifts that are means pay, by the axes of the scatter.
-MEAN_SHIFTS = {2: 64.0, 3: 0.5}
 
 Ints = npt.NDArray[np.int64]
 
@@ -99,31 +99,33 @@ def _add_sorted(
     new = sums.counts[present] == 0
     untouched = not sums.counts.any()
     sums.counts[present] += sizes
-    alone = np.zeros(len(present), bool)
-    alone[new] = _set_shifts(sums.shift, rows, places, labels, starts[new]) & (sizes[new] == 1)
-    if sums.sketch is None and alone.any():  # nothing is left of a row that is its class's shift
+    fresh = set(present[new].tolist())
+    if sums.sketch is None and (sizes == 1).any():
+        alone = new & (sizes == 1)
+        alone[alone] = _set_shifts_of_single_rows(sums, rows, places[starts[alone]], present[alone])
         rest = np.repeat(~alone, sizes)
         places, labels = places[rest], labels[rest]
-        starts, present, sizes = _starts(labels), present[~alone], sizes[~alone]
-        new = new[~alone]
+        starts = _starts(labels)
     width = rows.shape[1]
-    block_rows = block_rows_of(width)
     by_class = sums.scatter is not None and sums.scatter.ndim == 3
+    blocks = list(_blocks(len(places), block_rows_of(width), starts))
+    residuals = np.empty((max((part.stop - part.start for part in blocks), default=0), width))
+    unset = fresh.copy()
     # About means a scatter needs no correction, which costs the more the more classes are new.
     share = math.inf if sums.scatter is None else MEAN_SHIFTS[sums.scatter.ndim]
-    about_means = bool(np.count_nonzero(new) * width > share * len(labels))
-    blocks = list(_blocks(len(places), block_rows, starts if by_class or about_means else None))
-    residuals = np.empty((max((part.stop - part.start for part in blocks), default=0), width))
-    fresh = set(present[new].tolist())
+    about_means = len(unset) * width > share * len(labels)
     for part in blocks:
         block, of = residuals[: part.stop - part.start], labels[part]
-        counted = _add_block(sums, rows, places[part], of, block, propagate)
-        if about_means:
-            _move_to_means(sums, block, of, present[new], sizes[new])
+        counted = np.ones(len(of), bool)
+        runs = _runs(of)
+        for tile in _tiles(runs, width):
+            counted[tile] = _add_tile(
+                sums, rows, places[part][tile], of[tile], block[tile], unset, about_means, propagate
+            )
         if sums.sketch is not None:
             _add_sketch(sums, block, of, counted, first_row + order[part], seed)
         elif by_class and sums.scatter is not None:
-            for label, run in _runs(of):
+            for label, run in runs:
                 add_product(sums.scatter[label], block[run], fresh=label in fresh)
                 fresh.discard(label)
         elif sums.scatter is not None:
@@ -131,121 +133,104 @@ def _add_sorted(
     return len(used)
 
 
-def _blocks(count: int, size: int, starts: npt.NDArray[np.intp] | None) -> Iterator[slice]:
-    """Cut sorted rows into blocks; those of classes that start there into whole classes, if these fit."""
+def _blocks(count: int, size: int, starts: npt.NDArray[np.intp]) -> Iterator[slice]:
+    """Cut sorted rows of classes that start there into blocks, of whole classes where these fit."""
     start = 0
     while start < count:
         stop = min(start + size, count)
-        if starts is not None and stop < count:
+        if stop < count:
             last = int(starts[np.searchsorted(starts, stop, side="right") - 1])
             stop = last if last > start else stop
         yield slice(start, stop)
         start = stop
 
 
-def _set_shifts(
-    shift: Floats,
-    rows: npt.NDArray[Any],
-    places: Ints,
-    labels: Ints,
-    starts: npt.NDArray[np.intp],
+def _set_shifts_of_single_rows(
+    sums: Sums, rows: npt.NDArray[Any], places: Ints, classes: Ints
 ) -> npt.NDArray[np.bool_]:
-    """Give classes whose rows start there their first finite row as the shift; say which have their first and no vast one."""
-    moderate = np.empty(len(starts), bool)
-    for part in row_blocks(len(starts), shift.shape[1]):
-        firsts = rows[places[starts[part]]].astype(np.float64, copy=False)
-        shift[labels[starts[part]]] = firsts
-        moderate[part] = (np.abs(firsts) <= LARGEST).all(axis=1)
-    # Differences of vast rows would add up to Inf about any row, and about their mean they cancel.
-    for start in starts[~moderate].tolist():
-        label = labels[start]
-        run = places[start : np.searchsorted(labels, label, side="right")]
-        finite = run[_finite(rows[run])]
-        first = rows[finite[:1]].astype(np.float64)
-        if not (np.abs(first) <= LARGEST).all():
-            first = rows[finite].astype(np.float64)
-        shift[label] = (first / max(len(first), 1)).sum(axis=0)
+    """Give classes of one row that row as the shift; say where nothing is left of the row."""
+    moderate = np.empty(len(classes), bool)
+    for part in row_blocks(len(classes), rows.shape[1]):
+        shifts = rows[places[part]].astype(np.float64, copy=False)
+        sums.shift[classes[part]] = shifts
+        moderate[part] = (np.abs(shifts) <= LARGEST).all(axis=1)
     return moderate
 
 
-def _add_block(
+def _tiles(runs: list[tuple[int, slice]], width: int) -> Iterator[slice]:
+    """Cut sorted rows into tiles of whole classes: of one each where classes have many rows."""
+    count = runs[-1][1].stop
+    rows_per_class = count // len(runs)
+    if rows_per_class >= LEAST_RUN:
+        yield from (run for _, run in runs)
+        return
+    most = max(1, min(max(TILE_RUNS * rows_per_class, LEAST_TILE), TILE_ENTRIES // max(width, 1)))
+    yield from _blocks(count, most, np.array([run.start for _, run in runs]))
+
+
+def _add_tile(
     sums: Sums,
     rows: npt.NDArray[Any],
     places: Ints,
     labels: Ints,
-    block: Floats,
+    tile: Floats,
+    unset: set[int],
+    about_means: bool,
     propagate: bool,
 ) -> npt.NDArray[np.bool_]:
-    """Write the residuals of a block and add its class sums; leave zeros for rows that do not count, and say which do."""
-    counted = np.ones(len(places), bool)
-    for part in _tiles(labels, block.shape[1]):
-        tile, of = block[part], labels[part]
-        _take(rows, places[part], tile)
-        if of[0] == of[-1]:
-            classes, indicator = of[:1], np.ones((1, len(of)))
-            tile -= sums.shift[of[0]]
-        else:
-            classes = of[_starts(of)]
-            indicator = (classes[:, None] == of).astype(np.float64)
-            tile -= np.take(sums.shift, of, axis=0)
-        norms = np.vecdot(tile, tile)
+    """Write the residuals of a tile and add its class sums; leave zeros for rows that do not count, and say which do."""
+    counted = np.ones(len(labels), bool)
+    parts = list(row_blocks(*tile.shape, TILE_ENTRIES))
+    if labels[0] == labels[-1]:
+        classes, indicator = labels[:1], np.ones((1, len(labels)))
+    else:
+        classes = labels[_starts(labels)]
+        indicator = (classes[:, None] == labels).astype(np.float64)
+    for part in parts:
+        _take(rows, places[part], tile[part])
+    if not unset.isdisjoint(classes.tolist()):
+        new = np.array([label in unset for label in classes.tolist()])
+        unset.difference_update(classes.tolist())
+        _set_shifts(sums, tile, classes[new], indicator[new], about_means)
+    for part in parts:
+        residuals, of = tile[part], labels[part]
+        residuals -= (
+            sums.shift[classes[0]] if len(classes) == 1 else np.take(sums.shift, of, axis=0)
+        )
+        norms = np.vecdot(residuals, residuals)
         if np.isfinite(norms.sum()):
-            sums.sums[classes] += indicator @ tile
-            sums.squares[classes] += indicator @ norms
+            sums.sums[classes] += indicator[:, part] @ residuals
+            sums.squares[classes] += indicator[:, part] @ norms
         else:  # a value is not finite, or only a square is not
             counted[part] = _finite(rows[places[part]])
-            _add_carefully(sums, tile, of, norms, counted[part], propagate)
+            _add_carefully(sums, residuals, of, norms, counted[part], propagate)
     return counted
 
 
-def _tiles(labels: Ints, width: int) -> Iterator[slice]:
-    """Cut sorted rows into tiles, of one class each where classes have many rows."""
-    most = max(1, TILE_ENTRIES // max(width, 1))
-    starts = _starts(labels)
-    rows_per_class = len(labels) // max(len(starts), 1)
-    if rows_per_class < LEAST_RUN:
-        starts, most = starts[:1], min(max(TILE_RUNS * rows_per_class, LEAST_TILE), most)
-    for start, stop in itertools.pairwise([*starts.tolist(), len(labels)]):
-        for first in range(start, stop, most):
-            yield slice(first, min(first + most, stop))
+def _set_shifts(
+    sums: Sums, tile: Floats, classes: Ints, indicator: Floats, about_means: bool
+) -> None:
+    """Give new classes the mean of their rows in a tile as the shift, or their first row."""
+    if about_means:
+        shifts = indicator @ tile / indicator.sum(axis=1, keepdims=True)
+    else:
+        shifts = tile[indicator.argmax(axis=1)]
+    sums.shift[classes] = shifts
+    if bounded(shifts):
+        return
+    # Differences of vast rows would add up to Inf about any row, and about their mean they cancel.
+    moderate = (np.abs(shifts) <= LARGEST).all(axis=1)
+    for label, chosen in zip(classes[~moderate], indicator[~moderate] > 0, strict=True):
+        finite = tile[chosen & _finite(tile)]
+        sums.shift[label] = (finite / max(len(finite), 1)).sum(axis=0)
 
 
 def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:
     """Copy rows of any dtype; those of float64 without an array between."""
-    if rows.dtype == out.dtype:
+    if rows.dtype == out.dtype and rows.flags.c_contiguous:  # `take` copies others as a whole
         np.take(rows, places, axis=0, out=out, mode="clip")
     else:
-        out[...] = widened(np.take(rows, places, axis=0))
-
-
-def _move_to_means(
-    sums: Sums, block: Floats, labels: Ints, new: Ints, sizes: npt.NDArray[np.intp]
-) -> None:
-    """Move residuals, sums and shifts of new classes that are whole in a block to their means, where these are finite."""
-    starts = _starts(labels)
-    present, counts = labels[starts], np.diff(starts, append=len(labels))
-    index = np.minimum(np.searchsorted(new, present), len(new) - 1)
-    whole = (new[index] == present) & (sizes[index] == counts) & (counts == sums.counts[present])
-    if not whole.any():
-        return
-    moved, counts = present[whole], counts[whole, None]
-    shifts, totals = sums.shift[moved], sums.sums[moved]
-    steps = (shifts + totals / counts) - shifts
-    finite = np.isfinite(steps.sum(axis=1) + sums.squares[moved])
-    moved, steps, totals = moved[finite], steps[finite], totals[finite]
-    left = totals - counts[finite] * steps
-    sums.shift[moved] += steps
-    sums.sums[moved] = left
-    sums.squares[moved] -= np.vecdot(steps, totals + left)
-    step_of = np.zeros_like(block, shape=(len(present), block.shape[1]))
-    step_of[np.searchsorted(present, moved)] = steps
-    if len(labels) >= LEAST_RUN * len(present):
-        for step, (_, run) in zip(step_of, _runs(labels), strict=True):
-            block[run] -= step
-    else:
-        of = np.searchsorted(present, labels)
-        for part in row_blocks(*block.shape):
-            block[part] -= step_of[of[part]]
+        out[...] = widened(rows[places])
 
 
 def _add_carefully(
