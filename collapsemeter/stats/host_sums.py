@@ -34,6 +34,9 @@ SORTED_ENTRIES = 2**24  # of rows that are sorted at once
 BLOCK_ENTRIES = 2**19  # residuals of a block, 4 MB, or as many rows as four times the features:
 MOST_BLOCK_ENTRIES = 2**22  # up to 32 MB, so that adding up d x d products costs little
 TILE_ENTRIES = 2**16  # residuals of a tile: 512 kB, with rows and shifts beside them in a cache
+COPIED_ENTRIES = (
+    2**14
+)  # values between rows and a tile: the system gives larger arrays new memory each time
 TILE_RUNS = 16  # classes of a tile, on average: with more the small product would cost as much as the large one
 LEAST_TILE = 64  # rows
 LEAST_RUN = 32  # rows of a class, on average, from which on a tile has one class
@@ -100,27 +103,27 @@ def _add_sorted(
     untouched = not sums.counts.any()
     sums.counts[present] += sizes
     fresh = set(present[new].tolist())
-    if sums.sketch is None and (sizes == 1).any():
-        alone = new & (sizes == 1)
-        alone[alone] = _set_shifts_of_single_rows(sums, rows, places[starts[alone]], present[alone])
+    width = rows.shape[1]
+    # About means a scatter needs no correction, which costs the more the more classes are new.
+    share = math.inf if sums.scatter is None else MEAN_SHIFTS[sums.scatter.ndim]
+    by_row = new & ((sizes == 1) | (len(fresh) * width <= share * len(labels)))
+    by_row[by_row] = _set_first_rows(sums, rows, places[starts[by_row]], present[by_row])
+    unset = set(present[new & ~by_row].tolist())
+    alone = by_row & (sizes == 1)
+    if sums.sketch is None and alone.any():  # nothing is left of a row that is its class's shift
         rest = np.repeat(~alone, sizes)
         places, labels = places[rest], labels[rest]
         starts = _starts(labels)
-    width = rows.shape[1]
     by_class = sums.scatter is not None and sums.scatter.ndim == 3
     blocks = list(_blocks(len(places), block_rows_of(width), starts))
     residuals = np.empty((max((part.stop - part.start for part in blocks), default=0), width))
-    unset = fresh.copy()
-    # About means a scatter needs no correction, which costs the more the more classes are new.
-    share = math.inf if sums.scatter is None else MEAN_SHIFTS[sums.scatter.ndim]
-    about_means = len(unset) * width > share * len(labels)
     for part in blocks:
         block, of = residuals[: part.stop - part.start], labels[part]
         counted = np.ones(len(of), bool)
         runs = _runs(of)
         for tile in _tiles(runs, width):
             counted[tile] = _add_tile(
-                sums, rows, places[part][tile], of[tile], block[tile], unset, about_means, propagate
+                sums, rows, places[part][tile], of[tile], block[tile], unset, propagate
             )
         if sums.sketch is not None:
             _add_sketch(sums, block, of, counted, first_row + order[part], seed)
@@ -145,10 +148,10 @@ def _blocks(count: int, size: int, starts: npt.NDArray[np.intp]) -> Iterator[sli
         start = stop
 
 
-def _set_shifts_of_single_rows(
+def _set_first_rows(
     sums: Sums, rows: npt.NDArray[Any], places: Ints, classes: Ints
 ) -> npt.NDArray[np.bool_]:
-    """Give classes of one row that row as the shift; say where nothing is left of the row."""
+    """Give new classes a row each as the shift; say which are fit for one."""
     moderate = np.empty(len(classes), bool)
     for part in row_blocks(len(classes), rows.shape[1]):
         shifts = rows[places[part]].astype(np.float64, copy=False)
@@ -175,12 +178,11 @@ def _add_tile(
     labels: Ints,
     tile: Floats,
     unset: set[int],
-    about_means: bool,
     propagate: bool,
 ) -> npt.NDArray[np.bool_]:
     """Write the residuals of a tile and add its class sums; leave zeros for rows that do not count, and say which do."""
     counted = np.ones(len(labels), bool)
-    parts = list(row_blocks(*tile.shape, TILE_ENTRIES))
+    parts = list(row_blocks(len(tile), tile.shape[1], TILE_ENTRIES))
     if labels[0] == labels[-1]:
         classes, indicator = labels[:1], np.ones((1, len(labels)))
     else:
@@ -191,7 +193,7 @@ def _add_tile(
     if not unset.isdisjoint(classes.tolist()):
         new = np.array([label in unset for label in classes.tolist()])
         unset.difference_update(classes.tolist())
-        _set_shifts(sums, tile, classes[new], indicator[new], about_means)
+        _set_means(sums, tile, classes[new], indicator[new])
     for part in parts:
         residuals, of = tile[part], labels[part]
         residuals -= (
@@ -207,19 +209,14 @@ def _add_tile(
     return counted
 
 
-def _set_shifts(
-    sums: Sums, tile: Floats, classes: Ints, indicator: Floats, about_means: bool
-) -> None:
-    """Give new classes the mean of their rows in a tile as the shift, or their first row."""
-    if about_means:
-        shifts = indicator @ tile / indicator.sum(axis=1, keepdims=True)
-    else:
-        shifts = tile[indicator.argmax(axis=1)]
-    sums.shift[classes] = shifts
-    if bounded(shifts):
+def _set_means(sums: Sums, tile: Floats, classes: Ints, indicator: Floats) -> None:
+    """Give new classes the mean of their rows in a tile as the shift."""
+    means = indicator @ tile / indicator.sum(axis=1, keepdims=True)
+    sums.shift[classes] = means
+    if bounded(means):
         return
     # Differences of vast rows would add up to Inf about any row, and about their mean they cancel.
-    moderate = (np.abs(shifts) <= LARGEST).all(axis=1)
+    moderate = (np.abs(means) <= LARGEST).all(axis=1)
     for label, chosen in zip(classes[~moderate], indicator[~moderate] > 0, strict=True):
         finite = tile[chosen & _finite(tile)]
         sums.shift[label] = (finite / max(len(finite), 1)).sum(axis=0)
@@ -229,8 +226,9 @@ def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:
     """Copy rows of any dtype; those of float64 without an array between."""
     if rows.dtype == out.dtype and rows.flags.c_contiguous:  # `take` copies others as a whole
         np.take(rows, places, axis=0, out=out, mode="clip")
-    else:
-        out[...] = widened(rows[places])
+        return
+    for part in row_blocks(len(places), rows.shape[1], COPIED_ENTRIES):
+        out[part] = widened(rows[places[part]])
 
 
 def _add_carefully(
