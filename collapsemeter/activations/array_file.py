@@ -75,10 +75,7 @@ class Rows(Protocol):
 
 
 class Mapped:
-    """The rows of an array that lies in a file as it is, which must be known to hold it.
-
-    Every read maps anew: pages that were read before take no memory.
-    """
+    """The rows of an array that lies in a file as it is; every read maps anew, so that pages read before take no memory."""
 
     def __init__(
         self, path: str, array: Array, offset: int, order: Literal["C", "F"] = "C"

@@ -31,12 +31,7 @@ class PackedChunk(NamedTuple):
 
 
 class ChunkGrid:
-    """An array in chunks of one shape, of which those at the end stick out; the chunk read last is kept.
-
-    ``packed`` returns the stored chunk of an index, or None; ``unpack`` returns the part of the array
-    in one chunk. Rows of a ``fill`` of NaN are left out of every count; any other value of a chunk that
-    is not stored would be rows that nobody measured, and ``remedy`` says what to do about it.
-    """
+    """An array in chunks of one shape, the last read kept; a chunk that is not stored is refused unless its ``fill`` is NaN, whose rows no count takes."""
 
     def __init__(
         self,

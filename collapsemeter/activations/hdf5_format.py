@@ -32,10 +32,7 @@ _REMEDY = "they were never written; finish the file, or make the dataset with fi
 
 
 class Hdf5File(ArrayFile):
-    """The datasets of an HDF5 file under their paths, like ``group/name``.
-
-    Only hard links are followed: other links, external storage and virtual datasets name other files.
-    """
+    """The datasets of an HDF5 file under their paths; only hard links are followed, and nothing outside the file."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._h5py = required("h5py", f"reading {os.fspath(path)}", "hdf5")

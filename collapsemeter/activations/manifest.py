@@ -48,11 +48,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a dump holds: shards in order, layers in the order of the network, and how rows were seen.
-
-    ``head`` is the file with the classifier's ``weight`` (C, d) and ``bias`` (C,), ``head_layer`` the
-    layer that it reads, and ``step`` the epoch or step of the dump.
-    """
+    """What a dump holds: shards in order, layers in the order of the network, how rows were seen, and the file of the head."""
 
     files: tuple[FileRecord, ...]
     layers: tuple[str, ...]

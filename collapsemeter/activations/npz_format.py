@@ -32,11 +32,7 @@ _LOCAL_HEADER = struct.Struct("<26x2H")  # before a member's data; then its name
 
 
 class NpzFile(ArrayFile):
-    """The arrays of an ``.npz`` file, each under its member's name without ``.npy``.
-
-    A compressed array can only be read from its start on: reading it in ascending chunks is one
-    pass, and going back starts again.
-    """
+    """The arrays of an ``.npz`` file under their members' names; a compressed one is read from its start on, in one pass if chunks ascend."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)

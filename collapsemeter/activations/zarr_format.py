@@ -40,10 +40,7 @@ _MISSING = 2**64 - 1  # place and length of a chunk that a shard does not have
 
 
 class ZarrFolder(ArrayFile):
-    """The arrays of a ``.zarr`` folder under their paths; a single one under the folder's name.
-
-    Symbolic links are not followed: they may lead out of the folder, or around in it.
-    """
+    """The arrays of a ``.zarr`` folder under their paths, without following symbolic links; a single one under its name."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         reading = f"reading {os.fspath(path)}"

@@ -49,12 +49,7 @@ def _hash(array: npt.NDArray[Any]) -> str:
 
 
 def check_one_epoch(shards: Iterable[Labelled]) -> None:
-    """Raise ValueError if shards seem to be the same samples at several epochs.
-
-    Files whose names differ in the number of an epoch or step are epochs if they have the same labels in any
-    order. Files whose names differ in the number of a shard, part or rank are shards. All others are epochs
-    if their labels are the same, in the same order, and of more than one class.
-    """
+    """Raise ValueError if shards seem to be the same samples at several epochs, by the numbers in their names and by their labels."""
     groups: dict[str, list[Labelled]] = {}
     for shard in shards:
         if shard.labels is not None and shard.labels.values:

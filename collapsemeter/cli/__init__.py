@@ -32,13 +32,7 @@ from .parser import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 2 bad input, 3 beyond a threshold that was given.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        The process's own by default.
-    """
+    """Run a command and return its exit status: 0 done, 2 bad input, 3 beyond a threshold that was given."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["audit"] and given[1:2] in (["map"], ["merge"]):  # commands of two words
         given[:2] = [" ".join(given[:2])]

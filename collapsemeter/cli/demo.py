@@ -51,11 +51,7 @@ def add(commands: Any) -> None:
 
 
 class Epoch(NamedTuple):
-    """One epoch: mean loss, share of misclassified images, and what was measured.
-
-    ``live`` holds the statistics of the training stream (None before training), ``frozen`` those of a
-    pass over the training images with frozen weights.
-    """
+    """One epoch: mean loss, share of misclassified images, and reports of the training stream (None before it) and of a frozen pass."""
 
     number: int
     loss: float

@@ -36,11 +36,7 @@ class OutputFile(NamedTuple):
 
 
 def check_outputs(outputs: Sequence[OutputFile], inputs: Mapping[str, Sequence[str]]) -> None:
-    """Raise ValueError, before anything is read, if an output would destroy something.
-
-    A report, page, figure or state that an earlier run wrote may be replaced by one of its kind. Every other
-    file that exists is left alone. ``inputs`` are paths and globs by what names them, such as ``"--head"``.
-    """
+    """Raise ValueError, before anything is read, if an output would replace an input or a file of another kind."""
     for i, output in enumerate(outputs):
         named = f"{output.option} {output.path or repr(output.path)}"
         if _URL.match(output.path):

@@ -196,10 +196,7 @@ def _classes(layer: LayerReport) -> int:
 
 
 def _obstacle(layer: LayerReport, reference: LayerReport, name: str, halved: bool) -> str:
-    """Say why the reference cannot exist in a layer; nothing if it can.
-
-    In a free first layer pairs of classes may share a direction, with opposite signs.
-    """
+    """Say why the reference cannot exist in a layer; nothing if it can."""
     classes, expected = _classes(layer), _classes(reference)
     if classes and classes != expected:
         return f"{classes} classes are present, {name} has {expected}"

@@ -101,11 +101,7 @@ def _candidates(a: Floats, b: Floats, rng: np.random.Generator) -> Iterator[_Ord
 
 
 def _tell_apart(a: Floats, b: Floats, rng: np.random.Generator) -> Iterator[_Order]:
-    """Pair classes one by one, each choice telling the others further apart.
-
-    The features of a class are sums over all classes of random smooth functions of their inner
-    products and features: the same for classes in the same place, near for near ones.
-    """
+    """Pair classes one by one by random smooth functions of their inner products, each choice telling the others further apart."""
     from scipy.optimize import linear_sum_assignment
 
     count = len(a)

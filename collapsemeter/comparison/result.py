@@ -48,11 +48,7 @@ class Gap(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """Effective ranks of the uncentred class means, beside the number of classes.
-
-    ``low_rank`` is that of the best low-rank structure of the problem in the same layer, NaN if none
-    is known; ``counted`` the number of measured singular values above the tolerance.
-    """
+    """Effective ranks of the uncentred class means, beside the number of classes and the best low-rank structure known."""
 
     measured: float
     reference: float

@@ -16,28 +16,7 @@ Unit = Literal["", "share of rows", "directions", "logits"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One metric.
-
-    Parameters
-    ----------
-    property : {"NC1", "NC2", "NC3", "NC4", "depth"}
-        The family that the metric belongs to.
-    meaning : str
-        What it is, in words.
-    formula : str
-        In the notation of `NOTATION`.
-    source : str
-        Who defined it, a key of `PAPERS`.
-    needs : tuple of str
-        What it is computed from.
-    range : (float, float)
-        Bounds of its value, whatever the data.
-    at_collapse : float or None
-        Its value at collapse; None where none is implied.
-    unit : {"", "share of rows", "directions", "logits"}
-    figure : str
-        Which figure of the source draws it.
-    """
+    """One metric; ``formula`` is in the notation of `NOTATION`, ``source`` a key of `PAPERS`, ``range`` holds whatever the data."""
 
     property: Property
     meaning: str

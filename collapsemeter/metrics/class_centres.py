@@ -22,11 +22,7 @@ Counts = npt.NDArray[np.int64]
 
 
 class ClassCentres:
-    """The centres of the classes, for the decisions on many batches of rows.
-
-    ``known`` (C,) says which classes have one: present, and not made NaN by a propagated row; none where squared
-    distances leave float64.
-    """
+    """The centres of the classes, for decisions on many batches of rows; ``known`` (C,) says which classes have one."""
 
     def __init__(self, moments: ClassMoments) -> None:
         self.known = (moments.counts > 0) & (np.abs(moments.means) <= LARGEST).all(axis=1)
@@ -44,10 +40,7 @@ class ClassCentres:
         self._reach = np.full(len(self._present), np.nan)
 
     def nearest(self, rows: npt.NDArray[Any], likely: Counts | None = None) -> Counts:
-        r"""Return :math:`\arg\min_c |h - \mu_c|` over the classes present, (N,): the first of ties, -1 where none is present.
-
-        ``likely`` (N,), such as the label, changes only how many rows are compared with one centre alone.
-        """
+        """(N,): the nearest class, the first of ties, -1 where none is present; ``likely`` (N,), such as the label, only saves comparisons."""
         nearest = np.full(len(rows), -1)
         if not (len(rows) and len(self._present)):
             return nearest

@@ -55,14 +55,7 @@ def plot(
     layers: Sequence[str] | None = None,
     title: str | None = None,
 ) -> None:
-    """Draw figures 2 to 7 of Papyan, Han & Donoho 2020 into an .svg or .png: six panels against epochs.
-
-    Earlier layers are thin and blue, darker with depth; the final layer is thick. Solid lines are the
-    class means, dashed ones the head. A value that is undefined breaks the line; one that was not
-    measured at a step does not. Each run has lines of its own; all but the last are pale. A vertical
-    line stands at the epoch of zero training error. ValueError where there is nothing to draw, phases
-    are mixed or a layer is unknown.
-    """
+    """Draw figures 2 to 7 of Papyan, Han & Donoho 2020 into an .svg or .png: six panels against epochs; ValueError where nothing can be drawn."""
     check_ending(path)
     history = checked_history(history)
     names = layer_names(history, layers)

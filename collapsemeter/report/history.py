@@ -70,11 +70,7 @@ class History(tuple[Entry, ...]):
 
 
 def read_history(path: str | os.PathLike[str]) -> History:
-    """Return the reports in the JSON lines that `JsonlSink` wrote; ValueError where no line is one.
-
-    A line that does not read, such as one that a full disk cut, is left out and counted in the notes.
-    In a file that names no runs, a step that goes back starts another.
-    """
+    """Return the reports in the JSON lines that `JsonlSink` wrote, and count lines that do not read; ValueError where none does."""
     source = os.fspath(path)
     entries, wrong = [], []
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):

@@ -91,10 +91,7 @@ def checked_run(run: str | None) -> str:
 
 
 class AppendedFile:
-    """A file of lines that is opened for each write: a write that fails is taken back.
-
-    A line that was cut short all the same, by a crash, is ended before the next one is added.
-    """
+    """A file of lines that is opened for each write; a write that fails is taken back, and a cut line is ended first."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         # Absolute, so that a later chdir does not scatter the record over two files.

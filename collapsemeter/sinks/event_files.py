@@ -134,11 +134,7 @@ class TensorBoardSink(GuardedSink):
 
 
 class EventFile:
-    """One event file in a folder; in a folder of its own where that holds those of another run.
-
-    tensorboardX's own ``SummaryWriter`` writes in a thread: when the disk is full that thread dies, and
-    the training blocks for good on its queue. Here the error reaches the caller instead.
-    """
+    """One event file in a folder of its own; errors reach the caller, where tensorboardX's own writer blocks for good on a full disk."""
 
     def __init__(self, folder: str | os.PathLike[str], run: str) -> None:
         try:

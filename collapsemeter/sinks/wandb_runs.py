@@ -35,12 +35,7 @@ def is_wandb_run(logger: Any) -> bool:
 
 
 def log(logger: Any, step: int, scalars: Mapping[str, float], phase: str) -> None:
-    """Log scalars and the user's step, as `STEP`, to a run or to the module's current one.
-
-    They join the row that is open, so that the loop's own steps stay as they are. Where that row holds
-    another report, whose values these would replace, it is closed first. Tags of a second phase in one
-    run name it, as in ``nc1_pinv/live/fc``.
-    """
+    """Log scalars and the user's step in the row that is open; a row that holds another report is closed first."""
     run = logger.run if isinstance(logger, ModuleType) else logger
     if run is None:
         raise RuntimeError("wandb has no run: call wandb.init() before the first report")

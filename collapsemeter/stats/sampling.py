@@ -151,33 +151,9 @@ def reservoir_slots(numbers: npt.NDArray[np.int64], size: int, seed: int) -> npt
 def evenly_likely(
     numbers: npt.NDArray[np.int64], size: int, rows: Sequence[int]
 ) -> npt.NDArray[np.bool_]:
-    r"""Say which rows of a sample to keep, so that all rows are equally likely to be in it.
-
-    W processes number their rows t = iW + r, and process r has counted :math:`n_r` of them. Where these differ, numbers are
-    missing, and early rows stay more often: with :math:`m = \max(t, k)`, row t of a sample of k slots stays with probability
-
-    .. math:: p(t) = \min(1, k / t) \prod_r \min(1, m / (n_r W))^{1/W} .
-
-    Rows then leave the sample at random, by a hash of their number, until each has the least of these probabilities.
-
-    Parameters
-    ----------
-    numbers : (K,) int64 array
-        Of the rows in the sample.
-    size : int
-        k.
-    rows : sequence of int
-        :math:`n_r`; of a report of one process of many, 0 for the others.
-
-    Returns
-    -------
-    (K,) array of bool; all True where the probabilities differ by less than 5 %
-
-    Examples
-    --------
-    >>> evenly_likely(np.arange(4), 4, [2, 2])
-    array([ True,  True,  True,  True])
-    """
+    """(K,) bool: which rows of a sample of k slots to keep, so that all rows of ranks with unequal counts are equally likely in it."""
+    # W processes number their rows t = iW + r, and process r has counted n_r. With m = max(t, k), row t is in the sample with
+    # p(t) = min(1, k / t) prod_r min(1, m / (n_r W))^(1/W); rows then leave by a hash, until each has the least of these.
     counted = np.asarray(rows, np.float64) * len(rows)
     least = np.log(min(1.0, size / max(counted.max(), 1.0)))
     places = np.append(numbers, 0).astype(np.float64)  # the likeliest is row 0

@@ -15,11 +15,7 @@ def write_atomically(
     *,
     lasting: bool = True,
 ) -> None:
-    """Replace a file by ``data``, or by what it writes; a crash at any moment leaves the old file or the new one.
-
-    The bytes go to a temporary file in the same folder, are forced to disk if the file must outlive a crash of the
-    machine (``lasting``), and take the name by one rename, which POSIX makes atomic.
-    """
+    """Replace a file by ``data``, or by what it writes; a crash at any moment leaves the old file or the new one (``lasting``: of the machine, too)."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name[:200]}.{secrets.token_hex(8)}"

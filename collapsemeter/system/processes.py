@@ -27,11 +27,7 @@ class EndedError(BaseException):
 
 @contextmanager
 def processes(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Open a pool of fresh processes that use one thread each.
-
-    Where this block is left by an exception, their tasks are interrupted, clean up, and the processes end. They
-    end, too, when this process is gone, even by SIGKILL. Ctrl-C is left to this process.
-    """
+    """Open a pool of fresh processes of one thread each, which end with this block and with this process, even by SIGKILL."""
     # Spawned: forking a process that has threads, as BLAS has, may hang.
     pool = _Pool(count, get_context("spawn"), _begin)
     try:
