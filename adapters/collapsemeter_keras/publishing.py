@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from collapsemeter import CollapseReport
-from collapsemeter.metrics.catalogue import METRICS
-from collapsemeter.system.suggest import did_you_mean
+from collapsemeter.report.scalars import chosen_metrics
 
 from .epochs import STREAMS, Entry
 
@@ -27,7 +26,7 @@ class Publisher:
         *,
         probed: bool,
     ) -> None:
-        self.log_metrics = _checked(log_metrics)
+        self.log_metrics = chosen_metrics(log_metrics)
         self._destinations, self._probed = destinations, probed
         self._close: weakref.finalize[..., Any] | None = None
         self.open()
@@ -95,16 +94,3 @@ def _of_stream(destinations: Iterable[Any], stream: str) -> Iterator[Any]:
             yield path.with_suffix(f".{stream}{path.suffix}") if path.suffix else path / stream
         elif stream == "train" or callable(destination) or hasattr(destination, "write"):
             yield destination
-
-
-def _checked(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
-    if metrics == "all":
-        return tuple(METRICS)
-    chosen = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    for name in chosen:
-        if name not in METRICS:
-            raise ValueError(
-                f"log_metrics={name!r}: no metric has that name; choose of {', '.join(METRICS)}"
-                f"{did_you_mean(name, METRICS)}"
-            )
-    return chosen

@@ -60,7 +60,7 @@ def frozen_pass(
             for item in each_batch(batches, progress, may_be_empty=spread is not None):
                 inputs, labels, mask = split(item)
                 if isinstance(item, Mapping):
-                    labels = next_token(recorder, labels)
+                    labels = next_token(recorder.root, labels, recorder.live.settings.ignore_index)
                 require_labels(labels)
                 inputs = on_device(inputs, device)
                 if store is None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from collapsemeter.adapter.reduction import BatchError, Layout, Reduction, reduction_of
 
 from .batch import IN_EVAL_MODE, FirstBatch, Scope
+from .callers import labels_taken
 from .reduction import feature_rows
 from .store import HEAD_OUTPUT
 
@@ -333,8 +334,10 @@ class KeywordLabelsPreHook(Hook):
     ) -> None:
         recorder.pending.clear()  # what a forward without a loss left behind
         recorder.close_stale()
-        labels = kwargs.get("labels")
+        labels = kwargs.get("labels") if recorder.keyword_labels else None
         scope = recorder.scope()
+        if labels is None and scope is None and recorder.keyword_labels:
+            labels = labels_taken()
         if labels is None or scope is not None:
             recorder.forward_begins(args, kwargs)
             scope = recorder.scope()
@@ -347,7 +350,7 @@ class KeywordLabelsPreHook(Hook):
         try:
             recorder.learn(args, kwargs)
             if recorder.takes_next():
-                labels = next_token(recorder, labels)
+                labels = next_token(recorder.root, labels, recorder.live.settings.ignore_index)
             recorder.open_by_hook(labels, kwargs.get("attention_mask"))
         except Exception as error:  # the loop was not edited for us: it must not notice us either
             recorder.live.degrade("labels=", error)
@@ -379,13 +382,13 @@ class KeywordLabelsHook(Hook):
             recorder.live.degrade("labels=", error)
 
 
-def next_token(recorder: Recorder, labels: Any) -> Any:
+def next_token(root: nn.Module, labels: Any, ignore_index: int) -> Any:
     """Shift the labels of a causal language model, whose position t predicts label t + 1."""
-    names = [cls.__name__ for cls in type(recorder.root).__mro__]
+    names = [cls.__name__ for cls in type(root).__mro__]
     causal = any(word in name for name in names for word in ("CausalLM", "LMHead"))
     if not causal or not isinstance(labels, Tensor) or labels.ndim != 2:
         return labels
-    last = torch.full_like(labels[:, :1], recorder.live.settings.ignore_index)
+    last = torch.full_like(labels[:, :1], ignore_index)
     return torch.cat([labels[:, 1:], last], dim=1)
 
 

@@ -83,6 +83,8 @@ class CollapseMeter:
     criterion : nn.Module, optional
         A loss module called as ``criterion(output, labels)``: its labels are used, and the loop needs
         no other change. Not under torch.compile.
+    keyword_labels : bool
+        Count a forward that is given ``labels=``, without an edit of the loop.
     exact : bool
         Keep all rows for NC4, on the host.
     count_eval : bool
@@ -134,6 +136,7 @@ class CollapseMeter:
         ignore_index: int = IGNORE_INDEX,
         nonfinite: Nonfinite = "skip",
         sample_rows: int = 4096,
+        keyword_labels: bool = True,
         exact: bool = False,
         count_eval: bool = False,
         every: int = 1,
@@ -183,6 +186,7 @@ class CollapseMeter:
             announce=partial(_announce, verbose),
         )
         self._reporter = Reporter(self._recorder, model, exact=exact)
+        self._recorder.keyword_labels = keyword_labels
         self._closed = False
         self._criterion: weakref.finalize[..., Any] | None = None
         if criterion is not None:

@@ -55,6 +55,7 @@ class Recorder:
         self.first_step = self.next_step = 0  # of what is being measured, in training batches
         self.pending = PendingOutputs()
         self.waits_for_loss = False  # labels come with a loss module
+        self.keyword_labels = True  # labels may come with a forward
         self._learner, self._attachment, self._announce = learner, attachment, announce
         self._local = threading.local()
         self.learning = threading.RLock()  # held while the first batch runs

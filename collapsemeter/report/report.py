@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ..system.suggest import did_you_mean
 from ..version import __version__
 from .criteria import Criteria, pinv_words, sentences
 from .file import FORMAT, VERSION, Fields, read_json, report_fields
+from .scalars import Scalars, chosen_metrics
 
 _CELL = 8  # characters of a value: 1.23e-05
 LayerT = TypeVar("LayerT")
@@ -211,6 +212,38 @@ class CollapseReport(NamedLayers[LayerReport]):
                 yield f"±: {printable(name)}: {words} (standard error of a sketch)"
         for warning in self.warnings:
             yield f"! {printable(warning)}"
+
+    def scalars(
+        self, prefix: str = "", metrics: Sequence[str] | Literal["all"] = "all"
+    ) -> dict[str, float]:
+        """Return the values by tag, for ``self.log_dict`` of a trainer or any logger.
+
+        Tags are the same in every run: ``nc1_pinv/fc``, and ``nc1_pinv/head`` for what the head reads.
+        A value that is not finite is left out.
+
+        Parameters
+        ----------
+        prefix : str
+            What every tag begins with, such as ``"train/"``: training and validation are two curves.
+        metrics : sequence of str, or "all"
+
+        Returns
+        -------
+        dict of str to float
+
+        Raises
+        ------
+        ValueError
+            If no metric has such a name.
+
+        Examples
+        --------
+        >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25, "nc2_etf_error": math.nan})})
+        >>> report.scalars("val/")
+        {'val/nc1_pinv/fc': 0.25}
+        """
+        values = Scalars("report.scalars", chosen_metrics(metrics)).of(self)
+        return {prefix + tag: value for tag, value in values.items()}
 
     def to_dict(self, matrices: bool = False) -> dict[str, Any]:
         """Return plain Python values, NaN as None, ready for JSON and for `from_dict`.

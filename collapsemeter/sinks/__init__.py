@@ -9,7 +9,6 @@ csv_table    a row a layer, a column a metric
 event_files  TensorBoard
 loggers      experiment trackers and callables, by what they can do
 wandb_runs   Weights & Biases, under a step metric of its own
-scalars      one safe tag per curve
 
 Examples
 --------

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 from ..report.report import CollapseReport
 from ..stats.undefined import LACKS_WEIGHT
 from .base import GuardedSink, checked_run
-from .scalars import Scalars, safe_name
+from ..report.scalars import Scalars, safe_name
 
 Layout = dict[str, dict[str, list[Any]]]
 

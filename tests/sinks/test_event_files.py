@@ -18,7 +18,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from collapsemeter import CollapseReport, LayerReport
 from collapsemeter.sinks import TensorBoardSink
-from collapsemeter.sinks.scalars import safe_name
+from collapsemeter.report.scalars import safe_name
 
 
 def read(folder: Path) -> EventAccumulator:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from ..metrics.catalogue import METRICS
-from ..report.report import CollapseReport
+from ..system.suggest import did_you_mean
 from ..system.warning import warn
+
+if TYPE_CHECKING:
+    from .report import CollapseReport
 
 # Every tracker accepts ASCII word characters, dot, dash and slash. MLflow may store a metric as a file of
 # that name, so no segment may be empty, "." or "..", and takes 250 characters, the metric's included.
@@ -24,11 +29,26 @@ def safe_name(layer: str) -> str:
     return "/".join("_" if segment in {"", ".", ".."} else segment for segment in segments)
 
 
-class Scalars:
-    """Turns the reports of one sink into ``{tag: value}``; no two layers share a tag."""
+def chosen_metrics(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
+    """Return the names of metrics that are logged."""
+    if metrics == "all":
+        return tuple(METRICS)
+    chosen = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    for name in chosen:
+        if name not in METRICS:
+            raise ValueError(
+                f"log_metrics={name!r}: no metric has that name; choose of {', '.join(METRICS)}"
+                f"{did_you_mean(name, METRICS)}"
+            )
+    return chosen
 
-    def __init__(self, owner: str) -> None:
+
+class Scalars:
+    """Turns reports into ``{tag: value}``; no two layers share a tag."""
+
+    def __init__(self, owner: str, metrics: Collection[str] | None = None) -> None:
         self._owner = owner  # as a warning names it
+        self._metrics = metrics  # None: all that a layer has
         self._names: dict[str, str] = {}
         self._phase = ""
         self._mixed = False
@@ -40,7 +60,7 @@ class Scalars:
             self.tag(metric, name): float(layer[metric])
             for name, layer in report.items()
             for metric in sorted(layer, key=lambda metric: _PLACES.get(metric, len(_PLACES)))
-            if math.isfinite(layer[metric])
+            if self._takes(metric, layer[metric])
         }
         if HEAD in report or not report.layers or "nc3_cosine" not in report.final:
             return values
@@ -48,8 +68,11 @@ class Scalars:
         return values | {
             f"{safe_name(metric)}/{HEAD}": float(value)
             for metric, value in report.final.items()
-            if math.isfinite(value)
+            if self._takes(metric, value)
         }
+
+    def _takes(self, metric: str, value: float) -> bool:
+        return math.isfinite(value) and (self._metrics is None or metric in self._metrics)
 
     def tag(self, metric: str, layer: str) -> str:
         """Return the tag of one curve, metric first: TensorBoard groups by the text before the slash."""

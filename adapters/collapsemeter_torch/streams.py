@@ -1,0 +1,230 @@
+"""The streams of batches of a trainer that is not edited: training, validation and test, each with a meter."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+from collapsemeter import CollapseReport
+from collapsemeter.report.report import TABLE
+from collapsemeter.report.scalars import chosen_metrics
+from collapsemeter.stats.moments import Phase
+from collapsemeter.system.suggest import did_you_mean
+from collapsemeter.system.warning import warn
+
+from .batch import Batch
+from .hooks import KeywordLabelsPreHook
+from .meter import CollapseMeter
+
+_OF_THE_CALLBACK = ("self", "model", "criterion", "count_eval", "every", "keyword_labels")
+OPTIONS = [
+    name
+    for name in inspect.signature(CollapseMeter.__init__).parameters
+    if name not in _OF_THE_CALLBACK
+]
+KEYS = ("labels", "label", "targets", "target", "y")
+LogMetrics = Sequence[str] | Literal["all"]
+
+
+class Entry(NamedTuple):
+    """A report and the step of its trainer."""
+
+    step: int
+    report: CollapseReport
+
+
+class Streams:
+    """The streams of one trainer, by name, each made when it is first asked for."""
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        *,
+        every_batch: int,
+        log_metrics: LogMetrics = TABLE,
+    ) -> None:
+        for name in options:
+            if name not in OPTIONS:
+                raise ValueError(
+                    f"{name}= is no option of this callback nor of CollapseMeter"
+                    f"{did_you_mean(name, OPTIONS)}"
+                )
+        # The trainer says which labels belong to which forward.
+        self._options = dict(options) | {"keyword_labels": False}
+        self._every_batch = every_batch
+        self.log_metrics = chosen_metrics(log_metrics)
+        self.streams: dict[str, Stream] = {}
+
+    def __getitem__(self, name: str) -> Stream:
+        if name not in self.streams:
+            options = self._options
+            if name == "train":
+                self.streams[name] = Stream("live", options | {"every": self._every_batch})
+            else:
+                whole = {key: value for key, value in options.items() if key != "max_rows"}
+                self.streams[name] = Stream(
+                    "frozen-eval", whole | {"count_eval": True, "verbose": False}
+                )
+        return self.streams[name]
+
+    @property
+    def reports(self) -> dict[str, list[Entry]]:
+        """Every stream's reports, in order."""
+        return {name: stream.reports for name, stream in self.streams.items()}
+
+    def scalars(self, report: CollapseReport, prefix: str) -> dict[str, float]:
+        """Return what goes to the trainer's logger."""
+        return report.scalars(prefix, self.log_metrics)
+
+    def close(self) -> None:
+        """Take all hooks off; reports stay."""
+        for stream in self.streams.values():
+            stream.close()
+
+
+class Stream:
+    """One stream of batches: its meter, made when the model is known, and its reports.
+
+    No fault of the meter reaches the trainer: it becomes a warning, and is said in the report.
+    """
+
+    def __init__(self, phase: Phase, options: dict[str, Any]) -> None:
+        self.phase, self.options = phase, options
+        self.meter: CollapseMeter | None = None
+        self.reports: list[Entry] = []
+        self._model: weakref.ref[nn.Module] | None = None
+        self._state: dict[str, Any] | None = None  # of a checkpoint, until the model is known
+        self._problems: list[str] = []
+
+    @property
+    def strict(self) -> bool:
+        """Whether the meter's own failures are raised."""
+        return bool(self.options.get("strict"))
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that is watched."""
+        return None if self.meter is None or self._model is None else self._model()
+
+    def watch(self, model: nn.Module) -> CollapseMeter:
+        """Return the meter of this model."""
+        if self.meter is None or self.model is not model:
+            self.close()
+            self.meter = CollapseMeter(model, **self.options)
+            self._model = weakref.ref(model)
+            if self._state is not None:
+                self.meter.load_state_dict(self._state)
+                self._state = None
+        return self.meter
+
+    def batch(self, model: nn.Module, labels: Callable[[], Any]) -> GuardedBatch:
+        """Return the block in which the model's first forward is counted for these labels."""
+        return GuardedBatch(self, lambda: self.watch(model).batch(labels()))
+
+    def fails(self, error: Exception) -> None:
+        """Say once what went wrong; the training goes on."""
+        if self.strict:
+            raise error
+        problem = f"batches were left out ({type(error).__name__}: {error})"
+        if problem not in self._problems:
+            self._problems.append(problem)
+            warn(f"collapsemeter: {problem}; training goes on")
+
+    def report(self, step: int) -> CollapseReport | None:
+        """Report what was counted since the last report, and count anew; None where nothing could be."""
+        if self.meter is None:
+            return None
+        try:
+            report = self.meter.compute()
+        except Exception as error:
+            self.fails(error)
+            return None
+        finally:
+            self.meter.reset()
+        report = replace(report, phase=self.phase, warnings=(*report.warnings, *self._problems))
+        self.reports.append(Entry(step, report))
+        return report
+
+    def restart(self) -> None:
+        """Forget what was counted."""
+        if self.meter is not None:
+            self.meter.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted since the last report; nothing where nothing was."""
+        if self.meter is None:
+            return self._state or {}
+        state = self.meter.state_dict()
+        return state if state.get("batches") else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state, when the model is known."""
+        self._state = state or None
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        if self.meter is not None:
+            self.meter.close()
+            self.meter = None
+
+
+class GuardedBatch:
+    """The block of a batch in a loop that must not notice the meter."""
+
+    def __init__(self, stream: Stream, make: Callable[[], Batch]) -> None:
+        self._stream, self._make = stream, make
+        self._batch: Batch | None = None
+
+    def __enter__(self) -> None:
+        try:
+            batch = self._make()
+            batch.__enter__()
+            self._batch = batch
+        except Exception as error:
+            self._stream.fails(error)
+
+    def saw(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Show the meter a forward that began before its hooks were there."""
+        if self._batch is not None:
+            hooks = module._forward_pre_hooks.values()
+            newest = [hook for hook in hooks if isinstance(hook, KeywordLabelsPreHook)][-1]
+            newest(module, args, kwargs)
+
+    def __exit__(self, *exception: Any) -> None:
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        try:
+            batch.__exit__(*exception)
+        except Exception as error:
+            self._stream.fails(error)
+
+
+def labels_among(batch: Any) -> Any:
+    """Return the labels of a batch: under a usual key of a mapping, or after the inputs of a tuple."""
+    if isinstance(batch, Mapping):
+        for key in KEYS:
+            if key in batch:
+                return batch[key]
+        raise ValueError(
+            f"the batch has {', '.join(map(repr, batch))} and no labels among {', '.join(KEYS)}: pass "
+            "labels=, a key or a callable from the batch"
+        )
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return labels_among(batch[1]) if isinstance(batch[1], Mapping) else batch[1]
+    raise ValueError(
+        f"a batch is a {type(batch).__name__} in which labels are not told apart: pass labels=, a "
+        "callable from the batch"
+    )
+
+
+def chosen_labels(batch: Any, labels: str | int | Callable[[Any], Any] | None) -> Any:
+    """Return the labels of a batch, as the user says where they are."""
+    if labels is None:
+        return labels_among(batch)
+    return labels(batch) if callable(labels) else batch[labels]
