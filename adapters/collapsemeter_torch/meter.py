@@ -244,6 +244,11 @@ class CollapseMeter:
         return self.settings.num_classes
 
     @property
+    def rows(self) -> int:
+        """Labels that came with counted batches since the last `reset`."""
+        return self._recorder.live.expected_rows
+
+    @property
     def settings(self) -> Settings:
         """How layers are counted and measured."""
         return self._learnt.settings

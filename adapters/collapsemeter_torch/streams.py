@@ -137,7 +137,7 @@ class Stream:
 
     def report(self, step: int) -> CollapseReport | None:
         """Report what was counted since the last report, and count anew; None where nothing could be."""
-        if self.meter is None:
+        if self.meter is None or (self._problems and not self.meter.rows):
             return None
         try:
             report = self.meter.compute()
@@ -159,8 +159,7 @@ class Stream:
         """Return what was counted since the last report; nothing where nothing was."""
         if self.meter is None:
             return self._state or {}
-        state = self.meter.state_dict()
-        return state if state.get("batches") else {}
+        return self.meter.state_dict() if self.meter.rows else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state, when the model is known."""
@@ -227,4 +226,12 @@ def chosen_labels(batch: Any, labels: str | int | Callable[[Any], Any] | None) -
     """Return the labels of a batch, as the user says where they are."""
     if labels is None:
         return labels_among(batch)
-    return labels(batch) if callable(labels) else batch[labels]
+    if callable(labels):
+        return labels(batch)
+    try:
+        return batch[labels]
+    except (KeyError, IndexError, TypeError):
+        names = ", ".join(map(repr, batch)) if isinstance(batch, Mapping) else len(batch)
+        raise ValueError(
+            f"labels={labels!r} is not in the batch, a {type(batch).__name__} of {names}"
+        ) from None
