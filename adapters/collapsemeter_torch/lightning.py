@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from collapsemeter.report.report import TABLE
+from collapsemeter.system.suggest import did_you_mean
 
 from .streams import Entry, GuardedBatch, LogMetrics, Stream, Streams, chosen_labels
 
@@ -172,8 +173,7 @@ class CollapseCallback(Callback):
         self._end()  # a batch whose end never came
         stream = self._streams[name]
         labels = partial(chosen_labels, batch, self.labels)
-        network = None if self.model is None else module.get_submodule(self.model)
-        known = network or stream.model
+        known = stream.model if self.model is None else _named(module, self.model)
         self._open = (
             _Arriving(stream, module, labels) if known is None else stream.batch(known, labels)
         )
@@ -198,6 +198,16 @@ class CollapseCallback(Callback):
             module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
+def _named(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        raise ValueError(
+            f"model={name!r}: the LightningModule has no such module"
+            f"{did_you_mean(name, [name for name, _ in module.named_modules()])}"
+        ) from None
+
+
 def _name(kind: str, loaders: Any, index: int) -> str:
     several = isinstance(loaders, list | tuple | dict) and len(loaders) > 1
     return f"{kind}_{index}" if several else kind
@@ -217,7 +227,8 @@ class _Arriving:
 
     def _arrive(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         # Strategies call a LightningModule whose forward is its step for the moment.
-        if "forward" in vars(module) or next(module.parameters(), None) is None:
+        steps = module is self._module and "forward" in vars(module)
+        if steps or next(module.parameters(), None) is None:
             return
         self._disarm()
         self._batch = self._stream.batch(module, self._labels)
@@ -233,3 +244,9 @@ class _Arriving:
         self._disarm()
         if self._batch is not None:
             self._batch.__exit__(*exception)
+        else:
+            self._stream.fails(
+                ValueError(
+                    "no module with parameters was called: pass model=, the name of the network"
+                )
+            )

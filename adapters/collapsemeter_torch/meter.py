@@ -85,6 +85,8 @@ class CollapseMeter:
         no other change. Not under torch.compile.
     keyword_labels : bool
         Count a forward that is given ``labels=``, without an edit of the loop.
+    wide_sums : bool
+        Keep live sums in float64 where the device has it, as `observe` does.
     exact : bool
         Keep all rows for NC4, on the host.
     count_eval : bool
@@ -137,6 +139,7 @@ class CollapseMeter:
         nonfinite: Nonfinite = "skip",
         sample_rows: int = 4096,
         keyword_labels: bool = True,
+        wide_sums: bool = False,
         exact: bool = False,
         count_eval: bool = False,
         every: int = 1,
@@ -182,6 +185,7 @@ class CollapseMeter:
             self._attachment,
             exact=exact,
             strict=strict,
+            wide=wide_sums,
             count_eval=count_eval,
             announce=partial(_announce, verbose),
         )

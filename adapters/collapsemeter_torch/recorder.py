@@ -40,6 +40,7 @@ class Recorder:
         *,
         exact: bool,
         strict: bool,
+        wide: bool,
         count_eval: bool,
         announce: Callable[[Learnt], None],
     ) -> None:
@@ -50,7 +51,7 @@ class Recorder:
         self.nothing = ""  # why the last batch was not counted
         self.unseen: list[Batch] = []  # blocks in which nothing ran before that
         # Their number of classes is that of nothing until the network has run.
-        self.live = Store(learner.settings, exact=exact, strict=strict)
+        self.live = Store(learner.settings, exact=exact, strict=strict, wide=wide)
         self.slot = f"recorder {next(_NUMBERS)}"
         self.first_step = self.next_step = 0  # of what is being measured, in training batches
         self.pending = PendingOutputs()

@@ -68,7 +68,7 @@ class Streams:
             else:
                 whole = {key: value for key, value in options.items() if key != "max_rows"}
                 self.streams[name] = Stream(
-                    "frozen-eval", whole | {"count_eval": True, "verbose": False}
+                    "frozen-eval", whole | {"count_eval": True, "wide_sums": True, "verbose": False}
                 )
         return self.streams[name]
 

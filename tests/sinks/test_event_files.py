@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from collapsemeter import CollapseReport, LayerReport
-from collapsemeter.sinks import TensorBoardSink
 from collapsemeter.report.scalars import safe_name
+from collapsemeter.sinks import TensorBoardSink
 
 
 def read(folder: Path) -> EventAccumulator:

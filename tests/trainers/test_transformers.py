@@ -137,7 +137,12 @@ def test_an_evaluation_is_what_observe_measures(tmp_path: Path) -> None:
     assert list(report) == list(truth)
     for layer, values in truth.items():
         for metric, value in values.items():
-            assert report[layer][metric] == pytest.approx(value, rel=1e-4, abs=1e-7), (layer, metric)
+            assert report[layer][metric] == pytest.approx(
+                value, rel=1e-9, abs=1e-12, nan_ok=True
+            ), (
+                layer,
+                metric,
+            )
     assert metrics["eval_nc1_pinv/head"] == report["classifier"]["nc1_pinv"]
     assert "eval_nc1_cdnv/head" not in metrics  # of five metrics the table is made
 
@@ -171,8 +176,7 @@ def test_an_undefined_value_that_is_monitored_stops_nothing(tmp_path: Path) -> N
         eval_dataset=sentences(lambda i: 0)[:8],  # one class has no NC1
         callbacks=[CollapseCallback(verbose=False)],
     )
-    with pytest.warns(UserWarning, match="classes"):
-        trainer.train()
+    trainer.train()
     assert trainer.state.global_step == 6
 
 
@@ -183,7 +187,10 @@ def test_tensorboard_and_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyP
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     for tag, name in (("train/nc4_mismatch/head", "train"), ("eval/nc4_mismatch/head", "eval")):
         written = [(event.step, event.value) for event in events.Scalars(tag)]
-        said = [(step, np.float32(r["classifier"]["nc4_mismatch"])) for step, r in callback.reports[name]]
+        said = [
+            (step, np.float32(r["classifier"]["nc4_mismatch"]))
+            for step, r in callback.reports[name]
+        ]
         assert written == said
     assert not [tag for tag in events.Tags()["scalars"] if "nc1_pinv" in tag]
 
@@ -295,11 +302,13 @@ def test_a_meter_alone_counts_labels_that_a_trainer_takes_out(tmp_path: Path) ->
 
 def test_what_cannot_be_counted_is_said_and_the_training_goes_on(tmp_path: Path) -> None:
     callback = CollapseCallback(verbose=False, labels="label")
-    missing = "labels='label' is not in the batch, a dict of 'input_ids', 'attention_mask', 'labels'"
+    missing = (
+        "labels='label' is not in the batch, a dict of 'input_ids', 'attention_mask', 'labels'"
+    )
     with pytest.warns(RuntimeWarning, match=missing):
         trainer = trained(tmp_path, [callback])
     assert trainer.state.global_step == 6
-    with pytest.raises(ValueError, match=r"layer= is no option .* \(did you mean 'layers'\?\)"):
+    with pytest.raises(ValueError, match=r"layer= is no option .*; did you mean 'layers'\?"):
         CollapseCallback(layer="classifier")
     with pytest.raises(ValueError, match=r"log_metrics='nc1': no metric has that name"):
         CollapseCallback(log_metrics="nc1")
