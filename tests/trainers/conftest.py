@@ -1,20 +1,16 @@
-"""Nothing here reaches a network: an address outside the machine is an error."""
+"""Trainers of other people: their own warnings are theirs."""
 
 from __future__ import annotations
 
-import socket
-from typing import Any
+from pathlib import Path
 
 import pytest
 
+HERE = Path(__file__).parent
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = socket.socket.connect
 
-    def local(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):  # fmt: skip
-            raise OSError(f"a test tried to reach {address}")
-        connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", local)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings("error::RuntimeWarning"))  # what we say
+            item.add_marker(pytest.mark.filterwarnings("ignore"))

@@ -134,7 +134,10 @@ CASES = {
     "by hand": (ByHand, {}),
     "accumulation": (Base, {"accumulate_grad_batches": 3}),
     "bf16": (Base, {"precision": "bf16-mixed"}),
-    "strategy that calls the step": (CallsItself, {"strategy": "ddp_find_unused_parameters_true", "devices": 1}),
+    "strategy that calls the step": (
+        CallsItself,
+        {"strategy": "ddp_find_unused_parameters_true", "devices": 1},
+    ),
 }
 
 

@@ -25,24 +25,31 @@ writes its row, to be looked at.
 |---|---|---|---|---|---|
 """
 
+# The framework, and the function of its module that returns the networks.
+_ZOOS = {
+    "torch": ("torch", "networks"),
+    "transformers": ("torch", "of_transformers"),
+    "keras": ("keras", "networks"),
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write", action="store_true", help="write the rows, to be reviewed")
-    parser.addoption("--zoo", choices=["torch", "keras"], default="torch", help="whose networks")
+    parser.addoption("--zoo", choices=list(_ZOOS), default="torch", help="whose networks")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "network" in metafunc.fixturenames:
-        module = importlib.import_module(
-            f".{metafunc.config.getoption('zoo')}_networks", __package__
-        )
-        metafunc.parametrize("network", module.networks().items(), ids=lambda item: item[0])
+        framework, networks = _ZOOS[metafunc.config.getoption("zoo")]
+        module = importlib.import_module(f".{framework}_networks", __package__)
+        found = getattr(module, networks)()
+        metafunc.parametrize("network", found.items(), ids=lambda item: item[0])
 
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Any:
     """What measures a network of the framework that was asked for."""
-    framework = request.config.getoption("zoo")
+    framework, _ = _ZOOS[request.config.getoption("zoo")]
     return importlib.import_module(f".{framework}_measuring", __package__).measured
 
 

@@ -207,3 +207,8 @@ def networks() -> dict[str, Callable[[], Given]]:
     global _operators
     _operators = declare_operators()  # before torchvision is imported, and as long as it is used
     return dict([*_timm(), *_torchvision(), *_transformers()])
+
+
+def of_transformers() -> dict[str, Callable[[], Given]]:
+    """Return those that need no library but transformers: small enough for the default tests."""
+    return dict(_transformers())
