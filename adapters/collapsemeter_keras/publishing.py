@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from collapsemeter import CollapseReport
-from collapsemeter.report.scalars import chosen_metrics
+from collapsemeter.report.tags import chosen_metrics
 
 from .epochs import STREAMS, Entry
 

@@ -14,6 +14,7 @@ from torch import nn
 from collapsemeter.report.report import TABLE
 from collapsemeter.system.suggest import did_you_mean
 
+from .meter import CollapseMeter
 from .streams import Entry, GuardedBatch, LogMetrics, Stream, Streams, chosen_labels
 
 # The one that the loop uses, where both are there: one class cannot be a callback of both.
@@ -87,7 +88,9 @@ class CollapseCallback(Callback):
         if every < 1:
             raise ValueError(f"every={every}: it must be a whole number from 1 on")
         self.every, self.labels, self.model, self.prefix = every, labels, model, prefix
-        self._streams = Streams(options, every_batch=every_batch, log_metrics=log_metrics)
+        self._streams = Streams(
+            CollapseMeter, options, every_batch=every_batch, log_metrics=log_metrics
+        )
         self._open: GuardedBatch | _Arriving | None = None
 
     @property

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 
 from collapsemeter import CollapseReport
 from collapsemeter.report.report import TABLE
-from collapsemeter.report.scalars import chosen_metrics
+from collapsemeter.report.tags import chosen_metrics
 from collapsemeter.stats.moments import Phase
 from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.warning import warn
 
 from .batch import Batch
 from .hooks import KeywordLabelsPreHook
-from .meter import CollapseMeter
 
-_OF_THE_CALLBACK = ("self", "model", "criterion", "count_eval", "every", "keyword_labels")
-OPTIONS = [
-    name
-    for name in inspect.signature(CollapseMeter.__init__).parameters
-    if name not in _OF_THE_CALLBACK
-]
+if TYPE_CHECKING:
+    from .meter import CollapseMeter
+
+# Options of a meter that are not the user's here.
+_OF_THE_CALLBACK = ("model", "criterion", "count_eval", "every", "keyword_labels")
 KEYS = ("labels", "label", "targets", "target", "y")
 LogMetrics = Sequence[str] | Literal["all"]
 
@@ -43,17 +41,20 @@ class Streams:
 
     def __init__(
         self,
+        meter: type[CollapseMeter],
         options: Mapping[str, Any],
         *,
         every_batch: int,
         log_metrics: LogMetrics = TABLE,
     ) -> None:
+        known = [name for name in signature(meter).parameters if name not in _OF_THE_CALLBACK]
         for name in options:
-            if name not in OPTIONS:
+            if name not in known:
                 raise ValueError(
                     f"{name}= is no option of this callback nor of CollapseMeter"
-                    f"{did_you_mean(name, OPTIONS)}"
+                    f"{did_you_mean(name, known)}"
                 )
+        self._meter = meter
         # The trainer says which labels belong to which forward.
         self._options = dict(options) | {"keyword_labels": False}
         self._every_batch = every_batch
@@ -64,11 +65,15 @@ class Streams:
         if name not in self.streams:
             options = self._options
             if name == "train":
-                self.streams[name] = Stream("live", options | {"every": self._every_batch})
+                self.streams[name] = Stream(
+                    self._meter, "live", options | {"every": self._every_batch}
+                )
             else:
                 whole = {key: value for key, value in options.items() if key != "max_rows"}
                 self.streams[name] = Stream(
-                    "frozen-eval", whole | {"count_eval": True, "wide_sums": True, "verbose": False}
+                    self._meter,
+                    "frozen-eval",
+                    whole | {"count_eval": True, "wide_sums": True, "verbose": False},
                 )
         return self.streams[name]
 
@@ -93,8 +98,10 @@ class Stream:
     No fault of the meter reaches the trainer: it becomes a warning, and is said in the report.
     """
 
-    def __init__(self, phase: Phase, options: dict[str, Any]) -> None:
-        self.phase, self.options = phase, options
+    def __init__(
+        self, make_meter: Callable[..., CollapseMeter], phase: Phase, options: dict[str, Any]
+    ) -> None:
+        self.phase, self.options, self._make_meter = phase, options, make_meter
         self.meter: CollapseMeter | None = None
         self.reports: list[Entry] = []
         self._model: weakref.ref[nn.Module] | None = None
@@ -115,7 +122,7 @@ class Stream:
         """Return the meter of this model."""
         if self.meter is None or self.model is not model:
             self.close()
-            self.meter = CollapseMeter(model, **self.options)
+            self.meter = self._make_meter(model, **self.options)
             self._model = weakref.ref(model)
             if self._state is not None:
                 self.meter.load_state_dict(self._state)

@@ -16,6 +16,7 @@ from collapsemeter.stats.sums import IGNORE_INDEX
 from .callers import trainer_among_callers
 from .hooks import next_token
 from .layers import innermost
+from .meter import CollapseMeter
 from .streams import Entry, GuardedBatch, LogMetrics, Streams, chosen_labels
 
 try:
@@ -90,7 +91,9 @@ class CollapseCallback(TrainerCallback):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: it must be a whole number from 1 on")
         self.every, self.every_steps, self.labels = every, every_steps, labels
-        self._streams = Streams(options, every_batch=every_batch, log_metrics=log_metrics)
+        self._streams = Streams(
+            CollapseMeter, options, every_batch=every_batch, log_metrics=log_metrics
+        )
         self._trainer: Trainer | None = None
         self._evaluating = ""
         self._epochs = 0

@@ -21,7 +21,7 @@ from ..system.suggest import did_you_mean
 from ..version import __version__
 from .criteria import Criteria, pinv_words, sentences
 from .file import FORMAT, VERSION, Fields, read_json, report_fields
-from .scalars import Scalars, chosen_metrics
+from .tags import Tags, chosen_metrics
 
 _CELL = 8  # characters of a value: 1.23e-05
 LayerT = TypeVar("LayerT")
@@ -242,7 +242,7 @@ class CollapseReport(NamedLayers[LayerReport]):
         >>> report.scalars("val/")
         {'val/nc1_pinv/fc': 0.25}
         """
-        values = Scalars("report.scalars", chosen_metrics(metrics)).of(self)
+        values = Tags(chosen_metrics(metrics)).of(self)
         return {prefix + tag: value for tag, value in values.items()}
 
     def to_dict(self, matrices: bool = False) -> dict[str, Any]:

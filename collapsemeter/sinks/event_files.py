@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from ..report.report import CollapseReport
+from ..report.tags import safe_name
 from ..stats.undefined import LACKS_WEIGHT
 from .base import GuardedSink, checked_run
-from ..report.scalars import Scalars, safe_name
+from .scalars import Scalars
 
 Layout = dict[str, dict[str, list[Any]]]
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..report.report import CollapseReport
 from . import wandb_runs
 from .base import GuardedSink
-from ..report.scalars import Scalars
+from .scalars import Scalars
 
 
 class LoggerSink(GuardedSink):

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from collapsemeter import CollapseReport, LayerReport
-from collapsemeter.report.scalars import safe_name
+from collapsemeter.report.tags import safe_name
 from collapsemeter.sinks import TensorBoardSink
 
 

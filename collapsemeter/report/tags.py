@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 from ..metrics.catalogue import METRICS
 from ..system.suggest import did_you_mean
-from ..system.warning import warn
 
 if TYPE_CHECKING:
     from .report import CollapseReport
@@ -43,19 +42,15 @@ def chosen_metrics(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
     return chosen
 
 
-class Scalars:
+class Tags:
     """Turns reports into ``{tag: value}``; no two layers share a tag."""
 
-    def __init__(self, owner: str, metrics: Collection[str] | None = None) -> None:
-        self._owner = owner  # as a warning names it
+    def __init__(self, metrics: Collection[str] | None = None) -> None:
         self._metrics = metrics  # None: all that a layer has
         self._names: dict[str, str] = {}
-        self._phase = ""
-        self._mixed = False
 
     def of(self, report: CollapseReport) -> dict[str, float]:
         """Return the values by tag; one that is not finite is left out: some trackers choke on NaN."""
-        self._check_phase(report.phase)
         values = {
             self.tag(metric, name): float(layer[metric])
             for name, layer in report.items()
@@ -80,16 +75,6 @@ class Scalars:
             used = {*self._names.values(), *([] if layer == HEAD else [HEAD])}
             self._names[layer] = _distinct(safe_name(layer), used)
         return f"{safe_name(metric)}/{self._names[layer]}"
-
-    def _check_phase(self, phase: str) -> None:
-        self._phase = self._phase or phase
-        if phase != self._phase and not self._mixed:
-            self._mixed = True
-            warn(
-                f"{self._owner} got a {phase} report after {self._phase} ones: these are different "
-                "quantities, and its curves now mix them; give each phase a sink of its own",
-                stacklevel=4,
-            )
 
 
 def _distinct(name: str, used: set[str]) -> str:
