@@ -20,6 +20,7 @@ from collapsemeter.stats.sums import COUNTERS, Sums
 
 from .merging import merge
 from .operations import FULL
+from .placement import by_device, distinct
 from .state import DTYPES, UNDECIDED, LayerSums, Sample, State
 
 Host = npt.NDArray[Any]
@@ -46,8 +47,7 @@ def to_moments(state: State, phase: Phase = "live") -> dict[str, ClassMoments]:
     ----------
     state : State
         With leading axes (the devices of ``pmap``, replicas of ``vmap``, a stack of states) its parts
-        are merged exactly. They must have counted different rows: a state that ``axis_name=`` made the
-        same on every device is taken once, ``jax.tree.map(lambda x: x[0], state)``.
+        are merged exactly. Copies of one state, as ``axis_name=`` leaves them on every device, count once.
     phase : str
         See `collapsemeter.ClassMoments`.
 
@@ -71,13 +71,14 @@ def to_moments(state: State, phase: Phase = "live") -> dict[str, ClassMoments]:
 
 
 def unstacked(state: State) -> list[State]:
-    """Copy a state to the host, and take leading axes apart."""
-    host: State = jax.device_get(state)
+    """Copy a state to the host, take leading axes apart, and leave out copies."""
+    host: State = jax.device_get(by_device(state))
     extra = np.ndim(host.batches)
     if not extra:
         return [host]
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[extra:]), host)
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], flat) for i in range(len(flat.batches))]
+    parts = [jax.tree.map(lambda leaf, i=i: leaf[i], flat) for i in range(len(flat.batches))]
+    return distinct(parts)
 
 
 def expected_rows(parts: Sequence[State]) -> int:
@@ -109,7 +110,7 @@ def tally(parts: Sequence[State], number: int) -> Tally:
 
 
 def _joint_sample(a: State, b: State) -> State:
-    merged: State = jax.device_get(merge(a, b))
+    merged: State = jax.device_get(merge(*jax.device_put((a, b))))
     return merged
 
 

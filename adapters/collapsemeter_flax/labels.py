@@ -59,20 +59,32 @@ def token_labels(labels: tuple[int, ...], features: Mapping[str, Any]) -> bool:
     )
 
 
-def flat_labels(
+def checked_labels(
     labels: Any, features: Mapping[str, Any], settings: Settings
-) -> tuple[tuple[int, ...], Array]:
-    """Return the labels' shape, (B,) or (B, T), and the labels as (N,) int32."""
+) -> tuple[tuple[int, ...], bool, Any]:
+    """Return the labels' shape, (B,) or (B, T), whether they are one-hot, and the labels.
+
+    Labels whose values are at hand are checked, and come as class numbers.
+    """
     require_labels(labels)
-    num_classes, ignore_index = settings.num_classes, settings.ignore_index
     array = labels if isinstance(labels, Array | np.ndarray) else host_array(labels)
-    shape, one_hot = _read_shape(array, features, num_classes)
-    if _is_at_hand(labels):
-        tokens = token_labels(array.shape, features)
-        classes = class_labels(array, num_classes, ignore_index=ignore_index, tokens=tokens)
-    else:
-        classes = coded(array, num_classes, ignore_index, JAX_LABELS, one_hot=one_hot)
-    return shape, jnp.asarray(classes, jnp.int32).reshape(-1)
+    shape, one_hot = _read_shape(array, features, settings.num_classes)
+    if not _is_at_hand(labels):
+        return shape, one_hot, array
+    tokens = token_labels(array.shape, features)
+    classes = class_labels(
+        array, settings.num_classes, ignore_index=settings.ignore_index, tokens=tokens
+    )
+    # Explicitly: `jax.transfer_guard` forbids all else.
+    return shape, False, jax.device_put(np.asarray(classes, np.int32))
+
+
+def flat_labels(labels: Array, settings: Settings, one_hot: bool) -> Array:
+    """Return labels as (N,) int32."""
+    classes = coded(
+        labels, settings.num_classes, settings.ignore_index, JAX_LABELS, one_hot=one_hot
+    )
+    return jnp.asarray(classes, jnp.int32).reshape(-1)
 
 
 def _is_at_hand(labels: Any) -> bool:

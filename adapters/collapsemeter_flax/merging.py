@@ -15,6 +15,7 @@ from collapsemeter.stats.sketch import turning_keys
 from collapsemeter.stats.sums import COUNTERS, Sums
 
 from .operations import counted, product
+from .placement import by_own_rules, on_automatic_axes
 from .sample import joint_slots
 from .state import LayerSums, Sample, State
 
@@ -56,7 +57,8 @@ def merge(a: State, b: State) -> State:
     Array([2, 4], dtype=uint32)
     """
     _check(a, b)
-    merged: State = _merged(a, b)
+    with by_own_rules():
+        merged: State = on_automatic_axes(_merged, a, b)
     return merged
 
 

@@ -225,7 +225,9 @@ class Frozen:
     ) -> State:
         """Return the state with a batch more; one that is compiled already runs at once."""
         step, arrays = self.step(choice, args, kwargs)
-        counted: State = _counted(step, state, self.weights, arrays, labels, mask)
+        # Explicitly: `jax.transfer_guard` forbids all else.
+        batch = jax.device_put((arrays, labels.astype(np.int32), mask))
+        counted: State = _counted(step, state, self.weights, *batch)
         return counted
 
     def head(self, choice: Choice) -> Any:

@@ -27,6 +27,9 @@ _NOTHING_COUNTED = (
     "no labelled batch was counted: keep what update returns, "
     "state = update(state, features, labels), and give the last one to report"
 )
+_MERGED = (
+    "{} states that counted apart were merged: replicas, or devices whose update had no axis_name="
+)
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _CAUSES = dict.fromkeys(("never_fired", "rows_missing", "rows_counted_twice"), _STRAY)
 
@@ -80,6 +83,9 @@ def state_report(
 ) -> CollapseReport:
     parts = unstacked(state)
     batches = sum(int(part.batches) for part in parts)
+    notes = [] if batches else [_NOTHING_COUNTED]
+    if len(parts) > 1:
+        notes.append(_MERGED.format(len(parts)))
     names = state.spec.names
     classifier = None if head is None else head_of(head)
     last = None if classifier is None else names[-1]
@@ -95,5 +101,5 @@ def state_report(
         head=classifier,
         causes=_CAUSES,
         unpaired=unpaired,
-        warnings=() if batches else (_NOTHING_COUNTED,),
+        warnings=tuple(notes),
     )

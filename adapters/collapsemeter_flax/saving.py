@@ -1,18 +1,21 @@
-"""`save` and `load`: a state in a file, and counting goes on where it was."""
+"""`save` and `load`, and what `flax.serialization` asks for: a state in a file, and counting goes on where it was."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 
 from collapsemeter.adapter.memory import Holding
 from collapsemeter.stats.state_file import CorruptStateError, read_state, write_state
 
+from .placement import by_device
 from .state import State, StateSpec, empty
 
 _HOLDS = "collapsemeter_flax.State"
@@ -41,7 +44,7 @@ def save(state: State, path: str | os.PathLike[str]) -> None:
     >>> load(path, like=init({"fc": 4}, num_classes=3))
     <State of 3 classes in: fc (4)>
     """
-    leaves = [np.asarray(leaf) for leaf in jax.device_get(jax.tree.leaves(state))]
+    leaves = [np.asarray(leaf) for leaf in jax.device_get(jax.tree.leaves(by_device(state)))]
     header = {
         "holds": _HOLDS,
         "layers": _described(state.spec),
@@ -76,25 +79,69 @@ def load(path: str | os.PathLike[str], like: State) -> State:
     if header.get("holds") != _HOLDS:
         raise CorruptStateError(f"{os.fspath(path)} is a state file, but not one of this adapter")
     like = _as_written(header, like)
-    if header["layers"] != _described(like.spec):
-        raise ValueError(
-            f"{os.fspath(path)} counts {header['layers']}, and like= counts {_described(like.spec)}"
-        )
-    leaves, tree = jax.tree.flatten(like)
+    _check_described(header["layers"], like, os.fspath(path))
     try:
         loaded = [arrays[f"leaf{i}"].reshape(s) for i, s in enumerate(header["shapes"])]
         loaded = _with_added(loaded, like)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
+    return _filled(like, loaded, os.fspath(path))
+
+
+def _check_described(described: str, like: State, source: str) -> None:
+    if described != _described(like.spec):
+        raise ValueError(f"{source} counts {described}, and like= counts {_described(like.spec)}")
+
+
+def _filled(like: State, loaded: Sequence[Any], source: str) -> State:
+    leaves, tree = jax.tree.flatten(like)
     for old, new in zip(leaves, loaded, strict=True):
         # Only a leading axis of devices may differ from `like`.
         if new.shape[new.ndim - old.ndim :] != old.shape or new.dtype != old.dtype:
             raise ValueError(
-                f"{os.fspath(path)} holds an array {new.shape} {new.dtype} where like= has "
+                f"{source} holds an array {new.shape} {new.dtype} where like= has "
                 f"{old.shape} {old.dtype}: call init with the same options"
             )
     state: State = jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in loaded])
     return state
+
+
+def _to_state_dict(state: State) -> dict[str, Any]:
+    """Return nested dicts of arrays, for `flax.serialization`; the tree is that of Orbax."""
+    whole: dict[str, Any] = {"counts": _described(state.spec)}
+    for path, leaf in jax.tree.leaves_with_path(by_device(state)):
+        *above, last = _keys(path)
+        inner = whole
+        for key in above:
+            inner = inner.setdefault(key, {})
+        inner[last] = leaf
+    return whole
+
+
+def _from_state_dict(like: State, saved: Any) -> State:
+    """Read what `_to_state_dict` wrote, or the tree that Orbax restores without a target."""
+    source = "the state dict"
+    if isinstance(saved, Mapping) and "counts" in saved:
+        _check_described(saved["counts"], like, source)
+    loaded = []
+    for path, _ in jax.tree.leaves_with_path(like):
+        inner = saved
+        try:
+            for key in _keys(path):
+                inner = inner[key] if isinstance(inner, Mapping) else inner[int(key)]
+            loaded.append(inner if isinstance(inner, jax.Array) else np.asarray(inner))
+        except (IndexError, KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{source} has no {'.'.join(_keys(path))}: pass one of a State that the same init made"
+            ) from None
+    return _filled(like, loaded, source)
+
+
+def _keys(path: Any) -> list[str]:
+    return [str(getattr(key, "name", getattr(key, "idx", key))) for key in path]
+
+
+serialization.register_serialization_state(State, _to_state_dict, _from_state_dict)
 
 
 def _as_written(header: Any, like: State) -> State:

@@ -210,6 +210,11 @@ def _sum_dtype(dtype: str) -> str:
 
 def empty(spec: StateSpec) -> State:
     """Return a state of these shapes that has counted nothing."""
+    with jax.transfer_guard_host_to_device("allow"):  # of a zero
+        return _empty(spec)
+
+
+def _empty(spec: StateSpec) -> State:
     classes, dtype = spec.settings.num_classes, jnp.dtype(spec.dtype)
     layers = []
     for width, holding in zip(spec.widths, spec.holdings, strict=True):
@@ -250,10 +255,11 @@ def reset(state: State) -> State:
     >>> reset(init({"fc": 4}, num_classes=3))
     <State of 3 classes in: fc (4)>
     """
-    cleared = jax.tree.map(jnp.zeros_like, state)
-    samples = tuple(
-        Sample(jnp.full_like(s.labels, EMPTY), jnp.full_like(s.predictions, UNDECIDED))
-        for s in state.samples
-    )
+    with jax.transfer_guard_host_to_device("allow"):  # of a zero
+        cleared = jax.tree.map(jnp.zeros_like, state)
+        samples = tuple(
+            Sample(jnp.full_like(s.labels, EMPTY), jnp.full_like(s.predictions, UNDECIDED))
+            for s in state.samples
+        )
     fresh: State = replace(cleared, samples=samples)
     return fresh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +17,9 @@ from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.stats.sums import EPS
 from collapsemeter.system.suggest import did_you_mean
 
-from .labels import decided_classes, flat_labels
+from .labels import checked_labels, decided_classes, flat_labels
 from .operations import FULL, AxisName, JaxNamespace, counted, feature_rows
+from .placement import by_own_rules, on_automatic_axes, unnamed_axes
 from .sample import numbered, put, slots_of
 from .state import DTYPES, LayerSums, Sample, State, StateSpec
 
@@ -58,7 +60,7 @@ def update(
     axis_name : str or tuple of str, optional
         Mapped axis (``pmap``, ``shard_map``, ``vmap``) over which the batch is split: sums are taken
         over it, and every device holds the same state, that of the whole batch. Without it each device
-        counts for itself; `merge`, `to_moments` and `report` put such states together.
+        counts for itself, and a warning says so; `merge`, `to_moments` and `report` put such states together.
     when : bool, or boolean scalar array
         Count this batch; where it is false the state comes back as it was, and nothing of the features
         is reduced (`jax.lax.cond`; under ``vmap`` both are computed). ``when=step % 10 == 0`` counts
@@ -85,34 +87,62 @@ def update(
     if when is False:
         return state
     _check_names(features, state.spec)
-    shape, flat = flat_labels(labels, features, state.spec.settings)
+    for axis in unnamed_axes((dict(features), labels), axis_name):
+        warnings.warn(_alone(axis), stacklevel=2)
+    shape, one_hot, labels = checked_labels(labels, features, state.spec.settings)
 
-    def add(state: State) -> State:
+    def add(state: State, *batch: Any) -> State:
         added: State = _added(
-            state, dict(features), flat, logits, mask, shape, axis_name, threshold
+            state,
+            *batch,
+            shape=shape,
+            one_hot=one_hot,
+            axis_name=axis_name,
+            threshold=threshold,
         )
         return added
 
-    if when is True:
-        return add(state)
-    chosen: State = jax.lax.cond(when, add, lambda state: state, state)
-    return chosen
+    def add_if(when: Array, state: State, *batch: Any) -> State:
+        chosen: State = jax.lax.cond(when, add, lambda state, *_: state, state, *batch)
+        return chosen
+
+    given = (state, dict(features), labels, logits, mask)
+    with by_own_rules():
+        step, batch = (add, given) if when is True else (add_if, (when, *given))
+        added: State = on_automatic_axes(step, *batch)
+    return added
+
+
+def _alone(axis: str) -> str:
+    """Say that devices count apart."""
+    name = "its name" if axis.startswith("_") else f"axis_name={axis!r}"
+    what = "an axis of pmap" if axis.startswith("_") else f"axis {axis!r}"
+    return (
+        f"update runs on every device of {what}, which axis_name= does not name, so each counts its own "
+        f"rows: pass {name} to count the whole batch, or give report the states of all devices, which it "
+        "merges, and not that of one"
+    )
 
 
 # Compiled as one where it is called outside of a jitted step; inside one it is part of that.
-@functools.partial(jax.jit, static_argnames=("shape", "axis_name", "threshold"), inline=True)
+@functools.partial(
+    jax.jit, static_argnames=("shape", "one_hot", "axis_name", "threshold"), inline=True
+)
 def _added(
     state: State,
     features: dict[str, Any],
-    flat: Array,
+    labels: Array,
     logits: Any,
     mask: Any,
+    *,
     shape: tuple[int, ...],
+    one_hot: bool,
     axis_name: AxisName,
     threshold: float,
 ) -> State:
-    """Add a batch whose labels are (N,) classes, of that shape as they came."""
+    """Add a batch whose labels are of that shape, as one integer a row."""
     spec, settings = state.spec, state.spec.settings
+    flat = flat_labels(labels, settings, one_hot)
     xp = JaxNamespace(spec.dtype, axis_name)
     rows, dtypes = _rows(features, shape, mask, spec)
     decided = decided_classes(logits, shape, settings.num_classes, threshold)
@@ -165,7 +195,7 @@ def _checked(when: Any) -> Any:
     array = isinstance(when, Array | np.ndarray) and when.shape == () and when.dtype == np.bool_
     if not array and not isinstance(when, bool | np.bool_):
         raise ValueError(f"when={when!r}: pass one boolean, such as step % 10 == 0")
-    return when if isinstance(when, jax.core.Tracer) else bool(when)
+    return when if isinstance(when, jax.core.Tracer) else bool(jax.device_get(when))
 
 
 def _check_names(features: Any, spec: StateSpec) -> None:

@@ -157,6 +157,11 @@ def test_pmap_with_an_axis_name_gives_every_device_the_whole_state(data, truth):
     for one in devices:
         check(one, truth)
         same(one, devices[0])
+    # Reported with its axis of devices it is counted once, and NC4 is that of one.
+    head = (jnp.eye(WIDTH)[:, :CLASSES], None)
+    whole, single = cf.report(state, head), cf.report(devices[0], head)
+    assert dict(whole["fc"]) == dict(single["fc"])
+    assert (whole.provenance, whole.warnings) == (single.provenance, ())
     # The rows of the devices come in order, so the sample is that of the whole batch.
     np.testing.assert_array_equal(devices[0].layers[0].rows, sample_of_one_device(data))
     report = cf.report(devices[0])
@@ -167,13 +172,17 @@ def test_pmap_with_an_axis_name_gives_every_device_the_whole_state(data, truth):
 def test_pmap_without_it_counts_apart_and_the_report_merges(data, truth):
     step = jax.pmap(lambda state, x, y: cf.update(state, {"fc": x}, y, logits=x[:, :CLASSES]))
     state = replicated(empty())
-    for x, y in zip(*by_device(data), strict=True):
+    parts = list(zip(*by_device(data), strict=True))
+    with pytest.warns(UserWarning, match="on every device of an axis of pmap"):
+        state = jax.block_until_ready(step(state, *parts[0]))
+    for x, y in parts[1:]:
         state = jax.block_until_ready(step(state, x, y))
     # Class sums about different shifts: they merge as moments, in float64.
     check(state, truth)
     report = cf.report(state)
     assert (report.provenance["rows"], report["fc"].provenance["rows"]) == (ROWS, ROWS)
     assert report["fc"].provenance["nc4_rows"] == 64
+    assert "4 states that counted apart were merged" in " ".join(report.warnings)
     kept = set(map(tuple, np.asarray(state.layers[0].rows).reshape(-1, WIDTH)))
     joint = tally(unstacked(state), 0)
     assert set(map(tuple, joint.rows)) <= kept
@@ -241,7 +250,10 @@ def test_shard_map_without_an_axis_name_is_refused_by_jax(data, mesh):
         out_specs=P(),
     )
     x, y = batches(data)
-    with pytest.raises(ValueError, match="out_specs"):
+    with (
+        pytest.warns(UserWarning, match="pass axis_name='d'"),
+        pytest.raises(ValueError, match="out_specs"),
+    ):
         jax.jit(step)(empty(), x[0], y[0])
 
 

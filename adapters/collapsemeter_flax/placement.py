@@ -1,0 +1,121 @@
+"""Where arrays lie: mapped axes, explicit shardings, and copies that devices hold of one state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .operations import AxisName
+from .state import State
+
+ALIKE = 1e-4  # two copies of a sum, each computed on its own device, may differ by rounding
+
+
+@contextlib.contextmanager
+def by_own_rules() -> Iterator[None]:
+    """Compute under JAX's default rules of promotion, whatever stricter ones the user chose."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def unnamed_axes(batch: Any, axis_name: AxisName) -> list[str]:
+    """Return the axes of devices (of `shard_map`, `pmap`) that split the batch and are not named."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if not manual:
+        return []
+    types = (getattr(jax.typeof(leaf), "manual_axis_type", None) for leaf in jax.tree.leaves(batch))
+    # Where shard_map checks it, the type says over which axes an array differs.
+    varying = {axis for type_ in types for axis in getattr(type_, "varying", ())}
+    named = {axis_name} if isinstance(axis_name, str) else set(axis_name or ())
+    return [axis for axis in manual if axis not in named and (not varying or axis in varying)]
+
+
+def on_automatic_axes(step: Callable[..., Any], *given: Any) -> Any:
+    """Run a step on arrays whose axes are explicitly sharded as if XLA placed them; the result is replicated."""
+    meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(given))
+    mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+    if mesh is None:
+        return step(*given)
+    whole = NamedSharding(mesh, PartitionSpec())
+    run = jax.jit(jax.sharding.auto_axes(step, axes=mesh.explicit_axes, out_sharding=whole))
+    if not jax.sharding.get_abstract_mesh().empty:
+        return run(*given)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return run(*given)
+
+
+def by_device(state: State) -> State:
+    """Return a state with a leading axis of devices, if it is said to be the same on each and is not.
+
+    So it is where devices counted apart in a step that promised one result (``check_vma=False``, or
+    ``out_axes=None`` of ``pmap``).
+    """
+    if not all(_is_replicated(leaf) for leaf in jax.tree.leaves(state.next_row)):
+        return state
+    copies = [_shards(leaf) for leaf in jax.tree.leaves(_telling(state))]
+    first, *others = zip(*copies, strict=True)
+    if all(_alike(first, copy) for copy in others):
+        return state
+    leaves, tree = jax.tree.flatten(state)
+    if not all(map(_is_replicated, leaves)):
+        raise ValueError(
+            "the devices hold different counts of one state, and parts of its arrays: pass axis_name= to "
+            "update, so that each counts the whole batch"
+        )
+    stacked: State = jax.tree.unflatten(tree, [np.stack(_shards(leaf)) for leaf in leaves])
+    return stacked
+
+
+def distinct(parts: list[State]) -> list[State]:
+    """Leave out copies: a state that every device holds counts once."""
+    kept: list[State] = []
+    telling: dict[bytes, list[Any]] = {}
+    for part in parts:
+        leaves = jax.tree.leaves(_telling(part))
+        key = b"".join(leaf.tobytes() for leaf in leaves if leaf.dtype.kind != "f")
+        alike = telling.setdefault(key, [])
+        if int(part.next_row) and any(_alike(leaves, others) for others in alike):
+            continue
+        alike.append(leaves)
+        kept.append(part)
+    return kept
+
+
+def _telling(state: State) -> Any:
+    """Small arrays in which the counts of different rows differ."""
+    sums = [layer.sums for layer in state.layers]
+    return (
+        [(part.counts, part.shift, part.squares, part.nonfinite) for part in sums],
+        state.samples,
+        (state.next_row, state.expected, state.batches),
+    )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return all(map(_is_same, one, other))
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        return np.array_equal(a, b)
+    size = np.abs(np.nan_to_num(a)).max(initial=0.0)
+    return np.allclose(a, b, rtol=0.0, atol=ALIKE * size, equal_nan=True)
+
+
+def _is_replicated(leaf: Any) -> bool:
+    return (
+        isinstance(leaf, jax.Array)
+        and leaf.is_fully_replicated
+        and len(leaf.addressable_shards) > 1
+    )
+
+
+def _shards(leaf: Any) -> list[Any]:
+    shards = sorted(leaf.addressable_shards, key=lambda shard: shard.device.id)
+    return [jax.device_get(shard.data) for shard in shards]
