@@ -56,10 +56,8 @@ def by_device(state: State) -> State:
     So it is where devices counted apart in a step that promised one result (``check_vma=False``, or
     ``out_axes=None`` of ``pmap``).
     """
-    if not all(_is_replicated(leaf) for leaf in jax.tree.leaves(state.next_row)):
-        return state
-    copies = [_shards(leaf) for leaf in jax.tree.leaves(_telling(state))]
-    first, *others = zip(*copies, strict=True)
+    copies = [_shards(leaf) for leaf in jax.tree.leaves(_telling(state)) if _is_replicated(leaf)]
+    first, *others = zip(*copies, strict=True) if copies else ((),)
     if all(_alike(first, copy) for copy in others):
         return state
     leaves, tree = jax.tree.flatten(state)

@@ -171,12 +171,15 @@ def test_pmap_with_an_axis_name_gives_every_device_the_whole_state(data, truth):
 
 def test_pmap_without_it_counts_apart_and_the_report_merges(data, truth):
     step = jax.pmap(lambda state, x, y: cf.update(state, {"fc": x}, y, logits=x[:, :CLASSES]))
-    state = replicated(empty())
-    parts = list(zip(*by_device(data), strict=True))
+
+    def over_all_batches() -> cf.State:
+        state = replicated(empty())
+        for x, y in zip(*by_device(data), strict=True):
+            state = jax.block_until_ready(step(state, x, y))
+        return state
+
     with pytest.warns(UserWarning, match="on every device of an axis of pmap"):
-        state = jax.block_until_ready(step(state, *parts[0]))
-    for x, y in parts[1:]:
-        state = jax.block_until_ready(step(state, x, y))
+        state = over_all_batches()
     # Class sums about different shifts: they merge as moments, in float64.
     check(state, truth)
     report = cf.report(state)

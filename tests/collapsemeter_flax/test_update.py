@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from collapsemeter.stats.sampling import reservoir_slots
 from collapsemeter.stats.state_file import read_state, write_state
 from collapsemeter.stats.sums import EPS
 from collapsemeter_flax.host import head_of
-from collapsemeter_flax.labels import flat_labels
+from collapsemeter_flax.labels import checked_labels, flat_labels
 from collapsemeter_flax.merging import _turn
 from collapsemeter_flax.operations import FULL
 from collapsemeter_flax.operations import counted as add_counts
@@ -203,8 +204,14 @@ def test_labels_come_as_column_one_hot_and_any_integer():
             found = cf.update(state, {"fc": rows}, given).layers[0].sums
             np.testing.assert_array_equal(found.counts, [1, 2, 1], err_msg=repr(given))
     for labels in map(jnp.asarray, forms):  # in a trace, where nobody looks at a value
-        found = jax.jit(lambda y: flat_labels(y, {"fc": rows}, state.spec.settings)[1])(labels)
+        found = jax.jit(functools.partial(flat, rows, state))(labels)
         np.testing.assert_array_equal(found, plain, err_msg=repr(labels))
+
+
+def flat(rows, state, labels):
+    settings = state.spec.settings
+    _, one_hot, array = checked_labels(labels, {"fc": rows}, settings)
+    return flat_labels(array, settings, one_hot)
 
 
 def test_float_labels_of_a_binary_loss():
@@ -214,7 +221,7 @@ def test_float_labels_of_a_binary_loss():
         for labels in (plain.astype(dtype), plain[:, None].astype(dtype)):
             given = jnp.asarray(labels)
             # Traced, the labels alone: what follows is the same program again and again.
-            found = jax.jit(lambda y: flat_labels(y, {"fc": rows}, empty.spec.settings)[1])(given)
+            found = jax.jit(functools.partial(flat, rows, empty))(given)
             np.testing.assert_array_equal(found, plain, err_msg=repr(labels))
             state = cf.update(empty, {"fc": rows}, given, logits=jnp.ones((4, 1)))
             np.testing.assert_array_equal(state.layers[0].sums.counts, [2, 2])
@@ -652,7 +659,8 @@ def test_copies_of_a_stream_merge_without_bias(features, counted):
     error = np.std(found, ddof=1) / np.sqrt(300)
     assert abs(np.mean(found) - value) < 4 * error < value / 10
     # The replicas of a stack have one seed, and are put together likewise.
-    stack = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), one)
+    others = [counted(cf.reset(one), rows + i, labels) for i in (1, 2)]
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), one, *others)
     assert len(cf.to_moments(stack)["fc"].seeds) == 3
     assert cf.to_moments(stack)["fc"].rows == 3 * ROWS
 
