@@ -112,6 +112,8 @@ def test_many_classes_have_no_matrices_but_a_histogram():
     )
     assert layer.matrices == {}
     assert layer.vectors["means_cosine_histogram"].sum() == count * (count - 1) // 2
+    fewer = cm.measure(cm.ClassMoments.from_batch(rows[1:], np.arange(count - 1), count))
+    assert fewer.matrices["means_gram"].shape == (GRAM_CLASSES, GRAM_CLASSES)
 
 
 def test_one_row_that_was_left_out_is_a_flag_and_none_is_none(make_case):

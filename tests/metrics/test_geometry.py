@@ -11,11 +11,17 @@ from hypothesis import strategies as st
 
 import collapsemeter as cm
 from collapsemeter.metrics import pairs
-from collapsemeter.metrics.frames import centred_rows, simplex_etf, unit_rows
+from collapsemeter.metrics.frames import centred_rows, largest_norm, simplex_etf, unit_rows
 from collapsemeter.metrics.geometry import ClassGeometry
 from collapsemeter.stats.undefined import REASONS, Undefined
 
 EPS = float(np.finfo(float).eps)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-300, 1e-170, 1e-101, 0.5, 1.0, 1e150])
+def test_the_largest_norm_also_where_its_square_leaves_float64(scale):
+    frame = scale * np.array([[3.0, 4.0], [0.0, -1.0]])
+    assert largest_norm(frame) == pytest.approx(5 * scale, rel=4 * EPS)
 
 
 @pytest.mark.parametrize(("C", "d"), [(2, 1), (2, 5), (3, 2), (10, 64), (11, 10), (200, 199)])

@@ -54,6 +54,7 @@ def test_ignored_labels_are_kept_as_they_are():
         ([True, False, True], r"labels have dtype bool and shape \(3,\): pass integer classes 0..2, or one-hot rows of 3"),
         ([[0.2, 0.5, 0.3]], r"labels have dtype float64 and shape \(1, 3\), and 1 of 1 rows name several classes or parts of them .*\[0.2 0.5 0.3\] at row 0"),
         ([[0.0, np.nan, 1.0]], r"one-hot rows of 3, and hold nan at position \(0, 1\)"),
+        ([[0.0, 2.0, 0.0]], r"one-hot rows of 3, and hold 2.0 at position \(0, 1\)"),
         ([[-2.5, 0.5, 3.0]], r"one-hot rows of 3, and hold -2.5 at position \(0, 0\)"),
         ([[1.0, -1.0, -1.0]], r"one-hot rows of 3, and hold -1.0 at position \(0, 1\)"),
         (["cat", "dog"], "labels have dtype <U3"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collapsemeter.stats import linalg
+from collapsemeter.stats import arithmetic, linalg
 from collapsemeter.stats.linalg import add_product, mirror
+from collapsemeter.stats.moments import ClassMoments
 
 EPS = 2.0**-52
 
@@ -41,3 +42,19 @@ def test_the_upper_triangle_is_copied_exactly_and_what_was_there_is_not_read(sha
     strict = lower * (1 - np.eye(shape[-1]))
     mirror(whole)
     np.testing.assert_array_equal(whole, lower + np.swapaxes(strict, -2, -1))
+
+
+def test_wide_pooled_scatters_merge_to_a_symmetric_one(monkeypatch):
+    """Of wide products one triangle is summed, so it has to be mirrored after a merge."""
+    for module in (linalg, arithmetic):
+        monkeypatch.setattr(module, "WHOLE_PRODUCT", 8)
+    monkeypatch.setattr(linalg, "PRODUCT_COLUMNS", 3)
+    rows = np.random.default_rng(0).standard_normal((40, 11))
+    labels = np.arange(40) % 2
+    parts = [slice(0, 13), slice(13, 40)]
+    merged = ClassMoments.merge_all(
+        ClassMoments.from_batch(rows[part], labels[part], 2, scatter="pooled") for part in parts
+    )
+    residuals = rows - np.stack([rows[labels == c].mean(axis=0) for c in (0, 1)])[labels]
+    np.testing.assert_array_equal(merged.scatter, merged.scatter.T)
+    np.testing.assert_allclose(merged.scatter, residuals.T @ residuals, rtol=0, atol=1e-12)
