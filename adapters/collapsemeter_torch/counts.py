@@ -42,6 +42,7 @@ class Counts:
     left_out: int = 0
     overhead: Mapping[str, Any] = field(default_factory=dict)
     rows_of_ranks: tuple[int, ...] = ()
+    twins: tuple[int, ...] = ()  # ranks that see the same rows, if any do
 
     @property
     def most_rows(self) -> int:
@@ -70,14 +71,18 @@ def counts_of(store: Store, learnt: Learnt | None, place: str, **more: Any) -> C
 
 
 def joint(counts: Sequence[Counts]) -> Counts:
-    """Return what all ranks have counted together."""
+    """Return what all ranks have counted together; rows that several ranks see count once."""
+    numbered = tuple(
+        sum(part.numbered) if counts_for(rank, part) else 0 for rank, part in enumerate(counts)
+    )
+    counts = [part for rank, part in enumerate(counts) if counts_for(rank, part)]
     seen = [part for part in counts if part.batches] or counts
     return replace(
         counts[first_that_knows(counts)],
         rows=sum(part.rows for part in counts),
         batches=sum(part.batches for part in counts),
         repeated=sum(part.repeated for part in counts),
-        numbered=tuple(sum(part.numbered) for part in counts),
+        numbered=numbered,
         calls=tuple(dict.fromkeys(call for part in counts for call in part.calls)),
         degraded=_united(part.degraded for part in counts),
         unpaired=_united(part.unpaired for part in counts),
@@ -88,6 +93,11 @@ def joint(counts: Sequence[Counts]) -> Counts:
         overhead=max((part.overhead for part in seen), key=_slowness),
         rows_of_ranks=tuple(part.rows for part in counts),
     )
+
+
+def counts_for(rank: int, counts: Counts) -> bool:
+    """Whether a rank speaks for its rows: of those that see the same ones the first does."""
+    return not counts.twins or rank == min(counts.twins)
 
 
 def first_that_knows(counts: Sequence[Counts]) -> int:

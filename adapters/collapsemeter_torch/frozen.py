@@ -21,6 +21,7 @@ from .batch import Batch, Scope
 from .compiled import eager
 from .hooks import next_token
 from .namespace import device_of
+from .sharding import is_sharded
 from .spread import Spread
 from .store import HEAD_OUTPUT, Store
 
@@ -69,10 +70,13 @@ def frozen_pass(
                     rows = len(labels)
                     fresh = spread.fresh(seen, rows)
                     seen, store.repeated = seen + rows, store.repeated + rows - fresh
+                    if not fresh:
+                        if is_sharded(model):  # the other ranks wait for this one in the forward
+                            args, kwargs = as_arguments(inputs)
+                            runs(*args, **kwargs)
+                        continue
                     if fresh < rows:
                         inputs, labels, mask = first_rows((inputs, labels, mask), rows, fresh)
-                    if not fresh:
-                        continue
                 args, kwargs = as_arguments(inputs)
                 with Batch(recorder, store, labels, mask, anyway=True):
                     if runs is not model:

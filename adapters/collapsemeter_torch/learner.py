@@ -24,6 +24,7 @@ from collapsemeter.system.suggest import did_you_mean
 from .head import weight_of
 from .layers import innermost, named_layers
 from .namespace import device_of
+from .sharding import gathered, whole, whole_shapes
 from .study import Study, scores_of, study
 
 Getter = Callable[[nn.Module], Any]
@@ -51,17 +52,18 @@ class Learnt:
     sequences: tuple[str, ...] = ()  # layers that give (B, T, d), by the rule of their own
     labelled: bool = False  # the model is given its labels, and may return nothing but a loss
 
-    def head(self) -> Head | None:
-        """Return the head's weights on the host, as they are now."""
+    def head(self, model: nn.Module) -> Head | None:
+        """Return the head's weights on the host, as they are now; where they are spread, all ranks must ask."""
         module = self.selection.head_module
         if module is None:
             return None
-        weight, bias = weights_of(module, self.getter)
-        return (
-            None
-            if weight is None
-            else classifier(_host(weight), None if bias is None else _host(bias))
-        )
+        with gathered(model, module):
+            weight, bias = weights_of(module, self.getter)
+            return (
+                None
+                if weight is None
+                else classifier(_host(weight), None if bias is None else _host(bias))
+            )
 
     def saved(self) -> dict[str, Any]:
         """Return what `Learner.restored` needs, as plain values."""
@@ -88,6 +90,9 @@ class Learnt:
 
     def head_width(self) -> int | None:
         """Return how many features the head reads."""
+        known = self.holdings.get(self.selection.head or "")
+        if known is not None:
+            return known[0]
         module = self.selection.head_module
         weight = None if module is None else weights_of(module, self.getter)[0]
         return None if weight is None else int(weight.shape[1])
@@ -138,7 +143,9 @@ class Learner:
                 f"head={name!r} is not a layer of the model; it has {listed(named)}"
                 f"{did_you_mean(name, named)}"
             )
-        _check_outputs(name, named[name], weights_of(named[name], getter)[0], self.num_classes)
+        with whole_shapes(self.model):
+            weight, _ = weights_of(named[name], getter)
+            _check_outputs(name, named[name], weight, self.num_classes)
 
     def learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Learnt:
         """Run the network once without a trace, and choose what to watch.
@@ -148,6 +155,10 @@ class Learner:
         ValueError
             If what was asked for does not fit the network.
         """
+        with whole_shapes(self.model):
+            return self._learn(args, kwargs)
+
+    def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Learnt:
         root, named = innermost(self.model), named_layers(self.model)
         told = self._study(root, named, args, kwargs)
         name, getter = self._named_head(named)
@@ -321,4 +332,4 @@ def bias_of(module: nn.Module) -> Tensor | None:
 
 
 def _host(parameter: Tensor) -> Any:
-    return parameter.detach().to("cpu", torch.float64).numpy()
+    return whole(parameter.detach()).to("cpu", torch.float64).numpy()

@@ -419,7 +419,7 @@ class CollapseMeter:
                 writer = Writer(
                     path,
                     num_classes=learnt.settings.num_classes,
-                    head=learnt.head(),
+                    head=learnt.head(self._model),
                     head_layer=learnt.selection.head,
                     phase=phase,
                     step=step,

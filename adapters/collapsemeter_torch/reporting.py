@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from collapsemeter import ClassMoments, CollapseReport
+from collapsemeter import ClassMoments, CollapseReport, Head
 from collapsemeter.adapter.joint_tally import JointTally, evened
 from collapsemeter.adapter.network_report import network_report
 from collapsemeter.adapter.tally import Tally
@@ -20,9 +20,10 @@ from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.warning import warn
 
 from . import compiled
-from .counts import Call, Counts, check_ranks, counts_of, first_that_knows, joint
+from .counts import Call, Counts, check_ranks, counts_for, counts_of, first_that_knows, joint
 from .namespace import device_of
 from .ranks import Ranks, on_device, this_stream
+from .sharding import is_sharded, twins
 from .spread import Spread, is_plain, spread_of
 from .tallies import causes, sample_size, tallies
 
@@ -111,17 +112,20 @@ class Reporter:
             # work by spinning, and PyTorch's operations between would wait for them.
             store.flush()
             copies = {} if known is None else tallies(store, known.selection)
-            counts = counts_of(store, known, place, calls=tuple(copies), **more)
+            counts = self._counts(store, place, copies, **more)
             if not (sync and self.ranks.are_several):
                 even = {
                     key: partial(_own, copy, self._kept(store, key), counts)
                     for key, copy in copies.items()
                 }
-                return self._measured(counts, even, phase)
+                spread = is_sharded(self._model)
+                head = None if known is None or spread else known.head(self._model)
+                return self._measured(counts, even, phase, head)
 
             def measured(together: Counts, root: int) -> Callable[[], CollapseReport]:
                 merged = self._merged(store, together, copies, phase, root)
-                return lambda: self._measured(together, merged, phase)
+                head = None if known is None else _attempt(lambda: known.head(self._model))
+                return lambda: self._measured(together, merged, phase, _result(head))
 
             return self._together(counts, timeout, measured)
 
@@ -132,10 +136,10 @@ class Reporter:
         with live.lock:
             copies = {} if known is None else tallies(live, known.selection)
             state = live.layers.get((layer, call))
-            counts = counts_of(live, known, f"moments({layer!r})", calls=tuple(copies))
+            counts = self._counts(live, f"moments({layer!r})", copies)
 
             def own() -> ClassMoments | None:
-                if state is None:
+                if state is None or not counts_for(this_stream().rank, counts):
                     return None
                 sums = state.host_sums()
                 return ClassMoments.from_sums(sums, state.feature_dtype, "live", seed=state.seed)
@@ -173,9 +177,10 @@ class Reporter:
         root: int,
     ) -> dict[Call, Callable[[], Tally]]:
         """Merge what every rank counted in the same order of layers; the root has the whole of it."""
+        speaks = counts_for(this_stream().rank, Counts("", this_stream(), twins=twins(self._model)))
 
         def own(key: Call) -> JointTally | None:
-            if key not in copies:
+            if key not in copies or not speaks:
                 return None
             return JointTally.of(copies[key](), phase, self._kept(store, key))
 
@@ -186,12 +191,32 @@ class Reporter:
                 merged[key] = partial(_joint, part, together)
         return merged
 
+    def _counts(self, store: Store, place: str, copies: Mapping[Call, Any], **more: Any) -> Counts:
+        """Return what this rank has counted besides the sums of its layers."""
+        known, same = self._recorder.known, twins(self._model)
+        counts = counts_of(store, known, place, calls=tuple(copies), twins=same, **more)
+        if not same:
+            return counts
+        split = {
+            layer: f"it gave {store.layers[layer, call].width} of {known.holdings[layer][0]} features on this rank, a part "
+            "of what layers that are split among processes give: watch one whose output is whole"
+            for layer, call in copies
+            if known is not None
+            and layer in known.holdings
+            and store.layers[layer, call].width < known.holdings[layer][0]
+        }
+        return replace(counts, unpaired={**counts.unpaired, **split})
+
     def _kept(self, store: Store, key: Call) -> int | None:
         """Return how many rows the sample of a layer holds; None where all are kept."""
         return None if self._exact and key in store.exact_rows else sample_size(store, key)
 
     def _measured(
-        self, counts: Counts, copies: Mapping[Call, Callable[[], Tally]], phase: Phase
+        self,
+        counts: Counts,
+        copies: Mapping[Call, Callable[[], Tally]],
+        phase: Phase,
+        head: Head | None,
     ) -> CollapseReport:
         """Measure every layer."""
         known, live = self._recorder.known, phase == "live"
@@ -215,7 +240,7 @@ class Reporter:
             framework=f"torch {torch.__version__}",
             expected_rows=counts.rows,
             batches=counts.batches,
-            head=known.head(),
+            head=head,
             causes=causes(self._model),
             degraded=counts.degraded,
             unpaired=counts.unpaired,
@@ -223,6 +248,8 @@ class Reporter:
             interrupted=counts.interrupted,
             provenance=provenance | _ranks_said(counts) | known.provenance(),
         )
+        if head is None and is_sharded(self._model):
+            report = _without_weights(report, known.selection.head)
         return _with_missing_rows(report) if self._exact else report
 
     def _live_provenance(self, counts: Counts) -> dict[str, Any]:
@@ -235,7 +262,7 @@ def _ranks_said(counts: Counts) -> dict[str, Any]:
     """Return what a report says of ranks, where there are several."""
     if counts.rows_of_ranks:
         said = {
-            "ranks": f"{len(counts.rows_of_ranks)} ranks, merged",
+            "ranks": f"{len(counts.numbered)} ranks, merged",
             "rows_of_ranks": list(counts.rows_of_ranks),
         }
     else:
@@ -246,6 +273,19 @@ def _ranks_said(counts: Counts) -> dict[str, Any]:
             else {"ranks": f"rank {stream.rank} of {stream.ranks}, not merged"}
         )
     return said | ({"repeated_rows": counts.repeated} if counts.repeated else {})
+
+
+def _without_weights(report: CollapseReport, head: str | None) -> CollapseReport:
+    """Say that a head exists, whose weights are elsewhere."""
+    layers = dict(report.layers)
+    for name in layers:
+        if head is not None and name.partition("#")[0] == head:
+            reasons = {
+                metric: "sharded_head" if code == "no_head" else code
+                for metric, code in layers[name].reasons.items()
+            }
+            layers[name] = replace(layers[name], reasons=reasons)
+    return replace(report, layers=layers)
 
 
 def _own(copy: Callable[[], Tally], sample_size: int | None, counts: Counts) -> Tally:

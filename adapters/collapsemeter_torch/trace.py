@@ -266,6 +266,10 @@ def _leaf(stand_in: Callable[[Tensor], Tensor], parameter: Tensor) -> Tensor:
 def _fake(mode: Any, tensor: Tensor) -> Tensor:
     """Return a tensor of the same shape without memory."""
     with mode:
+        if (
+            0 in tensor.stride()
+        ):  # of a parameter that is spread over processes only the shape is known
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
         return torch.empty_strided(
             tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
         )

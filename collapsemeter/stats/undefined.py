@@ -19,6 +19,8 @@ REASONS: dict[str, str] = {
     "needs_class_scatter": "classes differ in size and only the scatter of all rows (or its sketch) was kept: "
     "ask for scatter='class' to weight each class alike",
     "no_head": "no classifier head belongs to this layer",
+    "sharded_head": "the head's weight is spread over processes, and was not gathered: compute() on every rank with "
+    "sync=True gathers it",
     "no_single_head": "several maps make the scores together: there is no one weight to compare with",
     "scores_are_not_the_heads": "the scores are not what one map gives: they are adjusted, masked or normalised "
     "after it, or no map makes them",

@@ -226,8 +226,77 @@ def resumed(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
     yield "state of rank 0", error_of(meter.compute)
 
 
-CASES = (live, frozen, ddp, absent, confused, resumed)
-SLOW = (ddp,)
+def blocks() -> nn.Sequential:
+    torch.manual_seed(0)
+    body = [nn.Sequential(nn.Linear(into, 8), nn.ReLU()) for into in (WIDTH, 8)]
+    return nn.Sequential(*body, nn.Linear(8, CLASSES))
+
+
+def wrapped(kind: str, ranks: int) -> nn.Module:
+    """Return the same network with parameters that are spread over processes, or split among them."""
+    model = blocks()
+    if kind.startswith("fsdp1"):
+        from torch.distributed.fsdp import FullyShardedDataParallel
+        from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+        return FullyShardedDataParallel(
+            model,
+            auto_wrap_policy=ModuleWrapPolicy({nn.Linear}),
+            device_id=torch.device("cpu"),
+            use_orig_params=kind.endswith("original"),
+        )
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh("cpu", (ranks,))
+    if kind == "fsdp2":
+        from torch.distributed.fsdp import fully_shard
+
+        for block in model:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    return parallelize_module(model, mesh, {"0.0": ColwiseParallel(), "1.0": RowwiseParallel()})
+
+
+def trained(model: nn.Module, batches: Batches, **options: Any) -> CollapseMeter:
+    """Train for some steps; ranks that sum gradients take the mean over their rows."""
+    meter = CollapseMeter(model, verbose=False, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        with meter.batch(y):
+            loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return meter
+
+
+SHARDED = ("fsdp1", "fsdp1 original", "fsdp2", "tensor parallel")
+
+
+def sharded(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
+    for kind in SHARDED:
+        split = kind == "tensor parallel"
+        batches = taking_turns(0, 1) if split else taking_turns(rank, ranks)
+        meter = trained(wrapped(kind, ranks), batches, head="2")
+        yield kind, meter.compute()
+        yield f"{kind}, local", meter.compute(sync=False)
+        if not split:
+            loader = DataLoader(
+                TensorDataset(*data(PADDED)),
+                5,
+                sampler=DistributedSampler(range(PADDED), shuffle=False),
+            )
+            yield f"{kind}, observed", meter.observe(loader, progress=False)
+
+
+CASES = (live, frozen, ddp, absent, confused, resumed, sharded)
+SLOW = (ddp, sharded)
 
 
 def error_of(call: Callable[[], Any]) -> str:

@@ -25,7 +25,8 @@ PROVENANCE = ("rows", "classes_present", "ignored_rows", "nonfinite_rows", "nc4_
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Run every case on two processes."""
-    return run(2, tmp_path_factory.mktemp("two"))
+    cases = [case.__name__ for case in on_ranks.CASES if case is not on_ranks.sharded]
+    return run(2, tmp_path_factory.mktemp("two"), *cases)
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +200,27 @@ def test_a_resumed_training_goes_on_with_the_counts_of_every_rank(results):
 @pytest.mark.nightly
 def test_three_ranks_train_under_ddp(tmp_path):
     check_ddp(run(3, tmp_path, "ddp"))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_sharded_networks_report_what_one_process_would(ranks, tmp_path):
+    results = run(ranks, tmp_path, "sharded")
+    meter = on_ranks.trained(on_ranks.blocks(), on_ranks.taking_turns(0, 1), head="2")
+    reference = meter.compute()
+    held_out = meter.observe([on_ranks.data(on_ranks.PADDED)], progress=False)
+    for kind in on_ranks.SHARDED:
+        assert len({result[kind].to_json(matrices=True) for result in results}) == 1
+        for result in results:
+            report = result[kind]
+            if kind == "tensor parallel":  # its first layer is split among the processes
+                assert report["0"].reasons["nc1_pinv"] == "unpaired_rows"
+                assert any("features on this rank" in said for said in report.warnings)
+                report = cm.CollapseReport({"2": report["2"]})
+                assert_same(report, cm.CollapseReport({"2": reference["2"]}), LIVE)
+                continue
+            assert_same(report, reference, LIVE)
+            assert_same(result[f"{kind}, observed"], held_out, LIVE)
+            local = result[f"{kind}, local"]
+            assert local["2"].reasons["nc3_self_duality"] == "sharded_head"
+            assert "not merged" in local.provenance["ranks"]
