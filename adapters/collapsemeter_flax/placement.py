@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .operations import AxisName
-from .state import State
+
+if TYPE_CHECKING:
+    from .state import State
 
 ALIKE = 1e-4  # two copies of a sum, each computed on its own device, may differ by rounding
 
