@@ -12,7 +12,7 @@ from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state
 from collapsemeter.adapter.settings import Settings
 
 from .device_sums import DeviceSums
-from .ranks import Stream
+from .ranks import Numbering
 from .store import Store
 from .waiting import SampledDecisions
 
@@ -34,7 +34,7 @@ def state_dict(store: Store, learnt: Learnt) -> dict[str, Any]:
         "expected": store.expected_rows,
         "batches": store.batches,
         "next_row": store.next_row,
-        "stream": [store.stream.rank, store.stream.ranks],
+        "numbering": [store.numbering.rank, store.numbering.ranks],
         "degraded": dict(store.degraded),
         "unpaired": dict(store.unpaired),
         "partial": [[*key, rows] for key, rows in store.interrupted.items()],
@@ -113,7 +113,7 @@ def load_state(store: Store, state: dict[str, Any], learnt: Learnt, device: torc
     store.expected_rows, store.batches = state["expected"], state["batches"]
     store.next_row, store.degraded = state["next_row"], dict(state["degraded"])
     store.unpaired = dict(state.get("unpaired", {}))
-    store.stream = Stream(*state.get("stream", (0, 1)))
+    store.numbering = Numbering(*state.get("numbering", (0, 1)))
     store.interrupted = {(layer, call): rows for layer, call, rows in state["partial"]}
 
 

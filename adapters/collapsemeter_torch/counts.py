@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from collapsemeter.adapter.selection import listed
 
-from .ranks import Stream
+from .ranks import Numbering
 from .store import Store
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ class Counts:
     """
 
     place: str  # what asks for them
-    stream: Stream
+    numbering: Numbering
     watched: list[str] | None = None
     classes: int = 0
     rows: int = 0
     batches: int = 0
     repeated: int = 0
-    numbered: tuple[int, ...] = ()  # rows that each process of the stream has numbered
+    numbered: tuple[int, ...] = ()  # rows that each process of the numbering has numbered
     calls: tuple[Call, ...] = ()
     degraded: Mapping[str, str] = field(default_factory=dict)
     unpaired: Mapping[str, str] = field(default_factory=dict)
@@ -54,14 +54,15 @@ def counts_of(store: Store, learnt: Learnt | None, place: str, **more: Any) -> C
     """Return what a store has counted besides the sums of its layers."""
     return Counts(
         place,
-        store.stream,
+        store.numbering,
         watched=None if learnt is None else list(learnt.selection.watched),
         classes=0 if learnt is None else learnt.settings.num_classes,
         rows=store.expected_rows,
         batches=store.batches,
         repeated=store.repeated,
         numbered=tuple(
-            store.next_row if rank == store.stream.rank else 0 for rank in range(store.stream.ranks)
+            store.next_row if rank == store.numbering.rank else 0
+            for rank in range(store.numbering.ranks)
         ),
         degraded=dict(store.degraded),
         unpaired=dict(store.unpaired),
@@ -116,8 +117,8 @@ def check_ranks(counts: Sequence[Counts]) -> None:
             )
         if part.watched is not None:
             _check_same(root, counts[root], rank, part)
-        if part.rows and part.stream != Stream(rank, len(counts)):
-            raise ValueError(_of_another_stream(rank, part.stream))
+        if part.rows and part.numbering != Numbering(rank, len(counts)):
+            raise ValueError(_of_another_numbering(rank, part.numbering))
 
 
 def _check_same(root: int, a: Counts, rank: int, b: Counts) -> None:
@@ -132,14 +133,14 @@ def _check_same(root: int, a: Counts, rank: int, b: Counts) -> None:
             )
 
 
-def _of_another_stream(rank: int, stream: Stream) -> str:
-    if stream.ranks == 1:
+def _of_another_numbering(rank: int, numbering: Numbering) -> str:
+    if numbering.ranks == 1:
         return (
             f"rank {rank} has counted rows before there was a process group, or loaded those of one process, which "
             "do not merge: call reset() once the group is there, or pass sync=False"
         )
     return (
-        f"rank {rank} has loaded what rank {stream.rank} of {stream.ranks} had counted: save and load state_dict() "
+        f"rank {rank} has loaded what rank {numbering.rank} of {numbering.ranks} had counted: save and load state_dict() "
         "on every rank of as many, call reset(), or pass sync=False"
     )
 

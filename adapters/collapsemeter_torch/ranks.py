@@ -21,7 +21,7 @@ _LONGEST_PAUSE = 0.05  # seconds between two looks at the store
 
 
 @dataclass(frozen=True)
-class Stream:
+class Numbering:
     """Which rows a process numbers: every ``ranks``-th, from ``rank`` on, so that no two share a number."""
 
     rank: int = 0
@@ -37,11 +37,11 @@ class Stream:
         return np.where(rows < 0, rows, rows * self.ranks + self.rank)
 
 
-def this_stream() -> Stream:
+def this_rank() -> Numbering:
     """Return the rows that this process numbers."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return Stream()
-    return Stream(distributed.get_rank(), distributed.get_world_size())
+        return Numbering()
+    return Numbering(distributed.get_rank(), distributed.get_world_size())
 
 
 class Ranks:
@@ -58,7 +58,7 @@ class Ranks:
     @property
     def are_several(self) -> bool:
         """Whether there is a process group of more than one rank."""
-        return this_stream().ranks > 1
+        return this_rank().ranks > 1
 
     def meet(self, place: str, timeout: float) -> None:
         """Wait until every rank has come to this call of this meter.
@@ -68,12 +68,12 @@ class Ranks:
         TimeoutError
             If one does not within ``timeout`` seconds, or another rank has lost patience.
         """
-        stream, store = this_stream(), distributed.distributed_c10d._get_default_store()
+        here, store = this_rank(), distributed.distributed_c10d._get_default_store()
         self._meetings += 1
         if store is None:  # some backends have none
             return
         try:
-            self._meet(store, stream, place, timeout)
+            self._meet(store, here, place, timeout)
         except RuntimeError as error:  # of torch: the store does not answer
             raise TimeoutError(
                 f"the store of the process group does not answer {place} ({error}): the process that "
@@ -86,7 +86,7 @@ class Ranks:
         store = distributed.distributed_c10d._get_default_store()
         self._meetings += 1
         if store is not None:
-            why = f"rank {this_stream().rank} failed ({type(error).__name__}: {error})"
+            why = f"rank {this_rank().rank} failed ({type(error).__name__}: {error})"
             with contextlib.suppress(RuntimeError):
                 store.compare_set(f"{self._key}/end", "", why)
 
@@ -94,19 +94,19 @@ class Ranks:
     def _key(self) -> str:
         return f"collapsemeter/{self._number}/{self._meetings}"
 
-    def _meet(self, store: Any, stream: Stream, place: str, timeout: float) -> None:
+    def _meet(self, store: Any, here: Numbering, place: str, timeout: float) -> None:
         key = self._key
-        here = f"{place} of {self._number}, call {self._meetings}"
-        store.set(f"collapsemeter/place/{stream.rank}", here)
-        store.set(f"{key}/{stream.rank}", place)
-        if store.add(f"{key}/arrived", 1) == stream.ranks:
+        said = f"{place} of {self._number}, call {self._meetings}"
+        store.set(f"collapsemeter/place/{here.rank}", said)
+        store.set(f"{key}/{here.rank}", place)
+        if store.add(f"{key}/arrived", 1) == here.ranks:
             store.compare_set(f"{key}/end", "", _GO.decode())
         deadline, pause = time.monotonic() + timeout, 0.001
         while not store.check([f"{key}/end"]) and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-        absent = [r for r in range(stream.ranks) if not store.check([f"{key}/{r}"])]
-        impatient = f"rank {stream.rank} waited {timeout:g} seconds for {_named(absent)}"
+        absent = [r for r in range(here.ranks) if not store.check([f"{key}/{r}"])]
+        impatient = f"rank {here.rank} waited {timeout:g} seconds for {_named(absent)}"
         end = store.compare_set(f"{key}/end", "", impatient)
         if end == _GO:
             return
@@ -118,7 +118,7 @@ class Ranks:
 
     def all(self, part: Part) -> list[Part]:
         """Return what every rank gives, in their order, on every rank."""
-        parts: list[Any] = [None] * this_stream().ranks
+        parts: list[Any] = [None] * this_rank().ranks
         distributed.all_gather_object(parts, part)
         return parts
 
@@ -127,15 +127,15 @@ class Ranks:
 
         No rank ever holds more than its own part and another one.
         """
-        stream = this_stream()
-        place, step = (stream.rank - root) % stream.ranks, 1
-        while step < stream.ranks:
+        here = this_rank()
+        place, step = (here.rank - root) % here.ranks, 1
+        while step < here.ranks:
             if place % (2 * step):
-                distributed.send_object_list([part], (place - step + root) % stream.ranks)
+                distributed.send_object_list([part], (place - step + root) % here.ranks)
                 return part
-            if place + step < stream.ranks:
+            if place + step < here.ranks:
                 received: list[Any] = [None]
-                distributed.recv_object_list(received, (place + step + root) % stream.ranks)
+                distributed.recv_object_list(received, (place + step + root) % here.ranks)
                 part = merge(part, received[0])
             step *= 2
         return part

@@ -22,7 +22,7 @@ from collapsemeter.system.warning import warn
 from . import compiled
 from .counts import Call, Counts, check_ranks, counts_for, counts_of, first_that_knows, joint
 from .namespace import device_of
-from .ranks import Ranks, on_device, this_stream
+from .ranks import Ranks, on_device, this_rank
 from .sharding import is_sharded, twins
 from .spread import Spread, is_plain, spread_of
 from .tallies import causes, sample_size, tallies
@@ -62,9 +62,9 @@ class Reporter:
             "overhead": live.clock.provenance(compiled.UNSEEN, asynchronous=on_gpu),
         }
         if not sync and self.ranks.are_several:
-            stream = this_stream()
+            here = this_rank()
             self._warn_once(
-                f"sync=False: the report is of the rows of rank {stream.rank} of {stream.ranks} alone, not merged"
+                f"sync=False: the report is of the rows of rank {here.rank} of {here.ranks} alone, not merged"
             )
         return self.report(live, "live", "compute()", sync, timeout, **more)
 
@@ -81,7 +81,7 @@ class Reporter:
                 "this rank's rows; pass sync=True if it is, or sync=False"
             )
         if spread is None and sync is True:
-            spread = Spread(this_stream().rank, this_stream().ranks, None, None)
+            spread = Spread(this_rank().rank, this_rank().ranks, None, None)
         return spread is not None, spread
 
     @contextlib.contextmanager
@@ -139,7 +139,7 @@ class Reporter:
             counts = self._counts(live, f"moments({layer!r})", copies)
 
             def own() -> ClassMoments | None:
-                if state is None or not counts_for(this_stream().rank, counts):
+                if state is None or not counts_for(this_rank().rank, counts):
                     return None
                 sums = state.host_sums()
                 return ClassMoments.from_sums(sums, state.feature_dtype, "live", seed=state.seed)
@@ -164,7 +164,7 @@ class Reporter:
             check_ranks(parts)
             root = first_that_knows(parts)
             make = reduce(joint(parts), root)
-            made: Any = _attempt(make) if this_stream().rank == root else None
+            made: Any = _attempt(make) if this_rank().rank == root else None
             result: Result = _result(ranks.from_root(made, root))
             return result
 
@@ -177,7 +177,7 @@ class Reporter:
         root: int,
     ) -> dict[Call, Callable[[], Tally]]:
         """Merge what every rank counted in the same order of layers; the root has the whole of it."""
-        speaks = counts_for(this_stream().rank, Counts("", this_stream(), twins=twins(self._model)))
+        speaks = counts_for(this_rank().rank, Counts("", this_rank(), twins=twins(self._model)))
 
         def own(key: Call) -> JointTally | None:
             if key not in copies or not speaks:
@@ -266,12 +266,8 @@ def _ranks_said(counts: Counts) -> dict[str, Any]:
             "rows_of_ranks": list(counts.rows_of_ranks),
         }
     else:
-        stream = this_stream()
-        said = (
-            {}
-            if stream.ranks == 1
-            else {"ranks": f"rank {stream.rank} of {stream.ranks}, not merged"}
-        )
+        here = this_rank()
+        said = {} if here.ranks == 1 else {"ranks": f"rank {here.rank} of {here.ranks}, not merged"}
     return said | ({"repeated_rows": counts.repeated} if counts.repeated else {})
 
 

@@ -21,7 +21,7 @@ from collapsemeter.system.warning import warn
 
 from .device_sums import DeviceSums
 from .namespace import has_float64
-from .ranks import Stream, this_stream
+from .ranks import Numbering, this_rank
 from .waiting import RowNumbers, SampledDecisions, WaitingDecisions, joined, sampled
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Store:
     ) -> None:
         self.holdings = holdings  # of layers of a width that is known: what they keep
         self.settings, self.exact, self.strict, self.wide = settings, exact, strict, wide
-        self.alone, self.stream = alone, Stream()
+        self.alone, self.numbering = alone, Numbering()
         self.lock = threading.RLock()  # two threads may each have a batch
         self.clock = Clock()
         self.layers: dict[tuple[str, int], DeviceSums] = {}
@@ -84,8 +84,8 @@ class Store:
     def numbered(self, rows: RowNumbers) -> RowNumbers:
         """Return the numbers that rows of this process have among those of all ranks."""
         if not self.next_row and not self.alone:
-            self.stream = this_stream()
-        return self.stream.numbered(rows)
+            self.numbering = this_rank()
+        return self.numbering.numbered(rows)
 
     def flush(self) -> None:
         """Add the batches that wait to the sums of every layer, and to the sample."""

@@ -6,6 +6,7 @@ Each rank sees its part of one data set, so that one process that sees all of it
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -295,8 +296,17 @@ def sharded(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
             yield f"{kind}, observed", meter.observe(loader, progress=False)
 
 
-CASES = (live, frozen, ddp, absent, confused, resumed, sharded)
-SLOW = (ddp, sharded)
+def page(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
+    """The code of docs/distributed.md."""
+    text = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    yield "page", (names["report"], names["frozen"])
+
+
+CASES = (live, frozen, ddp, page, absent, confused, resumed, sharded)
+SLOW = (ddp, page, sharded)
 
 
 def error_of(call: Callable[[], Any]) -> str:

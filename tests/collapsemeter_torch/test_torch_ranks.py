@@ -145,6 +145,16 @@ def check_ddp(results):
     assert report.provenance["rows"] == on_ranks.PADDED
 
 
+def test_the_page_says_what_happens(two):
+    for result in two:
+        report, frozen = result["page"]
+        assert report.provenance["rows"] == 102  # with the one that the sampler repeats
+        assert frozen.provenance["rows"] == 101
+        assert frozen.provenance["repeated_rows"] == 1
+        assert frozen.provenance["ranks"] == "2 ranks, merged"
+        assert frozen.final["nc3_self_duality"] == two[0]["page"][1].final["nc3_self_duality"]
+
+
 def test_a_rank_that_does_not_come_is_named(results):
     ranks = ", ".join(map(str, range(1, len(results))))
     plural = "s" * (len(results) > 2)
