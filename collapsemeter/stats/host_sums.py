@@ -183,26 +183,26 @@ def _add_tile(
     """Write the residuals of a tile and add its class sums; leave zeros for rows that do not count, and say which do."""
     counted = np.ones(len(labels), bool)
     parts = list(row_blocks(len(tile), tile.shape[1], TILE_ENTRIES))
-    if labels[0] == labels[-1]:
-        classes, indicator = labels[:1], np.ones((1, len(labels)))
-    else:
+    classes, single = labels[:1], labels[0] == labels[-1]
+    indicator = np.ones((1, len(labels)))
+    if not single:
         classes = labels[_starts(labels)]
         indicator = (classes[:, None] == labels).astype(np.float64)
     for part in parts:
         _take(rows, places[part], tile[part])
-    if not unset.isdisjoint(classes.tolist()):
+    if unset and not unset.isdisjoint(classes.tolist()):
         new = np.array([label in unset for label in classes.tolist()])
         unset.difference_update(classes.tolist())
         _set_means(sums, tile, classes[new], indicator[new])
+    into: Any = classes[0] if single else classes  # a view is faster to add to
+    weights = indicator[0] if single else indicator
     for part in parts:
         residuals, of = tile[part], labels[part]
-        residuals -= (
-            sums.shift[classes[0]] if len(classes) == 1 else np.take(sums.shift, of, axis=0)
-        )
+        residuals -= sums.shift[into] if single else np.take(sums.shift, of, axis=0)
         norms = np.vecdot(residuals, residuals)
         if np.isfinite(norms.sum()):
-            sums.sums[classes] += indicator[:, part] @ residuals
-            sums.squares[classes] += indicator[:, part] @ norms
+            sums.sums[into] += weights[..., part] @ residuals
+            sums.squares[into] += weights[..., part] @ norms
         else:  # a value is not finite, or only a square is not
             counted[part] = _finite(rows[places[part]])
             _add_carefully(sums, residuals, of, norms, counted[part], propagate)
@@ -224,11 +224,15 @@ def _set_means(sums: Sums, tile: Floats, classes: Ints, indicator: Floats) -> No
 
 def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:
     """Copy rows of any dtype; those of float64 without an array between."""
-    if rows.dtype == out.dtype and rows.flags.c_contiguous:  # `take` copies others as a whole
+    contiguous = rows.flags.c_contiguous  # `take` copies others as a whole
+    if contiguous and rows.dtype == out.dtype:
         np.take(rows, places, axis=0, out=out, mode="clip")
         return
     for part in row_blocks(len(places), rows.shape[1], COPIED_ENTRIES):
-        out[part] = widened(rows[places[part]])
+        if contiguous:
+            out[part] = widened(np.take(rows, places[part], axis=0))
+        else:
+            out[part] = widened(rows[places[part]])
 
 
 def _add_carefully(
