@@ -5,8 +5,10 @@ Each rank sees its part of one data set, so that one process that sees all of it
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -160,6 +162,11 @@ def ddp(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
     if rank == 0:
         x, y = data(PADDED)
         yield "rank 0 observes", meter.observe([(x, y)], progress=False)
+    buffers = [buffer.clone() for buffer in inner.buffers()]
+    rows = TensorDataset(*data(PADDED))
+    loader = DataLoader(rows, 5, sampler=DistributedSampler(rows, shuffle=False))
+    yield "all observe", meter.observe(loader, progress=False)
+    yield "buffers", all(map(torch.equal, buffers, inner.buffers()))
 
 
 def absent(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
@@ -305,8 +312,18 @@ def page(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
     yield "page", (names["report"], names["frozen"])
 
 
-CASES = (live, frozen, ddp, page, absent, confused, resumed, sharded)
+def killed(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
+    """The last rank dies, and the others ask."""
+    meter = live_meter(taking_turns(rank, ranks))
+    meter.compute()
+    if rank == ranks - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield "killed", error_of(lambda: meter.compute(timeout=1))
+
+
+CASES = (live, frozen, ddp, page, absent, confused, resumed, sharded, killed)
 SLOW = (ddp, page, sharded)
+ALONE = (sharded, killed)  # by themselves
 
 
 def error_of(call: Callable[[], Any]) -> str:
@@ -336,7 +353,8 @@ def main(folder: Path, names: list[str]) -> None:
         if case.__name__ in names or not names:
             results |= case(rank, ranks)
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(results))
-    distributed.destroy_process_group()
+    if "killed" not in names:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,14 +27,14 @@ PROVENANCE = ("rows", "classes_present", "ignored_rows", "nonfinite_rows", "nc4_
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Run every case on two processes."""
-    cases = [case.__name__ for case in on_ranks.CASES if case is not on_ranks.sharded]
+    cases = [case.__name__ for case in on_ranks.CASES if case not in on_ranks.ALONE]
     return run(2, tmp_path_factory.mktemp("two"), *cases)
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     """Run every case on three, but those whose libraries take seconds to import."""
-    cases = [case.__name__ for case in on_ranks.CASES if case not in on_ranks.SLOW]
+    cases = [case.__name__ for case in on_ranks.CASES if case not in on_ranks.SLOW + on_ranks.ALONE]
     return run(3, tmp_path_factory.mktemp("three"), *cases)
 
 
@@ -143,6 +145,9 @@ def check_ddp(results):
             np.testing.assert_allclose(layer[metric], reference[metric], rtol=LIVE)
     report = results[0]["rank 0 observes"]  # the others are elsewhere, and DDP would wait for them
     assert report.provenance["rows"] == on_ranks.PADDED
+    for result in results:
+        assert_same(result["all observe"], report, LIVE)
+        assert result["buffers"]
 
 
 def test_the_page_says_what_happens(two):
@@ -234,3 +239,26 @@ def test_sharded_networks_report_what_one_process_would(ranks, tmp_path):
             local = result[f"{kind}, local"]
             assert local["2"].reasons["nc3_self_duality"] == "sharded_head"
             assert "not merged" in local.provenance["ranks"]
+
+
+@pytest.mark.nightly
+def test_a_rank_that_was_killed_is_named(tmp_path):
+    """Without the agent of torchrun, which ends the other ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "3",
+    }
+    command = [sys.executable, on_ranks.__file__, str(tmp_path), "killed"]
+    processes = [
+        subprocess.Popen(command, env=environment | {"RANK": str(rank)}) for rank in range(3)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0, -signal.SIGKILL]
+    for rank in range(2):
+        said = pickle.loads((tmp_path / f"{rank}.pickle").read_bytes())["killed"]
+        assert said.startswith("TimeoutError: compute() of meter ")
+        assert "waited 1 seconds for rank 2 (rank 2 was last in compute()" in said
+        assert "sync=False" in said
