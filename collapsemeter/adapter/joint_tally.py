@@ -23,17 +23,23 @@ class JointTally(Tally):
     joint : ClassMoments
     sample_size : int or None
         Slots of the row sample; None where all rows are kept.
+    slots : (K,) array or None
+        The slot of each row, by the seed of its own process.
     """
 
     joint: ClassMoments
     sample_size: int | None
+    slots: Array | None
 
     @classmethod
     def of(cls, tally: Tally, phase: Phase, sample_size: int | None) -> JointTally:
         """Finalise what one process counted."""
         parts = {part.name: getattr(tally, part.name) for part in fields(Tally)}
         parts["sums"] = _counters([tally.sums])
-        return cls(**parts, joint=tally.moments(phase), sample_size=sample_size)
+        slots = None
+        if sample_size is not None:
+            slots = reservoir_slots(tally.ids, sample_size, tally.seed)
+        return cls(**parts, joint=tally.moments(phase), sample_size=sample_size, slots=slots)
 
     def moments(self, phase: Phase) -> ClassMoments:
         """Return the joint moments."""
@@ -45,40 +51,41 @@ class JointTally(Tally):
         A row's number says which slot it takes, and of rows of one slot the last stays.
         """
         joint = self.joint.merge(other.joint, numbered_apart=True)
-        columns = [
-            np.concatenate([getattr(part, name) for part in (self, other)])
+        parts = (self, other)
+        columns = {
+            name: np.concatenate([getattr(part, name) for part in parts])
             for name in ("ids", "rows", "labels")
-        ]
-        stays = self._stays(other, columns[0])
-        ids, rows, labels = (column[stays] for column in columns)
+        }
+        slots = self._joint_slots(other)
+        stays = np.argsort(columns["ids"]) if slots is None else _last(slots, columns["ids"])
+        columns = {name: column[stays] for name, column in columns.items()}
         return JointTally(
-            sums=_counters([self.sums, other.sums]),
+            sums=_counters([part.sums for part in parts]),
             feature_dtype=joint.feature_dtype,
-            rows=rows,
-            labels=labels,
-            ids=ids,
-            decided=_decided(self, other, ids),
+            **columns,
+            decided=_decided(self, other, columns["ids"]),
             seed=self.seed,
             joint=joint,
             sample_size=self.sample_size,
+            slots=None if slots is None else slots[stays],
         )
 
-    def _stays(self, other: JointTally, ids: Array) -> Array:
-        """Return the places of the rows that stay in the sample."""
-        if self.sample_size is None or other.sample_size is None:
-            return np.argsort(ids)
+    def _joint_slots(self, other: JointTally) -> Array | None:
+        if self.slots is None or other.slots is None:
+            return None
         if self.sample_size != other.sample_size:
             raise ValueError(
                 f"row samples of {self.sample_size} and of {other.sample_size} rows do not merge: pass "
                 "the same sample_rows= and memory= on every rank"
             )
-        slots = np.concatenate(
-            [reservoir_slots(part.ids, self.sample_size, part.seed) for part in (self, other)]
-        )
-        order = np.lexsort((ids, slots))
-        ends = np.append(slots[order][1:] != slots[order][:-1], True)
-        last: Array = order[ends]
-        return last
+        return np.concatenate([self.slots, other.slots])
+
+
+def _last(slots: Array, ids: Array) -> Array:
+    """Return the places of the last row of each slot."""
+    order = np.lexsort((ids, slots))
+    last: Array = order[np.append(slots[order][1:] != slots[order][:-1], True)]
+    return last
 
 
 def evened(tally: Tally, sample_size: int | None, rows: Sequence[int]) -> Tally:

@@ -63,6 +63,21 @@ def test_the_sample_is_that_of_one_process(ranks, rows):
     assert evened(joint, 64, [rows // ranks] * ranks) is joint
 
 
+def test_processes_may_have_seeds_of_their_own():
+    """Of the rows that processes drew for one slot the last stays, each by its own seed."""
+    numbers, size = np.arange(1200), 64
+    parts = [tally(numbers[rank::3], size, seed=rank) for rank in range(3)]
+    slots: dict[int, int] = {}
+    for part in parts:
+        for number in part.ids:
+            slot = int(reservoir_slots(np.array([number]), size, part.seed)[0])
+            slots[slot] = max(slots.get(slot, -1), int(number))
+    joint = functools.reduce(JointTally.merge, parts)
+    assert sorted(joint.ids) == sorted(slots.values())
+    again = functools.reduce(JointTally.merge, reversed(parts))
+    assert sorted(again.ids) == sorted(slots.values())
+
+
 def test_samples_of_two_sizes_do_not_merge():
     with pytest.raises(
         ValueError, match=r"row samples of 8 and of 16 rows do not merge: .*memory="
