@@ -118,7 +118,7 @@ class CollapseCallback(Callback):
     ) -> None:
         """Expect the forward of this batch."""
         if not trainer.sanity_checking:
-            self._begin(_name("val", trainer.val_dataloaders, dataloader_idx), module, batch)
+            self._evaluate("val", trainer.val_dataloaders, dataloader_idx, module, batch, batch_idx)
 
     def on_validation_batch_end(self, *unused: Any, **also: Any) -> None:
         """Count the batch."""
@@ -128,7 +128,7 @@ class CollapseCallback(Callback):
         self, trainer: Any, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Expect the forward of this batch."""
-        self._begin(_name("test", trainer.test_dataloaders, dataloader_idx), module, batch)
+        self._evaluate("test", trainer.test_dataloaders, dataloader_idx, module, batch, batch_idx)
 
     def on_test_batch_end(self, *unused: Any, **also: Any) -> None:
         """Count the batch."""
@@ -172,6 +172,16 @@ class CollapseCallback(Callback):
 
     # What becomes of it
 
+    def _evaluate(
+        self, kind: str, loaders: Any, index: int, module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        several = list(loaders.values()) if isinstance(loaders, dict) else loaders
+        several = several if isinstance(several, list | tuple) else [several]
+        name = f"{kind}_{index}" if len(several) > 1 else kind
+        if batch_idx == 0:
+            self._streams[name].restart(several[index])
+        self._begin(name, module, batch)
+
     def _begin(self, name: str, module: Any, batch: Any) -> None:
         self._end()  # a batch whose end never came
         stream = self._streams[name]
@@ -209,11 +219,6 @@ def _named(module: nn.Module, name: str) -> nn.Module:
             f"model={name!r}: the LightningModule has no such module"
             f"{did_you_mean(name, [name for name, _ in module.named_modules()])}"
         ) from None
-
-
-def _name(kind: str, loaders: Any, index: int) -> str:
-    several = isinstance(loaders, list | tuple | dict) and len(loaders) > 1
-    return f"{kind}_{index}" if several else kind
 
 
 class _Arriving:

@@ -8,17 +8,20 @@ from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import torch
 from torch import nn
 
 from collapsemeter import CollapseReport
 from collapsemeter.report.report import TABLE
 from collapsemeter.report.tags import chosen_metrics
 from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.sums import IGNORE_INDEX
 from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.warning import warn
 
 from .batch import Batch
 from .hooks import KeywordLabelsPreHook
+from .spread import Spread, spread_of
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
@@ -107,6 +110,8 @@ class Stream:
         self._model: weakref.ref[nn.Module] | None = None
         self._state: dict[str, Any] | None = None  # of a checkpoint, until the model is known
         self._problems: list[str] = []
+        self._spread: Spread | None = None
+        self._seen = 0  # rows of this rank
 
     @property
     def strict(self) -> bool:
@@ -131,7 +136,25 @@ class Stream:
 
     def batch(self, model: nn.Module, labels: Callable[[], Any]) -> GuardedBatch:
         """Return the block in which the model's first forward is counted for these labels."""
-        return GuardedBatch(self, lambda: self.watch(model).batch(labels()))
+        return GuardedBatch(self, lambda: self.watch(model).batch(self._fresh(labels())))
+
+    def _fresh(self, labels: Any) -> Any:
+        """Take the labels off rows that a loader repeats so that every rank has as many."""
+        if self._spread is None:
+            return labels
+        rows = len(labels)
+        fresh = self._spread.fresh(self._seen, rows)
+        self._seen += rows
+        if fresh == rows:
+            return labels
+        labels = torch.as_tensor(labels).clone()
+        labels[fresh:] = self.ignore_index
+        return labels
+
+    @property
+    def ignore_index(self) -> int:
+        """The label of rows that are left out."""
+        return int(self.options.get("ignore_index", IGNORE_INDEX))
 
     def fails(self, error: Exception) -> None:
         """Say once what went wrong; the training goes on."""
@@ -157,8 +180,9 @@ class Stream:
         self.reports.append(Entry(step, report))
         return report
 
-    def restart(self) -> None:
-        """Forget what was counted."""
+    def restart(self, loader: Any = None) -> None:
+        """Forget what was counted; of a loader that is spread over ranks each row is counted once."""
+        self._spread, self._seen = spread_of(loader), 0
         if self.meter is not None:
             self.meter.reset()
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from collapsemeter.report.report import TABLE
-from collapsemeter.stats.sums import IGNORE_INDEX
 
 from .callers import trainer_among_callers
 from .hooks import next_token
@@ -178,7 +177,7 @@ class CollapseCallback(TrainerCallback):
         def measured_loop(*args: Any, **kwargs: Any) -> Any:
             name = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
             self._evaluating, before = name, self._evaluating
-            self._streams[name].restart()
+            self._streams[name].restart(kwargs.get("dataloader", args[0] if args else None))
             try:
                 output = evaluation_loop(*args, **kwargs)
                 output.metrics.update(self._evaluated(name, trainer))
@@ -192,9 +191,10 @@ class CollapseCallback(TrainerCallback):
         name = self._evaluating or "train"
         stream = self._streams[name]
 
-        ignored = stream.options.get("ignore_index", IGNORE_INDEX)
         labels = partial(chosen_labels, inputs, self.labels)
-        return stream.batch(model, lambda: next_token(innermost(model), labels(), ignored))
+        return stream.batch(
+            model, lambda: next_token(innermost(model), labels(), stream.ignore_index)
+        )
 
     def _evaluated(self, name: str, trainer: Trainer) -> Mapping[str, float]:
         """Return the metrics of an evaluation, with NaN for one that is monitored and undefined."""

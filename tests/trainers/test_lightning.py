@@ -219,7 +219,7 @@ def test_a_run_goes_on_from_a_checkpoint_within_an_epoch(tmp_path: Path) -> None
     assert second.provenance["last_step"] == 9
 
 
-def test_a_network_that_is_named_and_a_compiled_one(tmp_path: Path) -> None:
+def test_a_network_that_is_named(tmp_path: Path) -> None:
     class Two(Base):
         def __init__(self) -> None:
             super().__init__()
@@ -235,6 +235,9 @@ def test_a_network_that_is_named_and_a_compiled_one(tmp_path: Path) -> None:
     fitted(tmp_path, module, [callback])
     assert [r.provenance["rows"] for _, r in callback.reports["train"]] == [ROWS, ROWS]
 
+
+@pytest.mark.nightly
+def test_a_compiled_network(tmp_path: Path) -> None:
     callback, module = CollapseCallback(verbose=False), Base()
     module.net = torch.compile(module.net, backend="aot_eager")
     fitted(tmp_path, module, [callback], max_epochs=1)

@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 def row(meter: Any, live: CollapseReport, frozen: CollapseReport) -> dict[str, Any]:
-    """Return what is reviewed of a network: layers in their order, head or why there is none, classes, message."""
+    """Return what is reviewed of a network: layers in their order, head or why there is none, classes, MiB."""
     selection, message = meter.selection, meter.describe()
     memory = re.search(r"memory: ([\d.e+]+) MiB", message)
     lines = message.splitlines()
@@ -29,7 +29,6 @@ def row(meter: Any, live: CollapseReport, frozen: CollapseReport) -> dict[str, A
         "layers": list(selection.layers),
         "head": selection.head or f"none: {selection.no_head}",
         "classes": live.provenance["classes"],
-        "message": [len(lines), len(message)],
         "MiB": None if memory is None else float(memory[1]),
     }
 
