@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from collapsemeter.activations import Writer
@@ -20,6 +18,7 @@ from collapsemeter.adapter.settings import Settings
 
 from .batch import Batch, Scope
 from .compiled import eager
+from .data_parallel import alone
 from .hooks import next_token
 from .namespace import device_of
 from .sharding import is_sharded
@@ -87,33 +86,6 @@ def frozen_pass(
         for module, training in modes.items():
             module.training = training
     return store
-
-
-def alone(model: nn.Module) -> nn.Module:
-    """Return a model without the wrapper that waits for other processes in its forward."""
-    wrapper = _data_parallel(model)
-    return model if wrapper is None else wrapper.module
-
-
-def _data_parallel(model: nn.Module) -> DistributedDataParallel | None:
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, DistributedDataParallel) else None
-
-
-@contextlib.contextmanager
-def buffers_of_rank_0(model: nn.Module) -> Iterator[None]:
-    """Let every rank have the batch statistics of rank 0, as the forward of the wrapper would."""
-    wrapper = _data_parallel(model)
-    shares = wrapper is not None and wrapper.broadcast_buffers
-    buffers = list(wrapper.module.buffers()) if wrapper is not None and shares else []
-    own = [buffer.clone() for buffer in buffers]
-    for buffer in buffers:
-        distributed.broadcast(buffer, 0)
-    try:
-        yield
-    finally:
-        for buffer, saved in zip(buffers, own, strict=True):
-            buffer.copy_(saved)
 
 
 def show_mask(recorder: Recorder, kwargs: Mapping[str, Any]) -> None:

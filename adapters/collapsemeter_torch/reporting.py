@@ -21,7 +21,7 @@ from collapsemeter.system.warning import warn
 
 from . import compiled
 from .counts import Call, Counts, check_ranks, counts_for, counts_of, first_that_knows, joint
-from .frozen import buffers_of_rank_0
+from .data_parallel import buffers_of_rank_0
 from .namespace import device_of
 from .ranks import Ranks, on_device, this_rank
 from .sharding import is_sharded, twins
