@@ -244,3 +244,17 @@ def test_the_standard_error_of_one_direction_and_of_many():
         # At most that of one direction, at least that of r alike.
         assert math.sqrt(2 / 512 / r) * T <= standard_error(P) <= math.sqrt(2 / 512) * T * 1.000001
     assert standard_error(np.zeros((4, 2))) == 0
+
+
+def test_the_standard_error_is_the_spread_over_the_hashes():
+    rng = np.random.default_rng(0)
+    rows, size, sketches = rng.normal(size=(300, 3)) * [1.0, 0.3, 0.1], 64, 600
+    squares, errors = [], []
+    for _ in range(sketches):
+        projected = np.zeros((size, 3))
+        signs = rng.choice([-1.0, 1.0], (300, 1))
+        np.add.at(projected, rng.integers(0, size, 300), signs * rows)
+        squares.append((projected**2).sum())
+        errors.append(standard_error(projected))
+    # The standard deviation of so many values is known to 3 %.
+    assert np.mean(errors) == pytest.approx(np.std(squares), rel=0.12)

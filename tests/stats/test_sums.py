@@ -243,3 +243,11 @@ def test_rows_of_zeros_and_a_dead_class_are_in_range():
     assert cm.measure(stream(rows, labels, 2, xp, np.float32))["nc1_trace_ratio"] > 0
     ones = cm.measure(stream(1e-30 * rows[:2], labels[:2], 2, xp, np.float32, kind="trace"))
     assert ones["nc1_trace_ratio"] == 0  # of one row a class, as at any scale
+
+
+def test_squares_that_float32_cannot_hold_leave_no_spread_of_two_rows_and_none_of_one():
+    rows = np.array([[1e-25, 2e-25], [1.5e-25, 2e-25], [3e-25, 0.0]])
+    state = sums.init(3, 2, "trace", np.float32)
+    state = sums.update(state, rows, np.array([0, 0, 1]), Numpy(np.float32))
+    found = cm.ClassMoments.from_sums(state, "float32", "live")
+    np.testing.assert_array_equal(found.traces, [np.nan, 0.0, 0.0])
