@@ -13,6 +13,13 @@ from . import wandb_runs
 from .base import GuardedSink
 from .scalars import Scalars
 
+# Methods that take one value at a time.
+_OF_ONE: dict[str, Callable[[Any, str, float, int], object]] = {
+    "track": lambda track, tag, value, step: track(value, name=tag, step=step),
+    "report_scalar": lambda report, tag, value, step: report(*tag.split("/", 1), value, step),
+    "__getitem__": lambda get, tag, value, step: get(tag).append(value, step=step),
+}
+
 
 class LoggerSink(GuardedSink):
     """Hand the scalars of each report to a logger, or the report itself to a callable.
@@ -22,6 +29,9 @@ class LoggerSink(GuardedSink):
     =============================  =========================================================
     ``log_metrics(metrics, step)`` ``log_metrics(scalars, step=step)``: Lightning, MLflow, Comet
     ``write_scalars``              ``write_scalars(step, scalars)``: CLU
+    ``track``                      ``track(value, name=tag, step=step)`` for each: Aim
+    ``report_scalar``              ``report_scalar(metric, layer, value, step)`` for each: ClearML
+    ``[tag].append``               ``logger[tag].append(value, step=step)`` for each: Neptune
     ``log``, ``define_metric``     `wandb_runs.log`: W&B, under a step metric of its own
     ``log`` that takes a step      ``log(scalars, step=step)``: trackers of Accelerate, and others
     ``log`` that takes none        ``log(scalars)``: the Hugging Face Trainer has its own step
@@ -73,7 +83,10 @@ class LoggerSink(GuardedSink):
             return
         # Looked up at each write: some modules replace their functions once a run begins.
         method = getattr(logger, name)
-        if name == "write_scalars":
+        if name in _OF_ONE:
+            for tag, value in scalars.items():
+                _OF_ONE[name](method, tag, value, step)
+        elif name == "write_scalars":
             method(step, scalars)
         elif takes(method, {}, step=0):
             method(scalars, step=step)
@@ -98,6 +111,12 @@ def _method(logger: Any) -> str | None:
         return "log_metrics"
     if _can(logger, "write_scalars", 0, {}):
         return "write_scalars"
+    if _can(logger, "track", 0.0, name="", step=0):
+        return "track"
+    if _can(logger, "report_scalar", "", "", 0.0, 0):
+        return "report_scalar"
+    if type(logger).__module__.partition(".")[0] == "neptune" and hasattr(logger, "__getitem__"):
+        return "__getitem__"
     if _can(logger, "log", {}, step=0) or _can(logger, "log", {}):
         return "log"
     if callable(logger) and not isinstance(logger, type) and takes(logger, 0, {}):
@@ -130,8 +149,8 @@ def _refusal(logger: Any) -> str:
     hint = ": pass its `logger`" if hasattr(logger, "logger") else ""
     return (
         f"{_called(logger)} cannot be written to{hint}; expected log_metrics(metrics, step=...), "
-        "write_scalars(step, scalars), log(metrics, step=...), log(metrics) or a callable of "
-        "(step, report)"
+        "write_scalars(step, scalars), track(value, name=..., step=...), report_scalar(title, series, value, "
+        "iteration), log(metrics, step=...), log(metrics) or a callable of (step, report)"
     )
 
 

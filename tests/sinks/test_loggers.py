@@ -75,6 +75,52 @@ class Clu:
         self.calls.append((dict(scalars), step))
 
 
+class Aim:
+    """aim.Run."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, dict[str, float]] = {}
+
+    @property
+    def calls(self) -> Calls:
+        return [(scalars, step) for step, scalars in self.values.items()]
+
+    def track(
+        self,
+        value: float,
+        name: str | None = None,
+        step: int | None = None,
+        epoch: int | None = None,
+        *,
+        context: Any = None,
+    ) -> None:
+        assert epoch is context is None
+        assert isinstance(step, int)
+        self.values.setdefault(step, {})[str(name)] = value
+
+
+class ClearML(Aim):
+    """clearml.Logger."""
+
+    track = None  # type: ignore[assignment]
+
+    def report_scalar(self, title: str, series: str, value: float, iteration: int) -> None:
+        self.values.setdefault(iteration, {})[f"{title}/{series}"] = value
+
+
+class Neptune(Aim):
+    """neptune.Run."""
+
+    track = None  # type: ignore[assignment]
+    __module__ = "neptune.metadata_containers.run"
+
+    def __getitem__(self, name: str) -> Any:
+        def append(value: float, *, step: int) -> None:
+            self.values.setdefault(step, {})[name] = value
+
+        return types.SimpleNamespace(append=append)
+
+
 def mlflow_module() -> Any:
     module = types.ModuleType("mlflow")
     calls: Calls = []
@@ -95,7 +141,17 @@ def mlflow_module() -> Any:
 
 @pytest.mark.parametrize(
     ("make", "step"),
-    [(Lightning, 7), (Comet, 7), (WandbRun, 7), (mlflow_module, 7), (Clu, 7), (Trainer, "own")],
+    [
+        (Lightning, 7),
+        (Comet, 7),
+        (WandbRun, 7),
+        (mlflow_module, 7),
+        (Clu, 7),
+        (Trainer, "own"),
+        (Aim, 7),
+        (ClearML, 7),
+        (Neptune, 7),
+    ],
 )
 def test_each_library_is_called_its_own_way(report: CollapseReport, make: Any, step: Any) -> None:
     logger = make()
@@ -133,7 +189,9 @@ def test_wandb_as_a_module_is_looked_up_at_each_write(report: CollapseReport) ->
     assert [step for _, step in run.calls] == [1]
 
 
-@pytest.mark.parametrize("make", [Lightning, Comet, Trainer, Clu, mlflow_module])
+@pytest.mark.parametrize(
+    "make", [Lightning, Comet, Trainer, Clu, mlflow_module, Aim, ClearML, Neptune]
+)
 def test_what_is_undefined_or_absent_is_a_gap_everywhere(
     undefined_report: CollapseReport, report: CollapseReport, make: Any
 ) -> None:
