@@ -12,16 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from collapsemeter.adapter.reduction import reduction_of
 
 from . import compiled
-from .hooks import (
-    FirstForwardHook,
-    HeadOutputHook,
-    KeywordLabelsHook,
-    KeywordLabelsPreHook,
-    LayerHook,
-    RootPreHook,
-    ScoresHook,
-    head_input_hook,
-)
+from .hooks import HeadOutputHook, LayerHook, ScoresHook, head_input_hook
+from .label_hooks import FirstForwardHook, KeywordLabelsHook, KeywordLabelsPreHook, RootPreHook
 from .layers import innermost
 
 if TYPE_CHECKING:
@@ -34,48 +26,51 @@ class Attachment:
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._root = model, innermost(model)
-        self._handles: list[RemovableHandle] = []
+        self.handles: list[RemovableHandle] = []
         self._first: list[RemovableHandle] = []  # until the first forward
         self.marked: list[compiled.Mark] = []
+        self.head_input: Callable[..., None] = _nothing
         self._finalizer: weakref.finalize[..., Any] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._handles)
+        return bool(self.handles)
 
     def attach(self, recorder: Recorder) -> None:
         """Put the hooks on the model; where they are there already, nothing happens."""
         if recorder.learnt is None:
             self._show_first_forward(recorder)
-        if self._handles:
+        if self.handles:
             return
-        model, root, handles = self._model, self._root, self._handles
-        handles += [
-            model.register_forward_pre_hook(KeywordLabelsPreHook(recorder), with_kwargs=True),
-            root.register_forward_pre_hook(RootPreHook(recorder)),
-        ]
+        model, root, handles = self._model, self._root, self.handles
+        bare = model is root  # one hook each does for what the user calls and for the network in it
+        before = KeywordLabelsPreHook(recorder, of_root=bare)
+        handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
+        if not bare:
+            handles.append(root.register_forward_pre_hook(RootPreHook(recorder)))
         # A meter that is dropped without `close` leaves no hook either.
         self._finalizer = weakref.finalize(recorder, _detach, handles, self.marked)
         if recorder.learnt is not None:
             self.watch(recorder, recorder.learnt)
-        handles += [
-            root.register_forward_hook(ScoresHook(recorder), always_call=True),
-            model.register_forward_hook(KeywordLabelsHook(recorder), always_call=True),
-        ]
+        scores = ScoresHook(recorder, closes=bare)
+        handles.append(root.register_forward_hook(scores, always_call=True))
+        if not bare:
+            after = KeywordLabelsHook(recorder)
+            handles.append(model.register_forward_hook(after, always_call=True))
 
     def watch(self, recorder: Recorder, learnt: Learnt) -> None:
         """Put the hooks on the layers, which are known now."""
-        if not self._handles:
+        if not self.handles:
             return
-        handles, selection = self._handles, learnt.selection
+        handles, selection = self.handles, learnt.selection
         asked = learnt.settings.reduction
         for name in selection.layers:
             hook = LayerHook(recorder, name, learnt.layouts.get(name), reduction_of(asked, name))
             handles.append(selection.modules[name].register_forward_hook(hook))
         head = selection.head_module
         if head is not None:
-            given = head_input_hook(recorder, learnt)
-            handles.append(head.register_forward_pre_hook(given, with_kwargs=True))
-            handles.append(head.register_forward_hook(HeadOutputHook(recorder)))
+            self.head_input = head_input_hook(recorder, learnt)
+            handles.append(head.register_forward_pre_hook(self.head_input, with_kwargs=True))
+            handles.append(head.register_forward_hook(HeadOutputHook(recorder, learnt)))
         while self._first:
             self._first.pop().remove()
         self.marked += compiled.mark([self._root, *selection.modules.values()])
@@ -98,7 +93,7 @@ class Attachment:
         if self._finalizer is not None:
             self._finalizer()
             self._finalizer = None
-        self._handles, self.marked = [], []
+        self.handles, self.marked = [], []
 
 
 class _FirstForward:
@@ -116,6 +111,10 @@ class _FirstForward:
         if model is not None and (recorder is None or recorder.learnt is not None):
             model._compiled_call_impl = self.run
         return self.run(*args, **kwargs)
+
+
+def _nothing(*unused: Any) -> None:
+    """In place of the hook of a head before it is known."""
 
 
 def _detach(handles: list[RemovableHandle], marked: list[compiled.Mark]) -> None:

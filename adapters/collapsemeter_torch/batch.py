@@ -19,7 +19,7 @@ from collapsemeter.system.warning import warn
 
 from .compiled import graphs_may_come
 from .label_tensors import are_classes, label_tensor, row_numbers
-from .namespace import device_of, products_are_reduced
+from .namespace import products_are_reduced
 from .store import HEAD_OUTPUT
 from .waiting import RowNumbers, joined, to_device
 
@@ -30,22 +30,7 @@ if TYPE_CHECKING:
 # The scope of each recorder in each thread, by the recorder's slot. A global: tensors that torch.compile
 # reaches through a module are constant in shape to it, and every batch size would be a graph of its own.
 # Not a ContextVar, which a compiled graph cannot read; other threads never set it.
-_SCOPES = threading.local()
-
-
-def current_scope(slot: str) -> Scope | LeftOut | None:
-    """The batch that is open in this thread."""
-    scope: Scope | LeftOut | None = getattr(_SCOPES, slot, None)
-    return scope
-
-
-def set_scope(slot: str, scope: Scope | LeftOut | None) -> None:
-    """Open a batch in this thread, or close it."""
-    if scope is not None:
-        setattr(_SCOPES, slot, scope)
-    elif hasattr(_SCOPES, slot):
-        delattr(_SCOPES, slot)
-
+SCOPES = threading.local()
 
 IN_EVAL_MODE = (
     "the model was in eval mode, or without gradients, whenever labels came: pass count_eval=True"
@@ -87,19 +72,22 @@ class Scope(LeftOut):
         super().__init__(anyway=anyway)
         self.store = store
         self.device_type = device.type
-        self.labels = to_device(labels, device)
-        self.flat_labels = self.labels.flatten()
+        self.on_cuda = device.type == "cuda"
+        self.labels = labels if device == labels.device else to_device(labels, device)
+        self.shape = labels.shape  # for eager hooks: a graph would guard its numbers
+        self.flat_labels = self.labels if labels.ndim == 1 else self.labels.flatten()
         self.mask = mask
         self.mask_seen: Any = None  # the attention mask that the model was given
         self.head_given: Any = None
         self.head_output: Any = None  # both until the model's end
-        self.timed: set[str] = set()  # layers counted outside of compiled graphs
+        self.unseen = False  # something was counted in a compiled graph
         self.first_row = store.next_row
-        rows = labels.numel()
+        self.rows = rows = labels.numel()
         numbers: RowNumbers = range(self.first_row, self.first_row + rows)
         if not complete:
             numbers, rows = row_numbers(labels, self.first_row, store.settings)
-        self.numbers = store.numbered(numbers)
+        alone = self.first_row and store.numbering.ranks == 1  # as it was found with the first row
+        self.numbers = numbers if alone else store.numbered(numbers)
         store.next_row = self.end_row = self.first_row + rows
         self.ready = graphs_may_come()
         if self.ready:
@@ -161,10 +149,10 @@ class Batch:
         self._recorder, self._store, self._anyway = recorder, store, anyway
         self.labels, self._mask = labels, mask
         self._complete = False  # every row is known to have a class
-        self._device = device_of(recorder.root)
         self._checked = False
         if labels is not None:
-            if recorder.knows_classes:
+            self._device = recorder.device()
+            if recorder.learnt is not None or recorder.knows_classes:
                 self._check_labels()
             else:  # the loop may write into them before the forward tells of classes
                 tensor = isinstance(labels, Tensor)
@@ -178,20 +166,20 @@ class Batch:
             return
         self._checked = True
         settings, labels, mask = self._store.settings, self.labels, self._mask
-        classes = settings.num_classes, settings.ignore_index
-        self._complete = are_classes(labels, *classes)
-        self.labels = (
-            labels.detach().clone()
-            if self._complete
-            else label_tensor(labels, *classes, self._device, mask)
-        )
-        self._mask = None if mask is None else to_device(torch.as_tensor(mask), self._device)
+        classes, ignored = settings.num_classes, settings.ignore_index
+        if are_classes(labels, classes, ignored):
+            self._complete, self.labels = True, labels.clone()
+        else:
+            self.labels = label_tensor(labels, classes, ignored, self._device, mask)
+        if mask is not None:
+            self._mask = to_device(torch.as_tensor(mask), self._device)
 
     def __enter__(self) -> None:
         started = perf_counter() - self._preparing
         recorder, store = self._recorder, self._store
-        recorder.close_stale()
-        outer = current_scope(recorder.slot)
+        if recorder.opened_by_hook:
+            recorder.close_stale()
+        outer = getattr(SCOPES, recorder.slot, None)
         if outer is not None:
             raise ValueError(
                 f"labels {_shape(self.labels)} arrive while labels "
@@ -202,20 +190,22 @@ class Batch:
             # While a network is studied no other thread may run it: one first batch at a time.
             self._alone = recorder.learning.acquire(timeout=_PATIENCE)
         store.clock.begin(started)
-        recorder.attach()
+        if recorder.learnt is None or not recorder.attachment.handles:
+            recorder.attach()
         if self.labels is None:
             self._begin(LeftOut(anyway=self._anyway))
         elif recorder.learnt is None:
             self._scope = FirstBatch(self, anyway=self._anyway)
-            set_scope(recorder.slot, self._scope)
+            setattr(SCOPES, recorder.slot, self._scope)
         else:
             self.open()
-        store.clock.spend_since(started)
+        store.clock.spent += perf_counter() - started
 
     def open(self) -> None:
         """Prepare what the hooks read."""
         store = self._store
-        self._check_labels()
+        if not self._checked:  # the classes are known only now
+            self._check_labels()
         with store.lock:
             scope = Scope(
                 store,
@@ -230,11 +220,10 @@ class Batch:
         self._begin(scope)
 
     def _begin(self, scope: Scope | LeftOut) -> None:
-        self._scope = scope
-        if not self._anyway and not self._recorder.is_training():
-            # The model may still be set to train inside the block: its own forward decides.
-            scope.counted = False
-        set_scope(self._recorder.slot, scope)
+        recorder, self._scope = self._recorder, scope
+        # The model may still be set to train inside the block: its own forward decides.
+        scope.counted = self._anyway or (recorder.root.training and torch.is_grad_enabled())
+        setattr(SCOPES, recorder.slot, scope)
 
     def __exit__(
         self,
@@ -258,28 +247,29 @@ class Batch:
     def _finish(self, failed: bool) -> None:
         started = perf_counter()
         recorder, store, scope = self._recorder, self._store, self._scope
-        set_scope(recorder.slot, None)
-        self._scope = None
         if scope is None:
             return
-        if isinstance(scope, FirstBatch):
+        self._scope = None
+        SCOPES.__dict__.pop(recorder.slot, None)
+        if type(scope) is FirstBatch:
             store.clock.leave()
             if not failed:
                 self._explain(scope)
             return
-        problem = scope.misfit or _problem_of_all(scope)
-        recorder.nothing = str(problem or ("" if scope.counted else IN_EVAL_MODE))
+        problem = scope.misfit or (_problem_of_all(scope) if scope.problems else None)
+        recorder.nothing = str(problem or IN_EVAL_MODE) if problem or not scope.counted else ""
         counted = scope.counted and problem is None and not failed
         with store.lock:
-            if isinstance(scope, Scope):
+            if type(scope) is Scope:
                 if counted:
-                    store.unpair(scope.problems)
+                    if scope.problems:
+                        store.unpair(scope.problems)
                     store.commit(scope)
                 else:
                     store.abort(scope)
             if counted and store is recorder.live:
                 recorder.next_step += 1
-        store.clock.spend_since(started)
+        store.clock.spent += perf_counter() - started
         if not counted:
             store.clock.leave()
         if failed:

@@ -117,25 +117,23 @@ class DeviceSums:
 
     def update(self, rows: Tensor, labels: Tensor, numbers: RowNumbers) -> None:
         """Add a batch, or let it wait: a row, a label and a row number for each; labels are ours."""
-        if not self.waiting.takes(len(rows)):
-            self._place(rows, labels, joined([numbers]))
+        waiting, size = self.waiting, rows.shape[0]
+        if not 0 < size <= waiting.most:
+            self._add_block(rows, labels, joined([numbers]))
             return
-        self.make_room(len(rows))
-        self.waiting.put(rows, labels, numbers)
-
-    def make_room(self, rows: int) -> bool:
-        """Add the batches that wait, if so many more rows cannot wait with them; whether they were added."""
-        full = self.waiting.takes(rows) and not self.waiting.fits(rows)
-        if full:
+        if waiting.count + size > waiting.room:
             self.flush()
-        return full
+        waiting.put(rows, labels, numbers)
 
     def flush(self) -> None:
         """Add the batches that waited."""
         if self.waiting.count:
-            kind = self.sample_rows.device.type  # the caller may well compute under autocast
-            with torch.no_grad(), torch.inference_mode(False), torch.autocast(kind, enabled=False):
-                self._place(*self.waiting.take())
+            self._add_block(*self.waiting.take())
+
+    def _add_block(self, rows: Tensor, labels: Tensor, numbers: npt.NDArray[np.int64]) -> None:
+        kind = rows.device.type  # the caller may well compute under autocast, or in inference mode
+        with torch.no_grad(), torch.inference_mode(False), torch.autocast(kind, enabled=False):
+            self._place(rows, labels, numbers)
 
     def _place(self, rows: Tensor, labels: Tensor, numbers: npt.NDArray[np.int64]) -> None:
         device = rows.device

@@ -19,7 +19,7 @@ from collapsemeter.adapter.settings import Settings
 from .batch import Batch, Scope
 from .compiled import eager
 from .data_parallel import alone
-from .hooks import next_token
+from .label_hooks import next_token
 from .namespace import device_of
 from .sharding import is_sharded
 from .spread import Spread

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -64,6 +64,11 @@ class Learnt:
                 if weight is None
                 else classifier(_host(weight), None if bias is None else _host(bias))
             )
+
+    @cached_property
+    def scores_are_rows(self) -> bool:
+        """Whether a tensor (B, C) that the model returns is the scores, one row for each decision."""
+        return self.asked == "auto" and not self.channels_first and self.selection.width is not None
 
     def saved(self) -> dict[str, Any]:
         """Return what `Learner.restored` needs, as plain values."""

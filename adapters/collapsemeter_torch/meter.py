@@ -32,7 +32,7 @@ from . import compiled
 from .attachment import Attachment
 from .batch import Batch
 from .frozen import Dump, as_arguments, frozen_pass, on_device
-from .hooks import CriterionHook
+from .label_hooks import CriterionHook
 from .learner import HeadOption, Learner, Learnt
 from .namespace import device_of
 from .recorder import Recorder

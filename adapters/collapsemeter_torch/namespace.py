@@ -106,8 +106,11 @@ class TorchNamespace:
     def add_class_products(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         num_classes, width, _ = total.shape
         if on_host(rows):  # no device to wait for: one small product for each class that is there
-            for label in labels.unique().tolist():
-                self.add_product(total[label], rows[labels == label])
+            rows = rows.index_select(0, labels.argsort())
+            counts: list[int] = labels.bincount(minlength=num_classes).tolist()
+            for scatter, of_class in zip(total, rows.split(counts), strict=True):
+                if len(of_class):
+                    self.add_product(scatter, of_class)
             return total
         spread = self.one_hot(labels, num_classes)[:, :, None] * rows[:, None, :]
         product = self.product(spread.flatten(1).t(), rows)
@@ -121,15 +124,16 @@ def worth_launching(rows: int, width: int) -> int:
 
 def device_of(model: nn.Module) -> torch.device:
     """Return where a model's first parameter is; the CPU where it has none."""
-    modules: list[nn.Module | None] = [model]  # every batch asks, and `parameters()` takes its time
-    while modules:
-        module = modules.pop()
-        if module is not None:
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    return parameter.device
-            modules.extend(reversed(module._modules.values()))
-    return torch.device("cpu")
+    parameter = next(iter(model.parameters()), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def first_parameters(model: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return those of the first module that has any, where they are looked up; none where there are none."""
+    for module in model.modules():
+        if any(parameter is not None for parameter in module._parameters.values()):
+            return module._parameters
+    return {}
 
 
 def on_host(x: Tensor) -> bool:

@@ -16,14 +16,14 @@ from collapsemeter.adapter.batches import require_labels
 from collapsemeter.adapter.budget import Budget
 
 from . import checkpoint
-from .batch import Batch, FirstBatch, LeftOut, Scope, current_scope
+from .batch import SCOPES, Batch, FirstBatch, LeftOut, Scope
 from .layers import innermost
-from .namespace import device_of
+from .namespace import device_of, first_parameters
 from .store import Store
 
 if TYPE_CHECKING:
     from .attachment import Attachment
-    from .hooks import LayerHook, ScoresHook
+    from .hooks import CountingHook
     from .learner import Learner, Learnt
 
 _NUMBERS = itertools.count()
@@ -45,6 +45,7 @@ class Recorder:
         announce: Callable[[Learnt], None],
     ) -> None:
         self.root, self.budget, self.count_eval = innermost(learner.model), budget, count_eval
+        self.limited = budget.limited  # some batches may be left out
         self.learnt: Learnt | None = None
         self.restored: Learnt | None = None  # what the meter of a loaded state knew
         self.resumed: dict[str, Any] | None = None  # a state that says nothing of the network
@@ -57,8 +58,11 @@ class Recorder:
         self.pending = PendingOutputs()
         self.waits_for_loss = False  # labels come with a loss module
         self.keyword_labels = True  # labels may come with a forward
-        self._learner, self._attachment, self._announce = learner, attachment, announce
+        self.attachment = attachment
+        self._learner, self._announce = learner, announce
+        self._first_parameters = first_parameters(self.root)
         self._local = threading.local()
+        self.opened_by_hook = False  # whether a batch of labels= was ever opened
         self.learning = threading.RLock()  # held while the first batch runs
 
     @property
@@ -68,11 +72,11 @@ class Recorder:
 
     def attach(self) -> None:
         """Put the hooks on the model; where they are there already, nothing happens."""
-        self._attachment.attach(self)
+        self.attachment.attach(self)
 
     def detach(self) -> None:
         """Take every hook off the model."""
-        self._attachment.detach()
+        self.attachment.detach()
 
     def learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Learnt:
         """Learn from the arguments of a forward what to watch, unless that is known."""
@@ -92,7 +96,7 @@ class Recorder:
             batch.expect()
         self.unseen.clear()
         self._announce(learnt)
-        self._attachment.watch(self, learnt)
+        self.attachment.watch(self, learnt)
         self.learnt = learnt  # last: from here on other threads count
         self.live.clock.skip_since(started)
         return learnt
@@ -110,7 +114,15 @@ class Recorder:
 
     def scope(self) -> Scope | LeftOut | None:
         """The batch that is open in this thread."""
-        return current_scope(self.slot)
+        scope: Scope | LeftOut | None = getattr(SCOPES, self.slot, None)
+        return scope
+
+    def device(self) -> torch.device:
+        """Where the model's first parameter is now."""
+        for parameter in self._first_parameters.values():
+            if parameter is not None:
+                return parameter.device
+        return device_of(self.root)
 
     def is_training(self) -> bool:
         """Whether a forward now would be a step of training."""
@@ -123,9 +135,10 @@ class Recorder:
 
     def batch(self, labels: Any, mask: Any = None) -> Batch:
         """Return the block for a live batch; of one that the budget leaves out nothing is looked at."""
-        if not self.takes_next():
+        if self.limited and not self.takes_next():
             return self.left_out()
-        require_labels(labels)
+        if type(labels) is not Tensor:
+            require_labels(labels)
         return Batch(self, self.live, labels, mask, anyway=self.count_eval)
 
     def left_out(self) -> Batch:
@@ -136,6 +149,7 @@ class Recorder:
         """Open a batch that a hook will close, see `close_by_hook`."""
         batch = self.batch(labels, mask)
         batch.__enter__()
+        self.opened_by_hook = True
         self._local.batch = batch
 
     def close_by_hook(self, *, failed: bool) -> None:
@@ -145,11 +159,18 @@ class Recorder:
             self._local.batch = None
             batch.finish(failed=failed)
 
+    def forward_ends(self, output: Any) -> None:
+        """Close the batch that a hook opened; a forward that raised has no output."""
+        try:
+            self.close_by_hook(failed=output is None)
+        except Exception as error:
+            self.live.degrade("labels=", error)
+
     def close_stale(self) -> None:
         """Close the batch of an interrupted forward, which never came to its end."""
         self.close_by_hook(failed=True)
 
-    def stash(self, hook: LayerHook | ScoresHook, output: Any) -> None:
+    def stash(self, hook: CountingHook, output: Any) -> None:
         """Keep what a layer gave, until the loss brings labels."""
         if torch.compiler.is_compiling():
             self.pending.refused = True
@@ -159,7 +180,7 @@ class Recorder:
                 self.pending.add(hook, output)
             else:
                 self.pending.left_out = True
-            self.live.clock.spend_since(started)
+            self.live.clock.spent += perf_counter() - started
 
     @property
     def known(self) -> Learnt | None:
@@ -212,16 +233,16 @@ class PendingOutputs:
 
     def clear(self) -> None:
         """Drop what waits."""
-        self.outputs: list[tuple[LayerHook | ScoresHook, Any]] = []
+        self.outputs: list[tuple[CountingHook, Any]] = []
         self.refused = False  # a compiled forward keeps no output
         self.left_out = False  # the budget left this forward out: nothing was kept of it
 
-    def add(self, hook: LayerHook | ScoresHook, output: Any) -> None:
+    def add(self, hook: CountingHook, output: Any) -> None:
         """Keep a copy of a layer's output."""
         copied = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), output)
         self.outputs.append((hook, copied))
 
-    def take(self) -> list[tuple[LayerHook | ScoresHook, Any]]:
+    def take(self) -> list[tuple[CountingHook, Any]]:
         """Return what waits, and wait for nothing more."""
         outputs, self.outputs, self.left_out = self.outputs, [], False
         return outputs

@@ -100,28 +100,34 @@ class Store:
         call = scope.calls.get(layer, 0)
         state = self.layers.get((layer, call))
         if state is None:
-            wide = self.wide and has_float64(rows.device)
-            kind, size = self._holding(layer, rows.shape[1])
-            state = DeviceSums(rows, self.settings, kind, size, wide=wide)
-            self.layers[layer, call] = state
+            with torch.inference_mode(False):
+                state = self._begin((layer, call), rows)
         if state.width != rows.shape[1]:
-            raise BatchError(layer, rows.shape, scope.labels.shape, _WIDTH)
+            raise BatchError(layer, rows.shape, scope.shape, _WIDTH)
         # Before the update: one that is cut short leaves rows missing, and so is noticed.
         scope.calls[layer] = call + 1
-        if torch.compiler.is_compiling():
-            hashes = self._hashes(scope) if state.kind == "sketch" else None
-            state.add(
-                rows,
-                scope.flat_labels,
-                scope.slots[state.sample_size],
-                scope.ids,
-                widen=scope.widen,
-                hashes=hashes,
-            )
-            return
         state.update(rows, scope.flat_labels, scope.numbers)
         if self.exact:
             self._keep(scope, (layer, call), rows)
+
+    def add_rows_in_graph(self, scope: Scope, layer: str, rows: Tensor) -> None:
+        """Do the same as part of a compiled graph, which is given all that it needs."""
+        call = scope.calls.get(layer, 0)
+        state = self.layers.get((layer, call))
+        if state is None:
+            state = self._begin((layer, call), rows)
+        if state.width != rows.shape[1]:
+            raise BatchError(layer, rows.shape, scope.labels.shape, _WIDTH)
+        scope.calls[layer] = call + 1
+        hashes = self._hashes(scope) if state.kind == "sketch" else None
+        slots = scope.slots[state.sample_size]
+        state.add(rows, scope.flat_labels, slots, scope.ids, widen=scope.widen, hashes=hashes)
+
+    def _begin(self, key: tuple[str, int], rows: Tensor) -> DeviceSums:
+        wide = self.wide and has_float64(rows.device)
+        kind, size = self._holding(key[0], rows.shape[1])
+        state = self.layers[key] = DeviceSums(rows, self.settings, kind, size, wide=wide)
+        return state
 
     def _holding(self, layer: str, width: int) -> tuple[ScatterKind, int]:
         """Return the scatter that a layer keeps, and how many rows for NC4."""
@@ -148,18 +154,22 @@ class Store:
             return self.settings.scatter == "sketch"
         return not self.layers or any(state.kind == "sketch" for state in self.layers.values())
 
-    def add_decisions(self, scope: Scope, decided: Tensor) -> None:
-        """Keep the network's own decisions on the sampled rows."""
+    def add_decisions_in_graph(self, scope: Scope, decided: Tensor) -> None:
+        """Keep the network's own decisions on the sampled rows, as part of a compiled graph."""
         call = scope.calls.get(HEAD_OUTPUT, 0)
         scope.calls[HEAD_OUTPUT] = call + 1
-        if torch.compiler.is_compiling():
-            for size, slots in scope.slots.items():
-                self._sampled_decisions(call, size, decided.device).add(decided, slots, scope.ids)
-            return
-        waiting = self.waiting.setdefault(call, WaitingDecisions())
-        if not waiting.fits(len(decided)):
+        for size, slots in scope.slots.items():
+            self._sampled_decisions(call, size, decided.device).add(decided, slots, scope.ids)
+
+    def add_decisions(self, scope: Scope, decided: Tensor) -> None:
+        """Keep the network's own decisions until some of them are sampled."""
+        call = scope.calls.get(HEAD_OUTPUT, 0)
+        scope.calls[HEAD_OUTPUT] = call + 1
+        waiting = self.waiting.get(call)
+        if waiting is None:
+            waiting = self.waiting[call] = WaitingDecisions()
+        if waiting.put(decided, scope.numbers):
             self.flush_decisions()
-        waiting.put(decided, scope.numbers)
         if self.exact:
             self._keep(scope, (HEAD_OUTPUT, call), decided)
 
@@ -219,10 +229,9 @@ class Store:
 
     def commit(self, scope: Scope) -> None:
         """Expect every layer to have seen these labels."""
-        self.expected_rows += scope.flat_labels.numel()
+        self.expected_rows += scope.rows
         self.batches += 1
-        if not scope.timed.issuperset(scope.calls):
-            self.clock.unseen = True
+        self.clock.unseen |= scope.unseen
 
     def abort(self, scope: Scope) -> None:
         """Remember which layers counted a batch that the others did not see to its end, if any."""

@@ -20,7 +20,7 @@ from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.warning import warn
 
 from .batch import Batch
-from .hooks import KeywordLabelsPreHook
+from .label_hooks import KeywordLabelsPreHook
 from .spread import Spread, spread_of
 
 if TYPE_CHECKING:

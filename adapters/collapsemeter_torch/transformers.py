@@ -13,7 +13,7 @@ import torch
 from collapsemeter.report.report import TABLE
 
 from .callers import trainer_among_callers
-from .hooks import next_token
+from .label_hooks import next_token
 from .layers import innermost
 from .meter import CollapseMeter
 from .streams import Entry, GuardedBatch, LogMetrics, Streams, chosen_labels

@@ -28,33 +28,30 @@ class WaitingRows:
     def __init__(self, width: int, on_device: bool = False) -> None:
         entries = MOST_ENTRIES_ON_DEVICE if on_device else MOST_ENTRIES
         self.room = min(MOST_ROWS, entries // width)
+        self.most = self.room // 2  # rows of a batch that waits: at least two make a block
         self.count = 0
         self._rows: Tensor | None = None
-        self._labels: list[Tensor] = []
-        self._numbers: list[RowNumbers] = []
-
-    def takes(self, rows: int) -> bool:
-        """Whether a batch is so small that at least two make a block."""
-        return 0 < rows <= self.room // 2
-
-    def fits(self, rows: int) -> bool:
-        """Whether there is room for so many more."""
-        return self.count + rows <= self.room
+        self._batches: list[tuple[Tensor, RowNumbers]] = []
 
     def put(self, rows: Tensor, labels: Tensor, numbers: RowNumbers) -> None:
         """Copy the rows of a batch, half-precision ones as float32; keep its labels and numbers."""
         if self._rows is None:
-            wide = torch.promote_types(rows.dtype, torch.float32)
-            self._rows = rows.new_empty(self.room, rows.shape[1], dtype=wide)
-        self._rows.narrow(0, self.count, len(rows)).copy_(rows)
-        self.count += len(rows)
-        self._labels.append(labels)
-        self._numbers.append(numbers)
+            self._rows = self._memory_for(rows)
+        size = rows.shape[0]
+        self._rows.narrow(0, self.count, size).copy_(rows)
+        self.count += size
+        self._batches.append((labels, numbers))
+
+    def _memory_for(self, rows: Tensor) -> Tensor:
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        with torch.inference_mode(False):
+            return rows.new_empty(self.room, rows.shape[1], dtype=wide)
 
     def held(self) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
         """Return what waits, which must be something; rows are a view of the memory."""
         assert self._rows is not None
-        return self._rows[: self.count], torch.cat(self._labels), joined(self._numbers)
+        labels, numbers = zip(*self._batches, strict=True)
+        return self._rows[: self.count], torch.cat(labels), joined(numbers)
 
     def take(self) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
         """Return what waits and start again in the same memory: use it before the next `put`."""
@@ -64,12 +61,13 @@ class WaitingRows:
 
     def clear(self) -> None:
         """Drop what waits."""
-        self.count, self._labels, self._numbers = 0, [], []
+        self.count, self._batches = 0, []
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
-        return sum(part.nbytes for part in (self._rows, *self._labels) if part is not None)
+        parts = (self._rows, *(labels for labels, _ in self._batches))
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 class WaitingDecisions:
@@ -78,31 +76,25 @@ class WaitingDecisions:
     def __init__(self) -> None:
         self.clear()
 
-    def fits(self, rows: int) -> bool:
-        """Whether there is room for so many more."""
-        batches = len(self._decided)
-        return not batches or (self._count + rows <= MOST_ROWS and batches < MOST_ROWS)
-
-    def put(self, decided: Tensor, numbers: RowNumbers) -> None:
-        """Keep the decisions of a batch, which nobody else writes into."""
-        self._decided.append(decided)
-        self._numbers.append(numbers)
-        self._count += len(decided)
+    def put(self, decided: Tensor, numbers: RowNumbers) -> bool:
+        """Keep the decisions of a batch, which nobody else writes into; whether there are many now."""
+        self._batches.append((decided, numbers))
+        self._count += 1 + decided.shape[0]  # many batches without rows are many, too
+        return self._count >= MOST_ROWS
 
     def take(self) -> tuple[Tensor, npt.NDArray[np.int64]]:
         """Return what waits, which must be something, and start again."""
-        decisions = torch.cat(self._decided), joined(self._numbers)
+        decided, numbers = zip(*self._batches, strict=True)
         self.clear()
-        return decisions
+        return torch.cat(decided), joined(numbers)
 
     def clear(self) -> None:
         """Drop what waits."""
         self._count = 0
-        self._decided: list[Tensor] = []
-        self._numbers: list[RowNumbers] = []
+        self._batches: list[tuple[Tensor, RowNumbers]] = []
 
     def __bool__(self) -> bool:
-        return bool(self._decided)
+        return bool(self._batches)
 
 
 class SampledDecisions:

@@ -78,7 +78,7 @@ class Clock:
         """Forget every step."""
         self.unseen = False  # something was counted where the host's clock cannot look
         self._began: float | None = None
-        self._spent = 0.0  # in the step under way
+        self.spent = 0.0  # in the step under way
         self._steps, self._all_spent = 0, 0.0
         self._rest = deque[float](maxlen=RECENT)
 
@@ -86,13 +86,13 @@ class Clock:
         """Begin a step at ``now`` (seconds of `time.perf_counter`), and so end the one before."""
         if self._began is not None:
             self._steps += 1
-            self._all_spent += self._spent
-            self._rest.append(now - self._began - self._spent)
-        self._began, self._spent = now, 0.0
+            self._all_spent += self.spent
+            self._rest.append(now - self._began - self.spent)
+        self._began, self.spent = now, 0.0
 
     def spend_since(self, started: float) -> None:
         """Add the time since ``started`` to the step under way."""
-        self._spent += perf_counter() - started
+        self.spent += perf_counter() - started
 
     def leave(self) -> None:
         """Take the batch that began last for none of a training step."""

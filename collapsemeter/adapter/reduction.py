@@ -210,20 +210,15 @@ def _reduced(
     how: str,
 ) -> Array:
     shape, axes = tuple(x.shape), len(x.shape)
-    if axes < 2:
-        raise BatchError(layer, shape, labels, _CHOOSE)
-    if axes == 2 and len(labels) < 2:
+    how = _settled(shape, labels, layer, layout, how)
+    if how == "rows":
         return x
-    if how == "auto":
-        how = _automatic(shape, labels, layer, layout)
-    if how == "mean_last" and axes > 3 and _channels_come_first(shape, layout):
-        how = "mean"  # asked for tokens, and this layer gives a map
     if how == "flatten":
         return ops.flat(x)
     if how == "tokens":
         return ops.rows(ops.channels_to_end(x) if _tokens_last(shape, labels, layout) else x)
     if how in ("mean", "mean_last") and (mask is None or axes != 3):
-        return ops.mean(x, tuple(range(2, axes) if how == "mean" else range(1, axes - 1)))
+        return ops.mean(x, _averaged(how, axes))
     if axes != 3:
         raise BatchError(layer, shape, labels, _CHOOSE)
     if how == "first":
@@ -235,6 +230,38 @@ def _reduced(
     if how == "last":
         return x[:, -1] if mask is None else ops.last(x, mask)
     return ops.masked_mean(x, mask)
+
+
+def mean_axes(
+    shape: Shape, labels: Shape, *, layer: str, layout: Layout | None, reduction: Reduction
+) -> tuple[int, ...] | None:
+    """Return over which axes `feature_rows` averages an output without a mask; () for one that is rows.
+
+    None where it does something else. Outputs of one shape are reduced alike, so that this is asked once.
+    """
+    if callable(reduction):
+        return None
+    how = _settled(shape, labels, layer, layout, reduction)
+    if how in ("mean", "mean_last"):
+        return _averaged(how, len(shape))
+    return () if how == "rows" else None
+
+
+def _settled(shape: Shape, labels: Shape, layer: str, layout: Layout | None, how: str) -> str:
+    """Return what a reduction means for a shape: "rows" where nothing is to be done."""
+    if len(shape) < 2:
+        raise BatchError(layer, shape, labels, _CHOOSE)
+    if len(shape) == 2 and len(labels) < 2:
+        return "rows"
+    if how == "auto":
+        how = _automatic(shape, labels, layer, layout)
+    if how == "mean_last" and len(shape) > 3 and _channels_come_first(shape, layout):
+        return "mean"  # asked for tokens, and this layer gives a map
+    return how
+
+
+def _averaged(how: str, axes: int) -> tuple[int, ...]:
+    return tuple(range(2, axes) if how == "mean" else range(1, axes - 1))
 
 
 def _automatic(shape: Shape, labels: Shape, layer: str, layout: Layout | None) -> Named:

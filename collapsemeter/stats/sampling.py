@@ -19,6 +19,7 @@ Wrap = Callable[[Array], Array]
 
 MASK = 0xFFFFFFFF
 _AHEAD = 1024  # row numbers of a block of draws; a batch lies in two of them
+_FACTORS = (0x7FEB352D, 0x2C1B3C6D, 0x297A2D39)
 _HALF = 0x10000
 _EVEN = 0.05  # probabilities that differ by less count as equal
 _APART = 0x51ED270B  # so that a row's bucket says nothing of its place in the row sample
@@ -37,7 +38,7 @@ def low_32_bits(values: Array) -> Array:
 def mixed(values: Array, wrap: Wrap = uint32) -> Array:
     """Return a 32-bit hash of 32-bit values, in uint32 or in int64 with ``wrap=low_32_bits``."""
     # By + - * // & alone, which every framework's integers have, and factors whose products fit int64.
-    for factor in (0x7FEB352D, 0x2C1B3C6D, 0x297A2D39):
+    for factor in _FACTORS:
         values = wrap(_folded(values, 16) * factor)
     return _folded(values, 15)
 
@@ -184,5 +185,15 @@ def _drawn(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
 @functools.lru_cache(maxsize=2)
 def _draws_of(block: int, seed: int) -> npt.NDArray[np.int64]:
     numbers = np.arange(block * _AHEAD, (block + 1) * _AHEAD).astype(np.uint32)
-    draws: npt.NDArray[np.int64] = drawn_slots(numbers, seed).astype(np.int64)
+    salt = np.uint32(mixed(seed & MASK, low_32_bits) >> 1)
+    fractions = _mixed_bits(_mixed_bits(numbers) + salt).astype(np.uint64)
+    slots = fractions * (numbers + np.uint32(1)).astype(np.uint64) >> np.uint64(32)
+    draws: npt.NDArray[np.int64] = slots.astype(np.int64)
     return draws
+
+
+def _mixed_bits(values: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Return `mixed` by bit operations, which NumPy has, in a quarter of the time."""
+    for factor in _FACTORS:
+        values = (values ^ (values >> np.uint32(16))) * np.uint32(factor)
+    return values ^ (values >> np.uint32(15))

@@ -84,7 +84,7 @@ def test_memory_is_bounded_at_any_width():
     assert WaitingRows(16).room == MOST_ROWS
     assert WaitingRows(65536).room * 65536 == MOST_ENTRIES
     assert WaitingRows(65536, on_device=True).room * 65536 == MOST_ENTRIES_ON_DEVICE
-    assert not WaitingRows(2 * MOST_ENTRIES).takes(1)
+    assert WaitingRows(2 * MOST_ENTRIES).most == 0
     gathered = WaitingRows(4)
     gathered.put(torch.ones(3, 4, dtype=torch.float16), torch.zeros(3).long(), range(3))
     assert gathered.nbytes == MOST_ROWS * 4 * 4 + 3 * 8

@@ -1,0 +1,40 @@
+"""What every hook is: small, and inert in copies of the model."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+
+def _inert(*args: Any, **kwargs: Any) -> None:
+    """What a copied or unpickled model has in place of a hook."""
+
+
+def _make_inert() -> Callable[..., None]:
+    return _inert
+
+
+def recomputing() -> bool:
+    """Whether a backward pass is running: this forward is activation checkpointing's second one."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class Hook:
+    """A hook that holds its recorder weakly, returns nothing, and is left out of copies."""
+
+    __slots__ = ("__weakref__", "recorder")
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = weakref.ref(recorder)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _inert
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _make_inert, ()

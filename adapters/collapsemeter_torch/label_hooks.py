@@ -1,0 +1,186 @@
+"""The hooks of the object that the user calls, and of the loss: labels that need no edit of the loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from .batch import IN_EVAL_MODE, SCOPES, FirstBatch, Scope
+from .callers import labels_taken
+from .inert import Hook, recomputing
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+
+def begin_forward(recorder: Recorder, module: nn.Module) -> None:
+    """Mark the start of a forward of the network itself."""
+    scope = recorder.scope()
+    if scope is None:
+        if recorder.waits_for_loss and is_compiling():
+            # A graph keeps no output until the loss brings labels.
+            recorder.pending.refused = True
+        return
+    if isinstance(scope, FirstBatch):
+        scope.compiled = scope.compiled or is_compiling()
+    if scope.done:
+        scope.again |= is_compiling() or not recomputing()
+    elif not scope.anyway:
+        scope.counted = module.training and torch.is_grad_enabled()
+
+
+class RootPreHook(Hook):
+    """Marks the start of a forward of a network that is inside of what the user calls."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, *unused: Any) -> None:
+        recorder = self.recorder()
+        if recorder is not None:
+            begin_forward(recorder, module)
+
+
+class KeywordLabelsPreHook(Hook):
+    """Shows the first forward to the meter, and opens a batch when ``labels=`` come and none is open.
+
+    ``of_root`` says that it is the network itself that the user calls.
+    """
+
+    __slots__ = ("of_root",)
+
+    def __init__(self, recorder: Recorder, *, of_root: bool) -> None:
+        super().__init__(recorder)
+        self.of_root = of_root
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        recorder = self.recorder()
+        if recorder is None:
+            return
+        if not is_compiling():
+            scope = getattr(SCOPES, recorder.slot, None)
+            if type(scope) is not Scope or recorder.opened_by_hook or recorder.waits_for_loss:
+                self._learn_and_begin(recorder, module, args, kwargs)
+            elif kwargs and not scope.done:
+                scope.mask_seen = kwargs.get("attention_mask")
+        if self.of_root:
+            begin_forward(recorder, module)
+
+    def _learn_and_begin(
+        self, recorder: Recorder, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        known = recorder.learnt is not None
+        self._begin(recorder, module, args, kwargs)
+        learnt = recorder.learnt
+        if not known and learnt is not None and learnt.selection.head_module is module:
+            # Hooks that come while a module's hooks run are not called: here the model is the head.
+            recorder.attachment.head_input(module, args, kwargs)
+
+    def _begin(
+        self, recorder: Recorder, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        recorder.pending.clear()  # what a forward without a loss left behind
+        recorder.close_stale()
+        labels = kwargs.get("labels") if recorder.keyword_labels else None
+        scope = recorder.scope()
+        if labels is None and scope is None and recorder.keyword_labels:
+            labels = labels_taken()
+        if labels is None or scope is not None:
+            recorder.forward_begins(args, kwargs)
+            scope = recorder.scope()
+            if isinstance(scope, Scope) and not scope.done:
+                scope.mask_seen = kwargs.get("attention_mask")
+            return
+        if not recorder.count_eval and not (module.training and torch.is_grad_enabled()):
+            recorder.nothing = IN_EVAL_MODE
+            return
+        try:
+            recorder.learn(args, kwargs)
+            if recorder.takes_next():
+                labels = next_token(recorder.root, labels, recorder.live.settings.ignore_index)
+            recorder.open_by_hook(labels, kwargs.get("attention_mask"))
+        except Exception as error:  # the loop was not edited for us: it must not notice us either
+            recorder.live.degrade("labels=", error)
+
+
+class FirstForwardHook(Hook):
+    """Shows the first forward of a compiled model to the meter of the model inside."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        recorder = self.recorder()
+        if recorder is not None and not is_compiling():
+            recorder.forward_begins(args, kwargs)
+
+
+class KeywordLabelsHook(Hook):
+    """Closes the batch that the pre-hook opened."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        recorder = self.recorder()
+        if recorder is not None and not is_compiling():
+            recorder.forward_ends(output)
+
+
+def next_token(root: nn.Module, labels: Any, ignore_index: int) -> Any:
+    """Shift the labels of a causal language model, whose position t predicts label t + 1."""
+    names = [cls.__name__ for cls in type(root).__mro__]
+    causal = any(word in name for name in names for word in ("CausalLM", "LMHead"))
+    if not causal or not isinstance(labels, Tensor) or labels.ndim != 2:
+        return labels
+    last = torch.full_like(labels[:, :1], ignore_index)
+    return torch.cat([labels[:, 1:], last], dim=1)
+
+
+class CriterionHook(Hook):
+    """Counts what waits when the loss module is called with the labels."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        recorder = self.recorder()
+        if recorder is None:
+            return
+        pending = recorder.pending
+        if pending.refused:
+            pending.clear()
+            raise RuntimeError(
+                "criterion= does not work under torch.compile, where activations are gone when the "
+                "labels come: use `with meter.batch(labels):` around the forward"
+            )
+        if pending.left_out and recorder.scope() is None:
+            pending.clear()
+            with recorder.left_out():
+                return
+        waiting = pending.take()
+        if not waiting:
+            return
+        labels = args[1] if len(args) > 1 else kwargs.get("target", kwargs.get("labels"))
+        if labels is None:
+            raise ValueError(
+                f"criterion {type(module).__name__} was called without labels as second argument or "
+                "target=: use `with meter.batch(labels):` instead"
+            )
+        logits = args[0] if args else kwargs.get("input")
+        if isinstance(logits, Tensor):
+            labels = of_one_logit(logits, labels)
+        try:
+            with recorder.batch(labels):
+                scope = recorder.scope()
+                if not isinstance(scope, Scope):
+                    return
+                for hook, output in waiting:
+                    hook.guarded(scope, output)
+        except ValueError as error:  # the loop was not edited for us: it must not notice us either
+            recorder.live.degrade("criterion=", error)
+
+
+def of_one_logit(logits: Tensor, labels: Any) -> Any:
+    """Return a binary loss's labels without their column: it takes both in one shape."""
+    alike = isinstance(labels, Tensor) and labels.shape == logits.shape
+    return labels[:, 0] if alike and logits.ndim > 1 and logits.shape[1] == 1 else labels
