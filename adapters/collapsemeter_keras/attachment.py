@@ -10,7 +10,8 @@ from typing import Any
 import keras
 
 from collapsemeter.adapter.budget import Budget, Clock
-from collapsemeter.adapter.memory import Holding, Memory, MemoryPlan, memory_plan
+from collapsemeter.adapter.costs import product_operations, products_note
+from collapsemeter.adapter.memory import MIB, Memory, MemoryPlan, budget_of, memory_plan
 from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import check_reduction
 from collapsemeter.adapter.selection import MAX_LAYERS, Selection
@@ -26,10 +27,12 @@ from .instrument import Instrument, renew_steps, synchronise
 from .layers import HeadChoice, Layers, select
 from .operations import BACKEND
 from .outputs import OutputChoice
-from .statistics import StreamSums, nbytes_of
+from .statistics import Holdings, StreamSums
 from .study import output_names, study
+from .variables import nbytes_of
+from .waiting import waiting_bytes
 
-_STREAMS = 2  # training and validation, which both have variables from the start
+_STREAMS = 2  # training and validation
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,14 @@ class Attachment:
         self.streams: dict[str, StreamSums] = {}
         self.probing: tuple[StreamSums, frozen.Step] | None = None
         self.attached = True
-        self.holdings: dict[str, Holding] = {}
+        self.holdings = Holdings()
         self.plan: MemoryPlan | None = None
+        self._memory = self._time = ""  # that counting takes, in words
+        self._forward = 0, 1  # operations for a row of the input, and its rows of scores
         self._said = False
         self._model = weakref.ref(model)
         self.outputs = OutputChoice(choices.scores, choices.labels, output_names(model))
-        self.instrument = Instrument(model, self._begin, self._count, self.learn)
+        self.instrument = Instrument(model, self._begin, self._count, self.prepare)
         try:
             self.learn()
         except Exception:
@@ -90,10 +95,34 @@ class Attachment:
         if self.selection is None:
             return
         if model.built and not self.streams["train"].layers:
-            self._find_shapes(model)
+            self._find_shapes(model, "train")
         if self.choices.verbose and not self._said:
             self._said = True
             say(self.describe())
+
+    def prepare(self, stream: str) -> None:
+        """Have what a step writes to among the model's metrics, before the step is made.
+
+        Statistics of validation are there only while it runs: `fit` without validation data holds none.
+        """
+        self.learn()
+        model, sums = self._model(), self.streams.get("validation")
+        if model is None or sums is None or not self.attached:
+            return
+        if stream == "train":
+            self.end_validation()
+            return
+        if not any(metric is sums for metric in model._metrics):
+            model._metrics.append(sums)
+        if model.built and not sums.layers:
+            self._find_shapes(model, "validation")
+
+    def end_validation(self) -> None:
+        """Leave the statistics of validation out of the steps that train."""
+        model = self._model()
+        if model is not None:
+            synchronise(model)  # while its list of metrics is that of the step's state
+            _remove(model, [sums for name, sums in self.streams.items() if name == "validation"])
 
     def _specs(self, model: keras.Model, inputs: Any) -> list[Any]:
         """Return what the model takes, in its likeliest dtype first; nothing where that is not known yet."""
@@ -114,6 +143,7 @@ class Attachment:
                 break
         if learnt is None:
             return
+        self._forward = learnt.operations, learnt.labels
         selection = select(model, learnt, choices.layers, choices.head, choices.max_layers)
         check_reduction(choices.options["reduction"], selection.watched)
         self.settings = Settings(selection.classes(choices.num_classes), **choices.options)
@@ -123,7 +153,7 @@ class Attachment:
         self.streams |= {"train": train, "validation": validation}
         self.counter = self._counter(self.streams, self.degraded, choices.strict, self.clock)
         self.instrument.watch(selection)
-        model._metrics.extend([train, validation])
+        model._metrics.append(train)
 
     def _counter(
         self,
@@ -137,11 +167,11 @@ class Attachment:
             self.selection, self.settings, self.outputs, streams, degraded, strict, clock
         )
 
-    def _find_shapes(self, model: keras.Model) -> None:
+    def _find_shapes(self, model: keras.Model, stream: str) -> None:
         error: Exception | None = None
         for specs in self._specs(model, None):
             try:
-                self._allocate([*self.streams.values()], specs)
+                self._allocate(self.streams[stream], specs)
             except frozen.ShapesUnknown as unknown:  # a model that looks its inputs up in a table
                 error = unknown
                 continue
@@ -156,26 +186,41 @@ class Attachment:
             of_shapes = isinstance(error, frozen.ShapesUnknown)
             self.counter.degrade("shapes" if of_shapes else "batch", error)
 
-    def _allocate(self, streams: Sequence[StreamSums], specs: Any) -> None:
-        """Make the variables of streams, within what all layers together may take."""
+    def _allocate(self, stream: StreamSums, specs: Any) -> None:
+        """Make the variables of a stream, within what all layers together may take."""
         model = self._model()
         assert model is not None
-        shapes = frozen.find_shapes(
-            model, self.instrument.stash, streams[0], specs, self.counter.rows
-        )
+        shapes = frozen.find_shapes(model, self.instrument.stash, stream, specs, self.counter.rows)
         widths = {name: width for (name, _), (width, _) in shapes.items()}
         if self.plan is None and widths and self.selection is not None:
-            self.plan = memory_plan(
-                {name: widths[name] for name in self.selection.watched if name in widths},
-                self.settings,
-                parameter_bytes=nbytes_of(model.weights),
-                memory=self.choices.memory,
-                copies=_STREAMS,
-            )
-            self.holdings.update(self.plan.holdings)
+            self._plan({name: widths[name] for name in self.selection.watched if name in widths})
         for key, (width, dtype) in shapes.items():
-            for stream in streams:
-                stream.allocate(key, width, dtype)
+            stream.allocate(key, width, dtype)
+        stream.let_wait()
+
+    def _plan(self, widths: Mapping[str, int]) -> None:
+        model = self._model()
+        assert model is not None
+        parameter_bytes = nbytes_of(model.weights)
+        memory = self.choices.memory
+        plan = self.plan = memory_plan(
+            widths, self.settings, parameter_bytes=parameter_bytes, memory=memory, copies=_STREAMS
+        )
+        # Batches wait in what is left.
+        left = max(0.0, budget_of(memory, parameter_bytes) - plan.nbytes) / _STREAMS
+        waiting = _STREAMS * waiting_bytes(sum(widths.values()), left)
+        self._memory = str(plan)
+        if waiting:
+            self._memory += f"; batches that wait take {waiting / MIB:.2g} MiB more"
+        self.holdings.layers, self.holdings.waiting_bytes = plan.holdings, left
+        forward, labels = self._forward
+        products = product_operations(
+            [(widths[name], held) for name, held in plan.holdings.items()],
+            labels,
+            # PyTorch adds the rows of each class alone, where they are on the host.
+            class_products=1 if BACKEND == "torch" else self.settings.num_classes,
+        )
+        self._time = products_note(forward, products, "every_batch={}")
 
     # Steps
 
@@ -214,7 +259,7 @@ class Attachment:
                 self.instrument.stash,
                 sums,
                 counter.count,
-                lambda stream, specs: self._allocate([stream], specs),
+                self._allocate,
             )
             self.probing = sums, step
             self.probe_counter = counter
@@ -237,7 +282,7 @@ class Attachment:
                 "collapsemeter has not seen what the model takes: it chooses layers at the first batch, or "
                 "pass example="
             )
-        notes = [] if self.plan is None else [str(self.plan)]
+        notes = [note for note in (self._memory, self._time) if note]
         return self.selection.describe(self.settings.num_classes, full=full, notes=notes)
 
     def leave(self) -> None:
@@ -251,8 +296,12 @@ class Attachment:
             synchronise(model)  # while its list of metrics is that of the step's state
         self.instrument.remove()
         if model is not None:
-            streams = [*self.streams.values()]
-            model._metrics[:] = [
-                metric for metric in model._metrics if not any(metric is sums for sums in streams)
-            ]
+            _remove(model, [*self.streams.values()])
             renew_steps(model)
+
+
+def _remove(model: keras.Model, streams: Sequence[StreamSums]) -> None:
+    """Take streams from a model's metrics."""
+    model._metrics[:] = [
+        metric for metric in model._metrics if not any(metric is sums for sums in streams)
+    ]

@@ -53,6 +53,10 @@ class EpochReports(keras.callbacks.Callback):
         """Whether the meter is on a model."""
         raise NotImplementedError
 
+    def _end_validation(self) -> None:
+        """Leave the statistics of validation out of the steps that train."""
+        raise NotImplementedError
+
     def _report(self, stream: str) -> CollapseReport:
         """Return the report of a stream."""
         raise NotImplementedError
@@ -76,6 +80,10 @@ class EpochReports(keras.callbacks.Callback):
         self._clear("validation")
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._report_validation()
+        self._end_validation()
+
+    def _report_validation(self) -> None:
         if not self._attached or (self._in_fit and self._epoch % self.every):
             return
         report = self._report_or_warn("validation")

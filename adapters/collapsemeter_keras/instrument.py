@@ -114,12 +114,12 @@ class BracketedStep:
 class Instrument:
     """Wrappers around the model's loss and its steps, and around the calls of the layers watched.
 
-    ``begin`` says what a step counts to; ``count`` adds a batch to it; ``prepare`` is called before the
-    model's steps are made.
+    ``begin`` says what a step counts to; ``count`` adds a batch to it; ``prepare`` is told
+    which of the model's steps is about to be made or run.
     """
 
     def __init__(
-        self, model: keras.Model, begin: Begin, count: Count, prepare: Callable[[], None]
+        self, model: keras.Model, begin: Begin, count: Count, prepare: Callable[[str], None]
     ) -> None:
         self.stash = Stash()
         self._begin, self._count, self._prepare = begin, count, prepare
@@ -127,8 +127,11 @@ class Instrument:
         self._wrappers: list[Wrapper] = []
         self._removed = False
         self._wrap(model, "compute_loss", self._count_in_loss)
-        self._wrap(model, "make_train_function", self._bracket_compiled)
-        self._wrap(model, "make_test_function", self._bracket_compiled)
+        for stream, make in (
+            ("train", "make_train_function"),
+            ("validation", "make_test_function"),
+        ):
+            self._wrap(model, make, functools.partial(self._bracket_compiled, stream))
         if BACKEND != "torch":
             self._wrap(model, "train_step", functools.partial(self._bracket_step, "train"))
             self._wrap(model, "test_step", functools.partial(self._bracket_step, "validation"))
@@ -197,9 +200,11 @@ class Instrument:
             arguments = dict(zip(LOSS_ARGUMENTS, args, strict=False)) | kwargs
             self._count(stream, self.stash.pop_outputs(), arguments)
 
-    def _bracket_compiled(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _bracket_compiled(
+        self, prepared: str, make: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         if not self._removed:
-            self._prepare()
+            self._prepare(prepared)
         result = make(*args, **kwargs)
         if BACKEND != "torch":
             return result

@@ -234,6 +234,10 @@ class CollapseMeter(EpochReports):
             return {}
         return self._attachment.streams
 
+    def _end_validation(self) -> None:
+        if self._attachment is not None and self._attachment.attached:
+            self._attachment.end_validation()
+
     def _leave(self) -> None:
         if self._finalizer is not None:
             self._finalizer()

@@ -33,8 +33,8 @@ def state_dict(
         for number, ((layer, call), variables) in enumerate(stream.layers.items()):
             width = str(int(variables.rows.shape[1]))
             state[f"{name}/{number}"] = np.asarray([layer, str(call), width, variables.dtype])
-        for variable in stream.variables:
-            state[f"{name}/{variable.name}"] = ops.convert_to_numpy(variable.value).copy()
+        for variable, used in stream.rows_in_use():
+            state[f"{name}/{variable.name}"] = ops.convert_to_numpy(variable.value)[used].copy()
     return state
 
 
@@ -59,11 +59,24 @@ def load_state_dict(
     for name, stream in streams.items():
         for key, width, dtype in saved[name]:
             stream.allocate(key, width, dtype, held[name, key])
+        stream.let_wait()
         stream.clear()
         for variable in stream.variables:
             if f"{name}/{variable.name}" in state:
-                variable.assign(state[f"{name}/{variable.name}"])
+                variable.assign(_filled_up(state[f"{name}/{variable.name}"], variable.shape))
         stream.resume()
+
+
+def _filled_up(rows: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Return an array of a variable's shape that begins with the rows that were saved of it."""
+    if rows.shape == shape:
+        return rows
+    if len(rows) > shape[0]:
+        waiting = "rows that wait to be counted"
+        check_same({waiting: len(rows)}, {waiting: f"up to {shape[0]}"})
+    whole = np.zeros(shape, rows.dtype)
+    whole[: len(rows)] = rows
+    return whole
 
 
 def _layers_of(state: State, stream: str) -> Iterator[tuple[Key, int, str]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +17,8 @@ from collapsemeter.adapter.settings import Settings
 from collapsemeter.adapter.tally import Tally
 from collapsemeter.stats.sums import COUNTERS, Sums, scatter_shape, sketch_shapes, update
 
+from .host_rows import HostSample, add_on_host
+from .namespaces import namespace_of
 from .operations import (
     BACKEND,
     COUNT,
@@ -27,43 +28,24 @@ from .operations import (
     counted,
     dtype_of,
     hashed,
-    namespace_of,
+    run_either,
     run_if,
     sample_slots,
     saturated,
 )
+from .variables import LayerVariables, SampleVariables, zeros
+from .waiting import FEWEST_ROWS, Block, WaitingRows, block_rows_of
 
 _SUMS = tuple(part.name for part in fields(Sums))
-_T = TypeVar("_T")
 _ON_HOST = BACKEND == "torch"  # a look at a variable would wait for the device
 
 
-class LayerVariables(NamedTuple):
-    """The variables of one layer."""
-
-    sums: dict[str, keras.Variable]
-    rows: keras.Variable
-    dtype: str  # of the features
-    holding: Holding
-
-
-class SampleVariables(NamedTuple):
-    """What all layers whose samples have one size share."""
-
-    ids: keras.Variable
-    labels: keras.Variable
-    predictions: keras.Variable
-
-
-class HoldingsView:
+class Holdings:
     """What layers keep, in an object that Keras does not track: it would copy a dict."""
 
-    def __init__(self, holdings: Mapping[str, Holding]) -> None:
-        self._holdings = holdings
-
-    def of(self, layer: str) -> Holding | None:
-        """Return what a layer keeps, where that is planned."""
-        return self._holdings.get(layer)
+    def __init__(self) -> None:
+        self.layers: Mapping[str, Holding] = {}  # those that are planned
+        self.waiting_bytes = math.inf  # that rows of a stream may take while they wait
 
 
 class StreamSums(keras.metrics.Metric):
@@ -78,19 +60,21 @@ class StreamSums(keras.metrics.Metric):
         self,
         name: str,
         settings: Settings,
-        holdings: Mapping[str, Holding],
+        holdings: Holdings,
         budget: Budget | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.settings, self.holdings = settings, HoldingsView(holdings)
+        self.settings, self.holdings = settings, holdings
         self.budget = _as_counted(Budget() if budget is None else budget)
         self.layers: dict[Key, LayerVariables] = {}
         self.samples: dict[int, SampleVariables] = {}
+        self.waiting: WaitingRows | None = None
         self.expected = self._variable((), COUNT, "expected")
         self.batches = self._variable((), COUNT, "batches")
         self.next_row = self._variable((), COUNT, "next_row")
         self.given = self._variable((), COUNT, "given")  # batches, counted or left out
-        self._given_here = self._rows_here = 0  # the same on the host, where steps run in Python
+        # The same on the host, where steps run in Python.
+        self._given_here = self._rows_here = self._waiting_here = 0
 
     # Metric's own surface
 
@@ -107,17 +91,7 @@ class StreamSums(keras.metrics.Metric):
     # Memory
 
     def _variable(self, shape: tuple[int, ...], dtype: str, name: str) -> keras.Variable:
-        # Integers of every backend start at zero; sample ids are stored one up, so that zero is none.
-        variable = _outside_of_strategies(
-            lambda: keras.Variable(
-                keras.initializers.Zeros(),
-                shape=shape,
-                dtype=dtype,
-                trainable=False,
-                autocast=False,
-                name=f"{self.name}_{name}",
-            )
-        )
+        variable = zeros(shape, dtype, f"{self.name}_{name}")
         self._tracker.add_to_store("variables", variable)
         return variable
 
@@ -133,7 +107,7 @@ class StreamSums(keras.metrics.Metric):
         sums_dtype = "float64" if dtype == "float64" else "float32"
         holding = (
             holding
-            or self.holdings.of(key[0])
+            or self.holdings.layers.get(key[0])
             or Holding(settings.kind(width), settings.sample_size(width))
         )
         classes, size, kind = settings.num_classes, holding.sample_rows, holding.kind
@@ -163,15 +137,41 @@ class StreamSums(keras.metrics.Metric):
             )
         return self.layers[key]
 
+    def let_wait(self) -> None:
+        """Make room in which the batches of all layers that are there wait; where it is there, nothing happens."""
+        widths = {key: int(layer.rows.shape[1]) for key, layer in self.layers.items()}
+        size = block_rows_of(sum(widths.values()), self.holdings.waiting_bytes)
+        if self.waiting is None and widths and size >= FEWEST_ROWS:
+            dtypes = {key: dtype_of(layer.rows) for key, layer in self.layers.items()}
+            self.waiting = WaitingRows(widths, dtypes, size, self._variable)
+
     def clear(self) -> None:
         """Start again from nothing, in the same memory."""
+        waiting = [] if self.waiting is None else self.waiting.variables
         for variable in self.variables:
-            variable.assign(ops.zeros(variable.shape, dtype=variable.dtype))
-        self._given_here = self._rows_here = 0
+            if not any(variable is part for part in waiting):  # of which none is read
+                variable.assign(ops.zeros(variable.shape, dtype=variable.dtype))
+        self._given_here = self._rows_here = self._waiting_here = 0
 
     def resume(self) -> None:
         """Go on from variables that were loaded."""
+        if (
+            self._read(self.given) < self.batches_seen()
+        ):  # a meter without a budget does not count them
+            self.given.assign(self.batches_seen())  # a copy: JAX gives a step each buffer once
         self._given_here, self._rows_here = self._read(self.given), self.expected_rows()
+        if self.waiting is not None:
+            self._waiting_here = self._read(self.waiting.count)
+
+    def rows_in_use(self) -> Iterator[tuple[keras.Variable, Any]]:
+        """Yield every variable, and which part of it holds something."""
+        waiting, count = self.waiting, self._waiting_now()
+        if waiting is not None and _ON_HOST:
+            waiting.count.assign(count)
+        partly = [] if waiting is None else waiting.variables
+        for variable in self.variables:
+            used = slice(count) if any(variable is part for part in partly) else ...
+            yield variable, used
 
     # In the step
 
@@ -179,52 +179,88 @@ class StreamSums(keras.metrics.Metric):
         """Count a batch if the budget takes it."""
         if not self.budget.limited:
             count()
-        elif _ON_HOST:
+            return
+        if _ON_HOST:
             if self.budget.takes(self._given_here, self._rows_here):
                 count()
         else:
             takes = self.budget.takes(self.given.value, self.expected.value)
             run_if(takes, count, self.variables)
         self._given_here += 1
-        self.given.assign(saturated(self.given.value, ops.cast(1, COUNT)))
+        self._increase(self.given, 1)
 
-    def count(
-        self, features: Mapping[Key, Tensor], labels: Tensor, predictions: Tensor | None
-    ) -> None:
+    def count(self, features: Mapping[Key, Tensor], labels: Tensor, decided: Tensor) -> None:
         """Add a batch: rows (N, d) of every layer and call, and (N,) labels and decisions."""
-        labels = ops.cast(labels, "int32")
-        settings = self.settings
+        for key, rows in features.items():
+            self.allocate(key, int(rows.shape[1]), dtype_of(rows))
+        self.let_wait()
+        batch = Block(
+            {key: ops.stop_gradient(rows) for key, rows in features.items()},
+            ops.cast(labels, "int32"),
+            decided,
+        )
+        rows = ops.shape(labels)[0]
+        waiting = self.waiting
+        # Rows of a layer that is not always there would not wait beside the others'.
+        if waiting is None or waiting.rows.keys() != features.keys():
+            self._add(batch)
+        else:
+            run_either(
+                rows <= waiting.spare,
+                lambda: self._let_wait(waiting, batch, rows),
+                lambda: self._add(batch),
+            )
+        self._rows_here += rows if _ON_HOST else 0
+        self._increase(self.expected, rows)
+        self._increase(self.batches, 1)
+
+    def _increase(self, variable: keras.Variable, part: Tensor | int) -> None:
+        namespace_of(variable).increase(variable, part)
+
+    def _let_wait(self, waiting: WaitingRows, batch: Block, rows: Tensor | int) -> None:
+        def add() -> None:
+            self._add(waiting.block())
+            waiting.start_anew()
+
+        start = self._waiting_here if _ON_HOST else waiting.count.value
+        waiting.put(batch, start)
+        if _ON_HOST:
+            self._waiting_here += rows
+            if self._waiting_here >= waiting.size:
+                add()
+                self._waiting_here -= waiting.size
+            return
+        count = start + ops.cast(rows, COUNT)
+        full = count >= waiting.size
+        changed = [variable for variable in self.variables if variable is not waiting.count]
+        run_if(full, add, changed)
+        waiting.count.assign(ops.where(full, count - waiting.size, count))
+
+    def _add(self, block: Block) -> None:
+        labels, settings = block.labels, self.settings
         usable = (labels >= 0) & (labels < settings.num_classes)
         usable = usable & (labels != settings.ignore_index)
         ones = ops.cast(usable, COUNT)
         start = self.next_row.value
         numbers = start + ops.cumsum(ones, axis=0) - ones
-        layers = {
-            key: self.allocate(key, int(rows.shape[1]), dtype_of(rows))
-            for key, rows in features.items()
-        }
+        layers = {key: self.layers[key] for key in block.rows}
         hashes = None
         if any("sketch" in layer.sums for layer in layers.values()):
             hashes = hashed(numbers, settings.sketch_rows, settings.seed)
         for size in {layer.holding.sample_rows for layer in layers.values()}:
             slots = sample_slots(numbers, usable, size, settings.seed)
             sample = self.samples[size]
-            _put(sample.ids, slots, numbers + 1)
+            place = namespace_of(sample.ids).place
+            place(sample.ids, numbers + 1, slots)
             # One up, like the ids: zero is no decision. A label that is no class goes to the bin only.
-            _put(sample.labels, slots, ops.cast(ops.maximum(labels, 0), COUNT))
-            if predictions is not None:
-                _put(sample.predictions, slots, predictions + 1)
+            place(sample.labels, ops.cast(ops.maximum(labels, 0), COUNT), slots)
+            place(sample.predictions, block.decided + 1, slots)
             for key, layer in layers.items():
                 if layer.holding.sample_rows == size:
-                    self._count_layer(layer, features[key], labels, slots, hashes)
-        rows_given = counted(ops.ones_like(labels))
-        if _ON_HOST:
-            self._rows_here += len(labels)
-        self.expected.assign(saturated(self.expected.value, rows_given))
-        self.batches.assign(saturated(self.batches.value, ops.cast(1, COUNT)))
+                    self._add_layer(layer, block.rows[key], labels, slots, hashes)
         self.next_row.assign(saturated(start, counted(usable)))
 
-    def _count_layer(
+    def _add_layer(
         self,
         layer: LayerVariables,
         rows: Tensor,
@@ -232,7 +268,7 @@ class StreamSums(keras.metrics.Metric):
         slots: Tensor,
         hashes: tuple[Tensor, Tensor] | None,
     ) -> None:
-        rows = ops.stop_gradient(rows)
+        operations = namespace_of(layer.rows)
         before = Sums(
             **{part: layer.sums[part].value if part in layer.sums else None for part in _SUMS}
         )
@@ -240,7 +276,7 @@ class StreamSums(keras.metrics.Metric):
             before,
             rows,
             labels,
-            namespace_of(layer.rows),
+            operations,
             ignore_index=self.settings.ignore_index,
             propagate=self.settings.propagate,
             hashes=hashes,
@@ -248,7 +284,7 @@ class StreamSums(keras.metrics.Metric):
         for part, variable in layer.sums.items():
             if getattr(after, part) is not getattr(before, part):  # not updated in place
                 variable.assign(getattr(after, part))
-        _put(layer.rows, slots, rows)
+        operations.place(layer.rows, rows, slots)
 
     # On the host
 
@@ -262,7 +298,7 @@ class StreamSums(keras.metrics.Metric):
 
     def batches_left_out(self) -> int:
         """Batches that the budget did not take."""
-        return self._read(self.given) - self.batches_seen()
+        return self._read(self.given) - self.batches_seen() if self.budget.limited else 0
 
     def _read(self, variable: keras.Variable) -> int:
         value = int(ops.convert_to_numpy(variable.value))
@@ -279,30 +315,41 @@ class StreamSums(keras.metrics.Metric):
         arrays = {
             part: ops.convert_to_numpy(variable.value) for part, variable in layer.sums.items()
         }
-        sample = self.samples[layer.holding.sample_rows]
-        ids, labels, decided = (
-            ops.convert_to_numpy(variable.value)[:-1].astype(np.int64) for variable in sample
+        sums = Sums(**{part: arrays.get(part) for part in _SUMS})
+        sample = HostSample(
+            ops.convert_to_numpy(layer.rows.value),
+            *(
+                ops.convert_to_numpy(variable.value)
+                for variable in self.samples[layer.holding.sample_rows]
+            ),
         )
-        rows = ops.convert_to_numpy(layer.rows.value)[:-1]
-        filled, known = ids > 0, (ids > 0) & (decided > 0)
-        return Tally(
-            sums=Sums(**{part: arrays.get(part) for part in _SUMS}),
-            feature_dtype=layer.dtype,
-            rows=rows[filled],
-            labels=labels[filled],
-            ids=ids[filled] - 1,
-            decided=(ids[known] - 1, decided[known] - 1) if known.any() else None,
-            seed=self.settings.seed,
-        )
+        waiting, count = self.waiting, self._waiting_now()
+        if waiting is not None and count and key in waiting.rows:
+            rows = waiting.on_host(key, count)
+            sums, sample = add_on_host(
+                sums, sample, *rows, self._read(self.next_row), self.settings
+            )
+        return _tally(sums, sample, layer.dtype, self.settings.seed)
+
+    def _waiting_now(self) -> int:
+        if self.waiting is None:
+            return 0
+        return self._waiting_here if _ON_HOST else self._read(self.waiting.count)
 
 
-def nbytes_of(variables: Iterable[keras.Variable]) -> int:
-    """Return the size of variables in bytes."""
-    total = 0
-    for variable in variables:
-        digits = "".join(c for c in dtype_of(variable) if c.isdigit())
-        total += math.prod(variable.shape) * int(digits or 8) // 8
-    return total
+def _tally(sums: Sums, sample: HostSample, dtype: str, seed: int) -> Tally:
+    rows = sample.rows[:-1]
+    ids, labels, decided = (part[:-1].astype(np.int64) for part in sample[1:])
+    filled, known = ids > 0, (ids > 0) & (decided > 0)
+    return Tally(
+        sums=sums,
+        feature_dtype=dtype,
+        rows=rows[filled],
+        labels=labels[filled],
+        ids=ids[filled] - 1,
+        decided=(ids[known] - 1, decided[known] - 1) if known.any() else None,
+        seed=seed,
+    )
 
 
 def _as_counted(budget: Budget) -> Budget:
@@ -313,25 +360,3 @@ def _as_counted(budget: Budget) -> Budget:
     if budget.max_rows is not None:
         limits["max_rows"] = np.uint32(min(budget.max_rows, FULL))
     return replace(budget, **limits)
-
-
-def _put(variable: keras.Variable, slots: Tensor, values: Tensor) -> None:
-    """Write rows to their slots; the last slot is the bin and may hold any of them."""
-    values = ops.cast(values, variable.dtype)
-    variable.assign(ops.scatter_update(variable.value, slots[:, None], values))
-
-
-def _outside_of_strategies(make: Callable[[], _T]) -> _T:
-    """Make variables that no tf.distribute strategy mirrors or sums up on reading.
-
-    Replicas count into one place, one after the other; a mirrored shift would be a sum of shifts. A
-    strategy's scope belongs to its thread, so another thread is outside of it.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return make()
-    import tensorflow as tf
-
-    if not tf.distribute.has_strategy():
-        return make()
-    with ThreadPoolExecutor(1) as other_thread:
-        return other_thread.submit(make).result()

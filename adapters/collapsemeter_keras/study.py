@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import keras
 
 from collapsemeter.adapter.network import Network
 
+from .costs import forward_operations
 from .decision import decision_of
 from .graph import Graph, Layer, TracedTensor, forward, functional_of, graph_of, with_rows
 from .outputs import OutputChoice
@@ -33,6 +35,8 @@ class Study(NamedTuple):
     network: Network
     parts: dict[str, Any]
     before: dict[str, list[Any]]
+    operations: int = 0  # of a forward of one row of the input; 0: not known
+    labels: int = 1  # rows of scores that it gives
 
 
 def study(
@@ -95,7 +99,14 @@ def study(
         for name, part in parts.items()
         if isinstance(part, keras.layers.Layer) or name in network.points
     }
-    return Study(network, watched, _before(graph, watched))
+    positions = [size or 0 for size in tensor.shape[1:-1]]
+    return Study(
+        network,
+        watched,
+        _before(graph, watched),
+        forward_operations(graph, parts),
+        math.prod(positions),
+    )
 
 
 def threshold_of_loss(model: keras.Model) -> float:

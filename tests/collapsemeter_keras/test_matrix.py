@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
-from collapsemeter import ClassMoments, Head, decide, measure
+from collapsemeter import ClassMoments, Head, decide, measure, testing
 from collapsemeter_keras import CollapseMeter
 
+from .conftest import ONE_BACKEND
 from .networks import ARCHITECTURES, CLASSES, data, forward, frozen, parts
 
 ROWS, HELD_OUT, BATCH = 96, 48, 16
@@ -49,8 +52,19 @@ def test_there_are_twenty_two_cases():
     assert len(EAGER) == 16
 
 
+def test_what_runs_on_one_backend_is_there():
+    for part, names in ONE_BACKEND.items():
+        source = Path(__file__).with_name(f"test_{part}.py").read_text()
+        for name in names:
+            function, _, case = name.removesuffix("]").partition("[")
+            assert f"def {function}(" in source, name
+            assert not case or case in {kit.__name__ for kit in testing.CASES}, name
+
+
 def cases():
     daily = EAGER if keras.backend.backend() == "torch" else CORNERS
+    if keras.backend.backend() == "jax":
+        daily = daily - {"eager"}  # every operation of an eager step is compiled alone
     for case in CASES:
         yield case if case in daily else pytest.param(case, marks=pytest.mark.nightly)
 
