@@ -11,21 +11,29 @@ from torch.nn.parallel import DistributedDataParallel
 
 def alone(model: nn.Module) -> nn.Module:
     """Return a model without the wrapper that waits for other processes in its forward."""
-    wrapper = _data_parallel(model)
-    return model if wrapper is None else wrapper.module
-
-
-def _data_parallel(model: nn.Module) -> DistributedDataParallel | None:
     inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, DistributedDataParallel) else None
+    return inner.module if isinstance(inner, DistributedDataParallel) else model
+
+
+@contextlib.contextmanager
+def waiting_for_none(model: nn.Module) -> Iterator[None]:
+    """Let no wrapper within a model send its buffers in its forward: other ranks may not come."""
+    wrappers = _data_parallel(model)
+    syncs = [wrapper.require_forward_param_sync for wrapper in wrappers]
+    for wrapper in wrappers:
+        wrapper.require_forward_param_sync = False
+    try:
+        yield
+    finally:
+        for wrapper, sync in zip(wrappers, syncs, strict=True):
+            wrapper.require_forward_param_sync = sync
 
 
 @contextlib.contextmanager
 def buffers_of_rank_0(model: nn.Module) -> Iterator[None]:
-    """Let every rank have the batch statistics of rank 0, as the forward of the wrapper would."""
-    wrapper = _data_parallel(model)
-    shares = wrapper is not None and wrapper.broadcast_buffers
-    buffers = list(wrapper.module.buffers()) if wrapper is not None and shares else []
+    """Let every rank have the batch statistics of rank 0, as the forward of the wrappers would."""
+    wrappers = [wrapper for wrapper in _data_parallel(model) if wrapper.broadcast_buffers]
+    buffers = [buffer for wrapper in wrappers for buffer in wrapper.module.buffers()]
     own = [buffer.clone() for buffer in buffers]
     for buffer in buffers:
         distributed.broadcast(buffer, 0)
@@ -34,3 +42,7 @@ def buffers_of_rank_0(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, saved in zip(buffers, own, strict=True):
             buffer.copy_(saved)
+
+
+def _data_parallel(model: nn.Module) -> list[DistributedDataParallel]:
+    return [m for m in model.modules() if isinstance(m, DistributedDataParallel)]

@@ -18,7 +18,7 @@ from collapsemeter.adapter.settings import Settings
 
 from .batch import Batch, Scope
 from .compiled import eager
-from .data_parallel import alone
+from .data_parallel import alone, waiting_for_none
 from .label_hooks import next_token
 from .namespace import device_of
 from .sharding import is_sharded
@@ -57,7 +57,7 @@ def frozen_pass(
     model.eval()
     try:
         # Compiled graphs may have been made without the hooks, and gain nothing in one pass.
-        with torch.inference_mode(), eager():
+        with torch.inference_mode(), eager(), waiting_for_none(model):
             for item in each_batch(batches, progress, may_be_empty=spread is not None):
                 inputs, labels, mask = split(item)
                 if isinstance(item, Mapping):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,14 +49,14 @@ def this_rank() -> Numbering:
 
 
 class Ranks:
-    """The ranks over which one meter merges; the ``number`` of a meter is the same on each of them.
+    """The ranks over which one meter merges, which has one name on all of them.
 
     Before anything is exchanged all ranks meet in the store of the default group, so that one that does
     not come is an error and not a hang. The first that loses patience ends the meeting for all.
     """
 
-    def __init__(self, number: str) -> None:
-        self._number = number
+    def __init__(self) -> None:
+        self._name = _name()
         self._meetings = 0
 
     @property
@@ -92,11 +96,11 @@ class Ranks:
 
     @property
     def _key(self) -> str:
-        return f"collapsemeter/{self._number}/{self._meetings}"
+        return f"collapsemeter/{self._name}/{self._meetings}"
 
     def _meet(self, store: Any, here: Numbering, place: str, timeout: float) -> None:
         key = self._key
-        said = f"{place} of {self._number}, call {self._meetings}"
+        said = f"{place} of {self._name}, call {self._meetings}"
         store.set(f"collapsemeter/place/{here.rank}", said)
         store.set(f"{key}/{here.rank}", place)
         if store.add(f"{key}/arrived", 1) == here.ranks:
@@ -111,7 +115,7 @@ class Ranks:
         if end == _GO:
             return
         raise TimeoutError(
-            f"{place} of {self._number}: {end.decode()}{_whereabouts(store, absent)}; every rank must "
+            f"{place} of {self._name}: {end.decode()}{_whereabouts(store, absent)}; every rank must "
             "call it, and in the same order: pass sync=False for the rows of this rank alone, or a longer "
             "timeout="
         )
@@ -145,6 +149,26 @@ class Ranks:
         parts: list[Any] = [part]
         distributed.broadcast_object_list(parts, root)
         return parts[0]  # type: ignore[no-any-return]
+
+
+_MADE: Counter[str] = Counter()  # meters by the line that made them
+
+
+def _name() -> str:
+    """Return the line of the user's that makes a meter, and which of its meters this is.
+
+    A meter that one rank alone makes elsewhere does not change the names of the others.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None and _is_ours(frame):
+        frame = frame.f_back
+    line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    _MADE[line] += 1
+    return f"the meter made at {line}" + (f" (number {_MADE[line]})" if _MADE[line] > 1 else "")
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("collapsemeter")
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

@@ -45,9 +45,7 @@ class Reporter:
 
     def __init__(self, recorder: Recorder, model: nn.Module, *, exact: bool) -> None:
         self._recorder, self._model, self._exact = recorder, model, exact
-        self.ranks = Ranks(
-            f"{recorder.slot.replace('recorder', 'meter')} ({type(recorder.root).__name__})"
-        )
+        self.ranks = Ranks()
         self._warned = False
 
     def live(self, sync: bool, timeout: float) -> CollapseReport:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 _FSDP = "FullyShardedDataParallel"  # the first one, whose wrappers hold flat parameters
 _FSDP2 = "FSDPModule"
+_DDP = "DistributedDataParallel"
+_HOLDS = {_FSDP: "_fsdp_wrapped_module", _DDP: "module"}
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -50,8 +52,9 @@ def gathered(model: nn.Module, module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_shapes(model: nn.Module) -> Iterator[None]:
-    """Let a model have the modules and shapes it had before it was spread: zeros without memory."""
-    modules = list(model.modules()) if is_sharded(model) else []
+    """Let a model have the modules and shapes it had before it was wrapped or spread: zeros without memory."""
+    wraps = any(_is_a(module, _DDP) for module in model.modules())
+    modules = list(model.modules()) if wraps or is_sharded(model) else []
     saved = [dict(module.__dict__) for module in modules]
     wrappers = _wrappers(model)
     try:
@@ -97,8 +100,11 @@ def _is_a(module: nn.Module, name: str) -> bool:
 
 
 def _unwrapped(module: nn.Module | None) -> nn.Module | None:
-    while module is not None and _is_a(module, _FSDP):
-        module = module._modules["_fsdp_wrapped_module"]
+    while module is not None:
+        held = next((held for name, held in _HOLDS.items() if _is_a(module, name)), None)
+        if held is None:
+            break
+        module = module._modules[held]
     return module
 
 

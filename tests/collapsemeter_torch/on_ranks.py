@@ -70,6 +70,12 @@ def one_idle(rank: int, ranks: int) -> Batches:
     return [] if rank == 0 else taking_turns(rank - 1, ranks - 1, 120)
 
 
+def with_ignored(rank: int, ranks: int) -> Batches:
+    """Some labels are ignored: their rows have no number."""
+    batches = taking_turns(rank, ranks)
+    return [(x, torch.where(x[:, 0] > 1, -100, y)) for x, y in batches]
+
+
 LIVE: dict[str, tuple[Callable[[int, int], Batches], dict[str, Any]]] = {
     "sampled": (taking_turns, {"sample_rows": 64}),
     "sketch": (taking_turns, {"scatter": "sketch", "sketch_rows": 16}),
@@ -77,6 +83,7 @@ LIVE: dict[str, tuple[Callable[[int, int], Batches], dict[str, Any]]] = {
     "uneven": (uneven, {}),
     "by class": (by_class, {}),
     "one idle": (one_idle, {}),
+    "ignored": (with_ignored, {}),
     "exact": (uneven, {"exact": True, "sample_rows": 8}),
 }
 PADDED = 50  # rows, of which no 3 or 4 ranks have equal parts
@@ -162,6 +169,9 @@ def ddp(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
     if rank == 0:
         x, y = data(PADDED)
         yield "rank 0 observes", meter.observe([(x, y)], progress=False)
+        holder = CollapseMeter(nn.Sequential(model), verbose=False)
+        yield "rank 0 observes within", holder.observe([(x, y)], progress=False)
+        holder.close()
     buffers = [buffer.clone() for buffer in inner.buffers()]
     rows = TensorDataset(*data(PADDED))
     loader = DataLoader(rows, 5, sampler=DistributedSampler(rows, shuffle=False))

@@ -145,6 +145,8 @@ def check_ddp(results):
             np.testing.assert_allclose(layer[metric], reference[metric], rtol=LIVE)
     report = results[0]["rank 0 observes"]  # the others are elsewhere, and DDP would wait for them
     assert report.provenance["rows"] == on_ranks.PADDED
+    within = results[0]["rank 0 observes within"]
+    assert within.final["nc1_pinv"] == report.final["nc1_pinv"]
     for result in results:
         assert_same(result["all observe"], report, LIVE)
         assert result["buffers"]
@@ -164,7 +166,7 @@ def test_a_rank_that_does_not_come_is_named(results):
     ranks = ", ".join(map(str, range(1, len(results))))
     plural = "s" * (len(results) > 2)
     said = results[0]["alone"]
-    assert said.startswith("TimeoutError: compute() of meter ")
+    assert said.startswith("TimeoutError: compute() of the meter made at on_ranks.py:")
     assert f"rank 0 waited 0.2 seconds for rank{plural} {ranks}" in said
     assert "sync=False" in said
     for result in results[1:]:
@@ -194,7 +196,7 @@ def test_a_report_of_one_rank_says_so_and_warns_once(results):
 
 def test_ranks_that_do_not_ask_for_the_same_are_told_so(results):
     for result in results:
-        assert "was last in compute() of meter" in result["other order"]
+        assert "was last in compute() of the meter made at on_ranks.py:" in result["other order"]
         assert "ranks do not measure the same network" in result["other layers"]
         assert "rank 0 is in moments('1') and rank 1 in compute()" in result["other calls"]
         assert "layer '5' has counted nothing" in result["no such layer"]
@@ -259,6 +261,6 @@ def test_a_rank_that_was_killed_is_named(tmp_path):
     assert [process.wait(timeout=300) for process in processes] == [0, 0, -signal.SIGKILL]
     for rank in range(2):
         said = pickle.loads((tmp_path / f"{rank}.pickle").read_bytes())["killed"]
-        assert said.startswith("TimeoutError: compute() of meter ")
+        assert said.startswith("TimeoutError: compute() of the meter made at on_ranks.py:")
         assert "waited 1 seconds for rank 2 (rank 2 was last in compute()" in said
         assert "sync=False" in said
