@@ -1,6 +1,8 @@
-"""The scalars of one sink, whose curves must not mix."""
+"""The scalars of one sink, whose curves do not mix phases."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from ..report.report import CollapseReport
 from ..report.tags import Tags
@@ -8,23 +10,30 @@ from ..system.warning import warn
 
 
 class Scalars(Tags):
-    """The tags of one sink."""
+    """The tags of one sink: plain those of the phase that comes first, and with their phase those of others."""
 
     def __init__(self, owner: str) -> None:
         super().__init__()
         self._owner = owner  # as a warning names it
-        self._phase = ""
-        self._mixed = False
+        self._phases: list[str] = []
 
     def of(self, report: CollapseReport) -> dict[str, float]:
-        """Return the values by tag, and warn where a curve would mix two quantities."""
-        phase = report.phase
-        self._phase = self._phase or phase
-        if phase != self._phase and not self._mixed:
-            self._mixed = True
-            warn(
-                f"{self._owner} got a {phase} report after {self._phase} ones: these are different "
-                "quantities, and its curves now mix them; give each phase a sink of its own",
-                stacklevel=4,
-            )
-        return super().of(report)
+        """Return the values by tag: ``nc1_pinv/fc``, or ``nc1_pinv/frozen-eval/fc`` beside a live curve."""
+        scalars, phase = super().of(report), report.phase
+        if phase not in self._phases:
+            self._phases.append(phase)
+            if len(self._phases) == 2:
+                warn(
+                    f"{self._owner} got a {phase} report after {self._phases[0]} ones: these are different "
+                    f"quantities, and their curves are nc1_pinv/{phase}/... and so on",
+                    stacklevel=4,
+                )
+        return scalars if phase == self._phases[0] else of_phase(scalars, phase)
+
+
+def of_phase(scalars: Mapping[str, float], phase: str) -> dict[str, float]:
+    """Put the phase into tags that do not have it yet."""
+    place = f"/{phase}/"
+    return {
+        tag if place in tag else tag.replace("/", place, 1): value for tag, value in scalars.items()
+    }

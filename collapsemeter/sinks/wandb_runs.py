@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from .scalars import of_phase
+
 STEP = "collapsemeter/step"
 
 
@@ -41,7 +43,7 @@ def log(logger: Any, step: int, scalars: Mapping[str, float], phase: str) -> Non
         raise RuntimeError("wandb has no run: call wandb.init() before the first report")
     state = _RUNS.setdefault(run, _RunState(phase))
     _define(run, state, scalars)
-    record = {STEP: step, **(scalars if phase == state.phase else _of_phase(scalars, phase))}
+    record = {STEP: step, **(scalars if phase == state.phase else of_phase(scalars, phase))}
     position = _step_of(run)
     if position is None:  # several processes write to one run: every call is a row
         run.log(record)
@@ -52,10 +54,6 @@ def log(logger: Any, step: int, scalars: Mapping[str, float], phase: str) -> Non
         row, position = {}, _step_of(run)
     run.log(record, commit=False)
     state.row, state.row_step = {**row, **record}, -1 if position is None else position
-
-
-def _of_phase(scalars: Mapping[str, float], phase: str) -> dict[str, float]:
-    return {tag.replace("/", f"/{phase}/", 1): value for tag, value in scalars.items()}
 
 
 def _define(run: Any, state: _RunState, scalars: Mapping[str, float]) -> None:

@@ -286,13 +286,19 @@ def test_an_object_without_add_scalar_is_refused() -> None:
 def test_a_phase_that_changes_is_said_once(
     make_report: Any, recwarn: pytest.WarningsRecorder
 ) -> None:
-    sink = TensorBoardSink(Plain())
+    writer = Plain()
+    sink = TensorBoardSink(writer)
     for step, phase in enumerate(("live", "frozen-eval", "live", "frozen-eval")):
         sink.write(step, make_report(phase=phase))
     assert sink.failures == 0
+    steps = {}
+    for tag, _, step in writer.calls:
+        steps.setdefault(tag, []).append(step)
+    assert steps["nc1_pinv/fc"] == [0, 2]  # two quantities are two curves
+    assert steps["nc1_pinv/frozen-eval/fc"] == [1, 3]
     assert [str(w.message) for w in recwarn.list] == [
         "TensorBoardSink(Plain) got a frozen-eval report after live ones: these are different "
-        "quantities, and its curves now mix them; give each phase a sink of its own"
+        "quantities, and their curves are nc1_pinv/frozen-eval/... and so on"
     ]
 
 
