@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ..metrics.catalogue import METRICS
@@ -88,3 +88,11 @@ def _collides(name: str, used: set[str]) -> bool:
     """Whether a name is used, or one of the two would be the folder of another, where metrics are files."""
     folders = {name[:i] for i, character in enumerate(name) if character == "/"}
     return bool(used & {name, *folders}) or any(path.startswith(f"{name}/") for path in used)
+
+
+def of_phase(scalars: Mapping[str, float], phase: str) -> dict[str, float]:
+    """Put the phase into tags that do not have it yet."""
+    place = f"/{phase}/"
+    return {
+        tag if place in tag else tag.replace("/", place, 1): value for tag, value in scalars.items()
+    }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ..report.report import CollapseReport
-from ..report.tags import Tags
+from ..report.tags import Tags, of_phase
 from ..system.warning import warn
 
 
@@ -29,11 +27,3 @@ class Scalars(Tags):
                     stacklevel=4,
                 )
         return scalars if phase == self._phases[0] else of_phase(scalars, phase)
-
-
-def of_phase(scalars: Mapping[str, float], phase: str) -> dict[str, float]:
-    """Put the phase into tags that do not have it yet."""
-    place = f"/{phase}/"
-    return {
-        tag if place in tag else tag.replace("/", place, 1): value for tag, value in scalars.items()
-    }

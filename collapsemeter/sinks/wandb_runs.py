@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from .scalars import of_phase
+from ..report.tags import of_phase
 
 STEP = "collapsemeter/step"
 
