@@ -4,11 +4,14 @@
     python benchmarks/overhead.py keras|flax
     python benchmarks/overhead.py torch --network resnet18
     python benchmarks/overhead.py torch --network mlp --steps 64
+    python benchmarks/overhead.py flax --network tutorial --clock processor
 
 Without ``--network`` PyTorch has a table of its own, see `step_costs`. Otherwise two copies of a network take the same steps, loss, gradients and descent, one of them watched; a round is a
 few steps of each. `convnet` is a small convolutional network on images of 32 x 32, `mlp` has four hidden
 layers of 512 on 784 inputs: both are watched at the head's input alone, which is 512 wide. `resnet18`, in
-PyTorch, is watched at its stem, all eight blocks and the head's input. In PyTorch a block of 4096 rows, of 64
+PyTorch, is watched at its stem, all eight blocks and the head's input. `tutorial`, in Flax, is the network of linen's tutorial on
+28 x 28 digits, batch 32, watched as `auto` chooses: four layers. A third step there computes the products X'X of the same layers and
+nothing else; what the meter adds beyond them is the figure. In PyTorch a block of 4096 rows, of 64
 steps, is added at once: a round of fewer steps has it or has it not, and the median does not see it. Keras runs on the backend that
 ``KERAS_BACKEND`` names.
 """
@@ -25,6 +28,7 @@ from pairwise import Sheet, in_turn, options, share, wait_for_device
 WIDTH, CLASSES, BATCH = 512, 10, 64
 MLP = (784, WIDTH, WIDTH, WIDTH, WIDTH)  # inputs and hidden layers
 Steps = tuple[str, Callable[[], object], Callable[[], object]]  # name, unwatched, watched
+TUTORIAL_BATCH = 32
 
 
 def data(network: str) -> tuple[np.ndarray, np.ndarray]:
@@ -170,12 +174,95 @@ def in_flax(network: str) -> Steps:
     return "flax", run_plain, run_watched
 
 
+def in_linen() -> dict[str, Callable[[], object]]:
+    """Steps of the tutorial's network, by name: plain, with the products alone, watched."""
+    import jax
+    import optax
+    from flax import linen
+    from jax import lax
+    from jax import numpy as jnp
+
+    from collapsemeter_flax import CollapseMeter
+
+    class CNN(linen.Module):
+        @linen.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for filters in (32, 64):
+                x = linen.relu(linen.Conv(filters, (3, 3))(x))
+                x = linen.avg_pool(x, (2, 2), (2, 2))
+            x = linen.relu(linen.Dense(256)(x.reshape(len(x), -1)))
+            return linen.Dense(CLASSES)(x)
+
+    model, descent = CNN(), optax.sgd(0.01, momentum=0.9)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(TUTORIAL_BATCH, 28, 28, 1)).astype("float32"))
+    y = jnp.arange(TUTORIAL_BATCH) % CLASSES
+    variables = model.init(jax.random.key(0), x)
+    meter = CollapseMeter(model, verbose=False)
+    state = meter.init(variables, x)
+
+    def loss(variables: dict, watch: bool) -> tuple[jax.Array, object]:
+        if watch:
+            logits, features = meter.capture(model, variables, x)
+        else:
+            logits, features = model.apply(variables, x), {}
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return losses.mean(), (logits, features)
+
+    def moved(variables: dict, memory: object, watch: bool) -> tuple[dict, object, tuple]:
+        gradient, seen = jax.grad(loss, has_aux=True)(variables, watch)
+        updates, memory = descent.update(gradient, memory, variables)
+        return optax.apply_updates(variables, updates), memory, seen
+
+    def plain(variables: dict, memory: object, _: None) -> tuple:
+        return *moved(variables, memory, False)[:2], None
+
+    def products(variables: dict, memory: object, sums: list[jax.Array]) -> tuple:
+        variables, memory, (_, features) = moved(variables, memory, True)
+        rows = [f if f.ndim == 2 else f.mean((1, 2)) for f in features.values()]
+        exact = lax.Precision.HIGHEST
+        sums = [a + jnp.matmul(r.T, r, precision=exact) for a, r in zip(sums, rows, strict=True)]
+        return variables, memory, sums
+
+    def watched(variables: dict, memory: object, state: object) -> tuple:
+        variables, memory, (logits, features) = moved(variables, memory, True)
+        return variables, memory, meter.update(state, features, y, logits=logits)
+
+    def running(step: Callable[..., tuple], counted: object) -> Callable[[], None]:
+        compiled = jax.jit(step, donate_argnums=(0, 1, 2))
+        held = [jax.tree.map(jnp.copy, (variables, descent.init(variables), counted))]
+
+        def run() -> None:
+            held[0] = jax.block_until_ready(compiled(*held[0]))
+
+        return run
+
+    sums = [jnp.zeros((width, width)) for width in state.spec.widths]
+    return {
+        "plain": running(plain, None),
+        "products": running(products, sums),
+        "watched": running(watched, state),
+    }
+
+
+def tutorial(sheet: Sheet, rounds: int, steps: int) -> None:
+    """Add what the meter costs beyond the products."""
+    calls = in_linen()
+    for call in calls.values():
+        call()
+    seconds = in_turn(calls, rounds, steps=steps, clock=sheet.clock, wait=wait_for_device)
+    for what, under, target in (("in all", "plain", ""), ("beyond X'X", "products", "<= 5")):
+        percent = 100 * (seconds["watched"] - seconds[under]) / seconds["plain"]
+        name = f"flax linen, tutorial, 4 layers, {what}"
+        sheet.add(share(name, percent, seconds, ("plain", under, "watched"), target))
+
+
 def main() -> None:
     """Print what the meter adds to a step: the median of the rounds, in percent."""
     frameworks = {"torch": in_torch, "keras": in_keras, "flax": in_flax}
     parser = options(__doc__, rounds=30)
     parser.add_argument("framework", choices=frameworks)
-    parser.add_argument("--network", choices=("convnet", "mlp", "resnet18"))
+    parser.add_argument("--network", choices=("convnet", "mlp", "resnet18", "tutorial"))
     parser.add_argument("--steps", type=int, default=5, help="steps a round")
     parser.add_argument("--trained", help=argparse.SUPPRESS)  # a child of the table of PyTorch
     parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)
@@ -191,6 +278,12 @@ def main() -> None:
     chosen.network = chosen.network or "convnet"
     if chosen.network == "resnet18" and chosen.framework != "torch":
         parser.error("resnet18 is a network of PyTorch's here")
+    if chosen.network == "tutorial":
+        if chosen.framework != "flax":
+            parser.error("tutorial is a network of Flax's here")
+        sheet = Sheet(f"What the meter adds to a training step, batch {TUTORIAL_BATCH}", chosen)
+        tutorial(sheet, chosen.rounds, chosen.steps)
+        return sheet.save()
     name, plain, watched = frameworks[chosen.framework](chosen.network)
     plain(), watched()  # compiles; JAX compiles a second time for what a first step gives back
     sheet = Sheet(f"What the meter adds to a training step, batch {BATCH}", chosen)
