@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +45,17 @@ def on_automatic_axes(step: Callable[..., Any], *given: Any) -> Any:
     mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
     if mesh is None:
         return step(*given)
-    whole = NamedSharding(mesh, PartitionSpec())
-    run = jax.jit(jax.sharding.auto_axes(step, axes=mesh.explicit_axes, out_sharding=whole))
+    run = _automatic(step, mesh)
     if not jax.sharding.get_abstract_mesh().empty:
         return run(*given)
     with jax.sharding.use_abstract_mesh(mesh):
         return run(*given)
+
+
+@functools.lru_cache(maxsize=256)
+def _automatic(step: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(jax.sharding.auto_axes(step, axes=mesh.explicit_axes, out_sharding=whole))
 
 
 def by_device(state: State) -> State:

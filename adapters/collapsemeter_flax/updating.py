@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -91,6 +91,20 @@ def update(
         warnings.warn(_alone(axis), stacklevel=2)
     shape, one_hot, labels = checked_labels(labels, features, state.spec.settings)
 
+    given = (state, dict(features), labels, logits, mask)
+    step = _step(shape, one_hot, axis_name, threshold, when is True)
+    with by_own_rules():
+        added: State = on_automatic_axes(step, *(given if when is True else (when, *given)))
+    return added
+
+
+# One function for equal settings: JAX compiles anew for each that it has not seen.
+@functools.lru_cache(maxsize=256)
+def _step(
+    shape: tuple[int, ...], one_hot: bool, axis_name: AxisName, threshold: float, always: bool
+) -> Callable[..., State]:
+    """Return what adds a batch, always or where its first argument is true."""
+
     def add(state: State, *batch: Any) -> State:
         added: State = _added(
             state,
@@ -106,11 +120,7 @@ def update(
         chosen: State = jax.lax.cond(when, add, lambda state, *_: state, state, *batch)
         return chosen
 
-    given = (state, dict(features), labels, logits, mask)
-    with by_own_rules():
-        step, batch = (add, given) if when is True else (add_if, (when, *given))
-        added: State = on_automatic_axes(step, *batch)
-    return added
+    return add if always else add_if
 
 
 def _alone(axis: str) -> str:
