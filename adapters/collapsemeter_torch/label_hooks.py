@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.utils import _pytree as pytree
 
 from .batch import IN_EVAL_MODE, SCOPES, FirstBatch, Scope
 from .callers import labels_taken
@@ -81,7 +83,8 @@ class KeywordLabelsPreHook(Hook):
     def _begin(
         self, recorder: Recorder, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> None:
-        recorder.pending.clear()  # what a forward without a loss left behind
+        recorder.pending.interrupted()
+        recorder.count_pending()
         recorder.close_stale()
         labels = kwargs.get("labels") if recorder.keyword_labels else None
         scope = recorder.scope()
@@ -138,14 +141,23 @@ def next_token(root: nn.Module, labels: Any, ignore_index: int) -> Any:
 
 
 class CriterionHook(Hook):
-    """Counts what waits when the loss module is called with the labels."""
+    """Gives the labels of a loss to the forward whose scores the loss is of; it is counted when the next begins.
+
+    A second loss on the same scores, with other labels, may still come: of mixed examples, no label is the one.
+    """
 
     __slots__ = ()
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder = self.recorder()
-        if recorder is None:
+        if recorder is None or recorder.scope() is not None:
             return
+        try:
+            self._note(recorder, module, args, kwargs)
+        except Exception as error:  # the loop was not edited for us: it must not notice us either
+            recorder.live.degrade("criterion=", error)
+
+    def _note(self, recorder: Recorder, module: nn.Module, args: Any, kwargs: Any) -> None:
         pending = recorder.pending
         if pending.refused:
             pending.clear()
@@ -153,12 +165,7 @@ class CriterionHook(Hook):
                 "criterion= does not work under torch.compile, where activations are gone when the "
                 "labels come: use `with meter.batch(labels):` around the forward"
             )
-        if pending.left_out and recorder.scope() is None:
-            pending.clear()
-            with recorder.left_out():
-                return
-        waiting = pending.take()
-        if not waiting:
+        if not pending.forwards:
             return
         labels = args[1] if len(args) > 1 else kwargs.get("target", kwargs.get("labels"))
         if labels is None:
@@ -167,17 +174,17 @@ class CriterionHook(Hook):
                 "target=: use `with meter.batch(labels):` instead"
             )
         logits = args[0] if args else kwargs.get("input")
-        if isinstance(logits, Tensor):
-            labels = of_one_logit(logits, labels)
-        try:
-            with recorder.batch(labels):
-                scope = recorder.scope()
-                if not isinstance(scope, Scope):
-                    return
-                for hook, output in waiting:
-                    hook.guarded(scope, output)
-        except ValueError as error:  # the loop was not edited for us: it must not notice us either
-            recorder.live.degrade("criterion=", error)
+        given = [leaf for leaf in pytree.tree_leaves(logits) if isinstance(leaf, Tensor)]
+        forwards = pending.of(given)
+        if len(forwards) > 1:
+            recorder.nothing = "the loss was given scores of several forwards together"
+        elif not forwards:
+            recorder.nothing = "the loss was given something else than the network's scores"
+        else:
+            if isinstance(logits, Tensor):
+                labels = of_one_logit(logits, labels)
+            tensor = isinstance(labels, Tensor)
+            forwards[0].labels.append(labels.detach().clone() if tensor else copy.copy(labels))
 
 
 def of_one_logit(logits: Tensor, labels: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from collapsemeter import Head
 from collapsemeter.adapter.costs import product_operations, products_note
@@ -106,6 +107,13 @@ class Learnt:
         """Return where the head's input has its channels."""
         convolves = isinstance(self.selection.head_module, nn.modules.conv._ConvNd)
         return Layout(channels_first=convolves, width=self.head_width())
+
+    def tensors_of_scores(self, output: Any) -> list[Tensor]:
+        """Return the scores among what the model returned; where they are not told apart, all of its tensors."""
+        try:
+            return [scores_of(output, self.asked, self.settings.num_classes)[0]]
+        except ValueError:
+            return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
     def rows_of_scores(self, output: Any) -> Tensor | None:
         """Return the scores among what the model returned, one row of C for each decision."""

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from collapsemeter.adapter.batches import require_labels
 from collapsemeter.adapter.budget import Budget
 
 from . import checkpoint
 from .batch import SCOPES, Batch, FirstBatch, LeftOut, Scope
+from .inert import recomputing
 from .layers import innermost
 from .namespace import device_of, first_parameters
-from .store import Store
+from .pending import Forward, PendingForwards
+from .store import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -55,7 +56,7 @@ class Recorder:
         self.live = Store(learner.settings, exact=exact, strict=strict, wide=wide)
         self.slot = f"recorder {next(_NUMBERS)}"
         self.first_step = self.next_step = 0  # of what is being measured, in training batches
-        self.pending = PendingOutputs()
+        self.pending = PendingForwards()
         self.waits_for_loss = False  # labels come with a loss module
         self.keyword_labels = True  # labels may come with a forward
         self.attachment = attachment
@@ -171,16 +172,40 @@ class Recorder:
         self.close_by_hook(failed=True)
 
     def stash(self, hook: CountingHook, output: Any) -> None:
-        """Keep what a layer gave, until the loss brings labels."""
+        """Keep what a layer gave, until a loss brings labels."""
+        pending = self.pending
         if torch.compiler.is_compiling():
-            self.pending.refused = True
-        elif self.is_training():
+            pending.refused = True
+        elif self.is_training() and not recomputing():
             started = perf_counter()
-            if self.takes_next():
-                self.pending.add(hook, output)
-            else:
-                self.pending.left_out = True
+            forward = pending.open()
+            forward.left_out = not self.takes_next()
+            if not forward.left_out:
+                forward.add(hook, output)
+            if hook.name == HEAD_OUTPUT and self.learnt is not None:
+                pending.end(self.learnt.tensors_of_scores(output))
             self.live.clock.spent += perf_counter() - started
+
+    def count_pending(self) -> None:
+        """Count the forwards whose labels a loss has brought."""
+        for forward in self.pending.take_labelled():
+            try:
+                self._count_forward(forward)
+            except ValueError as error:  # the loop was not edited for us: it must not notice us
+                self.live.degrade("criterion=", error)
+
+    def _count_forward(self, forward: Forward) -> None:
+        if forward.left_out:
+            with self.left_out():
+                return
+        labels = forward.all_labels(self.live.settings.num_classes)
+        require_labels(labels)
+        # The model trained when this ran, whatever it does now.
+        with Batch(self, self.live, labels, anyway=True):
+            scope = self.scope()
+            if isinstance(scope, Scope):
+                for hook, output in forward.outputs:
+                    hook.guarded(scope, output)
 
     @property
     def known(self) -> Learnt | None:
@@ -189,6 +214,7 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted as tensors and plain values."""
+        self.count_pending()
         if self.known is None:
             state = self.resumed or checkpoint.empty_state()
         else:
@@ -219,30 +245,3 @@ class Recorder:
         self.live.clear()
         self.pending.clear()
         self.first_step = self.next_step
-
-
-class PendingOutputs:
-    """Copies of what the layers gave, until the loss is called with the labels.
-
-    Copies, because an in-place operation after a layer (``ReLU(inplace=True)``) overwrites what the
-    layer returned, and some such writes leave no trace in the tensor's version.
-    """
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Drop what waits."""
-        self.outputs: list[tuple[CountingHook, Any]] = []
-        self.refused = False  # a compiled forward keeps no output
-        self.left_out = False  # the budget left this forward out: nothing was kept of it
-
-    def add(self, hook: CountingHook, output: Any) -> None:
-        """Keep a copy of a layer's output."""
-        copied = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), output)
-        self.outputs.append((hook, copied))
-
-    def take(self) -> list[tuple[CountingHook, Any]]:
-        """Return what waits, and wait for nothing more."""
-        outputs, self.outputs, self.left_out = self.outputs, [], False
-        return outputs

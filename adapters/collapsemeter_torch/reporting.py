@@ -51,7 +51,7 @@ class Reporter:
     def live(self, sync: bool, timeout: float) -> CollapseReport:
         """Return the report of what was counted live."""
         recorder, live = self._recorder, self._recorder.live
-        recorder.pending.clear()
+        recorder.count_pending()
         steps = recorder.first_step, recorder.next_step
         on_gpu = device_of(recorder.root).type != "cpu"
         more = {

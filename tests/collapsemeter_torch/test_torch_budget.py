@@ -164,7 +164,7 @@ def test_labels_that_come_with_the_loss():
     kept = []
     for x in inputs(7):  # accumulated: no step of an optimiser between
         output = net(x)
-        kept.append(len(meter._recorder.pending.outputs))
+        kept.append(len(meter._recorder.pending.forwards[-1].outputs))
         loss(output, Y).backward()
         loss(torch.zeros(12, 3), Y)  # of another model
     assert kept == [3, 0, 0, 3, 0, 0, 3]  # copies of what waits for its labels: two layers, scores
@@ -187,12 +187,12 @@ def test_a_loss_whose_turn_has_passed_is_no_batch():
     net, loss = mlp(), nn.CrossEntropyLoss()
     meter = watch(net, every=2, criterion=loss, example=inputs(1)[0])
     waiting = net[:4](inputs(1)[0])
-    assert meter._recorder.pending.outputs
+    assert meter._recorder.pending.forwards
     feed(meter, net, inputs(1))  # its forward has cleared what waited
-    loss(net[4](waiting), Y)  # left out
+    loss(net[4](waiting), Y)  # no forward of the network
     loss(torch.zeros(12, 3), Y)
     assert meter.compute().provenance["rows"] == 12
-    assert meter._recorder.next_step == 2
+    assert meter._recorder.next_step == 1
 
 
 class Labelled(nn.Module):
