@@ -15,7 +15,15 @@ from collapsemeter.report.report import TABLE
 from collapsemeter.system.suggest import did_you_mean
 
 from .meter import CollapseMeter
-from .streams import Entry, GuardedBatch, LogMetrics, Stream, Streams, chosen_labels
+from .streams import (
+    Entry,
+    GuardedBatch,
+    LogMetrics,
+    Stream,
+    Streams,
+    are_several_processes,
+    chosen_labels,
+)
 
 # The one that the loop uses, where both are there: one class cannot be a callback of both.
 _NAMES = ["lightning.pytorch", "pytorch_lightning"]
@@ -163,8 +171,8 @@ class CollapseCallback(Callback):
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what training has counted since its last report."""
-        return self._streams["train"].state_dict()
+        """Return what training has counted since its last report; of several processes, whose states differ, nothing."""
+        return {} if are_several_processes() else self._streams["train"].state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""

@@ -26,6 +26,7 @@ except ImportError as error:
     ) from error
 
 STATE = "collapsemeter.pt"  # beside the trainer's own files in a checkpoint
+STATE_OF_RANK = "collapsemeter-{}.pt"  # of several processes each has its own
 
 
 class CollapseCallback(TrainerCallback):
@@ -141,7 +142,7 @@ class CollapseCallback(TrainerCallback):
         """Put what was counted beside the trainer's own state."""
         counted = self._streams["train"].state_dict()
         path = _state_path(args, state)
-        if counted and state.is_world_process_zero and path.parent.is_dir():
+        if counted and path.parent.is_dir():
             torch.save(counted, path)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -209,4 +210,5 @@ class CollapseCallback(TrainerCallback):
 
 
 def _state_path(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE
+    name = STATE_OF_RANK.format(args.process_index) if args.world_size > 1 else STATE
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / name
