@@ -9,7 +9,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from collapsemeter import CollapseReport
 from collapsemeter.report.report import TABLE
@@ -233,11 +233,6 @@ class GuardedBatch:
             batch.__exit__(*exception)
         except Exception as error:
             self._stream.fails(error)
-
-
-def are_several_processes() -> bool:
-    """Whether other processes count, too."""
-    return distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def labels_among(batch: Any) -> Any:
