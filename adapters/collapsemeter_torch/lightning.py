@@ -15,13 +15,13 @@ from collapsemeter.report.report import TABLE
 from collapsemeter.system.suggest import did_you_mean
 
 from .meter import CollapseMeter
+from .ranks import this_rank
 from .streams import (
     Entry,
     GuardedBatch,
     LogMetrics,
     Stream,
     Streams,
-    are_several_processes,
     chosen_labels,
 )
 
@@ -172,7 +172,7 @@ class CollapseCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training has counted since its last report; of several processes, whose states differ, nothing."""
-        return {} if are_several_processes() else self._streams["train"].state_dict()
+        return {} if this_rank().ranks > 1 else self._streams["train"].state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""

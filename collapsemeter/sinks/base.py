@@ -57,7 +57,7 @@ class GuardedSink(ABC):
             The user's own count of steps or epochs.
         report : CollapseReport
         """
-        self._attempt(f"write step {step}", lambda: self._write(int(step), report))
+        self._attempt(f"write step {step}", lambda: self._write(_whole(step), report))
 
     @abstractmethod
     def _write(self, step: int, report: CollapseReport) -> None:
@@ -77,6 +77,15 @@ class GuardedSink(ABC):
                     "its `failures`, not shown",
                     stacklevel=4,  # the user's line that writes
                 )
+
+
+def _whole(step: float) -> int:
+    """Return a step as a whole number: 3.5 epochs, cut to 3, would be on the point of another report."""
+    if int(step) != step:
+        raise ValueError(
+            f"{step} is not a whole number: pass a count of steps or epochs, such as global_step"
+        )
+    return int(step)
 
 
 def checked_run(run: str | None) -> str:

@@ -327,3 +327,15 @@ def test_a_layer_of_that_name_keeps_its_tag_alone() -> None:
     LoggerSink(logger).write(0, CollapseReport(layers))
     ((scalars, _),) = logger.calls
     assert list(scalars) == ["nc3_cosine/head", "nc3_cosine/head.out"]
+
+
+def test_a_part_of_an_epoch_is_not_cut_to_a_whole_one(report: CollapseReport) -> None:
+    logger = Lightning()
+    sink = LoggerSink(logger)
+    sink.write(3.0, report)  # type: ignore[arg-type]
+    with pytest.warns(
+        RuntimeWarning, match=r"could not write step 3.5: .* 3.5 is not a whole number"
+    ):
+        sink.write(3.5, report)  # type: ignore[arg-type]
+    assert [step for _, step in logger.calls] == [3]
+    assert sink.failures == 1
