@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +270,35 @@ def test_a_callback_is_copied_and_pickled(tmp_path: Path) -> None:
     for twin in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
         fitted(tmp_path, Base(), [twin])
         assert twin.reports["val"][0].report.provenance["rows"] == ROWS
+
+
+OLD_NAME = """
+import sys
+import pytorch_lightning as pl, torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from collapsemeter_torch.lightning import CollapseCallback
+assert "lightning.pytorch" not in sys.modules
+assert issubclass(CollapseCallback, pl.Callback)
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(4, 3)
+    def training_step(self, batch, index):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+data = DataLoader(TensorDataset(torch.randn(30, 4), torch.arange(30) % 3), 10)
+callback = CollapseCallback(verbose=False)
+options = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback], **options).fit(Module(), data)
+assert callback.reports["train"][0].report.provenance["rows"] == 30
+"""
+
+
+@pytest.mark.nightly
+def test_the_package_of_the_old_name() -> None:
+    done = subprocess.run([sys.executable, "-c", OLD_NAME], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
