@@ -250,6 +250,7 @@ class CollapseMeter:
     @property
     def rows(self) -> int:
         """Labels that came with counted batches since the last `reset`."""
+        self._recorder.count_pending()
         return self._recorder.live.expected_rows
 
     @property

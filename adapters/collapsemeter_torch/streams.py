@@ -167,7 +167,7 @@ class Stream:
 
     def report(self, step: int) -> CollapseReport | None:
         """Report what was counted since the last report, and count anew; None where nothing could be."""
-        if self.meter is None or (self._problems and not self.meter.rows):
+        if self.meter is None or (self._problems and not self.rows):
             return None
         try:
             report = self.meter.compute()
@@ -180,6 +180,11 @@ class Stream:
         self.reports.append(Entry(step, report))
         return report
 
+    @property
+    def rows(self) -> int:
+        """Labels that were counted since the last report."""
+        return 0 if self.meter is None else self.meter.rows
+
     def restart(self, loader: Any = None) -> None:
         """Forget what was counted; of a loader that is spread over ranks each row is counted once."""
         self._spread, self._seen = spread_of(loader), 0
@@ -190,7 +195,7 @@ class Stream:
         """Return what was counted since the last report; nothing where nothing was."""
         if self.meter is None:
             return self._state or {}
-        return self.meter.state_dict() if self.meter.rows else {}
+        return self.meter.state_dict() if self.rows else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state, when the model is known."""

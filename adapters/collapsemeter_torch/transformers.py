@@ -147,7 +147,7 @@ class CollapseCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the training's hooks off."""
-        if self.every_steps is not None and self._streams["train"].state_dict():
+        if self.every_steps is not None and self._streams["train"].rows:
             self._report_training(state)
         self._streams["train"].close()
 
