@@ -122,7 +122,10 @@ class CollapseCallback(TrainerCallback):
         self._streams["train"].restart()
         path = _state_path(args, state)
         if state.global_step and path.exists():
-            self._streams["train"].load_state_dict(torch.load(path, weights_only=True))
+            try:
+                self._streams["train"].load_state_dict(torch.load(path, weights_only=True))
+            except Exception as error:
+                self._streams["train"].fails(error)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report training after so many steps."""
@@ -191,7 +194,6 @@ class CollapseCallback(TrainerCallback):
     def _batch(self, model: Any, inputs: Any) -> GuardedBatch:
         name = self._evaluating or "train"
         stream = self._streams[name]
-
         labels = partial(chosen_labels, inputs, self.labels)
         return stream.batch(
             model, lambda: next_token(innermost(model), labels(), stream.ignore_index)
