@@ -191,7 +191,8 @@ class Batch:
             self._alone = recorder.learning.acquire(timeout=_PATIENCE)
         store.clock.begin(started)
         if recorder.learnt is None or not recorder.attachment.handles:
-            recorder.attach()
+            recorder.attach()  # once, as learning: no share of the steps
+            started = perf_counter()
         if self.labels is None:
             self._begin(LeftOut(anyway=self._anyway))
         elif recorder.learnt is None:

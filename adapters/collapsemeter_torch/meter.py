@@ -110,6 +110,7 @@ class CollapseMeter:
 
     Examples
     --------
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> meter = CollapseMeter(net, verbose=False)
     >>> with meter.batch(torch.tensor([0, 1, 2, 0, 1, 2])):
