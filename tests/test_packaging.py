@@ -52,7 +52,8 @@ def test_the_command_and_the_adapters_are_entry_points() -> None:
 def test_every_extra_is_declared() -> None:
     extras = set(distribution("collapsemeter").metadata.get_all("Provides-Extra") or [])
     frameworks, files = {"torch", "keras", "flax"}, {"audit", "zarr", "hdf5", "dask"}
-    assert extras == frameworks | files | {"tensorboard", "report", "demo", "all"}
+    trainers = {"lightning", "transformers"}
+    assert extras == frameworks | trainers | files | {"tensorboard", "report", "demo", "all"}
 
 
 def test_install_lines_work_in_a_clone() -> None:

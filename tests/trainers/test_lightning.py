@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,16 @@ def fitted(
     torch.manual_seed(1)
     made.fit(module, DataLoader(data, 64, shuffle=True), DataLoader(data, 100))
     return made
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_remains() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
 
 
 CASES = {
