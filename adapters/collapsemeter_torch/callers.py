@@ -22,7 +22,7 @@ def _methods_of_trainer(name: str = "") -> Any:
     frame = None if module is None else sys._getframe(2)
     while frame is not None:
         code = frame.f_code
-        method = code.co_varnames[:1] == ("self",) and name in ("", code.co_name)
+        method = name in ("", code.co_name) and code.co_varnames[:1] == ("self",)
         if method and isinstance(frame.f_locals["self"], module.Trainer):  # type: ignore[union-attr]
             yield frame
         frame = frame.f_back

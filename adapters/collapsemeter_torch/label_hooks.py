@@ -83,8 +83,9 @@ class KeywordLabelsPreHook(Hook):
     def _begin(
         self, recorder: Recorder, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> None:
-        recorder.pending.interrupted()
-        recorder.count_pending()
+        if recorder.scope() is None:  # another batch, or a frozen pass, would be disturbed
+            recorder.pending.interrupted()
+            recorder.count_pending()
         recorder.close_stale()
         labels = kwargs.get("labels") if recorder.keyword_labels else None
         scope = recorder.scope()

@@ -503,6 +503,7 @@ class CollapseMeter:
         TimeoutError
             As `compute`.
         """
+        self._recorder.count_pending()
         return self._reporter.moments(layer, call, sync, timeout)
 
     def reset(self) -> None:

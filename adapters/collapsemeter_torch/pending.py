@@ -13,9 +13,7 @@ from torch.utils import _pytree as pytree
 if TYPE_CHECKING:
     from .hooks import CountingHook
 
-_MOST = (
-    4  # forwards that wait; of more, as in a loop that evaluates in training mode, the oldest go
-)
+_MOST = 4  # forwards that wait; of more, as where a loop evaluates in training mode, the oldest go
 _DEEPEST = 256  # operations between scores and a loss that are looked through
 
 
@@ -89,11 +87,6 @@ class PendingForwards:
         if self._open is not None:
             self.forwards.remove(self._open)
             self._open = None
-
-    @property
-    def runs(self) -> bool:
-        """Whether a forward has begun and not ended."""
-        return self._open is not None
 
     def of(self, given: list[Tensor]) -> list[Forward]:
         """Return the forwards from whose scores a loss was made."""

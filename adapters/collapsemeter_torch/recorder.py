@@ -191,7 +191,7 @@ class Recorder:
         for forward in self.pending.take_labelled():
             try:
                 self._count_forward(forward)
-            except ValueError as error:  # the loop was not edited for us: it must not notice us
+            except Exception as error:  # the loop was not edited for us: it must not notice us
                 self.live.degrade("criterion=", error)
 
     def _count_forward(self, forward: Forward) -> None:

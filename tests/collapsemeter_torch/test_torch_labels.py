@@ -768,6 +768,29 @@ def test_mixed_examples_are_left_out():
     assert final.per_class["count"].tolist() == [2, 2, 2]
 
 
+def test_what_waits_is_counted_whatever_comes_next():
+    net, loss, x = mlp(), nn.CrossEntropyLoss(), torch.randn(12, 4)
+    meter = CollapseMeter(net, criterion=loss, verbose=False)
+    loss(net(x), Y).backward()
+    assert meter.observe([(x, Y)], progress=False).provenance["rows"] == 12
+    with meter.batch(Y):
+        net(x)
+    loss(net(x), Y).backward()
+    assert meter.moments("2").counts.sum() == 36
+    assert meter.compute().provenance["rows"] == 36
+
+
+def test_two_label_sets_that_do_not_mix_cost_their_batch_and_no_more():
+    net, loss, x = mlp(), nn.CrossEntropyLoss(), torch.randn(12, 4)
+    meter = CollapseMeter(net, criterion=loss, verbose=False)
+    scores = net(x)
+    (loss(scores, Y) + loss(scores[:6], Y[:6])).backward()
+    with pytest.warns(RuntimeWarning, match=r"'criterion='"):
+        loss(net(x), Y).backward()
+    with pytest.warns(RuntimeWarning, match="criterion= failed"):
+        assert meter.compute().provenance["rows"] == 12
+
+
 def test_one_loss_twice_on_one_output_is_one_batch():
     net, loss, x = mlp(), nn.CrossEntropyLoss(), torch.randn(12, 4)
     meter = CollapseMeter(net, criterion=loss, verbose=False)
