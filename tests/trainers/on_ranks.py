@@ -20,9 +20,22 @@ from collapsemeter_torch.transformers import CollapseCallback as ForTransformers
 TRAIN, HELD_OUT = 50, 33  # of neither have two ranks as many
 
 
+def bert_config(**more: Any) -> BertConfig:
+    return BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,
+        **more,
+    )
+
+
 class Module(L.LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
+        self.rate = rate
         self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
@@ -31,7 +44,7 @@ class Module(L.LightningModule):
     validation_step = training_step
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.0)
+        return torch.optim.SGD(self.parameters(), self.rate)
 
 
 def with_lightning(folder: Path) -> dict[str, list[Any]]:
@@ -58,16 +71,7 @@ def with_lightning(folder: Path) -> dict[str, list[Any]]:
 
 def with_transformers(folder: Path) -> dict[str, list[Any]]:
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_labels=3,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    config = bert_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model = BertForSequenceClassification(config)
     rows = [{"input_ids": torch.randint(0, 50, (8,)), "labels": i % 3} for i in range(TRAIN)]
     callback = ForTransformers(verbose=False)

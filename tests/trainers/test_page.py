@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from lightning.pytorch.callbacks import EarlyStopping
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 from collapsemeter_torch import CollapseMeter
+
+from .on_ranks import Module, bert_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
 LIGHTNING, TRANSFORMERS, ACCELERATE = re.findall(
@@ -30,20 +31,6 @@ def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.randn(60, 8), torch.arange(60) % 3), batch_size=20)
 
 
-class Module(L.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-
-    def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        return F.cross_entropy(self.net(batch[0]), batch[1])
-
-    validation_step = training_step
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
 @pytest.fixture(autouse=True)
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -53,7 +40,7 @@ def test_lightning() -> None:
     names = {
         "L": L,
         "EarlyStopping": EarlyStopping,
-        "module": Module(),
+        "module": Module(0.1),
         "train_loader": loader(),
         "val_loader": loader(),
     }
@@ -62,18 +49,10 @@ def test_lightning() -> None:
 
 
 def test_transformers(tmp_path: Path) -> None:
-    config = BertConfig(
-        vocab_size=20,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=3,
-    )
     rows = [{"input_ids": torch.randint(0, 20, (5,)), "labels": i % 3} for i in range(24)]
     names: dict[str, Any] = {
         "Trainer": Trainer,
-        "model": BertForSequenceClassification(config),
+        "model": BertForSequenceClassification(bert_config()),
         "args": TrainingArguments(str(tmp_path), max_steps=3, report_to=[], use_cpu=True),
         "train": rows,
         "held_out": rows,
@@ -83,7 +62,7 @@ def test_transformers(tmp_path: Path) -> None:
 
 
 def test_accelerate(tmp_path: Path) -> None:
-    model = Module().net
+    model = Module(0.1).net
     names: dict[str, Any] = {
         "Accelerator": Accelerator,
         "CollapseMeter": CollapseMeter,

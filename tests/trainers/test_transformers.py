@@ -11,7 +11,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from transformers import (
-    BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
     EarlyStoppingCallback,
@@ -26,21 +25,14 @@ from transformers import (
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.transformers import STATE, CollapseCallback
 
+from .on_ranks import bert_config
+
 ROWS = 48
 
 
 def bert(kind: type = BertForSequenceClassification) -> Any:
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=16,
-        num_labels=3,
-    )
-    return kind(config)
+    return kind(bert_config(max_position_embeddings=16))
 
 
 def sentences(labels: Any = lambda i: i % 3) -> list[dict[str, Any]]:
