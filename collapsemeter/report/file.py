@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..metrics.catalogue import METRICS
 from ..metrics.convention import Convention
 from ..stats.undefined import REASONS
+from .training_error import is_error
 
 FORMAT, VERSION = "collapsemeter.CollapseReport", 1
 DEEPEST = 32  # levels of a provenance, which is read and written by recursion
@@ -117,6 +118,12 @@ def _number(value: Any, where: str) -> float:
     if not finite:
         _wrong(where, value, "a finite number or null")
     return float(value)
+
+
+def _error(value: Any, where: str) -> float:
+    if not is_error(value):
+        _wrong(where, value, "a share from 0 to 1")
+    return value
 
 
 def _two_numbers(ends: Any, where: str) -> tuple[float, float]:
@@ -254,6 +261,7 @@ _REPORT: dict[str, Check] = {
 _LINE: dict[str, Check] = {
     "step": _whole,
     "run": _text,
+    "training_error": _error,
     "layers": _by_name(_layer),
     "phase": _text,
     "warnings": _texts,

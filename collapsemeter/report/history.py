@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -11,6 +11,8 @@ from typing import Self
 from ..system.escaping import printable
 from .file import line_fields, read_json
 from .report import CollapseReport, built
+from .training_error import RECORDED_ERROR
+from .trends import FALLING, Onset, Trend, terminal_phase, trends
 
 Entry = tuple[int, CollapseReport]
 Entries = Sequence[Entry]
@@ -58,6 +60,24 @@ class History(tuple[Entry, ...]):
         """Return the reports of one phase, with the notes of all."""
         return History((entry for entry in self if entry[1].phase == phase), self.notes)
 
+    def terminal_phase(self, errors: Mapping[int, float] | None = None) -> Onset:
+        """Return the first step of the last run at zero training error, as recorded or given; the step is None where none is known.
+
+        Reports have the error where `CollapseReport.with_training_error` recorded it. Nothing is
+        guessed: NC4 and nearest-centre accuracy are not the network's error.
+        """
+        return terminal_phase(self.last, errors)
+
+    def trends(
+        self,
+        since: int | None = None,
+        metrics: Sequence[str] = FALLING,
+        layers: Sequence[str] | None = None,
+    ) -> dict[str, dict[str, Trend]]:
+        """Return the log-slope of every metric of every layer over the last run, from a step on: by default from the terminal phase on, where that is known."""
+        since = self.terminal_phase().step if since is None else since
+        return trends(self.last, since, metrics, layers)
+
     def earlier_runs(self) -> str:
         """Return in words which runs stand before the last one; empty where there is none."""
         earlier = list(self.runs.items())[:-1]
@@ -90,8 +110,9 @@ def read_history(path: str | os.PathLike[str]) -> History:
 def _entry(line: bytes, source: str) -> Entry:
     fields = read_json(line, source, line_fields)
     step = fields.pop("step")
-    if "run" in fields:
-        fields["provenance"] = {"run": fields.pop("run")}
+    about = {key: fields.pop(key) for key in ("run", RECORDED_ERROR) if key in fields}
+    if about:
+        fields["provenance"] = about
     return step, built(fields)
 
 

@@ -7,11 +7,9 @@ import math
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-
-import numpy as np
 
 from ..metrics.catalogue import METRICS
 from ..metrics.layer import LayerReport, to_json_value
@@ -20,8 +18,10 @@ from ..system.escaping import printable
 from ..system.suggest import did_you_mean
 from ..version import __version__
 from .criteria import Criteria, pinv_words, sentences
+from .depth_profile import BOUND, DepthProfile, depth_profile, separation_fit
 from .file import FORMAT, VERSION, Fields, read_json, report_fields
 from .tags import Tags, chosen_metrics
+from .training_error import RECORDED_ERROR, checked_error
 
 _CELL = 8  # characters of a value: 1.23e-05
 LayerT = TypeVar("LayerT")
@@ -113,15 +113,72 @@ class CollapseReport(NamedLayers[LayerReport]):
         >>> round(slope / math.log(0.5), 12), round(r, 12)
         (1.0, -1.0)
         """
-        values = [layer.get("nc1_fuzziness", math.nan) for layer in self.layers.values()]
-        points = [(depth, math.log(v)) for depth, v in enumerate(values) if v > 0]
-        if len(points) < 3:
-            return math.nan, math.nan
-        depth, logs = np.array(points).T
-        slope = float(np.polyfit(depth, logs, 1)[0])
-        if not logs.std() > 0:
-            return slope, math.nan
-        return slope, float(np.corrcoef(depth, logs)[0, 1])
+        line = separation_fit(self.layers).line
+        return line.slope, line.r
+
+    def depth_profile(
+        self, layers: Sequence[str] | None = None, bound: float = BOUND
+    ) -> DepthProfile:
+        r"""Say what depth does: collapse depth, effective depth, and the law of data separation with its interval.
+
+        Collapse depth is the number of the first layer whose share of variance within classes,
+        :math:`\operatorname{tr} S_W / (\operatorname{tr} S_W + \operatorname{tr} S_B)`, is at most the last layer's plus the bound;
+        effective depth is that of the first layer whose share of rows with another nearest class centre is.
+
+        Parameters
+        ----------
+        layers : sequence of str, optional
+            Layers that lie on one path, in order; all if left out. Layers on parallel branches have no
+            order among them, and stand in that of their calls.
+        bound : float
+            How far a share may be from the last layer's.
+
+        Returns
+        -------
+        DepthProfile
+            Layers without a value, and later layers beyond the bound, are named; with fewer than three
+            layers there is no depth.
+
+        Raises
+        ------
+        ValueError
+            If the bound is no share.
+        KeyError
+            If no layer has such a name.
+
+        References
+        ----------
+        Galanti, Galanti & Ben-Shaul 2022 (effective depth); He & Su 2023 (the law).
+
+        Examples
+        --------
+        >>> ratios = {"conv1": 9.0, "conv2": 0.03, "fc": 0.01}
+        >>> report = CollapseReport({n: LayerReport({"nc1_trace_ratio": t}) for n, t in ratios.items()})
+        >>> report.depth_profile().collapse.layer
+        'conv2'
+        """
+        names = list(self.layers) if layers is None else list(layers)
+        return depth_profile({name: self[name] for name in names}, bound=bound)
+
+    def with_training_error(self, error: float) -> CollapseReport:
+        """Return the report with the training error of its epoch, a share of rows, which `History.terminal_phase` reads.
+
+        Parameters
+        ----------
+        error : float
+            Of all training rows, as your loop counted them.
+
+        Raises
+        ------
+        ValueError
+            If it is no share.
+
+        Examples
+        --------
+        >>> CollapseReport({}).with_training_error(0.02).provenance["training_error"]
+        0.02
+        """
+        return replace(self, provenance={**self.provenance, RECORDED_ERROR: checked_error(error)})
 
     def summary(self, criteria: Criteria | None = None) -> str:
         """Return one line in words about the final layer, with its worst classes named.
@@ -262,6 +319,7 @@ class CollapseReport(NamedLayers[LayerReport]):
             "summary": self.summary(),
             "warnings": list(self.warnings),
             "skipped": dict(self.skipped),
+            "depth": to_json_value(self.depth_profile().to_dict()),
             "layers": {name: layer.to_dict(matrices) for name, layer in self.layers.items()},
         }
 

@@ -11,13 +11,14 @@ from ..metrics.layer import LayerReport, to_json_value
 from ..report.criteria import RECORDED
 from ..report.origin import COUNTED
 from ..report.report import CollapseReport
+from ..report.training_error import RECORDED_ERROR
 from .base import AppendedFile, GuardedSink, checked_run
 
 
 class JsonlSink(GuardedSink):
     """Append one line of strict JSON per report, the values in float64.
 
-    A line holds ``run``, ``step``, ``phase``, ``warnings`` and, per layer, ``metrics`` (null where
+    A line holds ``run``, ``step``, ``phase``, ``warnings``, ``training_error`` where the report has it and, per layer, ``metrics`` (null where
     undefined), ``reasons``, ``flags``, and how many classes and features there are. Vectors and
     per-class values stay in the report (`CollapseReport.to_json`).
 
@@ -49,10 +50,14 @@ class JsonlSink(GuardedSink):
         self._file = AppendedFile(path)
 
     def _write(self, step: int, report: CollapseReport) -> None:
+        recorded = {
+            key: report.provenance[key] for key in (RECORDED_ERROR,) if key in report.provenance
+        }
         record = {
             "run": self.run,
             "step": step,
             "phase": report.phase,
+            **recorded,
             "warnings": list(report.warnings),
             "layers": {name: _layer_record(layer) for name, layer in report.items()},
         }
