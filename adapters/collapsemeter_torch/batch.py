@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from time import perf_counter
 from types import TracebackType
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from .recorder import Recorder
     from .store import Store
 
-# The scope of each recorder in each thread, by the recorder's slot. A global: tensors that torch.compile
-# reaches through a module are constant in shape to it, and every batch size would be a graph of its own.
+# The scopes that are open in each thread, for graphs. A global: tensors that torch.compile reaches through
+# a module are constant in shape to it, and every batch size would be a graph of its own.
 # Not a ContextVar, which a compiled graph cannot read; other threads never set it.
 SCOPES = threading.local()
 
@@ -37,6 +38,31 @@ IN_EVAL_MODE = (
 )
 # Seconds that a first batch waits for that of another thread, which may have been left open.
 _PATIENCE = 60.0
+
+
+class Opened(threading.local):
+    """The scope that a recorder has open in each thread, and its slot among `SCOPES`.
+
+    A graph guards the slot. Each batch takes the first that is free, so that graphs do not tell one meter
+    from another: of a code torch.compile makes eight graphs, and no more.
+    """
+
+    scope: LeftOut | None = None
+    slot: str | None = None
+
+    def put(self, scope: LeftOut) -> None:
+        """Open a scope, or put it in the place of the one that is open."""
+        if self.slot is None:
+            slots = map("slot {}".format, itertools.count())
+            self.slot = next(slot for slot in slots if slot not in SCOPES.__dict__)
+        self.scope = scope
+        setattr(SCOPES, self.slot, scope)
+
+    def clear(self) -> None:
+        """Close the scope."""
+        if self.slot is not None:
+            del SCOPES.__dict__[self.slot]
+        self.scope = self.slot = None
 
 
 class LeftOut:
@@ -179,7 +205,7 @@ class Batch:
         recorder, store = self._recorder, self._store
         if recorder.opened_by_hook:
             recorder.close_stale()
-        outer = getattr(SCOPES, recorder.slot, None)
+        outer = recorder.opened.scope
         if outer is not None:
             raise ValueError(
                 f"labels {_shape(self.labels)} arrive while labels "
@@ -197,7 +223,7 @@ class Batch:
             self._begin(LeftOut(anyway=self._anyway))
         elif recorder.learnt is None:
             self._scope = FirstBatch(self, anyway=self._anyway)
-            setattr(SCOPES, recorder.slot, self._scope)
+            recorder.opened.put(self._scope)
         else:
             self.open()
         store.clock.spent += perf_counter() - started
@@ -224,7 +250,7 @@ class Batch:
         recorder, self._scope = self._recorder, scope
         # The model may still be set to train inside the block: its own forward decides.
         scope.counted = self._anyway or (recorder.root.training and torch.is_grad_enabled())
-        setattr(SCOPES, recorder.slot, scope)
+        recorder.opened.put(scope)
 
     def __exit__(
         self,
@@ -251,7 +277,7 @@ class Batch:
         if scope is None:
             return
         self._scope = None
-        SCOPES.__dict__.pop(recorder.slot, None)
+        recorder.opened.clear()
         if type(scope) is FirstBatch:
             store.clock.leave()
             if not failed:

@@ -56,10 +56,9 @@ def is_compiled(model: nn.Module) -> bool:
 
 def wrappers(model: nn.Module) -> list[nn.Module]:
     """Return the compiled models around a model that somebody holds."""
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    if frames is None:
+    if not graphs_may_come():  # to look at all objects takes a tenth of a second
         return []
-    kind = frames.OptimizedModule
+    kind = sys.modules["torch._dynamo.eval_frame"].OptimizedModule
     return [o for o in gc.get_objects() if type(o) is kind and o._orig_mod is model]
 
 

@@ -12,7 +12,7 @@ from torch.compiler import is_compiling
 
 from collapsemeter.adapter.reduction import BatchError, Layout, Reduction, mean_axes, reduction_of
 
-from .batch import SCOPES, Scope
+from .batch import Scope
 from .inert import Hook, recomputing
 from .reduction import TORCH, feature_rows
 from .store import HEAD_OUTPUT
@@ -35,7 +35,7 @@ class CountingHook(Hook):
         recorder = self.recorder()
         if recorder is None:
             return
-        scope = getattr(SCOPES, recorder.slot, None)
+        scope = recorder.opened.scope
         if type(scope) is Scope:
             if scope.counted and not scope.done:
                 self.guarded(scope, output)
@@ -284,7 +284,7 @@ class ScoresHook(CountingHook):
         recorder = self.recorder()
         if recorder is None:
             return
-        scope = getattr(SCOPES, recorder.slot, None)
+        scope = recorder.scope()
         if scope is not None:
             scope.done = True
         if eager and self.closes and recorder.opened_by_hook:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
-from .batch import IN_EVAL_MODE, SCOPES, FirstBatch, Scope
+from .batch import IN_EVAL_MODE, FirstBatch, Scope
 from .callers import labels_taken
 from .inert import Hook, recomputing
 
@@ -62,7 +62,7 @@ class KeywordLabelsPreHook(Hook):
         if recorder is None:
             return
         if not is_compiling():
-            scope = getattr(SCOPES, recorder.slot, None)
+            scope = recorder.opened.scope
             if type(scope) is not Scope or recorder.opened_by_hook or recorder.waits_for_loss:
                 self._learn_and_begin(recorder, module, args, kwargs)
             elif kwargs and not scope.done:

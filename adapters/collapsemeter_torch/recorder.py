@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable
 from time import perf_counter
@@ -15,7 +14,7 @@ from collapsemeter.adapter.batches import require_labels
 from collapsemeter.adapter.budget import Budget
 
 from . import checkpoint
-from .batch import SCOPES, Batch, FirstBatch, LeftOut, Scope
+from .batch import SCOPES, Batch, FirstBatch, LeftOut, Opened, Scope
 from .inert import recomputing
 from .layers import innermost
 from .namespace import device_of, first_parameters
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from .attachment import Attachment
     from .hooks import CountingHook
     from .learner import Learner, Learnt
-
-_NUMBERS = itertools.count()
 
 
 class Recorder:
@@ -54,7 +51,7 @@ class Recorder:
         self.unseen: list[Batch] = []  # blocks in which nothing ran before that
         # Their number of classes is that of nothing until the network has run.
         self.live = Store(learner.settings, exact=exact, strict=strict, wide=wide)
-        self.slot = f"recorder {next(_NUMBERS)}"
+        self.opened = Opened()
         self.first_step = self.next_step = 0  # of what is being measured, in training batches
         self.pending = PendingForwards()
         self.waits_for_loss = False  # labels come with a loss module
@@ -113,9 +110,12 @@ class Recorder:
             except Exception as error:
                 self.live.degrade("criterion=", error)
 
-    def scope(self) -> Scope | LeftOut | None:
+    def scope(self) -> LeftOut | None:
         """The batch that is open in this thread."""
-        scope: Scope | LeftOut | None = getattr(SCOPES, self.slot, None)
+        opened = self.opened
+        if not torch.compiler.is_compiling():
+            return opened.scope
+        scope: LeftOut | None = None if opened.slot is None else getattr(SCOPES, opened.slot, None)
         return scope
 
     def device(self) -> torch.device:

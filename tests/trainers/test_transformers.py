@@ -101,6 +101,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture
+def backends(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return what torch.compile is asked for, in place of which graphs run as they are."""
+    asked: list[Any] = []
+    compiled = torch.compile
+
+    def eager(*args: Any, **options: Any) -> Any:
+        asked.append(options.pop("backend", "inductor"))
+        return compiled(*args, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", eager)
+    return asked
+
+
+def test_a_compiled_training(backends: list[Any], tmp_path: Path) -> None:
+    torch.compiler.reset()
+    test_options_of_the_trainer({"torch_compile": True}, tmp_path)
+    assert backends == ["inductor"] * 2
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options_of_the_trainer(options: dict[str, Any], tmp_path: Path) -> None:
     callback = CollapseCallback(verbose=False)
