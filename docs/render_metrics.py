@@ -10,7 +10,13 @@ from collapsemeter.metrics.catalogue import METRICS, NOTATION, PAPERS, Metric
 from collapsemeter.metrics.convention import SWITCHES
 
 PAGE = Path(__file__).with_name("metrics.md")
-_SYMBOLS = {math.inf: "∞", math.sqrt(2.0): "√2", -math.log(2.0): "−log 2", -1.0: "−1"}
+_SYMBOLS = {
+    math.inf: "∞",
+    -math.inf: "−∞",
+    math.sqrt(2.0): "√2",
+    -math.log(2.0): "−log 2",
+    -1.0: "−1",
+}
 
 
 def _row(*cells: str) -> str:

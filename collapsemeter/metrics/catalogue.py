@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
-Property = Literal["NC1", "NC2", "NC3", "NC4", "depth"]
+Property = Literal["NC1", "NC2", "NC3", "NC4", "depth", "imbalance"]
 # What a metric is computed from: parts of the moments, what `measure` is given besides, and of the
 # decisions the network's own ("network").
 Need = Literal["means", "traces", "scatter", "head", "weight", "incoming", "decisions", "network"]
@@ -49,6 +49,8 @@ PAPERS: dict[str, str] = {
     "Dang et al. 2023": "https://arxiv.org/abs/2301.00437",
     "Súkeník, Mondelli & Lampert 2023": "https://arxiv.org/abs/2305.13165",
     "Súkeník, Lampert & Mondelli 2024": "https://arxiv.org/abs/2405.14468",
+    "Fang et al. 2021": "https://arxiv.org/abs/2101.12699",
+    "Thrampoulidis et al. 2022": "https://arxiv.org/abs/2208.05512",
     "Wu & Papyan 2024": "https://arxiv.org/abs/2405.17767",
     "Roy & Vetterli 2007": "https://ieeexplore.ieee.org/document/7098875",
 }
@@ -57,9 +59,13 @@ _PAPYAN = "Papyan, Han & Donoho 2020"
 _ZHU = "Zhu et al. 2021"
 _LIU = "Liu et al. 2023"
 _SUKENIK = "Súkeník, Mondelli & Lampert 2023"
+_FANG = "Fang et al. 2021"
+_SELI = "Thrampoulidis et al. 2022"
 _ROY = "Roy & Vetterli 2007"
 
-_nc1, _nc2, _nc3, _nc4, _depth = (partial(Metric, property=each) for each in get_args(Property))
+_nc1, _nc2, _nc3, _nc4, _depth, _imbalance = (
+    partial(Metric, property=each) for each in get_args(Property)
+)
 
 METRICS: dict[str, Metric] = {
     "nc1_pinv": _nc1(
@@ -280,5 +286,47 @@ METRICS: dict[str, Metric] = {
         needs=("incoming", "weight"),
         range=(0.0, 1.0),
         at_collapse=None,
+    ),
+    "nc2_worst_cosine": _imbalance(
+        meaning="largest cosine between two class means",
+        formula="max over pairs of cos(μ_a − m, μ_b − m)",
+        source=_FANG,
+        range=(-1.0, 1.0),
+        at_collapse=None,
+    ),
+    "nc2_worst_cosine_head": _imbalance(
+        meaning="largest cosine between two rows of the head",
+        formula="max over pairs of cos(w_a, w_b)",
+        source=_FANG,
+        needs=("head",),
+        range=(-1.0, 1.0),
+        at_collapse=None,
+    ),
+    "means_norm_slope": _imbalance(
+        meaning="slope of log|mu_c - m| on log n_c",
+        formula="least squares over classes of log|μ_c − m| on log n_c: the slope",
+        source=_FANG,
+        range=(-math.inf, math.inf),
+        at_collapse=None,
+    ),
+    "means_norm_r": _imbalance(
+        meaning="correlation of log|mu_c - m| and log n_c",
+        formula="correlation coefficient over classes of log|μ_c − m| and log n_c",
+        source=_FANG,
+        range=(-1.0, 1.0),
+        at_collapse=None,
+    ),
+    "nc2_seli_error": _imbalance(
+        meaning="distance of the class means to SELI",
+        formula="|G/|G| − T/|T||, G = M Mᵀ, T = ((J D J)⁺)^½, D = diag(n_c), J = I − 11ᵀ/C",
+        source=_SELI,
+        range=(0.0, 2.0),
+    ),
+    "nc2_seli_error_head": _imbalance(
+        meaning="distance of the head to SELI",
+        formula="|G/|G| − T/|T||, G = W Wᵀ, T = (J D J)^½",
+        source=_SELI,
+        needs=("means", "head"),
+        range=(0.0, 2.0),
     ),
 }

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..stats.linalg import Floats, row_norms, taken
 from ..stats.undefined import require
 from .frames import centred_rows, have_directions, require_weight
-from .pairs import CosineSpread, cosine_spread
+from .pairs import CosineSpread, Largest, cosine_spread, largest_cosines
 
 if TYPE_CHECKING:
     from ..stats.head import Head
@@ -62,3 +62,9 @@ class HeadRows:
         """Spread of the cosines over pairs of rows."""
         require(have_directions(self.norms), "head_row_without_direction")
         return cosine_spread(self.rows / self.norms[:, None])
+
+    @cached_property
+    def closest(self) -> Largest:
+        """The largest cosine of each row to another one."""
+        require(have_directions(self.norms), "head_row_without_direction")
+        return largest_cosines(self.rows / self.norms[:, None])

@@ -17,7 +17,7 @@ from ..stats.linalg import Floats
 from ..stats.plain import plain
 from ..stats.sums import LEFT_OUT
 from ..stats.undefined import Undefined
-from . import depth, nc1, nc2, nc3, nc4, rounding_errors
+from . import depth, imbalance, nc1, nc2, nc3, nc4, rounding_errors
 from .catalogue import METRICS, Need, Property
 from .convention import Convention
 from .frames import unit_rows
@@ -38,6 +38,7 @@ _FILES: dict[Property, ModuleType] = {
     "NC3": nc3,
     "NC4": nc4,
     "depth": depth,
+    "imbalance": imbalance,
 }
 
 
@@ -117,10 +118,10 @@ def measure(
         values_by_name=values,
         reasons=reasons,
         flags=_flags(geometry, values, floor, errors),
-        per_class=_per_class(geometry, decisions),
+        per_class=_per_class(layer),
         vectors=_vectors(geometry),
         matrices=_matrices(layer),
-        intervals=_intervals(decisions, values),
+        intervals=_intervals(decisions, values) | imbalance.slope_interval(layer, values),
         standard_errors=_standard_errors(layer, values),
         provenance=_provenance(layer, center_head, floor, errors),
     )
@@ -241,14 +242,16 @@ def _flags(
         "single_sample_classes": bool((moments.counts == 1).any()),
         "nonfinite_rows": moments.nonfinite > 0,
         rounding_errors.CODE: rounding_errors.displaced(errors),
+        "unequal_classes": imbalance.unequal(geometry.counts),
         "unlabelled_rows": moments.unlabelled > 0,
         "mixed_rows": moments.mixed > 0,
     }
     return tuple(flag for flag, up in raised.items() if up)
 
 
-def _per_class(geometry: ClassGeometry, decisions: Decisions | None) -> dict[str, npt.NDArray[Any]]:
+def _per_class(layer: LayerInputs) -> dict[str, npt.NDArray[Any]]:
     """What is known of every class, (C,) each; NaN, and -1 for a class, where undefined."""
+    geometry, decisions, head = layer.geometry, layer.decisions, layer.head
 
     def spread(compute: Callable[[], npt.NDArray[Any]], nothing: float = math.nan) -> Any:
         whole = np.full(geometry.moments.num_classes, nothing)
@@ -267,6 +270,10 @@ def _per_class(geometry: ClassGeometry, decisions: Decisions | None) -> dict[str
         rows = np.where(decisions.rows > 0, decisions.rows, 1)
         accuracy = np.where(decisions.rows > 0, decisions.correct / rows, math.nan)
         columns["ncc_accuracy"] = accuracy
+        columns |= nc4.class_intervals(decisions)
+    if head is not None:
+        columns["worst_cosine_head"] = spread(lambda: head.closest.values)
+        columns["nearest_class_head"] = spread(lambda: geometry.present[head.closest.indices], -1)
     return columns
 
 
@@ -324,6 +331,7 @@ def _provenance(
         "absent_classes": np.flatnonzero(moments.counts == 0).tolist(),
         "single_sample_classes": np.flatnonzero(moments.counts == 1).tolist(),
         **{f"{name}_rows": getattr(moments, name) for name in LEFT_OUT},
+        "seli_to_etf": imbalance.seli_to_etf(geometry.counts),
         "width": moments.width,
         "scatter": moments.kind,
         "sketch_rows": None if moments.sketch is None else len(moments.sketch),

@@ -55,3 +55,12 @@ def wilson_interval(successes: int, rows: int, z: float = 1.959963984540054) -> 
     # At 0 and 1 the ends are the share itself, which rounding may miss by a hair.
     low, high = min((centre - half) / scale, share), max((centre + half) / scale, share)
     return max(low, 0.0), min(high, 1.0)
+
+
+def class_intervals(decisions: Decisions) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the ends of Wilson's interval for the nearest-centre accuracy of every class, (C,); NaN for those without rows."""
+    pairs = zip(decisions.correct.tolist(), decisions.rows.tolist(), strict=True)
+    nothing = (math.nan, math.nan)
+    ends = np.array([wilson_interval(right, rows) if rows else nothing for right, rows in pairs])
+    low, high = ends.reshape(-1, 2).T
+    return {"ncc_accuracy_low": low, "ncc_accuracy_high": high}

@@ -110,6 +110,18 @@ def cosine_spread(units: Floats) -> CosineSpread:
     return spread.result()
 
 
+def largest_cosines(units: Floats) -> Largest:
+    """Return the largest cosine of each unit row to another, and which that is."""
+    nearest = Largest(len(units))
+    for tile in tiles(units):
+        nearest.add(tile.rows, tile.columns, tile.square)
+        if tile.rows != tile.columns:
+            nearest.add(tile.columns, tile.rows, tile.square.T)
+    if in_single(units):
+        nearest.settle(units)
+    return nearest
+
+
 def pair_statistics(
     frame: Floats, variances: Floats, resolution: float, angle: float | None = None
 ) -> PairStatistics:

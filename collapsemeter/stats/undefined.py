@@ -9,6 +9,9 @@ REASONS: dict[str, str] = {
     "opposite each other, and one pair has no spread): read nc2_of_error or nc3_cosine instead",
     "within_scatter_rank_deficient": "class means differ along directions in which no class varies (too few rows, "
     "or exact collapse): there the index is 0 whatever the data",
+    "classes_of_one_size": "all classes have as many rows: nothing depends on their size",
+    "class_means_of_one_norm": "all class means are as far from the centre: there is no correlation",
+    "too_many_classes_for_seli": "a reference for classes of unequal size is made for 1,024 classes at most",
     "coincident_class_means": "two class means are equal",
     "coincident_directions": "two class means point in the same direction from the centre",
     "zero_class_mean": "a class mean is the zero vector: it has no direction",
@@ -54,6 +57,8 @@ FLAGS: dict[str, str] = {
     "nonfinite_rows": "rows that hold NaN or Inf were left out, or propagated if that was asked for",
     "float32_sums_displaced": "the first rows of a class lie far from the rest, so that rounding of sums in float32 "
     "may be more than 1% of a value: provenance float32_error has the bounds; observe() sums in float64",
+    "unequal_classes": "classes differ in size, so that a simplex ETF is not the optimum of a network trained on them: with "
+    "cross-entropy, vanishing weight decay and no ReLU on the features it is SELI, and nc2_seli_error is the distance to it",
     "unlabelled_rows": "rows whose one-hot label is all zeros were left out",
     "mixed_rows": "rows whose label names several classes, or parts of them, were left out",
 }

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from collapsemeter import METRICS, CollapseReport, LayerReport
+from collapsemeter.metrics.layer import to_json_value
 from collapsemeter.sinks import CsvSink, Fan, JsonlSink, TensorBoardSink
 from collapsemeter.system.escaping import printable
 
@@ -44,7 +45,8 @@ def test_a_line_is_the_report_in_float64(tmp_path: Path, make_report: Any) -> No
         assert line["phase"] == report.phase
         assert list(line["layers"]) == list(report)
         for name, layer in report.items():
-            assert line["layers"][name]["metrics"] == dict(layer)  # equal, not close: float64
+            # Equal, not close: float64.
+            assert line["layers"][name]["metrics"] == to_json_value(dict(layer))
             assert line["layers"][name]["reasons"] == layer.reasons
             assert line["layers"][name]["flags"] == list(layer.flags)
 

@@ -6,6 +6,7 @@ from functools import partial as bind
 import numpy as np
 
 from ...metrics.frames import centring
+from ...metrics.imbalance import root_of_laplacian
 from ..chain import Chain, check_widths, split_by_size, split_linear, widths_of
 from ..optimum import Optimum, structure
 from ..problem import DUFM, FloatArray, closed_form, require, require_survival
@@ -70,14 +71,6 @@ def ufm_ce(problem: DUFM) -> Optimum:
     return structure(problem, "ufm_ce", loss, chain, words, source, parameters)
 
 
-def _root_of_laplacian(counts: FloatArray) -> FloatArray:
-    """The square root of P D P, whose trace is the nuclear norm of P D^(1/2)."""
-    projection = centring(counts.size)
-    values, vectors = np.linalg.eigh(projection @ np.diag(counts) @ projection)
-    values[0] = 0.0  # exactly, on the constant vector: its root would magnify the rounding
-    return np.asarray((vectors * np.sqrt(values)) @ vectors.T)
-
-
 def seli_grams(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
     r"""Gram matrices, (K, K), of classifier and class means of `seli` (Thrampoulidis et al. 2022).
 
@@ -95,8 +88,7 @@ def seli_grams(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
     >>> classifier.round(6).tolist(), means.round(6).tolist()
     ([[1.0, -1.0], [-1.0, 1.0]], [[0.25, -0.25], [-0.25, 0.25]])
     """
-    classifier = _root_of_laplacian(np.asarray(counts, dtype=np.float64))
-    return classifier, np.asarray(np.linalg.pinv(classifier, rcond=1e-12, hermitian=True))
+    return root_of_laplacian(counts), root_of_laplacian(counts, inverse=True)
 
 
 @closed_form("other", place=12)
@@ -119,7 +111,7 @@ def seli(problem: DUFM) -> Optimum:
     classes = problem.num_classes
     counts = problem.counts.astype(np.float64)
     ridge = math.sqrt(problem.decays[0] * problem.feature_decay)
-    strength = ridge * float(np.trace(_root_of_laplacian(counts)))
+    strength = ridge * float(np.trace(root_of_laplacian(counts)))
     require_survival("seli", [(classes - 1) / classes - strength])
     scale = math.log((classes - 1) / strength - classes + 1)
     chain = split_by_size(scale * centring(classes), problem)
