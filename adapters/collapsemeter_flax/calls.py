@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
 PREFIX = "collapsemeter"
+# Methods that are calls of a layer: an embedding that makes scores of features is a layer of its own name.
+METHODS = {"__call__": "", "attend": "attend"}
 Place = tuple[int, tuple[int, ...]]  # number of the call, and the shape that it had there
 Calls = dict[Place, Any]
 
@@ -20,10 +22,22 @@ def leaf_of(value: Any) -> Any:
     return next(arrays, None)
 
 
-def key_of(number: int, value: Any) -> str:
+def key_of(number: int, value: Any, method: str = "__call__") -> str:
     """Name a call by its number and shape: what is stacked later is told by the shape that it had."""
     leaf = leaf_of(value)
-    return f"{PREFIX}:{number}:{json.dumps([] if leaf is None else list(leaf.shape))}"
+    shape = json.dumps([] if leaf is None else list(leaf.shape))
+    return f"{prefix_of(method)}{number}:{shape}"
+
+
+def prefix_of(method: str) -> str:
+    """Return what the keys of a method's calls begin with."""
+    return f"{PREFIX}{METHODS[method]}:"
+
+
+def layer_of(path: Iterable[Any], key: str) -> str:
+    """Return the name of the layer whose call a key names, at the path of its module."""
+    method = key.partition(":")[0].removeprefix(PREFIX)
+    return ".".join([*map(str, path), *filter(None, [method])])
 
 
 def place_of(key: str) -> Place:

@@ -13,6 +13,7 @@ from collapsemeter.adapter.selection import MAX_LAYERS, Layers
 from . import linen_models, nnx_models
 from .calls import Calls, in_order
 from .choosing import Choice, Head, Request, choose, of_linen
+from .sowing import Sown, selected_rows
 
 
 def capture(
@@ -102,13 +103,15 @@ def captured(
 ) -> Captured:
     """Call a model; return what it gives, and the features of the layers chosen, in the order of the data."""
     head, by_layer = choice.selection.head, dict[str, Calls]()
-    watched = choice.watched
+    watched: dict[str, Sown] = dict.fromkeys(choice.watched, "output")
+    if head in watched:
+        watched[head] = "both" if choice.selects else "input"
     if isinstance(model, nnx.Module):
-        returned, by_layer = nnx_models.run(model, watched, head, args, kwargs)
+        returned, by_layer = nnx_models.run(model, watched, args, kwargs)
         outputs = returned
     else:
         variables, inputs = of_linen(model, args)
-        returned, by_layer = linen_models.run(model, variables, watched, head, inputs, kwargs)
+        returned, by_layer = linen_models.run(model, variables, watched, inputs, kwargs)
         outputs = returned if kwargs.get("mutable", False) is False else returned[0]
     features = {}
     for name in watched:
@@ -118,7 +121,11 @@ def captured(
             raise ValueError(models.never_ran(name))
         if name == head:
             last = choice.head_call if choice.head_call < len(calls) else -1
-            features[name] = calls[last]
+            if choice.selects:
+                given, output = calls[last]
+                features[name] = selected_rows(given, output, choice.scores_in(outputs))
+            else:
+                features[name] = calls[last]
         else:
             names = [name] if len(calls) == 1 else [f"{name}#{i}" for i in range(len(calls))]
             features |= zip(names, calls, strict=True)

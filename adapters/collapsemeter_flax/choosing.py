@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen, nnx
 
 from collapsemeter.adapter.network import Scores, find_scores
+from collapsemeter.adapter.reduction import Reduction, reduction_of
 from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection, select_layers
 
 from . import linen_models, nnx_models
@@ -35,6 +36,7 @@ class Request:
     num_classes: int | None = None
     scores: Scores | None = "auto"
     max_layers: int = MAX_LAYERS
+    reduction: Reduction | Mapping[str, Reduction] = field(default="auto", compare=False)
 
     def scores_in(self, outputs: Any) -> tuple[Any, str]:
         """Return the scores among what the model returned, and where they are."""
@@ -57,6 +59,7 @@ class Choice:
     getter: Getter | None = None
     forward: Forward | None = field(default=None, compare=False, repr=False)
     unpaired: tuple[tuple[str, str], ...] = ()  # layers that are left out, and why
+    selects: bool = False  # the scores are those that the head gave at some positions
 
     @property
     def watched(self) -> list[str]:
@@ -128,7 +131,8 @@ def choose(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], request: 
     learnt = _learn(model, args, kwargs, request)
     forward, network = learnt.forward, learnt.network
     ordered = dict.fromkeys([*network.order, *forward.parts])
-    parts = {name: forward.parts[name] for name in ordered if not forward.parts[name].is_bare}
+    ran = set(network.order)
+    parts = {name: forward.parts[name] for name in ordered if forward.parts[name].is_layer(ran)}
     unseen = {name: linen_models.NOT_CARRIED for name, part in parts.items() if not part.gets_out}
     head, getter = _named_head(model, request.head)
     if head not in ("auto", None) and getter is None:
@@ -149,7 +153,14 @@ def choose(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], request: 
     if selection.head == network.head and learnt.head_call is not None:
         call = learnt.head_call
     depth = {name: place for place, name in enumerate(learnt.depth)}
-    return Choice(selection, request, request.scores, depth, call, linear, getter, forward)
+    selects = (
+        learnt.selects
+        and selection.head == network.head
+        and reduction_of(request.reduction, selection.head or "") == "auto"
+    )
+    return Choice(
+        selection, request, request.scores, depth, call, linear, getter, forward, selects=selects
+    )
 
 
 def _learn(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], request: Request) -> Study:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import errors, linen
 from flax.core.scope import DenyList, in_filter, union_filters
 
-from .calls import PREFIX, Calls, abstract, key_of, place_of
+from .calls import METHODS, PREFIX, Calls, abstract, key_of, layer_of, place_of, prefix_of
 from .marks import Part, marked, marked_input
+from .sowing import Sown, sown_value
 from .tracing import Forward, ScoresOf, parameter_names, trace
 
 SOWN = "intermediates"
@@ -35,10 +36,12 @@ def forward(
 
     def note(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
-        if context.method_name != "__call__" or not module.path:
+        path = _called(context)
+        if not path:
             return next_fun(*args, **kwargs)
-        name = ".".join(module.path)
-        parts[name] = Part(module.path, type(module), module.is_mutable_collection(SOWN))
+        name = ".".join(path)
+        gets_out = module.is_mutable_collection(SOWN)
+        parts[name] = Part(path, type(module), gets_out, makes_scores=path != module.path)
         args, kwargs = marked_input(name, args, kwargs)
         return marked("out", name, next_fun(*args, **kwargs))
 
@@ -59,6 +62,13 @@ def forward(
     return Forward(graph, parts, weights, inputs, places[0], type(model).__name__)
 
 
+def _called(context: Any) -> tuple[str, ...]:
+    """Return the path of the layer that a method is a call of; () where it is none."""
+    path: tuple[str, ...] = context.module.path
+    method = METHODS.get(context.method_name)
+    return (*path, *filter(None, [method])) if path and method is not None else ()
+
+
 def _method(model: linen.Module, method: Any) -> Any:
     if callable(method):
         return method
@@ -76,8 +86,7 @@ def variables_for(model: linen.Module, args: Sequence[Any], kwargs: Mapping[str,
 def run(
     model: linen.Module,
     variables: Any,
-    watched: Iterable[str],
-    head: str | None,
+    watched: Mapping[str, Sown],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> tuple[Any, dict[str, Calls]]:
@@ -88,12 +97,14 @@ def run(
     def sow(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = next_fun(*args, **kwargs)
         module = context.module
-        name = by_path.get(module.path) if context.method_name == "__call__" else None
+        name = by_path.get(_called(context))
         if name is None:
             return output
-        number = sum(key.startswith(PREFIX) for key in module.variables.get(SOWN, {}))
-        value = next(iter([*args, *kwargs.values()])) if name == head else output
-        if not module.sow(SOWN, key_of(number, value), value):
+        method = context.method_name
+        sown = module.variables.get(SOWN, {})
+        number = sum(key.startswith(prefix_of(method)) for key in sown)
+        value = sown_value(watched[name], args, kwargs, output)
+        if not module.sow(SOWN, key_of(number, value, method), value):
             raise ValueError(f"layer {name!r} {NOT_CARRIED}")
         return output
 
@@ -116,7 +127,7 @@ def _without_ours(sown: Mapping[str, Any], path: tuple[str, ...], calls: dict[st
     rest = {}
     for key, value in sown.items():
         if key.startswith(PREFIX):
-            calls.setdefault(".".join(path), {})[place_of(key)] = value[0]
+            calls.setdefault(layer_of(path, key), {})[place_of(key)] = value[0]
         elif isinstance(value, Mapping):
             if inner := _without_ours(value, (*path, key), calls):
                 rest[key] = inner

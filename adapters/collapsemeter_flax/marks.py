@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +29,9 @@ class Part:
     path: Path  # its attributes (or linen names) from the root
     type: type
     gets_out: bool = True  # whether what it gives can be taken out of the transformations around it
+    makes_scores: bool = (
+        False  # an embedding that is called the other way round, from features to scores
+    )
 
     @property
     def name(self) -> str:
@@ -44,16 +47,17 @@ class Part:
 
     @property
     def is_embedding(self) -> bool:
-        return issubclass(self.type, _EMBEDDINGS)
+        return issubclass(self.type, _EMBEDDINGS) and not self.makes_scores
 
     @property
     def is_dropout(self) -> bool:
         return issubclass(self.type, _DROPOUTS)
 
-    @property
-    def is_bare(self) -> bool:
-        """Whether it only holds others: a list is never called."""
-        return issubclass(self.type, nnx.List | nnx.Dict)
+    def is_layer(self, ran: Set[str]) -> bool:
+        """Whether it is called: a list only holds others, and few embeddings make scores."""
+        if self.makes_scores:
+            return self.name in ran
+        return not issubclass(self.type, nnx.List | nnx.Dict)
 
 
 class Mark(NamedTuple):

@@ -86,7 +86,9 @@ def observe(
     """
     check_phase(phase)
     frozen = observing.Frozen(model, variables, call or {})
-    request = Request(layers, head, num_classes, scores, max_layers)
+    request = Request(
+        layers, head, num_classes, scores, max_layers, options.get("reduction", "auto")
+    )
     return _observe(frozen, None, batches, request, phase, progress, options)
 
 
@@ -169,7 +171,9 @@ class CollapseMeter:
         plain = {name: value for name, value in options.items() if name not in ("dtype", "memory")}
         Settings(num_classes=2 if num_classes is None else num_classes, **plain)
         self._model = model
-        self._request = Request(layers, head, num_classes, scores, max_layers)
+        self._request = Request(
+            layers, head, num_classes, scores, max_layers, options.get("reduction", "auto")
+        )
         self._options = options
         self._verbose = verbose
         self._choice: Choice | None = None

@@ -10,8 +10,9 @@ from flax import errors, nnx
 
 from collapsemeter.adapter.selection import listed
 
-from .calls import Calls, key_of, place_of
+from .calls import METHODS, Calls, key_of, layer_of, place_of, prefix_of
 from .marks import Part, marked, marked_input
+from .sowing import Sown, sown_value
 from .tracing import Forward, ScoresOf, parameter_names, trace
 
 _LABEL = "_collapsemeter_path"
@@ -35,6 +36,10 @@ def forward(
         for path, module in nnx.iter_modules(copy):
             part = Part(tuple(map(str, path)), type(module))
             parts[part.name] = part
+            for method, name in METHODS.items():
+                if name and hasattr(module, method):
+                    attending = Part((*part.path, name), type(module), makes_scores=True)
+                    parts[attending.name] = attending
             module.__captures__ = nnx.data(())  # what the model sows itself goes nowhere, unwarned
             if part.path and callable(module):
                 setattr(module, _LABEL, part.name)
@@ -55,9 +60,9 @@ def _become(module: nnx.Module, kind: type) -> None:
     object.__setattr__(module, "__class__", kind)
 
 
-def _derived(kind: type, call: Callable[..., Any]) -> type:
-    """A class like another but for its ``__call__``."""
-    names = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+def _derived(kind: type, methods: Mapping[str, Callable[..., Any]]) -> type:
+    """A class like another but for some methods."""
+    names = {**methods, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     return type(kind)(kind.__name__, (kind,), names)
 
 
@@ -66,53 +71,55 @@ def _derived(kind: type, call: Callable[..., Any]) -> type:
 def _marking(kind: type) -> type:
     """A class whose instances name what they are given and what they give."""
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        layer = getattr(self, _LABEL)
-        args, kwargs = marked_input(layer, args, kwargs)
-        return marked("out", layer, kind.__call__(self, *args, **kwargs))
+    def marking(method: str) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            layer = ".".join([getattr(self, _LABEL), *filter(None, [METHODS[method]])])
+            args, kwargs = marked_input(layer, args, kwargs)
+            return marked("out", layer, getattr(kind, method)(self, *args, **kwargs))
 
-    return _derived(kind, call)
+        return call
+
+    return _derived(kind, {name: marking(name) for name in METHODS if hasattr(kind, name)})
 
 
 @functools.cache
-def _sowing(kind: type, of_head: bool) -> type:
-    """A class whose instances sow what they give; a head sows what it is given."""
+def _sowing(kind: type, sown: tuple[tuple[str, Sown], ...]) -> type:
+    """A class whose instances sow what some of their methods give, or are given."""
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = kind.__call__(self, *args, **kwargs)
-        noted = [keys for keys in getattr(self, "__captures__", ()) if type(keys) is Feature]
-        number = sum(len(keys) for keys in noted)
-        value = next(iter([*args, *kwargs.values()])) if of_head else output
-        self.sow(Feature, key_of(number, value), value)
-        return output
+    def sowing(method: str, sown: Sown) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            output = getattr(kind, method)(self, *args, **kwargs)
+            noted = [keys for keys in getattr(self, "__captures__", ()) if type(keys) is Feature]
+            number = sum(str(key).startswith(prefix_of(method)) for keys in noted for key in keys)
+            value = sown_value(sown, args, kwargs, output)
+            self.sow(Feature, key_of(number, value, method), value)
+            return output
 
-    return _derived(kind, call)
+        return call
+
+    return _derived(kind, {method: sowing(method, how) for method, how in sown})
 
 
 def run(
-    model: nnx.Module,
-    watched: Sequence[str],
-    head: str | None,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    model: nnx.Module, watched: Mapping[str, Sown], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Calls]]:
     """Call the model; return what it gave, and what every selected module gave."""
     try:
-        return _run(model, watched, head, args, kwargs)
+        return _run(model, watched, args, kwargs)
     except errors.TraceContextError:
         # A model from outside this trace cannot be written to, which a copy of it can.
-        return _run(nnx.clone(model), watched, head, args, kwargs)
+        return _run(nnx.clone(model), watched, args, kwargs)
 
 
 def _run(
-    model: nnx.Module,
-    watched: Sequence[str],
-    head: str | None,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    model: nnx.Module, watched: Mapping[str, Sown], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Calls]]:
     named: dict[str, Any] = {".".join(map(str, p)): m for p, m in nnx.iter_modules(model)}
-    modules = {name: named[name] for name in watched}
+    sown: dict[str, dict[str, Sown]] = {}
+    for layer, how in watched.items():
+        name, method = _module_and_method(layer, named)
+        sown.setdefault(name, {})[method] = how
+    modules = {name: named[name] for name in sown}
     kinds: dict[str, type] = {name: type(module) for name, module in modules.items()}
     # A capture of the user's that is open around this one goes on after it.
     outer = {name: m.__captures__ for name, m in named.items() if "__captures__" in vars(m)}
@@ -120,7 +127,7 @@ def _run(
     forward = nnx.capture(lambda model: model(*args, **kwargs), Feature, *others)
     try:
         for name, module in modules.items():
-            _become(module, _sowing(kinds[name], name == head))
+            _become(module, _sowing(kinds[name], tuple(sown[name].items())))
         outputs, *states = forward(model)
     finally:
         for name, module in modules.items():
@@ -132,8 +139,8 @@ def _run(
                 del module.__captures__
     calls: dict[str, Calls] = {}
     for path, variable in nnx.to_flat_state(states[0]):
-        name = ".".join(map(str, path[:-1]))
-        calls.setdefault(name, {})[place_of(str(path[-1]))] = variable.get_value()[0]
+        key = str(path[-1])
+        calls.setdefault(layer_of(path[:-1], key), {})[place_of(key)] = variable.get_value()[0]
     for kind, state in zip(others, states[1:], strict=True):
         _add_to(outer, kind, state)
     return outputs, calls
@@ -158,8 +165,17 @@ def never_ran(name: str) -> str:
 
 
 def module_at(model: nnx.Module, name: str) -> nnx.Module:
-    """Return the module of that name."""
+    """Return the module of that name, or whose method has it."""
     named = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    name, _ = _module_and_method(name, named)
     if name not in named:
         raise ValueError(f"{name!r} is not a module of the model; it has {listed(named)}")
     return named[name]
+
+
+def _module_and_method(layer: str, named: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name of a layer's module, and which of its methods the layer is."""
+    whole, _, last = layer.rpartition(".")
+    if layer not in named and whole in named and last in METHODS.values():
+        return whole, next(method for method, name in METHODS.items() if name == last)
+    return layer, "__call__"

@@ -16,6 +16,7 @@ _KEEPS_SIGN = {"add", "mul", "div", "max", "min", "sqrt", "rsqrt"}  # of positiv
 _ELEMENTWISE = SAME | _RISING | _KEEPS_SIGN | {"sub", "neg", "abs", "sign", "square", "select_n"}
 _ELEMENTWISE |= {"pow", "integer_pow", "eq", "ne", "lt", "le", "gt", "ge", "is_finite", "and", "or"}
 _ELEMENTWISE |= {"not", "floor", "clamp", "add_any"}
+SELECTS = {"slice", "dynamic_slice", "gather"}
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,48 @@ class Ordered:
     averages: bool = True  # a mean over positions is that of the layer's own
     positive: bool = False
     constant: frozenset[int] = frozenset()  # the axes along which a value of the row does not vary
+    selects: bool = False  # the layer's rows at some positions alone
+    plain: bool = True  # entries are those of the layer themselves
 
 
 def keeps_order(graph: Graph, start: int, scores: int) -> bool:
     """Whether row-wise maps that keep order lead from a value, classes on its last axis, to the scores."""
+    return order_kept(graph, start, scores) is not None
+
+
+def order_kept(graph: Graph, start: int, scores: int) -> Ordered | None:
+    """Return how the scores are ordered as a value is, classes on its last axis; None where they are not.
+
+    Of scores that are a value's at one position of each row it is known which only where they are no others.
+    """
     first = graph[start]
     if not first.shape:
-        return False
+        return None
     orders: dict[int, Ordered | None] = {start: Ordered(len(first.shape) - 1)}
     needed = graph.ancestors(scores)
     for number in range(start + 1, scores + 1):
         value = graph[number]
         if number in needed and any(i in orders for i in value.inputs):
-            orders[number] = _after(graph, value, orders)
+            after = _after(graph, value, orders)
+            if after is not None and value.operation not in SAME | SHAPES | SELECTS:
+                after = replace(after, plain=False)
+            orders[number] = after
     end = orders.get(scores)
     shape = graph[scores].shape
     if end is None or end.axis is None or end.sign < 0:
-        return False
-    return end.axis == len(shape) - 1 or (first.shape[-1] == 1 and math.prod(shape) == shape[0])
+        return None
+    if end.selects:
+        *rows, classes = (*first.shape[:-2], first.shape[-1])
+        fits = shape == (*rows, classes) or (classes == 1 and shape == (*rows,))
+        return end if end.plain and fits else None
+    one = first.shape[-1] == 1 and math.prod(shape) == shape[0]
+    return end if one or end.axis == len(shape) - 1 else None
 
 
 def _after(graph: Graph, value: Value, orders: dict[int, Ordered | None]) -> Ordered | None:
+    if value.operation in SELECTS:
+        first = orders.get(value.inputs[0])
+        return None if first is None else _selected(first, graph[value.inputs[0]].shape, value)
     inputs = [_as_operand(graph, i, orders) for i in value.inputs]
     if any(i in orders and orders[i] is None for i in value.inputs):
         return None
@@ -65,9 +87,6 @@ def _after(graph: Graph, value: Value, orders: dict[int, Ordered | None]) -> Ord
         return known[0] if _tiles(value, graph[value.inputs[0]].shape, known[0]) else None
     if name.startswith("reduce_") and name not in SAME:
         return _reduced(known[0], value)
-    if name == "slice":
-        whole = graph[value.inputs[0]].shape == value.shape
-        return known[0] if whole else None
     if not ranked:
         return _row(graph, value, known)
     if name in SAME:
@@ -155,6 +174,25 @@ def _reduced(operand: Ordered, value: Value) -> Ordered | None:
     if value.operation == "reduce_sum" and operand.averages and 0 not in axes:
         return replace(operand, axis=left.index(operand.axis), positive=positive)
     return None
+
+
+def _selected(operand: Ordered, shape: tuple[int, ...], value: Value) -> Ordered | None:
+    """Follow the classes where rows are taken at some positions."""
+    if value.shape == shape and value.operation != "gather":
+        return operand
+    axis = operand.axis
+    if axis is None:
+        return None
+    if value.operation == "gather":
+        numbers = value.params["dimension_numbers"]
+        gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+        left = [i for i in range(len(shape)) if i not in gone]
+        if axis not in left or value.params["slice_sizes"][axis] != shape[axis]:
+            return None
+        axis = sorted(numbers.offset_dims)[left.index(axis)]
+    elif value.shape[axis] != shape[axis]:
+        return None
+    return replace(operand, axis=axis, selects=True, constant=frozenset())
 
 
 def _tiles(value: Value, shape: tuple[int, ...], operand: Ordered) -> bool:

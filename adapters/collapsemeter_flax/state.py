@@ -18,8 +18,6 @@ from collapsemeter.stats.sums import COUNTERS, EPS, ScatterKind, Sums, scatter_s
 
 from .sample import EMPTY
 
-# A scatter for each class takes as many products as there are classes: only few, or small ones, are cheap.
-CLASS_PRODUCTS, CLASS_ENTRIES = 4, 2**13
 UNDECIDED = -2  # the prediction in a slot whose row came without logits
 DTYPES = ("", *sorted(EPS, key=EPS.__getitem__))  # from fine to coarse; "" before the first batch
 
@@ -173,28 +171,14 @@ def plan_memory(
     dtype: str = "auto",
 ) -> MemoryPlan:
     """Choose what every layer keeps; a scatter for each class only where a device computes it cheaply."""
-    itemsize = np.dtype(_sum_dtype(dtype)).itemsize
-    plan = memory_plan(
+    return memory_plan(
         widths,
         settings,
         parameter_bytes=parameter_bytes,
         memory=memory,
-        copies=itemsize // 4,
+        copies=np.dtype(_sum_dtype(dtype)).itemsize // 4,
+        class_products=settings.num_classes,
     )
-    asked = settings.scatter != "auto" or settings.named_convention.within == "class"
-    if asked or settings.num_classes <= CLASS_PRODUCTS:
-        return plan
-
-    def is_dear(name: str, held: Holding) -> bool:
-        entries = settings.num_classes * widths[name] ** 2
-        return held.kind == "class" and entries > CLASS_ENTRIES
-
-    holdings = {
-        name: replace(held, kind="pooled") if is_dear(name, held) else held
-        for name, held in plan.holdings.items()
-    }
-    nbytes = sum(held.nbytes(widths[name], settings, itemsize) for name, held in holdings.items())
-    return replace(plan, holdings=holdings, nbytes=nbytes)
 
 
 def _sum_dtype(dtype: str) -> str:

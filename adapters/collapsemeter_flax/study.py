@@ -13,7 +13,7 @@ from collapsemeter.adapter.network import Network
 from .graph import SAME, Graph
 from .heads import MAPS, LinearMap, linear_map, same_entries, same_tensor
 from .marks import Mark, read_mark
-from .ordering import keeps_order
+from .ordering import keeps_order, order_kept
 from .thresholds import threshold
 from .tracing import Forward
 
@@ -47,6 +47,7 @@ class Study:
     depth: tuple[str, ...]  # every call, "layer#0", in the order in which data reach it
     linear: Mapping[str, LinearCall]  # by layer, its last call whose output is x W + b
     head_call: int | None  # which call of the head makes the scores
+    selects: bool = False  # the scores are those that the head gave at some positions
 
 
 def study(forward: Forward, has_scores: bool = True) -> Study:
@@ -76,7 +77,9 @@ def study(forward: Forward, has_scores: bool = True) -> Study:
     )
     by_layer = {found.call.layer: found for found in linear}
     number = None if head is None else head.call.number
-    return Study(forward, network, tuple(depth), by_layer, number)
+    kept = None if head is None else order_kept(graph, head.call.output, scores)
+    selects = kept is not None and kept.selects
+    return Study(forward, network, tuple(depth), by_layer, number, selects)
 
 
 def _calls(graph: Graph) -> tuple[list[str], list[str], list[Call]]:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from collapsemeter.adapter.network import single_threshold
 
-from .graph import Graph
+from .graph import SAME, SHAPES, Graph
+from .ordering import SELECTS
 
 
 def threshold(graph: Graph, logits: Sequence[int], scores: int) -> float:
@@ -17,6 +18,7 @@ def threshold(graph: Graph, logits: Sequence[int], scores: int) -> float:
 
     It is 0, too, where what follows the logits cannot be computed without the network's inputs or weights.
     """
+    logits = _with_parts(graph, logits)
 
     def score(logit: float) -> float:
         given = {n: jnp.full(graph[n].shape, logit, graph[n].dtype) for n in logits}
@@ -29,3 +31,12 @@ def threshold(graph: Graph, logits: Sequence[int], scores: int) -> float:
             return single_threshold(score)
     except (AttributeError, KeyError):  # an input or a weight has no value here
         return 0.0
+
+
+def _with_parts(graph: Graph, logits: Sequence[int]) -> list[int]:
+    """Return the logits and what holds some of them: at which positions may depend on the inputs."""
+    parts = set(logits)
+    for number, value in enumerate(graph.values):
+        if value.operation in SAME | SHAPES | SELECTS and value.inputs[0] in parts:
+            parts.add(number)
+    return sorted(parts)

@@ -25,6 +25,7 @@ from .counting import BatchCounter
 from .head import head_of
 from .instrument import Instrument, renew_steps, synchronise
 from .layers import HeadChoice, Layers, select
+from .namespaces import class_products
 from .operations import BACKEND
 from .outputs import OutputChoice
 from .statistics import Holdings, StreamSums
@@ -204,7 +205,12 @@ class Attachment:
         parameter_bytes = nbytes_of(model.weights)
         memory = self.choices.memory
         plan = self.plan = memory_plan(
-            widths, self.settings, parameter_bytes=parameter_bytes, memory=memory, copies=_STREAMS
+            widths,
+            self.settings,
+            parameter_bytes=parameter_bytes,
+            memory=memory,
+            copies=_STREAMS,
+            class_products=class_products(self.settings.num_classes),
         )
         # Batches wait in what is left.
         left = max(0.0, budget_of(memory, parameter_bytes) - plan.nbytes) / _STREAMS
@@ -217,8 +223,7 @@ class Attachment:
         products = product_operations(
             [(widths[name], held) for name, held in plan.holdings.items()],
             labels,
-            # PyTorch adds the rows of each class alone, where they are on the host.
-            class_products=1 if BACKEND == "torch" else self.settings.num_classes,
+            class_products=class_products(self.settings.num_classes),
         )
         self._time = products_note(forward, products, "every_batch={}")
 

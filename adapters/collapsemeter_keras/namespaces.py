@@ -23,6 +23,15 @@ def namespace_of(variable: keras.Variable) -> KerasNamespace:
     return kind(keras.backend.standardize_dtype(variable.dtype))
 
 
+def class_products(num_classes: int) -> int:
+    """Return how many pooled products the scatters of single classes cost, see `add_class_products`."""
+    if BACKEND == "torch":
+        from keras.src.backend.torch.core import get_device
+
+        return 1 if get_device() == "cpu" else num_classes
+    return num_classes
+
+
 class KerasNamespace:
     """JAX's operations, and Keras' where they serve all backends; nothing is in place."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,11 @@ def load_state_dict(
     }
     for (name, key), holding in held.items():
         if key in streams[name].layers:
+            here = streams[name].layers[key].holding
+            if (holding.kind, here.kind) == ("class", "pooled"):  # as was kept before it was dear
+                held[name, key] = holding = replace(holding, kind="pooled")
             what = f"rows and scatter of layer {key[0]!r}"
-            check_same({what: _said(holding)}, {what: _said(streams[name].layers[key].holding)})
+            check_same({what: _said(holding)}, {what: _said(here)})
     for name, stream in streams.items():
         for key, width, dtype in saved[name]:
             stream.allocate(key, width, dtype, held[name, key])
@@ -68,9 +72,12 @@ def load_state_dict(
 
 
 def _filled_up(rows: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Return an array of a variable's shape that begins with the rows that were saved of it."""
+    """Return what was saved of a variable in its shape now: rows that begin it, or scatters to be pooled."""
     if rows.shape == shape:
         return rows
+    if rows.shape[1:] == shape:  # the scatters of all classes are that of all rows
+        pooled: np.ndarray[Any, Any] = rows.sum(axis=0)
+        return pooled
     if len(rows) > shape[0]:
         waiting = "rows that wait to be counted"
         check_same({waiting: len(rows)}, {waiting: f"up to {shape[0]}"})

@@ -18,7 +18,7 @@ from collapsemeter.adapter.tally import Tally
 from collapsemeter.stats.sums import COUNTERS, Sums, scatter_shape, sketch_shapes, update
 
 from .host_rows import HostSample, add_on_host
-from .namespaces import namespace_of
+from .namespaces import class_products, namespace_of
 from .operations import (
     BACKEND,
     COUNT,
@@ -108,7 +108,10 @@ class StreamSums(keras.metrics.Metric):
         holding = (
             holding
             or self.holdings.layers.get(key[0])
-            or Holding(settings.kind(width), settings.sample_size(width))
+            or Holding(
+                settings.kind(width, class_products(settings.num_classes)),
+                settings.sample_size(width),
+            )
         )
         classes, size, kind = settings.num_classes, holding.sample_rows, holding.kind
         shapes: dict[str, tuple[int, ...] | None] = {

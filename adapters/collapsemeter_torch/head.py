@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,7 +22,8 @@ POOLS = {
     *("AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AvgPool2D", "AvgPool3D", "Mean", "Relu"),
     *("UpsampleBicubic2D", "UpsampleBilinear2D", "UpsampleNearest2D"),
 }
-_KEEPS = MOVES | POOLS | {"LogSigmoid", "LogSoftmax", "Sigmoid", "Softmax"}
+_RISES = {"Clamp", "LogSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"}
+_KEEPS = MOVES | POOLS | _RISES
 _PRODUCTS = {"Addmm", "Bmm", "Convolution", "Linear", "Mm"}
 _AFFINE = {layer.forward for layer in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
@@ -38,6 +40,11 @@ class Origin:
     path: tuple[Node, ...] = ()  # from the scores to what makes them
     nearest: frozenset[str] = frozenset()  # maps with an output a class that are reached first
 
+    @property
+    def selects(self) -> bool:
+        """Whether the scores are those that the head gave at some positions."""
+        return any(operation(node) in SELECTS for node in self.path)
+
 
 def origin_of(scores: Node, calls: Sequence[Call], width: int) -> Origin:
     """Follow the scores back to the map that makes them."""
@@ -52,7 +59,10 @@ def origin_of(scores: Node, calls: Sequence[Call], width: int) -> Origin:
         path.append(node)
     head = maps.get(node)
     if head is not None and _is_affine(head):
-        return Origin(head, _NOT_THE_HEADS, tuple(path), frozenset([head.layer]))
+        origin = Origin(head, _NOT_THE_HEADS, tuple(path), frozenset([head.layer]))
+        # Which position it was is told by the scores, where they are the head's and nothing else.
+        is_told = not origin.selects or all(operation(n) in MOVES for n in path[:-1])
+        return origin if is_told else replace(origin, head=None)
     nearest = frozenset(_nearest(node, maps))
     reason = "no_single_head" if len(nearest) > 1 else _NOT_THE_HEADS
     return Origin(None, reason, tuple(path), nearest)
@@ -95,7 +105,17 @@ def _one_before(node: Node, name: str) -> Node | None:
     before = parents(node)
     if name in ("Div", "Mul"):
         return _scaled(node, name)
+    if name == "Index" and _permutes_classes(node):
+        return None
     return before[0] if name in _KEEPS and len(before) == 1 else None
+
+
+def _permutes_classes(node: Node) -> bool:
+    """Whether scores are picked by number along the axis of the classes."""
+    function: Any = node[0]
+    indices, axes = function._saved_indices, len(function._saved_self_sym_sizes)
+    axis = 1 if axes > 3 else axes - 1
+    return len(indices) > axis and indices[axis] is not None
 
 
 def _scaled(node: Node, name: str) -> Node | None:

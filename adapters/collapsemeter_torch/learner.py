@@ -24,7 +24,7 @@ from collapsemeter.system.suggest import did_you_mean
 
 from .head import weight_of
 from .layers import innermost, named_layers
-from .namespace import device_of
+from .namespace import class_products, device_of
 from .sharding import gathered, whole, whole_shapes
 from .study import Study, scores_of, study
 
@@ -228,7 +228,13 @@ class Learner:
         if not widths:
             return learnt
         held = sum(parameter.nbytes for parameter in self.model.parameters())
-        plan = memory_plan(widths, learnt.settings, parameter_bytes=held, memory=self.memory)
+        plan = memory_plan(
+            widths,
+            learnt.settings,
+            parameter_bytes=held,
+            memory=self.memory,
+            class_products=class_products(device_of(self.model), learnt.settings.num_classes),
+        )
         holdings = {name: (widths[name], holding) for name, holding in plan.holdings.items()}
         time = products_note(
             told.operations, self._products(learnt, told.rows, holdings), "every={}"
@@ -239,8 +245,7 @@ class Learner:
     def _products(
         self, learnt: Learnt, rows: int, holdings: Mapping[str, tuple[int, Holding]]
     ) -> int:
-        on_host = device_of(self.model).type == "cpu"
-        times = 1 if on_host else learnt.settings.num_classes
+        times = class_products(device_of(self.model), learnt.settings.num_classes)
         return product_operations(holdings.values(), rows, class_products=times)
 
     def _study(

@@ -122,6 +122,11 @@ def worth_launching(rows: int, width: int) -> int:
     return max(1, min(4, rows * width**2 // LARGE_PRODUCT))
 
 
+def class_products(device: torch.device, num_classes: int) -> int:
+    """Return how many pooled products the scatters of single classes cost, see `add_class_products`."""
+    return 1 if device.type == "cpu" else num_classes
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return where a model's first parameter is; the CPU where it has none."""
     parameter = next(iter(model.parameters()), None)

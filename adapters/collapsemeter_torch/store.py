@@ -20,7 +20,7 @@ from collapsemeter.stats.sums import ScatterKind
 from collapsemeter.system.warning import warn
 
 from .device_sums import DeviceSums
-from .namespace import has_float64
+from .namespace import class_products, has_float64
 from .ranks import Numbering, this_rank
 from .waiting import RowNumbers, SampledDecisions, WaitingDecisions, joined, sampled
 
@@ -125,15 +125,17 @@ class Store:
 
     def _begin(self, key: tuple[str, int], rows: Tensor) -> DeviceSums:
         wide = self.wide and has_float64(rows.device)
-        kind, size = self._holding(key[0], rows.shape[1])
+        kind, size = self._holding(key[0], rows)
         state = self.layers[key] = DeviceSums(rows, self.settings, kind, size, wide=wide)
         return state
 
-    def _holding(self, layer: str, width: int) -> tuple[ScatterKind, int]:
+    def _holding(self, layer: str, rows: Tensor) -> tuple[ScatterKind, int]:
         """Return the scatter that a layer keeps, and how many rows for NC4."""
+        width = rows.shape[1]
         planned_width, planned = self.holdings.get(layer, (None, None))
         if planned is None or planned_width != width:  # a reduction of the user's own
-            return self.settings.kind(width), self.settings.sample_size(width)
+            times = class_products(rows.device, self.settings.num_classes)
+            return self.settings.kind(width, times), self.settings.sample_size(width)
         return planned.kind, planned.sample_rows
 
     @property

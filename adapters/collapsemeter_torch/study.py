@@ -12,7 +12,7 @@ from collapsemeter.adapter.cut_points import cut_points
 from collapsemeter.adapter.network import Network, Scores, find_scores, single_threshold
 from collapsemeter.adapter.reduction import Layout
 
-from .head import SELECTS, Origin, operation, origin_of, outputs_of
+from .head import Origin, origin_of, outputs_of
 from .points import named_points, passes_on, repeated_layers
 from .trace import Call, Node, memory_of, node_of, parents, rerun, trace
 
@@ -90,7 +90,6 @@ def study(
         layouts.setdefault(call.layer, call.layout)
     at_cut = set(cuts)
     passed = frozenset(call.layer for call in calls if call.node in at_cut)
-    names = {operation(node) for node in origin.path}
     sequences = frozenset(call.layer for call in calls if _is_sequence(call))
     return Study(
         network,
@@ -100,7 +99,7 @@ def study(
         axis == 1,
         sequences,
         {call.layer: _width(call) for call in calls if call.tensor is not None},
-        not names.isdisjoint(SELECTS),
+        origin.selects,
         told.operations,
         tensor.numel() // max(1, width),
     )

@@ -67,6 +67,7 @@ def memory_plan(
     parameter_bytes: int,
     memory: Memory = "auto",
     copies: int = 1,
+    class_products: int = 1,
 ) -> MemoryPlan:
     """Choose what every layer keeps.
 
@@ -84,6 +85,8 @@ def memory_plan(
         MiB for all layers together. ``auto``: the larger of 64 and half of the parameters; None: any.
     copies : int
         Streams that each keep as much.
+    class_products : int
+        How many pooled products the scatters of single classes cost, see `Settings.kind`.
 
     Raises
     ------
@@ -91,7 +94,7 @@ def memory_plan(
         If the memory is not positive.
     """
     budget = budget_of(memory, parameter_bytes)
-    for holdings in _ever_less(widths, settings):
+    for holdings in _ever_less(widths, settings, class_products):
         nbytes = copies * sum(
             holding.nbytes(widths[name], settings) for name, holding in holdings.items()
         )
@@ -111,10 +114,12 @@ def budget_of(memory: Memory, parameter_bytes: int = 0) -> float:
     return memory * MIB
 
 
-def _ever_less(widths: Mapping[str, int], settings: Settings) -> Iterator[dict[str, Holding]]:
+def _ever_less(
+    widths: Mapping[str, int], settings: Settings, class_products: int
+) -> Iterator[dict[str, Holding]]:
     """Yield what every layer may keep, from the most that is of use to the least."""
     holdings = {
-        name: Holding(settings.kind(width), settings.sample_size(width))
+        name: Holding(settings.kind(width, class_products), settings.sample_size(width))
         for name, width in widths.items()
     }
     yield dict(holdings)

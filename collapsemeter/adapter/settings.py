@@ -12,6 +12,8 @@ from ..stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes
 from .reduction import Reduction, check_reduction
 
 WIDE = 4096  # layers wider than this keep a sixteenth of the sampled rows
+# Scatters of single classes that cost more pooled products than this are kept only of few, small entries.
+CLASS_PRODUCTS, CLASS_ENTRIES = 4, 2**13
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,19 @@ class Settings:
         """The convention, whether it was given by name or not."""
         return Convention.named(self.convention)
 
-    def kind(self, width: int) -> ScatterKind:
-        """Return the scatter that a layer of this width keeps."""
-        return scatter_kind(self.num_classes, width) if self.scatter == "auto" else self.scatter
+    def kind(self, width: int, class_products: int = 1) -> ScatterKind:
+        """Return the scatter that a layer of this width keeps.
+
+        ``class_products`` is how many pooled products the scatters of single classes cost: C where shapes
+        must be static, 1 where each class has a product of its own rows. Where they are dear, the pooled
+        one is kept, unless a scatter was asked for, or the convention needs that of every class.
+        """
+        if self.scatter != "auto":
+            return self.scatter
+        kind = scatter_kind(self.num_classes, width)
+        is_dear = class_products > CLASS_PRODUCTS and self.num_classes * width**2 > CLASS_ENTRIES
+        is_needed = self.named_convention.within == "class"
+        return "pooled" if kind == "class" and is_dear and not is_needed else kind
 
     @property
     def sample_sizes(self) -> tuple[int, int]:

@@ -55,3 +55,21 @@ def test_what_was_asked_for_by_name_stays_and_too_little_memory_is_said():
     for memory in (0, -1, "1 GB", float("nan")):
         with pytest.raises(ValueError, match=r"memory=.*: pass MiB, 'auto' or None"):
             plan(memory=memory)
+
+
+def test_scatters_of_classes_are_kept_where_they_cost_no_more_than_a_few_products():
+    settings = Settings(10)
+    assert settings.kind(64) == "class"
+    assert settings.kind(64, class_products=10) == "pooled"
+    assert settings.kind(28, class_products=10) == "class"  # 10 x 28 x 28 entries are little
+    assert Settings(4).kind(64, class_products=4) == "class"
+    assert Settings(10, scatter="class").kind(64, class_products=10) == "class"
+    needed = Settings(10, convention="he_su2023")
+    assert needed.named_convention.within == "class"
+    assert needed.kind(64, class_products=10) == "class"
+
+
+def test_a_plan_knows_what_scatters_of_classes_cost():
+    settings = Settings(10)
+    dear = memory_plan({"a": 64, "b": 8}, settings, parameter_bytes=0, class_products=10)
+    assert [holding.kind for holding in dear.holdings.values()] == ["pooled", "class"]

@@ -553,6 +553,32 @@ def test_memory_is_a_budget_that_hidden_layers_keep():
         CollapseMeter(memory="much")
 
 
+def test_scatters_of_ten_classes_are_pooled_where_they_would_cost_ten_products():
+    inputs = keras.Input((WIDTH,))
+    wide = layers.Dense(64, name="wide")(inputs)
+    model = frozen(keras.Model(inputs, fc(wide, units=10)), run_eagerly=EAGER)
+    kept = []
+    for scatter in ("auto", "class"):
+        meter = CollapseMeter(["wide"], scatter=scatter, verbose=False, strict=True)
+        meter.set_model(model)
+        model.evaluate(X, Y, verbose=0, callbacks=[meter])
+        kept.append((meter.moments("wide", "validation").scatter, meter.state_dict()))
+        meter.close()
+    (mine, _), (of_classes, state) = kept
+    assert of_classes.ndim == 3
+    assert mine.ndim == (3 if BACKEND == "torch" else 2)
+    whole = of_classes.sum(axis=0)
+    np.testing.assert_allclose(mine.reshape(-1, 64, 64).sum(axis=0), whole, atol=1e-3)
+    # What was saved by a meter that kept the scatter of every class is pooled.
+    resumed = CollapseMeter(["wide"], verbose=False, strict=True)
+    resumed.set_model(model)
+    model.evaluate(X, Y, verbose=0, callbacks=[resumed])
+    resumed.load_state_dict(state)
+    loaded = resumed.moments("wide", "validation").scatter
+    resumed.close()
+    np.testing.assert_allclose(loaded.reshape(-1, 64, 64).sum(axis=0), whole, atol=1e-6)
+
+
 # Without a trace
 
 

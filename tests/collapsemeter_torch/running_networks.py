@@ -68,6 +68,16 @@ class Adjusted(PlainNet):
         return super().forward(x) + torch.tensor([0.0, 1.0, 2.0])
 
 
+class Capped(PlainNet):
+    def forward(self, x):
+        return 30 * torch.tanh(super().forward(x) / 30).clamp(-5, 5)
+
+
+class Permuted(PlainNet):
+    def forward(self, x):
+        return super().forward(x)[:, [2, 0, 1]]
+
+
 class Functional(PlainNet):
     def forward(self, x):
         return F.linear(self.features(x), self.classifier.weight)

@@ -123,6 +123,25 @@ def test_the_heads_features_are_those_of_the_position_that_made_the_scores(maske
     assert "the mean over its positions is taken" in meter.describe().replace("\n    ", " ")
 
 
+class NormalisedLastToken(LastToken):
+    def forward(self, ids, attention_mask=None):
+        return super().forward(ids, attention_mask).log_softmax(-1)
+
+
+def test_where_the_scores_do_not_tell_which_position_made_them_there_is_no_head():
+    torch.manual_seed(0)
+    net = NormalisedLastToken().eval()
+    ids, y = torch.randint(0, 20, (24, 5)), torch.arange(24) % 4
+    seen = []
+    net.encoder.register_forward_hook(lambda *call: seen.append(call[-1].detach()))
+    meter = CollapseMeter(net, layers=["encoder"], count_eval=True, verbose=False)
+    with meter.batch(y):
+        scores = net(ids)
+    report = meter.compute()["encoder"]
+    assert report.reasons["nc3_self_duality"] == "scores_are_not_the_heads"
+    assert report["nc4_mismatch"] == disagreement(seen[-1].mean(dim=1), y, scores.argmax(1))
+
+
 def test_a_state_is_reported_before_the_network_runs_and_compared_when_it_does():
     net = networks.PlainNet()
     meter = CollapseMeter(net, verbose=False)

@@ -30,6 +30,7 @@ LEARNT = {
     "SqueezeNet": (networks.SqueezeNet, images, ["features.1"], "classifier.1"),
     "head declared first": (networks.PlainNet, vectors, ["first", "second"], "classifier"),
     "temperature": (networks.Scaled, vectors, ["first", "second"], "classifier"),
+    "capped": (networks.Capped, vectors, ["first", "second"], "classifier"),
     "repeated": (networks.Repeated, vectors, ["first", "second"], "classifier"),
     "probability": (networks.Probability, vectors, ["first", "second"], "classifier"),
     "depends on data": (networks.DependsOnData, vectors, ["first", "second"], "classifier"),
@@ -60,6 +61,7 @@ def test_auto_takes_what_all_of_the_signal_passes(name):
     [
         (networks.Averaged, {}, "no_single_head", ["first", "second"]),
         (networks.Adjusted, {}, "scores_are_not_the_heads", ["first", "second", "classifier"]),
+        (networks.Permuted, {}, "scores_are_not_the_heads", ["first", "second", "classifier"]),
         (networks.Functional, {}, "scores_are_not_the_heads", ["first", "second"]),
         (
             lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), networks.Cosine(8, 3)),

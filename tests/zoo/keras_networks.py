@@ -13,6 +13,9 @@ SIDES = {
     "ConvNeXtTiny": 64,
     "DenseNet121": 64,
     "EfficientNetB0": 64,
+    "EfficientNetV2B0": 64,
+    "InceptionResNetV2": 96,
+    "InceptionV3": 96,
     "MobileNet": 64,
     "MobileNetV2": 64,
     "MobileNetV3Small": 64,
@@ -20,6 +23,7 @@ SIDES = {
     "ResNet50": 64,
     "ResNet50V2": 64,
     "VGG16": 64,
+    "VGG19": 64,
     "Xception": 96,
 }
 
