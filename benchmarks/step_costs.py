@@ -1,6 +1,13 @@
 """What a watched step of PyTorch costs beside an unwatched one, a minimal hook and the products alone.
 
-`overhead.py torch` prints it. The minimal hook does the same sums: it copies rows into a block, and of a
+    python benchmarks/step_costs.py
+
+prints every figure of docs/overhead.md, one network of one framework after another, each in a process of its own
+with one thread: PyTorch's table, the convolutional network and the MLP of Keras on its three backends, the networks
+of NNX, and the one of linen's tutorial. What stands after it goes to each of them: ``--rounds 9``. `overhead.py torch` prints
+the table of PyTorch alone.
+
+The minimal hook does the same sums: it copies rows into a block, and of a
 full block adds counts, class sums, squares and products of the residuals about the first means. Nothing
 else is asked, so it breaks in every loop that is not this one.
 """
@@ -10,7 +17,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import networks
 import numpy as np
@@ -22,7 +33,17 @@ from collapsemeter_torch import CollapseMeter
 
 CLASSES = networks.CLASSES
 # Rows of a batch, steps of a round: of narrow layers a round is one block of 4096 rows.
-SIZES = {"tiny": (64, 64), "wide": (64, 64), "resnet18": (16, 2), "vit": (8, 2)}
+SIZES = {"tiny": (64, 64), "wide": (64, 64), "resnet18": (16, 1), "vit": (8, 1)}
+WARM_UP = 2  # rounds that are not timed: what is compiled or allocated in them is no step
+# What `overhead.py` is asked for besides the table of PyTorch, and the backend of Keras.
+OTHERS = [
+    *(
+        (backend, ["keras", "--network", net])
+        for backend in ("tensorflow", "jax", "torch")
+        for net in ("convnet", "mlp")
+    ),
+    *(("", ["flax", "--network", net]) for net in ("convnet", "mlp", "tutorial")),
+]
 MOST_ROWS = 4096
 
 
@@ -191,11 +212,11 @@ def table(chosen: argparse.Namespace) -> None:
     sheet = Sheet("What watching adds to a training step of PyTorch, in processor time", chosen)
     for name, (rows, steps) in SIZES.items():
         calls = rounds_of(name)
-        for call in calls.values():
-            call()
-        rounds = chosen.rounds if steps > 2 else max(3, chosen.rounds // 3)
+        for _ in range(WARM_UP):
+            for call in calls.values():
+                call()
         seconds: dict[str, list[float]] = {call: [] for call in calls}
-        for number in range(rounds):
+        for number in range(chosen.rounds):
             order = [*calls][number % 4 :] + [*calls][: number % 4]
             for call in order:
                 began = CLOCKS["processor"]()
@@ -227,3 +248,24 @@ def print_trained(name: str, watched: bool) -> None:
     """Print `trained` for the process that asks."""
     torch.set_num_threads(1)
     print(json.dumps(trained(name, watched)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print every table, each by a process of its own; go on after one that fails, and fail in the end."""
+    script = str(Path(__file__).with_name("overhead.py"))
+    failed = []
+    for backend, asked in [("", ["torch"]), *OTHERS]:
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), "1")
+        environment = os.environ | threads | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+        if backend:
+            environment["KERAS_BACKEND"] = backend
+        command = [sys.executable, script, *asked, "--clock", "processor", *arguments]
+        print(f"\n{' '.join([backend, *asked]).strip()}", flush=True)
+        if subprocess.run(command, env=environment, check=False).returncode:
+            failed.append(" ".join([backend, *asked]).strip())
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

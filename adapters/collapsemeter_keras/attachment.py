@@ -28,6 +28,7 @@ from .layers import HeadChoice, Layers, select
 from .namespaces import class_products
 from .operations import BACKEND
 from .outputs import OutputChoice
+from .positions import with_position
 from .statistics import Holdings, StreamSums
 from .study import output_names, study
 from .variables import nbytes_of
@@ -147,7 +148,12 @@ class Attachment:
         self._forward = learnt.operations, learnt.labels
         selection = select(model, learnt, choices.layers, choices.head, choices.max_layers)
         check_reduction(choices.options["reduction"], selection.watched)
-        self.settings = Settings(selection.classes(choices.num_classes), **choices.options)
+        options = dict(choices.options)
+        if learnt.position is not None and selection.head == learnt.network.head:
+            options["reduction"] = with_position(
+                options["reduction"], str(selection.head), learnt.position
+            )
+        self.settings = Settings(selection.classes(choices.num_classes), **options)
         train = StreamSums("collapsemeter_train", self.settings, self.holdings, self.budget)
         validation = StreamSums("collapsemeter_validation", self.settings, self.holdings)
         self.selection = selection

@@ -79,6 +79,7 @@ class Graph:
         self.outputs: Any = None
         self.order: list[str] = []
         self.given: dict[str, TracedTensor] = {}  # to a part when it was called last
+        self.arguments: dict[str, Any] = {}  # of that call
         self.made: dict[str, TracedTensor] = {}  # by a part when it was called first
         self._values: dict[int, TracedTensor] = {}
         self._tensors: list[Any] = []  # whose ids are keys
@@ -136,7 +137,7 @@ class Graph:
     def _step(self, node: Any, before: Mapping[int, TracedTensor]) -> list[TracedTensor]:
         """Return the outputs of one node of a functional graph."""
         part, arguments = node.operation, node.arguments
-        self.note(part, [before[id(t)] for t in _signals(arguments)])
+        self.note(part, [before[id(t)] for t in signals_of(arguments)], arguments)
         values: list[TracedTensor] | None = None
         inner = functional_of(part)
         if inner is not None:
@@ -163,7 +164,8 @@ class Graph:
 
     def call(self, part: Any, symbolic_call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Stand in for a layer's `symbolic_call` while it is traced."""
-        self.note(part, [self.value(t) for t in _signals(SymbolicArguments(*args, **kwargs))])
+        called = SymbolicArguments(*args, **kwargs)
+        self.note(part, [self.value(t) for t in signals_of(called)], called)
         inner = functional_of(part)
         if inner is None and is_custom(part):
             outputs = self.attempt(part, args, kwargs)
@@ -197,7 +199,7 @@ class Graph:
         del self.order[number:]
         return None
 
-    def note(self, part: Any, given: Sequence[TracedTensor] = ()) -> None:
+    def note(self, part: Any, given: Sequence[TracedTensor] = (), arguments: Any = None) -> None:
         """Note that a part ran, and what it was given."""
         name = self._names.get(id(part))
         if name is None:
@@ -205,7 +207,7 @@ class Graph:
         if name not in self.order:
             self.order.append(name)
         if given:
-            self.given[name] = given[0]
+            self.given[name], self.arguments[name] = given[0], arguments
 
     def _note_inside(self, part: Any) -> None:
         """Note what is inside a layer that is not opened."""
@@ -220,9 +222,9 @@ class Graph:
             if name is not None and name not in value.layers:
                 value.layers.append(name)
                 self.made.setdefault(name, value)
-            if isinstance(part, keras.layers.Embedding) or (
-                value.is_float and value.of_input and not value.has_signal and has_weights(part)
-            ):
+            if value.has_signal or not value.is_float:
+                continue
+            if isinstance(part, keras.layers.Embedding) or (value.of_input and has_weights(part)):
                 value.is_source = value.has_signal = True
         return values
 
@@ -321,13 +323,13 @@ def _value(
     arguments: Any = None,
     before: Mapping[int, TracedTensor] | None = None,
 ) -> TracedTensor:
-    tensors = () if arguments is None else _signals(arguments)
+    tensors = () if arguments is None else signals_of(arguments)
     inputs = tuple((before or {})[id(t)] for t in tensors)
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     return TracedTensor(tuple(tensor.shape), dtype, operation, inputs, arguments, tensors)
 
 
-def _signals(arguments: Any) -> tuple[Any, ...]:
+def signals_of(arguments: Any) -> tuple[Any, ...]:
     """Return the symbolic tensors among arguments, but for masks."""
     kwargs = {name: part for name, part in arguments.kwargs.items() if not name.endswith("mask")}
     flat = tree.flatten((arguments.args, kwargs))

@@ -10,7 +10,8 @@ from keras import ops
 from collapsemeter import Head
 from collapsemeter.adapter.tally import classifier
 
-from .decision import linear_map, on_host
+from .linear import linear_map
+from .running import on_host
 
 
 def head_of(

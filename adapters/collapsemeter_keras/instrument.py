@@ -16,7 +16,8 @@ from keras.src.backend.common.symbolic_scope import get_symbolic_scope
 
 from collapsemeter.adapter.selection import Selection
 
-from .operations import BACKEND, Key
+from .linear import is_reversible
+from .operations import BACKEND, Key, dtype_of
 
 if TYPE_CHECKING:
     from .statistics import StreamSums
@@ -139,7 +140,9 @@ class Instrument:
     def watch(self, selection: Selection) -> None:
         """Note what the layers give, and what the head is given."""
         for name, part in selection.modules.items():
-            note = self._note_input if name == selection.head else self._note_output
+            note = self._note_output
+            if name == selection.head:
+                note = self._note_reversed if is_reversible(part) else self._note_input
             self._watch(part, functools.partial(note, name))
 
     def remove(self) -> None:
@@ -172,7 +175,17 @@ class Instrument:
     def _note_input(
         self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        self.stash.note(name, args[0] if args else kwargs.get("inputs"))
+        given = args[0] if args else kwargs.get("inputs")
+        if keras.backend.is_float_dtype(dtype_of(given)):  # words that are looked up make no scores
+            self.stash.note(name, given)
+        return original(*args, **kwargs)
+
+    def _note_reversed(
+        self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Note what an embedding is given where it makes scores, and not where it looks words up."""
+        if kwargs.get("reverse", args[1] if len(args) > 1 else False):
+            return self._note_input(name, original, *args, **kwargs)
         return original(*args, **kwargs)
 
     def _watch(self, layer: Any, note: Callable[..., Any]) -> None:

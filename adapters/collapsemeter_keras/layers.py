@@ -11,8 +11,8 @@ import keras
 from collapsemeter.adapter.reduction import Layout
 from collapsemeter.adapter.selection import Selection, select_layers
 
-from .decision import linear_map
 from .graph import Layer
+from .linear import linear_map
 
 if TYPE_CHECKING:
     from .study import Study

@@ -16,7 +16,7 @@ from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import ScatterKind
 
-from .decision import linear_map
+from .linear import linear_map
 from .operations import Key
 from .statistics import StreamSums
 

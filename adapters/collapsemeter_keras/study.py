@@ -16,6 +16,7 @@ from .decision import decision_of
 from .graph import Graph, Layer, TracedTensor, forward, functional_of, graph_of, with_rows
 from .outputs import OutputChoice
 from .points import points_of, signals_before
+from .positions import Position
 from .recording import recorded
 
 _CALLS = (
@@ -37,6 +38,7 @@ class Study(NamedTuple):
     before: dict[str, list[Any]]
     operations: int = 0  # of a forward of one row of the input; 0: not known
     labels: int = 1  # rows of scores that it gives
+    position: Position | None = None  # of the head's output that becomes the scores, if it is one
 
 
 def study(
@@ -106,6 +108,7 @@ def study(
         _before(graph, watched),
         forward_operations(graph, parts),
         math.prod(positions),
+        decision.position,
     )
 
 

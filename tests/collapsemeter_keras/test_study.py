@@ -66,6 +66,23 @@ class Cosine(layers.Layer):
         return ops.matmul(x, ops.transpose(self.weight + self.other))
 
 
+class Directions(layers.Layer):
+    """Cosines: one table, and no map x W + b."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(shape[-1], CLASSES))
+
+    def call(self, x):
+        return ops.matmul(ops.normalize(x), ops.normalize(self.table, axis=0))
+
+
+class Squared(layers.Dense):
+    """A Dense layer whose forward is another one."""
+
+    def call(self, x):
+        return -ops.square(super().call(x))
+
+
 class Scale(layers.Layer):
     def build(self, shape):
         self.scale = self.add_weight(shape=(), initializer="ones")
@@ -104,6 +121,9 @@ HEADS = {
         "scores_are_not_the_heads",
     ),
     "two tables": (Cosine(name="cosine"), None, "no_head"),
+    "one table of directions": (lambda x: Directions(name="cosine")(x), None, "no_head"),
+    "another forward": (lambda x: Squared(CLASSES, name="fc")(x), None, "no_head"),
+    "permuted": (lambda x: ops.take(fc(x), [2, 0, 1, 3], axis=1), None, "scores_are_not_the_heads"),
     "normalised": (
         lambda x: layers.BatchNormalization(name="norm")(fc(x)),
         None,

@@ -29,7 +29,11 @@ holds. The message at attaching has at most 20 lines of 100 characters in all of
 _ZOOS = {
     "torch": ("torch", "networks"),
     "transformers": ("torch", "of_transformers"),
+    "small": ("torch", "small"),
     "keras": ("keras", "networks"),
+    "keras.io": ("keras", "patterns"),
+    "keras-few": ("keras", "few"),
+    "flax": ("flax", "networks"),
 }
 
 

@@ -16,8 +16,10 @@ from .measuring import mismatch, pooled, row
 def measured(given: tuple[keras.Model, np.ndarray]) -> dict[str, Any]:
     """Return the row of a network, and assert what holds for all of them."""
     model, images = given
-    labels = np.arange(len(images)) % C
-    model.compile("sgd", "sparse_categorical_crossentropy")
+    single = model.output_shape[-1] == 1
+    labels = np.arange(len(images)) % (2 if single else C)
+    loss = "binary_crossentropy" if single else "sparse_categorical_crossentropy"
+    model.compile("sgd", loss)
     meter = CollapseMeter(verbose=False)
     model.fit(images, labels, batch_size=len(images), callbacks=[meter], verbose=0)
     live = meter.reports["train"][-1].report
@@ -26,7 +28,8 @@ def measured(given: tuple[keras.Model, np.ndarray]) -> dict[str, Any]:
     head = next(layer for layer in model.layers if layer.name == meter.selection.watched[-1])
     given, scores = keras.Model(model.inputs, [head.input, model.output])(images, training=False)
     rows = pooled(keras.ops.convert_to_numpy(given), labels, given.shape[-1])
-    expected = mismatch(rows, labels, keras.ops.convert_to_numpy(scores))
+    threshold = meter.selection.threshold
+    expected = mismatch(rows, labels, keras.ops.convert_to_numpy(scores), threshold)
     assert frozen[list(frozen)[-1]]["nc4_mismatch"] == expected
     meter.close()
     return found

@@ -10,13 +10,13 @@ import torch
 from collapsemeter_torch import CollapseMeter
 
 from .measuring import mismatch, pooled, row
-from .torch_networks import C, Given
+from .torch_networks import Given
 
 
 def measured(given: Given) -> dict[str, Any]:
     """Return the row of a network, and assert what holds for all of them."""
     model, inputs = given.model.train(), given.inputs
-    labels = torch.arange(int(np.prod(given.labels))).reshape(given.labels) % C
+    labels = torch.arange(int(np.prod(given.labels))).reshape(given.labels) % given.classes
     meter = CollapseMeter(model, verbose=False)
     with meter.batch(
         labels, mask=inputs.get("attention_mask") if isinstance(inputs, dict) else None

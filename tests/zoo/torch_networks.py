@@ -13,11 +13,12 @@ _operators: Any = None
 
 
 class Given(NamedTuple):
-    """A model, a batch of its inputs as arguments, and the shape of its labels."""
+    """A model, a batch of its inputs as arguments, the shape of its labels, and classes among them."""
 
     model: nn.Module
     inputs: dict[str, Any] | tuple[Any, ...]
     labels: tuple[int, ...] = (6,)
+    classes: int = C
 
 
 def images(size: int = 64) -> tuple[torch.Tensor]:
@@ -207,6 +208,23 @@ def networks() -> dict[str, Callable[[], Given]]:
     global _operators
     _operators = declare_operators()  # before torchvision is imported, and as long as it is used
     return dict([*_timm(), *_torchvision(), *_transformers()])
+
+
+def small() -> dict[str, Callable[[], Given]]:
+    """Return the networks that are hard to read: heads declared first, twice, as functions, on several features."""
+    from ..collapsemeter_torch import running_networks as nets
+
+    vectors = (torch.randn(12, 4, generator=torch.Generator().manual_seed(0)),)
+    of_rows = [nets.PlainNet, nets.Scaled, nets.Capped, nets.Adjusted, nets.Permuted]
+    of_rows += [nets.Functional, nets.Averaged, nets.Repeated, nets.DependsOnData]
+
+    def maker(kind: type[nn.Module], inputs: tuple[torch.Tensor, ...], rows: int) -> Any:
+        return lambda: Given(kind(), inputs, labels=(rows,), classes=3)
+
+    found = {f"small/{kind.__name__}": maker(kind, vectors, 12) for kind in of_rows}
+    found["small/ResNet"] = maker(nets.ResNet, images(16), 6)
+    found["small/VisionTransformer"] = maker(nets.VisionTransformer, images(16), 6)
+    return found
 
 
 def of_transformers() -> dict[str, Callable[[], Given]]:
