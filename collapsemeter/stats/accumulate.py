@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .groups import GROUPS
 from .host_sums import add_rows, block_rows_of, empty_sums
 from .labels import check_nonfinite, labelled_rows
 from .moments import ClassMoments, Phase, check_phase
@@ -35,6 +36,8 @@ class Accumulator:
         What to do with a row that holds NaN or Inf: leave it out and count it; refuse; or let its class become NaN.
     sketch_rows, seed : int
         Where a sketch is kept: k, and what it is hashed with, which must differ between streams that are merged.
+    groups : int
+        Groups of rows to keep for intervals, as for `ClassMoments.from_batch`.
 
     Raises
     ------
@@ -61,10 +64,11 @@ class Accumulator:
         nonfinite: Nonfinite = "skip",
         sketch_rows: int = SKETCH_ROWS,
         seed: int = 0,
+        groups: int = GROUPS,
     ) -> None:
         check_nonfinite(nonfinite)
         check_phase(phase)
-        self._sums = empty_sums(num_classes, width, scatter, sketch_rows)
+        self._sums = empty_sums(num_classes, width, scatter, sketch_rows, groups)
         self.num_classes, self.width = num_classes, width
         self.phase, self.ignore_index, self.nonfinite = phase, ignore_index, nonfinite
         self.seed = seed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .groups import Groups, merged_groups
 from .linalg import CACHED_ENTRIES, EPS64, WHOLE_PRODUCT, Floats, add_product, mirror, row_blocks
 from .rounding import Rounding, merged_rounding
 
@@ -22,6 +24,8 @@ PRODUCT_ENTRIES = 2**22  # of a product: 32 MB
 def centred(state: Sums, *, in_place: bool = False) -> dict[str, Any]:
     """Return the statistics of sums, see `ClassMoments.from_sums`; in place of sums that `host_sums.add_rows` has filled."""
     counts = np.array(state.counts, np.int64)  # a copy: the state may be updated in place
+    cells, state = state, _by_class(state)
+    groups = _groups(cells, state, counts)
     present = np.flatnonzero(counts)
     if in_place:  # the shift of a class of one row is that row
         present = present[(counts[present] > 1) | (state.squares[present] != 0)]
@@ -56,7 +60,35 @@ def centred(state: Sums, *, in_place: bool = False) -> dict[str, Any]:
         "sketch": sketch,
         "signs": signs,
         "rounding": Rounding.of(state),
+        "groups": groups,
     }
+
+
+def _by_class(state: Sums) -> Sums:
+    """Return the sums of all groups of each class."""
+    if not state.groups:
+        return state
+    shape = (len(state.counts), state.groups)
+    dtype = np.asarray(state.sums).dtype  # of which the bounds of rounding speak
+    sums, squares = (
+        np.asarray(array, np.float64).reshape(*shape, *array.shape[1:]).sum(axis=1)
+        for array in (state.sums, state.squares)
+    )
+    return replace(state, sums=sums.astype(dtype), squares=squares.astype(dtype), group_counts=None)
+
+
+def _groups(cells: Sums, state: Sums, counts: npt.NDArray[np.int64]) -> Groups | None:
+    """Return the groups about the class means; `state` has their sums by class."""
+    if not cells.groups:
+        return None
+    shape = (len(counts), cells.groups)
+    offsets = np.asarray(state.sums, np.float64) / np.maximum(counts, 1)[:, None]
+    return Groups.about(
+        np.array(cells.group_counts, np.int64).reshape(shape),
+        np.asarray(cells.sums, np.float64).reshape(*shape, -1),
+        np.asarray(cells.squares, np.float64).reshape(shape),
+        offsets,
+    )
 
 
 def _centre(scatter: Floats, state: Sums, counts: npt.NDArray[np.int64], present: Any) -> None:
@@ -142,7 +174,21 @@ def merged(a: ClassMoments, b: ClassMoments) -> dict[str, Any]:
         "sketch": sketch,
         "signs": signs,
         "rounding": merged_rounding(a.rounding, b.rounding, a.counts, b.counts),
+        "groups": _joint_groups(a, b, means, low),
     }
+
+
+def _joint_groups(a: ClassMoments, b: ClassMoments, means: Floats, low: Floats) -> Groups | None:
+    """Return the groups of both; one without rows has none of its own to speak of."""
+    if not (a.rows and b.rows):
+        return a.groups if a.rows or b.groups is None else b.groups
+    if a.groups is None or b.groups is None:
+        return None
+    offsets = (
+        (means - part.means + (low - part.means_low)) * (part.counts > 0)[:, None]
+        for part in (a, b)
+    )
+    return merged_groups(a.groups, b.groups, *offsets)
 
 
 def two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:

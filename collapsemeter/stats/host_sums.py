@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .groups import GROUPS, affordable_groups, dealt_groups
 from .linalg import LARGEST, Floats, add_product, bounded, row_blocks
 from .plain import widened
 from .sampling import low_32_bits, row_hashes
@@ -40,6 +41,7 @@ COPIED_ENTRIES = (
 TILE_RUNS = 16  # classes of a tile, on average: with more the small product would cost as much as the large one
 LEAST_TILE = 64  # rows
 LEAST_RUN = 32  # rows of a class, on average, from which on a tile has one class
+LONG_RUN = 8  # rows that are summed by a product of their own
 
 Ints = npt.NDArray[np.int64]
 
@@ -65,12 +67,17 @@ def add_rows(
 
 
 def empty_sums(
-    num_classes: int, width: int, scatter: ScatterKind | Literal["auto"], sketch_rows: int
+    num_classes: int,
+    width: int,
+    scatter: ScatterKind | Literal["auto"],
+    sketch_rows: int,
+    groups: int = GROUPS,
 ) -> Sums:
     """Return sums of no rows; ``auto``: with the finest scatter that the host affords."""
     if scatter == "auto":
         scatter = scatter_kind(num_classes, width, HOST_CLASS_SCATTER_ENTRIES)
-    return init(num_classes, width, scatter, sketch_rows=sketch_rows)
+    afforded = affordable_groups(num_classes, width, groups)
+    return init(num_classes, width, scatter, sketch_rows=sketch_rows, groups=afforded)
 
 
 def block_rows_of(width: int) -> int:
@@ -94,10 +101,17 @@ def _add_sorted(
         sums.unlabelled += np.count_nonzero(labels == UNLABELLED)
         sums.mixed += np.count_nonzero(labels == MIXED)
     labels = labels[used]
-    narrow = labels.astype(np.uint16) if len(sums.counts) <= 2**16 else labels  # sorted by radix
+    cells = labels
+    if sums.groups:
+        numbers = np.arange(first_row, first_row + len(used))
+        cells = labels * sums.groups + dealt_groups(numbers, sums.groups, low_32_bits)
+    narrow = cells.astype(np.uint16) if len(sums.squares) <= 2**16 else cells  # sorted by radix
     order = np.argsort(narrow, kind="stable")
-    places, labels = used[order], labels[order]
+    places, labels, cells = used[order], labels[order], cells[order]
     starts = _starts(labels)
+    if sums.group_counts is not None:
+        cell_starts = _starts(cells)
+        sums.group_counts[cells[cell_starts]] += np.diff(cell_starts, append=len(cells))
     present, sizes = labels[starts], np.diff(starts, append=len(labels))
     new = sums.counts[present] == 0
     untouched = not sums.counts.any()
@@ -112,7 +126,7 @@ def _add_sorted(
     alone = by_row & (sizes == 1)
     if sums.sketch is None and alone.any():  # nothing is left of a row that is its class's shift
         rest = np.repeat(~alone, sizes)
-        places, labels = places[rest], labels[rest]
+        places, labels, cells = places[rest], labels[rest], cells[rest]
         starts = _starts(labels)
     by_class = sums.scatter is not None and sums.scatter.ndim == 3
     blocks = list(_blocks(len(places), block_rows_of(width), starts))
@@ -123,7 +137,14 @@ def _add_sorted(
         runs = _runs(of)
         for tile in _tiles(runs, width):
             counted[tile] = _add_tile(
-                sums, rows, places[part][tile], of[tile], block[tile], unset, propagate
+                sums,
+                rows,
+                places[part][tile],
+                of[tile],
+                cells[part][tile],
+                block[tile],
+                unset,
+                propagate,
             )
         if sums.sketch is not None:
             _add_sketch(sums, block, of, counted, first_row + order[part], seed)
@@ -176,50 +197,58 @@ def _add_tile(
     rows: npt.NDArray[Any],
     places: Ints,
     labels: Ints,
+    cells: Ints,
     tile: Floats,
     unset: set[int],
     propagate: bool,
 ) -> npt.NDArray[np.bool_]:
-    """Write the residuals of a tile and add its class sums; leave zeros for rows that do not count, and say which do."""
+    """Write the residuals of a tile and add the sums of its cells; leave zeros for rows that do not count, and say which do."""
     counted = np.ones(len(labels), bool)
     parts = list(row_blocks(len(tile), tile.shape[1], TILE_ENTRIES))
-    classes, single = labels[:1], labels[0] == labels[-1]
-    indicator = np.ones((1, len(labels)))
-    if not single:
-        classes = labels[_starts(labels)]
-        indicator = (classes[:, None] == labels).astype(np.float64)
     for part in parts:
         _take(rows, places[part], tile[part])
-    if unset and not unset.isdisjoint(classes.tolist()):
-        new = np.array([label in unset for label in classes.tolist()])
-        unset.difference_update(classes.tolist())
-        _set_means(sums, tile, classes[new], indicator[new])
-    into: Any = classes[0] if single else classes  # a view is faster to add to
-    weights = indicator[0] if single else indicator
+    if unset:
+        new = [(label, run) for label, run in _runs(labels) if label in unset]
+        unset.difference_update(label for label, _ in new)
+        for label, run in new:
+            sums.shift[label] = _mean(tile[run])
+    single = labels[0] == labels[-1]
     for part in parts:
-        residuals, of = tile[part], labels[part]
-        residuals -= sums.shift[into] if single else np.take(sums.shift, of, axis=0)
+        residuals = tile[part]
+        residuals -= sums.shift[labels[0]] if single else np.take(sums.shift, labels[part], axis=0)
         norms = np.vecdot(residuals, residuals)
         if np.isfinite(norms.sum()):
-            sums.sums[into] += weights[..., part] @ residuals
-            sums.squares[into] += weights[..., part] @ norms
+            _add_cells(sums, residuals, norms, cells[part])
         else:  # a value is not finite, or only a square is not
             counted[part] = _finite(rows[places[part]])
-            _add_carefully(sums, residuals, of, norms, counted[part], propagate)
+            of = labels[part], cells[part]
+            _add_carefully(sums, residuals, *of, norms, counted[part], propagate)
     return counted
 
 
-def _set_means(sums: Sums, tile: Floats, classes: Ints, indicator: Floats) -> None:
-    """Give new classes the mean of their rows in a tile as the shift."""
-    means = indicator @ tile / indicator.sum(axis=1, keepdims=True)
-    sums.shift[classes] = means
-    if bounded(means):
-        return
+def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
+    """Add rows that are sorted by cell, a class or a group of one: long runs each by a product, short ones together."""
+    starts = _starts(cells)
+    bins, sizes = cells[starts], np.diff(starts, append=len(cells))
+    sums.squares[bins] += np.add.reduceat(norms, starts)
+    for k in np.flatnonzero(sizes >= LONG_RUN).tolist():
+        sums.sums[bins[k]] += np.ones(sizes[k]) @ rows[starts[k] : starts[k] + sizes[k]]
+    short = sizes < LONG_RUN
+    starts, bins, sizes = starts[short], bins[short], sizes[short]
+    total = rows[starts]
+    for place in range(1, int(sizes.max(initial=0))):
+        longer = np.flatnonzero(sizes > place)
+        total[longer] += rows[starts[longer] + place]
+    sums.sums[bins] += total
+
+
+def _mean(rows: Floats) -> Floats:
+    mean: Floats = np.ones(len(rows)) @ rows / len(rows)
+    if bounded(mean):
+        return mean
     # Differences of vast rows would add up to Inf about any row, and about their mean they cancel.
-    moderate = (np.abs(means) <= LARGEST).all(axis=1)
-    for label, chosen in zip(classes[~moderate], indicator[~moderate] > 0, strict=True):
-        finite = tile[chosen & _finite(tile)]
-        sums.shift[label] = (finite / max(len(finite), 1)).sum(axis=0)
+    finite = rows[_finite(rows)]
+    return (finite / max(len(finite), 1)).sum(axis=0)
 
 
 def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:
@@ -239,6 +268,7 @@ def _add_carefully(
     sums: Sums,
     residuals: Floats,
     labels: Ints,
+    cells: Ints,
     norms: Floats,
     counted: npt.NDArray[np.bool_],
     propagate: bool,
@@ -246,15 +276,17 @@ def _add_carefully(
     """Add the class sums of a tile where some are not finite, so that each row concerns its own class alone."""
     residuals[~counted] = 0
     norms[~counted] = 0
-    np.add.at(sums.sums, labels, residuals)
-    np.add.at(sums.squares, labels, norms)
-    stray = labels[~counted]
+    np.add.at(sums.sums, cells, residuals)
+    np.add.at(sums.squares, cells, norms)
+    stray = cells[~counted]
     sums.nonfinite += np.int64(len(stray))
     if propagate:
         sums.sums[stray] = np.nan
         sums.squares[stray] = np.nan
-    else:
-        np.subtract.at(sums.counts, stray, 1)
+        return
+    np.subtract.at(sums.counts, labels[~counted], 1)
+    if sums.group_counts is not None:
+        np.subtract.at(sums.group_counts, stray, 1)
 
 
 def _add_sketch(

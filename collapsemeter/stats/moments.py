@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .arithmetic import centred, merged
 from .consistency import check_consistent, check_fields, check_shapes
+from .groups import GROUPS, Groups
 from .host_sums import add_rows, empty_sums
 from .labels import labelled_rows
 from .linalg import Floats
@@ -70,6 +71,9 @@ class ClassMoments:
         What the buckets and signs in the sketch were hashed with; empty without one.
     rounding : Rounding, optional
         What the rounding of float32 sums may have taken, see `collapsemeter.stats.rounding`; None of float64 sums.
+    groups : Groups, optional
+        What each of 16 groups of rows holds, from which intervals come, see `collapsemeter.stats.groups`; None
+        where it was turned off, of more classes and features than afford it, and in files of older versions.
 
     Raises
     ------
@@ -103,6 +107,7 @@ class ClassMoments:
     rounding: Rounding | None = None
     unlabelled: int = 0
     mixed: int = 0
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         check_fields(self.__dict__)
@@ -177,6 +182,7 @@ class ClassMoments:
         feature_dtype: str = "float64",
         phase: Phase = "frozen-eval",
         sketch_rows: int = SKETCH_ROWS,
+        groups: int = GROUPS,
     ) -> Self:
         """Return the identity of `merge`.
 
@@ -185,7 +191,7 @@ class ClassMoments:
         >>> ClassMoments.empty(3, 8).rows
         0
         """
-        state = empty_sums(num_classes, width, scatter, sketch_rows)
+        state = empty_sums(num_classes, width, scatter, sketch_rows, groups)
         return cls.from_sums(state, feature_dtype, phase)
 
     @classmethod
@@ -203,6 +209,7 @@ class ClassMoments:
         sketch_rows: int = SKETCH_ROWS,
         seed: int = 0,
         first_row: int = 0,
+        groups: int = GROUPS,
     ) -> Self:
         """Measure the moments of one batch in float64.
 
@@ -226,9 +233,14 @@ class ClassMoments:
             or let its class become NaN.
         sketch_rows : int
             k, where a sketch is kept.
-        seed, first_row : int
-            Where a sketch is kept: what it is hashed with, and the number of the first row that has a
-            class. Two batches need another seed, or other row numbers: then use `update`.
+        seed : int
+            What a sketch is hashed with, where one is kept. Two batches need another seed, or other row
+            numbers: then use `update`.
+        first_row : int
+            The number of the first row that has a class: it decides on groups and the sketch's buckets.
+        groups : int
+            Groups of rows to keep for intervals: 16, 8, 4, or 0 for none. A layer that does not afford as
+            many has fewer.
 
         Returns
         -------
@@ -249,7 +261,7 @@ class ClassMoments:
         rows, bins = labelled_rows(
             features, labels, num_classes, ignore_index=ignore_index, nonfinite=nonfinite
         )
-        state = empty_sums(num_classes, rows.shape[1], scatter, sketch_rows)
+        state = empty_sums(num_classes, rows.shape[1], scatter, sketch_rows, groups)
         add_rows(
             state,
             rows,
@@ -317,6 +329,8 @@ class ClassMoments:
             options = {"sketch_rows": len(self.sketch)} | options
         if "seed" in options:
             return self.merge(type(self).from_batch(features, labels, self.num_classes, **options))
+        if self.groups is None:
+            options = {"groups": 0} | options
         # No row of these seeds has a number as high as the count of all rows.
         options |= {"seed": min(self.seeds, default=0), "first_row": self.rows + self.nonfinite}
         batch = type(self).from_batch(features, labels, self.num_classes, **options)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .groups import Groups
 from .rounding import Rounding
 from .sums import ARRAYS, LEFT_OUT
 
@@ -31,7 +32,10 @@ def arrays_of(moments: ClassMoments) -> Arrays:
     """Return the arrays by name."""
     named = {name: getattr(moments, name) for name in ARRAYS}
     arrays = {name: array for name, array in named.items() if array is not None}
-    return arrays if moments.rounding is None else arrays | moments.rounding.arrays()
+    for part in (moments.rounding, moments.groups):
+        if part is not None:
+            arrays |= part.arrays()
+    return arrays
 
 
 def fields_of(header: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
@@ -42,13 +46,15 @@ def fields_of(header: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     header = {"unlabelled": 0, "mixed": 0, "seeds": [], **header}  # older files lack these
     parts |= {name: header[name] for name in _PLAIN}
     parts |= {name: frozenset(listed(header[name])) for name in ("shards", "seeds")}
-    return parts | {"rounding": Rounding.among(arrays)}
+    return parts | {"rounding": Rounding.among(arrays), "groups": Groups.among(arrays)}
 
 
 def check_rows(moments: ClassMoments, header: Mapping[str, Any]) -> None:
-    """Raise ValueError if a header says another number of rows; older ones do not say it."""
+    """Raise ValueError if a header (older ones do not) or the groups say another number of rows."""
     if header.get("rows", moments.rows) != moments.rows:
         raise ValueError(f"its counts add up to {moments.rows} rows of {header['rows']}")
+    if moments.groups is not None:
+        moments.groups.check(moments.counts, moments.traces)
 
 
 def check_stored(arrays: Mapping[str, npt.NDArray[Any] | None]) -> None:

@@ -58,10 +58,12 @@ class Sums:
     ----------
     counts : (C,) integers
         Rows counted for each class.
-    shift, sums : (C, d) float
-        :math:`k_c`, and the sum of residuals about it.
-    squares : (C,) float
-        Sum of squared residual norms.
+    shift : (C, d) float
+        :math:`k_c`.
+    sums : (C, d) or (C G, d) float
+        The sum of residuals about it: of each class, or where groups are kept of each group of each class.
+    squares : (C,) or (C G,) float
+        Sum of squared residual norms, alike.
     scatter : (C, d, d) or (d, d) float, or None
         :math:`R^T R` of each class, of all rows, or not kept. Only the lower triangle counts.
     ignored, nonfinite, invalid, unlabelled, mixed : scalar integers
@@ -71,6 +73,8 @@ class Sums:
         Sketch of the residuals, see `collapsemeter.stats.sketch`.
     signs : (k, C) float, or None
         Sum of the signs of each class in each bucket.
+    group_counts : (C G,) integers, or None
+        Rows of each group of each class, see `collapsemeter.stats.groups`; None without groups.
     """
 
     counts: Array
@@ -85,6 +89,12 @@ class Sums:
     mixed: Array
     sketch: Array | None = None
     signs: Array | None = None
+    group_counts: Array | None = None
+
+    @property
+    def groups(self) -> int:
+        """G; 0 without groups."""
+        return 0 if self.group_counts is None else len(self.group_counts) // len(self.counts)
 
 
 def check_num_classes(num_classes: Any, least: int = 1) -> int:
@@ -135,6 +145,7 @@ def update(
     ignore_index: int = IGNORE_INDEX,
     propagate: bool = False,
     hashes: tuple[Array, Array] | None = None,
+    groups: Array | None = None,
 ) -> Sums:
     """Add a batch to the sums, without leaving the device.
 
@@ -152,11 +163,13 @@ def update(
         Count a non-finite row and let it make its own class NaN, instead of leaving it out.
     hashes : pair of (B,) arrays
         Where a sketch is kept: those of `sketch.row_hashes`; of rows that are left out any.
+    groups : (B,) integer array
+        Where groups are kept: those of `groups.dealt_groups`; of rows that are left out any.
 
     Raises
     ------
     ValueError
-        If a sketch is kept and no hashes are given.
+        If a sketch or groups are kept, and no hashes or groups are given.
 
     Examples
     --------
@@ -180,6 +193,12 @@ def update(
 
     new = used & (xp.rows_of(sums.counts, bins) == 0)
     counts = xp.add_counts(sums.counts, bins, kept)
+    cells, cell_counts, group_counts = bins, counts, sums.group_counts
+    if group_counts is not None:
+        if groups is None:
+            raise ValueError("these sums keep groups: pass groups=dealt_groups(numbers, G)")
+        cells = bins * sums.groups + groups
+        cell_counts = group_counts = xp.add_counts(group_counts, cells, kept)
 
     def first_means(shift: Array) -> Array:
         # Twice: a long sum of large numbers has few digits, and a shift that is off by more than the
@@ -192,10 +211,10 @@ def update(
 
     shift = xp.if_any(new, first_means, sums.shift)
     residuals = xp.residuals(rows, shift, bins, used)
-    totals = xp.add_class_sum(sums.sums, residuals, bins)
-    squares = xp.add_class_sum(sums.squares, xp.square_norms(residuals), bins)
+    totals = xp.add_class_sum(sums.sums, residuals, cells)
+    squares = xp.add_class_sum(sums.squares, xp.square_norms(residuals), cells)
     if propagate:
-        stray = xp.add_counts(counts * 0, bins, known & ~finite) > 0
+        stray = xp.add_counts(cell_counts * 0, cells, known & ~finite) > 0
         poison = xp.where(stray, float("nan"), xp.to_float(stray))  # zeros elsewhere
         totals = xp.add(totals, poison[:, None])
         squares = xp.add(squares, poison)
@@ -225,6 +244,7 @@ def update(
         mixed=xp.add(sums.mixed, xp.count(mixed)),
         sketch=sketch,
         signs=signs,
+        group_counts=group_counts,
     )
 
 
@@ -234,6 +254,7 @@ def init(
     kind: ScatterKind,
     dtype: type[np.floating[Any]] = np.float64,
     sketch_rows: int = SKETCH_ROWS,
+    groups: int = 0,
 ) -> Sums:
     """Return empty sums in NumPy.
 
@@ -245,6 +266,8 @@ def init(
         That of the namespace which updates the sums.
     sketch_rows : int
         k, where a sketch is kept.
+    groups : int
+        G; 0 for none.
 
     Examples
     --------
@@ -254,7 +277,8 @@ def init(
     num_classes = check_num_classes(num_classes)
     shape = scatter_shape(kind, num_classes, width)
     sketched = sketch_shapes(kind, num_classes, width, sketch_rows)
-    shapes = [(num_classes, width), shape, *sketched.values()]
+    cells = num_classes * max(groups, 1)
+    shapes = [(cells, width), shape, *sketched.values()]
     largest = max(math.prod(shape) for shape in shapes if shape is not None)
     if largest > MOST_ENTRIES:
         raise ValueError(
@@ -264,9 +288,10 @@ def init(
     return Sums(
         counts=np.zeros(num_classes, np.int64),
         shift=np.zeros((num_classes, width), dtype),
-        sums=np.zeros((num_classes, width), dtype),
-        squares=np.zeros(num_classes, dtype),
+        sums=np.zeros((cells, width), dtype),
+        squares=np.zeros(cells, dtype),
         scatter=None if shape is None else np.zeros(shape, dtype),
         **dict.fromkeys(COUNTERS, np.int64(0)),
         **{name: np.zeros(shape, dtype) for name, shape in sketched.items()},
+        group_counts=np.zeros(cells, np.int64) if groups else None,
     )
