@@ -25,7 +25,7 @@ def centred(state: Sums, *, in_place: bool = False) -> dict[str, Any]:
     """Return the statistics of sums, see `ClassMoments.from_sums`; in place of sums that `host_sums.add_rows` has filled."""
     counts = np.array(state.counts, np.int64)  # a copy: the state may be updated in place
     cells, state = state, _by_class(state)
-    groups = _groups(cells, state, counts)
+    groups = _groups(cells, state, counts, in_place)
     present = np.flatnonzero(counts)
     if in_place:  # the shift of a class of one row is that row
         present = present[(counts[present] > 1) | (state.squares[present] != 0)]
@@ -77,7 +77,9 @@ def _by_class(state: Sums) -> Sums:
     return replace(state, sums=sums.astype(dtype), squares=squares.astype(dtype), group_counts=None)
 
 
-def _groups(cells: Sums, state: Sums, counts: npt.NDArray[np.int64]) -> Groups | None:
+def _groups(
+    cells: Sums, state: Sums, counts: npt.NDArray[np.int64], in_place: bool
+) -> Groups | None:
     """Return the groups about the class means; `state` has their sums by class."""
     if not cells.groups:
         return None
@@ -85,7 +87,7 @@ def _groups(cells: Sums, state: Sums, counts: npt.NDArray[np.int64]) -> Groups |
     offsets = np.asarray(state.sums, np.float64) / np.maximum(counts, 1)[:, None]
     return Groups.about(
         np.array(cells.group_counts, np.int64).reshape(shape),
-        np.asarray(cells.sums, np.float64).reshape(*shape, -1),
+        np.array(cells.sums, np.float64, copy=None if in_place else True).reshape(*shape, -1),
         np.asarray(cells.squares, np.float64).reshape(shape),
         offsets,
     )

@@ -69,9 +69,29 @@ def dealt_groups(numbers: Array, groups: int, wrap: Wrap = uint32) -> Array:
     True
     """
     numbers = wrap(numbers)
-    bits = mixed(wrap(mixed(numbers // GROUPS, wrap) + _SALT), wrap)
-    step = bits // 2**29 * 2 + 1  # odd: a permutation of the places
-    return (numbers % GROUPS * step + bits // 2**20 % GROUPS) % groups
+    step, shift = _orders(numbers // GROUPS, wrap)
+    return (numbers % GROUPS * step + shift) % groups
+
+
+def dealt_range(first: int, count: int, groups: int) -> Counts:
+    """Return `dealt_groups` of row numbers that follow each other.
+
+    Examples
+    --------
+    >>> bool((dealt_range(5, 40, 8) == dealt_groups(np.arange(5, 45), 8, low_32_bits)).all())
+    True
+    """
+    blocks = np.arange(first // GROUPS, -(-(first + count) // GROUPS)) & (2**28 - 1)
+    step, shift = _orders(blocks, low_32_bits)
+    places = (np.arange(GROUPS) * step[:, None] + shift[:, None]) % groups
+    start = first % GROUPS
+    return places.ravel()[start : start + count]
+
+
+def _orders(blocks: Array, wrap: Wrap) -> tuple[Array, Array]:
+    """Return the step, which is odd, and the shift that permute the places of each block."""
+    bits = mixed(wrap(mixed(blocks, wrap) + _SALT), wrap)
+    return bits // 2**29 * 2 + 1, bits // 2**20 % GROUPS
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +119,12 @@ class Groups:
 
     @classmethod
     def about(cls, counts: Counts, sums: Floats, squares: Floats, offsets: Floats) -> Groups:
-        """Return groups about class means that lie at ``offsets`` (C, d) from where these sums are about."""
-        shifted = sums - counts[..., None] * offsets[:, None]
-        # |r - o|^2 adds up to squares - o (s + s'), s' the sum about the new mean.
-        moved = squares - np.einsum("cgd,cd->cg", sums + shifted, offsets)
-        return cls(counts, shifted, np.maximum(moved, 0.0))
+        """Return groups about class means that lie at ``offsets`` (C, d) from where these sums are about; `sums` are taken over."""
+        moved = squares - 2 * np.einsum("cgd,cd->cg", sums, offsets)
+        moved += counts * np.vecdot(offsets, offsets)[:, None]
+        for g in range(counts.shape[1]):
+            sums[:, g] -= counts[:, g, None] * offsets
+        return cls(counts, sums, np.maximum(moved, 0.0))
 
     def folded(self, groups: int) -> Groups:
         """Return the rows in fewer groups, as if they had been dealt to so many."""
@@ -154,7 +175,7 @@ def merged_groups(
         return None
     number = min(a.number, b.number)
     left, right = (
-        Groups.about(part.counts, part.sums, part.squares, offsets)
+        Groups.about(part.counts, part.sums.copy(), part.squares, offsets)
         for part, offsets in ((a.folded(number), offsets_a), (b.folded(number), offsets_b))
     )
     return Groups(left.counts + right.counts, left.sums + right.sums, left.squares + right.squares)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .groups import GROUPS, affordable_groups, dealt_groups
+from .groups import GROUPS, affordable_groups, dealt_range
 from .linalg import LARGEST, Floats, add_product, bounded, row_blocks
 from .plain import widened
 from .sampling import low_32_bits, row_hashes
@@ -103,8 +103,7 @@ def _add_sorted(
     labels = labels[used]
     cells = labels
     if sums.groups:
-        numbers = np.arange(first_row, first_row + len(used))
-        cells = labels * sums.groups + dealt_groups(numbers, sums.groups, low_32_bits)
+        cells = labels * sums.groups + dealt_range(first_row, len(used), sums.groups)
     narrow = cells.astype(np.uint16) if len(sums.squares) <= 2**16 else cells  # sorted by radix
     order = np.argsort(narrow, kind="stable")
     places, labels, cells = used[order], labels[order], cells[order]
@@ -228,15 +227,31 @@ def _add_tile(
 
 def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
     """Add rows that are sorted by cell, a class or a group of one: long runs each by a product, short ones together."""
+    if cells[0] == cells[-1]:
+        sums.squares[cells[0]] += norms.sum()
+        sums.sums[cells[0]] += np.ones(len(rows)) @ rows
+        return
+    if sums.groups and cells[0] // sums.groups == cells[-1] // sums.groups:
+        first = int(cells[0]) // sums.groups * sums.groups
+        indicator = (np.arange(first, first + sums.groups)[:, None] == cells).astype(np.float64)
+        sums.squares[first : first + sums.groups] += indicator @ norms
+        sums.sums[first : first + sums.groups] += indicator @ rows
+        return
     starts = _starts(cells)
     bins, sizes = cells[starts], np.diff(starts, append=len(cells))
     sums.squares[bins] += np.add.reduceat(norms, starts)
-    for k in np.flatnonzero(sizes >= LONG_RUN).tolist():
-        sums.sums[bins[k]] += np.ones(sizes[k]) @ rows[starts[k] : starts[k] + sizes[k]]
-    short = sizes < LONG_RUN
-    starts, bins, sizes = starts[short], bins[short], sizes[short]
+    longest = int(sizes.max())
+    if longest >= LONG_RUN:
+        ones = np.ones(longest)
+        for cell, start, size in zip(bins.tolist(), starts.tolist(), sizes.tolist(), strict=True):
+            if size >= LONG_RUN:
+                sums.sums[cell] += ones[:size] @ rows[start : start + size]
+        short = sizes < LONG_RUN
+        starts, bins, sizes = starts[short], bins[short], sizes[short]
+    if not len(starts):
+        return
     total = rows[starts]
-    for place in range(1, int(sizes.max(initial=0))):
+    for place in range(1, int(sizes.max())):
         longer = np.flatnonzero(sizes > place)
         total[longer] += rows[starts[longer] + place]
     sums.sums[bins] += total
