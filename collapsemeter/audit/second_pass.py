@@ -129,7 +129,7 @@ def _decisions(
     moments = means.moments(layer, scatter=False) if isinstance(means, SavedState) else means[layer]
     centres, settings = ClassCentres(moments), given.task.counting.settings
     zeros, sampled = np.zeros(moments.num_classes, np.int64), given.chosen is not None
-    total = Decisions(zeros, zeros, None if predictions is None else zeros, sampled)
+    total = Decisions(zeros, zeros, None if predictions is None else zeros, sampled, zeros)
     for chunk, picked in _picked(opened, layer, given.chosen):
         network = None
         if predictions is not None:
@@ -180,8 +180,9 @@ def _write(path: Path, by_layer: Mapping[str, Decisions], lasting: bool) -> None
     arrays = {}
     for i, decisions in enumerate(by_layer.values()):
         arrays[f"{i}.rows"], arrays[f"{i}.correct"] = decisions.rows, decisions.correct
-        if decisions.agree is not None:
-            arrays[f"{i}.agree"] = decisions.agree
+        for name in ("agree", "alone"):
+            if (counts := getattr(decisions, name)) is not None:
+                arrays[f"{i}.{name}"] = counts
     header = {"sampled": [decisions.sampled for decisions in by_layer.values()]}
     write_state(path, header, arrays, _KIND, lasting=lasting)
 
@@ -192,7 +193,11 @@ def _read(path: Path, layers: Sequence[str]) -> dict[str, Decisions] | None:
         sampled = header["sampled"]
         return {
             layer: Decisions(
-                arrays[f"{i}.rows"], arrays[f"{i}.correct"], arrays.get(f"{i}.agree"), sampled[i]
+                arrays[f"{i}.rows"],
+                arrays[f"{i}.correct"],
+                arrays.get(f"{i}.agree"),
+                sampled[i],
+                arrays[f"{i}.alone"],  # older files have none: they are decided on again
             )
             for i, layer in enumerate(layers)
         }

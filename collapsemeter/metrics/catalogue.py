@@ -44,6 +44,7 @@ PAPERS: dict[str, str] = {
     "Tirer & Bruna 2022": "https://arxiv.org/abs/2202.08087",
     "Ben-Shaul & Dekel 2022": "https://arxiv.org/abs/2201.08924",
     "He & Su 2023": "https://arxiv.org/abs/2210.17020",
+    "Chen et al. 2010": "https://doi.org/10.1109/TSP.2010.2053029",
     "Xu & Liu 2023": "https://arxiv.org/abs/2306.03440",
     "Liu et al. 2023": "https://arxiv.org/abs/2303.06484",
     "Dang et al. 2023": "https://arxiv.org/abs/2301.00437",
@@ -96,6 +97,21 @@ METRICS: dict[str, Metric] = {
         meaning="variability collapse index",
         formula="1 − tr((S_B + S_W)⁺ S_B)/rank(S_B)",
         source="Xu & Liu 2023",
+        needs=("means", "scatter"),
+        range=(0.0, 1.0),
+    ),
+    "separation": _nc1(
+        meaning="tr S_B / tr S_W, the reciprocal of nc1_trace_ratio",
+        formula="tr S_B / tr S_W",
+        source="Tirer & Bruna 2022",
+        needs=("means", "traces"),
+        at_collapse=None,
+    ),
+    "nc1_vci_shrunk": _nc1(
+        meaning="variability collapse index of a shrunk covariance",
+        formula="mean over j < C of 1/(1 + max(l_j − d/(nC), 0)), l_j eigenvalues of M S*⁻¹ Mᵀ/C, "
+        "S* = (1 − a) S + a (tr S/d) I, S pooled, n the harmonic mean of n_c",
+        source="Chen et al. 2010",
         needs=("means", "scatter"),
         range=(0.0, 1.0),
     ),
@@ -233,6 +249,16 @@ METRICS: dict[str, Metric] = {
     "ncc_accuracy": _nc4(
         meaning="accuracy of the nearest class centre",
         formula="share of rows with label = argmin_c |h − μ_c|",
+        source="Ben-Shaul & Dekel 2022",
+        needs=("means", "decisions"),
+        range=(0.0, 1.0),
+        at_collapse=1.0,
+        unit="share of rows",
+    ),
+    "ncc_accuracy_loo": _nc4(
+        meaning="accuracy of the nearest class centre, made without the row",
+        formula="share of rows with (n/(n−1))² |h − μ_y|² − σ²/(n_y−1) < min over c ≠ y of |h − μ_c|² − σ²/n_c, "
+        "σ² the pooled tr S_W",
         source="Ben-Shaul & Dekel 2022",
         needs=("means", "decisions"),
         range=(0.0, 1.0),

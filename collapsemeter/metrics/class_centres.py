@@ -38,6 +38,13 @@ class ClassCentres:
             return
         self._norms = (self._centres**2).sum(axis=1)
         self._reach = np.full(len(self._present), np.nan)
+        counts, traces = moments.counts[self._present], moments.traces[self._present]
+        freedom = counts.sum() - len(counts)
+        pooled = traces.sum() / max(freedom, 1)
+        # What the noise of a mean adds to squared distances from it, with a row of its own and without.
+        self._noise = pooled / counts
+        self._noise_without = pooled / np.maximum(counts - 1, 1)
+        self._growth = (counts / np.maximum(counts - 1, 1)) ** 2
 
     def nearest(self, rows: npt.NDArray[Any], likely: Counts | None = None) -> Counts:
         """(N,): the nearest class, the first of ties, -1 where none is present; ``likely`` (N,), such as the label, only saves comparisons."""
@@ -46,13 +53,50 @@ class ClassCentres:
             return nearest
         left = np.arange(len(rows))
         if likely is not None:
-            near = self._within_reach(rows, likely)
+            near = self._within_reach(rows, likely)[0]
             nearest[near] = likely[near]
             left = np.flatnonzero(~near)
         for part in self._chunks(left):
             points = self._points(rows[part])
-            nearest[part] = self._present[_nearest_centre(points, self._centres, self._norms)]
+            scores = self._scores(points)
+            nearest[part] = self._present[
+                _nearest_centre(points, self._centres, self._norms, scores)
+            ]
         return nearest
+
+    def decided(
+        self, rows: npt.NDArray[Any], classes: Counts
+    ) -> tuple[Counts, npt.NDArray[np.bool_]]:
+        r"""Return the nearest class of rows of these classes, and whether their own centre would be nearest if it were made without them.
+
+        With :math:`\sigma^2` the pooled variance of a row, :math:`(\frac{n}{n-1})^2 |h - \mu_y|^2 - \frac{\sigma^2}{n_y - 1}` is compared with
+        :math:`|h - \mu_c|^2 - \sigma^2 / n_c` of the other classes.
+        """
+        nearest, alone = classes.copy(), np.ones(len(rows), bool)
+        if not (len(rows) and len(self._present)):
+            return nearest, alone
+        near, far = self._within_reach(rows, classes)
+        for part in self._chunks(np.flatnonzero(~(near & far))):
+            points = self._points(rows[part])
+            scores = self._scores(points)
+            nearest[part] = self._present[
+                _nearest_centre(points, self._centres, self._norms, scores)
+            ]
+            own = np.searchsorted(self._present, classes[part])
+            places = np.arange(len(part))
+            squares = np.vecdot(points, points)
+            distance = self._growth[own] * (scores[places, own] + squares)
+            scores -= self._noise
+            scores[places, own] = np.inf
+            alone[part] = distance - self._noise_without[own] < scores.min(axis=1) + squares
+        return nearest, alone
+
+    def _scores(self, points: Floats) -> Floats:
+        """Return the squared distances (N, C) but for |point|^2, which is the same for all centres."""
+        scores: Floats = points @ self._centres.T
+        scores *= -2.0
+        scores += self._norms
+        return scores
 
     def _chunks(self, places: Counts) -> Iterator[Counts]:
         """Cut rows into parts that stay in a cache, or, of many classes, are worth a product with all centres."""
@@ -67,17 +111,24 @@ class ClassCentres:
         points -= self._middle
         return points
 
-    def _within_reach(self, rows: npt.NDArray[Any], classes: Counts) -> npt.NDArray[np.bool_]:
-        """Say which rows are certainly nearest to their class's centre: within half its distance to the nearest other one."""
+    def _within_reach(
+        self, rows: npt.NDArray[Any], classes: Counts
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Say which rows are certainly nearest to their class's centre, within half its distance to the nearest other one, and which without themselves."""
         indices = np.searchsorted(self._present, classes)
         self._set_reach(indices)
-        near = np.empty(len(rows), bool)
+        near, alone = np.empty(len(rows), bool), np.empty(len(rows), bool)
+        largest = self._noise.max()
         for part in row_blocks(*rows.shape):
+            own = indices[part]
             away = self._points(rows[part])
-            away -= self._centres[indices[part]]
+            away -= self._centres[own]
+            squares = (1 + _SLACK) * np.vecdot(away, away)
             # NaN, of a class that was not asked for, is not larger.
-            near[part] = self._reach[indices[part]] > (1 + _SLACK) * np.vecdot(away, away)
-        return near
+            near[part] = self._reach[own] > squares
+            others = (2 * np.sqrt(self._reach[own]) - np.sqrt(squares)) ** 2 - largest
+            alone[part] = self._growth[own] * squares - self._noise_without[own] < others
+        return near, alone
 
     def _set_reach(self, indices: npt.NDArray[np.intp]) -> None:
         """Keep a quarter of the squared distance to the nearest other centre, for classes of many rows."""
@@ -92,10 +143,9 @@ class ClassCentres:
             self._reach[part] = np.maximum(squares.min(axis=1) + norms - error, 0.0) / 4
 
 
-def _nearest_centre(points: Floats, centres: Floats, norms: Floats) -> npt.NDArray[np.intp]:
-    scores = points @ centres.T
-    scores *= -2.0
-    scores += norms  # the squared distance but for |point|^2, which is the same for all centres
+def _nearest_centre(
+    points: Floats, centres: Floats, norms: Floats, scores: Floats
+) -> npt.NDArray[np.intp]:
     nearest: npt.NDArray[np.intp] = scores.argmin(axis=1)
     best = scores[np.arange(len(points)), nearest]
     error = _expanded_error(points.shape[1], np.vecdot(points, points), norms)

@@ -33,6 +33,9 @@ class Decisions:
         Rows on which the network's decision is the nearest class centre; None without logits.
     sampled : bool
         Whether the rows are a sample of those measured, so that intervals are due.
+    alone : (C,) int64, optional
+        Rows whose nearest class centre is their label's if it is made without them; None where they are none of
+        those that made the means, and in files of older versions.
 
     Examples
     --------
@@ -45,6 +48,7 @@ class Decisions:
     correct: Counts
     agree: Counts | None
     sampled: bool
+    alone: Counts | None = None
 
     def merge(self, other: Self) -> Self:
         """Return the decisions on both sets of rows.
@@ -59,13 +63,17 @@ class Decisions:
                 f"decisions about {len(self.rows)} classes and about {len(other.rows)}: "
                 "merge only those of the same layer"
             )
-        known = self.agree is not None and other.agree is not None
         return type(self)(
             self.rows + other.rows,
             self.correct + other.correct,
-            self.agree + other.agree if known else None,  # type: ignore[operator]  # known: both set
+            _sum_of_known(self.agree, other.agree),
             self.sampled or other.sampled,
+            _sum_of_known(self.alone, other.alone),
         )
+
+
+def _sum_of_known(a: Counts | None, b: Counts | None) -> Counts | None:
+    return None if a is None or b is None else a + b
 
 
 def decide(
@@ -79,6 +87,7 @@ def decide(
     sampled: bool | None = None,
     ignore_index: int = IGNORE_INDEX,
     centres: ClassCentres | None = None,
+    resubstitution: bool = True,
 ) -> Decisions:
     r"""Compare the network's decisions with the nearest class centre, row by row.
 
@@ -99,6 +108,9 @@ def decide(
     ignore_index : int
     centres : ClassCentres, optional
         Those of the moments, where many batches are decided on.
+    resubstitution : bool
+        Whether the rows are among those that made the means, as those of a report are. Pass False for fresh rows,
+        such as a test set beside training's means: no row needs to be left out of its class's mean then.
 
     Returns
     -------
@@ -136,7 +148,7 @@ def decide(
     if not usable.all():
         rows, bins = rows[usable], bins[usable]
         decided = None if decided is None else decided[usable]
-    nearest = centres.nearest(rows, bins)
+    nearest, alone = centres.decided(rows, bins)
     agree = None
     if decided is not None:
         agree = _per_class(bins, decided == nearest, moments.num_classes)
@@ -145,6 +157,7 @@ def decide(
         correct=_per_class(bins, bins == nearest, moments.num_classes),
         agree=agree,
         sampled=len(rows) < moments.rows if sampled is None else sampled,
+        alone=_per_class(bins, alone, moments.num_classes) if resubstitution else None,
     )
 
 

@@ -40,11 +40,17 @@ class LayerReport(Mapping[str, float]):
         ``head_means_cosine``: cosines of the head's rows to the centred class means. Of present classes
         only, and of 200 at most; in `to_dict` on demand, as they would be the bulk.
     intervals : dict of str to (float, float)
-        95 % Wilson intervals of what was measured on a sample of the rows.
+        95 % intervals: of NC4 about all rows that the sample was drawn from (Wilson 1927), of the estimates and of
+        ``ncc_accuracy_loo`` about the population that the rows came from. See docs/trust.md.
     provenance : dict
         Counts, convention, dtype and its floor, numerical cut: how the numbers came about.
     standard_errors : dict of str to float
         Of what was estimated from the sketch of a wide layer's scatter.
+    estimates : dict of str to float
+        What a metric would be without the noise in the class means, where a correction is justified; the mapping
+        itself holds the plain values.
+    no_estimate, no_interval : dict of str to str
+        Code of every metric that has none; `REASONS` has the sentence.
 
     Examples
     --------
@@ -62,6 +68,9 @@ class LayerReport(Mapping[str, float]):
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     standard_errors: dict[str, float] = field(default_factory=dict)
+    estimates: dict[str, float] = field(default_factory=dict)
+    no_estimate: dict[str, str] = field(default_factory=dict)
+    no_interval: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
         try:
@@ -116,6 +125,9 @@ class LayerReport(Mapping[str, float]):
             "flags": self.flags,
             "intervals": self.intervals,
             "standard_errors": self.standard_errors,
+            "estimates": self.estimates,
+            "no_estimate": self.no_estimate,
+            "no_interval": self.no_interval,
             "vectors": self.vectors,
             "per_class": self.per_class,
             "provenance": self.provenance,

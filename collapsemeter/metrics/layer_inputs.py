@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..stats.linalg import Floats, row_norms, taken
 from ..stats.undefined import require
 from .frames import centred_rows, have_directions, require_weight
+from .noise import Noise, noise_of
 from .pairs import CosineSpread, Largest, cosine_spread, largest_cosines
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ class LayerInputs:
     weight: Floats | None = None
     incoming: Floats | None = None
     decays: tuple[float, float] = (1.0, 1.0)
+
+    @cached_property
+    def noise(self) -> Noise:
+        """The noise of the class means; Undefined where the moments do not tell it."""
+        return noise_of(self.geometry)
 
 
 class HeadRows:

@@ -24,6 +24,7 @@ from .frames import unit_rows
 from .geometry import ClassGeometry
 from .layer import LayerReport
 from .layer_inputs import HeadRows, LayerInputs
+from .uncertainty import uncertainty
 
 if TYPE_CHECKING:
     from ..stats.moments import ClassMoments
@@ -114,16 +115,21 @@ def measure(
     for name in sorted(rounding_errors.undetermined(errors, known)):
         values[name], reasons[name] = math.nan, rounding_errors.CODE
     floor = rounding_errors.dtype_floor(geometry, convention)
+    noise = uncertainty(layer, values)
+    counted = nc4.intervals(decisions, moments.rows, values)
     return LayerReport(
         values_by_name=values,
         reasons=reasons,
-        flags=_flags(geometry, values, floor, errors),
+        flags=_flags(layer, values, floor, errors, noise.flags),
         per_class=_per_class(layer),
         vectors=_vectors(geometry),
         matrices=_matrices(layer),
-        intervals=_intervals(decisions, values) | imbalance.slope_interval(layer, values),
+        intervals={**noise.intervals, **counted, **imbalance.slope_interval(layer, values)},
         standard_errors=_standard_errors(layer, values),
         provenance=_provenance(layer, center_head, floor, errors),
+        estimates=noise.estimates,
+        no_estimate=noise.no_estimate,
+        no_interval={name: code for name, code in noise.no_interval.items() if name not in counted},
     )
 
 
@@ -199,19 +205,6 @@ def _missing(layer: LayerInputs) -> dict[Need, str]:
     return missing
 
 
-def _intervals(
-    decisions: Decisions | None, values: dict[str, float]
-) -> dict[str, tuple[float, float]]:
-    if decisions is None or not decisions.sampled:
-        return {}
-    total = int(decisions.rows.sum())
-    return {
-        name: nc4.wilson_interval(round(value * total), total)
-        for name, value in values.items()
-        if METRICS[name].unit == "share of rows" and math.isfinite(value)
-    }
-
-
 def _standard_errors(layer: LayerInputs, values: dict[str, float]) -> dict[str, float]:
     if layer.geometry.moments.sketch is None:
         return {}
@@ -227,18 +220,23 @@ def _standard_errors(layer: LayerInputs, values: dict[str, float]) -> dict[str, 
 
 
 def _flags(
-    geometry: ClassGeometry,
+    layer: LayerInputs,
     values: dict[str, float],
     floor: dict[str, float],
     errors: dict[str, float],
+    noise: tuple[str, ...],
 ) -> tuple[str, ...]:
-    moments = geometry.moments
+    geometry = layer.geometry
+    moments, classes = geometry.moments, geometry.num_present
     # Where rounding makes up half of a value or more, the value says more of the dtype than of the network.
     low = any(values[name] <= 2 * least for name, least in floor.items())
     raised = {
-        "etf_infeasible": geometry.num_present > moments.width + 1,
+        **dict.fromkeys(noise, True),
+        "resubstitution": nc4.flatters(values),
+        "etf_is_generic": nc2.is_generic(values, classes, moments.width, moments.phase),
+        "etf_infeasible": classes > moments.width + 1,
         "at_dtype_floor": low and moments.phase != "reference",
-        "absent_classes": geometry.num_present < moments.num_classes,
+        "absent_classes": classes < moments.num_classes,
         "single_sample_classes": bool((moments.counts == 1).any()),
         "nonfinite_rows": moments.nonfinite > 0,
         rounding_errors.CODE: rounding_errors.displaced(errors),
@@ -343,6 +341,8 @@ def _provenance(
         "convention": {"name": convention.name, **asdict(convention), "center_head": center_head},
         "nc4_rows": None if decisions is None else int(decisions.rows.sum()),
         "nc4_sampled": None if decisions is None else decisions.sampled,
+        "nc4_resubstitution": None if decisions is None else decisions.alone is not None,
+        "groups": 0 if moments.groups is None else moments.groups.number,
         "between_cut": None if spectrum is None else spectrum.cut,
         "between_rank": None if spectrum is None else len(spectrum.values),
         "between_smallest_kept": None if spectrum is None else spectrum.smallest_kept,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +64,48 @@ def nc1_vci(layer: LayerInputs) -> float:
         require(float(np.linalg.norm(constant)) <= least, "within_scatter_rank_deficient")
         whitened = solve_lower(factored.triangle, spectrum.root[:, factored.features].T).T
     return float((1.0 / (1.0 + singular_values(whitened) ** 2)).sum()) / len(spectrum.values)
+
+
+def separation(layer: LayerInputs) -> float:
+    r""":math:`\operatorname{tr} S_B / \operatorname{tr} S_W`, the reciprocal of `nc1_trace_ratio` (Tirer & Bruna 2022).
+
+    A ratio of scatters has no unbiased estimate where means may coincide, and this has.
+    """
+    geometry, convention = layer.geometry, layer.convention
+    between = float(geometry.weights(convention.between) @ geometry.norms**2)
+    within = geometry.within_trace(convention.within)
+    require(within > 0 and between / within < math.inf, "no_within_class_scatter")
+    return between / within
+
+
+def nc1_vci_shrunk(layer: LayerInputs) -> float:
+    r"""`nc1_vci` of the pooled covariance shrunk towards a multiple of I (Xu & Liu 2023; Chen et al. 2010).
+
+    With :math:`S^* = (1 - a) S_g + a \frac{t}{d} I`, a by the oracle-approximating rule, and :math:`l_j` the eigenvalues of
+    :math:`M S^{*-1} M^\top / C`, it is the mean over C - 1 of them of :math:`1 / (1 + \max(l_j - \frac{d}{nC}, 0))`, n the harmonic mean of n_c.
+    """
+    noise = layer.noise
+    classes, width = noise.means.shape
+    scatter = layer.geometry.within("sample") * (
+        layer.geometry.rows / (noise.freedom * noise.total)
+    )
+    share = shrinkage(scatter, noise.freedom)
+    shrunk = (1 - share) * scatter
+    shrunk[np.diag_indices(width)] += share / width
+    gram = noise.means @ np.linalg.solve(shrunk, noise.means.T) / classes
+    values = np.linalg.eigvalsh(gram)[max(classes - 1 - width, 0) + 1 :]
+    raised = width * float((1 / noise.counts).mean()) / classes
+    return float((1 / (1 + np.maximum(values - raised, 0.0))).mean())
+
+
+def shrinkage(scatter: Floats, freedom: float) -> float:
+    """Return a, the share of the multiple of I in a covariance of trace 1, by the oracle-approximating rule (Chen et al. 2010)."""
+    width = len(scatter)
+    square = float(np.vdot(scatter, scatter))
+    excess = square - 1 / width
+    if excess <= 0:
+        return 1.0
+    return min(((1 - 2 / width) * square + 1) / ((freedom + 1 - 2 / width) * excess), 1.0)
 
 
 def pinv_error(geometry: ClassGeometry, convention: Convention) -> float:

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..stats.undefined import require
+from .catalogue import METRICS
+
+FLATTERED = 0.01  # of rows
 
 if TYPE_CHECKING:
     from .decisions import Decisions
@@ -32,6 +35,22 @@ def ncc_accuracy(layer: LayerInputs) -> float:
     return _share(layer, _decisions(layer).correct)
 
 
+def ncc_accuracy_loo(layer: LayerInputs) -> float:
+    """Share of rows whose nearest class centre is that of their label, each centre made without the row (Ben-Shaul & Dekel 2022, left out).
+
+    Distances are less what the noise of a mean adds to them. Rows that are alone in their class have no other mean to go by.
+    """
+    decisions, counts = _decisions(layer), layer.geometry.moments.counts
+    require(decisions.alone is not None, "not_resubstitution")
+    assert decisions.alone is not None
+    require(layer.geometry.num_present != 1, "one_class")
+    layer.geometry.require_range()
+    several = counts > 1
+    total = int(decisions.rows[several].sum())
+    require(total > 0, "too_few_rows")
+    return int(decisions.alone[several].sum()) / total
+
+
 def _decisions(layer: LayerInputs) -> Decisions:
     assert layer.decisions is not None
     return layer.decisions
@@ -46,7 +65,41 @@ def _share(layer: LayerInputs, counts: npt.NDArray[np.int64] | None) -> float:
     return int(counts.sum()) / total
 
 
-def wilson_interval(successes: int, rows: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def intervals(
+    decisions: Decisions | None, measured: int, values: dict[str, float]
+) -> dict[str, tuple[float, float]]:
+    """Return 95 % intervals of shares of rows: of a sample about the rows measured, of `ncc_accuracy_loo` about their population."""
+    if decisions is None:
+        return {}
+    rows = int(decisions.rows.sum())
+    given = {}
+    for name, value in values.items():
+        if METRICS[name].unit != "share of rows" or not math.isfinite(value):
+            continue
+        if name == "ncc_accuracy_loo":
+            given[name] = wilson_interval(value * rows, rows)
+        elif decisions.sampled:
+            given[name] = _of_sample(value, rows, measured)
+    return given
+
+
+def _of_sample(share: float, rows: int, measured: int) -> tuple[float, float]:
+    """Return the interval of a share of the rows measured, of which these were drawn without replacement."""
+    if rows >= measured:
+        return share, share
+    worth = rows * (measured - 1) / (measured - rows)  # as many drawn with replacement tell as much
+    return wilson_interval(share * worth, worth)
+
+
+def flatters(values: dict[str, float]) -> bool:
+    """Say whether rows are nearer to the means that they made than they would be to others: by 1 % of them or more."""
+    own, alone = values.get("ncc_accuracy", math.nan), values.get("ncc_accuracy_loo", math.nan)
+    return own - alone >= FLATTERED
+
+
+def wilson_interval(
+    successes: float, rows: float, z: float = 1.959963984540054
+) -> tuple[float, float]:
     """Return the score interval of a proportion, at 95 % by default (Wilson 1927)."""
     share = successes / rows
     centre = share + z**2 / (2 * rows)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..stats.linalg import EPS64, Floats
 from ..stats.sums import EPS
 from ..stats.undefined import Undefined
+from . import nc1
 from .catalogue import METRICS
 from .pairs import EPS32
 from .spectra import negligible
@@ -83,6 +84,7 @@ def relative_errors(
     if moments.scatter is not None:
         with suppress(Undefined):
             bounds["nc1_vci"] = _of_inverse(geometry, convention.within, errors, unit)
+            bounds["nc1_vci_shrunk"] = min(bounds["nc1_vci"], _of_shrunk(geometry, errors))
     return bounds
 
 
@@ -98,7 +100,9 @@ def undetermined(errors: Mapping[str, float], names: Iterable[str]) -> set[str]:
 
 def displaced(errors: Mapping[str, float]) -> bool:
     """Whether rounding may be seen in the metrics."""
-    return any(not error <= FLAGGED for name, error in errors.items() if name != "nc1_vci")
+    return any(
+        not error <= FLAGGED for name, error in errors.items() if not name.startswith("nc1_vci")
+    )
 
 
 def _of_inverse(geometry: ClassGeometry, kind: Weighting, errors: Floats, unit: Floats) -> float:
@@ -117,6 +121,17 @@ def _of_inverse(geometry: ClassGeometry, kind: Weighting, errors: Floats, unit: 
         values = np.linalg.eigvalsh(within[np.ix_(varies, varies)] / np.outer(roots, roots))
         least = float(values[values > values[-1] * negligible(geometry.width)].min(initial=1.0))
     return float(_ratio((errors[varies] / scale).mean(), least))
+
+
+def _of_shrunk(geometry: ClassGeometry, errors: Floats) -> float:
+    """Return the same for the shrunk covariance, in which every direction varies by a share of all variance."""
+    freedom = geometry.rows - geometry.num_present
+    within = geometry.within("sample")
+    total = float(within.trace())
+    if freedom < 1 or total <= 0:
+        return math.inf
+    least = nc1.shrinkage(within / total, freedom) * total / len(within)
+    return float(_ratio(errors.mean(), least))
 
 
 def _ratio(a: npt.ArrayLike, b: npt.ArrayLike) -> Floats:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from ..metrics.frames import random_etf_error
 from ..stats.undefined import FLAGS, REASONS
 
 if TYPE_CHECKING:
@@ -182,11 +183,6 @@ def pinv_words(layer: LayerReport) -> str:
     return f"nc1_pinv = tr(S_W S_B^+){'' if whole else '/C'} = {value:.3g}"
 
 
-def random_etf_error(classes: int, width: int) -> float:
-    r"""Return about what ``nc2_etf_error`` is of random class means, :math:`\sqrt{2 - 2\sqrt{d/(d+C)}}`."""
-    return math.sqrt(2 - 2 * math.sqrt(width / (width + classes)))
-
-
 def missing(layer: LayerReport, metric: str) -> str:
     """Return in words why a metric of a layer has no value; empty where it has one."""
     value = layer.get(metric, math.nan)
@@ -210,6 +206,8 @@ def _share(layer: LayerReport, name: str, value: float) -> float:
 
 def _no_share(layer: LayerReport, name: str) -> str:
     """Say why there is no share of a property; nothing where there is one."""
+    if "between_scatter_not_above_noise" in layer.flags:
+        return REASONS["between_scatter_not_above_noise"]
     classes = _recorded(layer, "classes_present")
     if name == "NC2" and classes == 2:
         return REASONS["two_classes_trivial"]

@@ -249,6 +249,9 @@ _LAYER: dict[str, Check] = {
     "matrices": _by_name(_square),
     "intervals": _by_name(_two_numbers),
     "standard_errors": _by_name(_number),
+    "estimates": _by_name(_number),
+    "no_estimate": _by_name(_text),
+    "no_interval": _by_name(_text),
     "provenance": _provenance,
 }
 _REPORT: dict[str, Check] = {

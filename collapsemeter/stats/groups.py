@@ -85,7 +85,8 @@ def dealt_range(first: int, count: int, groups: int) -> Counts:
     step, shift = _orders(blocks, low_32_bits)
     places = (np.arange(GROUPS) * step[:, None] + shift[:, None]) % groups
     start = first % GROUPS
-    return places.ravel()[start : start + count]
+    dealt: Counts = places.ravel()[start : start + count]
+    return dealt
 
 
 def _orders(blocks: Array, wrap: Wrap) -> tuple[Array, Array]:
@@ -115,7 +116,7 @@ class Groups:
     @property
     def number(self) -> int:
         """G."""
-        return self.counts.shape[1]
+        return int(self.counts.shape[1])
 
     @classmethod
     def about(cls, counts: Counts, sums: Floats, squares: Floats, offsets: Floats) -> Groups:
@@ -144,7 +145,7 @@ class Groups:
         if all(array is None for array in named):
             return None
         classes, width = arrays["means"].shape
-        shape = np.shape(named[0])
+        shape = () if named[0] is None else named[0].shape
         if len(shape) != 2 or shape[0] != classes or shape[1] not in (4, 8, GROUPS):
             raise ValueError(f"its groups have counts of shape {shape}")
         for array, due, kind in zip(named, (shape, (*shape, width), shape), "iff", strict=True):

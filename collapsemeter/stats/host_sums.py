@@ -263,7 +263,8 @@ def _mean(rows: Floats) -> Floats:
         return mean
     # Differences of vast rows would add up to Inf about any row, and about their mean they cancel.
     finite = rows[_finite(rows)]
-    return (finite / max(len(finite), 1)).sum(axis=0)
+    mean = (finite / max(len(finite), 1)).sum(axis=0)
+    return mean
 
 
 def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:

@@ -5,6 +5,11 @@ REASONS: dict[str, str] = {
     "one_class": "only one class is present",
     "no_between_class_scatter": "all class means are equal",
     "class_mean_at_centre": "a class mean lies on the centre of the class means: it has no direction",
+    "between_scatter_not_above_noise": "between-class scatter is not above noise: so few rows of a class have class means that "
+    "differ as much",
+    "no_within_class_scatter": "no row differs from its class's mean",
+    "too_few_rows": "no class has rows enough to tell how much they vary",
+    "reference": "this is a theory's optimum, in which there is no noise",
     "two_classes_trivial": "with two classes this is the same whatever the features (two centred vectors are "
     "opposite each other, and one pair has no spread): read nc2_of_error or nc3_cosine instead",
     "within_scatter_rank_deficient": "class means differ along directions in which no class varies (too few rows, "
@@ -28,6 +33,18 @@ REASONS: dict[str, str] = {
     "scores_are_not_the_heads": "the scores are not what one map gives: they are adjusted, masked or normalised "
     "after it, or no map makes them",
     "no_logits": "the network's own decisions were not seen for these rows",
+    "not_resubstitution": "the rows decided on are none of those that made the class means, or it was not recorded",
+    "no_groups": "no groups of rows were kept: groups=0 was passed, or the state was written by an older version",
+    "too_many_classes": "there are so many classes that pairs of them are not estimated",
+    "too_many_classes_for_groups": "there are so many classes and features that groups of rows are not kept or compared",
+    "classes_not_alike": "classes differ in size, and the estimate is of scatters that weight them alike about their mean: "
+    "choose convention='papyan2020'",
+    "estimate_not_above_noise": "the estimate is so near zero that noise alone may make it so",
+    "divides_by_noisy_directions": "it divides by the smallest directions of the class means, of which noise is a part "
+    "that no correction takes out: read separation or nc1_vci_shrunk beside it",
+    "no_defensible_estimate": "no correction of it is known whose error and interval hold",
+    "share_of_rows": "it is a share of rows, of which there is an interval alone",
+    "all_rows": "all rows were decided on: it is exact for them",
     "no_decisions": "no rows were kept to decide on",
     "no_incoming": "the weight matrices into and out of this layer were not given",
     "zero_weights": "the weight matrices into and out of this layer are zero",
@@ -52,6 +69,9 @@ REASONS: dict[str, str] = {
 FLAGS: dict[str, str] = {
     "etf_infeasible": "there are more classes than features + 1: no simplex ETF exists here",
     "at_dtype_floor": "rounding of the activations' own dtype makes up half of NC1 or more",
+    "resubstitution": "the rows decided on made the class means, to which they are nearer than fresh rows would be: read "
+    "ncc_accuracy_loo",
+    "etf_is_generic": "the class means are no nearer to a simplex ETF than random ones of this width are",
     "absent_classes": "classes without a row are left out of every mean over classes",
     "single_sample_classes": "some classes have one row: their variance counts as zero",
     "nonfinite_rows": "rows that hold NaN or Inf were left out, or propagated if that was asked for",

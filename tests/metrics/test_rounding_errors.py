@@ -137,6 +137,11 @@ def test_bounds_are_shares_of_what_the_features_resolve(spread, preset, counts, 
         values = np.linalg.eigvalsh(S_W / np.sqrt(np.outer(scale, scale)))
         share = values[-(n.sum() - 3)]
     due["nc1_vci"] = (lost[varies] / scale).mean() / share
+    f = n.sum() - 3
+    unit_S = S_W / np.trace(S_W)
+    square, d = (unit_S**2).sum(), len(S_W)
+    a = min(((1 - 2 / d) * square + 1) / ((f + 1 - 2 / d) * (square - 1 / d)), 1.0)
+    due["nc1_vci_shrunk"] = min(due["nc1_vci"], lost.mean() / (a * np.trace(S_W) / d))
     found = layer.provenance["float32_error"]
     assert found.keys() == due.keys()
     for name, bound in due.items():
@@ -147,7 +152,7 @@ def test_bounds_of_rows_that_never_vary_are_zero():
     m = replace(with_bounds(1.0), traces=np.zeros(3), scatter=np.zeros((5, 5)))
     found = measure(replace(m, rounding=Rounding(np.zeros(3), np.zeros(5), np.zeros(3))))
     assert found.provenance["float32_error"] == dict.fromkeys(
-        ("means", "traces", "nc1_pinv", "nc1_vci"), 0.0
+        ("means", "traces", "nc1_pinv", "nc1_vci", "nc1_vci_shrunk"), 0.0
     )
 
 

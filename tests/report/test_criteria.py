@@ -21,8 +21,9 @@ from collapsemeter.cli import demo, main
 from collapsemeter.cli.thresholds import FailureCondition
 from collapsemeter.dufm import DUFM, Optimum
 from collapsemeter.html.verdicts import cards
+from collapsemeter.metrics.frames import random_etf_error
 from collapsemeter.metrics.measure import undefined_report
-from collapsemeter.report.criteria import PROPERTIES, random_etf_error, worst
+from collapsemeter.report.criteria import PROPERTIES, worst
 from collapsemeter.report.history import read_history
 from collapsemeter.sinks import JsonlSink
 from collapsemeter.stats.undefined import REASONS

@@ -1,0 +1,198 @@
+r"""Estimates, intervals and flags of a layer's metrics, and why others have none.
+
+An interval is :math:`\hat\theta \pm t_{.975} s`, of the logarithm of an estimate or, where it may be zero, of its square:
+:math:`s^2 = \frac{N}{N-C} \sum_g (\hat\theta_g - \bar\theta)^2` over the groups, see `noise.Samples`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from ..stats.linalg import Floats
+from ..stats.undefined import Undefined, require
+from . import estimates
+from .catalogue import METRICS
+from .convention import Convention
+from .estimates import Gram
+from .geometry import ClassGeometry
+from .layer_inputs import LayerInputs
+from .noise import Noise, Samples, shifted, unshifted
+
+MOST_CLASSES = 2048  # whose pairs are estimated: 32 MB a matrix
+CHUNK_ENTRIES = 2**22  # of the means and Gram matrices of sets that are estimated at once: 32 MB
+MOST_PRODUCTS = 2**35  # multiplications in the Gram matrices of all groups: seconds
+MOST_CORRECTION = 0.25  # of the square root of a noisy square
+# Student's t, 97.5 %, by degrees of freedom from 1 on.
+STUDENT = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448, 2.1314
+)  # fmt: skip
+
+# Of pairs of classes, and therefore of as many classes as MOST_CLASSES at most.
+_PAIRWISE = ("nc1_cdnv", "nc2_etf_error", "nc2_equinorm")
+_OF_CLASSES_ALIKE = ("nc1_trace_ratio", "separation", "nc2_etf_error", "nc2_equinorm")
+_BESIDE = {"nc1_vci": "nc1_vci_shrunk", "ncc_accuracy": "ncc_accuracy_loo"}
+NAMES = ("nc1_trace_ratio", "separation", *_PAIRWISE)
+
+
+@dataclass(frozen=True, eq=False)
+class Uncertainty:
+    """What is known of the noise in a layer's metrics, by name; ``why`` has the codes of those without an estimate or interval."""
+
+    estimates: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    no_estimate: dict[str, str] = field(default_factory=dict)
+    no_interval: dict[str, str] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+
+def uncertainty(layer: LayerInputs, values: dict[str, float]) -> Uncertainty:
+    """Estimate what can be estimated of these metrics."""
+    given = [name for name in values if math.isfinite(values[name])]
+    found = {name: values[other] for name, other in _BESIDE.items() if other in given}
+    try:
+        noise = layer.noise
+    except Undefined as undefined:
+        known = Uncertainty(
+            {}, {}, *({name: undefined.code for name in NAMES if name in given},) * 2
+        )
+    else:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            known = _estimated(layer, noise, [name for name in NAMES if name in given])
+    others = {name: _lasting(name) for name in given if name not in NAMES}
+    no_estimate = {name: code for name, code in others.items() if name not in found}
+    return replace(
+        known,
+        estimates=known.estimates | found,
+        no_estimate=known.no_estimate | no_estimate,
+        no_interval=known.no_interval | others,
+    )
+
+
+def _estimated(layer: LayerInputs, noise: Noise, given: list[str]) -> Uncertainty:
+    found: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    flags = []
+    no_estimate: dict[str, str] = {}
+    no_interval: dict[str, str] = {}
+    samples = shifted(noise, layer.geometry)
+    first = Gram(unshifted(noise), slice(0, 1))
+    between, error = float(first.between[0]), math.sqrt(max(float(first.between_variance[0]), 0.0))
+    above = between > 2 * error
+    if not above:
+        flags.append("between_scatter_not_above_noise")
+    for name in given:
+        code = _unfit(name, layer, noise)
+        if code is None and not above:
+            code = "between_scatter_not_above_noise"
+        if code is not None:
+            no_estimate[name] = no_interval[name] = code
+            continue
+        try:
+            found[name], ends = _one(name, noise, samples, first)
+        except Undefined as undefined:
+            no_estimate[name] = no_interval[name] = undefined.code
+            continue
+        if isinstance(ends, str):
+            no_interval[name] = ends
+        else:
+            intervals[name] = ends
+    return Uncertainty(found, intervals, no_estimate, no_interval, tuple(flags))
+
+
+def _one(
+    name: str, noise: Noise, samples: Samples | None, first: Gram
+) -> tuple[float, tuple[float, float] | str]:
+    """Return the estimate of a metric, and its interval or why there is none."""
+    squared = name in ("nc2_etf_error", "nc2_equinorm")
+    code, affordable = "no_groups", samples is not None
+    if name in _PAIRWISE and samples is not None:
+        products = len(samples.totals) * noise.classes**2 * noise.means.shape[1]
+        code, affordable = "too_many_classes_for_groups", products <= MOST_PRODUCTS
+    compute = _computation(name, noise, samples)
+    if not affordable or samples is None:
+        value = float(compute(first)[0])
+        require(math.isfinite(value), "between_scatter_not_above_noise")
+        return (math.sqrt(max(value, 0.0)) if squared else value), code
+    sets = _of_all(compute, samples)
+    value = float(sets[0])
+    require(math.isfinite(value), "between_scatter_not_above_noise")
+    if squared:
+        return _rooted(sets, noise)
+    if not (np.isfinite(sets).all() and sets.min() > 0):
+        return value, "estimate_not_above_noise"
+    half = _half_width(np.log(sets), noise)
+    return value, (value * math.exp(-half), value * math.exp(half))
+
+
+def _computation(name: str, noise: Noise, samples: Samples | None) -> Callable[[Gram], Floats]:
+    if name == "nc1_trace_ratio":
+        return estimates.trace_ratio
+    if name == "separation":
+        variance = noise.variance_of_total
+        if samples is not None:  # rows of unequal sizes make t vary more than Gaussian ones do
+            variance = max(variance, float(((samples.totals - samples.totals.mean()) ** 2).sum()))
+        return partial(estimates.separation, variance_of_total=variance)
+    if name == "nc1_cdnv":
+        return partial(estimates.cdnv, crossed=noise.crossed())
+    return estimates.etf_error_squared if name == "nc2_etf_error" else estimates.equinorm_squared
+
+
+def _of_all(compute: Callable[[Gram], Floats], samples: Samples) -> Floats:
+    """(K,): an estimate of every set, some at a time."""
+    noise, number = samples.noise, len(samples.totals)
+    classes, width = noise.means.shape
+    step = max(1, CHUNK_ENTRIES // (classes * max(classes, width)))
+    parts = [slice(start, min(start + step, number)) for start in range(0, number, step)]
+    return np.concatenate([compute(Gram(samples, part)) for part in parts])
+
+
+def _rooted(squares: Floats, noise: Noise) -> tuple[float, tuple[float, float] | str]:
+    """Return the root of the first of some squares and its interval, from 0 where the square may be."""
+    value = math.sqrt(max(float(squares[0]), 0.0))
+    if not np.isfinite(squares).all():
+        return value, "estimate_not_above_noise"
+    half = _half_width(squares, noise)
+    low, high = (math.sqrt(max(float(squares[0]) + end, 0.0)) for end in (-half, half))
+    if value > 0:  # the root of a noisy square is too small on average
+        spread = float(((squares - squares.mean()) ** 2).sum())
+        value *= 1 + min(spread / (8 * float(squares[0]) ** 2), MOST_CORRECTION)
+    return value, (low, max(high, value))
+
+
+def _half_width(sets: Floats, noise: Noise) -> float:
+    """Return half of the interval about the first of some estimates, of which each group shifted one."""
+    others = sets[1:]
+    rows = float(noise.counts.sum())
+    variance = float(((others - others.mean()) ** 2).sum()) * rows / noise.freedom
+    return STUDENT[len(others) - 2] * math.sqrt(variance)
+
+
+def _lasting(name: str) -> str:
+    """Return why a metric never has an interval of its own, nor an estimate where no other metric is one."""
+    if name in ("nc1_pinv", "nc1_fuzziness", "nc1_vci"):
+        return "divides_by_noisy_directions"
+    if METRICS[name].unit == "share of rows":
+        return "share_of_rows"
+    return "no_defensible_estimate"
+
+
+def _unfit(name: str, layer: LayerInputs, noise: Noise) -> str | None:
+    """Return why there is no estimate of a metric for this layer."""
+    geometry, convention = layer.geometry, layer.convention
+    if name in _OF_CLASSES_ALIKE and not _classes_alike(geometry, convention):
+        return "classes_not_alike"
+    if name in _PAIRWISE and noise.classes > MOST_CLASSES:
+        return "too_many_classes"
+    return None
+
+
+def _classes_alike(geometry: ClassGeometry, convention: Convention) -> bool:
+    if geometry.balanced:
+        return True
+    weights = (convention.center, convention.between, convention.within)
+    return weights == ("class", "class", "sample")
