@@ -90,11 +90,6 @@ def gram_distance(a: Floats, b: Floats, target: str) -> float:
     return math.sqrt(max(2.0 - 2.0 * along / size, 0.0)) if size > 0 else math.nan
 
 
-def random_etf_error(classes: int, width: int) -> float:
-    r"""Return about what ``nc2_etf_error`` is of random class means, :math:`\sqrt{2 - 2\sqrt{d/(d+C)}}`."""
-    return math.sqrt(2 - 2 * math.sqrt(width / (width + classes)))
-
-
 def _moderate(frame: Floats) -> Floats:
     """Return the frame at a scale at which fourth powers neither underflow nor overflow."""
     largest = float(max(frame.max(), -frame.min()))

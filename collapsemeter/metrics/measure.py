@@ -24,6 +24,7 @@ from .frames import unit_rows
 from .geometry import ClassGeometry
 from .layer import LayerReport
 from .layer_inputs import HeadRows, LayerInputs
+from .random_means import is_generic
 from .uncertainty import uncertainty
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def _flags(
     raised = {
         **dict.fromkeys(noise, True),
         "resubstitution": nc4.flatters(values),
-        "etf_is_generic": nc2.is_generic(values, classes, moments.width, moments.phase),
+        "etf_is_generic": is_generic(values, classes, moments.width, moments.phase),
         "etf_infeasible": classes > moments.width + 1,
         "at_dtype_floor": low and moments.phase != "reference",
         "absent_classes": classes < moments.num_classes,

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..stats.undefined import Undefined, require
-from .frames import gram_distance, opposite_rows, random_etf_error
+from .frames import gram_distance, opposite_rows
 
 if TYPE_CHECKING:
     from ..stats.linalg import Floats
@@ -95,13 +95,6 @@ def _distinct(layer: LayerInputs) -> PairStatistics:
     pairs = _means(layer).pairs
     require(math.isfinite(pairs.log_mean), "coincident_directions")
     return pairs
-
-
-def is_generic(values: dict[str, float], classes: int, width: int, phase: str) -> bool:
-    """Say whether class means are no nearer to a simplex ETF, which exists, than random ones."""
-    if not 2 < classes <= width + 1 or phase == "reference":
-        return False
-    return values.get("nc2_etf_error", math.nan) >= random_etf_error(classes, width)
 
 
 def _head(layer: LayerInputs) -> HeadRows:

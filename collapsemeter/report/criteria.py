@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from ..metrics.frames import random_etf_error
+from ..metrics.random_means import random_etf_error
 from ..stats.undefined import FLAGS, REASONS
 
 if TYPE_CHECKING:

@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .sampling import Array, Wrap, low_32_bits, mixed, uint32
-
 if TYPE_CHECKING:
     from .linalg import Floats
 
-GROUPS = 16
+GROUPS = 16  # as `sampling.dealt_groups` deals rows
 LEAST_GROUPS = 4  # fewer say little of a spread
 GROUP_ENTRIES = 2**22  # groups times classes times features on a device: 16 MB in float32
 HOST_GROUP_ENTRIES = 2**24  # 128 MB in float64
-_APART = 0x2545F491  # so that a row's group says nothing of its bucket or its place in the sample
-_SALT = mixed(_APART, low_32_bits) >> 1
 
 Counts = npt.NDArray[np.int64]
 
@@ -49,50 +45,6 @@ def check_groups(groups: Any) -> int:
     if isinstance(groups, bool) or groups not in (0, 4, 8, GROUPS):
         raise ValueError(f"groups={groups!r}: pass 16, 8, 4, or 0 for no intervals")
     return int(groups)
-
-
-def dealt_groups(numbers: Array, groups: int, wrap: Wrap = uint32) -> Array:
-    """Return the group of each row number, in 0..groups-1; of 8 and 4 groups each joins two of twice as many.
-
-    Parameters
-    ----------
-    numbers : array of uint32, or of int64
-        Row numbers; they count modulo 2^32.
-    groups : int
-        16, 8 or 4.
-    wrap : callable
-        `uint32` or `low_32_bits`, as the dtype asks for.
-
-    Examples
-    --------
-    >>> sorted(dealt_groups(np.arange(16, dtype=np.uint32), 16).tolist()) == list(range(16))
-    True
-    """
-    numbers = wrap(numbers)
-    step, shift = _orders(numbers // GROUPS, wrap)
-    return (numbers % GROUPS * step + shift) % groups
-
-
-def dealt_range(first: int, count: int, groups: int) -> Counts:
-    """Return `dealt_groups` of row numbers that follow each other.
-
-    Examples
-    --------
-    >>> bool((dealt_range(5, 40, 8) == dealt_groups(np.arange(5, 45), 8, low_32_bits)).all())
-    True
-    """
-    blocks = np.arange(first // GROUPS, -(-(first + count) // GROUPS)) & (2**28 - 1)
-    step, shift = _orders(blocks, low_32_bits)
-    places = (np.arange(GROUPS) * step[:, None] + shift[:, None]) % groups
-    start = first % GROUPS
-    dealt: Counts = places.ravel()[start : start + count]
-    return dealt
-
-
-def _orders(blocks: Array, wrap: Wrap) -> tuple[Array, Array]:
-    """Return the step, which is odd, and the shift that permute the places of each block."""
-    bits = mixed(wrap(mixed(blocks, wrap) + _SALT), wrap)
-    return bits // 2**29 * 2 + 1, bits // 2**20 % GROUPS
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .groups import GROUPS, affordable_groups, dealt_range
+from .groups import GROUPS, affordable_groups
 from .linalg import LARGEST, Floats, add_product, bounded, row_blocks
 from .plain import widened
-from .sampling import low_32_bits, row_hashes
+from .sampling import dealt_range, low_32_bits, row_hashes
 from .sums import (
     HOST_CLASS_SCATTER_ENTRIES,
     IGNORE_INDEX,

@@ -1,4 +1,4 @@
-"""A bounded uniform sample of rows, drawn by 32-bit hashes of row numbers: the same one in every framework.
+"""What a row's number says of it, by 32-bit hashes: its place in a bounded uniform sample, its bucket and its group, the same in every framework.
 
 Algorithm R (Vitter 1985): row number t takes slot t while there is room, afterwards a random one of t + 1, if that is
 a slot at all. No random state is touched, and a resumed run draws the same sample.
@@ -22,7 +22,9 @@ _AHEAD = 1024  # row numbers of a block of draws; a batch lies in two of them
 _FACTORS = (0x7FEB352D, 0x2C1B3C6D, 0x297A2D39)
 _HALF = 0x10000
 _EVEN = 0.05  # probabilities that differ by less count as equal
+GROUPS = 16
 _APART = 0x51ED270B  # so that a row's bucket says nothing of its place in the row sample
+_DEALING = 0x2545F491 >> 1  # nor its group of either
 
 
 def uint32(values: Array) -> Array:
@@ -108,6 +110,50 @@ def row_hashes(numbers: Array, size: int, seed: int, wrap: Wrap = uint32) -> tup
     salt = mixed((mixed(seed & MASK, low_32_bits) + _APART) & MASK, low_32_bits) >> 1
     bits = mixed(wrap(mixed(wrap(numbers), wrap) + salt), wrap)
     return scaled(bits, size), bits % 2 == 1  # of the highest bits, and the lowest one
+
+
+def dealt_groups(numbers: Array, groups: int, wrap: Wrap = uint32) -> Array:
+    """Return the group of each row number, in 0..groups-1; of 8 and 4 groups each joins two of twice as many.
+
+    Parameters
+    ----------
+    numbers : array of uint32, or of int64
+        Row numbers; they count modulo 2^32.
+    groups : int
+        16, 8 or 4.
+    wrap : callable
+        `uint32` or `low_32_bits`, as the dtype asks for.
+
+    Examples
+    --------
+    >>> sorted(dealt_groups(np.arange(16, dtype=np.uint32), 16).tolist()) == list(range(16))
+    True
+    """
+    numbers = wrap(numbers)
+    step, shift = _orders(numbers // GROUPS, wrap)
+    return (numbers % GROUPS * step + shift) % groups
+
+
+def dealt_range(first: int, count: int, groups: int) -> npt.NDArray[np.int64]:
+    """Return `dealt_groups` of row numbers that follow each other.
+
+    Examples
+    --------
+    >>> bool((dealt_range(5, 40, 8) == dealt_groups(np.arange(5, 45), 8, low_32_bits)).all())
+    True
+    """
+    blocks = np.arange(first // GROUPS, -(-(first + count) // GROUPS)) & (2**28 - 1)
+    step, shift = _orders(blocks, low_32_bits)
+    places = (np.arange(GROUPS) * step[:, None] + shift[:, None]) % groups
+    start = first % GROUPS
+    dealt: npt.NDArray[np.int64] = places.ravel()[start : start + count]
+    return dealt
+
+
+def _orders(blocks: Array, wrap: Wrap) -> tuple[Array, Array]:
+    """Return the step, which is odd, and the shift that permute the places of each block."""
+    bits = mixed(wrap(mixed(blocks, wrap) + _DEALING), wrap)
+    return bits // 2**29 * 2 + 1, bits // 2**20 % GROUPS
 
 
 def reservoir_slots(numbers: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:

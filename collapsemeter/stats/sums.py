@@ -164,7 +164,7 @@ def update(
     hashes : pair of (B,) arrays
         Where a sketch is kept: those of `sketch.row_hashes`; of rows that are left out any.
     groups : (B,) integer array
-        Where groups are kept: those of `groups.dealt_groups`; of rows that are left out any.
+        Where groups are kept: those of `sampling.dealt_groups`; of rows that are left out any.
 
     Raises
     ------

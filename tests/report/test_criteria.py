@@ -21,8 +21,8 @@ from collapsemeter.cli import demo, main
 from collapsemeter.cli.thresholds import FailureCondition
 from collapsemeter.dufm import DUFM, Optimum
 from collapsemeter.html.verdicts import cards
-from collapsemeter.metrics.frames import random_etf_error
 from collapsemeter.metrics.measure import undefined_report
+from collapsemeter.metrics.random_means import random_etf_error
 from collapsemeter.report.criteria import PROPERTIES, worst
 from collapsemeter.report.history import read_history
 from collapsemeter.sinks import JsonlSink
