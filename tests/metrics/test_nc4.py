@@ -270,7 +270,8 @@ def test_a_sample_of_the_rows_is_flagged_and_has_intervals(make_case):
     for name in ("nc4_agreement", "nc4_mismatch", "ncc_accuracy"):
         low, high = report.intervals[name]
         assert low <= report[name] <= high
-        worth = 100 * (case.N - 1) / (case.N - 100)  # drawn without replacement
+        N = len(case.labels)
+        worth = 100 * (N - 1) / (N - 100)  # drawn without replacement
         assert report.intervals[name] == wilson_interval(report[name] * worth, worth)
     assert report.provenance["nc4_sampled"] is True
     assert report.provenance["nc4_rows"] == 100
