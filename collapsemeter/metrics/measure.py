@@ -117,7 +117,11 @@ def measure(
         values[name], reasons[name] = math.nan, rounding_errors.CODE
     floor = rounding_errors.dtype_floor(geometry, convention)
     noise = uncertainty(layer, values)
-    counted = nc4.intervals(decisions, moments.rows, values)
+    intervals = {
+        **noise.intervals,
+        **nc4.intervals(decisions, moments.rows, values),
+        **imbalance.slope_interval(layer, values),
+    }
     return LayerReport(
         values_by_name=values,
         reasons=reasons,
@@ -125,12 +129,14 @@ def measure(
         per_class=_per_class(layer),
         vectors=_vectors(geometry),
         matrices=_matrices(layer),
-        intervals={**noise.intervals, **counted, **imbalance.slope_interval(layer, values)},
+        intervals=intervals,
         standard_errors=_standard_errors(layer, values),
         provenance=_provenance(layer, center_head, floor, errors),
         estimates=noise.estimates,
         no_estimate=noise.no_estimate,
-        no_interval={name: code for name, code in noise.no_interval.items() if name not in counted},
+        no_interval={
+            name: code for name, code in noise.no_interval.items() if name not in intervals
+        },
     )
 
 
