@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .metrics.layer import LayerReport
     from .metrics.measure import measure
     from .report.criteria import Criteria
+    from .report.history import History, read_history
     from .report.report import CollapseReport
     from .stats.accumulate import Accumulator
     from .stats.head import Head
@@ -38,11 +39,13 @@ __all__ = [
     "Criteria",
     "Decisions",
     "Head",
+    "History",
     "LayerComparison",
     "LayerReport",
     "compare",
     "decide",
     "measure",
+    "read_history",
     "simplex_etf",
     "watch",
 ]
@@ -63,11 +66,13 @@ _HOMES = {
     "Criteria": "report.criteria",
     "Decisions": "metrics.decisions",
     "Head": "stats.head",
+    "History": "report.history",
     "LayerComparison": "comparison.result",
     "LayerReport": "metrics.layer",
     "compare": "comparison.compare",
     "decide": "metrics.decisions",
     "measure": "metrics.measure",
+    "read_history": "report.history",
     "simplex_etf": "metrics.frames",
     "watch": "adapter.watch",
 }

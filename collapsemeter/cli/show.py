@@ -96,7 +96,7 @@ def _show(options: argparse.Namespace) -> None:
     if options.html is not None:
         write_html(options.html, history)
     if options.json:
-        say_json(report.to_dict(), indent=2)
+        say_json(report.to_dict() | history.over_time(), indent=2)
     elif options.quiet:
         say(report_line(report))
     else:

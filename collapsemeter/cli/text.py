@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ..report.history import Entries, History, run_of
 from ..report.origin import origin
 from ..report.report import TABLE, CollapseReport
+from ..report.trends import FALLING, began, trend_words
 from ..system.escaping import printable
 from ..system.terminal import say, say_json
 
@@ -31,6 +32,8 @@ def history_words(history: Entries, metrics: Sequence[str] = TABLE, html: str | 
         paragraphs.append(f"epoch {step}, the last of {len(history.last)} reports")
     lines = _wrapped([*paragraphs, history.earlier_runs()], width)
     lines += ["", report.table(metrics, width)]
+    for part in (report.depth_profile().sentences(), time_words(history, metrics)):
+        lines += ["", *_wrapped(part, width)] if part else []
     lines += _wrapped([f"! {printable(note)}" for note in history.notes], width)
     overhead = report.provenance.get("overhead")
     if isinstance(overhead, float):
@@ -38,6 +41,21 @@ def history_words(history: Entries, metrics: Sequence[str] = TABLE, html: str | 
     if html is not None:
         lines += ["", f"HTML report: {html}"]
     return "\n".join(lines)
+
+
+def time_words(history: History, metrics: Sequence[str]) -> list[str]:
+    """Return when the terminal phase began, and the log-slopes of the final layer; nothing of one report."""
+    if len(history.last) < 2 or not len(history[-1][1]):
+        return []
+    onset, final = history.terminal_phase(), list(history[-1][1])[-1]
+    falling = [metric for metric in metrics if metric in FALLING]
+    slopes = history.trends(onset.step, falling, [final]).get(final, {})
+    words = [f"log-slope per epoch at {printable(final)}, over {began(onset)}:"]
+    if not slopes:
+        return []
+    if all(trend.why for trend in slopes.values()):
+        return [f"{words[0]} {'; '.join(sorted({trend.why for trend in slopes.values()}))}"]
+    return [*words, *(trend_words(metric, trend) for metric, trend in slopes.items())]
 
 
 def _wrapped(paragraphs: Sequence[str], width: int) -> list[str]:

@@ -43,12 +43,15 @@ def six_panels(history: History) -> list[Picture]:
     names = layer_names(history)
     colours = layer_colours(names)
     report, pictures = history[-1][1], list[Picture]()
+    zero = history.terminal_phase().step
     for panel in PANELS:
         with picture(pictures, panel.title, _panel_caption(panel, report), 4.6, 3.1) as axes:
             if len(history) > 1:
                 draw_panel(axes, panel, history, names, colours)
                 axes.set_xlabel("epoch")
                 axes.locator_params(axis="x", integer=True)
+                if zero is not None:
+                    axes.axvline(zero, color=REFERENCE, linestyle=":", linewidth=1.4, zorder=1)
             else:
                 _draw_against_depth(axes, panel, report)
             axes.set_title("", loc="left")  # the caption has it

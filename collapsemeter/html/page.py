@@ -19,6 +19,7 @@ from ..report.figure import checked_history, layer_colours, layer_names
 from ..report.history import Entries, History, run_of
 from ..report.origin import origin
 from ..report.report import CollapseReport
+from ..report.trends import began
 from ..stats.undefined import FLAGS, REASONS
 from ..system.escaping import printable, printable_lines
 from ..system.files import write_atomically
@@ -190,6 +191,9 @@ def _context(
         "bands": verdicts.bands(criteria),
         "cautions": _cautions(report),
         "panels": six_panels(history),
+        "trends": tables.log_slopes(history),
+        "since": began(history.terminal_phase()),
+        "depth_words": report.depth_profile().sentences(),
         "legend": _legend(history),
         "over_depth": depth_pictures(past, comparison),
         "over_classes": class_pictures(report, comparison),
@@ -261,7 +265,7 @@ def _embedded(history: History, criteria: Criteria) -> str:
         for step, past in history
     ]
     record = report.to_dict(matrices=_few_matrices(report))
-    record |= {"summary": report.summary(criteria), "history": metrics}
+    record |= {"summary": report.summary(criteria), "history": metrics} | history.over_time()
     text = json.dumps(record, allow_nan=False, separators=(",", ":"))
     # No tag or comment can begin in it, so nothing ends the element early.
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -12,6 +12,7 @@ from ..comparison.result import Comparison
 from ..metrics.catalogue import METRICS, Metric
 from ..metrics.layer import LayerReport
 from ..report.criteria import missing
+from ..report.history import History
 from ..report.report import CollapseReport
 from ..stats.linalg import Floats
 
@@ -41,7 +42,7 @@ _CLASS_COLUMNS = (
     "relative spread v_c/|μ_c − m|²",
     "largest cosine",
     "to class",
-    "NCC accuracy",
+    "NCC accuracy (95 % Wilson interval)",
 )
 _COMPARED_COLUMNS = (
     "layer",
@@ -160,8 +161,17 @@ def _class_row(columns: Mapping[str, Any], spread: Floats, c: int) -> list[Cell]
         _sortable(c),
         *(_sortable(column[c].item()) for column in measured),
         _sortable(nearest if nearest >= 0 else math.nan),
-        _sortable(accuracy)._replace(text=metric_value("ncc_accuracy", accuracy)),
+        _sortable(accuracy)._replace(text=_with_interval(columns, c, accuracy)),
     ]
+
+
+def _with_interval(columns: Mapping[str, Any], c: int, accuracy: float) -> str:
+    text = metric_value("ncc_accuracy", accuracy)
+    ends = [columns.get(f"ncc_accuracy_{end}") for end in ("low", "high")]
+    if math.isnan(accuracy) or any(end is None for end in ends):
+        return text
+    low, high = (metric_value("ncc_accuracy", end[c].item()) for end in ends if end is not None)
+    return f"{text} ({low} to {high})"
 
 
 def worst_pairs(layer: LayerReport) -> Table | None:
@@ -203,6 +213,19 @@ def _value_cell(layer: LayerReport, metric: str, notes: dict[str, int]) -> Cell:
     error = layer.standard_errors.get(metric)
     spread = "" if error is None else f" ± {number(error)}"
     return Cell(metric_value(metric, layer[metric]) + spread)
+
+
+def log_slopes(history: History) -> Table | None:
+    """Return the slopes of the final layer over the epochs of the last run; None of one report."""
+    if len(history.last) < 2:
+        return None
+    final = list(history[-1][1])[-1]
+    rows = [
+        [Cell(metric), *(Cell(number(value)) for value in trend[:5]), Cell(trend.why)]
+        for metric, trend in history.trends(layers=[final]).get(final, {}).items()
+    ]
+    columns = ("metric", "slope", "95 % interval from", "to", "r", "reports", "remark")
+    return Table(columns, rows) if rows else None
 
 
 def meanings() -> Table:

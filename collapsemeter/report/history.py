@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from ..metrics.layer import to_json_value
 from ..system.escaping import printable
 from .file import line_fields, read_json
 from .report import CollapseReport, built
@@ -27,6 +28,21 @@ class History(tuple[Entry, ...]):
     never points of one line. The run that wrote last stands last, and of two reports of one step in one
     run the later one is kept. Entries come in the order in which they were written. Reports without a
     run belong to one; where steps occur twice among them, a step that goes back starts another.
+
+    Parameters
+    ----------
+    entries : iterable of (int, CollapseReport)
+        Steps, or epochs, and reports.
+    notes : iterable of str
+        What must be said besides.
+
+    Examples
+    --------
+    >>> from collapsemeter import LayerReport
+    >>> layers = [{"fc": LayerReport({"nc1_pinv": 0.5**epoch})} for epoch in range(5)]
+    >>> history = History((epoch, CollapseReport(layers[epoch])) for epoch in range(5))
+    >>> round(history.trends()["fc"]["nc1_pinv"].slope, 4)
+    -0.6931
     """
 
     notes: tuple[str, ...]
@@ -61,10 +77,35 @@ class History(tuple[Entry, ...]):
         return History((entry for entry in self if entry[1].phase == phase), self.notes)
 
     def terminal_phase(self, errors: Mapping[int, float] | None = None) -> Onset:
-        """Return the first step of the last run at zero training error, as recorded or given; the step is None where none is known.
+        """Return where the terminal phase of the last run begins: its first step at zero training error.
 
-        Reports have the error where `CollapseReport.with_training_error` recorded it. Nothing is
-        guessed: NC4 and nearest-centre accuracy are not the network's error.
+        Nothing is guessed from the metrics: NC4 and nearest-centre accuracy are not the network's error.
+
+        Parameters
+        ----------
+        errors : mapping of int to float, optional
+            Training error, a share of rows, by step; by default what `CollapseReport.with_training_error`
+            recorded.
+
+        Returns
+        -------
+        Onset
+            ``step``, None where none is known, and ``words`` that say what it rests on.
+
+        Raises
+        ------
+        ValueError
+            If an error is no share.
+
+        References
+        ----------
+        Papyan, Han & Donoho 2020.
+
+        Examples
+        --------
+        >>> history = History([(epoch, CollapseReport({})) for epoch in range(3)])
+        >>> history.terminal_phase({0: 0.5, 1: 0.0, 2: 0.0}).step
+        1
         """
         return terminal_phase(self.last, errors)
 
@@ -74,9 +115,49 @@ class History(tuple[Entry, ...]):
         metrics: Sequence[str] = FALLING,
         layers: Sequence[str] | None = None,
     ) -> dict[str, dict[str, Trend]]:
-        """Return the log-slope of every metric of every layer over the last run, from a step on: by default from the terminal phase on, where that is known."""
+        """Return how fast metrics fall over the last run: slopes of their logarithms against steps, by least squares.
+
+        The 95 % interval averages over how much neighbouring reports deviate from the line together, see
+        the documents for what it covers. Reports in which a metric is zero or undefined are left out and counted.
+
+        Parameters
+        ----------
+        since : int, optional
+            The first step; by default that of the terminal phase, or of the run where that is not known.
+        metrics : sequence of str
+            All that cannot be negative if left out.
+        layers : sequence of str, optional
+            All if left out.
+
+        Returns
+        -------
+        dict of str to dict of str to Trend
+            By layer and metric: ``slope``, ``low``, ``high``, ``r``, ``points``, ``left_out``, and ``why`` there
+            is no slope, for which four positive values are needed.
+
+        Examples
+        --------
+        >>> from collapsemeter import LayerReport
+        >>> entries = [(e, CollapseReport({"fc": LayerReport({"nc1_pinv": 2.0}))) for e in range(3)]
+        >>> History(entries).trends()["fc"]["nc1_pinv"].why
+        'it needs 4 reports with a positive value, there are 3'
+        """
         since = self.terminal_phase().step if since is None else since
         return trends(self.last, since, metrics, layers)
+
+    def over_time(self) -> dict[str, Any]:
+        """Return the terminal phase and all trends as plain values, ready for JSON; empty where the last run has one report."""
+        if len(self) == 0 or len(self.last) < 2:
+            return {}
+        onset = self.terminal_phase()
+        slopes = {
+            layer: {metric: trend._asdict() for metric, trend in trends.items()}
+            for layer, trends in self.trends(onset.step).items()
+        }
+        record: dict[str, Any] = to_json_value(
+            {"terminal_phase": onset._asdict(), "trends": slopes}
+        )
+        return record
 
     def earlier_runs(self) -> str:
         """Return in words which runs stand before the last one; empty where there is none."""
@@ -90,7 +171,32 @@ class History(tuple[Entry, ...]):
 
 
 def read_history(path: str | os.PathLike[str]) -> History:
-    """Return the reports in the JSON lines that `JsonlSink` wrote, and count lines that do not read; ValueError where none does."""
+    """Return the reports in the JSON lines that `JsonlSink` wrote; lines that do not read are counted in ``notes``.
+
+    Parameters
+    ----------
+    path : str or path
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError
+        If no line reads.
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from collapsemeter.sinks import JsonlSink
+    >>> path = Path(tempfile.mkdtemp()) / "run.jsonl"
+    >>> JsonlSink(path).write(3, CollapseReport({}).with_training_error(0.0))
+    >>> read_history(path).terminal_phase().step
+    3
+    """
     source = os.fspath(path)
     entries, wrong = [], []
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):

@@ -20,6 +20,7 @@ from ..version import __version__
 from .criteria import Criteria, pinv_words, sentences
 from .depth_profile import BOUND, DepthProfile, depth_profile, separation_fit
 from .file import FORMAT, VERSION, Fields, read_json, report_fields
+from .imbalance_words import imbalance_words
 from .tags import Tags, chosen_metrics
 from .training_error import RECORDED_ERROR, checked_error
 
@@ -201,6 +202,7 @@ class CollapseReport(NamedLayers[LayerReport]):
         worst = layer.worst_classes()
         if worst and len(layer.per_class["variance"]) > 2:
             parts.append(f"least collapsed classes {', '.join(map(str, worst))}")
+        parts.append(imbalance_words(layer))
         flags = f" [{', '.join(layer.flags)}]" if layer.flags else ""
         return printable(f"{name} ({self.phase}): {'; '.join(filter(None, parts))}{flags}")
 

@@ -12,6 +12,7 @@ from ..report.report import CollapseReport
 from ..report.tags import safe_name
 from ..stats.undefined import LACKS_WEIGHT
 from .base import GuardedSink, checked_run
+from .derived import Derived
 from .scalars import Scalars
 
 Layout = dict[str, dict[str, list[Any]]]
@@ -35,9 +36,11 @@ class ScalarWriter(Protocol):
 
 
 class TensorBoardSink(GuardedSink):
-    """Write each metric of each layer as one curve, tagged ``nc1_pinv/<layer>``.
+    """Write each metric of each layer as one curve, tagged ``nc1_pinv/<layer>``, and depth and log-slopes as curves of their own.
 
-    An undefined value is a gap. TensorBoard keeps float32: values under 1e-45 read 0 there, the JSON
+    From three layers on there are ``depth/collapse_depth`` and alike (`CollapseReport.depth_profile`); from
+    four reports on ``log_slope/nc1_pinv`` of the final layer, with the ends of its 95 % interval as ``.low`` and
+    ``.high``, and ``log_slope/since`` where the terminal phase is known. An undefined value is a gap. TensorBoard keeps float32: values under 1e-45 read 0 there, the JSON
     lines keep them. Where the writer can, the first write adds a "Custom Scalars" page with figures 2
     to 7 of the paper.
 
@@ -98,11 +101,13 @@ class TensorBoardSink(GuardedSink):
             raise TypeError(
                 f"TensorBoardSink takes a folder or a writer with add_scalar, got {target!r}"
             )
-        self._scalars = Scalars(self.name)
+        self._scalars, self._derived = Scalars(self.name), Derived()
         self._adds_layout = layout and hasattr(self._writer, "add_custom_scalars")
 
     def _write(self, step: int, report: CollapseReport) -> None:
         for tag, value in self._scalars.of(report).items():
+            self._writer.add_scalar(tag, value, step)
+        for tag, value in self._derived.of(step, report).items():
             self._writer.add_scalar(tag, value, step)
         # After the curves: a writer that cannot take the page has them all the same.
         if self._adds_layout and report.layers:

@@ -195,3 +195,46 @@ def test_help_has_examples(command: str, capsys) -> None:
     out = capsys.readouterr().out
     assert f"collapsemeter {command} " in out.split("examples:")[1]
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.fixture
+def long_run(tmp_path: Path) -> Path:
+    path = tmp_path / "long.jsonl"
+    sink = JsonlSink(path)
+    for epoch in range(8):
+        report = measured(epoch, 0.5 * 0.7**epoch)
+        sink.write(epoch, report.with_training_error(0.0 if epoch > 2 else 0.25))
+    return path
+
+
+def test_depth_and_the_terminal_phase_are_in_words(long_run: Path, capsys) -> None:
+    assert main(["show", str(long_run), "--metrics", "nc1_pinv", "nc4_mismatch", "nc3_cosine"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "collapse depth 1 of 3: conv1 is the first layer within 5 percentage points" in text
+    assert "effective depth: not known: the last layer, fc, has no ncc_accuracy" in text
+    assert "law of data separation: log nc1_fuzziness changes by" in text
+    assert (
+        "log-slope per epoch at fc, over epoch 3 on (epoch 3 is the first at zero training error; "
+        "epoch 2, the last known one before it, had 25 %): nc1_pinv: -"
+    ) in text
+    assert "5 reports" in text
+    assert "nc3_cosine: " not in text  # it may be negative
+
+
+def test_few_reports_have_no_slope_and_no_error_is_guessed(run: Path, capsys) -> None:
+    assert main(["show", str(run)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "over all epochs (no training error is recorded: write report.with_training_error" in text
+    )
+    assert "it needs 4 reports with a positive value, there are 3" in text
+
+
+def test_json_of_a_history_has_its_trends(long_run: Path, capsys) -> None:
+    assert main(["show", str(long_run), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["terminal_phase"]["step"] == 3
+    trend = record["trends"]["conv2"]["nc1_trace_ratio"]
+    assert trend["low"] < trend["slope"] < trend["high"] < 0
+    assert trend["points"] == 5
+    assert CollapseReport.from_dict(record).final["nc1_pinv"] > 0

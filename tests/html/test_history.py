@@ -203,3 +203,30 @@ def test_a_history_of_training_begins_with_its_rows_and_classes(tmp_path, capsys
     main(["show", str(tmp_path / "h.jsonl"), "--html", str(tmp_path / "h.html")])
     assert capsys.readouterr().out.startswith("40 rows of 4 classes\n")
     assert '<p class="begin">40 rows of 4 classes</p>' in (tmp_path / "h.html").read_text()
+
+
+def test_slopes_and_the_terminal_phase_are_on_the_page() -> None:
+    entries = []
+    for step in range(8):
+        layer = LayerReport(
+            {"nc1_pinv": 0.5**step * (1.1 if step % 2 else 1.0), "nc4_mismatch": 0.0}
+        )
+        report = CollapseReport({"fc": layer})
+        entries.append((step, report.with_training_error(0.0 if step > 2 else 0.5)))
+    page = render(entries)
+    slope = History(entries).trends()["fc"]["nc1_pinv"].slope
+    assert f"<td>{slope:.3g}</td>" in page
+    assert "over epoch 3 on (epoch 3 is the first at zero training error" in page
+    assert "it needs 4 reports with a positive value, there are 0" in page
+    record = json.loads(page.split('id="report">')[1].split("</script>")[0])
+    assert record["trends"]["fc"]["nc1_pinv"]["slope"] == slope
+    assert record["terminal_phase"]["step"] == 3
+    assert "How fast each metric falls" not in render(entries[:1])
+
+
+def test_depth_in_words_is_on_the_page() -> None:
+    ratios = {"conv1": 9.0, "conv2": 0.03, "fc": 0.01}
+    layers = {name: LayerReport({"nc1_trace_ratio": ratio}) for name, ratio in ratios.items()}
+    page = render([(0, CollapseReport(layers))])
+    assert "collapse depth 2 of 3: conv2 is the first layer within 5 percentage points" in page
+    assert "not fitted: fewer than three layers have a positive nc1_fuzziness" in page
