@@ -31,6 +31,7 @@ _USED = [name for name in _NAMES if name in sys.modules]
 _INSTALLED = [name for name in _NAMES if find_spec(name.split(".")[0])]
 if not _INSTALLED:
     raise ImportError("collapsemeter_torch.lightning is for Lightning: pip install lightning")
+_NOT_SAVED = "rows of this rank"  # a checkpoint holds one state for all ranks
 Callback: Any = import_module((_USED or _INSTALLED)[0]).Callback
 
 
@@ -152,11 +153,11 @@ class CollapseCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
         """Report the validation."""
-        self._report_all("val", trainer, module)
+        self._report_all("val", trainer.val_dataloaders, trainer, module)
 
     def on_test_epoch_end(self, trainer: Any, module: Any) -> None:
         """Report the test."""
-        self._report_all("test", trainer, module)
+        self._report_all("test", trainer.test_dataloaders, trainer, module)
 
     def on_fit_end(self, trainer: Any, module: Any) -> None:
         """Leave the network as it was."""
@@ -171,23 +172,31 @@ class CollapseCallback(Callback):
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what training has counted since its last report; of several processes, whose states differ, nothing."""
-        return {} if this_rank().ranks > 1 else self._streams["train"].state_dict()
+        """Return what training has counted since its last report; of several processes, whose states differ, only how much."""
+        stream = self._streams["train"]
+        if this_rank().ranks > 1:
+            return {_NOT_SAVED: stream.rows} if stream.rows else {}
+        return stream.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self._streams["train"].load_state_dict(state)
+        stream = self._streams["train"]
+        if _NOT_SAVED in state:
+            stream.lacks(
+                "the training goes on within an epoch whose counts several processes had: the next report is of "
+                "the rows from here on"
+            )
+        else:
+            stream.load_state_dict(state)
 
     # What becomes of it
 
     def _evaluate(
         self, kind: str, loaders: Any, index: int, module: Any, batch: Any, batch_idx: int
     ) -> None:
-        several = list(loaders.values()) if isinstance(loaders, dict) else loaders
-        several = several if isinstance(several, list | tuple) else [several]
-        name = f"{kind}_{index}" if len(several) > 1 else kind
+        name = _names(kind, loaders)[index]
         if batch_idx == 0:
-            self._streams[name].restart(several[index])
+            self._streams[name].restart(_several(loaders)[index])
         self._begin(name, module, batch)
 
     def _begin(self, name: str, module: Any, batch: Any) -> None:
@@ -205,18 +214,29 @@ class CollapseCallback(Callback):
         if batch is not None:
             batch.__exit__(None, None, None)
 
-    def _report_all(self, kind: str, trainer: Any, module: Any) -> None:
+    def _report_all(self, kind: str, loaders: Any, trainer: Any, module: Any) -> None:
         if not trainer.sanity_checking:
-            for name in list(self._streams.streams):
-                if name.split("_")[0] == kind:
-                    self._report(name, trainer, module)
+            for name in _names(kind, loaders):
+                self._report(name, trainer, module)
 
     def _report(self, name: str, trainer: Any, module: Any) -> None:
-        report = self._streams[name].report(trainer.global_step)
+        report = self._streams[name].report(trainer.global_step, module)
         if report is not None:
             values = self._streams.scalars(report, f"{self.prefix}{name}/")
             # Ranks agree already: sync_dist tells Lightning so.
             module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+
+def _several(loaders: Any) -> list[Any]:
+    """Return the loaders of an evaluation, in their order."""
+    several = list(loaders.values()) if isinstance(loaders, dict) else loaders
+    return list(several) if isinstance(several, list | tuple) else [several]
+
+
+def _names(kind: str, loaders: Any) -> list[str]:
+    """Return the name of each loader's stream: the same on every rank, also on one without a batch."""
+    several = _several(loaders)
+    return [f"{kind}_{index}" for index in range(len(several))] if len(several) > 1 else [kind]
 
 
 def _named(module: nn.Module, name: str) -> nn.Module:

@@ -6,8 +6,9 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -55,8 +56,8 @@ class Ranks:
     not come is an error and not a hang. The first that loses patience ends the meeting for all.
     """
 
-    def __init__(self) -> None:
-        self._name = _name()
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._meetings = 0
 
     @property
@@ -151,7 +152,23 @@ class Ranks:
         return parts[0]  # type: ignore[no-any-return]
 
 
+_GIVEN: ContextVar[Ranks | None] = ContextVar("_GIVEN", default=None)
 _MADE: Counter[str] = Counter()  # meters by the line that made them
+
+
+@contextlib.contextmanager
+def given(ranks: Ranks) -> Iterator[None]:
+    """Give these ranks to the meters that are made here: one after another, they are the same to other ranks."""
+    token = _GIVEN.set(ranks)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+def ranks_of_meter() -> Ranks:
+    """Return the ranks of a meter that is made."""
+    return _GIVEN.get() or Ranks(_name())
 
 
 def _name() -> str:

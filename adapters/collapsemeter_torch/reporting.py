@@ -23,7 +23,7 @@ from . import compiled
 from .counts import Call, Counts, check_ranks, counts_for, counts_of, first_that_knows, joint
 from .data_parallel import buffers_of_rank_0
 from .namespace import device_of
-from .ranks import Ranks, on_device, this_rank
+from .ranks import on_device, ranks_of_meter, this_rank
 from .sharding import is_sharded, twins
 from .spread import Spread, is_plain, spread_of
 from .tallies import causes, sample_size, tallies
@@ -45,7 +45,7 @@ class Reporter:
 
     def __init__(self, recorder: Recorder, model: nn.Module, *, exact: bool) -> None:
         self._recorder, self._model, self._exact = recorder, model, exact
-        self.ranks = Ranks()
+        self.ranks = ranks_of_meter()
         self._warned = False
 
     def live(self, sync: bool, timeout: float) -> CollapseReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from collapsemeter.system.warning import warn
 
 from .batch import Batch
 from .label_hooks import KeywordLabelsPreHook
+from .ranks import Ranks, given, this_rank
 from .spread import Spread, spread_of
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 # Options of a meter that are not the user's here.
 _OF_THE_CALLBACK = ("model", "criterion", "count_eval", "every", "keyword_labels")
 KEYS = ("labels", "label", "targets", "target", "y")
+_NUMBERS = itertools.count(1)
 LogMetrics = Sequence[str] | Literal["all"]
 
 
@@ -63,22 +66,28 @@ class Streams:
         self._every_batch = every_batch
         self.log_metrics = chosen_metrics(log_metrics)
         self.streams: dict[str, Stream] = {}
+        self._number = next(_NUMBERS)  # callbacks are made in one order on all ranks
 
     def __getitem__(self, name: str) -> Stream:
         if name not in self.streams:
             options = self._options
             if name == "train":
                 self.streams[name] = Stream(
-                    self._meter, "live", options | {"every": self._every_batch}
+                    self._ranks(name), self._meter, "live", options | {"every": self._every_batch}
                 )
             else:
                 whole = {key: value for key, value in options.items() if key != "max_rows"}
                 self.streams[name] = Stream(
+                    self._ranks(name),
                     self._meter,
                     "frozen-eval",
                     whole | {"count_eval": True, "wide_sums": True, "verbose": False},
                 )
         return self.streams[name]
+
+    def _ranks(self, name: str) -> Ranks:
+        number = f" (number {self._number})" if self._number > 1 else ""
+        return Ranks(f"the callback's meter of {name!r}{number}")
 
     @property
     def reports(self) -> dict[str, list[Entry]]:
@@ -102,7 +111,11 @@ class Stream:
     """
 
     def __init__(
-        self, make_meter: Callable[..., CollapseMeter], phase: Phase, options: dict[str, Any]
+        self,
+        ranks: Ranks,
+        make_meter: Callable[..., CollapseMeter],
+        phase: Phase,
+        options: dict[str, Any],
     ) -> None:
         self.phase, self.options, self._make_meter = phase, options, make_meter
         self.meter: CollapseMeter | None = None
@@ -110,6 +123,8 @@ class Stream:
         self._model: weakref.ref[nn.Module] | None = None
         self._state: dict[str, Any] | None = None  # of a checkpoint, until the model is known
         self._problems: list[str] = []
+        self._ranks = ranks
+        self._lacks = ""  # what the next report does not hold
         self._spread: Spread | None = None
         self._seen = 0  # rows of this rank
 
@@ -127,7 +142,8 @@ class Stream:
         """Return the meter of this model."""
         if self.meter is None or self.model is not model:
             self.close()
-            self.meter = self._make_meter(model, **self.options)
+            with given(self._ranks):
+                self.meter = self._make_meter(model, **self.options)
             self._model = weakref.ref(model)
             if self._state is not None:
                 self.meter.load_state_dict(self._state)
@@ -165,20 +181,33 @@ class Stream:
             self._problems.append(problem)
             warn(f"collapsemeter: {problem}; training goes on")
 
-    def report(self, step: int) -> CollapseReport | None:
-        """Report what was counted since the last report, and count anew; None where nothing could be."""
-        if self.meter is None or (self._problems and not self.rows):
+    def report(self, step: int, model: nn.Module) -> CollapseReport | None:
+        """Report what was counted since the last report, and count anew; None where nothing could be.
+
+        A rank that has seen no batch takes part with any model: the others wait for it.
+        """
+        alone = this_rank().ranks == 1
+        if alone and (self.meter is None or (self._problems and not self.rows)):
             return None
         try:
-            report = self.meter.compute()
+            report = self._without_a_batch(model) if self.meter is None else self.meter.compute()
         except Exception as error:
             self.fails(error)
             return None
         finally:
-            self.meter.reset()
-        report = replace(report, phase=self.phase, warnings=(*report.warnings, *self._problems))
+            if self.meter is not None:
+                self.meter.reset()
+        if not (alone or report):  # on no rank
+            return None
+        lacks, self._lacks = [self._lacks] if self._lacks else [], ""
+        warnings = (*report.warnings, *self._problems, *lacks)
+        report = replace(report, phase=self.phase, warnings=warnings)
         self.reports.append(Entry(step, report))
         return report
+
+    def _without_a_batch(self, model: nn.Module) -> CollapseReport:
+        with given(self._ranks), self._make_meter(model, verbose=False) as meter:
+            return meter.compute()
 
     @property
     def rows(self) -> int:
@@ -190,6 +219,11 @@ class Stream:
         self._spread, self._seen = spread_of(loader), 0
         if self.meter is not None:
             self.meter.reset()
+
+    def lacks(self, what: str) -> None:
+        """Say in the next report what it does not hold."""
+        self._lacks = what
+        warn(f"collapsemeter: {what}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted since the last report; nothing where nothing was."""

@@ -150,15 +150,18 @@ class CollapseCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the training's hooks off."""
-        if self.every_steps is not None and self._streams["train"].rows:
+        rest = self.every_steps is not None and state.global_step % self.every_steps
+        if rest and (args.world_size > 1 or self._streams["train"].rows):
             self._report_training(state)
         self._streams["train"].close()
 
     # What becomes of it
 
     def _report_training(self, state: Any) -> None:
-        report = self._streams["train"].report(state.global_step)
-        if report is not None and self._trainer is not None:
+        if self._trainer is None:
+            return
+        report = self._streams["train"].report(state.global_step, self._trainer.model)
+        if report is not None:
             values = self._streams.scalars(report, "")
             if values:
                 self._trainer.log(values)
@@ -201,7 +204,7 @@ class CollapseCallback(TrainerCallback):
 
     def _evaluated(self, name: str, trainer: Trainer) -> Mapping[str, float]:
         """Return the metrics of an evaluation, with NaN for one that is monitored and undefined."""
-        report = self._streams[name].report(trainer.state.global_step)
+        report = self._streams[name].report(trainer.state.global_step, trainer.model)
         values = {} if report is None else self._streams.scalars(report, f"{name}_")
         monitored = trainer.args.metric_for_best_model or ""
         monitored = monitored if monitored.startswith("eval_") else f"eval_{monitored}"

@@ -1,20 +1,25 @@
-"""What one rank of `torchrun` does for test_ranks.py: both trainers over uneven data, with weights that stay."""
+"""What one rank of `torchrun` does for test_ranks.py: trainers over uneven data, with weights that stay."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
+from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.lightning import CollapseCallback as ForLightning
+from collapsemeter_torch.streams import Entry
 from collapsemeter_torch.transformers import CollapseCallback as ForTransformers
 
 TRAIN, HELD_OUT = 50, 33  # of neither have two ranks as many
@@ -47,25 +52,39 @@ class Module(L.LightningModule):
         return torch.optim.SGD(self.parameters(), self.rate)
 
 
-def with_lightning(folder: Path) -> dict[str, list[Any]]:
-    callback = ForLightning(verbose=False)
+def fitted(
+    folder: Path,
+    callback: ForLightning,
+    held_out: Callable[[Any], Any] = lambda rows: rows,
+    more: Sequence[Any] = (),
+    checkpoint: str | None = None,
+    **options: Any,
+) -> None:
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(TRAIN, 8), torch.arange(TRAIN) % 3)
-    held_out = TensorDataset(*(part[:HELD_OUT] for part in data.tensors))
-    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    rows = TensorDataset(*(part[:HELD_OUT] for part in data.tensors))
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = L.Trainer(
         max_epochs=1,
         accelerator="cpu",
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
-        callbacks=[callback],
+        callbacks=[callback, *more],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
+        **options,
     )
-    trainer.fit(Module(), DataLoader(data, 8), DataLoader(held_out, 8))
+    trainer.fit(Module(), DataLoader(data, 8), DataLoader(held_out(rows), 8), ckpt_path=checkpoint)
+
+
+def with_lightning(
+    folder: Path, held_out: Callable[[Any], Any] = lambda rows: rows
+) -> dict[str, list[Any]]:
+    callback = ForLightning(verbose=False)
+    fitted(folder, callback, held_out)
     return callback.reports
 
 
@@ -92,19 +111,78 @@ def with_transformers(folder: Path) -> dict[str, list[Any]]:
     return callback.reports
 
 
-def main(folder: Path) -> None:
+class OnRank0(IterableDataset):
+    """Rows that rank 0 alone is given."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data if os.environ.get("RANK") == "0" else [])
+
+
+def with_idle_rank(folder: Path) -> dict[str, list[Any]]:
+    return with_lightning(folder, OnRank0)
+
+
+class Stops(L.Callback):
+    """Saves a checkpoint within an epoch, and ends the run."""
+
+    def on_train_batch_end(self, trainer: Any, *unused: Any) -> None:
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(trainer.default_root_dir + "/within.ckpt")
+            trainer.should_stop = True
+            trainer.limit_train_batches = 0
+
+
+def with_resumption(folder: Path) -> dict[str, list[Any]]:
+    fitted(folder, ForLightning(verbose=False), more=[Stops()], max_steps=2)
+    callback = ForLightning(verbose=False)
+    fitted(folder, callback, checkpoint=f"{folder}/within.ckpt")
+    return callback.reports
+
+
+def with_accelerate(folder: Path) -> dict[str, list[Any]]:
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(TRAIN, 8), torch.arange(TRAIN) % 3)
+    held_out = TensorDataset(*(part[:HELD_OUT] for part in data.tensors))
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, loader, evaluated = accelerator.prepare(
+        model,
+        torch.optim.SGD(model.parameters(), 0.0),
+        DataLoader(data, 8),
+        DataLoader(held_out, 8),
+    )
+    meter = CollapseMeter(model, verbose=False)
+    for x, y in loader:
+        with meter.batch(y):
+            scores = model(x)
+        accelerator.backward(F.cross_entropy(scores, y))
+        optimizer.step()
+        optimizer.zero_grad()
+    reports = {"train": meter.compute(), "eval": meter.observe(evaluated, progress=False)}
+    return {name: [Entry(0, report)] for name, report in reports.items()}
+
+
+CASES = {
+    "transformers": with_transformers,
+    "lightning": with_lightning,
+    "idle rank": with_idle_rank,
+    "resumption": with_resumption,
+    "accelerate": with_accelerate,
+}
+
+
+def main(folder: Path, *names: str) -> None:
     torch.set_num_threads(1)
-    found = {
-        "transformers": with_transformers(folder),
-        "lightning": with_lightning(folder),
-    }
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else "alone"
+    streams_of = {name: CASES[name](folder) for name in names}
     record = {
         trainer: {name: reports[-1].report.to_dict() for name, reports in streams.items()}
-        for trainer, streams in found.items()
+        for trainer, streams in streams_of.items()
     }
-    (folder / f"{rank}.json").write_text(json.dumps(record))
+    (folder / f"{os.environ.get('RANK', 'alone')}.json").write_text(json.dumps(record))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,30 +12,58 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent / "on_ranks.py"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PYTHON = [sys.executable]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# `--multi_gpu` is how accelerate starts several processes, on a CPU too, where the script asks for it.
+LAUNCH = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes=2"]
+LAUNCH += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+OF_LIGHTNING, OF_ACCELERATE = (
+    ["lightning", "idle rank", "resumption"],
+    ["transformers", "accelerate"],
+)
+
+
+def run(command: list[str], folder: Path, names: list[str]) -> dict[str, dict]:
+    # A trainer that has run in this process leaves its address behind.
+    left = ("MASTER_", "RANK", "WORLD_SIZE", "LOCAL_", "NODE_", "GROUP_", "TORCHELASTIC_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(left)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    if command is LAUNCH:
+        command = [*command, "--main_process_port", port]
+    done = subprocess.run(
+        [*PYTHON, *command, SCRIPT, folder, *names],
+        env=environment | {"HF_HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    folder = tmp_path_factory.mktemp("ranks")
-    # A trainer that has run in this process leaves its address behind.
-    left = ("MASTER_", "RANK", "WORLD_SIZE", "LOCAL_", "NODE_", "GROUP_", "TORCHELASTIC_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(left)}
-    for command in ([sys.executable], TORCHRUN):
-        done = subprocess.run(
-            [*command, SCRIPT, folder],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr[-5000:]
-    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    """Return what each rank has written: of Lightning under torchrun, of the others under accelerate launch."""
+    folder = tmp_path_factory.mktemp
+    of_lightning = run(TORCHRUN, folder("torchrun"), OF_LIGHTNING)
+    of_accelerate = run(LAUNCH, folder("launch"), OF_ACCELERATE)
+    merged = {rank: of_lightning[rank] | of_accelerate[rank] for rank in ("0", "1")}
+    return merged | run([], folder("alone"), ["transformers", "lightning", "accelerate"])
 
 
-@pytest.mark.parametrize(("trainer", "held_out"), [("transformers", "eval"), ("lightning", "val")])
+@pytest.mark.parametrize(
+    ("trainer", "held_out"),
+    [
+        ("transformers", "eval"),
+        ("lightning", "val"),
+        ("idle rank", "val"),
+        ("accelerate", "eval"),
+    ],
+)
 def test_an_evaluation_is_that_of_one_process(records, trainer, held_out):
-    alone = records["alone"][trainer][held_out]["layers"]
+    alone = records["alone"].get(trainer, records["alone"]["lightning"])[held_out]["layers"]
     for rank in ("0", "1"):
         layers = records[rank][trainer][held_out]["layers"]
         assert list(layers) == list(alone)
@@ -48,7 +77,7 @@ def test_an_evaluation_is_that_of_one_process(records, trainer, held_out):
             assert layer["metrics"]["nc4_mismatch"] == alone[name]["metrics"]["nc4_mismatch"]
 
 
-@pytest.mark.parametrize("trainer", ["transformers", "lightning"])
+@pytest.mark.parametrize("trainer", ["transformers", "lightning", "accelerate"])
 def test_training_is_merged_and_the_same_on_every_rank(records, trainer):
     first, second = (records[rank][trainer]["train"] for rank in ("0", "1"))
     first["provenance"].pop("overhead"), second["provenance"].pop("overhead")
@@ -56,3 +85,13 @@ def test_training_is_merged_and_the_same_on_every_rank(records, trainer):
     assert first["provenance"]["ranks"] == "2 ranks, merged"
     (rows,) = {layer["provenance"]["rows"] for layer in first["layers"].values()}
     assert rows >= 50  # training runs on what samplers repeat
+
+
+def test_counts_before_a_resumption_of_several_processes_are_said_to_be_missing(records):
+    for rank in ("0", "1"):
+        report = records[rank]["resumption"]["train"]
+        assert report["layers"]["2"]["provenance"]["rows"] == 32
+        (said,) = report["warnings"]
+        assert said.startswith(
+            "the training goes on within an epoch whose counts several processes had"
+        )
