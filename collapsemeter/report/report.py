@@ -21,7 +21,7 @@ from .criteria import Criteria, pinv_words, sentences
 from .depth_profile import BOUND, DepthProfile, depth_profile, separation_fit
 from .file import FORMAT, VERSION, Fields, read_json, report_fields
 from .imbalance_words import imbalance_words
-from .tags import Tags, chosen_metrics
+from .tags import Tags, chosen_metrics, of_report
 from .training_error import RECORDED_ERROR, checked_error
 
 _CELL = 8  # characters of a value: 1.23e-05
@@ -284,6 +284,7 @@ class CollapseReport(NamedLayers[LayerReport]):
         ----------
         prefix : str
             What every tag begins with, such as ``"train/"``: training and validation are two curves.
+            ``{phase}`` in it is the report's phase.
         metrics : sequence of str, or "all"
 
         Returns
@@ -302,7 +303,7 @@ class CollapseReport(NamedLayers[LayerReport]):
         {'val/nc1_pinv/fc': 0.25}
         """
         values = Tags(chosen_metrics(metrics)).of(self)
-        return {prefix + tag: value for tag, value in values.items()}
+        return {of_report(prefix, self.phase) + tag: value for tag, value in values.items()}
 
     def to_dict(self, matrices: bool = False) -> dict[str, Any]:
         """Return plain Python values, NaN as None, ready for JSON and for `from_dict`.

@@ -90,6 +90,17 @@ def _collides(name: str, used: set[str]) -> bool:
     return bool(used & {name, *folders}) or any(path.startswith(f"{name}/") for path in used)
 
 
+def beginning(prefix: str, phase: str) -> str:
+    """Return what tags begin with: ``{phase}`` is that of the report, and every tracker accepts the rest."""
+    *folders, last = _UNSAFE.sub("_", of_report(prefix, phase)).split("/")
+    return "".join(f"{folder}/" for folder in folders if folder not in {"", ".", ".."}) + last
+
+
+def of_report(prefix: str, phase: str) -> str:
+    """Put a report's phase into a prefix."""
+    return prefix.replace("{phase}", phase)
+
+
 def of_phase(scalars: Mapping[str, float], phase: str) -> dict[str, float]:
     """Put the phase into tags that do not have it yet."""
     place = f"/{phase}/"

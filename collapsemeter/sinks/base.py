@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..report.report import CollapseReport
+from ..report.tags import beginning
 from ..system.warning import warn
 
 
@@ -31,6 +32,8 @@ class GuardedSink(ABC):
     ----------
     failures : int
         Writes that did not arrive.
+    prefix : str
+        What every tag begins with, see `Fan`.
 
     Examples
     --------
@@ -47,8 +50,9 @@ class GuardedSink(ABC):
 
     name: str
     failures: int = 0
+    prefix: str = ""
 
-    def write(self, step: int, report: CollapseReport) -> None:
+    def write(self, step: int, report: CollapseReport, *, prefix: str | None = None) -> None:
         """Write one report; a failure is a `RuntimeWarning`, once, and never an exception.
 
         Parameters
@@ -56,11 +60,15 @@ class GuardedSink(ABC):
         step : int
             The user's own count of steps or epochs.
         report : CollapseReport
+        prefix : str, optional
+            That of this report, in place of the sink's own.
         """
-        self._attempt(f"write step {step}", lambda: self._write(_whole(step), report))
+        chosen = self.prefix if prefix is None else prefix
+        more = [beginning(chosen, report.phase)] if chosen else []
+        self._attempt(f"write step {step}", lambda: self._write(_whole(step), report, *more))
 
     @abstractmethod
-    def _write(self, step: int, report: CollapseReport) -> None:
+    def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:
         """Write one report, or raise."""
 
     def _attempt(self, doing: str, action: Callable[[], None]) -> None:
@@ -86,6 +94,11 @@ def _whole(step: float) -> int:
             f"{step} is not a whole number: pass a count of steps or epochs, such as global_step"
         )
     return int(step)
+
+
+def run_of(run: str, prefix: str) -> str:
+    """Return the run that a file has of reports with a prefix: one line of a history for each."""
+    return f"{run}/{prefix.rstrip('/')}" if prefix else run
 
 
 def checked_run(run: str | None) -> str:

@@ -15,7 +15,7 @@ from ..metrics.layer import LayerReport
 from ..report.report import CollapseReport
 from ..system.escaping import printable
 from ..system.warning import warn
-from .base import AppendedFile, GuardedSink, checked_run
+from .base import AppendedFile, GuardedSink, checked_run, run_of
 
 _KEYS = ("run", "step", "phase", "layer")
 _COLUMNS = (*_KEYS, *METRICS, "flags")
@@ -37,6 +37,8 @@ class CsvSink(GuardedSink):
         version, with other columns, a numbered one beside it is begun, with a warning.
     run : str, optional
         Name of the run, in every row; see `Fan`.
+    prefix : str
+        Put behind the name of the run, see `Fan`.
 
     Raises
     ------
@@ -56,8 +58,10 @@ class CsvSink(GuardedSink):
     ('night-3', 'fc', '0.25', '')
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, run: str | None = None) -> None:
-        self.run = checked_run(run)
+    def __init__(
+        self, path: str | os.PathLike[str], *, run: str | None = None, prefix: str = ""
+    ) -> None:
+        self.run, self.prefix = checked_run(run), prefix
         self.name = f"CsvSink({os.fspath(path)})"
         self._file = AppendedFile(path)
         first, count = Path(path), 1
@@ -87,8 +91,9 @@ class CsvSink(GuardedSink):
         cut = header == line  # the only line, and it may go on anyhow
         return not cut and header != ",".join(_COLUMNS)
 
-    def _write(self, step: int, report: CollapseReport) -> None:
-        rows = [self._row(step, report.phase, name, layer) for name, layer in report.items()]
+    def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:
+        keys = run_of(self.run, prefix), str(step), report.phase
+        rows = [_row(*keys, name, layer) for name, layer in report.items()]
         self._mend()
         if self._has_other_columns():
             raise ValueError(f"{self._file.path} has got other columns meanwhile")
@@ -113,17 +118,11 @@ class CsvSink(GuardedSink):
         if not header_alone and len(cells) > len(_KEYS):
             self._file.append(_lines([cells + [""] * (len(_COLUMNS) - len(cells))]))
 
-    def _row(self, step: int, phase: str, name: str, layer: LayerReport) -> list[str]:
-        values = [layer.get(metric, math.nan) for metric in METRICS]
-        cells = [repr(float(value)) if math.isfinite(value) else "" for value in values]
-        return [
-            _text(self.run),
-            str(step),
-            _text(phase),
-            _text(name),
-            *cells,
-            _text(" ".join(layer.flags)),
-        ]
+
+def _row(run: str, step: str, phase: str, name: str, layer: LayerReport) -> list[str]:
+    values = [layer.get(metric, math.nan) for metric in METRICS]
+    cells = [repr(float(value)) if math.isfinite(value) else "" for value in values]
+    return [_text(run), step, _text(phase), _text(name), *cells, _text(" ".join(layer.flags))]
 
 
 def _cells(line: str) -> list[str]:

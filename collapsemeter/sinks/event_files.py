@@ -57,6 +57,8 @@ class TensorBoardSink(GuardedSink):
         Name of the run, see `Fan`. A folder that holds another run of ours already gets a folder of that
         name in it: TensorBoard draws one line for each folder. Where a run is resumed, TensorBoard leaves
         out what it had from that step on.
+    prefix : str
+        What every tag begins with, see `Fan`.
 
     Raises
     ------
@@ -88,8 +90,9 @@ class TensorBoardSink(GuardedSink):
         *,
         layout: bool = True,
         run: str | None = None,
+        prefix: str = "",
     ) -> None:
-        self.run = checked_run(run)
+        self.run, self.prefix = checked_run(run), prefix
         self._owned: EventFile | None = None
         self._writer: Any = target
         if isinstance(target, (str, os.PathLike)):
@@ -104,26 +107,26 @@ class TensorBoardSink(GuardedSink):
         self._scalars, self._derived = Scalars(self.name), Derived()
         self._adds_layout = layout and hasattr(self._writer, "add_custom_scalars")
 
-    def _write(self, step: int, report: CollapseReport) -> None:
-        for tag, value in self._scalars.of(report).items():
+    def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:
+        for tag, value in self._scalars.of(report, prefix).items():
             self._writer.add_scalar(tag, value, step)
         for tag, value in self._derived.of(step, report).items():
             self._writer.add_scalar(tag, value, step)
         # After the curves: a writer that cannot take the page has them all the same.
         if self._adds_layout and report.layers:
             self._adds_layout = False
-            self._writer.add_custom_scalars(self._layout(report))
+            self._writer.add_custom_scalars(self._layout(report, prefix))
         if hasattr(self._writer, "flush"):
             self._writer.flush()
 
-    def _layout(self, report: CollapseReport) -> Layout:
+    def _layout(self, report: CollapseReport, prefix: str) -> Layout:
         page: Layout = {figure: {} for figure in FIGURES}
         for figure, charts in FIGURES.items():
             for chart, metric in charts.items():
                 # A layer without a head has no such curve and would be an empty entry in the legend.
                 names = [n for n in report if report[n].reasons.get(metric) not in LACKS_WEIGHT]
                 if names:
-                    tags = [self._scalars.tag(metric, name) for name in names]
+                    tags = [prefix + self._scalars.tag(metric, name) for name in names]
                     page[figure][chart] = ["Multiline", tags]
         return page
 

@@ -17,7 +17,7 @@ from .loggers import LoggerSink, takes
 _OTHER_FILES = (".json", ".ndjson", ".tsv", ".txt", ".log", ".html", ".svg", ".png", ".parquet")
 
 
-def to(destination: Any, *, run: str | None = None) -> Sink:
+def to(destination: Any, *, run: str | None = None, prefix: str = "") -> Sink:
     """Return the sink that fits a destination.
 
     Parameters
@@ -28,6 +28,8 @@ def to(destination: Any, *, run: str | None = None) -> Sink:
         ``(step, report)``; a sink, which is returned as it is.
     run : str, optional
         Name of the run for files, see `Fan`.
+    prefix : str
+        What every tag begins with, see `Fan`.
 
     Returns
     -------
@@ -49,27 +51,27 @@ def to(destination: Any, *, run: str | None = None) -> Sink:
     3 []
     """
     if isinstance(destination, (str, os.PathLike)):
-        return _to_path(Path(destination), run)
+        return _to_path(Path(destination), run, prefix)
     if _is_sink(destination):
         sink: Sink = destination
         return sink
     if callable(getattr(destination, "add_scalar", None)):
-        return TensorBoardSink(destination)
-    return LoggerSink(destination)
+        return TensorBoardSink(destination, prefix=prefix)
+    return LoggerSink(destination, prefix=prefix)
 
 
-def _to_path(path: Path, run: str | None) -> Sink:
+def _to_path(path: Path, run: str | None, prefix: str) -> Sink:
     ending = path.suffix.lower()
     if ending == ".jsonl":
-        return JsonlSink(path, run=run)
+        return JsonlSink(path, run=run, prefix=prefix)
     if ending == ".csv":
-        return CsvSink(path, run=run)
+        return CsvSink(path, run=run, prefix=prefix)
     if ending in _OTHER_FILES or path.is_file():
         raise ValueError(
             f"no sink writes {path}: expected a path ending in .jsonl or .csv, or a folder for "
             "TensorBoard events"
         )
-    return TensorBoardSink(path, run=run)
+    return TensorBoardSink(path, run=run, prefix=prefix)
 
 
 def _is_sink(destination: Any) -> bool:
@@ -90,6 +92,11 @@ class Fan:
         its records go on as one line, and of two of one step the later one counts. Without a name a
         new run begins, which no line joins to those that the files hold already. Trackers have runs of
         their own, and a sink that is passed keeps the name it has.
+    prefix : str
+        What every tag begins with: ``"train/"``, or ``"{phase}/"`` for the phase of each report. Files have
+        it behind the name of the run, so that reports of one phase and two prefixes are two lines of a
+        history. ``write(step, report, prefix=...)`` gives one report another. A sink that is passed keeps
+        its own.
 
     Attributes
     ----------
@@ -110,19 +117,20 @@ class Fan:
     two 1
     """
 
-    def __init__(self, *destinations: Any, run: str | None = None) -> None:
+    def __init__(self, *destinations: Any, run: str | None = None, prefix: str = "") -> None:
         self.run = checked_run(run)
-        self.sinks = tuple(_guarded(to(target, run=self.run)) for target in destinations)
+        sinks = (to(target, run=self.run, prefix=prefix) for target in destinations)
+        self.sinks = tuple(_guarded(sink) for sink in sinks)
 
     @property
     def failures(self) -> int:
         """Writes that did not arrive, over all destinations."""
         return sum(sink.failures for sink in self.sinks)
 
-    def write(self, step: int, report: CollapseReport) -> None:
-        """Write one report to every destination."""
+    def write(self, step: int, report: CollapseReport, *, prefix: str | None = None) -> None:
+        """Write one report to every destination, under a prefix of its own where one is given."""
         for sink in self.sinks:
-            sink.write(step, report)
+            sink.write(step, report, prefix=prefix)
 
     def close(self) -> None:
         """Close the destinations that need it."""

@@ -12,7 +12,7 @@ from ..report.criteria import RECORDED
 from ..report.origin import COUNTED
 from ..report.report import CollapseReport
 from ..report.training_error import RECORDED_ERROR
-from .base import AppendedFile, GuardedSink, checked_run
+from .base import AppendedFile, GuardedSink, checked_run, run_of
 
 
 class JsonlSink(GuardedSink):
@@ -28,6 +28,8 @@ class JsonlSink(GuardedSink):
         Made with its folder; an existing file is continued.
     run : str, optional
         Name of the run, in every line; see `Fan`.
+    prefix : str
+        Put behind the name of the run, see `Fan`.
 
     Raises
     ------
@@ -44,17 +46,19 @@ class JsonlSink(GuardedSink):
     {'nc1_pinv': 1e-46}
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, run: str | None = None) -> None:
-        self.run = checked_run(run)
+    def __init__(
+        self, path: str | os.PathLike[str], *, run: str | None = None, prefix: str = ""
+    ) -> None:
+        self.run, self.prefix = checked_run(run), prefix
         self.name = f"JsonlSink({os.fspath(path)})"
         self._file = AppendedFile(path)
 
-    def _write(self, step: int, report: CollapseReport) -> None:
+    def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:
         recorded = {
             key: report.provenance[key] for key in (RECORDED_ERROR,) if key in report.provenance
         }
         record = {
-            "run": self.run,
+            "run": run_of(self.run, prefix),
             "step": step,
             "phase": report.phase,
             **recorded,

@@ -13,11 +13,15 @@ from . import wandb_runs
 from .base import GuardedSink
 from .scalars import Scalars
 
-# Methods that take one value at a time.
-_OF_ONE: dict[str, Callable[[Any, str, float, int], object]] = {
-    "track": lambda track, tag, value, step: track(value, name=tag, step=step),
-    "report_scalar": lambda report, tag, value, step: report(*tag.split("/", 1), value, step),
-    "__getitem__": lambda get, tag, value, step: get(tag).append(value, step=step),
+# Methods that take one value at a time, of a metric of a layer.
+_OF_ONE: dict[str, Callable[[Any, str, str, float, int], object]] = {
+    "track": lambda track, metric, layer, value, step: track(
+        value, name=f"{metric}/{layer}", step=step
+    ),
+    "report_scalar": lambda report, metric, layer, value, step: report(metric, layer, value, step),
+    "__getitem__": lambda get, metric, layer, value, step: get(f"{metric}/{layer}").append(
+        value, step=step
+    ),
 }
 
 
@@ -44,6 +48,8 @@ class LoggerSink(GuardedSink):
     Parameters
     ----------
     logger : object
+    prefix : str
+        What every tag begins with, see `Fan`; a callable is given none.
 
     Raises
     ------
@@ -60,32 +66,40 @@ class LoggerSink(GuardedSink):
     1 {'nc1_pinv/fc': 0.25}
     """
 
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, logger: Any, *, prefix: str = "") -> None:
+        self.prefix = prefix
         self.name = f"LoggerSink({_called(logger)})"
         self._logger = logger
         self._method = _method(logger)
         self._scalars = Scalars(self.name)
 
-    def _write(self, step: int, report: CollapseReport) -> None:
+    def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:
         if self._method is None:
             self._logger(step, report)
             return
-        scalars = self._scalars.of(report)
+        scalars = self._scalars.of(report, prefix)
         for logger in _behind(self._logger):
             if scalars:
-                self._log(logger, self._method, step, scalars, report.phase)
+                self._log(logger, self._method, step, scalars, report.phase, prefix)
 
     def _log(
-        self, logger: Any, name: str, step: int, scalars: dict[str, float], phase: str
+        self,
+        logger: Any,
+        name: str,
+        step: int,
+        scalars: dict[str, float],
+        phase: str,
+        prefix: str,
     ) -> None:
         if wandb_runs.is_wandb_run(logger):
-            wandb_runs.log(logger, step, scalars, phase)
+            wandb_runs.log(logger, step, scalars, phase, prefix)
             return
         # Looked up at each write: some modules replace their functions once a run begins.
         method = getattr(logger, name)
         if name in _OF_ONE:
             for tag, value in scalars.items():
-                _OF_ONE[name](method, tag, value, step)
+                metric, _, layer = tag.removeprefix(prefix).partition("/")
+                _OF_ONE[name](method, prefix + metric, layer, value, step)
         elif name == "write_scalars":
             method(step, scalars)
         elif takes(method, {}, step=0):

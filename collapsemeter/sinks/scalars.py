@@ -8,22 +8,25 @@ from ..system.warning import warn
 
 
 class Scalars(Tags):
-    """The tags of one sink: plain those of the phase that comes first, and with their phase those of others."""
+    """The tags of one sink: under a prefix, plain those of the phase that comes first, and with their phase those of others."""
 
     def __init__(self, owner: str) -> None:
         super().__init__()
         self._owner = owner  # as a warning names it
-        self._phases: list[str] = []
+        self._phases: dict[str, list[str]] = {}  # by prefix
 
-    def of(self, report: CollapseReport) -> dict[str, float]:
+    def of(self, report: CollapseReport, prefix: str = "") -> dict[str, float]:
         """Return the values by tag: ``nc1_pinv/fc``, or ``nc1_pinv/frozen-eval/fc`` beside a live curve."""
         scalars, phase = super().of(report), report.phase
-        if phase not in self._phases:
-            self._phases.append(phase)
-            if len(self._phases) == 2:
+        phases = self._phases.setdefault(prefix, [])
+        if phase not in phases:
+            phases.append(phase)
+            if len(phases) == 2:
                 warn(
-                    f"{self._owner} got a {phase} report after {self._phases[0]} ones: these are different "
-                    f"quantities, and their curves are nc1_pinv/{phase}/... and so on",
+                    f"{self._owner} got a {phase} report after {phases[0]} ones: these are different "
+                    f"quantities, and their curves are {prefix}nc1_pinv/{phase}/... and so on",
                     stacklevel=4,
                 )
-        return scalars if phase == self._phases[0] else of_phase(scalars, phase)
+        if phase != phases[0]:
+            scalars = of_phase(scalars, phase)
+        return {prefix + tag: value for tag, value in scalars.items()}

@@ -17,11 +17,11 @@ STEP = "collapsemeter/step"
 
 
 class _RunState:
-    """What all sinks told a run: metrics, the first phase, and what the open row holds."""
+    """What all sinks told a run: metrics, the first phase of each prefix, and what the open row holds."""
 
-    def __init__(self, phase: str) -> None:
+    def __init__(self) -> None:
         self.metrics: set[str] = set()
-        self.phase = phase
+        self.phases: dict[str, str] = {}  # by prefix
         self.row: dict[str, float] = {}
         self.row_step = -1
 
@@ -36,14 +36,17 @@ def is_wandb_run(logger: Any) -> bool:
     )
 
 
-def log(logger: Any, step: int, scalars: Mapping[str, float], phase: str) -> None:
+def log(logger: Any, step: int, scalars: Mapping[str, float], phase: str, prefix: str = "") -> None:
     """Log scalars and the user's step in the row that is open; a row that holds another report is closed first."""
     run = logger.run if isinstance(logger, ModuleType) else logger
     if run is None:
         raise RuntimeError("wandb has no run: call wandb.init() before the first report")
-    state = _RUNS.setdefault(run, _RunState(phase))
-    _define(run, state, scalars)
-    record = {STEP: step, **(scalars if phase == state.phase else of_phase(scalars, phase))}
+    state = _RUNS.setdefault(run, _RunState())
+    bare = {tag.removeprefix(prefix): value for tag, value in scalars.items()}
+    if phase != state.phases.setdefault(prefix, phase):
+        bare = of_phase(bare, phase)
+    _define(run, state, {prefix + tag.partition("/")[0] for tag in bare})
+    record = {STEP: step, **{prefix + tag: value for tag, value in bare.items()}}
     position = _step_of(run)
     if position is None:  # several processes write to one run: every call is a row
         run.log(record)
@@ -56,8 +59,7 @@ def log(logger: Any, step: int, scalars: Mapping[str, float], phase: str) -> Non
     state.row, state.row_step = {**row, **record}, -1 if position is None else position
 
 
-def _define(run: Any, state: _RunState, scalars: Mapping[str, float]) -> None:
-    metrics = {tag.split("/")[0] for tag in scalars}
+def _define(run: Any, state: _RunState, metrics: set[str]) -> None:
     if not state.metrics:
         run.define_metric(STEP, hidden=True)
     for metric in sorted(metrics - state.metrics):
