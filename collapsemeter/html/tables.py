@@ -42,7 +42,7 @@ _CLASS_COLUMNS = (
     "relative spread v_c/|μ_c − m|²",
     "largest cosine",
     "to class",
-    "NCC accuracy (95 % Wilson interval)",
+    "NCC accuracy",
 )
 _COMPARED_COLUMNS = (
     "layer",
@@ -154,24 +154,26 @@ def worst_classes(layer: LayerReport) -> Table | None:
 def _class_row(columns: Mapping[str, Any], spread: Floats, c: int) -> list[Cell]:
     unknown = np.full(len(spread), math.nan)
     nearest = columns.get("nearest_class", np.full(len(spread), -1))[c].item()
-    accuracy = columns.get("ncc_accuracy", unknown)[c].item()
-    cosines = columns.get("worst_cosine", unknown)
-    measured = (columns["count"], columns["variance"], columns["mean_norm"], spread, cosines)
     return [
         _sortable(c),
-        *(_sortable(column[c].item()) for column in measured),
+        _sortable(columns["count"][c].item()),
+        _with_interval(columns, "variance", c),
+        _with_interval(columns, "mean_norm", c),
+        _sortable(spread[c].item()),
+        _sortable(columns.get("worst_cosine", unknown)[c].item()),
         _sortable(nearest if nearest >= 0 else math.nan),
-        _sortable(accuracy)._replace(text=_with_interval(columns, c, accuracy)),
+        _with_interval(columns, "ncc_accuracy", c),
     ]
 
 
-def _with_interval(columns: Mapping[str, Any], c: int, accuracy: float) -> str:
-    text = metric_value("ncc_accuracy", accuracy)
-    ends = [columns.get(f"ncc_accuracy_{end}") for end in ("low", "high")]
-    if math.isnan(accuracy) or any(end is None for end in ends):
-        return text
-    low, high = (metric_value("ncc_accuracy", end[c].item()) for end in ends if end is not None)
-    return f"{text} ({low} to {high})"
+def _with_interval(columns: Mapping[str, Any], name: str, c: int) -> Cell:
+    """Return a value of a class, and the ends of its 95 % interval where it has one."""
+    names = (name, f"{name}_low", f"{name}_high")
+    values = [columns[each][c].item() if each in columns else math.nan for each in names]
+    shown = [metric_value(name, value) if name in METRICS else number(value) for value in values]
+    known = not any(map(math.isnan, values))
+    text = f"{shown[0]} ({shown[1]} to {shown[2]})" if known else shown[0]
+    return _sortable(values[0])._replace(text=text)
 
 
 def worst_pairs(layer: LayerReport) -> Table | None:

@@ -12,53 +12,61 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..stats.linalg import Floats, taken
+
 if TYPE_CHECKING:
-    from ..stats.linalg import Floats
+    from ..stats.groups import Groups
 
 LEAST_ROWS = 4  # with fewer the interval of a variance covers more than 99 % and says nothing
-# Student's t at 97.5 %, by degrees of freedom from 1 on.
-_T: tuple[float, ...] = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
-_T += (2.2281, 2.2010, 2.1788, 2.1604, 2.1448, 2.1314)
+# Student's t, 97.5 %, by degrees of freedom from 1 on.
+STUDENT = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448, 2.1314
+)  # fmt: skip
 
 
-def class_intervals(
-    counts: npt.NDArray[np.int64], sums: Floats, squares: Floats, centred: Floats
-) -> dict[str, Floats]:
-    """Return the ends of the intervals by name, (C,) each; NaN for classes of few rows, or at the centre but for noise.
+def class_intervals(groups: Groups, centred: Floats) -> dict[str, Floats]:
+    """Return the ends of the intervals by name, (C,) each, of the classes that are present, whose M is ``centred``.
 
-    ``counts`` (C, G), ``sums`` (C, G, d) and ``squares`` (C, G) are those of the groups of present classes about the class
-    means, ``centred`` (C, d) is M. The population is the one that the rows of a class were drawn from.
+    They answer for the population that the rows of a class were drawn from. NaN stands for classes of few rows, and for means
+    that lie at the centre but for noise.
     """
-    rows = counts.sum(axis=1)
+    present = np.flatnonzero(groups.counts.sum(axis=1))
+    counts, squares = groups.counts[present], groups.squares[present]
+    rows, whole = counts.sum(axis=1), squares.sum(axis=1)
     left = rows[:, None] - counts
-    shifts = -sums / np.maximum(left, 1)[:, :, None]  # of the class mean, without a group
-    remaining = squares.sum(axis=1)[:, None] - squares - left * (shifts**2).sum(axis=2)
-    variance = squares.sum(axis=1) / np.maximum(rows - 1, 1)
-    variances = np.maximum(remaining, 0.0) / np.maximum(left - 1, 1)
-    enough = rows >= LEAST_ROWS
-    used = (counts > 0) & enough[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    variances, replicates = np.empty(counts.shape), np.empty(counts.shape)
+    with np.errstate(all="ignore"):
+        for g in range(groups.number):  # one at a time: all together have G (C, d) matrices
+            rest = left[:, g]
+            shift = taken(groups.sums[:, g], present) / -np.maximum(rest, 1)[:, None]
+            remaining = whole - squares[:, g] - rest * np.vecdot(shift, shift)
+            variances[:, g] = np.maximum(remaining, 0.0) / np.maximum(rest - 1, 1)
+            moved = centred + shift - shift.mean(axis=0)
+            replicates[:, g] = _squared_norms(moved, variances[:, g] / rest)
+        enough = rows >= LEAST_ROWS
+        used = (counts > 0) & enough[:, None]
         free = used.sum(axis=1) - 1
-        half = _quantiles(free) * np.sqrt(_pooled(_jackknife(np.log(variances), used), rows, free))
-        ends = {
-            "variance_low": np.exp(np.log(variance) - half),
-            "variance_high": np.exp(np.log(variance) + half),
-        }
-        squared = _squared_norms(centred, variance / rows)
-        moved = centred[:, None, :] + shifts - shifts.mean(axis=0)
-        replicates = _squared_norms(moved, variances / left)
-        everywhere = np.ones_like(used)  # the centre moves with every group
-        half = _quantiles(free) * np.sqrt(_jackknife(np.log(replicates), everywhere))
+        variance = np.log(whole / np.maximum(rows - 1, 1))
+        error = _averaged(_jackknife(np.log(variances), used), rows, free)
+        half = _quantiles(free) * np.sqrt(error)
+        squared = _squared_norms(centred, np.exp(variance) / rows)
         apart = (squared > 0) & (replicates > 0).all(axis=1)
-        ends["mean_norm_low"] = np.where(apart, np.exp((np.log(squared) - half) / 2), math.nan)
-        ends["mean_norm_high"] = np.where(apart, np.exp((np.log(squared) + half) / 2), math.nan)
+        norm = np.where(apart, np.log(squared), math.nan)
+        # The centre moves with every group, whether or not the class has a row in it.
+        norm_half = _quantiles(free) * np.sqrt(_jackknife(np.log(replicates), np.ones_like(used)))
+        ends = {
+            "variance_low": np.exp(variance - half),
+            "variance_high": np.exp(variance + half),
+            "mean_norm_low": np.exp((norm - norm_half) / 2),
+            "mean_norm_high": np.exp((norm + norm_half) / 2),
+        }
     return {name: np.where(enough & np.isfinite(end), end, math.nan) for name, end in ends.items()}
 
 
 def _squared_norms(centred: Floats, noise: Floats) -> Floats:
     """Return |mu_c - m|^2 less what the noise of the means, of these squared lengths, adds to it."""
     classes = len(centred)
-    squares = (centred**2).sum(axis=-1) - (1 - 2 / classes) * noise
+    squares = (centred**2).sum(axis=1) - (1 - 2 / classes) * noise
     less: Floats = squares - noise.sum(axis=0) / classes**2
     return less
 
@@ -72,7 +80,7 @@ def _jackknife(values: Floats, used: npt.NDArray[np.bool_]) -> Floats:
     return error
 
 
-def _pooled(errors: Floats, rows: npt.NDArray[np.int64], free: npt.NDArray[np.int64]) -> Floats:
+def _averaged(errors: Floats, rows: npt.NDArray[np.int64], free: npt.NDArray[np.int64]) -> Floats:
     """Return each squared error averaged with that of all classes, which falls with the rows."""
     known = np.isfinite(errors) & (free > 0)
     weights = free * known
@@ -83,5 +91,5 @@ def _pooled(errors: Floats, rows: npt.NDArray[np.int64], free: npt.NDArray[np.in
 
 def _quantiles(free: npt.NDArray[np.int64]) -> Floats:
     """Return Student's t for each number of degrees of freedom, NaN without any."""
-    table = np.array([math.nan, *_T])
-    return table[np.clip(free, 0, len(_T))]
+    table = np.array([math.nan, *STUDENT])
+    return table[np.clip(free, 0, len(STUDENT))]

@@ -19,6 +19,7 @@ from ..stats.sums import LEFT_OUT
 from ..stats.undefined import Undefined
 from . import depth, imbalance, nc1, nc2, nc3, nc4, rounding_errors
 from .catalogue import METRICS, Need, Property
+from .class_intervals import class_intervals
 from .convention import Convention
 from .frames import unit_rows
 from .geometry import ClassGeometry
@@ -271,6 +272,13 @@ def _per_class(layer: LayerInputs) -> dict[str, npt.NDArray[Any]]:
         "worst_cosine": spread(lambda: geometry.pairs.worst_cosine),
         "nearest_class": spread(lambda: geometry.present[geometry.pairs.nearest], -1),
     }
+    if geometry.moments.groups is not None and geometry.num_present > 1:
+        with suppress(Undefined):
+            about = geometry.about("class")
+            ends = class_intervals(geometry.moments.groups, about.centred)
+            # Norms about another centre have no interval.
+            known = [name for name in ends if about is geometry or not name.startswith("mean_norm")]
+            columns |= {name: spread(ends[name].copy) for name in known}
     if decisions is not None:
         rows = np.where(decisions.rows > 0, decisions.rows, 1)
         accuracy = np.where(decisions.rows > 0, decisions.correct / rows, math.nan)

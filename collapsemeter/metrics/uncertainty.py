@@ -17,6 +17,7 @@ from ..stats.linalg import Floats
 from ..stats.undefined import Undefined, require
 from . import estimates
 from .catalogue import METRICS
+from .class_intervals import STUDENT
 from .convention import Convention
 from .estimates import Gram
 from .geometry import ClassGeometry
@@ -27,10 +28,6 @@ MOST_CLASSES = 2048  # whose pairs are estimated: 32 MB a matrix
 CHUNK_ENTRIES = 2**22  # of the means and Gram matrices of sets that are estimated at once: 32 MB
 MOST_PRODUCTS = 2**35  # multiplications in the Gram matrices of all groups: seconds
 MOST_CORRECTION = 0.25  # of the square root of a noisy square
-# Student's t, 97.5 %, by degrees of freedom from 1 on.
-STUDENT = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448, 2.1314
-)  # fmt: skip
 
 # Of pairs of classes, and therefore of as many classes as MOST_CLASSES at most.
 _PAIRWISE = ("nc1_cdnv", "nc2_etf_error", "nc2_equinorm")

@@ -219,11 +219,13 @@ def test_classes_are_listed_worst_first(single: str) -> None:
     assert [int(row[0]) for row in rows] == np.argsort(-relative).tolist()
     for row in rows:
         c = int(row[0])
-        assert row[1:7] == [
+        assert [cell.split(" (")[0] for cell in row[1:7]] == [
             "6", f"{columns['variance'][c]:.3g}", f"{columns['mean_norm'][c]:.3g}",
             f"{relative[c]:.3g}", f"{columns['worst_cosine'][c]:.3g}",
             str(columns["nearest_class"][c]),
         ]  # fmt: skip
+        ends = [f"{columns[f'variance_{end}'][c]:.3g}" for end in ("low", "high")]
+        assert row[2].endswith(f" ({ends[0]} to {ends[1]})")
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import collapsemeter as cm
 from collapsemeter.metrics.class_intervals import class_intervals
+from collapsemeter.stats.groups import Groups
 
 G = 16
 
@@ -33,7 +35,7 @@ def grouped(features, labels, classes):
     np.add.at(counts, (labels, groups), 1)
     np.add.at(sums, (labels, groups), away)
     np.add.at(squares, (labels, groups), (away**2).sum(axis=1))
-    return counts, sums, squares, means - means.mean(axis=0)
+    return Groups(counts, sums, squares), means - means.mean(axis=0)
 
 
 def test_the_jackknife_written_out():
@@ -105,3 +107,21 @@ def test_exact_collapse_has_a_variance_of_zero_and_no_interval():
     assert np.isnan(ends["variance_low"]).all()
     np.testing.assert_allclose(ends["mean_norm_low"], np.sqrt(2 / 3), rtol=1e-12)
     np.testing.assert_allclose(ends["mean_norm_high"], np.sqrt(2 / 3), rtol=1e-12)
+
+
+def test_a_report_has_them_of_its_own_groups():
+    rng = np.random.default_rng(0)
+    labels = np.repeat((0, 1, 3), (40, 5, 2))
+    features = 1e3 + 3 * rng.standard_normal((4, 6))[labels] + rng.standard_normal((len(labels), 6))
+    moments = cm.ClassMoments.from_batch(features, labels, 4)
+    columns = cm.measure(moments).per_class
+    ends = class_intervals(
+        moments.groups, moments.means[[0, 1, 3]] - moments.means[[0, 1, 3]].mean(axis=0)
+    )
+    for name, end in ends.items():
+        np.testing.assert_allclose(columns[name][[0, 1, 3]], end, rtol=1e-9)
+        np.testing.assert_array_equal(np.isnan(columns[name]), [False, False, True, True])
+    for name in ("variance", "mean_norm"):
+        assert (columns[f"{name}_low"][:2] < columns[f"{name}_high"][:2]).all()
+    bare = cm.measure(cm.ClassMoments.from_batch(features, labels, 4, groups=0)).per_class
+    assert "variance_low" not in bare
