@@ -173,6 +173,7 @@ def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int])
                 nonfinite="propagate" if settings.propagate else "skip",
                 sketch_rows=settings.sketch_rows,
                 seed=seed() if kind == "sketch" else 0,
+                first_row=task.piece.start * opened.labels[:1].size,
             )
         accumulator.update(chunk.rows, chunk.labels)
     assert accumulator is not None  # there is one chunk at least

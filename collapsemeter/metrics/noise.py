@@ -104,17 +104,15 @@ def noise_of(geometry: ClassGeometry) -> Noise:
 
 def _scatter_square(scatter: Floats, freedom: int) -> float:
     """Return x of a scatter whose trace is 1."""
-    found = float(np.vdot(scatter, scatter)) - 1 / freedom
-    return max(float(freedom**2) / ((freedom - 1) * (freedom + 2)) * found, 1 / len(scatter))
+    excess = float(np.vdot(scatter, scatter)) - 1 / freedom
+    return excess * freedom**2 / ((freedom - 1) * (freedom + 2))
 
 
 def _sketch_square(sketch: Floats, freedom: int) -> float:
     """Return x from the products of different rows of a sketch, in which no row meets itself."""
     products = sketch @ sketch.T
     apart = float(np.vdot(products, products)) - float((products.diagonal() ** 2).sum())
-    size, width = sketch.shape
-    found = float(apart) / (1 - 1 / size) * freedom / (freedom - 1)
-    return float(max(found, 1.0 / width))
+    return apart / (1 - 1 / len(sketch)) * freedom / (freedom - 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,11 +113,11 @@ def _one(
     compute = _computation(name, noise, samples)
     if not affordable or samples is None:
         value = float(compute(first)[0])
-        require(math.isfinite(value), "between_scatter_not_above_noise")
+        require(math.isfinite(value), "pairs_not_above_noise")
         return (math.sqrt(max(value, 0.0)) if squared else value), code
     sets = _of_all(compute, samples)
     value = float(sets[0])
-    require(math.isfinite(value), "between_scatter_not_above_noise")
+    require(math.isfinite(value), "pairs_not_above_noise")
     if squared:
         return _rooted(sets, noise)
     if not (np.isfinite(sets).all() and sets.min() > 0):

@@ -38,6 +38,8 @@ class Accumulator:
         Where a sketch is kept: k, and what it is hashed with, which must differ between streams that are merged.
     groups : int
         Groups of rows to keep for intervals, as for `ClassMoments.from_batch`.
+    first_row : int
+        The number of the first row that has a class: of a part of a data set, so that its groups are those of the whole.
 
     Raises
     ------
@@ -65,6 +67,7 @@ class Accumulator:
         sketch_rows: int = SKETCH_ROWS,
         seed: int = 0,
         groups: int = GROUPS,
+        first_row: int = 0,
     ) -> None:
         check_nonfinite(nonfinite)
         check_phase(phase)
@@ -73,7 +76,7 @@ class Accumulator:
         self.phase, self.ignore_index, self.nonfinite = phase, ignore_index, nonfinite
         self.seed = seed
         self._feature_dtype = ""
-        self._rows_numbered = 0
+        self._rows_numbered = first_row
         self._pending: npt.NDArray[Any] = np.empty((0, width))
         self._pending_labels = np.empty(0, np.int64)
         self._pending_rows = 0

@@ -40,6 +40,7 @@ REASONS: dict[str, str] = {
     "classes_not_alike": "classes differ in size, and the estimate is of scatters that weight them alike about their mean: "
     "choose convention='papyan2020'",
     "estimate_not_above_noise": "the estimate is so near zero that noise alone may make it so",
+    "pairs_not_above_noise": "some class means are as near to each other, or to their centre, as noise alone puts them",
     "divides_by_noisy_directions": "it divides by the smallest directions of the class means, of which noise is a part "
     "that no correction takes out: read separation or nc1_vci_shrunk beside it",
     "no_defensible_estimate": "no correction of it is known whose error and interval hold",
