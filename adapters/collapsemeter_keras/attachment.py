@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import keras
+from keras import tree
 
 from collapsemeter.adapter.budget import Budget, Clock
 from collapsemeter.adapter.costs import product_operations, products_note
@@ -26,13 +29,17 @@ from .head import head_of
 from .instrument import Instrument, renew_steps, synchronise
 from .layers import HeadChoice, Layers, select
 from .namespaces import class_products
-from .operations import BACKEND
+from .operations import BACKEND, is_traced
 from .outputs import OutputChoice
 from .positions import with_position
+from .stateless import DROPPED, drops, with_deferred
 from .statistics import Holdings, StreamSums
 from .study import output_names, study
 from .variables import nbytes_of
 from .waiting import waiting_bytes
+
+if TYPE_CHECKING:
+    from .batch import Batch
 
 _STREAMS = 2  # training and validation
 
@@ -64,7 +71,10 @@ class Attachment:
         budget: Budget,
         clock: Clock,
         degraded: dict[str, str],
+        *,
+        observing: bool = False,
     ) -> None:
+        self.observing = observing  # frozen passes are all that it is for
         self.choices, self.budget, self.clock, self.degraded = choices, budget, clock, degraded
         self.selection: Selection | None = None
         self.streams: dict[str, StreamSums] = {}
@@ -77,13 +87,22 @@ class Attachment:
         self._said = False
         self._model = weakref.ref(model)
         self.outputs = OutputChoice(choices.scores, choices.labels, output_names(model))
-        self.instrument = Instrument(model, self._begin, self._count, self.prepare)
+        self.instrument = Instrument(
+            model,
+            self._begin,
+            self._count,
+            self.prepare,
+            self._settle,
+            in_steps=not observing,
+        )
+        self._layers: tuple[Any, ...] = ()
         try:
             self.learn()
         except Exception:
             self.leave()
             raise
-        renew_steps(model)
+        if not observing:
+            renew_steps(model)
 
     # Learning
 
@@ -96,7 +115,7 @@ class Attachment:
             self._choose(model, self._specs(model, inputs))
         if self.selection is None:
             return
-        if model.built and not self.streams["train"].layers:
+        if model.built and not self.observing and not self.streams["train"].layers:
             self._find_shapes(model, "train")
         if self.choices.verbose and not self._said:
             self._said = True
@@ -154,13 +173,14 @@ class Attachment:
                 options["reduction"], str(selection.head), learnt.position
             )
         self.settings = Settings(selection.classes(choices.num_classes), **options)
-        train = StreamSums("collapsemeter_train", self.settings, self.holdings, self.budget)
-        validation = StreamSums("collapsemeter_validation", self.settings, self.holdings)
         self.selection = selection
-        self.streams |= {"train": train, "validation": validation}
+        if not self.observing:
+            train = StreamSums("collapsemeter_train", self.settings, self.holdings, self.budget)
+            validation = StreamSums("collapsemeter_validation", self.settings, self.holdings)
+            self.streams |= {"train": train, "validation": validation}
+            model._metrics.append(train)
         self.counter = self._counter(self.streams, self.degraded, choices.strict, self.clock)
         self.instrument.watch(selection)
-        model._metrics.append(train)
 
     def _counter(
         self,
@@ -259,7 +279,64 @@ class Attachment:
     def _count(self, stream: StreamSums, outputs: dict[Any, Any], step: dict[str, Any]) -> None:
         self.counter.count(stream, outputs, step)
 
-    def frozen_pass(self, model: keras.Model) -> tuple[StreamSums, frozen.Step]:
+    def _settle(self, stream: str, given: tuple[Any, ...], result: Any) -> Any:
+        """Return what a step of JAX gave, with what was counted outside of Keras' own scope."""
+        model, sums = self._model(), self.streams[stream]
+        assert model is not None
+        deferred = self.instrument.stash.deferred
+        try:
+            if deferred:
+                return with_deferred(model, sums, result, lambda: self._count_all(sums, deferred))
+            if stream not in self.counter.without_loss and drops(model, sums, given[0], result):
+                step = "train_step" if stream == "train" else "test_step"
+                self.counter.lost[stream] = DROPPED.format(model=type(model).__name__, step=step)
+        except Exception as error:
+            self.counter.degrade("batch", error)
+        return result
+
+    def _count_all(self, sums: StreamSums, deferred: Sequence[tuple[Any, Any]]) -> None:
+        for outputs, step in deferred:
+            self._count(sums, outputs, step)
+
+    # Blocks of loops that the user wrote
+
+    def enter(self, batch: Batch, stream: str | None) -> str:
+        """Wait for the forward of a block; return what it counts to."""
+        under_way = self.instrument.stash.stream
+        running = next((name for name, sums in self.streams.items() if sums is under_way), None)
+        self.instrument.enter(batch)
+        if running is None and stream in (None, "train"):
+            self.clock.begin(perf_counter())
+        return stream or running or "train"
+
+    def sums_of(self, stream: str, inputs: Any) -> StreamSums:
+        """Return what a forward counts to; of the first one of a model, learn what the model is."""
+        model = self._model()
+        assert model is not None
+        sums = self.streams.get(stream)
+        if sums is None or not sums.layers:
+            if any(map(is_traced, tree.flatten(inputs))):
+                raise ValueError(
+                    f"{type(model).__name__} is not known yet, and JAX makes no variables in a step that it traces: "
+                    "run the model once before the first step, or pass example=, a batch of inputs; then take "
+                    "meter.statistics()"
+                )
+            self.learn(inputs)
+            if model.built:
+                return self.allocated(stream)
+        return self.streams[stream]
+
+    def allocated(self, stream: str) -> StreamSums:
+        """Return the statistics of a stream, with variables for every layer."""
+        model, sums = self._model(), self.streams[stream]
+        assert model is not None
+        if not sums.layers:
+            self._find_shapes(model, stream)
+        return sums
+
+    # Passes with frozen weights
+
+    def frozen_pass(self, model: keras.Model, x: Any) -> tuple[StreamSums, frozen.Step]:
         """Return empty sums and the step that fills them; the next pass finds it compiled."""
         if self.probing is None:
             sums = StreamSums("collapsemeter_probe", self.settings, self.holdings)
@@ -274,8 +351,30 @@ class Attachment:
             )
             self.probing = sums, step
             self.probe_counter = counter
+            if self.plan is None:  # elsewhere it is made for the streams of `fit`
+                with suppress(Exception):  # the step says it better
+                    self._allocate(sums, frozen.specs_of(x))
         self.probing[0].clear()
         return self.probing
+
+    def may_resume(self, model: keras.Model) -> bool:
+        """Whether this is the model that was observed before, unchanged."""
+        same = self._model() is model and self._layers == _identities(model)
+        return same and self.selection is not None and self.instrument.fits()
+
+    def resume(self) -> None:
+        """Put the wrappers back for another pass."""
+        if not self.attached:
+            self.attached = True
+            self.instrument.restore()
+
+    def pause(self) -> None:
+        """Leave the model as it was until `resume`; what was compiled is kept."""
+        self.attached = False
+        self.instrument.remove()
+        model = self._model()
+        if model is not None:
+            self._layers = _identities(model)
 
     # What a report needs
 
@@ -306,9 +405,16 @@ class Attachment:
         if model is not None:
             synchronise(model)  # while its list of metrics is that of the step's state
         self.instrument.remove()
-        if model is not None:
+        if model is not None and not self.observing:
             _remove(model, [*self.streams.values()])
             renew_steps(model)
+
+
+def _identities(model: keras.Model) -> tuple[Any, ...]:
+    """Return what tells whether a model still has the layers and variables that it had."""
+    layers = model._flatten_layers(include_self=False)
+    policies = tuple((id(layer), layer.dtype_policy.name) for layer in layers)
+    return (*policies, *map(id, model.variables))
 
 
 def _remove(model: keras.Model, streams: Sequence[StreamSums]) -> None:

@@ -20,9 +20,13 @@ from .labels import class_labels, decisions, given_labels, without_masked
 from .layers import layout_of
 from .operations import BACKEND, OPERATIONS, Key, Tensor
 from .outputs import Output, OutputChoice, of_output
+from .stateless import NO_PLACE
 from .statistics import StreamSums
 
-NO_STEP = "no step ran since it began; run fit or evaluate with the meter among callbacks="
+NO_STEP = (
+    "no step ran since it began; run fit or evaluate with the meter among callbacks=, or forwards of a loop of your own "
+    "in `with meter.batch(labels):`"
+)
 _CHANNELS_LAST = Layout(channels_first=False, width=None)  # as Keras has them unless told otherwise
 
 
@@ -42,6 +46,7 @@ class BatchCounter:
         self.selection, self.settings, self.outputs = selection, settings, outputs
         self.streams, self.degraded, self.strict, self.clock = streams, degraded, strict, clock
         self.without_loss: set[str] = set()  # streams whose last step had no loss yet
+        self.lost: dict[str, str] = {}  # why what a stream's steps counted did not come back
         self.unpaired: dict[str, str] = {}  # layers whose output no rule pairs with the labels
         self._layouts = {name: layout_of(parts) for name, parts in selection.before.items()}
 
@@ -57,11 +62,15 @@ class BatchCounter:
         self.without_loss -= {name for name, sums in self.streams.items() if sums is stream}
         if self.degraded.keys() & {"shapes", "batch"}:
             return
-        started = perf_counter()
         try:
-            stream.within_budget(lambda: self._add(stream, outputs, step))
+            self.add(stream, outputs, step)
         except Exception as error:
             self.degrade("batch", error)
+
+    def add(self, stream: StreamSums, outputs: dict[Key, Any], step: dict[str, Any]) -> None:
+        """Add one batch to a stream, or raise ValueError where labels and scores do not fit."""
+        started = perf_counter()
+        stream.within_budget(lambda: self._add(stream, outputs, step))
         if stream is self.streams.get("train"):
             self.clock.spend_since(started)
 
@@ -148,15 +157,15 @@ def why_nothing(model: keras.Model, counter: BatchCounter, stream: str) -> str:
     for part in ("learning", "shapes", "batch"):
         if part in counter.degraded:
             return counter.degraded[part]
+    name = type(model).__name__
     if BACKEND == "jax" and not any(isinstance(metric, StreamSums) for metric in model.metrics):
-        return (
-            f"{type(model).__name__}.metrics leaves out the model's own metrics, and JAX "
-            "throws away what a step writes elsewhere: add `super().metrics` to what it returns"
-        )
+        return NO_PLACE.format(model=name)
+    if stream in counter.lost:
+        return counter.lost[stream]
     if stream in counter.without_loss:
         return (
-            f"{type(model).__name__}.{step} does not call `self.compute_loss(x=, y=, "
-            "y_pred=)`, which is where labels and features meet: call it there, or measure with "
-            "probe= or observe()"
+            f"{name}.{step} does not call `self.compute_loss(x=, y=, "
+            "y_pred=)`, which is where labels and features meet: call it there, put the forward into "
+            "`with meter.batch(labels):`, or measure with probe= or observe()"
         )
     return NO_STEP

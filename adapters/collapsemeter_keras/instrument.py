@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
+from keras import tree
 from keras.src.backend.common.symbolic_scope import get_symbolic_scope
 
 from collapsemeter.adapter.selection import Selection
 
 from .linear import is_reversible
-from .operations import BACKEND, Key, dtype_of
+from .operations import BACKEND, Key, detached, dtype_of, is_writable
 
 if TYPE_CHECKING:
+    from .batch import Batch
     from .statistics import StreamSums
 
 LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
@@ -27,6 +29,8 @@ LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
 Count: TypeAlias = "Callable[[StreamSums, dict[Key, Any], dict[str, Any]], None]"
 # From "train" or "validation", and the data of a step where they are known, to what the step counts to.
 Begin: TypeAlias = "Callable[[str, Any], StreamSums | None]"
+# From "train" or "validation", what a step was given and what it returned, to what it returns.
+Settle: TypeAlias = "Callable[[str, tuple[Any, ...], Any], Any]"
 
 
 class Stash(threading.local):
@@ -40,6 +44,12 @@ class Stash(threading.local):
         self.scope: Any = None
         # A list, because torch.compile breaks its graph where a dict that was there before changes.
         self.notes: list[tuple[str, Any]] = []
+        self.batch: Batch | None = None  # the block that waits for its forward
+        self.in_blocks = (
+            False  # this step counts in blocks of its own, and not where it has its loss
+        )
+        # Of JAX: what is counted when the step has its state.
+        self.deferred: list[tuple[dict[Key, Any], dict[str, Any]]] = []
 
     def note(self, name: str, output: Any) -> None:
         """Keep what a layer gave until the labels come."""
@@ -50,12 +60,13 @@ class Stash(threading.local):
     @contextmanager
     def open(self, stream: StreamSums) -> Iterator[None]:
         """Take notes within the block, and forget them at its end: tensors must not outlive a trace."""
-        outer = self.stream, self.scope, self.notes
+        outer = self.stream, self.scope, self.notes, self.deferred, self.in_blocks
         self.stream, self.scope, self.notes = stream, get_symbolic_scope(), []
+        self.deferred, self.in_blocks = [], False
         try:
             yield
         finally:
-            self.stream, self.scope, self.notes = outer
+            self.stream, self.scope, self.notes, self.deferred, self.in_blocks = outer
 
     def pop_outputs(self) -> dict[Key, Any]:
         """Return the notes of this forward, by layer and number of the call, and begin anew."""
@@ -88,6 +99,11 @@ class Wrapper:
     before: Any
     active: bool = True
 
+    def restore(self) -> None:
+        """Be there again."""
+        self.active = True
+        self.owner.__dict__[self.attribute] = self.function
+
     def remove(self) -> None:
         """Restore what was there; under a wrapper that someone put over it since, only fall silent."""
         self.active = False
@@ -115,18 +131,31 @@ class BracketedStep:
 class Instrument:
     """Wrappers around the model's loss and its steps, and around the calls of the layers watched.
 
-    ``begin`` says what a step counts to; ``count`` adds a batch to it; ``prepare`` is told
-    which of the model's steps is about to be made or run.
+    ``in_steps=False`` leaves the model's loss and steps alone; ``begin`` says what a step counts to; ``count`` adds a batch to it; ``prepare`` is told
+    which of the model's steps is about to be made or run; ``settle`` puts into what a step of JAX returned
+    what it counted.
     """
 
     def __init__(
-        self, model: keras.Model, begin: Begin, count: Count, prepare: Callable[[str], None]
+        self,
+        model: keras.Model,
+        begin: Begin,
+        count: Count,
+        prepare: Callable[[str], None],
+        settle: Settle,
+        *,
+        in_steps: bool = True,
     ) -> None:
         self.stash = Stash()
-        self._begin, self._count, self._prepare = begin, count, prepare
+        self._begin, self._count, self._prepare, self._settle = begin, count, prepare, settle
+        self._listens = False
         self._model = weakref.ref(model)
         self._wrappers: list[Wrapper] = []
         self._removed = False
+        if in_steps:
+            self._wrap_steps(model)
+
+    def _wrap_steps(self, model: keras.Model) -> None:
         self._wrap(model, "compute_loss", self._count_in_loss)
         for stream, make in (
             ("train", "make_train_function"),
@@ -145,12 +174,49 @@ class Instrument:
                 note = self._note_reversed if is_reversible(part) else self._note_input
             self._watch(part, functools.partial(note, name))
 
+    def enter(self, batch: Batch) -> None:
+        """Wait for the forward of a block."""
+        model = self._model()
+        if self.stash.batch is not None:
+            raise ValueError(
+                "labels arrive while labels wait for their forward: close the first `with meter.batch(labels)` block"
+            )
+        if model is not None and not self._listens:
+            self._listens = True
+            self._wrap(model, "call", self._run_forward)
+            if hasattr(model, "quantized_call"):
+                self._wrap(model, "quantized_call", self._run_forward)
+        self.stash.batch, self.stash.in_blocks = batch, True
+
+    def leave(self) -> None:
+        """Wait no longer."""
+        self.stash.batch = None
+
+    def _run_forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        batch = self.stash.batch
+        # A model that is built, or studied, runs on shapes alone.
+        if batch is None or self._removed or get_symbolic_scope() is not None:
+            return original(*args, **kwargs)
+        return batch.run(original, args, kwargs)
+
     def remove(self) -> None:
         """Take every wrapper off."""
         self._removed = True
         for wrapper in reversed(self._wrappers):
             wrapper.remove()
-        self._wrappers = []
+
+    def fits(self) -> bool:
+        """Whether wrappers that were taken off may be put back: nothing else was put there since."""
+        return all(
+            wrapper.owner.__dict__.get(wrapper.attribute) is wrapper.before
+            for wrapper in self._wrappers
+        )
+
+    def restore(self) -> None:
+        """Put every wrapper back."""
+        self._removed = False
+        for wrapper in self._wrappers:
+            wrapper.restore()
 
     def _wrap(self, owner: Any, attribute: str, around: Callable[..., Any]) -> None:
         original = getattr(owner, attribute)
@@ -202,7 +268,7 @@ class Instrument:
 
     def _count_in_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loss = original(*args, **kwargs)
-        if self.stash.stream is not None:
+        if self.stash.stream is not None and not self.stash.in_blocks:
             self._count_batch(args, kwargs)
         return loss
 
@@ -211,7 +277,12 @@ class Instrument:
         stream = self.stash.stream
         if stream is not None and not self._removed:
             arguments = dict(zip(LOSS_ARGUMENTS, args, strict=False)) | kwargs
-            self._count(stream, self.stash.pop_outputs(), arguments)
+            outputs = self.stash.pop_outputs()
+            if is_writable(stream.batches):
+                self._count(stream, outputs, arguments)
+            else:  # a step of JAX that calls the loss outside of Keras' own scope
+                parts = tree.map_structure(detached, (outputs, arguments))
+                self.stash.deferred.append(parts)
 
     def _bracket_compiled(
         self, prepared: str, make: Callable[..., Any], *args: Any, **kwargs: Any
@@ -251,7 +322,8 @@ class Instrument:
         if sums is None:
             return original(*args, **kwargs)
         with self.stash.open(sums):
-            return original(*args, **kwargs)
+            result = original(*args, **kwargs)
+            return self._settle(stream, args, result) if BACKEND == "jax" else result
 
 
 def renew_steps(model: keras.Model) -> None:

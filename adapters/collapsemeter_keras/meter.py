@@ -25,9 +25,11 @@ from collapsemeter.system.suggest import did_you_mean
 
 from . import frozen, saving
 from .attachment import Attachment, Choices
+from .batch import Batch
 from .epochs import PHASES, STREAMS, EpochReports
 from .instrument import synchronise
 from .layers import HeadChoice, Layers
+from .order import move_before_readers
 from .publishing import Publisher
 from .reporting import report_of, report_of_nothing
 from .statistics import StreamSums
@@ -86,7 +88,8 @@ class CollapseMeter(EpochReports):
     log_metrics : sequence of str, or "all"
         Which metrics go into Keras' ``logs``, and so into History, CSVLogger and the progress bar:
         ``nc1_pinv/fc``, ``val_nc1_pinv/fc``, ``probe_nc1_pinv/fc``. Those of the last layer are there as
-        ``nc1_pinv/head``, too, whatever name Keras gave it.
+        ``nc1_pinv/head``, too, whatever name Keras gave it. ``EarlyStopping(monitor="nc1_pinv/head",
+        mode="min")`` may stand before the meter in ``callbacks=``.
     reduction, scatter, convention, ignore_index, nonfinite, sample_rows, seed, sketch_rows
         See `collapsemeter.adapter.settings.Settings`.
     strict : bool
@@ -196,6 +199,7 @@ class CollapseMeter(EpochReports):
         self._clock = Clock()
         self._publisher = Publisher(log_metrics, sinks, probed=probe is not None)
         self._attachment: Attachment | None = None
+        self._observer: Attachment | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
 
     # Attaching
@@ -206,6 +210,7 @@ class CollapseMeter(EpochReports):
             self._leave()
         self._in_fit = False  # a fit that an exception ended did not say so
         super().set_model(model)
+        move_before_readers(self, self._publisher.is_logged)
         self.attach()
 
     def attach(self) -> None:
@@ -276,14 +281,55 @@ class CollapseMeter(EpochReports):
     def close(self) -> None:
         """Leave the model as it was, and close what the sinks opened; what was reported stays."""
         self._leave()
+        self._observer = None
         self._publisher.close()
 
-    # On demand
+    # In a loop of your own
 
-    def compute(self, stream: str = "train") -> CollapseReport:
-        """Return the report of what was counted since the stream began, or since `reset`.
+    def batch(
+        self, labels: Any, statistics: Sequence[Any] | None = None, *, stream: str | None = None
+    ) -> Batch:
+        """Count the forward inside ``with meter.batch(labels):`` for these labels.
 
-        Where nothing was counted every metric is NaN, with a reason and a warning of the cause.
+        The labels belong to the first forward of the model in the block. It goes around ``model(x)`` in a loop of a
+        ``tf.GradientTape``, of PyTorch or of JAX, and in a ``train_step`` of your own; in a compiled
+        function it goes inside. A step of JAX that is compiled also takes `statistics`, and returns ``batch.statistics``.
+
+        Parameters
+        ----------
+        labels : tensor or array of class numbers, or one-hot rows
+        statistics : list of tensors, optional
+            What was counted before this batch, on JAX: from `statistics`, or of the batch before.
+        stream : {"train", "validation"}, optional
+            By default the one that runs in ``fit``, else ``train``.
+
+        Returns
+        -------
+        context manager
+            With ``statistics``, those after this batch.
+
+        Raises
+        ------
+        ValueError
+            If the meter has no model, and at the end of the block if nothing can be counted.
+
+        Examples
+        --------
+        >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="fc")])
+        >>> meter, x = watch(net, verbose=False), np.ones((6, 4), "float32")
+        >>> with meter.batch(np.arange(6) % 3):
+        ...     logits = net(x, training=True)
+        >>> meter.compute()["fc"].provenance["rows"]
+        6
+        >>> meter.close()
+        """
+        attachment = self._attached_to()
+        if stream not in (None, *STREAMS[:-1]):
+            raise ValueError(f"stream={stream!r}: choose 'train' or 'validation'")
+        return Batch(attachment, labels, stream, statistics)
+
+    def statistics(self, stream: str = "train") -> list[Any]:
+        """Return what was counted as a list of tensors, which a compiled step of JAX passes on.
 
         Parameters
         ----------
@@ -292,9 +338,42 @@ class CollapseMeter(EpochReports):
         Raises
         ------
         ValueError
+            If the meter has no model, or the model is not known yet.
+        """
+        self._check_stream(stream)
+        self.selection  # noqa: B018 # raises where nothing is chosen
+        return self._attached_to().allocated(stream).values()
+
+    def _attached_to(self) -> Attachment:
+        if not self._attached or self._attachment is None:
+            raise ValueError(
+                "the meter has no model: make it by `meter = collapsemeter_keras.watch(model)`"
+            )
+        return self._attachment
+
+    # On demand
+
+    def compute(
+        self, stream: str = "train", *, statistics: Sequence[Any] | None = None
+    ) -> CollapseReport:
+        """Return the report of what was counted since the stream began, or since `reset`.
+
+        Where nothing was counted every metric is NaN, with a reason and a warning of the cause.
+
+        Parameters
+        ----------
+        stream : {"train", "validation"}
+        statistics : list of tensors, optional
+            What compiled steps of JAX returned: it is counted by the meter from here on.
+
+        Raises
+        ------
+        ValueError
             If the meter is not attached, or a row is not finite under ``nonfinite="raise"``.
         """
         self._check_stream(stream)
+        if statistics is not None:
+            self._attached_to().allocated(stream).assign(statistics)
         return self._report(stream)
 
     def moments(self, layer: str, stream: str = "train", call: int = 0) -> ClassMoments:
@@ -374,11 +453,10 @@ class CollapseMeter(EpochReports):
         """
         check_phase(phase)
         attached = self._attached and model in (None, self.model)
-        if not attached:
-            if model is None:
-                raise ValueError("observe needs a model: pass observe(model, dataset)")
-            self.set_model(model)
-        attachment, model = self._attachment, self.model
+        if model is None and not attached:
+            raise ValueError("observe needs a model: pass observe(model, dataset)")
+        model = self.model if model is None else model
+        attachment = self._attachment if attached else self._observer_of(model)
         assert attachment is not None
         try:
             step: frozen.Step | None = None
@@ -388,12 +466,26 @@ class CollapseMeter(EpochReports):
                 x, y = frozen.tensors(x), frozen.tensors(y)
                 if step is None:
                     attachment.learn(x)
-                    sums, step = attachment.frozen_pass(model)
+                    sums, step = attachment.frozen_pass(model, x)
                 step(x, y)
             return report_of(attachment, model, "probe", sums, phase, self._epoch)
         finally:
             if not attached:
-                self._leave()
+                attachment.pause()
+
+    def _observer_of(self, model: keras.Model) -> Attachment:
+        """Return what observes a model that the meter is not on; the last one is kept with what it compiled."""
+        observer = self._observer
+        if observer is not None and observer.may_resume(model):
+            observer.resume()
+        else:
+            observer = Attachment(
+                model, self._choices, self.budget, self._clock, self.degraded, observing=True
+            )
+            self._observer = observer
+        if not self._attached:
+            self._attachment = observer
+        return observer
 
     def _probe(self) -> CollapseReport:
         return self.observe(self.model, self.probe, PHASES["probe"], progress=False)

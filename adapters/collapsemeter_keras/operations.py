@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from collapsemeter.stats.sampling import Wrap, drawn_slots, low_32_bits, uint32
@@ -25,6 +26,51 @@ _WRAP: Wrap = uint32 if _JAX else low_32_bits
 def dtype_of(x: Tensor) -> str:
     """Return the name of a tensor's dtype."""
     return str(keras.backend.standardize_dtype(x.dtype))
+
+
+def detached(value: Any) -> Any:
+    """Return a tensor without its gradient, and with its mask."""
+    if not ops.is_tensor(value):
+        return value
+    mask, tensor = get_keras_mask(value), ops.stop_gradient(value)
+    if mask is not None and get_keras_mask(tensor) is None:
+        set_keras_mask(tensor, mask)
+    return tensor
+
+
+def is_writable(variable: Any) -> bool:
+    """Whether a step may write to a variable here: on JAX only within a scope that has its value."""
+    if not _JAX:
+        return True
+    scope = get_stateless_scope()
+    return scope is not None and scope.get_current_value(variable) is not None
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a tensor stands for values that a compiled program of JAX will have."""
+    if not _JAX:
+        return False
+    import jax
+
+    return isinstance(value, jax.core.Tracer)
+
+
+def is_foreign(value: Any) -> bool:
+    """Whether a tensor belongs to a compiled function that is over, or that we are not in."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        graph = None if not tf.is_tensor(value) else getattr(value, "graph", None)
+        return graph is not None and graph is not tf.compat.v1.get_default_graph()
+    if not is_traced(value):
+        return False
+    import jax
+
+    try:
+        jax.numpy.asarray(value) + 0
+    except jax.errors.UnexpectedTracerError:
+        return True
+    return False
 
 
 def run_if(condition: Tensor, change: Callable[[], None], variables: Sequence[Any]) -> None:

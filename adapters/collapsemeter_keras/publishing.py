@@ -49,6 +49,12 @@ class Publisher:
         if logs is not None:
             logs |= self._logged(stream, entry.report)
 
+    def is_logged(self, name: str) -> bool:
+        """Whether a name in Keras' logs is of the meter."""
+        prefix = next((part for part in ("val_", "probe_") if name.startswith(part)), "")
+        metric, slash, _ = name.removeprefix(prefix).partition("/")
+        return bool(slash) and metric in self.log_metrics
+
     def _logged(self, stream: str, report: CollapseReport) -> dict[str, float]:
         """Return metrics by their names in the logs; Keras may call the last layer otherwise in the next run."""
         layers = dict(report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -165,6 +165,33 @@ class StreamSums(keras.metrics.Metric):
         self._given_here, self._rows_here = self._read(self.given), self.expected_rows()
         if self.waiting is not None:
             self._waiting_here = self._read(self.waiting.count)
+
+    def values(self) -> list[Tensor]:
+        """Return copies of what the variables hold: a step of JAX may be given the buffers for good."""
+        return [ops.copy(variable.value) for variable in self.variables]
+
+    def assign(self, values: Sequence[Tensor]) -> None:
+        """Take over what a step returned."""
+        self._check(values)
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(ops.copy(value))
+        self.resume()
+
+    def counted_in(self, values: Sequence[Tensor], count: Callable[[], None]) -> list[Tensor]:
+        """Run a function that counts, on values in the place of the variables, and return those after it."""
+        self._check(values)
+        mapping = zip(self.variables, values, strict=True)
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            count()
+        return [scope.get_current_value(variable) for variable in self.variables]
+
+    def _check(self, values: Sequence[Tensor]) -> None:
+        shapes = [tuple(value.shape) for value in values]
+        if shapes != [tuple(variable.shape) for variable in self.variables]:
+            raise ValueError(
+                f"statistics= has {len(shapes)} tensors that are not those of this meter's {self.name!r}: pass what "
+                "meter.statistics() gives, or what a step made of it"
+            )
 
     def rows_in_use(self) -> Iterator[tuple[keras.Variable, Any]]:
         """Yield every variable, and which part of it holds something."""

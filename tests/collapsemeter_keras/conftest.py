@@ -21,6 +21,11 @@ NOISE = (
 # What no backend has a part in: which layers are chosen, what errors say, where reports go. It runs by default
 # on PyTorch, which compiles nothing; nightly runs it on all three.
 ONE_BACKEND = {
+    "batch": [
+        "test_frozen_weights_give_the_moments_of_the_data",
+        "test_blocks_that_are_not_one_forward",
+        "test_a_block_needs_a_model_and_a_stream_that_there_is",
+    ],
     "conformance": [
         "test_conformance[head_declared_first]",
         "test_conformance[layers_declared_in_reverse]",
@@ -61,6 +66,17 @@ ONE_BACKEND = {
         "test_a_model_in_the_place_of_the_layers_is_told_where_it_belongs",
         "test_the_state_of_another_meter_names_both_sides_and_loads_nothing",
         "test_what_is_no_state_is_named",
+    ],
+    "order": [
+        "test_early_stopping_before_the_meter",
+        "test_a_lower_learning_rate_and_a_checkpoint_before_the_meter",
+        "test_a_csv_file_before_the_meter_has_its_columns",
+        "test_others_keep_their_places_and_are_all_told",
+        "test_weights_that_are_swapped_between_are_the_users_to_order",
+    ],
+    "observe": [
+        "test_a_model_that_changed_is_studied_again",
+        "test_a_pass_leaves_compiled_steps_and_another_models_fit_alone",
     ],
     "study": [
         "test_the_head_is_the_layer_that_makes_the_scores",
