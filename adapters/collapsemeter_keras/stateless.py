@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from .statistics import StreamSums
+if TYPE_CHECKING:
+    from .statistics import StreamSums
 
 NO_PLACE = (
     "{model}.metrics leaves out the model's own metrics, and JAX "
