@@ -227,6 +227,12 @@ class CollapseCallback(Callback):
             module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
+def _is_step(module: nn.Module) -> bool:
+    """Whether a module's forward is another method: strategies call a LightningModule's step so, and put it back within."""
+    forward = vars(module).get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+
+
 def _several(loaders: Any) -> list[Any]:
     """Return the loaders of an evaluation, in their order."""
     several = list(loaders.values()) if isinstance(loaders, dict) else loaders
@@ -262,9 +268,7 @@ class _Arriving:
             self._handles.append(module.register_forward_pre_hook(self._arrive, with_kwargs=True))
 
     def _arrive(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        # Strategies call a LightningModule whose forward is its step for the moment.
-        steps = module is self._module and "forward" in vars(module)
-        if steps or next(module.parameters(), None) is None:
+        if _is_step(module) or next(module.parameters(), None) is None:
             return
         self._disarm()
         self._batch = self._stream.batch(module, self._labels)

@@ -69,6 +69,13 @@ class CallsItself(Base):
         return self(batch[0])
 
 
+class InParts(CallsItself):
+    """Features and a classifier, which the module's own forward puts together."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net[3](self.net[2](self.net[1](self.net[0](x))))
+
+
 class Dictionaries(Base):
     def loss(self, batch: Any) -> torch.Tensor:
         return F.cross_entropy(self.net(batch["image"]), batch["label"])
@@ -150,6 +157,10 @@ CASES = {
     "bf16": (Base, {"precision": "bf16-mixed"}),
     "strategy that calls the step": (
         CallsItself,
+        {"strategy": "ddp_find_unused_parameters_true", "devices": 1},
+    ),
+    "strategy and parts": (
+        InParts,
         {"strategy": "ddp_find_unused_parameters_true", "devices": 1},
     ),
 }
