@@ -116,14 +116,14 @@ def run(
             if not history:
                 progress.console.print(_header(epoch.frozen))
             history.append(epoch)
-            frozen.write(epoch.number, epoch.frozen)
+            frozen.write(epoch.number, epoch.frozen.with_training_error(epoch.error))
             if epoch.live is not None:
-                live.write(epoch.number, epoch.live)
+                live.write(epoch.number, epoch.live.with_training_error(epoch.error))
             if zero is None and epoch.number > 0 and epoch.error == 0:
                 zero = epoch.number
             progress.console.print(_row(epoch))
             progress.update(task, completed=epoch.number)
-    reports = [(epoch.number, epoch.frozen) for epoch in history]
+    reports = [(epoch.number, epoch.frozen.with_training_error(epoch.error)) for epoch in history]
     for name in ("collapse.svg", "collapse.png"):
         plot(reports, target / name, zero_error_epoch=zero, title=_TITLE)
     audited = audited_report(target)

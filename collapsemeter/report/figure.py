@@ -59,7 +59,8 @@ def plot(
     check_ending(path)
     history = checked_history(history)
     names = layer_names(history, layers)
-    write_figure(lambda: _draw(history, names, zero_error_epoch, title), path)
+    zero = history.terminal_phase().step if zero_error_epoch is None else zero_error_epoch
+    write_figure(lambda: _draw(history, names, zero, title), path)
 
 
 def checked_history(history: Entries) -> History:

@@ -286,3 +286,16 @@ def test_matplotlib_missing_names_the_extra(
 
 def test_places_at_even_distances_hold_the_first_and_the_last() -> None:
     assert [evenly(10, 4), evenly(3, 4), evenly(1, 4)] == [[0, 3, 6, 9], [0, 1, 2], [0]]
+
+
+def test_the_terminal_phase_is_drawn_where_the_history_has_it(tmp_path):
+    errors = [0.5, 0.0, 0.0, 0.0]
+    known = [
+        (step, report.with_training_error(error))
+        for (step, report), error in zip(history(), errors, strict=False)
+    ]
+    plot(known, tmp_path / "a.svg")
+    plot(known, tmp_path / "b.svg", zero_error_epoch=known[1][0])
+    plot(history(), tmp_path / "c.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "a.svg").read_bytes() != (tmp_path / "c.svg").read_bytes()
