@@ -15,7 +15,8 @@ ROWS = Path(__file__).parent / "reviewed.json"
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 HEAD = """# The zoo
 
-Networks of other people's libraries, with random weights and small inputs. `python -m tox run -e zoo` trains each for one
+Networks of other people's libraries, with random weights and small inputs: of timm, torchvision, transformers and Keras,
+patterns of the examples of keras.io and Flax, and small ones whose heads are hard to read. `python -m tox run -e zoo` trains each for one
 step under a meter, passes it frozen, and holds NC4 against brute force from the network's own scores. The rows below are
 reviewed by hand (`tests/zoo/reviewed.json`): layers in the order of the data, the head, the classes, and what the meter
 holds. The message at attaching has at most 20 lines of 100 characters in all of them. A new network is one line in

@@ -32,8 +32,8 @@ def measured(given: Given) -> dict[str, Any]:
     else:
         shape = scores.shape[:-1]
         labels = (np.arange(int(np.prod(shape))) % scores.shape[-1]).reshape(shape)
-    state = meter.init(*args, labels=labels)
     call = {} if variables is None else evaluation(model)
+    state = meter.init(*args, labels=labels, **call)
     logits, features = meter.capture(model, *args, **call)
     live = meter.report(meter.update(state, features, labels, logits=logits), variables)
     frozen = meter.observe([(inputs, labels)], variables=variables, progress=False)

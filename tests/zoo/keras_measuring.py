@@ -26,7 +26,9 @@ def measured(given: tuple[keras.Model, np.ndarray]) -> dict[str, Any]:
     frozen = meter.observe(model, [(images, labels)], progress=False)
     found = row(meter, live, frozen)
     head = next(layer for layer in model.layers if layer.name == meter.selection.watched[-1])
-    given, scores = keras.Model(model.inputs, [head.input, model.output])(images, training=False)
+    given, scores = keras.Model(model.inputs, [head.input, model.outputs[0]])(
+        images, training=False
+    )
     rows = pooled(keras.ops.convert_to_numpy(given), labels, given.shape[-1])
     threshold = meter.selection.threshold
     expected = mismatch(rows, labels, keras.ops.convert_to_numpy(scores), threshold)
