@@ -73,7 +73,11 @@ def checked_labels(
         return shape, one_hot, array
     tokens = token_labels(array.shape, features)
     classes = class_labels(
-        array, settings.num_classes, ignore_index=settings.ignore_index, tokens=tokens
+        array,
+        settings.num_classes,
+        ignore_index=settings.ignore_index,
+        tokens=tokens,
+        mixed=settings.mixed,
     )
     # Explicitly: `jax.transfer_guard` forbids all else.
     return shape, False, jax.device_put(np.asarray(classes, np.int32))
@@ -82,7 +86,12 @@ def checked_labels(
 def flat_labels(labels: Array, settings: Settings, one_hot: bool) -> Array:
     """Return labels as (N,) int32."""
     classes = coded(
-        labels, settings.num_classes, settings.ignore_index, JAX_LABELS, one_hot=one_hot
+        labels,
+        settings.num_classes,
+        settings.ignore_index,
+        JAX_LABELS,
+        one_hot=one_hot,
+        mixed=settings.mixed,
     )
     return jnp.asarray(classes, jnp.int32).reshape(-1)
 

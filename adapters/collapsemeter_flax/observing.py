@@ -58,6 +58,7 @@ def frozen_pass(
             settings.num_classes,
             ignore_index=settings.ignore_index,
             tokens=tokens[labels.shape],
+            mixed=settings.mixed,
         )
         state = frozen.count(state, choice, args, kwargs, labels, mask)
     assert state is not None and choice is not None  # noqa: PT018 # a pass has a batch

@@ -130,7 +130,7 @@ def init(
     parameter_bytes : int
         Of the model.
     **options
-        ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``, ``sample_rows``, ``seed`` and
+        ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``, ``mixed``, ``sample_rows``, ``seed`` and
         ``sketch_rows`` of `collapsemeter.adapter.settings.Settings`.
 
     Raises

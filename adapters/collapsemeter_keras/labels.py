@@ -58,7 +58,9 @@ def class_labels(y: Tensor, y_pred: Tensor, settings: Settings) -> Tensor:
                 "integer classes or one-hot rows, or say where the labels are with labels="
             )
         check_dtype(dtype_of(y), tuple(y.shape), num_classes)
-    return coded(y, num_classes, settings.ignore_index, KERAS_LABELS, one_hot=one_hot)
+    return coded(
+        y, num_classes, settings.ignore_index, KERAS_LABELS, one_hot=one_hot, mixed=settings.mixed
+    )
 
 
 class KerasLabels:
@@ -85,6 +87,9 @@ class KerasLabels:
 
     def place_last(self, flags: Tensor) -> Tensor:
         return ops.cast(ops.argmax(ops.cast(flags, "int32"), axis=-1), "int32")
+
+    def max_last(self, x: Tensor) -> Tensor:
+        return ops.max(x, axis=-1, keepdims=True)
 
 
 KERAS_LABELS = KerasLabels()

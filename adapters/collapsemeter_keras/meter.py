@@ -18,6 +18,7 @@ from collapsemeter.adapter.reduction import Reduction
 from collapsemeter.adapter.selection import MAX_LAYERS, Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.report.report import TABLE
+from collapsemeter.stats.labels import Mixed
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
 from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind
@@ -90,7 +91,7 @@ class CollapseMeter(EpochReports):
         ``nc1_pinv/fc``, ``val_nc1_pinv/fc``, ``probe_nc1_pinv/fc``. Those of the last layer are there as
         ``nc1_pinv/head``, too, whatever name Keras gave it. ``EarlyStopping(monitor="nc1_pinv/head",
         mode="min")`` may stand before the meter in ``callbacks=``.
-    reduction, scatter, convention, ignore_index, nonfinite, sample_rows, seed, sketch_rows
+    reduction, scatter, convention, ignore_index, nonfinite, mixed, sample_rows, seed, sketch_rows
         See `collapsemeter.adapter.settings.Settings`.
     strict : bool
         Re-raise a failure of the meter itself instead of marking the layer ``degraded``.
@@ -149,6 +150,7 @@ class CollapseMeter(EpochReports):
         convention: Convention | str = "papyan2020",
         ignore_index: int = IGNORE_INDEX,
         nonfinite: Nonfinite = "skip",
+        mixed: Mixed = "skip",
         sample_rows: int = 4096,
         seed: int = 0,
         sketch_rows: int = SKETCH_ROWS,
@@ -166,6 +168,7 @@ class CollapseMeter(EpochReports):
             "convention": convention,
             "ignore_index": ignore_index,
             "nonfinite": nonfinite,
+            "mixed": mixed,
             "sample_rows": sample_rows,
             "seed": seed,
             "sketch_rows": sketch_rows,

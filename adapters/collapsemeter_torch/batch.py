@@ -196,7 +196,7 @@ class Batch:
         if are_classes(labels, classes, ignored):
             self._complete, self.labels = True, labels.clone()
         else:
-            self.labels = label_tensor(labels, classes, ignored, self._device, mask)
+            self.labels = label_tensor(labels, classes, ignored, self._device, mask, settings.mixed)
         if mask is not None:
             self._mask = to_device(torch.as_tensor(mask), self._device)
 

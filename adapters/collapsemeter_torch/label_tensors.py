@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.stats.labels import check_dtype, class_labels, coded, dtype_name
+from collapsemeter.stats.labels import Mixed, check_dtype, class_labels, coded, dtype_name
 
 from .waiting import RowNumbers
 
@@ -47,6 +47,7 @@ def label_tensor(
     ignore_index: int,
     device: torch.device,
     mask: Tensor | None = None,
+    mixed: Mixed = "skip",
 ) -> Tensor:
     """Return labels as int64 in memory of our own, which the loop does not write into.
 
@@ -57,14 +58,18 @@ def label_tensor(
     # Else nothing is known of the features, which come later.
     tokens = True if mask is not None and np.shape(mask) == np.shape(labels) else None
     if isinstance(labels, Tensor) and labels.device.type != "cpu":
-        plain = _on_device(labels.detach(), num_classes, ignore_index, tokens).to(device)
+        plain = _on_device(labels.detach(), num_classes, ignore_index, tokens, mixed).to(device)
     else:
-        checked = class_labels(labels, num_classes, ignore_index=ignore_index, tokens=tokens)
+        checked = class_labels(
+            labels, num_classes, ignore_index=ignore_index, tokens=tokens, mixed=mixed
+        )
         plain = torch.from_numpy(checked)
     return plain[:, 0] if plain.ndim == 2 and plain.shape[1] == 1 else plain
 
 
-def _on_device(labels: Tensor, num_classes: int, ignore_index: int, tokens: bool | None) -> Tensor:
+def _on_device(
+    labels: Tensor, num_classes: int, ignore_index: int, tokens: bool | None, mixed: Mixed
+) -> Tensor:
     """Code labels where they are, in memory of our own; without a look at them their shape decides."""
     integers = not labels.is_floating_point() and labels.dtype != torch.bool
     one_hot = labels.ndim >= 2 and labels.shape[-1] == num_classes >= 2
@@ -74,7 +79,9 @@ def _on_device(labels: Tensor, num_classes: int, ignore_index: int, tokens: bool
         check_dtype(dtype_name(labels.dtype), tuple(labels.shape), num_classes)
     if labels.is_floating_point() and labels.itemsize < 4:
         labels = labels.float()  # not every operation has a form for narrow ones
-    plain: Tensor = coded(labels, num_classes, ignore_index, TORCH_LABELS, one_hot=one_hot)
+    plain: Tensor = coded(
+        labels, num_classes, ignore_index, TORCH_LABELS, one_hot=one_hot, mixed=mixed
+    )
     return plain.clone() if plain is labels else plain
 
 
@@ -101,6 +108,9 @@ class TorchLabels:
 
     def place_last(self, flags: Tensor) -> Tensor:
         return flags.to(torch.uint8).argmax(-1)
+
+    def max_last(self, x: Tensor) -> Tensor:
+        return x.amax(-1, keepdim=True)
 
 
 TORCH_LABELS = TorchLabels()

@@ -23,6 +23,7 @@ from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Reduction, check_reduction
 from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection
 from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.labels import Mixed
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
 from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes
@@ -78,7 +79,7 @@ class CollapseMeter:
         parameters; None sets no limit.
     num_classes : int, optional
         C; by default the width of the scores.
-    reduction, scatter, convention, ignore_index, nonfinite, sample_rows, seed, sketch_rows
+    reduction, scatter, convention, ignore_index, nonfinite, mixed, sample_rows, seed, sketch_rows
         See `collapsemeter.adapter.settings.Settings`.
     criterion : nn.Module, optional
         A loss module called as ``criterion(output, labels)``: its labels are used, and the loop needs
@@ -138,6 +139,7 @@ class CollapseMeter:
         convention: Convention | str = "papyan2020",
         ignore_index: int = IGNORE_INDEX,
         nonfinite: Nonfinite = "skip",
+        mixed: Mixed = "skip",
         sample_rows: int = 4096,
         keyword_labels: bool = True,
         wide_sums: bool = False,
@@ -169,6 +171,7 @@ class CollapseMeter:
             convention=convention,
             ignore_index=ignore_index,
             nonfinite=nonfinite,
+            mixed=mixed,
             sample_rows=sample_rows,
             seed=seed,
             sketch_rows=sketch_rows,

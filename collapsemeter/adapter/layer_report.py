@@ -57,7 +57,7 @@ def layer_report(
         notes.append(
             f"layer {name!r} is not measured, because {int(sums.mixed)} of {expected_rows} labels name several classes "
             "or parts of them (multi-label, smoothed or mixed): pass the class numbers from before they were "
-            "smoothed or mixed"
+            "smoothed or mixed, or mixed='hardest' to count each under its largest part"
         )
         return undefined_report("mixed_labels", is_head), notes
     if sums.nonfinite and settings.nonfinite == "raise":

@@ -138,6 +138,7 @@ def network_report(
             "rows": expected_rows,
             "batches": batches,
             "convention": settings.named_convention.name,
+            **({} if settings.mixed == "skip" else {"mixed": settings.mixed}),
             **provenance,
         },
     )

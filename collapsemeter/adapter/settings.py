@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..metrics.convention import Convention
+from ..stats.labels import Mixed, check_mixed
 from ..stats.sketch import SKETCH_ROWS
 from ..stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes, scatter_kind
 from .reduction import Reduction, check_reduction
@@ -33,6 +34,9 @@ class Settings:
         Label of rows to leave out.
     nonfinite : {"skip", "raise", "propagate"}
         What to do with rows that hold NaN or Inf; ``raise`` raises when a report is made.
+    mixed : {"skip", "hardest"}
+        What becomes of a row whose label is parts of several classes, such as those of mixup and label smoothing: it is
+        left out and counted, or has the class of its largest part (left out where the largest parts are equal).
     sample_rows : int
         Rows of each layer kept for NC4 (a uniform sample; a sixteenth of it where d > 4096).
     seed : int
@@ -63,6 +67,7 @@ class Settings:
     sample_rows: int = 4096
     seed: int = 0
     sketch_rows: int = SKETCH_ROWS
+    mixed: Mixed = "skip"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_classes", check_num_classes(self.num_classes, least=2))
@@ -72,6 +77,7 @@ class Settings:
             )
         if self.nonfinite not in get_args(Nonfinite):
             raise ValueError(f"nonfinite={self.nonfinite!r}: choose 'skip', 'raise' or 'propagate'")
+        check_mixed(self.mixed)
         if self.sample_rows < 1:
             raise ValueError(f"sample_rows={self.sample_rows}: keep at least one row")
         if self.sketch_rows < 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from types import ModuleType
-from typing import Any, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from .plain import is_untyped, plain
 from .sums import EPS, IGNORE_INDEX, MIXED, UNLABELLED, Nonfinite
 
 Array = Any  # of the framework that the operations speak for
+# Rows of several classes: left out, or of the class of their largest part.
+Mixed = Literal["skip", "hardest"]
 
 
 class LabelOperations(Protocol):
@@ -35,9 +37,18 @@ class LabelOperations(Protocol):
     def place_last(self, flags: Array) -> Array:
         """(..., C) bool -> (...) integers: the place of the one that is set; any where several are."""
 
+    def max_last(self, x: Array) -> Array:
+        """(..., C) -> (..., 1): the largest entry."""
+
 
 def coded(
-    values: Array, num_classes: int, ignore_index: int, ops: LabelOperations, *, one_hot: bool
+    values: Array,
+    num_classes: int,
+    ignore_index: int,
+    ops: LabelOperations,
+    *,
+    one_hot: bool,
+    mixed: Mixed = "skip",
 ) -> Array:
     """Return one integer a row, on any device: nothing is read back, and no shape depends on a value.
 
@@ -48,6 +59,9 @@ def coded(
     ops : LabelOperations
     one_hot : bool
         Whether the values are one-hot rows.
+    mixed : {"skip", "hardest"}
+        ``hardest`` takes the class of the largest part for a row of several; it is `MIXED` where the largest
+        parts are equal, or a part is none of 0 to 1.
 
     Returns
     -------
@@ -68,6 +82,11 @@ def coded(
         set_, clear = ops.count_last(ones), ops.count_last(zeros)
         pure = (set_ == 1) & (clear == num_classes - 1)
         none = ops.where(clear == num_classes, ops.integers(clear) * 0 + UNLABELLED, MIXED)
+        if mixed == "hardest" and not ops.keeps(values):
+            largest = values == ops.max_last(values)
+            parts = ops.count_last((values >= 0) & (values <= 1)) == num_classes
+            single = (ops.count_last(largest) == 1) & parts
+            none = ops.where(single, ops.place_last(largest), none)
         return ops.where(pure, ops.place_last(ones), none)
     whole = ops.integers(values)
     if ops.keeps(values):
@@ -75,7 +94,10 @@ def coded(
     stray = num_classes + (ignore_index == num_classes)
     left = whole * 0 + stray
     if num_classes == 2 and ops.is_float(values):
-        left = ops.where((values > 0) & (values < 1), MIXED, left)
+        part = MIXED
+        if mixed == "hardest":
+            part = ops.where(values == 0.5, MIXED, ops.integers(values > 0.5))
+        left = ops.where((values > 0) & (values < 1), part, left)
     return ops.where(ops.same(whole, values), whole, left)
 
 
@@ -109,6 +131,9 @@ class ArrayLabels:
     def place_last(self, flags: Array) -> Array:
         return flags.argmax(axis=-1).astype(self.dtype)
 
+    def max_last(self, x: Array) -> Array:
+        return x.max(axis=-1, keepdims=True)
+
 
 NUMPY_LABELS = ArrayLabels(np, np.int64)
 
@@ -119,6 +144,7 @@ def class_labels(
     *,
     ignore_index: int = IGNORE_INDEX,
     tokens: bool | None = None,
+    mixed: Mixed = "skip",
 ) -> npt.NDArray[np.int64]:
     """Return labels as int64, one-hot rows as the class they name.
 
@@ -135,6 +161,9 @@ def class_labels(
     tokens : bool, optional
         Whether integers whose last axis has the length ``num_classes`` are one label for each token, if the
         features tell. Otherwise they are one-hot if they are all 0 and 1 and most rows name one class.
+    mixed : {"skip", "hardest"}
+        What becomes of rows of parts of several classes: they are left out, or have the class of their
+        largest part (left out where the largest parts are equal).
 
     Returns
     -------
@@ -151,6 +180,8 @@ def class_labels(
     --------
     >>> class_labels([[0, 1, 0], [1, 0, 0]], num_classes=3)
     array([1, 0])
+    >>> class_labels([[0.3, 0.7], [0.5, 0.5], [1.0, 0.0]], num_classes=2, mixed="hardest").tolist()
+    [1, -1073741825, 0]
     >>> class_labels([[0.0], [1.0]], num_classes=2).tolist()
     [[0], [1]]
     >>> class_labels([0, 3], num_classes=3)
@@ -167,7 +198,7 @@ def class_labels(
     one_hot = is_one_hot(array, num_classes, tokens)
     if not one_hot:
         check_dtype(dtype_name(getattr(labels, "dtype", array.dtype)), array.shape, num_classes)
-    codes = coded(array, num_classes, ignore_index, NUMPY_LABELS, one_hot=one_hot)
+    codes = coded(array, num_classes, ignore_index, NUMPY_LABELS, one_hot=one_hot, mixed=mixed)
     if one_hot:
         _check_entries(array, num_classes)
     else:
@@ -215,6 +246,12 @@ def labelled_rows(
                 "pass nonfinite='skip' to leave such rows out"
             )
     return rows, bins
+
+
+def check_mixed(mixed: Mixed) -> None:
+    """Raise ValueError unless it says what to do with a row of several classes."""
+    if mixed not in get_args(Mixed):
+        raise ValueError(f"mixed={mixed!r}: choose 'skip' or 'hardest'")
 
 
 def check_nonfinite(nonfinite: Nonfinite) -> None:
@@ -324,5 +361,6 @@ def _check_mixed(array: npt.NDArray[Any], codes: npt.NDArray[Any], ignore_index:
             f"labels have dtype {array.dtype} and shape {array.shape}, and {count} of {codes.size} rows "
             f"name several classes or parts of them (multi-label, smoothed or mixed), such as "
             f"{np.array2string(array[where], threshold=8)} at {place}: neural collapse is about one class "
-            "a row, so pass the class numbers from before they were smoothed or mixed"
+            "a row, so pass the class numbers from before they were smoothed or mixed (or mixed='hardest' to a meter, which "
+            "counts each under its largest part)"
         )

@@ -109,6 +109,23 @@ def soft_labels(make: Make) -> None:
 
 
 @case(CASES)
+def largest_parts(make: Make) -> None:
+    """The option mixed="hardest": a row of parts of several classes has the class of its largest part, and is left out
+    where the largest parts are equal.
+    """
+    spec = spec_of(mixed="hardest")
+    stream = stream_of(spec).with_labels([5, 70], MIXED)
+    batches = [(features, np.eye(4, dtype=np.float32)[y]) for features, y in stream_of(spec)]
+    batches[1] = batches[1][0], 0.7 * batches[1][1] + np.float32(0.3 / 4)
+    batches[0][1][5], batches[2][1][70 - 48] = [0.5, 0, 0.5, 0], [0.25, 0.25, 0.25, 0.25]
+    with attached(make, spec) as driver, quiet():
+        feed(driver, batches)
+        report = Oracle(spec, stream).check(driver)
+    said = report.provenance.get("mixed")
+    require(said == "hardest", f"the report says mixed={said!r}, labels were taken as 'hardest'")
+
+
+@case(CASES)
 def labels_of_another_length(make: Make) -> None:
     """More or fewer labels than rows: an error or a warning, and no part of the batch is counted as
     if it were right.

@@ -317,6 +317,17 @@ def test_soft_labels_are_mixed_not_argmaxed():
     assert np.isnan(report["fc"]["nc1_pinv"])
 
 
+def test_soft_labels_may_have_the_class_of_their_largest_part():
+    soft = jnp.array([[0.9, 0.1], [0.0, 1.0], [0.5, 0.5], [0.3, 0.7], [0.0, 0.0], [0.2, 1.7]])
+    rows = {"fc": jnp.ones((6, 2))}
+    state = jax.jit(cf.update)(cf.init({"fc": 2}, 2, mixed="hardest"), rows, soft)
+    np.testing.assert_array_equal(state.layers[0].sums.counts, [1, 2])
+    assert (int(state.layers[0].sums.mixed), int(state.layers[0].sums.unlabelled)) == (2, 1)
+    assert cf.report(state).provenance["mixed"] == "hardest"
+    with pytest.raises(ValueError, match="mixed='largest': choose 'skip' or 'hardest'"):
+        cf.init({"fc": 2}, 2, mixed="largest")
+
+
 def test_labels_at_hand_that_are_wrong_raise():
     state, rows = cf.init({"fc": 2}, 2), {"fc": np.ones((2, 2), np.float32)}
     for labels in ([0, 5], jnp.array([0, 5])):

@@ -436,6 +436,12 @@ class TakesTheLargestPart(ToyDriver):
         super().feed(features, labels.argmax(1) if labels.dtype.kind == "f" else labels)
 
 
+@sabotage("largest_parts")
+class TakesTheFirstOfEqualParts(ToyDriver):
+    def feed(self, features, labels):
+        super().feed(features, labels.argmax(1) if labels.dtype.kind == "f" else labels)
+
+
 @sabotage("labels_of_another_length")
 class CutsToTheShorter(ToyDriver):
     def feed(self, features, labels):
