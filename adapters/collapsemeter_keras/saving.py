@@ -64,10 +64,17 @@ def load_state_dict(
         for key, width, dtype in saved[name]:
             stream.allocate(key, width, dtype, held[name, key])
         stream.let_wait()
+    values = [
+        (variable, _filled_up(state[f"{name}/{variable.name}"], variable.shape))
+        for name, stream in streams.items()
+        for variable in stream.variables
+        if f"{name}/{variable.name}" in state
+    ]
+    for stream in streams.values():
         stream.clear()
-        for variable in stream.variables:
-            if f"{name}/{variable.name}" in state:
-                variable.assign(_filled_up(state[f"{name}/{variable.name}"], variable.shape))
+    for variable, rows in values:  # all of which fit
+        variable.assign(rows)
+    for stream in streams.values():
         stream.resume()
 
 

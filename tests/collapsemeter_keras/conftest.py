@@ -60,6 +60,10 @@ ONE_BACKEND = {
         "test_a_sink_that_fails_leaves_training_alone",
         "test_data_that_is_none",
     ],
+    "mixed_labels": [
+        "test_rows_have_the_class_of_their_largest_part",
+        "test_they_are_left_out_otherwise",
+    ],
     "mistakes": [
         "test_options_that_do_not_fit_repeat_what_was_passed",
         "test_names_of_metrics_and_layers_that_are_close_to_one_are_asked_about",
@@ -91,7 +95,10 @@ ONE_BACKEND = {
     ],
 }
 # One of a kind that runs everywhere all the same.
-EVERYWHERE = {"test_networks_of_many_kinds[residual]"}
+EVERYWHERE = {
+    "test_networks_of_many_kinds[residual]",
+    "test_rows_have_the_class_of_their_largest_part[mixup]",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -828,3 +828,24 @@ def test_a_criterion_refuses_a_model_compiled_later():
     meter.close()
     loss(run(torch.randn(12, 4)), Y)
     torch.compiler.reset()
+
+
+def test_mixed_examples_may_have_the_class_of_their_largest_part():
+    """As mixup and CutMix of torchvision give labels: rolled, and weighted."""
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).train()
+    x, y = torch.randn(24, 6), torch.arange(24) % 4
+    one_hot = nn.functional.one_hot(y, 4).float()
+    for part in (0.7, 0.3):
+        soft = part * one_hot + (1 - part) * one_hot.roll(1, 0)
+        meter = CollapseMeter(net, mixed="hardest", verbose=False)
+        with meter.batch(soft):
+            net(x)
+        report = meter.compute()
+        largest = y if part > 0.5 else y.roll(1)
+        expected = torch.bincount(largest, minlength=4).numpy()
+        np.testing.assert_array_equal(meter.moments("2").counts, expected)
+        assert report.provenance["mixed"] == "hardest"
+    observed = CollapseMeter(net, mixed="hardest", num_classes=4, verbose=False).observe(
+        [(x, 0.9 * one_hot + 0.025)], progress=False
+    )
+    assert observed["2"].provenance["rows"] == 24

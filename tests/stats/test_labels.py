@@ -236,3 +236,20 @@ def test_rows_that_do_not_fit_labels(features, labels, text):
 
 def test_labels_as_a_column_are_one_per_row():
     np.testing.assert_array_equal(labelled_rows(ROWS, [[0], [2], [1]], 3)[1], [0, 2, 1])
+
+
+def test_the_largest_part_may_be_the_class():
+    rows = [[0.6, 0.4, 0], [0, 0.2, 0.8], [0.5, 0.5, 0], [0, 1, 0], [0, 0, 0], [0.2, 0.2, 0.2]]
+    for dtype in (np.float16, np.float32, np.float64):
+        codes = class_labels(np.array(rows, dtype), 3, mixed="hardest")
+        assert codes.tolist() == [0, 2, MIXED, 1, UNLABELLED, MIXED]
+    binary = class_labels(np.array([0.9, 0.1, 0.5, 1.0, 0.0]), 2, mixed="hardest")
+    assert binary.tolist() == [1, 0, MIXED, 1, 0]
+    smoothed = 0.9 * np.eye(3)[[2, 0, 1]] + 0.1 / 3
+    assert class_labels(smoothed, 3, mixed="hardest").tolist() == [2, 0, 1]
+    both = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0]])  # several labels have no largest part
+    assert class_labels(both, 3, mixed="hardest").tolist() == [MIXED, 1, 0]
+    with pytest.raises(ValueError, match="6 of 6 rows name several classes or parts of them"):
+        class_labels(np.full((6, 3), 1 / 3), 3, mixed="hardest")
+    with pytest.raises(ValueError, match=r"hold 1\.5 at position"):
+        class_labels(np.array([[1.5, 0, 0]]), 3, mixed="hardest")
