@@ -85,6 +85,7 @@ class Attachment:
         self._memory = self._time = ""  # that counting takes, in words
         self._forward = 0, 1  # operations for a row of the input, and its rows of scores
         self._said = False
+        self.in_the_dark = False  # a step ran of which nothing is known
         self._model = weakref.ref(model)
         self.outputs = OutputChoice(choices.scores, choices.labels, output_names(model))
         self.instrument = Instrument(
@@ -264,6 +265,7 @@ class Attachment:
             except frozen.NotRunnable as error:  # what the user asked for in vain is an error
                 self.give_up(error)
         if self.selection is None:
+            self.in_the_dark = True
             return None
         return self.counter.begin(stream)
 

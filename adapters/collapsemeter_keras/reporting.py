@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from .attachment import Attachment
     from .statistics import StreamSums
 
+_UNKNOWN = (
+    "its steps ran, and the model does not say what it takes or has no `call`: pass example=, a batch of inputs; of a "
+    "model of several networks, such as a GAN, watch the network that classifies and put its forward into "
+    "`with meter.batch(labels):`"
+)
 _CAUSES = {
     "never_fired": "it was not called in the model's forward (its weights are used directly, or a branch left it out)",
     "rows_missing": "some forwards did not pass through it (a branch, or a step traced without it)",
@@ -68,7 +73,7 @@ def report_of(
 
 def report_of_nothing(attachment: Attachment, stream: str) -> CollapseReport:
     """Return a report without layers, of a model whose layers were never chosen."""
-    why = attachment.degraded.get("learning", NO_STEP)
+    why = attachment.degraded.get("learning", _UNKNOWN if attachment.in_the_dark else NO_STEP)
     return network_report(
         Selection(()),
         {},
