@@ -66,7 +66,8 @@ def add_measure(command: Any, second_pass: bool = True) -> None:
     add("--dufm", nargs="+", metavar="NAME=VALUE",
         help="compare with an optimum: depth, weight_decay, feature_decay, ...")  # fmt: skip
     add("--fail-if", action="append", default=[], metavar="LAYER:METRIC>NUMBER",
-        help="exit with status 3 if so; NC1 to NC4 are shares, such as fc:NC1>10%%")  # fmt: skip
+        help="exit with status 3 if so; NC1 to NC4 are shares, such as fc:NC1>10%%; "
+             "METRIC.low, .high, .estimate: of its 95 %% interval")  # fmt: skip
 
 
 def add_output(command: Any, *report: str) -> None:

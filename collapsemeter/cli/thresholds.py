@@ -13,6 +13,7 @@ from ..metrics.catalogue import METRICS
 from ..metrics.layer import LayerReport
 from ..report.criteria import PROPERTIES, Criteria
 from ..report.report import CollapseReport
+from ..report.trust_words import PARTS, no_part, trust
 from ..stats.undefined import REASONS
 from ..system.escaping import printable
 from ..system.suggest import did_you_mean
@@ -24,7 +25,8 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
 }
 _FORM = re.compile(
-    r"(?:(?P<layer>.+):)?(?P<metric>\w+)\s*(?P<sign>[<>]=?)\s*(?P<limit>\S+)", re.DOTALL
+    r"(?:(?P<layer>.+):)?(?P<metric>\w+)(?:\.(?P<part>\w+))?\s*(?P<sign>[<>]=?)\s*(?P<limit>\S+)",
+    re.DOTALL,
 )
 
 
@@ -35,6 +37,7 @@ class FailureCondition:
     text: str  # as it was given
     layer: str | None  # name or shell pattern; the final layer if None
     metric: str
+    part: str  # low, high or estimate; empty for the value
     sign: str
     limit: float
 
@@ -53,7 +56,13 @@ class FailureCondition:
                 f"--fail-if {text!r}: no metric is named {match['metric']!r}; there are "
                 f"{', '.join(known)}{did_you_mean(match['metric'], known)}"
             )
-        return cls(text, match["layer"], match["metric"], match["sign"], limit)
+        part = match["part"] or ""
+        if part and (part not in PARTS or match["metric"] in PROPERTIES):
+            raise ValueError(
+                f"--fail-if {text!r}: after a metric write .{', .'.join(PARTS)} or nothing, such as "
+                "'fc:nc1_trace_ratio.low>0.5'"
+            )
+        return cls(text, match["layer"], match["metric"], part, match["sign"], limit)
 
     def failures(self, report: CollapseReport) -> list[str]:
         """Return one sentence for every layer that fails; one without a value does."""
@@ -79,13 +88,21 @@ class FailureCondition:
             judgement = Criteria().judge(layer)[self.metric]
             value, words = judgement.share, f"{words}: {judgement}"
         else:
-            value = layer.get(self.metric, math.nan)
-            code = layer.reason(self.metric)
-            why = "it was not measured" if code is None else REASONS.get(code, code)
-            missing = f"no {self.metric} to compare ({why})"
-            words += f" has {missing if math.isnan(value) else f'{self.metric} = {value:.6g}'}"
+            value, why = self._value(layer)
+            name = f"{self.metric}.{self.part}".removesuffix(".")
+            missing = f"no {name} to compare ({why})"
+            words += f" has {missing if math.isnan(value) else f'{name} = {value:.6g}'}"
         failed = math.isnan(value) or _COMPARISONS[self.sign](value, self.limit)
         return words if failed else ""
+
+    def _value(self, layer: LayerReport) -> tuple[float, str]:
+        """Return the number that is compared, and why there is none."""
+        if self.part:
+            value = getattr(trust(layer, self.metric), self.part)
+            return value, no_part(layer, self.metric, self.part)
+        code = layer.reason(self.metric)
+        why = "it was not measured" if code is None else REASONS.get(code, code)
+        return layer.get(self.metric, math.nan), why
 
 
 def _number(text: str) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from ..metrics.random_means import random_etf_error
 from ..stats.undefined import FLAGS, REASONS
+from .trust_words import not_above_noise, too_few_rows, trust
 
 if TYPE_CHECKING:
     from ..metrics.layer import LayerReport
@@ -66,7 +67,8 @@ class Criteria:
     NC4       ``nc4_mismatch`` / (1 - 1/C): chance misses so many rows
     ========  ==================================================================================
 
-    The bands are this package's; no paper defines them.
+    Nothing is judged where the scatter between classes is not above noise or no class has two rows, nor NC1 where its 95 % interval,
+    without the noise in the class means, lies in worse bands. The bands are this package's; no paper defines them.
 
     Parameters
     ----------
@@ -156,7 +158,32 @@ class Criteria:
         if name == "NC1" and "at_dtype_floor" in layer.flags:  # rounding explains it
             words += f", but {FLAGS['at_dtype_floor']}"
             return Judgement(name, share, "not judged", words, figure)
+        if name == "NC1" and "at_dtype_floor" in layer.flags:  # rounding explains it
+            words += f", but {FLAGS['at_dtype_floor']}"
+            return Judgement(name, share, "not judged", words, figure)
+        few = too_few_rows(layer)
+        if few:
+            return Judgement(name, share, "not judged", f"{words}, but {few}", figure)
+        if name == "NC1":
+            beside, doubtful = self._without_noise(layer, share)
+            words += beside
+            if doubtful:
+                return Judgement(name, share, "not judged", words, figure)
         return Judgement(name, share, self.band(share), words, figure)
+
+    def _without_noise(self, layer: LayerReport, share: float) -> tuple[str, bool]:
+        """Say what NC1's share would be without the noise in class means, if not the same, and whether that is surely worse."""
+        low, high, estimate = (
+            part / (1 + part) if part >= 0 else math.nan for part in trust(layer, PROPERTIES["NC1"])
+        )
+        figure = "" if math.isnan(estimate) else self.percent(estimate)
+        if math.isnan(low) or math.isnan(high) or not figure:
+            shown = figure and figure != self.percent(share)
+            return f" (est. {figure})" if shown else "", False
+        ends = f"{self.percent(low)} to {self.percent(high)}"
+        if worst([self.band(low), self.band(share)]) != self.band(share):
+            return f", but {figure} ({ends}) without the noise in class means", True
+        return f" (est. {figure}, {ends})" if figure != self.percent(share) else "", False
 
 
 def sentences(judged: Iterable[Judgement]) -> list[str]:
@@ -206,8 +233,9 @@ def _share(layer: LayerReport, name: str, value: float) -> float:
 
 def _no_share(layer: LayerReport, name: str) -> str:
     """Say why there is no share of a property; nothing where there is one."""
-    if "between_scatter_not_above_noise" in layer.flags:
-        return REASONS["between_scatter_not_above_noise"]
+    why = not_above_noise(layer) or (name in ("NC1", "NC4") and too_few_rows(layer))
+    if why:
+        return why
     classes = _recorded(layer, "classes_present")
     if name == "NC2" and classes == 2:
         return REASONS["two_classes_trivial"]

@@ -23,8 +23,10 @@ from .file import FORMAT, VERSION, Fields, read_json, report_fields
 from .imbalance_words import imbalance_words
 from .tags import Tags, chosen_metrics, of_report
 from .training_error import RECORDED_ERROR, checked_error
+from .trust_words import beside, cautions
 
 _CELL = 8  # characters of a value: 1.23e-05
+_NAME = 12  # characters of a layer's name at least
 LayerT = TypeVar("LayerT")
 TABLE = ("nc1_pinv", "nc2_equinorm", "nc2_etf_error", "nc3_self_duality", "nc4_mismatch")
 
@@ -207,7 +209,10 @@ class CollapseReport(NamedLayers[LayerReport]):
         return printable(f"{name} ({self.phase}): {'; '.join(filter(None, parts))}{flags}")
 
     def table(self, metrics: Sequence[str] = TABLE, width: int = 80) -> str:
-        """Return a table of layers against metrics as text.
+        """Return a table of layers against metrics as text: values, and what is known of their noise.
+
+        ``0.689 (est. 1.16, 0.98 to 1.36)`` is the value, its estimate without the noise in the class means,
+        and the 95 % interval.
 
         Parameters
         ----------
@@ -237,20 +242,39 @@ class CollapseReport(NamedLayers[LayerReport]):
                     f"table(metrics=...): no metric is named {metric!r}{did_you_mean(metric, METRICS)}"
                 )
         lines = []
-        for names, columns, gap in _blocks(metrics, width, self._longest_name()):
-            lines += self._block(names, columns, gap)
-        for note in self._notes(metrics):
+        cells = {metric: self._column(metric, width) for metric in metrics}
+        sizes = {metric: max(map(len, [metric, *cells[metric], " " * _CELL])) for metric in cells}
+        for names, columns, gap in _blocks(metrics, sizes, width, self._longest_name()):
+            lines += self._block(names, {metric: cells[metric] for metric in columns}, gap)
+        apart = [metric for metric in metrics if max(map(len, cells[metric]), default=0) <= _CELL]
+        for note in [*self._known(apart), *self._notes(metrics)]:
             lines += textwrap.wrap(note, width, subsequent_indent="  ")
         return "\n".join(lines)
 
-    def _block(self, names: int, columns: Sequence[str], gap: int) -> list[str]:
+    def _column(self, metric: str, width: int) -> list[str]:
+        """Return the cells of a metric: values, beside what is known of their noise where that fits the page."""
+        values = [f"{layer[metric]:.3g}" if metric in layer else "-" for layer in self.values()]
+        known = [beside(layer, metric) for layer in self.values()]
+        longest = max(map(len, known), default=0)
+        if _NAME + 1 + max(map(len, values), default=0) + longest > width:
+            return values
+        return [value + words.ljust(longest) for value, words in zip(values, known, strict=True)]
+
+    def _known(self, metrics: Sequence[str]) -> Iterator[str]:
+        """Say what is known of the noise in the metrics whose column has no room for it."""
+        for name, layer in self.layers.items():
+            for metric in metrics:
+                words = beside(layer, metric)
+                if words and metric in layer:
+                    yield f"{printable(name)}: {metric} {layer[metric]:.3g}{words}"
+
+    def _block(self, names: int, columns: Mapping[str, Sequence[str]], gap: int) -> list[str]:
         """Return the lines of one table: names in so many characters, columns with a gap before each."""
-        sizes = [max(len(metric), _CELL) + gap for metric in columns]
+        sizes = [max(map(len, [m, *cells, " " * _CELL])) + gap for m, cells in columns.items()]
         header = "".join(map(str.rjust, columns, sizes))
         lines = ["layer".ljust(names) + header, "─" * (names + sum(sizes))]
-        for name, layer in self.layers.items():
-            values = [f"{layer[m]:.3g}" if m in layer else "-" for m in columns]
-            cells = "".join(map(str.rjust, values, sizes))
+        for name, *values in zip(self.layers, *columns.values(), strict=True):
+            cells = "".join(map(str.rjust, values, sizes)).rstrip()
             first, *rest = textwrap.wrap(printable(name), names) or [""]
             lines += [first.ljust(names) + cells, *rest]
         return lines
@@ -269,6 +293,8 @@ class CollapseReport(NamedLayers[LayerReport]):
             for metric in (m for m in metrics if m in layer.standard_errors and m in layer):
                 words = f"{metric} {layer[metric]:.3g} ± {layer.standard_errors[metric]:.2g}"
                 yield f"±: {printable(name)}: {words} (standard error of a sketch)"
+        for caution in cautions(self.layers, metrics):
+            yield f"! {caution}"
         for warning in self.warnings:
             yield f"! {printable(warning)}"
 
@@ -399,15 +425,15 @@ def built(fields: Fields) -> CollapseReport:
 
 
 def _blocks(
-    metrics: Sequence[str], width: int, longest: int
+    metrics: Sequence[str], widths: Mapping[str, int], width: int, longest: int
 ) -> Iterator[tuple[int, list[str], int]]:
     """Split columns over tables: characters of the names, columns, and the gap before each."""
     gap = 2
-    sizes = [max(len(metric), _CELL) for metric in metrics]
+    sizes = [widths[metric] for metric in metrics]
     if longest + sum(sizes) + gap * len(sizes) > width:
         gap = 1
-    # Names are folded before columns move to another table, but not below 12 characters.
-    names = max(min(longest, 12), min(longest, width - sum(sizes) - gap * len(sizes)))
+    # Names are folded before columns move to another table, but not below so many characters.
+    names = max(min(longest, _NAME), min(longest, width - sum(sizes) - gap * len(sizes)))
     columns: list[str] = []
     room = width - names
     for metric, size in zip(metrics, sizes, strict=True):

@@ -12,6 +12,7 @@ from ..report.criteria import RECORDED
 from ..report.origin import COUNTED
 from ..report.report import CollapseReport
 from ..report.training_error import RECORDED_ERROR
+from ..report.trust_words import LASTING
 from .base import AppendedFile, GuardedSink, checked_run, run_of
 
 
@@ -19,7 +20,7 @@ class JsonlSink(GuardedSink):
     """Append one line of strict JSON per report, the values in float64.
 
     A line holds ``run``, ``step``, ``phase``, ``warnings``, ``training_error`` where the report has it and, per layer, ``metrics`` (null where
-    undefined), ``reasons``, ``flags``, and how many classes and features there are. Vectors and
+    undefined), ``reasons``, ``flags``, ``estimates`` and ``intervals`` with the reason where this layer has none, and how many classes and features there are. Vectors and
     per-class values stay in the report (`CollapseReport.to_json`).
 
     Parameters
@@ -77,6 +78,19 @@ def _layer_record(layer: LayerReport) -> dict[str, Any]:
         "metrics": to_json_value(values),
         "reasons": gaps | layer.reasons,
         "flags": list(layer.flags),
+        **_trust_record(layer),
         # What a history is of, and what the criteria need, so that it is judged as its reports are.
         "provenance": {key: to_json_value(layer.provenance[key]) for key in recorded},
     }
+
+
+def _trust_record(layer: LayerReport) -> dict[str, Any]:
+    """Return what is known of the noise; not the reasons that a metric has in every layer."""
+    parts = {
+        "intervals": layer.intervals,
+        "standard_errors": layer.standard_errors,
+        "estimates": layer.estimates,
+    }
+    for name, codes in (("no_estimate", layer.no_estimate), ("no_interval", layer.no_interval)):
+        parts[name] = {metric: code for metric, code in codes.items() if code not in LASTING}
+    return {name: to_json_value(values) for name, values in parts.items() if values}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -70,16 +71,31 @@ def test_plain_values():
 def test_the_default_table_reads_in_80_columns(report):
     lines = report.table().splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["layer", *TABLE]
+    heads = [line.split() for line in lines if line.startswith("layer ")]
+    assert [metric for head in heads for metric in head[1:]] == list(TABLE)
     assert set(lines[1]) == {"─"}
     body = "\n".join(lines)
     for name in NAMES:
         assert name[:12] in body
-    assert len(lines) == 2 + len(NAMES) + 1  # one name is folded
-    fc = lines[-1].split()
-    assert fc[0] == "fc"
-    assert [float(cell) for cell in fc[1:]] == [float(f"{report['fc'][m]:.3g}") for m in TABLE]
-    assert lines[2].split()[-2:] == ["-", "-"]  # no head, no logits
+    assert len([line for line in lines if not line.startswith("!")]) <= 3 * (2 + len(NAMES) + 1)
+    fc = " ".join(line for line in lines if line.startswith("fc "))
+    shown = re.sub(r"\([^)]*\)", "", fc.replace("fc ", " ")).split()
+    assert [float(cell) for cell in shown] == [float(f"{report['fc'][m]:.3g}") for m in TABLE]
+    (conv1,) = [line for line in lines if line.startswith("conv1 ") and line.endswith("-")]
+    assert conv1.split()[-2:] == ["-", "-"]  # no head, no logits
+
+
+def test_a_cell_has_the_estimate_and_the_interval_beside_the_value(report):
+    fc = report["fc"]
+    low, high = fc.intervals["nc1_trace_ratio"]
+    numbers = f"{fc['nc1_trace_ratio']:.3g} (est. {fc.estimates['nc1_trace_ratio']:.3g}, {low:.3g} to {high:.3g})"
+    lines = report.table(["nc1_trace_ratio", "nc1_pinv"]).splitlines()
+    (line,) = [line for line in lines if line.startswith("fc ")]
+    assert f" {numbers}" in line
+    assert line.endswith(f" {fc['nc1_pinv']:.3g}")
+    narrow = " ".join(report.table(["nc1_trace_ratio"], width=40).split())
+    assert f"fc: nc1_trace_ratio {numbers}" in narrow
+    assert f"fc: nc1_trace_ratio {numbers}" not in " ".join(lines)
 
 
 def test_a_table_wider_than_the_page_becomes_several(report):
