@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from ..metrics.random_means import random_etf_error
 from ..stats.undefined import FLAGS, REASONS
-from .trust_words import not_above_noise, too_few_rows, trust
+from .trust_words import trust, with_rows
 
 if TYPE_CHECKING:
     from ..metrics.layer import LayerReport
@@ -161,7 +161,7 @@ class Criteria:
         if name == "NC1" and "at_dtype_floor" in layer.flags:  # rounding explains it
             words += f", but {FLAGS['at_dtype_floor']}"
             return Judgement(name, share, "not judged", words, figure)
-        few = too_few_rows(layer)
+        few = _too_few_rows(layer)
         if few:
             return Judgement(name, share, "not judged", f"{words}, but {few}", figure)
         if name == "NC1":
@@ -233,9 +233,11 @@ def _share(layer: LayerReport, name: str, value: float) -> float:
 
 def _no_share(layer: LayerReport, name: str) -> str:
     """Say why there is no share of a property; nothing where there is one."""
-    why = not_above_noise(layer) or (name in ("NC1", "NC4") and too_few_rows(layer))
-    if why:
-        return why
+    code = "between_scatter_not_above_noise"
+    if code in layer.flags:
+        return with_rows(layer, REASONS[code])
+    if name in ("NC1", "NC4") and _too_few_rows(layer):
+        return _too_few_rows(layer)
     classes = _recorded(layer, "classes_present")
     if name == "NC2" and classes == 2:
         return REASONS["two_classes_trivial"]
@@ -250,6 +252,12 @@ def _no_share(layer: LayerReport, name: str) -> str:
             return FLAGS["etf_infeasible"]
         return _random(layer)[1]
     return _UNRECORDED if name == "NC4" and classes < 2 else ""
+
+
+def _too_few_rows(layer: LayerReport) -> str:
+    """Say that no class has a second row; nothing where one has."""
+    few = layer.no_estimate.get("nc1_trace_ratio") == "too_few_rows"
+    return with_rows(layer, REASONS["too_few_rows"]) if few else ""
 
 
 def _random(layer: LayerReport) -> tuple[float, str]:

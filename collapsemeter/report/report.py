@@ -23,7 +23,8 @@ from .file import FORMAT, VERSION, Fields, read_json, report_fields
 from .imbalance_words import imbalance_words
 from .tags import Tags, chosen_metrics, of_report
 from .training_error import RECORDED_ERROR, checked_error
-from .trust_words import beside, cautions
+from .trust_notes import cautions
+from .trust_words import beside
 
 _CELL = 8  # characters of a value: 1.23e-05
 _NAME = 12  # characters of a layer's name at least

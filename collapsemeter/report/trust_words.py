@@ -1,15 +1,12 @@
-"""What is known of the noise in a metric, in words: beside its value, before a verdict, or why it is not known."""
+"""What is known of the noise in a metric: beside its value, and how many rows a class it comes from."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-
-from ..stats.undefined import FLAGS, REASONS
-from ..system.escaping import printable
 
 if TYPE_CHECKING:
     from ..metrics.layer import LayerReport
@@ -19,13 +16,6 @@ PARTS = ("low", "high", "estimate")
 
 LASTING = ("divides_by_noisy_directions", "no_defensible_estimate", "share_of_rows")
 """Why a metric never has an estimate or interval, whatever the rows: a history does not repeat it."""
-
-_CAUTIONS = {  # flags, and how the metrics begin that they concern
-    "between_scatter_not_above_noise": ("nc", "separation"),
-    "resubstitution": ("nc4_", "ncc_accuracy"),
-    "etf_is_generic": ("nc2_etf_error",),
-}
-_LISTED = 3
 
 
 class Trust(NamedTuple):
@@ -42,15 +32,6 @@ def trust(layer: LayerReport, metric: str) -> Trust:
     return Trust(low, high, layer.estimates.get(metric, math.nan))
 
 
-def no_part(layer: LayerReport, metric: str, part: str) -> str:
-    """Return in words why a metric has no estimate or interval."""
-    codes = layer.no_estimate if part == "estimate" else layer.no_interval
-    code = codes.get(metric, layer.reason(metric))
-    if code is None:
-        return "it was not recorded" if metric in layer else "it was not measured"
-    return noise_words(layer, code)
-
-
 def beside(layer: LayerReport, metric: str, shown: Callable[[float], str] = "{:.3g}".format) -> str:
     """Return ``(est. 1.16, 0.98 to 1.36)`` after a space, or as much of it as is known."""
     low, high, estimate = trust(layer, metric)
@@ -60,36 +41,10 @@ def beside(layer: LayerReport, metric: str, shown: Callable[[float], str] = "{:.
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def not_above_noise(layer: LayerReport) -> str:
-    """Return why nothing of a layer can be called collapse; empty where it can."""
-    code = "between_scatter_not_above_noise"
-    return noise_words(layer, code) if code in layer.flags else ""
-
-
-def too_few_rows(layer: LayerReport) -> str:
-    """Return that no class has a second row; empty where one has."""
-    few = layer.no_estimate.get("nc1_trace_ratio") == "too_few_rows"
-    return noise_words(layer, "too_few_rows") if few else ""
-
-
-def noise_words(layer: LayerReport, code: str) -> str:
-    """Return the sentence of a code; of those of noise the beginning, with the rows of a class."""
-    words, rows = REASONS.get(code, code), _rows_a_class(layer)
-    if rows and code in ("between_scatter_not_above_noise", "too_few_rows"):
-        return f"{words.partition(':')[0]}: {rows}"
-    return words
-
-
-def cautions(layers: Mapping[str, LayerReport], metrics: Iterable[str]) -> list[str]:
-    """Return a sentence for every flag of noise that concerns one of some metrics, with the layers that have it."""
-    names = tuple(metrics)
-    sentences = []
-    for flag, beginnings in _CAUTIONS.items():
-        flagged = [name for name, layer in layers.items() if flag in layer.flags]
-        if flagged and any(name.startswith(beginnings) for name in names):
-            words = noise_words(layers[flagged[-1]], flag) if flag in REASONS else FLAGS[flag]
-            sentences.append(f"{_listed(flagged)}: {words}")
-    return sentences
+def with_rows(layer: LayerReport, words: str) -> str:
+    """Return the beginning of a sentence with the rows of a class; all of it where they are not known."""
+    rows = _rows_a_class(layer)
+    return f"{words.partition(':')[0]}: {rows}" if rows else words
 
 
 def _rows_a_class(layer: LayerReport) -> str:
@@ -104,8 +59,3 @@ def _rows_a_class(layer: LayerReport) -> str:
         return ""
     mean = total / classes
     return "1 row a class" if mean == 1 else f"{mean:,.3g} rows a class"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(printable, names[:_LISTED])) + more
