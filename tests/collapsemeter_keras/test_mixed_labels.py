@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -31,7 +33,9 @@ def labels_of(how: str) -> np.ndarray:
         return 0.9 * one_hot + np.float32(0.1 / CLASSES)
     kind = keras.layers.MixUp if how == "mixup" else keras.layers.CutMix
     layer = kind(seed=1)
-    data = layer({"images": IMAGES, "labels": one_hot}, training=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX says that Keras asks for 64-bit positions
+        data = layer({"images": IMAGES, "labels": one_hot}, training=True)
     return keras.ops.convert_to_numpy(data["labels"])
 
 
