@@ -22,7 +22,7 @@ from .compiled import graphs_may_come
 from .label_tensors import are_classes, label_tensor, row_numbers
 from .namespace import products_are_reduced
 from .store import HEAD_OUTPUT
-from .waiting import RowNumbers, joined, to_device
+from .waiting import RowNumbers, dealt, joined, to_device
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -137,6 +137,7 @@ class Scope(LeftOut):
         for size in self.store.sample_sizes:
             slots = reservoir_slots(numbers, size, settings.seed)
             self.slots[size] = to_device(torch.from_numpy(slots), device)
+        self.groups = to_device(torch.from_numpy(dealt(numbers.tobytes())), device)
         self.hashes: tuple[Tensor, Tensor] | None = None
         if self.store.may_sketch():  # here: a compiled graph takes minutes to fuse all this
             hashes = row_hashes(numbers, settings.sketch_rows, settings.seed, low_32_bits)

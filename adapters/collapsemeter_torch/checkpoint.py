@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state, saved_layers
+from collapsemeter.adapter.selection import listed
 from collapsemeter.adapter.settings import Settings
+from collapsemeter.system.warning import warn
 
 from .device_sums import DeviceSums
 from .ranks import Numbering
@@ -97,11 +99,11 @@ def load_state(store: Store, state: dict[str, Any], learnt: Learnt, device: torc
         return
     _check_resumable(store, state, learnt)
     layers = {
-        (saved["layer"], saved["call"]): _loaded(store.settings, saved, device)
-        for saved in state["layers"]
+        (saved["layer"], saved["call"]): _loaded(store, saved, device) for saved in state["layers"]
     }
     store.clear()
     store.layers |= layers
+    _say_what_lacks_groups(store)
     for saved in state["predictions"]:
         size = len(saved["ids"]) - 1
         decisions = SampledDecisions(device, size)
@@ -117,12 +119,14 @@ def load_state(store: Store, state: dict[str, Any], learnt: Learnt, device: torc
     store.interrupted = {(layer, call): rows for layer, call, rows in state["partial"]}
 
 
-def _loaded(settings: Settings, saved: dict[str, Any], device: torch.device) -> DeviceSums:
+def _loaded(store: Store, saved: dict[str, Any], device: torch.device) -> DeviceSums:
     """Make the state of a layer from what was saved of it."""
     tensors: dict[str, Tensor] = saved["tensors"]
     shift = tensors["shift"]
     first_rows = torch.empty(0, shift.shape[1], dtype=shift.dtype, device=device)
-    layer = DeviceSums(first_rows, settings, saved["kind"], len(tensors["sample_ids"]) - 1)
+    groups = len(tensors.get("group_counts", ())) // len(tensors["counts"])
+    size = len(tensors["sample_ids"]) - 1
+    layer = DeviceSums(first_rows, store.settings, saved["kind"], size, groups=groups)
     if saved["waiting"]:
         rows, labels, numbers = saved["waiting"]
         layer.waiting.put(rows.to(device), labels.to(device, copy=True), numbers.clone().numpy())
@@ -131,6 +135,19 @@ def _loaded(settings: Settings, saved: dict[str, Any], device: torch.device) -> 
         if name in tensors or name not in ADDED:
             tensor.copy_(tensors[name])
     return layer
+
+
+def _say_what_lacks_groups(store: Store) -> None:
+    lacking = {
+        name: None
+        for (name, _), layer in store.layers.items()
+        if not layer.groups and store.holding(name, layer.sample_rows).groups
+    }
+    if lacking:
+        warn(
+            "the state was saved without groups of rows, as older versions do: until the next reset() there are "
+            f"no intervals for {listed(lacking)}"
+        )
 
 
 def check_same_network(saved: Learnt, learnt: Learnt) -> None:

@@ -23,7 +23,7 @@ from collapsemeter.stats.sums import (
 )
 
 from .namespace import TorchNamespace, in_graph, on_host, products_are_reduced
-from .waiting import RowNumbers, WaitingRows, joined, sampled, to_device
+from .waiting import RowNumbers, WaitingRows, dealt, joined, sampled, to_device
 
 # An update makes several passes over its rows: on a CPU they stay in the caches between them.
 CACHED_BYTES = 2**22
@@ -70,6 +70,7 @@ class DeviceSums:
         kind: ScatterKind | None = None,
         sample_size: int | None = None,
         *,
+        groups: int | None = None,
         wide: bool = False,
     ) -> None:
         width, device = rows.shape[1], rows.device
@@ -78,6 +79,8 @@ class DeviceSums:
         self.dtype = torch.float64 if wide else exact
         self.width = width
         self.kind = kind = settings.kind(width) if kind is None else kind
+        self.groups = groups = settings.afforded_groups(width) if groups is None else groups
+        cells = num_classes * max(groups, 1)
         self.seed = settings.seed
         self.ignore_index, self.propagate = settings.ignore_index, settings.propagate
         self.feature_dtype = str(rows.dtype).removeprefix("torch.")
@@ -92,11 +95,12 @@ class DeviceSums:
         self._sums = Sums(
             counts=zeros(num_classes, dtype=torch.int64),
             shift=zeros(num_classes, width),
-            sums=zeros(num_classes, width),
-            squares=zeros(num_classes),
+            sums=zeros(cells, width),
+            squares=zeros(cells),
             scatter=None if shape is None else zeros(*shape),
             **{cause: zeros(dtype=torch.int64) for cause in COUNTERS},
             **{name: zeros(*size) for name, size in sketch.items()},
+            group_counts=zeros(cells, dtype=torch.int64) if groups else None,
         )
         slots = 1 + (settings.sample_size(width) if sample_size is None else sample_size)
         self.sample_rows = zeros(slots, width, dtype=exact)
@@ -136,17 +140,20 @@ class DeviceSums:
             self._place(rows, labels, numbers)
 
     def _place(self, rows: Tensor, labels: Tensor, numbers: npt.NDArray[np.int64]) -> None:
-        device = rows.device
-        hashes = None
+        device, key = rows.device, numbers.tobytes()
+        hashes = groups = None
         if self._sums.sketch is not None:
             parts = row_hashes(numbers, len(self._sums.sketch), self.seed, low_32_bits)
             buckets, negative = (to_device(torch.from_numpy(part), device) for part in parts)
             hashes = buckets, negative
+        if self.groups:
+            groups = to_device(torch.from_numpy(dealt(key) % np.uint8(self.groups)), device)
         reduced = products_are_reduced(device.type)
         for part in self._parts(rows):
             of_part = None if hashes is None else (hashes[0][part], hashes[1][part])
-            self._add(rows[part], labels[part], reduced, of_part)
-        if picked := sampled(numbers, self.seed, self.sample_ids):
+            group = None if groups is None else groups[part]
+            self._add(rows[part], labels[part], reduced, of_part, group)
+        if picked := sampled(key, self.seed, self.sample_ids):
             places, slots, ids = picked
             self._keep(rows[places], labels[places], slots, ids)
 
@@ -165,13 +172,19 @@ class DeviceSums:
         *,
         widen: bool,
         hashes: tuple[Tensor, Tensor] | None,
+        groups: Tensor | None,
     ) -> None:
         """Add a batch in a compiled graph, which is given where in the sample each row goes."""
-        self._add(rows, labels, widen, hashes)
+        self._add(rows, labels, widen, hashes, groups)
         self._keep(rows, labels, slots, ids)
 
     def _add(
-        self, rows: Tensor, labels: Tensor, widen: bool, hashes: tuple[Tensor, Tensor] | None
+        self,
+        rows: Tensor,
+        labels: Tensor,
+        widen: bool,
+        hashes: tuple[Tensor, Tensor] | None,
+        groups: Tensor | None,
     ) -> None:
         update(
             self._sums,
@@ -181,6 +194,7 @@ class DeviceSums:
             ignore_index=self.ignore_index,
             propagate=self.propagate,
             hashes=hashes,
+            groups=groups,
         )
         self.settled.ask(self._sums.counts)
 

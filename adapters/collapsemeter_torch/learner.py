@@ -82,7 +82,7 @@ class Learnt:
             "threshold": selection.threshold,
             "place": selection.place,
             "holdings": {
-                name: [width, holding.kind, holding.sample_rows]
+                name: [width, holding.kind, holding.sample_rows, holding.groups]
                 for name, (width, holding) in self.holdings.items()
             },
         }
@@ -283,8 +283,8 @@ class Learner:
         selection = Selection(layers, head, modules=modules, head_kind=_HEAD_KIND, **known)
         settings = replace(self.settings, num_classes=num_classes)
         holdings = {
-            name: (width, Holding(kind, rows))
-            for name, (width, kind, rows) in saved.get("holdings", {}).items()
+            name: (width, Holding(kind, rows, *groups or [settings.afforded_groups(width)]))
+            for name, (width, kind, rows, *groups) in saved.get("holdings", {}).items()
         }
         getter = self._named_head(named)[1]
         return Learnt(selection, settings, {}, self.scores, getter, holdings=holdings)

@@ -23,6 +23,7 @@ from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Reduction, check_reduction
 from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection
 from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.groups import GROUPS
 from collapsemeter.stats.labels import Mixed
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
@@ -79,7 +80,8 @@ class CollapseMeter:
         parameters; None sets no limit.
     num_classes : int, optional
         C; by default the width of the scores.
-    reduction, scatter, convention, ignore_index, nonfinite, mixed, sample_rows, seed, sketch_rows
+    reduction, scatter, convention, ignore_index, nonfinite, mixed, sample_rows, seed, sketch_rows,
+    groups
         See `collapsemeter.adapter.settings.Settings`.
     criterion : nn.Module, optional
         A loss module called as ``criterion(output, labels)``: its labels are used, and the loop needs
@@ -150,6 +152,7 @@ class CollapseMeter:
         strict: bool = False,
         seed: int = 0,
         sketch_rows: int = SKETCH_ROWS,
+        groups: int = GROUPS,
         verbose: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -175,6 +178,7 @@ class CollapseMeter:
             sample_rows=sample_rows,
             seed=seed,
             sketch_rows=sketch_rows,
+            groups=groups,
         )
         self.exact, self.strict = exact, strict
         self._model = model

@@ -16,7 +16,6 @@ from collapsemeter.adapter.reduction import BatchError
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sampling import low_32_bits
 from collapsemeter.stats.sketch import row_hashes
-from collapsemeter.stats.sums import ScatterKind
 from collapsemeter.system.warning import warn
 
 from .device_sums import DeviceSums
@@ -68,6 +67,11 @@ class Store:
 
     def clear(self) -> None:
         """Start again; states stay in place, because compiled graphs hold their tensors."""
+        self.layers = {  # of a loaded state some may have fewer groups than this meter keeps
+            key: state
+            for key, state in self.layers.items()
+            if state.groups == self.holding(key[0], state.sample_rows).groups
+        }
         for state in self.layers.values():
             state.clear()
         for decisions in self.predictions.values():
@@ -120,23 +124,38 @@ class Store:
             raise BatchError(layer, rows.shape, scope.labels.shape, _WIDTH)
         scope.calls[layer] = call + 1
         hashes = self._hashes(scope) if state.kind == "sketch" else None
+        groups = scope.groups % state.groups if state.groups else None
         slots = scope.slots[state.sample_size]
-        state.add(rows, scope.flat_labels, slots, scope.ids, widen=scope.widen, hashes=hashes)
+        state.add(
+            rows,
+            scope.flat_labels,
+            slots,
+            scope.ids,
+            widen=scope.widen,
+            hashes=hashes,
+            groups=groups,
+        )
 
     def _begin(self, key: tuple[str, int], rows: Tensor) -> DeviceSums:
         wide = self.wide and has_float64(rows.device)
-        kind, size = self._holding(key[0], rows)
-        state = self.layers[key] = DeviceSums(rows, self.settings, kind, size, wide=wide)
+        held = self.holding(key[0], rows)
+        state = self.layers[key] = DeviceSums(
+            rows, self.settings, held.kind, held.sample_rows, groups=held.groups, wide=wide
+        )
         return state
 
-    def _holding(self, layer: str, rows: Tensor) -> tuple[ScatterKind, int]:
-        """Return the scatter that a layer keeps, and how many rows for NC4."""
-        width = rows.shape[1]
+    def holding(self, layer: str, rows: Tensor) -> Holding:
+        """Return what a layer of such rows keeps."""
+        width, settings = rows.shape[1], self.settings
         planned_width, planned = self.holdings.get(layer, (None, None))
         if planned is None or planned_width != width:  # a reduction of the user's own
-            times = class_products(rows.device, self.settings.num_classes)
-            return self.settings.kind(width, times), self.settings.sample_size(width)
-        return planned.kind, planned.sample_rows
+            times = class_products(rows.device, settings.num_classes)
+            return Holding(
+                settings.kind(width, times),
+                settings.sample_size(width),
+                settings.afforded_groups(width),
+            )
+        return planned
 
     @property
     def sample_sizes(self) -> set[int]:
@@ -191,7 +210,7 @@ class Store:
                 decided, numbers = waiting.take()
                 for size, seed in samples.items():
                     decisions = self._sampled_decisions(call, size, decided.device)
-                    if picked := sampled(numbers, seed, decisions.ids):
+                    if picked := sampled(numbers.tobytes(), seed, decisions.ids):
                         places, slots, ids = picked
                         decisions.add(decided[places], slots, ids)
 

@@ -10,7 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from collapsemeter.stats.sampling import reservoir_slots
+from collapsemeter.stats.sampling import (
+    GROUPS,
+    dealt_groups,
+    dealt_range,
+    low_32_bits,
+    reservoir_slots,
+)
 
 MOST_ROWS = 4096
 MOST_ENTRIES, MOST_ENTRIES_ON_DEVICE = 2**21, 2**23  # 8 and 32 MB in float32
@@ -135,15 +141,13 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device)
 
 
-def sampled(
-    numbers: npt.NDArray[np.int64], seed: int, sample_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor] | None:
+def sampled(numbers: bytes, seed: int, sample_ids: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return which rows of a block go into the sample, into which slots, and their numbers, if any do.
 
-    A row whose slot a later one took while it waited goes to the bin, the last of ``sample_ids``.
+    ``numbers`` are the bytes of int64. A row whose slot a later one took while it waited goes to the bin, the last of ``sample_ids``.
     """
     size = len(sample_ids) - 1
-    picked = _picked(numbers.tobytes(), size, seed)
+    picked = _picked(numbers, size, seed)
     if not picked.size:
         return None
     places, slots, ids = to_device(torch.from_numpy(picked), sample_ids.device)
@@ -157,3 +161,16 @@ def _picked(numbers: bytes, size: int, seed: int) -> npt.NDArray[np.int64]:
     slots = reservoir_slots(plain, size, seed)
     rows = np.flatnonzero(slots < size)
     return np.stack([rows, slots[rows], plain[rows]])
+
+
+@functools.lru_cache(maxsize=1)
+def dealt(numbers: bytes) -> npt.NDArray[np.uint8]:
+    """Return the group of each row among 16; of a row without a number any."""
+    plain = np.frombuffer(numbers, np.int64)
+    first = int(plain.min(initial=2**62, where=plain >= 0))
+    count = int(plain.max(initial=-1)) - first + 1
+    if 0 < count <= GROUPS * len(plain):  # else those of one process among very many
+        of_range = dealt_range(first, count, GROUPS).astype(np.uint8)
+        groups: npt.NDArray[np.uint8] = of_range[np.maximum(plain - first, 0)]
+        return groups
+    return np.asarray(dealt_groups(plain, GROUPS, low_32_bits), np.uint8)

@@ -22,17 +22,19 @@ _LESS: Mapping[ScatterKind, ScatterKind] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Holding:
-    """What one layer keeps: its scatter, and how many rows for NC4."""
+    """What one layer keeps: its scatter, how many rows for NC4, and how many groups of rows for intervals."""
 
     kind: ScatterKind
     sample_rows: int
+    groups: int = 0
 
     def nbytes(self, width: int, settings: Settings, itemsize: int = 4) -> int:
         """Bytes of the sums, the scatter and the sampled rows of a layer of this width."""
         classes = settings.num_classes
+        cells = classes * max(self.groups, 1)
         shapes = [
-            (2 * classes + self.sample_rows, width),  # shift and sums; sampled rows
-            (4 * classes + 4 * self.sample_rows,),  # counts and squares; labels and numbers
+            (classes + cells + self.sample_rows, width),  # shift; sums; sampled rows
+            (4 * cells + 4 * self.sample_rows,),  # counts and squares; labels and numbers
             scatter_shape(self.kind, classes, width) or (0,),
             *sketch_shapes(self.kind, classes, width, settings.sketch_rows).values(),
         ]
@@ -47,6 +49,7 @@ class MemoryPlan:
     nbytes: int
     budget: float
     parameter_bytes: int
+    ungrouped: int = 0  # layers that do not afford the groups that were asked for
 
     def __str__(self) -> str:
         text = (
@@ -56,6 +59,11 @@ class MemoryPlan:
         if self.nbytes > self.budget:
             text += (
                 f"; more than memory={self.budget / MIB:.4g}: watch fewer layers with max_layers="
+            )
+        if self.ungrouped:
+            text += (
+                f"; no intervals for {self.ungrouped} of {len(self.holdings)} layers, whose groups of rows would "
+                "take too much"
             )
         return text
 
@@ -71,8 +79,8 @@ def memory_plan(
 ) -> MemoryPlan:
     """Choose what every layer keeps.
 
-    As long as it takes too much, hidden layers keep fewer rows for NC4, then narrower scatters, and the
-    last layer follows. A scatter that was asked for by name stays.
+    As long as it takes too much, hidden layers keep fewer rows for NC4, then no groups for intervals, then
+    still fewer rows and narrower scatters, and the last layer follows. A scatter that was asked for by name stays.
 
     Parameters
     ----------
@@ -100,7 +108,8 @@ def memory_plan(
         )
         if nbytes <= budget:
             break
-    return MemoryPlan(holdings, nbytes, budget, parameter_bytes)
+    ungrouped = sum(not holding.groups for holding in holdings.values()) if settings.groups else 0
+    return MemoryPlan(holdings, nbytes, budget, parameter_bytes, ungrouped)
 
 
 def budget_of(memory: Memory, parameter_bytes: int = 0) -> float:
@@ -119,20 +128,26 @@ def _ever_less(
 ) -> Iterator[dict[str, Holding]]:
     """Yield what every layer may keep, from the most that is of use to the least."""
     holdings = {
-        name: Holding(settings.kind(width, class_products), settings.sample_size(width))
+        name: Holding(
+            settings.kind(width, class_products),
+            settings.sample_size(width),
+            settings.afforded_groups(width),
+        )
         for name, width in widths.items()
     }
     yield dict(holdings)
     *hidden, last = holdings
-    for layers, kind, share in (
-        (hidden, None, 4),
-        (hidden, None, 16),
-        (hidden, "class", 16),
-        ([last], "class", 1),
-        ([last], None, 4),
-        (hidden, "pooled", 16),
-        ([last], "pooled", 16),
-        (hidden, "sketch", 64),
+    for layers, kind, share, grouped in (
+        (hidden, None, 4, True),
+        (hidden, None, 4, False),
+        (hidden, None, 16, False),
+        (hidden, "class", 16, False),
+        ([last], "class", 1, True),
+        ([last], None, 4, True),
+        ([last], None, 4, False),
+        (hidden, "pooled", 16, False),
+        ([last], "pooled", 16, False),
+        (hidden, "sketch", 64, False),
     ):
         for name in layers:
             width, held = widths[name], holdings[name]
@@ -142,5 +157,5 @@ def _ever_less(
                 smaller == "sketch" and settings.sketch_rows >= width
             ):
                 smaller = held.kind
-            holdings[name] = Holding(smaller, rows)
+            holdings[name] = Holding(smaller, rows, held.groups if grouped else 0)
         yield dict(holdings)

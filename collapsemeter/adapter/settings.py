@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..metrics.convention import Convention
+from ..stats.groups import GROUP_ENTRIES, affordable_groups, check_groups
 from ..stats.labels import Mixed, check_mixed
 from ..stats.sketch import SKETCH_ROWS
 from ..stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes, scatter_kind
@@ -45,6 +46,9 @@ class Settings:
     sketch_rows : int
         k, the rows of the sketch that a wide layer keeps; the relative standard error is about
         sqrt(2/k) of one direction, and less over many.
+    groups : int
+        Groups of rows that each layer keeps for intervals: 16, 8, 4, or 0 for none, see
+        `collapsemeter.stats.groups`. A layer of many classes and features keeps fewer.
 
     Raises
     ------
@@ -68,6 +72,7 @@ class Settings:
     seed: int = 0
     sketch_rows: int = SKETCH_ROWS
     mixed: Mixed = "skip"
+    groups: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_classes", check_num_classes(self.num_classes, least=2))
@@ -82,6 +87,7 @@ class Settings:
             raise ValueError(f"sample_rows={self.sample_rows}: keep at least one row")
         if self.sketch_rows < 2:
             raise ValueError(f"sketch_rows={self.sketch_rows}: a sketch has at least two rows")
+        object.__setattr__(self, "groups", check_groups(self.groups))
         if not isinstance(self.reduction, Mapping):  # layers are known when there is a model
             check_reduction(self.reduction)
         object.__setattr__(self, "convention", Convention.named(self.convention))
@@ -109,6 +115,10 @@ class Settings:
         is_dear = class_products > CLASS_PRODUCTS and self.num_classes * width**2 > CLASS_ENTRIES
         is_needed = self.named_convention.within == "class"
         return "pooled" if kind == "class" and is_dear and not is_needed else kind
+
+    def afforded_groups(self, width: int) -> int:
+        """Return how many groups of rows a layer of this width keeps for intervals."""
+        return affordable_groups(self.num_classes, width, self.groups, GROUP_ENTRIES)
 
     @property
     def sample_sizes(self) -> tuple[int, int]:
