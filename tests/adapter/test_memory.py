@@ -23,6 +23,36 @@ def test_bytes_are_those_of_the_arrays():
         assert held == 4 * (sums + rows + apart + scatter)
 
 
+def test_groups_take_their_sums_and_counts():
+    settings = Settings(10, groups=16)
+    without, held = (Holding("trace", 5, groups).nbytes(30, settings) for groups in (0, 16))
+    assert held - without == 4 * 150 * (30 + 4)
+
+
+def test_hidden_layers_lose_their_groups_before_most_of_their_rows():
+    widths = dict.fromkeys(WIDTHS, 64)
+    asked = {"widths": widths, "classes": 1000, "groups": 16}
+    ample = plan(memory=None, **asked)
+    assert {holding.groups for holding in ample.holdings.values()} == {16}
+    assert "no intervals" not in str(ample)
+    tight = plan(memory=40, **asked)
+    assert tight.nbytes <= tight.budget
+    assert tight.holdings["head"].groups == 16
+    assert {tight.holdings[name].groups for name in widths if name != "head"} == {0}
+    assert tight.holdings["block0"].sample_rows >= 256
+    assert "no intervals for 15 of 16 layers" in str(tight)
+    assert "no intervals for 16 of 16 layers" in str(plan(**asked | {"memory": 1}))
+    assert plan(widths, 1000, memory=None).ungrouped == 0
+
+
+def test_a_layer_of_many_classes_and_features_has_fewer_groups():
+    settings = Settings(1000, groups=16)
+    assert [settings.afforded_groups(d) for d in (256, 512, 1024, 2048)] == [16, 8, 4, 0]
+    assert Settings(1000).afforded_groups(8) == 0
+    with pytest.raises(ValueError, match="groups=3: pass 16, 8, 4, or 0"):
+        Settings(10, groups=3)
+
+
 def test_a_small_network_keeps_all_that_is_of_use():
     small = plan({"a": 64, "head": 64}, parameters=0)
     assert set(small.holdings.values()) == {Holding("class", 4096)}

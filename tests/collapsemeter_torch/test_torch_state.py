@@ -112,7 +112,7 @@ def test_a_sample_of_all_rows_has_no_interval():
     meter = CollapseMeter(net, verbose=False)
     with meter.batch(Y):
         net(torch.randn(12, 4))
-    assert meter.compute()["4"].intervals == {}
+    assert not {"nc4_mismatch", "nc4_agreement"} & meter.compute()["4"].intervals.keys()
 
 
 def test_exact_decisions_are_those_of_brute_force():
@@ -133,7 +133,7 @@ def test_exact_decisions_are_those_of_brute_force():
     decided = net(x).argmax(1).numpy()
     assert report["4"]["nc4_mismatch"] == (nearest != decided)[used].mean()
     assert report["4"]["ncc_accuracy"] == (nearest == y)[used].mean()
-    assert report["4"].intervals == {}
+    assert not {"nc4_mismatch", "ncc_accuracy"} & report["4"].intervals.keys()
     assert report["4"].provenance["nc4_rows"] == used.sum()
 
 
