@@ -92,8 +92,8 @@ def nc1_vci_shrunk(layer: LayerInputs) -> float:
     share = shrinkage(scatter, noise.freedom)
     shrunk = (1 - share) * scatter
     shrunk[np.diag_indices(width)] += share / width
-    gram = noise.means @ np.linalg.solve(shrunk, noise.means.T) / classes
-    values = np.linalg.eigvalsh(gram)[max(classes - 1 - width, 0) + 1 :]
+    whitened = solve_lower(np.linalg.cholesky(shrunk), noise.means.T)
+    values = singular_values(whitened.T)[: classes - 1] ** 2 / classes
     raised = width * float((1 / noise.counts).mean()) / classes
     return float((1 / (1 + np.maximum(values - raised, 0.0))).mean())
 

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from ..stats.linalg import Floats
-from ..stats.undefined import Undefined, require
+from ..stats.undefined import Undefined
 from . import estimates
 from .catalogue import METRICS
 from .class_intervals import STUDENT
@@ -71,58 +71,41 @@ def uncertainty(layer: LayerInputs, values: dict[str, float]) -> Uncertainty:
 
 
 def _estimated(layer: LayerInputs, noise: Noise, given: list[str]) -> Uncertainty:
-    found: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    flags = []
-    no_estimate: dict[str, str] = {}
-    no_interval: dict[str, str] = {}
-    samples = shifted(noise, layer.geometry)
-    first = Gram(unshifted(noise), slice(0, 1))
+    groups = shifted(noise, layer.geometry)
+    samples = unshifted(noise) if groups is None else groups
+    first = Gram(samples, slice(0, 1))
     between, error = float(first.between[0]), math.sqrt(max(float(first.between_variance[0]), 0.0))
-    above = between > 2 * error
-    if not above:
-        flags.append("between_scatter_not_above_noise")
-    for name in given:
-        code = _unfit(name, layer, noise)
-        if code is None and not above:
-            code = "between_scatter_not_above_noise"
-        if code is not None:
-            no_estimate[name] = no_interval[name] = code
+    if not between > 2 * error:
+        codes = dict.fromkeys(given, "between_scatter_not_above_noise")
+        return Uncertainty({}, {}, codes, dict(codes), ("between_scatter_not_above_noise",))
+    codes = {name: code for name in given if (code := _unfit(name, layer, noise)) is not None}
+    computations = {name: _computation(name, noise, groups) for name in given if name not in codes}
+    affordable = len(samples.totals) * noise.classes**2 * noise.means.shape[1] <= MOST_PRODUCTS
+    many = {k: v for k, v in computations.items() if affordable or k not in _PAIRWISE}
+    sets = _of_all(many, samples)
+    sets |= {k: compute(first) for k, compute in computations.items() if k not in many}
+    known = Uncertainty({}, {}, dict(codes), dict(codes))
+    for name, values in sets.items():
+        if not math.isfinite(values[0]):
+            known.no_estimate[name] = known.no_interval[name] = "pairs_not_above_noise"
             continue
-        try:
-            found[name], ends = _one(name, noise, samples, first)
-        except Undefined as undefined:
-            no_estimate[name] = no_interval[name] = undefined.code
-            continue
-        if isinstance(ends, str):
-            no_interval[name] = ends
+        known.estimates[name], ends = _judged(name, values, noise)
+        if isinstance(ends, tuple):
+            known.intervals[name] = ends
         else:
-            intervals[name] = ends
-    return Uncertainty(found, intervals, no_estimate, no_interval, tuple(flags))
+            alone = "no_groups" if groups is None else "too_many_classes_for_groups"
+            known.no_interval[name] = alone if len(values) == 1 else ends
+    return known
 
 
-def _one(
-    name: str, noise: Noise, samples: Samples | None, first: Gram
-) -> tuple[float, tuple[float, float] | str]:
+def _judged(name: str, values: Floats, noise: Noise) -> tuple[float, tuple[float, float] | str]:
     """Return the estimate of a metric, and its interval or why there is none."""
-    squared = name in ("nc2_etf_error", "nc2_equinorm")
-    code, affordable = "no_groups", samples is not None
-    if name in _PAIRWISE and samples is not None:
-        products = len(samples.totals) * noise.classes**2 * noise.means.shape[1]
-        code, affordable = "too_many_classes_for_groups", products <= MOST_PRODUCTS
-    compute = _computation(name, noise, samples)
-    if not affordable or samples is None:
-        value = float(compute(first)[0])
-        require(math.isfinite(value), "pairs_not_above_noise")
-        return (math.sqrt(max(value, 0.0)) if squared else value), code
-    sets = _of_all(compute, samples)
-    value = float(sets[0])
-    require(math.isfinite(value), "pairs_not_above_noise")
-    if squared:
-        return _rooted(sets, noise)
-    if not (np.isfinite(sets).all() and sets.min() > 0):
+    if name in ("nc2_etf_error", "nc2_equinorm"):
+        return _rooted(values, noise)
+    value = float(values[0])
+    if len(values) == 1 or not (np.isfinite(values).all() and values.min() > 0):
         return value, "estimate_not_above_noise"
-    half = _half_width(np.log(sets), noise)
+    half = _half_width(np.log(values), noise)
     return value, (value * math.exp(-half), value * math.exp(half))
 
 
@@ -139,19 +122,26 @@ def _computation(name: str, noise: Noise, samples: Samples | None) -> Callable[[
     return estimates.etf_error_squared if name == "nc2_etf_error" else estimates.equinorm_squared
 
 
-def _of_all(compute: Callable[[Gram], Floats], samples: Samples) -> Floats:
-    """(K,): an estimate of every set, some at a time."""
-    noise, number = samples.noise, len(samples.totals)
-    classes, width = noise.means.shape
+def _of_all(
+    computations: dict[str, Callable[[Gram], Floats]], samples: Samples
+) -> dict[str, Floats]:
+    """(K,) by name: estimates of every set, some sets at a time."""
+    classes, width = samples.noise.means.shape
+    number = len(samples.totals)
     step = max(1, CHUNK_ENTRIES // (classes * max(classes, width)))
-    parts = [slice(start, min(start + step, number)) for start in range(0, number, step)]
-    return np.concatenate([compute(Gram(samples, part)) for part in parts])
+    grams = [Gram(samples, slice(k, min(k + step, number))) for k in range(0, number, step)]
+    parts: dict[str, list[Floats]] = {name: [] for name in computations}
+    while grams:
+        gram = grams.pop()  # its matrices go with it
+        for name, compute in computations.items():
+            parts[name].insert(0, compute(gram))
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def _rooted(squares: Floats, noise: Noise) -> tuple[float, tuple[float, float] | str]:
     """Return the root of the first of some squares and its interval, from 0 where the square may be."""
     value = math.sqrt(max(float(squares[0]), 0.0))
-    if not np.isfinite(squares).all():
+    if len(squares) == 1 or not np.isfinite(squares).all():
         return value, "estimate_not_above_noise"
     half = _half_width(squares, noise)
     low, high = (math.sqrt(max(float(squares[0]) + end, 0.0)) for end in (-half, half))
