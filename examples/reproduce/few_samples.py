@@ -196,32 +196,42 @@ def study(options: Options) -> Numbers:
 
 
 def report(numbers: Numbers) -> Iterator[str]:
-    yield f"{numbers['sets']} data sets each, C = {numbers['classes']}, d = {numbers['width']}, as multiples of the truth:"
+    yield (
+        f"{numbers['sets']} data sets each, C = {numbers['classes']}, d = {numbers['width']}: plain value and estimate as "
+        "multiples of the truth, cover of the interval"
+    )
+    yield f"{'rows a class':16}" + "".join(f"{name:>20}" for name in METRICS) + "  ncc  loo"
     for row in (*numbers["simulated"], *numbers["real"]):
-        yield f"{row['kind']}, {row['rows']} rows a class: ncc {row['ncc']:.3f}, left out {row['ncc_loo']:.3f}"
-        for name in (*METRICS, *PLAIN):
-            yield f"  {name:16}" + said(row[name])
+        cells = "".join(f"{said(row[name]):>20}" for name in METRICS)
+        yield f"{row['kind']:13}{row['rows']:3}{cells} {row['ncc']:.3f} {row['ncc_loo']:.3f}"
+    yield f"{'rows a class':16}" + "".join(f"{name:>16}" for name in PLAIN)
+    for row in (*numbers["simulated"], *numbers["real"]):
+        if row["rows"] in (4, 16):
+            cells = "".join(f"{shown(row[name]['plain']):>16}" for name in PLAIN)
+            yield f"{row['kind']:13}{row['rows']:3}{cells}"
     for row in numbers["noise"]:
         yield (
-            f"pure noise, d = 512, {row['rows']} rows a class: flagged {row['flagged']:.0%}; nc1_pinv {row['nc1_pinv']:.3f}, "
-            f"etf_error {row['nc2_etf_error']:.3f}, ncc {row['ncc_accuracy']:.3f}, left out {row['ncc_accuracy_loo']:.3f}"
+            f"pure noise, d = 512, {row['rows']:2} rows a class: flagged {row['flagged']:.0%}; nc1_pinv {row['nc1_pinv']:.3f}, "
+            f"etf_error {row['nc2_etf_error']:.3f}, ncc {row['ncc_accuracy']:.3f}, loo {row['ncc_accuracy_loo']:.3f}"
         )
-    yield f"rows a class until the trace ratio is within {WITHIN:.0%}: plain value (bias) / 95 % interval of the estimate"
-    for row in numbers["needed"]:
-        yield f"  d = {row['width']:4}, separation {row['separation']:6}: {row['plain']:4} / {row['estimate']:4}"
+    yield (
+        f"rows a class until the trace ratio is within {WITHIN:.0%}: plain value (bias) / estimate (95 % interval)"
+    )
+    for width in WIDTHS:
+        cells = (
+            f"{row['separation']:g}: {row['plain']} / {row['estimate']}"
+            for row in numbers["needed"]
+            if row["width"] == width
+        )
+        yield f"d = {width:4}, separation {', '.join(cells)}"
+
+
+def shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def said(found: Numbers) -> str:
-    def shown(value: float | None, form: str) -> str:
-        return "   -" if value is None else format(value, form)
-
-    text = f" plain {shown(found['plain'], '.3f')}  estimate {shown(found['estimate'], '.3f')}"
-    if found["cover"] is None:
-        return text
-    return (
-        text
-        + f"  covers {found['cover']:.3f} of {found['intervals']:.0%}, width {found['width']:.2f}"
-    )
+    return f"{shown(found['plain'])} {shown(found['estimate'])} {shown(found['cover'])}"
 
 
 def draw(figure: Figure, numbers: Numbers) -> None:
