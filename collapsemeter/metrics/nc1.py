@@ -92,7 +92,8 @@ def nc1_vci_shrunk(layer: LayerInputs) -> float:
     share = shrinkage(scatter, noise.freedom)
     shrunk = (1 - share) * scatter
     shrunk[np.diag_indices(width)] += share / width
-    whitened = solve_lower(np.linalg.cholesky(shrunk), noise.means.T)
+    triangle: Floats = np.linalg.cholesky(shrunk)
+    whitened = solve_lower(triangle, noise.means.T)
     values = singular_values(whitened.T)[: classes - 1] ** 2 / classes
     raised = width * float((1 / noise.counts).mean()) / classes
     return float((1 / (1 + np.maximum(values - raised, 0.0))).mean())

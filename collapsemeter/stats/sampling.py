@@ -83,7 +83,7 @@ def drawn_slots(numbers: Array, seed: int, wrap: Wrap = uint32) -> Array:
 
 
 def row_hashes(numbers: Array, size: int, seed: int, wrap: Wrap = uint32) -> tuple[Array, Array]:
-    """Return the bucket of each row, in 0..size-1, and whether its sign is negative.
+    """Return the bucket of each row, in 0..size-1, and whether its sign is negative; the first rows have buckets of their own.
 
     Parameters
     ----------
@@ -109,7 +109,10 @@ def row_hashes(numbers: Array, size: int, seed: int, wrap: Wrap = uint32) -> tup
     # Python's own integers: a compiler that traces NumPy calls must not find any.
     salt = mixed((mixed(seed & MASK, low_32_bits) + _APART) & MASK, low_32_bits) >> 1
     bits = mixed(wrap(mixed(wrap(numbers), wrap) + salt), wrap)
-    return scaled(bits, size), bits % 2 == 1  # of the highest bits, and the lowest one
+    rounds = wrap(numbers) // size  # 0 of the first rows, whose bucket is their number
+    late = 2 * rounds // (rounds + 1)  # 0 or 1, in arithmetic that every framework's integers have
+    buckets = late * scaled(bits, size) + (1 - late) * wrap(numbers)
+    return buckets, bits % 2 == 1  # of the highest bits, and the lowest one
 
 
 def dealt_groups(numbers: Array, groups: int, wrap: Wrap = uint32) -> Array:
