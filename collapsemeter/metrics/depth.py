@@ -28,16 +28,21 @@ def means_stable_rank(layer: LayerInputs) -> float:
 
 def features_effective_rank(layer: LayerInputs) -> float:
     r"""`effective_rank` of the eigenvalues of :math:`S_W + S_B`."""
-    geometry = layer.geometry
-    total = within = geometry.within("sample")
+    geometry, rows = layer.geometry, layer.geometry.residuals
+    within = np.zeros((0, 0)) if rows is not None else geometry.within("sample")
+    means = np.zeros((0, geometry.width))
     try:
         means = geometry.centred / np.sqrt(geometry.num_present)
-        total = means.T @ means
-        total += within
     except Undefined as undefined:
         if undefined.code not in ("one_class", "no_between_class_scatter"):
             raise
-    values = np.linalg.eigvalsh(total)
+    if (
+        rows is not None
+    ):  # few rows of many features: their products with each other have the same eigenvalues
+        stacked = np.concatenate([rows / np.sqrt(geometry.rows), means])
+        values = np.linalg.eigvalsh(stacked @ stacked.T)
+    else:
+        values = np.linalg.eigvalsh(means.T @ means + within)
     # Eigenvalues below the round-off of the largest are noise, of either sign.
     values = values[values > values.max(initial=0.0) * geometry.width * EPS64]
     require(len(values) > 0, "no_between_class_scatter")

@@ -244,6 +244,16 @@ class ClassGeometry:
         return projected
 
     @cached_property
+    def residuals(self) -> Floats | None:
+        """Rows less their class means, each with a sign, where a sketch has a bucket for every row; else None."""
+        sketch, signs = self.moments.sketch, self.moments.signs
+        if sketch is None or signs is None or self.rows > len(sketch):
+            return None
+        taken_buckets = np.flatnonzero(np.abs(signs).sum(axis=1))
+        alone = len(taken_buckets) == self.rows == np.count_nonzero(signs)
+        return sketch[taken_buckets] if alone else None
+
+    @cached_property
     def _out_of_float64(self) -> str | None:
         """Why nothing can be computed of the means and traces, if so."""
         if not np.isfinite(self.means).all():

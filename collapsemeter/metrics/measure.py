@@ -214,7 +214,8 @@ def _missing(layer: LayerInputs) -> dict[Need, str]:
 
 
 def _standard_errors(layer: LayerInputs, values: dict[str, float]) -> dict[str, float]:
-    if layer.geometry.moments.sketch is None:
+    geometry = layer.geometry
+    if geometry.moments.sketch is None or geometry.residuals is not None:
         return {}
     conventions = {
         "nc1_pinv": layer.convention,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..stats.linalg import Floats
     from .geometry import ClassGeometry
     from .layer_inputs import LayerInputs
+    from .noise import Noise
 
 
 def nc1_pinv(layer: LayerInputs) -> float:
@@ -56,6 +57,10 @@ def nc1_vci(layer: LayerInputs) -> float:
     geometry, kind = layer.geometry, layer.convention.within
     spectrum = geometry.spectrum(layer.convention.between)
     least = spectrum.cut * spectrum.values[0]
+    rows = geometry.residuals
+    if rows is not None and (geometry.balanced or kind == "sample"):
+        whitened = _whitened_by_rows(spectrum.root, rows, geometry.within_rank, least)
+        return float((1.0 / (1.0 + singular_values(whitened) ** 2)).sum()) / len(spectrum.values)
     factored = geometry.within_cholesky(kind)
     if factored is None:
         whitened = _whitened(spectrum.root, geometry.within(kind), geometry.within_rank, least)
@@ -84,24 +89,45 @@ def nc1_vci_shrunk(layer: LayerInputs) -> float:
     With :math:`S^* = (1 - a) S_g + a \frac{t}{d} I`, a by the oracle-approximating rule, and :math:`l_j` the eigenvalues of
     :math:`M S^{*-1} M^\top / C`, it is the mean over C - 1 of them of :math:`1 / (1 + \max(l_j - \frac{d}{nC}, 0))`, n the harmonic mean of n_c.
     """
-    noise = layer.noise
+    noise, rows = layer.noise, layer.geometry.residuals
     classes, width = noise.means.shape
+    if rows is not None:
+        values = _shrunk_by_rows(noise, rows / math.sqrt(noise.freedom * noise.total))
+        return _shrunk_index(noise, values)
     scatter = layer.geometry.within("sample") * (
         layer.geometry.rows / (noise.freedom * noise.total)
     )
     share = shrinkage(scatter, noise.freedom)
     shrunk = (1 - share) * scatter
     shrunk[np.diag_indices(width)] += share / width
-    triangle: Floats = np.linalg.cholesky(shrunk)
+    triangle = np.asarray(np.linalg.cholesky(shrunk), np.float64)
     whitened = solve_lower(triangle, noise.means.T)
-    values = singular_values(whitened.T)[: classes - 1] ** 2 / classes
+    return _shrunk_index(noise, singular_values(whitened.T)[: classes - 1] ** 2 / classes)
+
+
+def _shrunk_by_rows(noise: Noise, rows: Floats) -> Floats:
+    """Return the l_j of `nc1_vci_shrunk` from rows R with S_g = R'R, by Woodbury's identity."""
+    classes, width = noise.means.shape
+    products = rows @ rows.T
+    share = shrinkage(products, noise.freedom, width)
+    identity = share / width
+    inner = (1 - share) * products
+    inner[np.diag_indices(len(inner))] += identity
+    across = rows @ noise.means.T
+    gram = noise.means @ noise.means.T - (1 - share) * across.T @ np.linalg.solve(inner, across)
+    values: Floats = np.linalg.eigvalsh(gram / (identity * classes))
+    return values[1:]
+
+
+def _shrunk_index(noise: Noise, values: Floats) -> float:
+    classes, width = noise.means.shape
     raised = width * float((1 / noise.counts).mean()) / classes
     return float((1 / (1 + np.maximum(values - raised, 0.0))).mean())
 
 
-def shrinkage(scatter: Floats, freedom: float) -> float:
-    """Return a, the share of the multiple of I in a covariance of trace 1, by the oracle-approximating rule (Chen et al. 2010)."""
-    width = len(scatter)
+def shrinkage(scatter: Floats, freedom: float, width: int = 0) -> float:
+    """Return a, the share of the multiple of I in a covariance of trace 1 (or one of its eigenvalues), by the oracle-approximating rule (Chen et al. 2010)."""
+    width = width or len(scatter)
     square = float(np.vdot(scatter, scatter))
     excess = square - 1 / width
     if excess <= 0:
@@ -124,6 +150,18 @@ def fuzziness_convention(convention: Convention) -> Convention:
 def _pinv_trace(geometry: ClassGeometry, convention: Convention) -> float:
     total = float(geometry.pinv_traces(convention.between, convention.within).sum())
     return total / geometry.num_present if convention.divide_by_classes else total
+
+
+def _whitened_by_rows(root: Floats, rows: Floats, rank: int, least: float) -> Floats:
+    """Return `_whitened` from rows about their class means, few of many features."""
+    _, values, axes = np.linalg.svd(rows, full_matrices=False)
+    varies = values > values[0] * math.sqrt(negligible(rows.shape[1]))
+    varies[rank:] = False
+    inside = root @ axes[varies].T
+    outside = root - inside @ axes[varies]
+    require(float(np.linalg.norm(outside)) <= least, "within_scatter_rank_deficient")
+    whitened: Floats = inside * (math.sqrt(len(rows)) / values[varies])
+    return whitened
 
 
 def _whitened(root: Floats, within: Floats, rank: int, least: float) -> Floats:

@@ -92,7 +92,11 @@ def noise_of(geometry: ClassGeometry) -> Noise:
             left, right = means @ scatter, means
         else:
             sketch = moments.sketch / math.sqrt(freedom * total)
-            square = _sketch_square(sketch, freedom)
+            rows = geometry.residuals
+            if rows is None:
+                square = _sketch_square(sketch, freedom)
+            else:  # the scatter's square is that of the rows' products
+                square = _scatter_square(rows @ rows.T / (freedom * total), freedom)
             left = right = means @ sketch.T
         counts = geometry.counts.astype(np.float64)
         own = geometry.traces / np.maximum(counts - 1, 1) / total

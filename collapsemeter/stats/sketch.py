@@ -1,7 +1,8 @@
 r"""A count sketch of the residual rows R: what stands in for the scatter of a wide layer.
 
 :math:`K = \Omega R` (k x d) is kept: row number t goes to bucket :math:`b(t)` with sign :math:`s(t)`. Then :math:`|Ku|^2`
-estimates :math:`u^\top S u = |Ru|^2` without bias for every u (Charikar, Chen & Farach-Colton 2004). :math:`Z_{bc}`, the
+estimates :math:`u^\top S u = |Ru|^2` without bias for every u (Charikar, Chen & Farach-Colton 2004). The first k rows have buckets of
+their own: a sketch of no more is these rows, and nothing is estimated. :math:`Z_{bc}`, the
 sum of the signs of class c in bucket b, moves K to other means.
 """
 

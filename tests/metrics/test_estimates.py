@@ -340,3 +340,26 @@ def test_files_keep_groups_and_older_ones_have_none(tmp_path):
     old = cm.measure(cm.ClassMoments.load(tmp_path / "old"))
     assert old.no_interval["separation"] == "no_groups"
     assert old.estimates["nc1_trace_ratio"] == cm.measure(moments).estimates["nc1_trace_ratio"]
+
+
+@pytest.mark.parametrize("counts", [(20, 20, 20), (5, 40, 13)])
+@pytest.mark.parametrize("d", [16, 90])
+def test_a_sketch_of_no_more_rows_than_buckets_is_exact(counts, d):
+    rng = np.random.default_rng(11)
+    features, labels = drawn(rng, counts, d, kind="anisotropic")
+    exact = cm.measure(cm.ClassMoments.from_batch(features, labels, 3, scatter="pooled"))
+    state = cm.ClassMoments.empty(3, d, scatter="sketch", sketch_rows=64)
+    for part in np.array_split(np.arange(len(labels)), 5):
+        state = state.update(features[part], labels[part])
+    found = cm.measure(state)
+    assert found.keys() == exact.keys()
+    for name, value in exact.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-9, err_msg=name)
+        assert found.reason(name) == exact.reason(name)
+    assert found.standard_errors == {}
+    for name in exact.intervals:
+        np.testing.assert_allclose(
+            found.intervals[name], exact.intervals[name], rtol=1e-8, atol=1e-12
+        )
+    more = state.update(features[:9], labels[:9])  # 67 rows or more in 64 buckets
+    assert cm.measure(more).reason("features_effective_rank") == "only_a_sketch"

@@ -93,8 +93,8 @@ def test_a_wide_layer_has_the_estimate_of_the_few_dimensions_that_its_means_span
     """So that what is shown of those few, below, is shown of d = 65,536; and its state is small."""
     wide, narrow, labels = wide_rows(96)
     wide = wide + 1e-3 * np.random.default_rng(1).normal(size=65_536)  # the same for every row
-    m = ClassMoments.from_batch(wide, labels, 3, seed=4)
-    few = cm.measure(sketch_of(narrow, labels, 3, 512, seed=4))
+    m = ClassMoments.from_batch(wide, labels, 3, seed=4, sketch_rows=64)  # for 96 rows
+    few = cm.measure(sketch_of(narrow, labels, 3, 64, seed=4))
     layer = cm.measure(m)
     assert m.kind == "sketch"
     np.testing.assert_allclose(layer["nc1_pinv"], few["nc1_pinv"], rtol=1e-9)
