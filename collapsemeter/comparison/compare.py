@@ -167,7 +167,12 @@ def _compare_layer(
         obstacle=obstacle,
     )
     gaps = {
-        metric: Gap(layer[metric], reference[metric])
+        metric: Gap(
+            layer[metric],
+            reference[metric],
+            layer.intervals.get(metric),
+            _reference_interval(reference, metric),
+        )
         for metric in layer
         if metric in reference and (metric.startswith("nc1_") or not (free or obstacle))
     }
@@ -185,6 +190,13 @@ def _compare_layer(
         status=status,
         verdict=sentence,
     )
+
+
+def _reference_interval(reference: LayerReport, metric: str) -> tuple[float, float] | None:
+    """Return the interval of a reference: a point for an optimum, in which there is no noise."""
+    if reference.no_estimate.get(metric) == "reference":
+        return reference[metric], reference[metric]
+    return reference.intervals.get(metric)
 
 
 def _singular_values(layer: LayerReport) -> Floats:

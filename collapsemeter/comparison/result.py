@@ -30,11 +30,18 @@ COLUMNS = {  # characters of each column, spaces included
 }  # fmt: skip
 
 
+Interval: TypeAlias = tuple[float, float]
+
+
 class Gap(NamedTuple):
     """One metric: measured, at the reference, and their difference; NaN where one is undefined."""
 
     measured: float
     reference: float
+    interval: Interval | None = None
+    """95 % interval of what was measured."""
+    reference_interval: Interval | None = None
+    """That of the reference, which is a point where it is an optimum."""
 
     @property
     def gap(self) -> float:
@@ -42,9 +49,19 @@ class Gap(NamedTuple):
         with np.errstate(invalid="ignore"):
             return float(np.subtract(self.measured, self.reference))
 
-    def to_dict(self) -> dict[str, float]:
-        """Return the three numbers by name."""
-        return {**self._asdict(), "gap": self.gap}
+    @property
+    def beyond_noise(self) -> bool | None:
+        """Whether the intervals do not meet, so that there is a gap; None where one is not known."""
+        if self.interval is None or self.reference_interval is None:
+            return None
+        (low, high), (reference_low, reference_high) = self.interval, self.reference_interval
+        if not all(map(math.isfinite, (low, high, reference_low, reference_high))):
+            return None
+        return low > reference_high or high < reference_low
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers by name, and whether the gap is beyond noise."""
+        return {**self._asdict(), "gap": self.gap, "beyond_noise": self.beyond_noise}
 
 
 class Ranks(NamedTuple):
@@ -102,8 +119,8 @@ class LayerComparison:
 
     @property
     def worst_gap(self) -> float:
-        """The largest of all gaps and distances, scale relative to the reference; NaNs left out."""
-        values = [gap.gap for gap in self.metrics.values()]
+        """The largest of all gaps and distances, scale relative to the reference; NaNs and what noise explains left out."""
+        values = [gap.gap for gap in self.metrics.values() if gap.beyond_noise is not False]
         values += [self.gram_distance, self.gram_distance_centred, self.spectrum_distance]
         values.append(self.scale.gap / (self.scale.reference or 1.0))
         return max((abs(value) for value in values if math.isfinite(value)), default=0.0)
@@ -187,7 +204,8 @@ class Comparison(NamedLayers[LayerComparison]):
         Parameters
         ----------
         metrics : sequence of str
-            Metrics to list by layer: measured, reference, gap. Without any, the overview: NC1
+            Metrics to list by layer: measured, reference, gap, with ``~`` where the 95 % intervals of both
+            meet, so that noise may be all of it. Without any, the overview: NC1
             (``nc1_trace_ratio``), distances of Gram matrix and spectrum, scale over that of the
             reference, effective rank measured and optimal, classes, and effective rank of the best
             low-rank structure.
@@ -212,18 +230,20 @@ class Comparison(NamedLayers[LayerComparison]):
 
     def _metric_rows(self, metrics: Sequence[str], width: int) -> list[str]:
         longest = max(map(len, ["metric", *metrics]))
-        room = min(self._longest_name(), max(len("layer"), width - longest - 33))
+        room = min(self._longest_name(), max(len("layer"), width - longest - 35))
         head = f"{'layer':<{room}}  {'metric':<{longest}}  {'measured':>8}  {'reference':>9}  {'gap':>8}"
-        lines = [head, "─" * len(head)]
+        lines, within = [head, "─" * len(head)], False
         for name, layer in self.layers.items():
             for metric in metrics:
                 gap = layer.metrics.get(metric, _UNKNOWN)
-                measured, reference, difference = map(_cell, (*gap, gap.gap))
+                measured, reference, difference = map(_cell, (*gap[:2], gap.gap))
+                mark, within = (" ~", True) if gap.beyond_noise is False else ("", within)
                 lines.append(
                     f"{_fitted(name, room):<{room}}  {metric:<{longest}}  "
-                    f"{measured:>8}  {reference:>9}  {difference:>8}"
+                    f"{measured:>8}  {reference:>9}  {difference:>8}{mark}"
                 )
-        return lines
+        words = "~: no gap beyond noise, as the 95 % intervals meet"
+        return [*lines, *textwrap.wrap(words, width)] if within else lines
 
     def _overview(self, width: int) -> list[str]:
         wrap = partial(textwrap.wrap, width=width, subsequent_indent="  ")

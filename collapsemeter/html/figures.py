@@ -24,6 +24,7 @@ from ..report.figure import (
 )
 from ..report.history import Entries, History
 from ..report.report import CollapseReport
+from ..report.trust_words import beside, trust
 from ..stats.linalg import Floats
 from .picture import EARLIER, REFERENCE, Picture, picture
 from .tables import number
@@ -62,8 +63,8 @@ def _panel_caption(panel: Panel, report: CollapseReport) -> str:
     layer = report.final
     values = []
     for metric in filter(None, (panel.metric, panel.of_head)):
-        why = missing(layer, metric)
-        values.append(f"{metric}: {why}" if why else f"{metric} {number(layer[metric])}")
+        why, known = missing(layer, metric), beside(layer, metric)
+        values.append(f"{metric}: {why}" if why else f"{metric} {number(layer[metric])}{known}")
     return f"At the final layer: {'; '.join(values)}."
 
 
@@ -179,6 +180,7 @@ def _dots(axes: Axes, report: CollapseReport, metric: str, log: bool, size: floa
     if np.isfinite(values).any():
         colours = [EARLIER] * (len(report) - 1) + [FINAL]
         axes.scatter(np.arange(len(report)), values, c=colours, s=size, zorder=3)
+        _draw_intervals(axes, report, metric, log)
         axes.set_yscale("log" if log else "linear")
     else:
         words = "no value:\n" + "\n".join(textwrap.wrap(missing(report.final, metric), 30))
@@ -192,3 +194,11 @@ def _dots(axes: Axes, report: CollapseReport, metric: str, log: bool, size: floa
     axes.set_xticks(ticks, [labels[tick] for tick in ticks], parse_math=False, **style)
     axes.set_xlim(-0.4, len(labels) - 0.6)
     return values
+
+
+def _draw_intervals(axes: Axes, report: CollapseReport, metric: str, log: bool) -> None:
+    """Draw the 95 % interval of every layer as a bar; on a logarithmic axis one from zero has no end."""
+    for depth, layer in enumerate(report.values()):
+        low, high, _ = (drawable(part, log) for part in trust(layer, metric))
+        if math.isfinite(low) and math.isfinite(high):
+            axes.vlines(depth, low, high, color=REFERENCE, linewidth=1.6, zorder=2)

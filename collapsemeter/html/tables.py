@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..metrics.layer import LayerReport
 from ..report.criteria import missing
 from ..report.history import History
 from ..report.report import CollapseReport
+from ..report.trust_words import beside
 from ..stats.linalg import Floats
 
 MOST_CLASSES = 50
@@ -209,12 +211,12 @@ def all_values(report: CollapseReport) -> Values:
 
 
 def _value_cell(layer: LayerReport, metric: str, notes: dict[str, int]) -> Cell:
-    why = missing(layer, metric)
+    why, known = missing(layer, metric), beside(layer, metric, partial(metric_value, metric))
     if why:
-        return Cell("–", "", notes.setdefault(why, len(notes) + 1), why)
+        return Cell(f"–{known}", "", notes.setdefault(why, len(notes) + 1), why)
     error = layer.standard_errors.get(metric)
     spread = "" if error is None else f" ± {number(error)}"
-    return Cell(metric_value(metric, layer[metric]) + spread)
+    return Cell(metric_value(metric, layer[metric]) + spread + known)
 
 
 def log_slopes(history: History) -> Table | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple, get_args
 from ..metrics.layer import LayerReport
 from ..report.criteria import PROPERTIES, Band, Criteria, missing, pinv_words
 from ..report.history import Entries
+from ..report.trust_words import trust
 from .tables import MARKS, metric_value, number
 
 TITLES = {
@@ -68,7 +69,8 @@ def _notes(history: Entries, name: str) -> Iterator[str]:
         final = list(report)[-1]
         layers = [(step, entry[final]) for step, entry in history if final in entry]
         yield from _trend(metric, [(step, past.get(metric, math.nan)) for step, past in layers])
-        if metric in layer.intervals:
+        yield from _without_noise(layer, metric)
+        if name == "NC4" and metric in layer.intervals:
             low, high = (metric_value(metric, end) for end in layer.intervals[metric])
             on = _count(layer, "nc4_rows", " on {} rows")
             yield f"95 % Wilson interval {low} to {high}: sampled{on}"
@@ -82,6 +84,14 @@ def _notes(history: Entries, name: str) -> Iterator[str]:
         error = number(layer.standard_errors["nc1_pinv"])
         of = _count(layer, "sketch_rows", " of {} rows")
         yield f"standard error ± {error}: estimated from a sketch{of}"
+
+
+def _without_noise(layer: LayerReport, metric: str) -> Iterator[str]:
+    """Say what a metric is without the noise in the class means, and how sure that is."""
+    low, high, estimate = trust(layer, metric)
+    if not math.isnan(estimate):
+        ends = "" if math.isnan(low) else f", 95 % interval {number(low)} to {number(high)}"
+        yield f"{number(estimate)} without the noise in class means{ends}"
 
 
 def _count(layer: LayerReport, key: str, words: str) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ..metrics.catalogue import METRICS
 from ..system.suggest import did_you_mean
+from .trust_words import PARTS, trust
 
 if TYPE_CHECKING:
+    from ..metrics.layer import LayerReport
     from .report import CollapseReport
 
 # Every tracker accepts ASCII word characters, dot, dash and slash. MLflow may store a metric as a file of
@@ -45,29 +47,34 @@ def chosen_metrics(metrics: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
 class Tags:
     """Turns reports into ``{tag: value}``; no two layers share a tag."""
 
-    def __init__(self, metrics: Collection[str] | None = None) -> None:
+    def __init__(self, metrics: Collection[str] | None = None, intervals: bool = False) -> None:
         self._metrics = metrics  # None: all that a layer has
+        self._intervals = intervals  # whether a metric that has one gets .low, .high and .estimate
         self._names: dict[str, str] = {}
 
     def of(self, report: CollapseReport) -> dict[str, float]:
         """Return the values by tag; one that is not finite is left out: some trackers choke on NaN."""
         values = {
-            self.tag(metric, name): float(layer[metric])
+            self.tag(metric, name): value
             for name, layer in report.items()
-            for metric in sorted(layer, key=lambda metric: _PLACES.get(metric, len(_PLACES)))
-            if self._takes(metric, layer[metric])
+            for metric, value in self._of_layer(layer)
         }
         if HEAD in report or not report.layers or "nc3_cosine" not in report.final:
             return values
         # What the head reads has a second tag, the same in every run: Keras numbers its layers.
         return values | {
-            f"{safe_name(metric)}/{HEAD}": float(value)
-            for metric, value in report.final.items()
-            if self._takes(metric, value)
+            f"{safe_name(metric)}/{HEAD}": value for metric, value in self._of_layer(report.final)
         }
 
-    def _takes(self, metric: str, value: float) -> bool:
-        return math.isfinite(value) and (self._metrics is None or metric in self._metrics)
+    def _of_layer(self, layer: LayerReport) -> Iterator[tuple[str, float]]:
+        for metric in sorted(layer, key=lambda metric: _PLACES.get(metric, len(_PLACES))):
+            if self._metrics is not None and metric not in self._metrics:
+                continue
+            if math.isfinite(layer[metric]):
+                yield metric, float(layer[metric])
+            if self._intervals and metric in layer.intervals:
+                parts = zip(PARTS, trust(layer, metric), strict=True)
+                yield from ((f"{metric}.{name}", end) for name, end in parts if math.isfinite(end))
 
     def tag(self, metric: str, layer: str) -> str:
         """Return the tag of one curve, metric first: TensorBoard groups by the text before the slash."""

@@ -12,18 +12,27 @@ from pathlib import Path
 
 from ..metrics.catalogue import METRICS
 from ..metrics.layer import LayerReport
+from ..metrics.uncertainty import NAMES
 from ..report.report import CollapseReport
+from ..report.trust_words import PARTS, trust
 from ..system.escaping import printable
 from ..system.warning import warn
 from .base import AppendedFile, GuardedSink, checked_run, run_of
 
 _KEYS = ("run", "step", "phase", "layer")
-_COLUMNS = (*_KEYS, *METRICS, "flags")
+_SHARES = tuple(name for name, metric in METRICS.items() if metric.unit == "share of rows")
+_PARTS = (
+    *((name, part) for name in NAMES for part in PARTS),
+    *((name, part) for name in _SHARES for part in PARTS if part != "estimate"),
+)
+_COLUMNS = (*_KEYS, *METRICS, *(f"{name}.{part}" for name, part in _PARTS), "flags")
 _HEADERS = (",".join(_KEYS), "step,phase,layer")  # how tables of this and earlier versions begin
 
 
 class CsvSink(GuardedSink):
     """Append one row per layer and report; the columns are every metric there is, from the first on.
+
+    Those that may have an interval have columns such as ``nc1_trace_ratio.low``, ``.high`` and ``.estimate``, too.
 
     A table of this form needs no reshaping in pandas: ``df[df.layer == "fc"].plot("step", "nc1_pinv")``,
     or ``df.pivot(index="step", columns="layer", values="nc1_pinv")`` where it holds one run. Cells are
@@ -121,6 +130,7 @@ class CsvSink(GuardedSink):
 
 def _row(run: str, step: str, phase: str, name: str, layer: LayerReport) -> list[str]:
     values = [layer.get(metric, math.nan) for metric in METRICS]
+    values += [getattr(trust(layer, metric), part) for metric, part in _PARTS]
     cells = [repr(float(value)) if math.isfinite(value) else "" for value in values]
     return [_text(run), step, _text(phase), _text(name), *cells, _text(" ".join(layer.flags))]
 

@@ -59,6 +59,9 @@ class TensorBoardSink(GuardedSink):
         out what it had from that step on.
     prefix : str
         What every tag begins with, see `Fan`.
+    intervals : bool
+        Whether a metric that has a 95 % interval gets curves of its ends and of its estimate as well:
+        ``nc1_trace_ratio.low/<layer>``, ``.high`` and ``.estimate``.
 
     Raises
     ------
@@ -91,6 +94,7 @@ class TensorBoardSink(GuardedSink):
         layout: bool = True,
         run: str | None = None,
         prefix: str = "",
+        intervals: bool = True,
     ) -> None:
         self.run, self.prefix = checked_run(run), prefix
         self._owned: EventFile | None = None
@@ -104,7 +108,7 @@ class TensorBoardSink(GuardedSink):
             raise TypeError(
                 f"TensorBoardSink takes a folder or a writer with add_scalar, got {target!r}"
             )
-        self._scalars, self._derived = Scalars(self.name), Derived()
+        self._scalars, self._derived = Scalars(self.name, intervals), Derived()
         self._adds_layout = layout and hasattr(self._writer, "add_custom_scalars")
 
     def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:

@@ -50,6 +50,9 @@ class LoggerSink(GuardedSink):
     logger : object
     prefix : str
         What every tag begins with, see `Fan`; a callable is given none.
+    intervals : bool
+        Whether a metric that has a 95 % interval is logged with its ends and its estimate as well, as
+        ``nc1_trace_ratio.low/<layer>``, ``.high`` and ``.estimate``. Off: many trackers make a chart of each.
 
     Raises
     ------
@@ -66,12 +69,12 @@ class LoggerSink(GuardedSink):
     1 {'nc1_pinv/fc': 0.25}
     """
 
-    def __init__(self, logger: Any, *, prefix: str = "") -> None:
+    def __init__(self, logger: Any, *, prefix: str = "", intervals: bool = False) -> None:
         self.prefix = prefix
         self.name = f"LoggerSink({_called(logger)})"
         self._logger = logger
         self._method = _method(logger)
-        self._scalars = Scalars(self.name)
+        self._scalars = Scalars(self.name, intervals)
 
     def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:
         if self._method is None:

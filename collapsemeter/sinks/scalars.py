@@ -10,8 +10,8 @@ from ..system.warning import warn
 class Scalars(Tags):
     """The tags of one sink: under a prefix, plain those of the phase that comes first, and with their phase those of others."""
 
-    def __init__(self, owner: str) -> None:
-        super().__init__()
+    def __init__(self, owner: str, intervals: bool = False) -> None:
+        super().__init__(intervals=intervals)
         self._owner = owner  # as a warning names it
         self._phases: dict[str, list[str]] = {}  # by prefix
 

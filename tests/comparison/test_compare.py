@@ -304,3 +304,52 @@ def test_bad_input_is_one_sentence():
 def test_nothing_learned_in_part_is_compared_as_it_is():
     problem = PROBLEMS["mse K=12 L=4"]
     assert_no_gap(cm.compare(partial(problem, 5), partial(problem, 5)), 1e-12)
+
+
+def noisy(rows, seed, apart=1.0):
+    """A report of six classes about the same means, with unit noise and so many rows a class."""
+    means = apart * np.random.default_rng(9).standard_normal((6, 20))
+    labels = np.repeat(np.arange(6), rows)
+    features = means[labels] + np.random.default_rng(seed).standard_normal((len(labels), 20))
+    return cm.CollapseReport({"fc": cm.measure(cm.ClassMoments.from_batch(features, labels, 6))})
+
+
+def test_few_rows_are_no_gap_and_another_network_is():
+    few, many, other = noisy(8, 0), noisy(60, 1), noisy(60, 1, 3.0)
+    same, apart = (cm.compare(few, reference)["fc"] for reference in (many, other))
+    name = "nc1_trace_ratio"
+    assert few["fc"][name] < 0.9 * many["fc"][name]  # noise in the means makes it smaller
+    assert same.metrics[name].beyond_noise is False
+    assert apart.metrics[name].beyond_noise is True
+    assert apart.metrics["nc1_pinv"].beyond_noise is None  # it has no interval
+    record = same.to_dict()["metrics"][name]
+    assert record["beyond_noise"] is False
+    assert record["interval"] == list(few["fc"].intervals[name])
+    assert record["reference_interval"] == list(many["fc"].intervals[name])
+
+
+def test_a_table_marks_what_noise_explains():
+    text = cm.compare(noisy(8, 0), noisy(60, 1)).table(["nc1_trace_ratio", "nc1_pinv"])
+    _, _, ratio, pinv, words = text.splitlines()
+    assert ratio.endswith(" ~")
+    assert not pinv.endswith("~")
+    assert words == "~: no gap beyond noise, as the 95 % intervals meet"
+    assert "~" not in cm.compare(noisy(8, 0), noisy(60, 1, 3.0)).table(["nc1_trace_ratio"])
+
+
+def test_an_optimum_is_a_point():
+    best = model(6, 20, 2, 0.002).optimum()
+    gap = cm.compare(noisy(8, 0), best, {"fc": 2})["fc"].metrics["nc1_trace_ratio"]
+    assert gap.reference_interval == (0.0, 0.0)
+    assert gap.beyond_noise is True
+
+
+def test_what_noise_explains_is_no_worst_gap():
+    layer = cm.compare(noisy(8, 0), noisy(60, 1))["fc"]
+    left = [gap for gap in layer.metrics.values() if gap.beyond_noise is False]
+    assert left
+    kept = [gap.gap for gap in layer.metrics.values() if gap.beyond_noise is not False]
+    distances = (layer.gram_distance, layer.gram_distance_centred, layer.spectrum_distance)
+    scale = layer.scale.gap / layer.scale.reference
+    finite = [abs(value) for value in (*kept, *distances, scale) if math.isfinite(value)]
+    assert layer.worst_gap == max(finite)

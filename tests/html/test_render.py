@@ -141,6 +141,21 @@ def test_the_strip_says_value_target_trend_floor_and_interval(run: str) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_cards_and_captions_say_what_is_known_of_noise() -> None:
+    made = CollapseReport({"fc": layer(6, 12, 0.5)})
+    text = Page(render([(0, made)])).text
+    final = made.final
+    low, high = (f"{end:.3g}" for end in final.intervals["nc1_trace_ratio"])
+    estimate = f"{final.estimates['nc1_trace_ratio']:.3g}"
+    assert f"{estimate} without the noise in class means, 95 % interval {low} to {high}" in text
+    low, high = (f"{end:.3g}" for end in final.intervals["nc2_equinorm"])
+    estimate = f"{final.estimates['nc2_equinorm']:.3g}"
+    shown = f"nc2_equinorm {final['nc2_equinorm']:.3g} (est. {estimate}, {low} to {high})"
+    assert shown in text
+    assert "Wilson interval" not in text  # nothing was sampled
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_sampled_value_has_its_interval() -> None:
     moments = cm.ClassMoments.from_batch(np.eye(4).repeat(3, 0), np.arange(4).repeat(3), 4)
     decisions = cm.Decisions(np.full(4, 20), np.full(4, 19), np.full(4, 18), True)
@@ -262,7 +277,12 @@ def test_all_metrics_of_all_layers_are_there(single: str) -> None:
         if math.isnan(value):  # a dash, with its footnote
             assert row[-1].startswith("–<sup>")
         else:
-            assert row[-1].replace(" %", "") == shown
+            assert row[-1].partition(" (")[0].replace(" %", "") == shown
+    estimates, ends = made.final.estimates, made.final.intervals
+    for name in ("nc1_trace_ratio", "nc2_etf_error"):
+        cell = next(row[-1] for row in rows if row[0] == name)
+        low, high = (f"{end:.3g}" for end in ends[name])
+        assert cell.endswith(f" (est. {estimates[name]:.3g}, {low} to {high})")
     assert "no classifier head belongs to this layer" in Page(single).within("li")
     meanings = rows_of(single, "Every metric: one name, one formula")
     assert [row[0] for row in meanings[1:]] == list(METRICS)

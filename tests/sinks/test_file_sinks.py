@@ -16,6 +16,7 @@ import pytest
 from collapsemeter import METRICS, CollapseReport, LayerReport
 from collapsemeter.metrics.layer import to_json_value
 from collapsemeter.sinks import CsvSink, Fan, JsonlSink, TensorBoardSink
+from collapsemeter.sinks.csv_table import _COLUMNS
 from collapsemeter.system.escaping import printable
 
 
@@ -159,7 +160,10 @@ def test_a_table_has_a_row_per_layer_and_a_column_per_metric(
     for step, report in reports.items():
         sink.write(step, report)
     found = rows(path)
-    assert list(found[0]) == ["run", "step", "phase", "layer", *METRICS, "flags"]
+    first, last = list(found[0])[: 4 + len(METRICS)], list(found[0])[4 + len(METRICS) :]
+    assert first == ["run", "step", "phase", "layer", *METRICS]
+    assert last[-1] == "flags"
+    assert {name.partition(".")[2] for name in last[:-1]} == {"low", "high", "estimate"}
     assert [(row["step"], row["layer"]) for row in found] == [
         ("1", "conv1"),
         ("1", "fc"),
@@ -265,7 +269,7 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path, limit: int) -> 
 
 
 def header() -> str:
-    return ",".join(["run", "step", "phase", "layer", *METRICS, "flags"])
+    return ",".join(_COLUMNS)
 
 
 @pytest.mark.parametrize("left", [1, 12, 60, "all"])
