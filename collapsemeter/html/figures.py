@@ -46,7 +46,7 @@ def six_panels(history: History) -> list[Picture]:
     report, pictures = history[-1][1], list[Picture]()
     zero = history.terminal_phase().step
     for panel in PANELS:
-        with picture(pictures, panel.title, _panel_caption(panel, report), 4.6, 3.1) as axes:
+        with picture(pictures, panel.title, _panel_caption(panel, history), 4.6, 3.1) as axes:
             if len(history) > 1:
                 draw_panel(axes, panel, history, names, colours)
                 axes.set_xlabel("epoch")
@@ -59,13 +59,21 @@ def six_panels(history: History) -> list[Picture]:
     return pictures
 
 
-def _panel_caption(panel: Panel, report: CollapseReport) -> str:
+def _panel_caption(panel: Panel, history: History) -> str:
+    several, report = len(history) > 1, history[-1][1]
     layer = report.final
     values = []
     for metric in filter(None, (panel.metric, panel.of_head)):
-        why, known = missing(layer, metric), beside(layer, metric)
-        values.append(f"{metric}: {why}" if why else f"{metric} {number(layer[metric])}{known}")
-    return f"At the final layer: {'; '.join(values)}."
+        why, words = missing(layer, metric), beside(layer, metric)
+        values.append(f"{metric}: {why}" if why else f"{metric} {number(layer[metric])}{words}")
+    layers = [layer] if several else report.values()
+    bars = "Shaded" if several else "Grey bars"
+    known = (
+        f" {bars}: 95 % intervals."
+        if any(panel.metric in each.intervals for each in layers)
+        else ""
+    )
+    return f"At the final layer: {'; '.join(values)}.{known}"
 
 
 def _draw_against_depth(axes: Axes, panel: Panel, report: CollapseReport) -> None:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..stats.undefined import REASONS
 from .drawing import check_ending, evenly, readable, write_figure
 from .history import Entries, History
+from .trust_words import trust
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from ..metrics.layer import LayerReport
 
 
 class Panel(NamedTuple):
@@ -41,6 +44,7 @@ FINAL = "#D55E00"
 HEAD = "#1A1A1A"
 DASHES = (0, (4, 2))
 PALE = 0.3  # of earlier runs
+_SHADE = 0.15  # of intervals
 _ZERO_ERROR = "#555555"
 _MOST_NAMES = 9
 _LONGEST_NAME = 36
@@ -161,11 +165,24 @@ def _draw_run(
         final = name == names[-1]
         style = {"color": colours[name], "linewidth": 2.6 if final else 1.3, "alpha": alpha}
         _stroke(axes, _points(run, name, panel.metric, panel.log), style)
+        if final and alpha is None:
+            _shade(axes, panel, [(step, report[name]) for step, report in run if name in report])
         if panel.of_head is not None:
             style |= {"linewidth": 1.6, "linestyle": DASHES}
             style["color"] = HEAD if final else colours[name]
             headed |= _stroke(axes, _points(run, name, panel.of_head, panel.log), style)
     return headed
+
+
+def _shade(axes: Axes, panel: Panel, layers: list[tuple[int, LayerReport]]) -> None:
+    """Shade the 95 % intervals of the final layer where it has them."""
+    ends = [
+        (step, *(drawable(end, panel.log) for end in trust(layer, panel.metric)[:2]))
+        for step, layer in layers
+    ]
+    if any(math.isfinite(low) and math.isfinite(high) for _, low, high in ends):
+        steps, lows, highs = zip(*ends, strict=True)
+        axes.fill_between(steps, lows, highs, color=FINAL, alpha=_SHADE, linewidth=0, zorder=1)
 
 
 def top_of(axes: Axes) -> float:
