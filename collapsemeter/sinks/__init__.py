@@ -8,6 +8,8 @@ json_lines   the float64 record, a line a report
 csv_table    a row a layer, a column a metric
 event_files  TensorBoard
 loggers      experiment trackers and callables, by what they can do
+scalars      what trackers and TensorBoard share
+derived      curves of what is derived from reports
 wandb_runs   Weights & Biases, under a step metric of its own
 
 Examples
