@@ -34,7 +34,8 @@ REASONS: dict[str, str] = {
     "after it, or no map makes them",
     "no_logits": "the network's own decisions were not seen for these rows",
     "not_resubstitution": "the rows decided on are none of those that made the class means, or it was not recorded",
-    "no_groups": "no groups of rows were kept: groups=0 was passed, or the state was written by an older version",
+    "no_groups": "no groups of rows were kept: groups=0 was passed, memory= or so many classes and features do not "
+    "afford them, or the state was written by an older version",
     "too_many_classes": "there are so many classes that pairs of them are not estimated",
     "too_many_classes_for_groups": "there are so many classes and features that groups of rows are not kept or compared",
     "classes_not_alike": "classes differ in size, and the estimate is of scatters that weight them alike about their mean: "

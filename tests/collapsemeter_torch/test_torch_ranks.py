@@ -135,6 +135,14 @@ def test_moments_are_merged_too(results):
         moments = result["moments"]
         assert moments.counts.tolist() == reference.counts.tolist()
         assert moments.seeds == reference.seeds
+        assert moments.groups.counts.tolist() == reference.groups.counts.tolist()
+        for part in ("sums", "squares"):
+            np.testing.assert_allclose(
+                getattr(moments.groups, part),
+                getattr(reference.groups, part),
+                rtol=LIVE,
+                atol=LIVE,
+            )
         for part in ("means", "traces", "sketch", "signs"):
             np.testing.assert_allclose(
                 getattr(moments, part), getattr(reference, part), rtol=LIVE, atol=LIVE
