@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import threading
 from time import perf_counter
 from types import TracebackType
@@ -53,8 +52,10 @@ class Opened(threading.local):
     def put(self, scope: LeftOut) -> None:
         """Open a scope, or put it in the place of the one that is open."""
         if self.slot is None:
-            slots = map("slot {}".format, itertools.count())
-            self.slot = next(slot for slot in slots if slot not in SCOPES.__dict__)
+            number = 0
+            while (slot := f"slot {number}") in SCOPES.__dict__:
+                number += 1
+            self.slot = slot
         self.scope = scope
         setattr(SCOPES, self.slot, scope)
 

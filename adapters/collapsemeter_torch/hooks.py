@@ -284,7 +284,7 @@ class ScoresHook(CountingHook):
         recorder = self.recorder()
         if recorder is None:
             return
-        scope = recorder.scope()
+        scope = recorder.opened.scope if eager else recorder.scope()
         if scope is not None:
             scope.done = True
         if eager and self.closes and recorder.opened_by_hook:

@@ -127,9 +127,9 @@ MANY: list[dict[str, Any]] = [
         pytest.param(MANY, "after", marks=pytest.mark.nightly),
     ],
 )
-def test_a_graph_is_not_shared_by_meters_that_differ(settings, when, monkeypatch):
-    # Each of these needs graphs of its own.
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
+# Each of these needs graphs of its own.
+@torch._dynamo.config.patch(recompile_limit=64)
+def test_a_graph_is_not_shared_by_meters_that_differ(settings, when):
     nets = [Net() for _ in settings]
 
     def meter(i: int) -> CollapseMeter:
