@@ -35,12 +35,13 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def expected(report: CollapseReport) -> dict[str, float]:
-    return {
-        f"{metric}/{name}": float(np.float32(value))
-        for name, layer in [*report.items(), ("head", report["fc"])]
-        for metric, value in layer.items()
-        if math.isfinite(value)
-    }
+    values = {}
+    for name, layer in [*report.items(), ("head", report["fc"])]:
+        values |= {f"{metric}/{name}": value for metric, value in layer.items()}
+        for metric, (low, high) in layer.intervals.items():
+            values |= {f"{metric}.low/{name}": low, f"{metric}.high/{name}": high}
+            values[f"{metric}.estimate/{name}"] = layer.estimates.get(metric, math.nan)
+    return {tag: float(np.float32(value)) for tag, value in values.items() if math.isfinite(value)}
 
 
 def layout(folder: Path) -> dict[str, dict[str, list[str]]]:
@@ -72,9 +73,12 @@ def test_a_folder_holds_every_value_when_write_returns(tmp_path: Path, make_repo
         sink.write(step, report)
     found = scalars(tmp_path)  # before close: flushed at each write
     sink.close()
-    for tag in expected(reports[1]):
-        assert found[tag] == [(step, expected(report)[tag]) for step, report in reports.items()]
-    assert set(found) == set(expected(reports[1]))
+    due: dict[str, list[tuple[int, float]]] = {}
+    for step, report in reports.items():
+        for tag, value in expected(report).items():
+            due.setdefault(tag, []).append((step, value))
+    assert found == due
+    assert len(due["nc1_pinv/fc"]) == len(reports)
     assert sink.failures == 0
 
 
