@@ -38,7 +38,7 @@ NAMES = ("nc1_trace_ratio", "separation", *_PAIRWISE)
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty:
-    """What is known of the noise in a layer's metrics, by name; ``why`` has the codes of those without an estimate or interval."""
+    """What is known of the noise in a layer's metrics, by name, and the codes of those without an estimate or an interval."""
 
     estimates: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
