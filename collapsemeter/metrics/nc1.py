@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..stats.sketch import standard_error
-from ..stats.undefined import require
+from ..stats.undefined import Undefined, require
 from .convention import PRESETS, Convention
 from .spectra import is_outside, negligible, singular_values, solve_lower
 
@@ -100,7 +100,10 @@ def nc1_vci_shrunk(layer: LayerInputs) -> float:
     share = shrinkage(scatter, noise.freedom)
     shrunk = (1 - share) * scatter
     shrunk[np.diag_indices(width)] += share / width
-    triangle = np.asarray(np.linalg.cholesky(shrunk), np.float64)
+    try:
+        triangle = np.asarray(np.linalg.cholesky(shrunk), np.float64)
+    except np.linalg.LinAlgError:  # rounding of float32 sums took more than shrinking gave
+        raise Undefined("float32_sums_displaced") from None
     whitened = solve_lower(triangle, noise.means.T)
     return _shrunk_index(noise, singular_values(whitened.T)[: classes - 1] ** 2 / classes)
 

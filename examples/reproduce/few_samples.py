@@ -185,10 +185,9 @@ def needed(width: int, separation: float) -> Numbers:
 def study(options: Options) -> Numbers:
     sets, rows = (12, (2, 8)) if options.quick else (200, ROWS)
     kinds = ("gaussian", "heavy-tailed", "row-scaled", "anisotropic", "unequal")
+    kinds = kinds[:1] if options.quick else kinds
     return {
-        "sets": sets,
-        "classes": CLASSES,
-        "width": WIDTH,
+        "settings": {"sets": sets, "classes": CLASSES, "width": WIDTH},
         "simulated": [simulated(options, kind, n, sets) for kind in kinds for n in rows],
         "real": [real(options, n, sets) for n in rows if n <= 32],
         "noise": [pure_noise(options, n, sets // 4) for n in rows if n <= 32],
@@ -197,8 +196,9 @@ def study(options: Options) -> Numbers:
 
 
 def report(numbers: Numbers) -> Iterator[str]:
+    settings = numbers["settings"]
     yield (
-        f"{numbers['sets']} data sets each, C = {numbers['classes']}, d = {numbers['width']}: plain value and estimate as "
+        f"{settings['sets']} data sets each, C = {settings['classes']}, d = {settings['width']}: plain value and estimate as "
         f"multiples of the truth, cover of the interval; - where fewer than {RARE:.0%} of the sets have one"
     )
     yield f"{'rows a class':16}" + "".join(f"{name:>20}" for name in METRICS) + "  ncc  loo"

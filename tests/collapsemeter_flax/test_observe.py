@@ -67,7 +67,9 @@ def assert_reports(found, expected, tolerance=TOLERANCE):
     assert list(found) == list(expected)
     for name in expected:
         for metric, value in expected[name].items():
-            assert found[name][metric] == pytest.approx(value, rel=tolerance, abs=1e-6, nan_ok=True), (
+            assert found[name][metric] == pytest.approx(
+                value, rel=tolerance, abs=1e-6, nan_ok=True
+            ), (
                 name,
                 metric,
             )

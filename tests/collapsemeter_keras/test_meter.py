@@ -375,7 +375,9 @@ def test_data_in_every_form(form):
         expected = measure(truth, head=Head(weight.T, bias), decisions=decided)
         for metric, value in expected.items():
             # A cosine may be next to nothing.
-            assert report["fc"][metric] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), metric
+            assert report["fc"][metric] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), (
+                metric
+            )
     assert model.train_function is None
     if form not in ("dicts", "list"):
         counted = meter_for()

@@ -77,6 +77,16 @@ def ce_pairs(results: Numbers) -> None:
         assert row["loss"] <= min(row["dnc"], row["pairs"], row["polygon"]) + ROUNDING
 
 
+def few_samples(results: Numbers) -> None:
+    rows = {(row["kind"], row["rows"]): row for row in (*results["simulated"], *results["real"])}
+    for kind in ("gaussian", "digits"):
+        few, more = (rows[kind, n]["nc1_trace_ratio"] for n in (2, 8))
+        assert few["plain"] < more["plain"] < 0.9  # the fewer rows, the more it looks collapsed
+        assert abs(more["estimate"] - 1) < 0.1
+    assert all(row["flagged"] >= 0.5 and row["ncc_accuracy"] > 0.9 for row in results["noise"])
+    assert all(row["plain"] > row["estimate"] for row in results["needed"])
+
+
 def real_network(results: Numbers) -> None:
     first, last = results["history"][0], results["history"][-1]
     assert results["reference"]["loss"] < last["loss"] < first["loss"]
@@ -95,6 +105,7 @@ CLAIMS: dict[str, Callable[[Numbers], None]] = {
         imbalance,
         ce_pairs,
         real_network,
+        few_samples,
     )
 }
 

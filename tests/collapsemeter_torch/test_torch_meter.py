@@ -340,8 +340,8 @@ def test_a_layer_the_head_does_not_read_has_no_nc3_and_says_so():
 def test_wide_layers_keep_a_sketch_and_say_so():
     net = nn.Sequential(nn.Linear(4, 4100), nn.ReLU(), nn.Linear(4100, 3))
     meter = CollapseMeter(net, verbose=False)
-    with meter.batch(torch.arange(6) % 3):
-        net(torch.randn(6, 4))
+    with meter.batch(torch.arange(600) % 3):  # more rows than buckets
+        net(torch.randn(600, 4))
     with pytest.warns(
         RuntimeWarning, match=r"too wide for a scatter \(4100 features\): a sketch of it"
     ):
