@@ -829,9 +829,11 @@ def test_wide_layers_keep_a_sketch_and_a_sixteenth_of_the_sample():
     state = cf.init({"wide": 4100, "fc": 4}, 2, sample_rows=64)
     assert [layer.rows.shape[0] for layer in state.layers] == [4, 64]
     # Rows that vary along the difference of their means, too: else float32 cannot tell NC1.
-    rows = np.random.default_rng(0).normal(size=(4, 4100)).astype(np.float32)
-    shown = {"wide": rows, "fc": np.eye(4, dtype=np.float32)}
-    state = cf.update(state, shown, [0, 1, 0, 1])
+    rows = (
+        np.random.default_rng(0).normal(size=(600, 4100)).astype(np.float32)
+    )  # beyond 512 buckets
+    shown = {"wide": rows, "fc": np.tile(np.eye(4, dtype=np.float32), (150, 1))}
+    state = cf.update(state, shown, np.arange(600) % 2)
     with pytest.warns(
         RuntimeWarning, match=r"'wide' is too wide for a scatter \(4100 features\): a sketch of it"
     ):
