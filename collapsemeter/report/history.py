@@ -138,7 +138,7 @@ class History(tuple[Entry, ...]):
         Examples
         --------
         >>> from collapsemeter import LayerReport
-        >>> entries = [(e, CollapseReport({"fc": LayerReport({"nc1_pinv": 2.0}))) for e in range(3)]
+        >>> entries = [(e, CollapseReport({"fc": LayerReport({"nc1_pinv": 2.0})})) for e in range(3)]
         >>> History(entries).trends()["fc"]["nc1_pinv"].why
         'it needs 4 reports with a positive value, there are 3'
         """
