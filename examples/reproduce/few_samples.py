@@ -34,11 +34,12 @@ def noise(kind: str) -> Draw:
     def draw(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
         shape = (len(labels), WIDTH)
         if kind == "heavy-tailed":
-            return rng.standard_t(4, shape) / math.sqrt(2)
+            return np.asarray(rng.standard_t(4, shape) / math.sqrt(2))
         rows = rng.normal(size=shape)
         if kind == "row-scaled":
-            return rows * np.sqrt(rng.gamma(1, 1, (len(labels), 1)))
-        return rows * np.sqrt(variances(kind))
+            rows *= np.sqrt(rng.gamma(1, 1, (len(labels), 1)))
+        rows *= np.sqrt(variances(kind))
+        return rows
 
     return draw
 
@@ -47,7 +48,7 @@ def variances(kind: str) -> np.ndarray:
     if kind != "anisotropic":
         return np.ones(WIDTH)
     falling = 1 / np.arange(1, WIDTH + 1)
-    return falling * WIDTH / falling.sum()
+    return np.asarray(falling * WIDTH / falling.sum())
 
 
 def truth(means: np.ndarray, covariance: np.ndarray, counts: np.ndarray) -> cm.LayerReport:
@@ -185,10 +186,10 @@ def needed(width: int, separation: float) -> Numbers:
 def study(options: Options) -> Numbers:
     sets, rows = (12, (2, 8)) if options.quick else (200, ROWS)
     kinds = ("gaussian", "heavy-tailed", "row-scaled", "anisotropic", "unequal")
-    kinds = kinds[:1] if options.quick else kinds
+    used = kinds[:1] if options.quick else kinds
     return {
         "settings": {"sets": sets, "classes": CLASSES, "width": WIDTH},
-        "simulated": [simulated(options, kind, n, sets) for kind in kinds for n in rows],
+        "simulated": [simulated(options, kind, n, sets) for kind in used for n in rows],
         "real": [real(options, n, sets) for n in rows if n <= 32],
         "noise": [pure_noise(options, n, sets // 4) for n in rows if n <= 32],
         "needed": [needed(d, s) for d in WIDTHS for s in SEPARATIONS],
@@ -219,12 +220,12 @@ def report(numbers: Numbers) -> Iterator[str]:
         f"rows a class until the trace ratio is within {WITHIN:.0%}: plain value (bias) / estimate (95 % interval)"
     )
     for width in WIDTHS:
-        cells = (
+        needs = (
             f"{row['separation']:g}: {row['plain']} / {row['estimate']}"
             for row in numbers["needed"]
             if row["width"] == width
         )
-        yield f"d = {width:4}, separation {', '.join(cells)}"
+        yield f"d = {width:4}, separation {', '.join(needs)}"
 
 
 def shown(value: float | None) -> str:

@@ -22,7 +22,7 @@ def measured() -> CollapseReport:
     rng = np.random.default_rng(0)
     labels = np.arange(48) % 6
     head = rng.standard_normal((6, 20))
-    features = head[labels] + rng.standard_normal((48, 20))
+    features = head[labels] + 0.5 * rng.standard_normal((48, 20))
     moments = cm.ClassMoments.from_batch(features, labels, 6)
     bottom = cm.measure(moments)
     return CollapseReport({"conv": bottom, "fc": cm.measure(moments, head=head)})
