@@ -36,9 +36,7 @@ def features_effective_rank(layer: LayerInputs) -> float:
     except Undefined as undefined:
         if undefined.code not in ("one_class", "no_between_class_scatter"):
             raise
-    if (
-        rows is not None
-    ):  # few rows of many features: their products with each other have the same eigenvalues
+    if rows is not None:  # the products of few rows have the eigenvalues of their scatter
         stacked = np.concatenate([rows / np.sqrt(geometry.rows), means])
         values = np.linalg.eigvalsh(stacked @ stacked.T)
     else:

@@ -174,9 +174,8 @@ def cdnv(gram: Gram, crossed: Floats) -> Floats:
     along = noise.along[a] + noise.along[b] - 2 * crossed[a, b]
     along = np.maximum(along - (1 / noise.counts[a] + 1 / noise.counts[b]) * x, 0.0)
     relative = (4 * own * along + 2 * own**2 * x * (1 + 1 / noise.freedom)) / distance**2
-    apart = (distance > 0) & (
-        relative < 1 / 16
-    )  # four standard errors: nearer ones are chosen by their noise
+    # Four standard errors: pairs that are nearer would be chosen by their noise.
+    apart = (distance > 0) & (relative < 1 / 16)
     spread = (gram.variances[:, a] + gram.variances[:, b]) / 2
     values = np.where(apart, spread / distance * (1 - relative), np.nan)
     mean: Floats = values.mean(axis=1)

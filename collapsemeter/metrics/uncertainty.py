@@ -129,12 +129,11 @@ def _of_all(
     classes, width = samples.noise.means.shape
     number = len(samples.totals)
     step = max(1, CHUNK_ENTRIES // (classes * max(classes, width)))
-    grams = [Gram(samples, slice(k, min(k + step, number))) for k in range(0, number, step)]
     parts: dict[str, list[Floats]] = {name: [] for name in computations}
-    while grams:
-        gram = grams.pop()  # its matrices go with it
+    for start in range(0, number, step):
+        gram = Gram(samples, slice(start, min(start + step, number)))
         for name, compute in computations.items():
-            parts[name].insert(0, compute(gram))
+            parts[name].append(compute(gram))
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 

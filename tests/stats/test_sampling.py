@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from collapsemeter.stats import sampling
+from collapsemeter.stats import groups, sampling
 from collapsemeter.stats.sampling import drawn_slots, reservoir_slots, row_hashes
 from collapsemeter.stats.sketch import turning_keys
 
@@ -48,3 +48,7 @@ def test_rows_on_both_sides_of_a_block_of_draws_go_where_each_draw_says(first, m
     sampling._draws_of.cache_clear()
     np.testing.assert_array_equal(reservoir_slots(numbers, size, seed=3), expected)
     sampling._draws_of.cache_clear()
+
+
+def test_rows_are_dealt_to_as_many_groups_as_moments_keep():
+    assert sampling.GROUPS == groups.GROUPS
