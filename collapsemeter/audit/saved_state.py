@@ -200,8 +200,8 @@ def _check_header(header: Mapping[str, Any]) -> None:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"its layers are {names}")
     for record in header["shards"]:
-        numbers = record["samples"], record["rows"], record.get("label_values", 0)
-        numbers += (record.get("first_row") or 0,)
+        counts = record["samples"], record["rows"], record.get("label_values", 0)
+        numbers = *counts, record.get("first_row") or 0
         texts = record["id"], record["name"], *record["files"], *record["files"].values()
         texts += record.get("label_order", ""), record.get("label_counts", "")
         if not all(isinstance(n, int) and n >= 0 for n in numbers) or not all(
