@@ -245,7 +245,7 @@ def _tests_by_line(group: str, folder: Path) -> Tests:
     )
     output = done.stdout.decode()
     if done.returncode:
-        raise SystemExit(f"a test of {group} fails without a mutant: {output[-2000:]}")
+        raise SystemExit(f"a test of {group} fails without a mutant:\n{output[-2000:]}")
     seconds: dict[str, float] = {}
     for number, name in re.findall(r"^([\d.]+)s (?:setup|call) +(.+)$", output, re.MULTILINE):
         seconds[name] = seconds.get(name, 0.0) + float(number)

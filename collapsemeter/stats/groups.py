@@ -75,7 +75,7 @@ class Groups:
     def about(cls, counts: Counts, sums: Floats, squares: Floats, offsets: Floats) -> Groups:
         """Return groups about class means that lie at ``offsets`` (C, d) from where these sums are about; `sums` are taken over."""
         moved = squares + counts * np.vecdot(offsets, offsets)[:, None]
-        step = max(1, CACHED_ENTRIES // sums[0].size)
+        step = max(1, CACHED_ENTRIES // max(sums[0].size, 1))
         for classes in (slice(start, start + step) for start in range(0, len(sums), step)):
             moved[classes] -= 2 * np.vecdot(sums[classes], offsets[classes, None])
             sums[classes] -= counts[classes, :, None] * offsets[classes, None]
