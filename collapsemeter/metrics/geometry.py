@@ -99,6 +99,13 @@ class ClassGeometry:
         """Norms of the rows of M, (C,)."""
         return row_norms(self.centred)
 
+    @cached_property
+    def variances(self) -> Floats:
+        r""":math:`\operatorname{tr} \Sigma_c`, (C,), without bias: of each class where it has two rows, else pooled."""
+        free = self.counts - 1
+        pooled = self.traces.sum() / max(int(free.sum()), 1)
+        return np.where(free > 0, self.traces / np.maximum(free, 1), pooled)
+
     @property
     def units(self) -> Floats:
         """Unit rows of M; Undefined where a class mean is the centre."""

@@ -68,14 +68,6 @@ def norm_line(geometry: ClassGeometry) -> Line:
     return fit_line(np.log(geometry.counts), np.log(geometry.norms), correlated=False)
 
 
-def slope_interval(layer: LayerInputs, values: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """Return the 95 % interval of the slope, of classes whose deviations from the line are independent and alike; four have one."""
-    if not math.isfinite(values.get("means_norm_slope", math.nan)):
-        return {}
-    line = norm_line(_balanced(layer))
-    return {} if math.isnan(line.low) else {"means_norm_slope": (line.low, line.high)}
-
-
 def seli_to_etf(counts: npt.NDArray[np.int64]) -> float:
     r"""Return how far the class means of SELI are from a simplex ETF, :math:`\big| T/|T| - P \big|`; NaN of too many classes."""
     classes = len(counts)

@@ -14,6 +14,7 @@ from ..stats.undefined import require
 from .frames import centred_rows, have_directions, require_weight
 from .noise import Noise, noise_of
 from .pairs import CosineSpread, Largest, cosine_spread, largest_cosines
+from .steps import Steps, steps_of
 
 if TYPE_CHECKING:
     from ..stats.head import Head
@@ -37,7 +38,12 @@ class LayerInputs:
     @cached_property
     def noise(self) -> Noise:
         """The noise of the class means; Undefined where the moments do not tell it."""
-        return noise_of(self.geometry)
+        return noise_of(self.geometry, self.steps)
+
+    @cached_property
+    def steps(self) -> Steps | None:
+        """How each group of rows moves the class means; None without groups."""
+        return steps_of(self.geometry)
 
 
 class HeadRows:

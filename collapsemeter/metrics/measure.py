@@ -121,7 +121,6 @@ def measure(
     intervals = {
         **noise.intervals,
         **nc4.intervals(decisions, moments.rows, values),
-        **imbalance.slope_interval(layer, values),
     }
     return LayerReport(
         values_by_name=values,
@@ -273,10 +272,10 @@ def _per_class(layer: LayerInputs) -> dict[str, npt.NDArray[Any]]:
         "worst_cosine": spread(lambda: geometry.pairs.worst_cosine),
         "nearest_class": spread(lambda: geometry.present[geometry.pairs.nearest], -1),
     }
-    if geometry.moments.groups is not None and geometry.num_present > 1:
+    if layer.steps is not None and geometry.num_present > 1:
         with suppress(Undefined):
             about = geometry.about("class")
-            ends = class_intervals(geometry.moments.groups, about.centred)
+            ends = class_intervals(layer.steps, about.centred)
             # Norms about another centre have no interval.
             known = [name for name in ends if about is geometry or not name.startswith("mean_norm")]
             columns |= {name: spread(ends[name].copy) for name in known}

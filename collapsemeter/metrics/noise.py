@@ -1,17 +1,19 @@
-r"""The noise of class means: what the within-class scatter says of it, and what groups of rows add.
+r"""The noise of class means: what the within-class scatter and the groups of rows say of it.
 
-With f = N - C and :math:`S_g = \sum_c S_c / f`, the pooled covariance, :math:`t = \operatorname{tr} S_g` and
+The covariance of class c is taken for :math:`v_c \Sigma`, :math:`\operatorname{tr} \Sigma = 1`. Rows of it have
 
-.. math:: x = \frac{f^2}{(f-1)(f+2)} \Bigl( |S_g|_F^2 - \frac{t^2}{f} \Bigr)
+.. math:: x = \operatorname{tr} \Sigma^2, \quad \kappa = E|\xi|^4 - 1 - 2x,
 
-are unbiased for :math:`\operatorname{tr} \Sigma` and, of Gaussian rows, :math:`\operatorname{tr} \Sigma^2`. Everything here is divided by t or its
-root: the estimates do not depend on the scale of the features.
+of Gaussian rows :math:`\kappa = 0`. With the residuals :math:`P \xi`, P of rank f = N - C, and :math:`p = \sum_i P_{ii}^2`,
+:math:`E|S|_F^2 = f^2 x + f (1 + x) + p \kappa` tells x; sums of :math:`|r_i|^4`, or of squares over the rows of a group, tell :math:`\kappa`. Both are without bias
+whatever the rows' distribution. All here is in units of :math:`t = \sum_c n_c v_c / N`: the estimates do not depend on the scale of the features.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +23,9 @@ from ..stats.undefined import require
 
 if TYPE_CHECKING:
     from .geometry import ClassGeometry
+    from .steps import Steps
+
+_ROUNDS = 8  # each takes the error of x and the kurtosis down by 1/n or more
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,85 +36,138 @@ class Noise:
     ----------
     means : (C, d)
         M, rows :math:`\mu_c - m`.
-    variances : (C,)
-        :math:`\operatorname{tr} \Sigma_c`, unbiased: of each class where it has two rows, else pooled.
-    square : float
-        x.
-    along : (C,)
-        Diagonal of :math:`M S_g M^\top`.
+    counts, variances : (C,)
+        :math:`n_c`, and :math:`v_c` without bias.
+    squared : (C,)
+        :math:`v_c^2` without bias.
+    square, kurtosis : float
+        x and :math:`\kappa`.
     freedom : float
         f.
     total : float
         t, in the units of the features.
-    counts : (C,)
-        n_c.
-    transposed : pair of (C, r)
-        Rows whose inner products are :math:`M S_g M^\top`.
+    pooled : float
+        :math:`\operatorname{tr} S / f`.
+    factors : pair of (C, r)
+        Rows whose inner products are :math:`M S M^\top`, S of trace 1.
+    steps : Steps or None
+        In the units of the features.
     """
 
     means: Floats
+    counts: Floats
     variances: Floats
+    squared: Floats
     square: float
-    along: Floats
+    kurtosis: float
     freedom: float
     total: float
-    counts: Floats
-    transposed: tuple[Floats, Floats]
+    pooled: float
+    factors: tuple[Floats, Floats]
+    steps: Steps | None
 
     @property
     def classes(self) -> int:
         """C."""
         return len(self.means)
 
-    def crossed(self) -> Floats:
-        r""":math:`M S_g M^\top` (C, C)."""
-        left, right = self.transposed
-        crossed: Floats = left @ right.T
-        return crossed
+    @property
+    def added(self) -> Floats:
+        """What noise adds to the squared norm of each mean before centring, (C,)."""
+        return self.variances / self.counts
 
     @property
-    def variance_of_total(self) -> float:
-        """Variance of t over t squared, of Gaussian rows."""
-        return 2 * self.square / self.freedom
+    def added_error(self) -> Floats:
+        """The variance with which `added` is taken out of it, (C,)."""
+        alone = self.counts < 2
+        return 2 * self.square * self.added**2 / np.where(alone, self.freedom, self.counts - 1)
+
+    @property
+    def bent(self) -> Floats:
+        r"""What noise adds to :math:`\mu_c^\top S \mu_c` before centring, (C,)."""
+        own = self.kurtosis * self.squared * (self.counts - 1) / (self.freedom * self.pooled)
+        bent: Floats = self.added * self.square + own / self.counts**2
+        return bent
+
+    @cached_property
+    def along(self) -> Floats:
+        r"""Diagonal of :math:`T = M \Sigma M^\top`, (C,)."""
+        along: Floats = np.vecdot(*self.factors) - centred_diagonal(self.bent)
+        return along
+
+    @cached_property
+    def crossed(self) -> Floats:
+        """T, (C, C)."""
+        left, right = self.factors
+        return less_centred(left @ right.T, self.bent)
+
+    def error_of_total(self, squares: Floats) -> float:
+        """Return the squared relative error of t, given the squares of the classes' variances."""
+        each = 2 * self.square / np.maximum(self.counts - 1, 1) + self.kurtosis / self.counts
+        weights = (self.counts / self.counts.sum()) ** 2
+        return float((weights * squares * each).sum())
 
 
-def noise_of(geometry: ClassGeometry) -> Noise:
+def centred_diagonal(weights: Floats) -> Floats:
+    """Return the diagonal of J diag(w) J, (C,)."""
+    classes = len(weights)
+    diagonal: Floats = weights * (1 - 2 / classes) + weights.sum() / classes**2
+    return diagonal
+
+
+def trace_of_square(weights: Floats) -> float:
+    """Return the trace of the square of J diag(w) J."""
+    classes = len(weights)
+    return float((weights**2).sum() * (1 - 2 / classes) + weights.sum() ** 2 / classes**2)
+
+
+def less_centred(matrix: Floats, weights: Floats) -> Floats:
+    """Return a C x C matrix less J diag(w) J, in its place."""
+    shifts = weights / len(weights)
+    matrix += shifts[:, None]
+    matrix += shifts - shifts.mean()
+    matrix[np.diag_indices(len(weights))] -= weights
+    return matrix
+
+
+def noise_of(geometry: ClassGeometry, steps: Steps | None) -> Noise:
     """Return the noise of a layer; Undefined where the moments do not tell it."""
     moments = geometry.moments
     require(moments.phase != "reference", "reference")
     centred = geometry.about("class").centred
     freedom = geometry.rows - geometry.num_present
     require(freedom >= 2, "too_few_rows")
-    total = float(geometry.traces.sum()) / freedom
-    require(total > 0, "no_within_class_scatter")
-    require(math.isfinite(total), "out_of_range")
+    trace = float(geometry.traces.sum()) / freedom
+    require(trace > 0, "no_within_class_scatter")
+    require(math.isfinite(trace), "out_of_range")
     require(moments.kind != "trace", "no_scatter")
+    counts = geometry.counts.astype(np.float64)
+    total = float(counts @ geometry.variances) / geometry.rows
+    variances = geometry.variances / total
     means = centred / math.sqrt(total)
+    norm = moment = None
     with np.errstate(over="ignore", invalid="ignore"):
         if moments.sketch is None:
-            scatter = geometry.within("sample") * (geometry.rows / (freedom * total))
-            square = _scatter_square(scatter, freedom)
-            left, right = means @ scatter, means
+            scatter = geometry.within("sample") * (geometry.rows / (freedom * trace))
+            norm = float(np.vdot(scatter, scatter))
+            factors = means @ scatter, means
         else:
-            sketch = moments.sketch / math.sqrt(freedom * total)
+            sketch = moments.sketch / math.sqrt(freedom * trace)
             rows = geometry.residuals
             if rows is None:
-                square = _sketch_square(sketch, freedom)
+                moment = _sketch_square(sketch, freedom)
             else:  # the scatter's square is that of the rows' products
-                square = _scatter_square(rows @ rows.T / (freedom * total), freedom)
-            left = right = means @ sketch.T
-        counts = geometry.counts.astype(np.float64)
-        own = geometry.traces / np.maximum(counts - 1, 1) / total
-        variances = np.where(counts > 1, own, 1.0)
-        along = np.vecdot(left, right)
-    require(bool(np.isfinite(along).all()) and math.isfinite(square), "out_of_range")
-    return Noise(means, variances, square, along, float(freedom), total, counts, (left, right))
-
-
-def _scatter_square(scatter: Floats, freedom: int) -> float:
-    """Return x of a scatter whose trace is 1."""
-    excess = float(np.vdot(scatter, scatter)) - 1 / freedom
-    return excess * freedom**2 / ((freedom - 1) * (freedom + 2))
+                products = rows @ rows.T / (freedom * trace)
+                norm = float(np.vdot(products, products))
+            factors = (means @ sketch.T,) * 2
+        square, kurtosis, squared = _moments_of_rows(
+            counts, variances, trace / total, norm, moment, steps, total, geometry.width
+        )
+        finite = np.isfinite(np.vecdot(*factors)).all() and math.isfinite(square + kurtosis)
+    require(bool(finite), "out_of_range")
+    return Noise(
+        means, counts, variances, squared, square, kurtosis, float(freedom), total, trace / total, factors, steps
+    )  # fmt: skip
 
 
 def _sketch_square(sketch: Floats, freedom: int) -> float:
@@ -119,86 +177,40 @@ def _sketch_square(sketch: Floats, freedom: int) -> float:
     return apart / (1 - 1 / len(sketch)) * freedom / (freedom - 1)
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    r"""All rows, and where groups were kept, all rows shifted by what each group tells: K of them, the first unshifted.
-
-    Group g moves the mean of class c by :math:`-s_{gc} / \sqrt{n_c (n_c - n_{gc})}`, :math:`s_{gc}` the sum of its rows less the mean. The
-    squares of these steps add up to the variance of the mean without bias, however unevenly rows are dealt.
-
-    Attributes
-    ----------
-    noise : Noise
-    shares : (K, C)
-        Of the variance of a row in that of its class's mean, 1/n_c unshifted.
-    totals : (K,)
-        t.
-    variances : (K, C)
-        Of each class.
-    """
-
-    noise: Noise
-    shares: Floats
-    totals: Floats
-    variances: Floats
-    steps: Floats | None
-
-    def means(self, part: slice) -> Floats:
-        """M of some of them, (k, C, d)."""
-        centred = self.noise.means
-        if self.steps is None:
-            return centred[None]
-        steps = self.steps[part]
-        means: Floats = centred + (steps - steps.mean(axis=1, keepdims=True))
-        return means
-
-
-def unshifted(noise: Noise) -> Samples:
-    """Return all rows alone."""
-    return Samples(noise, 1 / noise.counts[None], np.ones(1), noise.variances[None], None)
-
-
-def shifted(noise: Noise, geometry: ClassGeometry) -> Samples | None:
-    """Return all rows and those that groups shift; None without groups, or of one that holds nearly all rows."""
-    groups = geometry.moments.groups
-    if groups is None:
-        return None
-    counts = groups.counts[geometry.present].T.astype(np.float64)  # (G, C)
-    occupied = counts.any(axis=1)
-    if np.count_nonzero(occupied) < 4:
-        return None
-    counts = counts[occupied]
-    sums = groups.sums[geometry.present].swapaxes(0, 1)[occupied] / math.sqrt(noise.total)
-    squares = groups.squares[geometry.present].T[occupied] / noise.total
-    rows = noise.counts
-    left = rows - counts
-    some = (left > 0) & (counts > 0)
-    divisor = np.where(some, np.sqrt(rows * np.maximum(left, 1)), np.inf)
-    steps = -sums / divisor[:, :, None]
-    shares = (1 + np.where(some, counts / rows, 0.0)) / rows
-    # What a group takes from the scatter when it leaves, and the degrees of freedom that go with it.
-    taken = squares + np.where(some, np.vecdot(sums, sums) / np.maximum(left, 1), 0.0)
-    lost = np.minimum(counts, rows - 1)
-    own = noise.variances * np.maximum(rows - 1, 0)
-    totals = 1 + _steps(taken.sum(axis=1), lost.sum(axis=1), noise.freedom, 1.0)
-    variances = noise.variances + _steps(taken, lost, rows - 1, own)
-    few = rows <= 2  # the variance of two rows has nothing to be compared with
-    variances = np.where(few, noise.variances * totals[:, None], np.maximum(variances, 0.0))
-    return Samples(
-        noise,
-        np.concatenate([1 / rows[None], shares]),
-        np.concatenate([[1.0], totals]),
-        np.concatenate([noise.variances[None], variances]),
-        np.concatenate([np.zeros((1, *steps.shape[1:])), steps]),
-    )
-
-
-def _steps(taken: Floats, lost: Floats, freedom: Floats | float, mean: Floats | float) -> Floats:
-    """Return the steps of a variance: squares of them add up to its own variance."""
-    total = freedom if isinstance(mean, float) else mean
-    rest = freedom - lost
-    without = (total - taken) / np.where(rest > 0, rest, 1)
-    change = without - np.asarray(total) / np.maximum(freedom, 1)
-    scale = np.sqrt(np.maximum(rest, 0) / np.maximum(lost.sum(axis=0), 1))
-    steps: Floats = np.where(rest > 0, change * scale, 0.0)
-    return steps
+def _moments_of_rows(
+    counts: Floats,
+    variances: Floats,
+    pooled: float,
+    norm: float | None,
+    square: float | None,
+    steps: Steps | None,
+    total: float,
+    width: int,
+) -> tuple[float, float, Floats]:
+    """Return x, the kurtosis (0 without groups) and squares of the variances, from |S|² or from x itself."""
+    free = counts - 1
+    freedom = float(free.sum())
+    diagonal = free**2 / counts  # the sum of P_ii² over a class
+    forms, observed = np.stack([free, diagonal]), 0.0
+    if steps is not None:
+        m, n = steps.counts, counts[:, None]
+        inside, outside = (1 - 1 / n) ** 2 + (m - 1) / n**2, m / n**2
+        fourth = (m * inside**2 + (n - m) * outside**2).sum(axis=1)
+        expected = (m**2 * (1 - 1 / n) ** 2).sum(axis=1)
+        crossed = (m * (1 - 1 / n) ** 2 + m * (m - 1) / n**2).sum(axis=1)
+        forms = np.stack([free, diagonal, fourth, expected, crossed])
+        observed = float(((steps.squares / total) ** 2).sum())
+    several, least = counts > 2, 0.1 / width  # x is 1/d or more, but for its error
+    given, kurtosis = square, 0.0
+    square = least if square is None else max(square, least)
+    for _ in range(_ROUNDS):
+        shrunk = 1 + 2 * square / np.maximum(free, 1) + kurtosis / counts
+        squared = np.where(several, variances**2 / shrunk, pooled**2)
+        sums = (forms @ squared).tolist()
+        if steps is not None and sums[2] > 0:
+            kurtosis = max((observed - sums[3] - 2 * square * sums[4]) / sums[2], -2 * square)
+        if given is None and norm is not None:
+            scale = (freedom * pooled) ** 2
+            found = (norm * scale - sums[0] - kurtosis * sums[1]) / (scale + sums[0])
+            square = max(found, least)
+    return square, kurtosis, squared

@@ -1,39 +1,33 @@
 r"""Estimates, intervals and flags of a layer's metrics, and why others have none.
 
-An interval is :math:`\hat\theta \pm t_{.975} s`, of the logarithm of an estimate or, where it may be zero, of its square:
-:math:`s^2 = \frac{N}{N-C} \sum_g (\hat\theta_g - \bar\theta)^2` over the groups, see `noise.Samples`.
+An interval is :math:`\hat\theta \pm t_{.975} s` of the logarithm of an estimate, or of its square where it may be zero, :math:`s^2 = \sum_g (\theta_g - \bar\theta)^2` over the steps
+:math:`\theta_g` by which groups move it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 
-from ..stats.linalg import Floats
 from ..stats.undefined import Undefined
-from . import estimates
 from .catalogue import METRICS
-from .class_intervals import STUDENT
 from .convention import Convention
-from .estimates import Gram
+from .estimates import ESTIMATES, Estimate, Gram, root
 from .geometry import ClassGeometry
 from .layer_inputs import LayerInputs
-from .noise import Noise, Samples, shifted, unshifted
+from .noise import Noise, centred_diagonal, trace_of_square
+from .steps import quantile, squared_error
 
 MOST_CLASSES = 2048  # whose pairs are estimated: 32 MB a matrix
-CHUNK_ENTRIES = 2**22  # of the means and Gram matrices of sets that are estimated at once: 32 MB
-MOST_PRODUCTS = 2**35  # multiplications in the Gram matrices of all groups: seconds
-MOST_CORRECTION = 0.25  # of the square root of a noisy square
+LEAST_FREEDOM = 12  # of fewer rows beside the classes the spread itself is not known
 
 # Of pairs of classes, and therefore of as many classes as MOST_CLASSES at most.
 _PAIRWISE = ("nc1_cdnv", "nc2_etf_error", "nc2_equinorm")
 _OF_CLASSES_ALIKE = ("nc1_trace_ratio", "separation", "nc2_etf_error", "nc2_equinorm")
 _BESIDE = {"nc1_vci": "nc1_vci_shrunk", "ncc_accuracy": "ncc_accuracy_loo"}
-NAMES = ("nc1_trace_ratio", "separation", *_PAIRWISE)
+NAMES = ("nc1_trace_ratio", "separation", *_PAIRWISE)  # that every layer may have
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,17 +44,16 @@ class Uncertainty:
 def uncertainty(layer: LayerInputs, values: dict[str, float]) -> Uncertainty:
     """Estimate what can be estimated of these metrics."""
     given = [name for name in values if math.isfinite(values[name])]
+    names = [name for name in ESTIMATES if name in given]
     found = {name: values[other] for name, other in _BESIDE.items() if other in given}
     try:
         noise = layer.noise
     except Undefined as undefined:
-        known = Uncertainty(
-            {}, {}, *({name: undefined.code for name in NAMES if name in given},) * 2
-        )
+        known = _refused(names, undefined.code)
     else:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            known = _estimated(layer, noise, [name for name in NAMES if name in given])
-    others = {name: _lasting(name) for name in given if name not in NAMES}
+            known = _estimated(layer, noise, names)
+    others = {name: _lasting(name) for name in given if name not in names}
     no_estimate = {name: code for name, code in others.items() if name not in found}
     return replace(
         known,
@@ -70,92 +63,94 @@ def uncertainty(layer: LayerInputs, values: dict[str, float]) -> Uncertainty:
     )
 
 
-def _estimated(layer: LayerInputs, noise: Noise, given: list[str]) -> Uncertainty:
-    groups = shifted(noise, layer.geometry)
-    samples = unshifted(noise) if groups is None else groups
-    first = Gram(samples, slice(0, 1))
-    between, error = float(first.between[0]), math.sqrt(max(float(first.between_variance[0]), 0.0))
-    if not between > 2 * error:
-        codes = dict.fromkeys(given, "between_scatter_not_above_noise")
-        return Uncertainty({}, {}, codes, dict(codes), ("between_scatter_not_above_noise",))
-    codes = {name: code for name in given if (code := _unfit(name, layer, noise)) is not None}
-    computations = {name: _computation(name, noise, groups) for name in given if name not in codes}
-    affordable = len(samples.totals) * noise.classes**2 * noise.means.shape[1] <= MOST_PRODUCTS
-    many = {k: v for k, v in computations.items() if affordable or k not in _PAIRWISE}
-    sets = _of_all(many, samples)
-    sets |= {k: compute(first) for k, compute in computations.items() if k not in many}
+def _refused(names: list[str], code: str, flags: tuple[str, ...] = ()) -> Uncertainty:
+    return Uncertainty({}, {}, dict.fromkeys(names, code), dict.fromkeys(names, code), flags)
+
+
+def _estimated(layer: LayerInputs, noise: Noise, names: list[str]) -> Uncertainty:
+    gram = Gram(noise)
+    if not gram.between > 2 * math.sqrt(max(gram.between_variance, 0.0)):
+        code = "between_scatter_not_above_noise"
+        return _refused(names, code, (code,))
+    unfit = {name: _unfit(name, layer, noise) for name in names}
+    codes = {name: code for name, code in unfit.items() if code is not None}
     known = Uncertainty({}, {}, dict(codes), dict(codes))
-    for name, values in sets.items():
-        if not math.isfinite(values[0]):
+    computed = {name: ESTIMATES[name](gram) for name in names if name not in codes}
+    errors = _errors(gram, computed)
+    for name, estimate in computed.items():
+        value, ends = _judged(estimate, errors.get(name))
+        if not math.isfinite(value):
             known.no_estimate[name] = known.no_interval[name] = "pairs_not_above_noise"
             continue
-        known.estimates[name], ends = _judged(name, values, noise)
-        if isinstance(ends, tuple):
+        known.estimates[name] = value
+        if errors and ends is not None:
             known.intervals[name] = ends
         else:
-            alone = "no_groups" if groups is None else "too_many_classes_for_groups"
-            known.no_interval[name] = alone if len(values) == 1 else ends
+            known.no_interval[name] = "estimate_not_above_noise" if errors else _without(layer)
     return known
 
 
-def _judged(name: str, values: Floats, noise: Noise) -> tuple[float, tuple[float, float] | str]:
-    """Return the estimate of a metric, and its interval or why there is none."""
-    if name in ("nc2_etf_error", "nc2_equinorm"):
-        return _rooted(values, noise)
-    value = float(values[0])
-    if len(values) == 1 or not (np.isfinite(values).all() and values.min() > 0):
-        return value, "estimate_not_above_noise"
-    half = _half_width(np.log(values), noise)
-    return value, (value * math.exp(-half), value * math.exp(half))
+def _without(layer: LayerInputs) -> str:
+    """Return why no metric of a layer has an interval."""
+    if layer.geometry.moments.groups is None:
+        return "no_groups"
+    return "too_few_rows_for_intervals"
 
 
-def _computation(name: str, noise: Noise, samples: Samples | None) -> Callable[[Gram], Floats]:
-    if name == "nc1_trace_ratio":
-        return estimates.trace_ratio
-    if name == "separation":
-        variance = noise.variance_of_total
-        if samples is not None:  # rows of unequal sizes make t vary more than Gaussian ones do
-            variance = max(variance, float(((samples.totals - samples.totals.mean()) ** 2).sum()))
-        return partial(estimates.separation, variance_of_total=variance)
-    if name == "nc1_cdnv":
-        return partial(estimates.cdnv, crossed=noise.crossed())
-    return estimates.etf_error_squared if name == "nc2_etf_error" else estimates.equinorm_squared
+def _errors(gram: Gram, computed: dict[str, Estimate]) -> dict[str, tuple[float, float]]:
+    """Return the squared error that groups find in each estimate, and half the width of its interval; empty without groups."""
+    noise, total = gram.noise, gram.noise.total
+    steps = noise.steps
+    if steps is None or noise.freedom < LEAST_FREEDOM or not computed:
+        return {}
+    # Of few rows residuals spread less than the rows' variances do: by as much as their kurtosis says.
+    moved = float(((noise.counts @ steps.spreads / (noise.counts.sum() * total)) ** 2).sum())
+    widened = noise.error_of_total(noise.variances**2) / max(moved, 1e-300)
+    steps = steps.widened(math.sqrt(min(max(widened, 1.0), 4.0)))
+    norms, spreads, occupied = steps.norms / total, steps.spreads / total, steps.occupied
+    along = steps.along(gram.means) / math.sqrt(total)  # of each mean, and what they move together
+    together = steps.together / math.sqrt(total)
+    free = min(int(np.count_nonzero(occupied)) - 1, int(noise.freedom))
+    factor = float(quantile(free)) ** 2
+    errors = {}
+    for name, each in computed.items():
+        form = each.form
+        if form.ndim == 1:  # J diag(w) J
+            moves = 2 * (form @ along) + centred_diagonal(form) @ norms
+            moves -= 2 * (together @ (form @ gram.means)) / gram.classes
+            doubled = trace_of_square(form * gram.added)
+        else:
+            moves = 2 * steps.along(form @ gram.means).sum(axis=0) / math.sqrt(total)
+            moves += form.diagonal() @ norms
+            doubled = float(gram.added @ form**2 @ gram.added)
+        if each.variances is not None:
+            moves += each.variances @ spreads
+        error = float(squared_error(moves, occupied))
+        # The noise of the means is in the derivative, too.
+        error = max(error - 2 * noise.square * doubled, error / 2)
+        error = each.share * error + each.curved
+        errors[name] = error, math.sqrt(factor * error)
+    return errors
 
 
-def _of_all(
-    computations: dict[str, Callable[[Gram], Floats]], samples: Samples
-) -> dict[str, Floats]:
-    """(K,) by name: estimates of every set, some sets at a time."""
-    classes, width = samples.noise.means.shape
-    number = len(samples.totals)
-    step = max(1, CHUNK_ENTRIES // (classes * max(classes, width)))
-    parts: dict[str, list[Floats]] = {name: [] for name in computations}
-    for start in range(0, number, step):
-        gram = Gram(samples, slice(start, min(start + step, number)))
-        for name, compute in computations.items():
-            parts[name].append(compute(gram))
-    return {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def _rooted(squares: Floats, noise: Noise) -> tuple[float, tuple[float, float] | str]:
-    """Return the root of the first of some squares and its interval, from 0 where the square may be."""
-    value = math.sqrt(max(float(squares[0]), 0.0))
-    if len(squares) == 1 or not np.isfinite(squares).all():
-        return value, "estimate_not_above_noise"
-    half = _half_width(squares, noise)
-    low, high = (math.sqrt(max(float(squares[0]) + end, 0.0)) for end in (-half, half))
-    if value > 0:  # the root of a noisy square is too small on average
-        spread = float(((squares - squares.mean()) ** 2).sum())
-        value *= 1 + min(spread / (8 * float(squares[0]) ** 2), MOST_CORRECTION)
+def _judged(
+    estimate: Estimate, error: tuple[float, float] | None
+) -> tuple[float, tuple[float, float] | None]:
+    """Return the value of an estimate and its interval, None where noise leaves none."""
+    value, (variance, half) = estimate.value, error or (math.nan, math.nan)
+    known = math.isfinite(half)
+    if estimate.scale == "value":
+        return value, (value - half, value + half) if known else None
+    if estimate.scale == "logarithm":
+        inside = known and value > 0
+        return value, (value * math.exp(-half), value * math.exp(half)) if inside else None
+    squared = estimate.squared
+    if math.isnan(value) and math.isfinite(squared):
+        value = root(squared, variance if known else 0.0)
+    if not known:
+        return value, None
+    low, high = (math.sqrt(max(squared + end, 0.0)) for end in (-half, half))
     return value, (low, max(high, value))
-
-
-def _half_width(sets: Floats, noise: Noise) -> float:
-    """Return half of the interval about the first of some estimates, of which each group shifted one."""
-    others = sets[1:]
-    rows = float(noise.counts.sum())
-    variance = float(((others - others.mean()) ** 2).sum()) * rows / noise.freedom
-    return STUDENT[len(others) - 2] * math.sqrt(variance)
 
 
 def _lasting(name: str) -> str:
