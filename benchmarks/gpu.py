@@ -136,7 +136,7 @@ def updates(
             torch.mm(x.T, x, out=total)
 
     def updated(widen: bool) -> Call:
-        sums = DeviceSums(given[0][0], Settings(classes), "pooled", SAMPLE).sums
+        sums = DeviceSums(given[0][0], Settings(classes, groups=0), "pooled", SAMPLE).sums
         namespace = TorchNamespace(torch.float32, widen)
 
         def add(x: Tensor, y: Tensor) -> None:
@@ -150,7 +150,7 @@ def updates(
 
         return call
 
-    state = DeviceSums(given[0][0], Settings(classes), "pooled", SAMPLE)
+    state = DeviceSums(given[0][0], Settings(classes, groups=0), "pooled", SAMPLE)
     not_sampled = np.full(rows, -1)
 
     def hooked() -> None:

@@ -39,7 +39,8 @@ def updating(shape: Shape) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, width, generator=generator).to(device())
     y = torch.randint(classes, (rows,), generator=generator).to(device())
-    state, namespace = DeviceSums(x, Settings(classes), "pooled", 1), TorchNamespace(torch.float32)
+    state = DeviceSums(x, Settings(classes, groups=0), "pooled", 1)
+    namespace = TorchNamespace(torch.float32)
     return lambda: update(state.sums, x, y, namespace)
 
 

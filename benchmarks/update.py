@@ -94,7 +94,7 @@ def torch_calls(
 ) -> tuple[dict[str, Callable[[], object]], DeviceSums]:
     """Return calls that take one batch after the other, and the state of those that sample."""
     states = {
-        name: DeviceSums(rows[0][0], Settings(classes), "pooled", SAMPLE)
+        name: DeviceSums(rows[0][0], Settings(classes, groups=0), "pooled", SAMPLE)
         for name in ("update", "sampled", "one-hot")
     }
     total = rows[0][0].new_zeros(width, width)
@@ -180,7 +180,7 @@ def beside_textbook(sheet: Sheet, classes: int, width: int, given: Any) -> None:
     shape = f"torch, C = {classes}, d = {width}"
 
     def updates() -> DeviceSums:
-        state = DeviceSums(rows[0][0], Settings(classes), "pooled", SAMPLE)
+        state = DeviceSums(rows[0][0], Settings(classes, groups=0), "pooled", SAMPLE)
         for x, y in rows:
             update(state.sums, x, y, TorchNamespace(torch.float32))
         return state

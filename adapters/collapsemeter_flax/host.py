@@ -16,7 +16,7 @@ from collapsemeter import ClassMoments, Head
 from collapsemeter.adapter.tally import Tally, classifier
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import derived_seed
-from collapsemeter.stats.sums import COUNTERS, Sums
+from collapsemeter.stats.sums import COUNTERS, INTEGERS, Sums
 
 from .merging import merge
 from .operations import FULL
@@ -133,7 +133,9 @@ def _tally_of(part: State, number: int, checked: bool = True) -> Tally:
 
 def _host_sums(layer: LayerSums, name: str, checked: bool) -> Sums:
     parts = {part.name: getattr(layer.sums, part.name) for part in fields(Sums)}
-    for counter in ("counts", *COUNTERS):
+    for counter in INTEGERS:
+        if parts[counter] is None:
+            continue
         if checked and np.any(np.asarray(parts[counter]) == FULL):
             raise ValueError(
                 f"layer {name!r} has counted 2^32 - 1 rows or more of a kind ({counter}), where "

@@ -121,6 +121,29 @@ def _turn(size: int, seed: int, rows_a: Array, rows_b: Array) -> tuple[Array, Ar
 
 def merged_sums(a: Sums, b: Sums, turn: tuple[Array, Array]) -> Sums:
     """Merge the sums of one layer, see `merge`."""
+    merged = _merged_classes(a.by_class(), b.by_class(), turn)
+    if a.group_counts is None or b.group_counts is None:
+        return merged
+    from_a, from_b = (_moved_groups(part, merged.shift - part.shift) for part in (a, b))
+    return replace(
+        merged,
+        sums=from_a[0] + from_b[0],
+        squares=from_a[1] + from_b[1],
+        group_counts=counted(a.group_counts, b.group_counts),
+    )
+
+
+def _moved_groups(part: Sums, moves: Array) -> tuple[Array, Array]:
+    """Return sums and squares of groups about shifts that lie these (C, d) moves from their own."""
+    assert part.group_counts is not None
+    move = jnp.repeat(moves, part.groups, axis=0)
+    added = part.group_counts.astype(move.dtype)[:, None] * move
+    squares = part.squares + ((added - 2 * part.sums) * move).sum(axis=1)
+    return part.sums - added, jnp.maximum(squares, 0.0)
+
+
+def _merged_classes(a: Sums, b: Sums, turn: tuple[Array, Array]) -> Sums:
+    """Merge the sums of classes."""
     dtype = a.shift.dtype
     n_a, n_b = a.counts.astype(dtype), b.counts.astype(dtype)
     offset_a = a.sums / jnp.maximum(n_a, 1)[:, None]

@@ -68,7 +68,7 @@ def observe(
         where the model takes them.
     **options
         Those of `init`: ``reduction``, ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``,
-        ``mixed``, ``sample_rows``, ``seed``, ``sketch_rows``, ``dtype``.
+        ``mixed``, ``sample_rows``, ``seed``, ``sketch_rows``, ``groups``, ``dtype``.
 
     Raises
     ------
@@ -124,7 +124,7 @@ class CollapseMeter:
         Print what is watched, and why the rest is not, as soon as an input shows the layers.
     **options
         Those of `init`: ``reduction``, ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``,
-        ``mixed``, ``sample_rows``, ``seed``, ``sketch_rows``, ``dtype``, ``memory``.
+        ``mixed``, ``sample_rows``, ``seed``, ``sketch_rows``, ``groups``, ``dtype``, ``memory``.
 
     Raises
     ------

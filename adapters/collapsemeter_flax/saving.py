@@ -13,6 +13,7 @@ import numpy as np
 from flax import serialization
 
 from collapsemeter.adapter.memory import Holding
+from collapsemeter.adapter.resuming import say_without_groups
 from collapsemeter.stats.state_file import CorruptStateError, read_state, write_state
 
 from .placement import by_device
@@ -78,14 +79,14 @@ def load(path: str | os.PathLike[str], like: State) -> State:
     header, arrays = read_state(path)
     if header.get("holds") != _HOLDS:
         raise CorruptStateError(f"{os.fspath(path)} is a state file, but not one of this adapter")
-    like = _as_written(header, like)
+    given, like = like, _as_written(header, like)
     _check_described(header["layers"], like, os.fspath(path))
     try:
         loaded = [arrays[f"leaf{i}"].reshape(s) for i, s in enumerate(header["shapes"])]
         loaded = _with_added(loaded, like)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
-    return _filled(like, loaded, os.fspath(path))
+    return _filled(like, loaded, os.fspath(path), given.spec)
 
 
 def _check_described(described: str, like: State, source: str) -> None:
@@ -93,7 +94,7 @@ def _check_described(described: str, like: State, source: str) -> None:
         raise ValueError(f"{source} counts {described}, and like= counts {_described(like.spec)}")
 
 
-def _filled(like: State, loaded: Sequence[Any], source: str) -> State:
+def _filled(like: State, loaded: Sequence[Any], source: str, asked: StateSpec) -> State:
     leaves, tree = jax.tree.flatten(like)
     for old, new in zip(leaves, loaded, strict=True):
         # Only a leading axis of devices may differ from `like`.
@@ -103,6 +104,9 @@ def _filled(like: State, loaded: Sequence[Any], source: str) -> State:
                 f"{old.shape} {old.dtype}: call init with the same options"
             )
     state: State = jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in loaded])
+    if like.spec.settings.groups != asked.settings.groups:
+        grouped = zip(asked.names, asked.holdings, strict=True)
+        say_without_groups((name for name, held in grouped if held.groups), until="a new init()")
     return state
 
 
@@ -120,21 +124,32 @@ def _to_state_dict(state: State) -> dict[str, Any]:
 
 def _from_state_dict(like: State, saved: Any) -> State:
     """Read what `_to_state_dict` wrote, or the tree that Orbax restores without a target."""
-    source = "the state dict"
+    source, asked = "the state dict", like.spec
+    paths = [_keys(path) for path, _ in jax.tree.leaves_with_path(like)]
+    grouped = [path for path in paths if path[-1] == "group_counts"]
+    if grouped and all(_part(saved, path) is None for path in grouped):
+        like = empty(_without_groups(asked))
     if isinstance(saved, Mapping) and "counts" in saved:
         _check_described(saved["counts"], like, source)
     loaded = []
     for path, _ in jax.tree.leaves_with_path(like):
-        inner = saved
-        try:
-            for key in _keys(path):
-                inner = inner[key] if isinstance(inner, Mapping) else inner[int(key)]
-            loaded.append(inner if isinstance(inner, jax.Array) else np.asarray(inner))
-        except (IndexError, KeyError, TypeError, ValueError):
+        part = _part(saved, _keys(path))
+        if part is None:
             raise ValueError(
                 f"{source} has no {'.'.join(_keys(path))}: pass one of a State that the same init made"
-            ) from None
-    return _filled(like, loaded, source)
+            )
+        loaded.append(part if isinstance(part, jax.Array) else np.asarray(part))
+    return _filled(like, loaded, source, asked)
+
+
+def _part(saved: Any, keys: Sequence[str]) -> Any:
+    """Return a leaf of a tree, or None where there is none."""
+    for key in keys:
+        try:
+            saved = saved[key] if isinstance(saved, Mapping) else saved[int(key)]
+        except (IndexError, KeyError, TypeError, ValueError):
+            return None
+    return saved
 
 
 def _keys(path: Any) -> list[str]:
@@ -150,13 +165,18 @@ def _as_written(header: Any, like: State) -> State:
     if not isinstance(shapes, list):
         return like
     before = tuple(Holding(settings.kind(d), settings.sample_size(d)) for d in like.spec.widths)
-    for holdings in (like.spec.holdings, before):
-        spec = replace(like.spec, holdings=holdings)
+    without_groups = _without_groups(like.spec)
+    for spec in (like.spec, without_groups, replace(without_groups, holdings=before)):
         if header["layers"] == _described(spec) and all(
             [size] in shapes for size in spec.sample_sizes
         ):
             return empty(spec)
     return like
+
+
+def _without_groups(spec: StateSpec) -> StateSpec:
+    holdings = tuple(replace(held, groups=0) for held in spec.holdings)
+    return replace(spec, holdings=holdings, settings=replace(spec.settings, groups=0))
 
 
 def _with_added(loaded: list[Any], like: State) -> list[Any]:
@@ -180,8 +200,10 @@ def _described(spec: StateSpec) -> str:
         for name, width, held in zip(spec.names, spec.widths, spec.holdings, strict=True)
     )
     settings = spec.settings
+    groups = "/".join(map(str, dict.fromkeys(held.groups for held in spec.holdings)))
+    grouped = "" if groups == "0" else f", groups={groups}"  # as files without them say
     return (
         f"{settings.num_classes} classes in {layers}; {spec.dtype}, sample_rows="
         f"{settings.sample_rows}, seed={settings.seed}, sketch_rows={settings.sketch_rows}, ignore_index={settings.ignore_index}, "
-        f"nonfinite={settings.nonfinite}"
+        f"nonfinite={settings.nonfinite}{grouped}"
     )

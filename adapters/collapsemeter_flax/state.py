@@ -14,7 +14,7 @@ from jax import Array
 from collapsemeter.adapter.memory import Holding, Memory, MemoryPlan, memory_plan
 from collapsemeter.adapter.reduction import Reduction, check_reduction, reduction_of
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.stats.sums import COUNTERS, EPS, ScatterKind, Sums, scatter_shape, sketch_shapes
+from collapsemeter.stats.sums import EPS, INTEGERS, ScatterKind, Sums, array_shapes
 
 from .sample import EMPTY
 
@@ -33,7 +33,7 @@ class StateSpec:
     names: tuple[str, ...]  # in order; the last is what a head given to `report` reads
     widths: tuple[int, ...]
     reductions: tuple[Reduction, ...]  # not in `settings`, because a mapping has no hash
-    holdings: tuple[Holding, ...]  # the scatter and the number of rows that each layer keeps
+    holdings: tuple[Holding, ...]  # what each layer keeps: its scatter, rows for NC4 and groups
     settings: Settings
     dtype: str  # of the sums
 
@@ -110,8 +110,8 @@ def init(
 ) -> State:
     r"""Return a state that has counted nothing.
 
-    For each layer counts :math:`n_c`, shifts :math:`k_c`, sums :math:`\sum (h - k_c)`, squares and the
-    scatter that its width and the memory afford, in float32, or in float64 under ``jax_enable_x64``; and a bounded
+    For each layer counts :math:`n_c`, shifts :math:`k_c`, sums :math:`\sum (h - k_c)` and squares of 16 groups of rows, and
+    the scatter that its width and the memory afford, in float32, or in float64 under ``jax_enable_x64``; and a bounded
     uniform sample of rows. All finite: the memory does not grow with the batches.
 
     Parameters
@@ -130,8 +130,8 @@ def init(
     parameter_bytes : int
         Of the model.
     **options
-        ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``, ``mixed``, ``sample_rows``, ``seed`` and
-        ``sketch_rows`` of `collapsemeter.adapter.settings.Settings`.
+        ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``, ``mixed``, ``sample_rows``, ``seed``,
+        ``sketch_rows`` and ``groups`` of `collapsemeter.adapter.settings.Settings`.
 
     Raises
     ------
@@ -202,20 +202,16 @@ def _empty(spec: StateSpec) -> State:
     classes, dtype = spec.settings.num_classes, jnp.dtype(spec.dtype)
     layers = []
     for width, holding in zip(spec.widths, spec.holdings, strict=True):
-        kind = holding.kind
-        shape = scatter_shape(kind, classes, width)
-        sketch = sketch_shapes(kind, classes, width, spec.settings.sketch_rows)
-        sums = Sums(
-            counts=jnp.zeros(classes, jnp.uint32),
-            shift=jnp.zeros((classes, width), dtype),
-            sums=jnp.zeros((classes, width), dtype),
-            squares=jnp.zeros(classes, dtype),
-            scatter=None if shape is None else jnp.zeros(shape, dtype),
-            # An array for each: a donated buffer may be given only once.
-            **{cause: jnp.zeros((), jnp.uint32) for cause in COUNTERS},
-            **{name: jnp.zeros(size, dtype) for name, size in sketch.items()},
+        shapes = array_shapes(
+            holding.kind, classes, width, spec.settings.sketch_rows, holding.groups
         )
+        # An array for each: a donated buffer may be given only once.
+        arrays = {
+            name: jnp.zeros(shape, jnp.uint32 if name in INTEGERS else dtype)
+            for name, shape in shapes.items()
+        }
         rows = jnp.zeros((holding.sample_rows, width), dtype)
+        sums = Sums(**{"scatter": None, **arrays})
         layers.append(LayerSums(sums, rows, jnp.zeros((), jnp.int32)))
     samples = [
         Sample(jnp.full(size, EMPTY, jnp.int32), jnp.full(size, UNDECIDED, jnp.int32))

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from collapsemeter.stats import sums
+from collapsemeter.stats.sampling import GROUPS, dealt_groups
 from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.stats.sums import EPS
 from collapsemeter.system.suggest import did_you_mean
@@ -162,9 +163,11 @@ def _added(
     usable = (every_label >= 0) & (every_label < settings.num_classes)
     usable &= every_label != settings.ignore_index
     numbers, numberable = numbered(usable, state.next_row)
-    hashes = None
+    hashes = groups = None
     if any(layer.sums.sketch is not None for layer in state.layers):
         hashes = row_hashes(xp.of_this_device(numbers), settings.sketch_rows, settings.seed)
+    if any(held.groups for held in spec.holdings):
+        groups = dealt_groups(xp.of_this_device(numbers), GROUPS).astype(flat.dtype)
     every_decision = xp.gathered(decided)
     slots = {size: slots_of(numbers, numberable, size, settings.seed) for size in spec.sample_sizes}
     samples = tuple(
@@ -184,11 +187,12 @@ def _added(
                 ignore_index=settings.ignore_index,
                 propagate=settings.propagate,
                 hashes=hashes,
+                groups=None if groups is None else groups % (held.groups or GROUPS),
             ),
             rows=put(layer.rows, slots[len(layer.rows)], xp.gathered(xp.to_float(x))),
             feature_dtype=jnp.maximum(layer.feature_dtype, _dtype_code(dtype)),
         )
-        for layer, x, dtype in zip(state.layers, rows, dtypes, strict=True)
+        for layer, held, x, dtype in zip(state.layers, spec.holdings, rows, dtypes, strict=True)
     )
     return State(
         layers=layers,

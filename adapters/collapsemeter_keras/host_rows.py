@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.namespace import Numpy
-from collapsemeter.stats.sampling import reservoir_slots
+from collapsemeter.stats.sampling import dealt_groups, low_32_bits, reservoir_slots
 from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.stats.sums import Sums, update
 
@@ -37,9 +37,11 @@ def add_on_host(
     """Return sums and sample of a layer with rows that waited, of which the first usable one is number ``start``."""
     usable = (labels >= 0) & (labels < settings.num_classes) & (labels != settings.ignore_index)
     numbers = start + np.cumsum(usable) - usable
-    hashes = None
+    hashes = groups = None
     if sums.sketch is not None:
         hashes = row_hashes(numbers.astype(np.uint32), len(sums.sketch), settings.seed)
+    if sums.groups:
+        groups = dealt_groups(numbers, sums.groups, low_32_bits)
     sums = update(
         sums,
         rows,
@@ -48,6 +50,7 @@ def add_on_host(
         ignore_index=settings.ignore_index,
         propagate=settings.propagate,
         hashes=hashes,
+        groups=groups,
     )
     size = len(sample.rows) - 1
     slots = reservoir_slots(np.where(usable, numbers, -1), size, settings.seed)

@@ -18,6 +18,7 @@ from collapsemeter.adapter.reduction import Reduction
 from collapsemeter.adapter.selection import MAX_LAYERS, Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.report.report import TABLE
+from collapsemeter.stats.groups import GROUPS
 from collapsemeter.stats.labels import Mixed
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
@@ -67,7 +68,7 @@ class CollapseMeter(EpochReports):
         The most layers that ``auto`` watches, the head among them, spread over the depth.
     memory : "auto", float or None
         MiB that all layers together may hold: by default the larger of 64 and half of the parameters. Within
-        it hidden layers keep fewer rows for NC4, then narrower scatters; None keeps all.
+        it hidden layers keep fewer rows for NC4, then no groups, then narrower scatters; None keeps all.
     probe : (x, y) of arrays, or data set, optional
         Data for a pass with frozen weights at the end of every ``every`` epochs.
     every : int
@@ -91,7 +92,8 @@ class CollapseMeter(EpochReports):
         ``nc1_pinv/fc``, ``val_nc1_pinv/fc``, ``probe_nc1_pinv/fc``. Those of the last layer are there as
         ``nc1_pinv/head``, too, whatever name Keras gave it. ``EarlyStopping(monitor="nc1_pinv/head",
         mode="min")`` may stand before the meter in ``callbacks=``.
-    reduction, scatter, convention, ignore_index, nonfinite, mixed, sample_rows, seed, sketch_rows
+    reduction, scatter, convention, ignore_index, nonfinite, mixed, sample_rows, seed, sketch_rows,
+    groups
         See `collapsemeter.adapter.settings.Settings`.
     strict : bool
         Re-raise a failure of the meter itself instead of marking the layer ``degraded``.
@@ -154,6 +156,7 @@ class CollapseMeter(EpochReports):
         sample_rows: int = 4096,
         seed: int = 0,
         sketch_rows: int = SKETCH_ROWS,
+        groups: int = GROUPS,
         strict: bool = False,
         verbose: bool = True,
     ) -> None:
@@ -172,6 +175,7 @@ class CollapseMeter(EpochReports):
             "sample_rows": sample_rows,
             "seed": seed,
             "sketch_rows": sketch_rows,
+            "groups": groups,
         }
         Settings(num_classes=2 if num_classes is None else num_classes, **options)
         budget_of(memory)  # refuses what is none

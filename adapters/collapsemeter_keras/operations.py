@@ -10,7 +10,14 @@ from keras import ops
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
-from collapsemeter.stats.sampling import Wrap, drawn_slots, low_32_bits, uint32
+from collapsemeter.stats.sampling import (
+    GROUPS,
+    Wrap,
+    dealt_groups,
+    drawn_slots,
+    low_32_bits,
+    uint32,
+)
 from collapsemeter.stats.sketch import row_hashes
 
 Tensor = Any  # of the backend
@@ -182,6 +189,11 @@ def hashed(numbers: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return bucket and sign of each row in a sketch, see `collapsemeter.stats.sketch.row_hashes`."""
     buckets, negative = row_hashes(numbers, size, seed, _WRAP)
     return ops.cast(buckets, "int32"), negative
+
+
+def dealt(numbers: Tensor) -> Tensor:
+    """Return the group of each row among 16, see `collapsemeter.stats.sampling.dealt_groups`."""
+    return ops.cast(dealt_groups(numbers, GROUPS, _WRAP), "int32")
 
 
 def sample_slots(numbers: Tensor, usable: Tensor, size: int, seed: int) -> Tensor:

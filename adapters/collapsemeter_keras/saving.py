@@ -11,7 +11,13 @@ import numpy as np
 from keras import ops
 
 from collapsemeter.adapter.memory import Holding
-from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state, saved_layers
+from collapsemeter.adapter.resuming import (
+    check_same,
+    check_widths,
+    not_a_state,
+    saved_layers,
+    say_without_groups,
+)
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import ScatterKind
@@ -36,6 +42,9 @@ def state_dict(
             state[f"{name}/{number}"] = np.asarray([layer, str(call), width, variables.dtype])
         for variable, used in stream.rows_in_use():
             state[f"{name}/{variable.name}"] = ops.convert_to_numpy(variable.value)[used].copy()
+        for number, kept in enumerate(stream.layers.values()):
+            if not kept.has_groups:
+                _regroup(state, _prefix(name, stream, number), 0)
     return state
 
 
@@ -49,9 +58,9 @@ def load_state_dict(
     widths = {key[0]: width for layers in saved.values() for key, width, _ in layers}
     _check_same(selection, settings, streams, state, widths)
     held = {
-        (name, key): _held(state, name, stream, number)
+        (name, key): _held(state, name, stream, number, key[0], width)
         for name, stream in streams.items()
-        for number, (key, _, _) in enumerate(saved[name])
+        for number, (key, width, _) in enumerate(saved[name])
     }
     for (name, key), holding in held.items():
         if key in streams[name].layers:
@@ -64,11 +73,18 @@ def load_state_dict(
         for key, width, dtype in saved[name]:
             stream.allocate(key, width, dtype, held[name, key])
         stream.let_wait()
+    arrays = dict(state)
+    without_groups = [
+        (stream, key)
+        for name, stream in streams.items()
+        for number, (key, _, _) in enumerate(saved[name])
+        if not _regroup(arrays, _prefix(name, stream, number), stream.layers[key].holding.groups)
+    ]
     values = [
-        (variable, _filled_up(state[f"{name}/{variable.name}"], variable.shape))
+        (variable, _filled_up(arrays[f"{name}/{variable.name}"], variable.shape))
         for name, stream in streams.items()
         for variable in stream.variables
-        if f"{name}/{variable.name}" in state
+        if f"{name}/{variable.name}" in arrays
     ]
     for stream in streams.values():
         stream.clear()
@@ -76,6 +92,10 @@ def load_state_dict(
         variable.assign(rows)
     for stream in streams.values():
         stream.resume()
+    for stream, key in without_groups:
+        stream.layers[key] = stream.layers[key]._replace(has_groups=False)
+    lacking = {layer for _, (layer, _) in without_groups}
+    say_without_groups(filter(lacking.__contains__, selection.watched), until="the next reset()")
 
 
 def _filled_up(rows: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -101,13 +121,38 @@ def _layers_of(state: State, stream: str) -> Iterator[tuple[Key, int, str]]:
         yield (layer, int(call)), int(width), dtype
 
 
-def _held(state: State, name: str, stream: StreamSums, number: int) -> Holding:
+def _prefix(name: str, stream: StreamSums, number: int) -> str:
+    return f"{name}/{stream.name}_{number}_"
+
+
+def _regroup(arrays: dict[str, Any], prefix: str, groups: int) -> bool:
+    """Have a layer's sums in so many groups, or in the first alone where there were fewer; whether there were enough."""
+    counts = arrays[f"{prefix}counts"]
+    parts = {part: arrays[prefix + part] for part in ("sums", "squares")}
+    parts["group_counts"] = arrays.pop(f"{prefix}group_counts", counts)
+    saved = len(parts["group_counts"]) // len(counts)
+    enough = groups <= (saved if saved > 1 else 0)
+    if not groups:
+        del parts["group_counts"]
+    for part, rows in parts.items():
+        shape = len(counts), max(groups, 1), *rows.shape[1:]
+        cells = rows.reshape(len(counts), -1, shape[1] if enough else 1, *rows.shape[1:]).sum(1)
+        whole = np.zeros(shape, rows.dtype)
+        whole[:, : cells.shape[1]] = cells
+        arrays[prefix + part] = whole.reshape(-1, *rows.shape[1:])
+    return enough
+
+
+def _held(
+    state: State, name: str, stream: StreamSums, number: int, layer: str, width: int
+) -> Holding:
     """Return what a saved layer kept."""
-    prefix = f"{name}/{stream.name}_{number}_"
+    prefix = _prefix(name, stream, number)
     kind: ScatterKind = "sketch" if f"{prefix}sketch" in state else "trace"
     if f"{prefix}scatter" in state:
         kind = "class" if state[f"{prefix}scatter"].ndim == 3 else "pooled"
-    return Holding(kind, len(state[f"{prefix}rows"]) - 1)
+    groups = stream.holding_of(layer, width).groups
+    return Holding(kind, len(state[f"{prefix}rows"]) - 1, groups)
 
 
 def _said(holding: Holding) -> str:

@@ -15,7 +15,8 @@ from collapsemeter.adapter.budget import Budget
 from collapsemeter.adapter.memory import Holding
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.adapter.tally import Tally
-from collapsemeter.stats.sums import COUNTERS, Sums, scatter_shape, sketch_shapes, update
+from collapsemeter.stats.groups import GROUPS
+from collapsemeter.stats.sums import INTEGERS, Sums, array_shapes, update
 
 from .host_rows import HostSample, add_on_host
 from .namespaces import class_products, namespace_of
@@ -26,6 +27,7 @@ from .operations import (
     Key,
     Tensor,
     counted,
+    dealt,
     dtype_of,
     hashed,
     run_either,
@@ -105,29 +107,12 @@ class StreamSums(keras.metrics.Metric):
             return self.layers[key]
         settings, name = self.settings, f"{len(self.layers)}"
         sums_dtype = "float64" if dtype == "float64" else "float32"
-        holding = (
-            holding
-            or self.holdings.layers.get(key[0])
-            or Holding(
-                settings.kind(width, class_products(settings.num_classes)),
-                settings.sample_size(width),
-            )
-        )
-        classes, size, kind = settings.num_classes, holding.sample_rows, holding.kind
-        shapes: dict[str, tuple[int, ...] | None] = {
-            "counts": (classes,),
-            "shift": (classes, width),
-            "sums": (classes, width),
-            "squares": (classes,),
-            "scatter": scatter_shape(kind, classes, width),
-            **dict.fromkeys(COUNTERS, ()),
-            **sketch_shapes(kind, classes, width, settings.sketch_rows),
-        }
-        integers = ("counts", *COUNTERS)
+        holding = holding or self.holding_of(key[0], width)
+        classes, size = settings.num_classes, holding.sample_rows
+        shapes = array_shapes(holding.kind, classes, width, settings.sketch_rows, holding.groups)
         sums = {
-            part: self._variable(shape, COUNT if part in integers else sums_dtype, f"{name}_{part}")
+            part: self._variable(shape, COUNT if part in INTEGERS else sums_dtype, f"{name}_{part}")
             for part, shape in shapes.items()
-            if shape is not None
         }
         rows = self._variable((size + 1, width), sums_dtype, f"{name}_rows")
         self.layers[key] = LayerVariables(sums, rows, dtype, holding)
@@ -139,6 +124,12 @@ class StreamSums(keras.metrics.Metric):
                 )
             )
         return self.layers[key]
+
+    def holding_of(self, layer: str, width: int) -> Holding:
+        """Return what a layer keeps that is not there yet."""
+        products = class_products(self.settings.num_classes)
+        planned = self.holdings.layers.get(layer)
+        return planned or Holding.most(width, self.settings, products)
 
     def let_wait(self) -> None:
         """Make room in which the batches of all layers that are there wait; where it is there, nothing happens."""
@@ -154,6 +145,8 @@ class StreamSums(keras.metrics.Metric):
         for variable in self.variables:
             if not any(variable is part for part in waiting):  # of which none is read
                 variable.assign(ops.zeros(variable.shape, dtype=variable.dtype))
+        for key, layer in list(self.layers.items()):
+            self.layers[key] = layer._replace(has_groups=True)
         self._given_here = self._rows_here = self._waiting_here = 0
 
     def resume(self) -> None:
@@ -274,9 +267,11 @@ class StreamSums(keras.metrics.Metric):
         start = self.next_row.value
         numbers = start + ops.cumsum(ones, axis=0) - ones
         layers = {key: self.layers[key] for key in block.rows}
-        hashes = None
+        hashes = groups = None
         if any("sketch" in layer.sums for layer in layers.values()):
             hashes = hashed(numbers, settings.sketch_rows, settings.seed)
+        if any(layer.holding.groups for layer in layers.values()):
+            groups = dealt(numbers)
         for size in {layer.holding.sample_rows for layer in layers.values()}:
             slots = sample_slots(numbers, usable, size, settings.seed)
             sample = self.samples[size]
@@ -287,7 +282,7 @@ class StreamSums(keras.metrics.Metric):
             place(sample.predictions, block.decided + 1, slots)
             for key, layer in layers.items():
                 if layer.holding.sample_rows == size:
-                    self._add_layer(layer, block.rows[key], labels, slots, hashes)
+                    self._add_layer(layer, block.rows[key], labels, slots, hashes, groups)
         self.next_row.assign(saturated(start, counted(usable)))
 
     def _add_layer(
@@ -297,6 +292,7 @@ class StreamSums(keras.metrics.Metric):
         labels: Tensor,
         slots: Tensor,
         hashes: tuple[Tensor, Tensor] | None,
+        groups: Tensor | None,
     ) -> None:
         operations = namespace_of(layer.rows)
         before = Sums(
@@ -310,6 +306,7 @@ class StreamSums(keras.metrics.Metric):
             ignore_index=self.settings.ignore_index,
             propagate=self.settings.propagate,
             hashes=hashes,
+            groups=None if groups is None else groups % (layer.holding.groups or GROUPS),
         )
         for part, variable in layer.sums.items():
             if getattr(after, part) is not getattr(before, part):  # not updated in place
@@ -359,6 +356,8 @@ class StreamSums(keras.metrics.Metric):
             sums, sample = add_on_host(
                 sums, sample, *rows, self._read(self.next_row), self.settings
             )
+        if not layer.has_groups:
+            sums = sums.by_class()
         return _tally(sums, sample, layer.dtype, self.settings.seed)
 
     def _waiting_now(self) -> int:

@@ -23,6 +23,7 @@ class LayerVariables(NamedTuple):
     rows: keras.Variable
     dtype: str  # of the features
     holding: Holding
+    has_groups: bool = True  # or what was loaded had none
 
 
 class SampleVariables(NamedTuple):

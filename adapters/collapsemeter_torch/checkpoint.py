@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from collapsemeter.adapter.resuming import check_same, check_widths, not_a_state, saved_layers
-from collapsemeter.adapter.selection import listed
+from collapsemeter.adapter.resuming import (
+    check_same,
+    check_widths,
+    not_a_state,
+    saved_layers,
+    say_without_groups,
+)
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.system.warning import warn
 
 from .device_sums import DeviceSums
 from .ranks import Numbering
@@ -103,7 +107,14 @@ def load_state(store: Store, state: dict[str, Any], learnt: Learnt, device: torc
     }
     store.clear()
     store.layers |= layers
-    _say_what_lacks_groups(store)
+    say_without_groups(
+        (
+            name
+            for (name, _), layer in layers.items()
+            if not layer.groups and store.holding(name, layer.sample_rows).groups
+        ),
+        until="the next reset()",
+    )
     for saved in state["predictions"]:
         size = len(saved["ids"]) - 1
         decisions = SampledDecisions(device, size)
@@ -135,19 +146,6 @@ def _loaded(store: Store, saved: dict[str, Any], device: torch.device) -> Device
         if name in tensors or name not in ADDED:
             tensor.copy_(tensors[name])
     return layer
-
-
-def _say_what_lacks_groups(store: Store) -> None:
-    lacking = {
-        name: None
-        for (name, _), layer in store.layers.items()
-        if not layer.groups and store.holding(name, layer.sample_rows).groups
-    }
-    if lacking:
-        warn(
-            "the state was saved without groups of rows, as older versions do: until the next reset() there are "
-            f"no intervals for {listed(lacking)}"
-        )
 
 
 def check_same_network(saved: Learnt, learnt: Learnt) -> None:

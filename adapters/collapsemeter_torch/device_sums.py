@@ -13,14 +13,7 @@ from torch import Tensor
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sampling import low_32_bits
 from collapsemeter.stats.sketch import row_hashes
-from collapsemeter.stats.sums import (
-    COUNTERS,
-    ScatterKind,
-    Sums,
-    scatter_shape,
-    sketch_shapes,
-    update,
-)
+from collapsemeter.stats.sums import INTEGERS, ScatterKind, Sums, array_shapes, update
 
 from .namespace import TorchNamespace, in_graph, on_host, products_are_reduced
 from .waiting import RowNumbers, WaitingRows, dealt, joined, sampled, to_device
@@ -74,13 +67,11 @@ class DeviceSums:
         wide: bool = False,
     ) -> None:
         width, device = rows.shape[1], rows.device
-        num_classes = settings.num_classes
         exact = torch.float64 if rows.dtype == torch.float64 else torch.float32  # holds any row
         self.dtype = torch.float64 if wide else exact
         self.width = width
         self.kind = kind = settings.kind(width) if kind is None else kind
         self.groups = groups = settings.afforded_groups(width) if groups is None else groups
-        cells = num_classes * max(groups, 1)
         self.seed = settings.seed
         self.ignore_index, self.propagate = settings.ignore_index, settings.propagate
         self.feature_dtype = str(rows.dtype).removeprefix("torch.")
@@ -90,18 +81,12 @@ class DeviceSums:
         def zeros(*size: int, dtype: torch.dtype = self.dtype) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        shape = scatter_shape(kind, num_classes, width)
-        sketch = sketch_shapes(kind, num_classes, width, settings.sketch_rows)
-        self._sums = Sums(
-            counts=zeros(num_classes, dtype=torch.int64),
-            shift=zeros(num_classes, width),
-            sums=zeros(cells, width),
-            squares=zeros(cells),
-            scatter=None if shape is None else zeros(*shape),
-            **{cause: zeros(dtype=torch.int64) for cause in COUNTERS},
-            **{name: zeros(*size) for name, size in sketch.items()},
-            group_counts=zeros(cells, dtype=torch.int64) if groups else None,
-        )
+        shapes = array_shapes(kind, settings.num_classes, width, settings.sketch_rows, groups)
+        tensors = {
+            name: zeros(*shape, dtype=torch.int64 if name in INTEGERS else self.dtype)
+            for name, shape in shapes.items()
+        }
+        self._sums = Sums(**{"scatter": None, **tensors})
         slots = 1 + (settings.sample_size(width) if sample_size is None else sample_size)
         self.sample_rows = zeros(slots, width, dtype=exact)
         self.sample_labels = zeros(slots, dtype=torch.int64)

@@ -150,11 +150,7 @@ class Store:
         planned_width, planned = self.holdings.get(layer, (None, None))
         if planned is None or planned_width != width:  # a reduction of the user's own
             times = class_products(rows.device, settings.num_classes)
-            return Holding(
-                settings.kind(width, times),
-                settings.sample_size(width),
-                settings.afforded_groups(width),
-            )
+            return Holding.most(width, settings, times)
         return planned
 
     @property

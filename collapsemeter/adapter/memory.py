@@ -28,6 +28,12 @@ class Holding:
     sample_rows: int
     groups: int = 0
 
+    @classmethod
+    def most(cls, width: int, settings: Settings, class_products: int = 1) -> Holding:
+        """Return the most that is of use in a layer of this width."""
+        kind = settings.kind(width, class_products)
+        return cls(kind, settings.sample_size(width), settings.afforded_groups(width))
+
     def nbytes(self, width: int, settings: Settings, itemsize: int = 4) -> int:
         """Bytes of the sums, the scatter and the sampled rows of a layer of this width."""
         classes = settings.num_classes
@@ -128,12 +134,7 @@ def _ever_less(
 ) -> Iterator[dict[str, Holding]]:
     """Yield what every layer may keep, from the most that is of use to the least."""
     holdings = {
-        name: Holding(
-            settings.kind(width, class_products),
-            settings.sample_size(width),
-            settings.afforded_groups(width),
-        )
-        for name, width in widths.items()
+        name: Holding.most(width, settings, class_products) for name, width in widths.items()
     }
     yield dict(holdings)
     *hidden, last = holdings

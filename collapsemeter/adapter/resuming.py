@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..system.warning import warn
 from .selection import listed
 
 
@@ -34,6 +35,15 @@ def check_widths(state: Mapping[str, int], meter: Mapping[str, int]) -> None:
             for side in (state, meter)
         )
     )
+
+
+def say_without_groups(layers: Iterable[str], until: str) -> None:
+    """Warn of layers whose state was saved without groups of rows, if there are any."""
+    if names := list(dict.fromkeys(layers)):
+        warn(
+            f"the state was saved without groups of rows, as older versions do: until {until} there are "
+            f"no intervals for {listed(names)}"
+        )
 
 
 def saved_layers(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..metrics.convention import Convention
-from ..stats.groups import GROUP_ENTRIES, affordable_groups, check_groups
+from ..stats.groups import GROUP_ENTRIES, GROUPS, affordable_groups, check_groups
 from ..stats.labels import Mixed, check_mixed
 from ..stats.sketch import SKETCH_ROWS
 from ..stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes, scatter_kind
@@ -72,7 +72,7 @@ class Settings:
     seed: int = 0
     sketch_rows: int = SKETCH_ROWS
     mixed: Mixed = "skip"
-    groups: int = 0
+    groups: int = GROUPS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_classes", check_num_classes(self.num_classes, least=2))

@@ -39,16 +39,10 @@ def low_32_bits(values: Array) -> Array:
 
 def mixed(values: Array, wrap: Wrap = uint32) -> Array:
     """Return a 32-bit hash of 32-bit values, in uint32 or in int64 with ``wrap=low_32_bits``."""
-    # By + - * // & alone, which every framework's integers have, and factors whose products fit int64.
+    # By * // ^ & alone, which every framework's integers have, and factors whose products fit int64.
     for factor in _FACTORS:
-        values = wrap(_folded(values, 16) * factor)
-    return _folded(values, 15)
-
-
-def _folded(values: Array, shift: int) -> Array:
-    """Return ``values ^ (values >> shift)``: a ^ b = a + b - 2 (a & b), which wraps around rightly."""
-    shifted = values // 2**shift
-    return values - (values & shifted) + shifted - (values & shifted)
+        values = wrap((values ^ (values // 2**16)) * factor)
+    return values ^ (values // 2**15)
 
 
 def scaled(fractions: Array, sizes: Array) -> Array:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -42,6 +42,7 @@ MIXED = UNLABELLED - 1  # several classes, or parts of them
 ARRAYS = ("counts", "means", "means_low", "traces", "scatter", "sketch", "signs")  # of moments
 LEFT_OUT = ("ignored", "nonfinite", "unlabelled", "mixed")
 COUNTERS = (*LEFT_OUT[:2], "invalid", *LEFT_OUT[2:])
+INTEGERS = ("counts", "group_counts", *COUNTERS)  # what counts among the arrays of `Sums`
 CLASS_SCATTER_ENTRIES = 2**20  # up to 8 MB in float64: every class keeps its own scatter
 MOST_CLASSES = 2**20  # more is rather something else: an id, a hash, a number of rows
 MOST_ENTRIES = 2**32  # of one array: 32 GiB in float64
@@ -94,7 +95,21 @@ class Sums:
     @property
     def groups(self) -> int:
         """G; 0 without groups."""
-        return 0 if self.group_counts is None else len(self.group_counts) // len(self.counts)
+        if self.group_counts is None:
+            return 0
+        return int(self.group_counts.shape[0] // self.counts.shape[0])
+
+    def by_class(self) -> Sums:
+        """Return the sums of classes alone, in which groups are joined."""
+        if self.group_counts is None:
+            return self
+        classes, width = self.shift.shape
+        return replace(
+            self,
+            sums=self.sums.reshape(classes, -1, width).sum(axis=1),
+            squares=self.squares.reshape(classes, -1).sum(axis=1),
+            group_counts=None,
+        )
 
 
 def check_num_classes(num_classes: Any, least: int = 1) -> int:
@@ -134,6 +149,24 @@ def sketch_shapes(
     if kind != "sketch":
         return {}
     return {"sketch": (sketch_rows, width), "signs": (sketch_rows, num_classes)}
+
+
+def array_shapes(
+    kind: ScatterKind, num_classes: int, width: int, sketch_rows: int, groups: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of `Sums` that are kept, by name."""
+    cells = num_classes * max(groups, 1)
+    shapes: dict[str, tuple[int, ...] | None] = {
+        "counts": (num_classes,),
+        "shift": (num_classes, width),
+        "sums": (cells, width),
+        "squares": (cells,),
+        "scatter": scatter_shape(kind, num_classes, width),
+        **dict.fromkeys(COUNTERS, ()),
+        **sketch_shapes(kind, num_classes, width, sketch_rows),
+        "group_counts": (cells,) if groups else None,
+    }
+    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 def update(
@@ -275,23 +308,15 @@ def init(
     True
     """
     num_classes = check_num_classes(num_classes)
-    shape = scatter_shape(kind, num_classes, width)
-    sketched = sketch_shapes(kind, num_classes, width, sketch_rows)
-    cells = num_classes * max(groups, 1)
-    shapes = [(cells, width), shape, *sketched.values()]
-    largest = max(math.prod(shape) for shape in shapes if shape is not None)
+    shapes = array_shapes(kind, num_classes, width, sketch_rows, groups)
+    largest = max(map(math.prod, shapes.values()))
     if largest > MOST_ENTRIES:
         raise ValueError(
             f"{num_classes} classes of {width} features: sums of {largest * 8 / 2**30:.0f} GiB are "
             "not allocated; keep a coarser scatter, such as 'pooled' or 'trace', or narrower features"
         )
-    return Sums(
-        counts=np.zeros(num_classes, np.int64),
-        shift=np.zeros((num_classes, width), dtype),
-        sums=np.zeros((cells, width), dtype),
-        squares=np.zeros(cells, dtype),
-        scatter=None if shape is None else np.zeros(shape, dtype),
-        **dict.fromkeys(COUNTERS, np.int64(0)),
-        **{name: np.zeros(shape, dtype) for name, shape in sketched.items()},
-        group_counts=np.zeros(cells, np.int64) if groups else None,
-    )
+    arrays = {
+        name: np.zeros(shape, np.int64 if name in INTEGERS else dtype)
+        for name, shape in shapes.items()
+    }
+    return Sums(**{"scatter": None, **arrays})

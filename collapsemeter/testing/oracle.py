@@ -75,6 +75,7 @@ class Oracle:
             nonfinite="propagate" if settings.propagate else "skip",
             sketch_rows=settings.sketch_rows,
             seed=settings.seed,
+            groups=settings.afforded_groups(spec.width),
         )
         self.moments = replace(moments, feature_dtype=spec.dtype)
         self.rtol = tolerance(len(rows))
@@ -144,6 +145,20 @@ class Oracle:
             if part is not None and expected is not None:
                 size = float(np.nanmax(np.abs(expected), initial=0.0))
                 _close(f"{name} of the moments", part, expected, atol=bound * size)
+        self._check_groups(moments)
+
+    def _check_groups(self, moments: ClassMoments) -> None:
+        groups, truth = moments.groups, self.moments.groups
+        if groups is None or truth is None:
+            numbers = (0 if part is None else part.number for part in (groups, truth))
+            require(groups is truth, "the moments have {} groups, it should be {}".format(*numbers))
+            return
+        _close("counts of the groups", groups.counts, truth.counts)
+        size = float(np.nanmax(truth.squares, initial=0.0))
+        _close("squares of the groups", groups.squares, truth.squares, atol=self.rtol * size)
+        # A sum of n residuals whose squares sum to q is at most sqrt(n q).
+        size = math.sqrt(size * float(truth.counts.max(initial=1)))
+        _close("sums of the groups", groups.sums, truth.sums, atol=self.rtol * size)
 
 
 def agrees(
@@ -203,6 +218,14 @@ def _check_layer(
     )
     for metric, error in expected.items():
         _close(f"standard error of {metric}", errors[metric], error, rtol)
+    for kind in ("estimates", "intervals"):
+        given, ends = getattr(layer, kind), getattr(truth, kind)
+        if final:
+            what = f"layer {name!r} has {kind} of {sorted(given)}, expected: {sorted(ends)}"
+            require(given.keys() == ends.keys(), what)
+        for metric in given.keys() & ends.keys():
+            what = f"{kind} of {metric} in layer {name!r}"
+            _close(what, given[metric], ends[metric], rtol, rtol)
     per_class = {"count": 0.0, "variance": rtol} | ({"ncc_accuracy": 0.0} if final else {})
     for part, bound in per_class.items():
         what = f"{part} per class of layer {name!r}"

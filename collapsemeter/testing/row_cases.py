@@ -101,6 +101,19 @@ def every_scatter(make: Make) -> None:
 
 
 @case(CASES)
+def every_number_of_groups(make: Make) -> None:
+    """The option groups=: of 4 groups, and of none, over batches of different size.
+
+    Groups are those of collapsemeter.stats.sampling, by the row numbers of the sample, and each keeps its own sums: only
+    then are intervals those of the same rows in any other split.
+    """
+    for groups in (4, 0):
+        spec = spec_of(groups=groups, seed=1)
+        stream = stream_of(spec, sizes=RAGGED if groups else SIZES)
+        agrees(make, spec, stream.with_labels(slice(0, 96, 9), -100))
+
+
+@case(CASES)
 def every_convention(make: Make) -> None:
     """The option convention= must reach the metrics."""
     for convention in ("zhu2021", "he_su2023"):

@@ -24,7 +24,7 @@ def test_bytes_are_those_of_the_arrays():
 
 
 def test_groups_take_their_sums_and_counts():
-    settings = Settings(10, groups=16)
+    settings = Settings(10)
     without, held = (Holding("trace", 5, groups).nbytes(30, settings) for groups in (0, 16))
     assert held - without == 4 * 150 * (30 + 4)
 
@@ -46,26 +46,26 @@ def test_hidden_layers_lose_their_groups_before_most_of_their_rows():
 
 
 def test_a_layer_of_many_classes_and_features_has_fewer_groups():
-    settings = Settings(1000, groups=16)
+    settings = Settings(1000)
     assert [settings.afforded_groups(d) for d in (256, 512, 1024, 2048)] == [16, 8, 4, 0]
-    assert Settings(1000).afforded_groups(8) == 0
+    assert Settings(1000, groups=0).afforded_groups(8) == 0
     with pytest.raises(ValueError, match="groups=3: pass 16, 8, 4, or 0"):
         Settings(10, groups=3)
 
 
 def test_a_small_network_keeps_all_that_is_of_use():
     small = plan({"a": 64, "head": 64}, parameters=0)
-    assert set(small.holdings.values()) == {Holding("class", 4096)}
+    assert set(small.holdings.values()) == {Holding("class", 4096, 16)}
     assert small.nbytes < small.budget == 64 * MIB
 
 
 def test_hidden_layers_give_way_before_the_last():
     chosen = plan()
     assert chosen.nbytes <= chosen.budget == 64 * MIB
-    assert chosen.holdings["head"] == Holding("pooled", 4096)
+    assert chosen.holdings["head"] == Holding("pooled", 4096, 16)
     assert chosen.holdings["block0"].sample_rows < 4096
     wide = plan(WIDTHS, parameters=2000 * MIB)
-    assert wide.holdings["block0"] == Holding("pooled", 4096)
+    assert wide.holdings["block0"] == Holding("pooled", 4096, 16)
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])

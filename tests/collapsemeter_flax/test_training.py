@@ -21,6 +21,8 @@ from collapsemeter_flax import demo as flax_demo
 STEPS, BATCH = 20, 16
 IMAGES = np.random.default_rng(0).normal(size=(STEPS, BATCH, 6, 6, 2)).astype(np.float32)
 LABELS = np.arange(BATCH) % 4
+# With the quick compiler of `conftest` any change of a program may change the order of its sums.
+AS_USERS_DO = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -54,6 +56,7 @@ def train_nnx(kind, watched):
         return meter.update(state, features, y, logits=logits) if watched else state
 
     state = meter.init(IMAGES[0]) if watched else None
+    step = step.lower(model, optimizer, state, IMAGES[0], LABELS).compile(AS_USERS_DO)
     for x in IMAGES:
         state = step(model, optimizer, state, x, LABELS)
     return nnx.state((model, optimizer)), state
@@ -98,8 +101,9 @@ def train_linen(kind, watched):
 
     state = meter.init(variables, IMAGES[0], **options) if watched else None
     optimizer = tx.init(variables["params"])
-    for number, x in enumerate(IMAGES):
-        key = jax.random.key(number)
+    keys = [jax.random.key(number) for number in range(STEPS)]
+    step = step.lower(variables, optimizer, state, IMAGES[0], LABELS, keys[0]).compile(AS_USERS_DO)
+    for x, key in zip(IMAGES, keys, strict=True):
         variables, optimizer, state = step(variables, optimizer, state, x, LABELS, key)
     return (variables, optimizer), state
 

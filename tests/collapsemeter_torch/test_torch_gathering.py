@@ -109,7 +109,9 @@ def test_rows_that_are_not_finite_are_found_when_they_are_added(propagate):
     sums = filled([20] * 3, rows, labels, nonfinite=nonfinite).host_sums()
     assert (int(sums.nonfinite), int(sums.ignored)) == (1, 1)
     assert int(sums.counts.sum()) == (59 if propagate else 58)
-    assert np.isnan(sums.squares).tolist() == [propagate and c == 2 for c in range(CLASSES)]
+    assert np.isnan(sums.by_class().squares).tolist() == [
+        propagate and c == 2 for c in range(CLASSES)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["class", "pooled", "sketch", "trace"])

@@ -239,6 +239,15 @@ class SketchesEveryBatchAlike(ToyMeter):
             self.numbers = self.numbers + self.next_row
 
 
+@sabotage("every_number_of_groups")
+class DealsByTheBatch(ToyMeter):
+    """The place of a row in its batch says in which group it is."""
+
+    def groups(self, number):
+        return np.arange(len(self.numbers)) % number if number else None
+
+
+sabotage("every_number_of_groups")(without("groups"))
 sabotage("every_convention")(without("convention"))
 sabotage("nonfinite_rows_raise", "nonfinite_rows_propagated")(without("nonfinite"))
 sabotage("same_sample")(without("seed"))
