@@ -37,6 +37,11 @@ class Reached(NamedTuple):
     """Layers before it that have no value: the first one may be among them."""
     beyond: tuple[str, ...] = ()
     """Layers after it that are beyond the bound again."""
+    estimated: bool = False
+    """Whether shares are of estimates, without the noise of the class means: where every layer with a value has one."""
+    earliest: float = math.nan
+    latest: float = math.nan
+    """First layers that may be and that surely are within the bound, going by 95 % intervals; NaN where a layer has none."""
 
 
 class Law(NamedTuple):
@@ -113,6 +118,10 @@ class DepthProfile:
             f"{100 * self.bound:g} percentage points of the last one ({_percent(reached.share)} and "
             f"{_percent(reached.last)} {share})"
         )
+        if reached.estimated:
+            words += ", estimated without noise"
+        if reached.earliest < reached.latest:
+            words += f"; intervals allow {reached.earliest:.0f} to {reached.latest:.0f}"
         if reached.beyond:
             words += f"; beyond again: {_named(reached.beyond)}"
         if reached.unknown:
@@ -160,7 +169,13 @@ def _first_within(
     path: Mapping[str, LayerReport], bound: float, metric: str, share: Callable[[float], float]
 ) -> Reached:
     names = list(path)
-    shares = [share(layer.get(metric, math.nan)) for layer in path.values()]
+    plain = [layer.get(metric, math.nan) for layer in path.values()]
+    values = [layer.estimates.get(metric, math.nan) for layer in path.values()]
+    estimated = all(
+        math.isfinite(estimate) or math.isnan(value)
+        for estimate, value in zip(values, plain, strict=True)
+    )
+    shares = [share(value) for value in (values if estimated else plain)]
     last = shares[-1] if shares else math.nan
     why = _FEW if len(names) < _FEWEST_LAYERS else ""
     if not why and math.isnan(last):
@@ -181,7 +196,24 @@ def _first_within(
             name for name, value in zip(names[:first], shares, strict=False) if math.isnan(value)
         ),
         tuple(names[i] for i in range(first, len(names)) if shares[i] > last + bound),
+        estimated,
+        *(_between(path, bound, metric, share) if estimated else ()),
     )
+
+
+def _between(
+    path: Mapping[str, LayerReport], bound: float, metric: str, share: Callable[[float], float]
+) -> tuple[float, float]:
+    """Return the first layer that may be and the first that surely is within the bound: the last one is."""
+    name = "ncc_accuracy_loo" if metric == "ncc_accuracy" else metric
+    pairs = [layer.intervals.get(name) for layer in path.values()]
+    known = [sorted(map(share, pair)) for pair in pairs if pair is not None]
+    if len(known) < len(pairs):
+        return math.nan, math.nan
+    low, high = known[-1]
+    may = [ends[0] <= high + bound for ends in known]
+    surely = [ends[1] <= low + bound for ends in known[:-1]]
+    return may.index(True) + 1, [*surely, True].index(True) + 1
 
 
 def _within_share(ratio: float) -> float:

@@ -42,6 +42,40 @@ def test_effective_depth_is_of_nearest_centre_errors():
     assert profile.collapse.why == "the last layer, l3, has no nc1_trace_ratio (not measured)"
 
 
+@pytest.mark.parametrize("metric", ["nc1_trace_ratio", "ncc_accuracy"])
+def test_depth_is_of_estimates_where_every_layer_has_one(metric):
+    """Plain values say the second layer, estimates the third, and intervals the second to the last."""
+    shares = {"plain": (0.5, 0.13, 0.12, 0.1), "estimate": (0.6, 0.3, 0.14, 0.1)}
+    if metric == "nc1_trace_ratio":
+        values = {k: [x / (1 - x) for x in v] for k, v in shares.items()}
+        ends = [(0.5, 0.7), (0.14, 0.4), (0.05, 0.16), (0.09, 0.11)]
+        intervals = [{metric: tuple(x / (1 - x) for x in pair)} for pair in ends]
+    else:
+        values = {k: [1 - x for x in v] for k, v in shares.items()}
+        ends = [(0.5, 0.7), (0.14, 0.4), (0.05, 0.16), (0.09, 0.11)]
+        intervals = [{"ncc_accuracy_loo": (1 - high, 1 - low)} for low, high in ends]
+    layers = {
+        f"l{i}": LayerReport(
+            {metric: values["plain"][i]},
+            estimates={metric: values["estimate"][i]},
+            intervals=intervals[i],
+        )
+        for i in range(4)
+    }
+    profile = CollapseReport(layers).depth_profile()
+    reached = profile.collapse if metric == "nc1_trace_ratio" else profile.effective
+    assert (reached.depth, reached.estimated) == (3, True)
+    np.testing.assert_allclose([reached.share, reached.last], [0.14, 0.1])
+    assert (reached.earliest, reached.latest) == (2, 4)
+    words = profile.sentences()[metric == "ncc_accuracy"]
+    assert "estimated without noise; intervals allow 2 to 4" in words
+    layers["l1"] = LayerReport({metric: values["plain"][1]})
+    profile = CollapseReport(layers).depth_profile()
+    reached = profile.collapse if metric == "nc1_trace_ratio" else profile.effective
+    assert (reached.depth, reached.estimated) == (2, False)
+    assert math.isnan(reached.earliest)
+
+
 def test_layers_without_a_value_are_named():
     values = (9.0, math.nan, 0.02, math.nan, 0.01)
     profile = made("nc1_trace_ratio", values).depth_profile()
