@@ -1,4 +1,27 @@
-"""The Flax adapter: pure functions over a pytree that count inside a jitted step, and capture helpers."""
+"""The Flax adapter: pure functions over a pytree that count inside a jitted step, and capture helpers.
+
+In the order of the flow:
+
+===========  ======================================================================================================================
+`meter`      `CollapseMeter` and `observe`
+`choosing`   what is watched of a model, from
+`study`      ... its scores, head and layers
+`tracing`    ... in one abstract forward of `linen_models` or `nnx_models`, called with `arguments`
+`graph`      ... whose values have names (`marks`) and an order; `calls` of modules, `heads`, `ordering` and `thresholds` of scores
+`capturing`  `capture`: outputs of an unmodified model; `sowing` is what it takes of a call
+`updating`   `update`: one batch into the state, by `operations` and `labels`
+`state`      `State`, `init`, `reset`
+`sample`     the row sample on the device
+`merging`    `merge`: two states into one
+`placement`  mapped axes, shardings and copies of a state
+`saving`     `save`, `load`, and what `flax.serialization` asks for
+`observing`  a pass over a data set with frozen weights
+`costs`      what counting costs beside a step
+`host`       the state and the head on the host: `to_moments`
+`reporting`  `report`: state -> report
+`demo`       the demo's network
+===========  ======================================================================================================================
+"""
 
 try:
     import jax as _jax  # noqa: F401 # asked for first: the message below names what is missing

@@ -1,7 +1,7 @@
 """What an adapter imports besides the public names; adapters/README.md shows a whole adapter.
 
 An adapter may import these, and from `collapsemeter.stats` the functions that run on a device
-(`sums`, `namespace`, `sketch`, `sampling`, `labels`):
+(`sums`, `namespace`, `sketch`, `sampling`, `groups`, `labels`):
 
 * `network`: `Network`, what one forward pass told, and `find_scores` in what a model returns
 * `cut_points`: where the whole signal passes through one tensor, and `spread` over the depth
@@ -13,6 +13,7 @@ An adapter may import these, and from `collapsemeter.stats` the functions that r
 * `batches`: `each_batch` of a frozen pass, `split` into inputs and labels, checks of what users pass
 * `budget`: `Budget`, which training batches are counted, and `Clock`, what that costs
 * `tally`: `Tally`, what a layer counted, on the host, and `classifier`, the head
+* `joint_tally`: one `Tally` of those of several processes
 * `layer_report`: one layer's report, unless it missed rows
 * `notes`: what must be said beside a layer's metrics
 * `network_report`: the report of every watched layer, with its warnings and provenance

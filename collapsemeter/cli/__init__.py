@@ -1,4 +1,4 @@
-"""The command line: one module for each command, and what they share.
+"""The command line: one module for each family of commands, and what they share.
 
 ============  ====================================================
 `audit`       ``collapsemeter audit``, ``audit map``, ``audit merge``; `audit_options`

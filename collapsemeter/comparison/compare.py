@@ -1,4 +1,4 @@
-"""A measured network beside the optimum that theory predicts, layer by layer."""
+"""A report beside another one, or beside the optimum that theory predicts, layer by layer."""
 
 from __future__ import annotations
 

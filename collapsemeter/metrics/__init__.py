@@ -6,7 +6,7 @@ measure         from moments to a report: the entry
 layer           the report of one layer
 layer_inputs    what every metric is a function of
 nc1 nc2 nc3 nc4 depth imbalance   the metrics, a function each, one file a property
-steps           how groups of rows move the class means and variances
+steps           what leaving out a group of rows (the jackknife) moves, of class means and variances
 noise           what the within-class scatter and groups of rows say of the noise in class means
 estimates       metrics without that noise
 uncertainty     which metrics have an estimate and an interval, and why others have none

@@ -32,6 +32,12 @@ def test_the_page_of_the_documents_is_made_from_the_catalogue():
         assert f"| `{name}` | " + metric.formula.replace("|", "\\|") + " |" in page
 
 
+def test_the_readme_names_and_counts_every_metric():
+    text = (DOCS.parent / "README.md").read_text()
+    assert [name for name in cm.METRICS if f"`{name}`" not in text] == []
+    assert f"{len(cm.METRICS)} named metrics" in text
+
+
 def test_the_html_page_has_every_metric_of_the_catalogue():
     rows = [[cell.text for cell in row] for row in tables.meanings().rows]
     assert [row[0] for row in rows] == list(cm.METRICS)

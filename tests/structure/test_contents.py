@@ -1,0 +1,28 @@
+"""The `__init__` of a package is its table of contents."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = [
+    path.parent
+    for folder in ("collapsemeter", "adapters")
+    for path in sorted((ROOT / folder).rglob("__init__.py"))
+    if path.parent != ROOT / "collapsemeter"  # its table is docs/architecture.md
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_a_package_names_its_modules(package):
+    contents = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert modules - set(re.findall(r"\w+", contents)) == set()
+
+
+def test_the_architecture_names_every_package():
+    pages = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {path.relative_to(ROOT).as_posix() for path in PACKAGES if path.name != "closed"}
+    assert [folder for folder in folders if f"`{folder}/`" not in pages] == []
