@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
