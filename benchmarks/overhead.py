@@ -1,12 +1,11 @@
 """What watching costs a training step: watched and unwatched steps in turn, in one process.
 
-    python benchmarks/overhead.py torch
-    python benchmarks/overhead.py keras|flax
+    python benchmarks/overhead.py torch|keras|flax
     python benchmarks/overhead.py torch --network resnet18
     python benchmarks/overhead.py torch --network mlp --steps 64
     python benchmarks/overhead.py flax --network tutorial --clock processor
 
-Without ``--network`` PyTorch has a table of its own, see `step_costs`. Otherwise two copies of a network take the same steps, loss, gradients and descent, one of them watched; a round is a
+Two copies of a network take the same steps, loss, gradients and descent, one of them watched; a round is a
 few steps of each. `convnet` is a small convolutional network on images of 32 x 32, `mlp` has four hidden
 layers of 512 on 784 inputs: both are watched at the head's input alone, which is 512 wide. `resnet18`, in
 PyTorch, is watched at its stem, all eight blocks and the head's input. `tutorial`, in Flax, is the network of linen's tutorial on
@@ -18,7 +17,6 @@ steps, is added at once: a round of fewer steps has it or has it not, and the me
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable
 
@@ -264,17 +262,7 @@ def main() -> None:
     parser.add_argument("framework", choices=frameworks)
     parser.add_argument("--network", choices=("convnet", "mlp", "resnet18", "tutorial"))
     parser.add_argument("--steps", type=int, default=5, help="steps a round")
-    parser.add_argument("--trained", help=argparse.SUPPRESS)  # a child of the table of PyTorch
-    parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.framework == "torch" and chosen.network is None:
-        import step_costs
-
-        if chosen.trained:
-            step_costs.print_trained(chosen.trained, chosen.watched)
-        else:
-            step_costs.table(chosen)
-        return
     chosen.network = chosen.network or "convnet"
     if chosen.network == "resnet18" and chosen.framework != "torch":
         parser.error("resnet18 is a network of PyTorch's here")

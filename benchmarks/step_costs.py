@@ -1,11 +1,12 @@
-"""What a watched step of PyTorch costs beside an unwatched one, a minimal hook and the products alone.
+"""What a watched step costs beside an unwatched one, a minimal hook and the products alone.
 
     python benchmarks/step_costs.py
+    python benchmarks/step_costs.py --network tiny --rounds 40
 
-prints every figure of docs/overhead.md, one network of one framework after another, each in a process of its own
-with one thread: PyTorch's table, the convolutional network and the MLP of Keras on its three backends, the networks
-of NNX, and the one of linen's tutorial. What stands after it goes to each of them: ``--rounds 9``. `overhead.py torch` prints
-the table of PyTorch alone.
+prints every figure of docs/overhead.md: four networks of PyTorch by functions of this file, then by
+`overhead.py` the convolutional network and the MLP of Keras on its three backends, the networks of NNX, and the one of
+linen's tutorial. Each is a process of its own with one thread; one that fails or takes too long is said and passed
+over. ``--network`` prints one network of PyTorch in this process.
 
 The minimal hook does the same sums: it copies rows into a block, and of a
 full block adds counts, class sums, squares and products of the residuals about the first means. Nothing
@@ -20,22 +21,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import networks
 import numpy as np
 import torch
-from pairwise import CLOCKS, Figure, Sheet, in_child, peak_gib
+from pairwise import CLOCKS, Figure, Sheet, in_child, in_turn, options, peak_gib, ratio
 from torch import Tensor, nn
 
 from collapsemeter_torch import CollapseMeter
 
 CLASSES = networks.CLASSES
-# Rows of a batch, steps of a round: of narrow layers a round is one block of 4096 rows.
-SIZES = {"tiny": (64, 64), "wide": (64, 64), "resnet18": (16, 1), "vit": (8, 1)}
-WARM_UP = 2  # rounds that are not timed: what is compiled or allocated in them is no step
-# What `overhead.py` is asked for besides the table of PyTorch, and the backend of Keras.
+# Rows of a batch, steps of a round, rounds: of narrow layers a round is one block of 4096 rows.
+SIZES = {"tiny": (64, 64, 24), "wide": (64, 64, 10), "resnet18": (16, 1, 10), "vit": (8, 1, 10)}
+MINUTES = 5  # that one network may take
+# What `overhead.py` is asked for, and the backend of Keras.
 OTHERS = [
     *(
         (backend, ["keras", "--network", net])
@@ -136,16 +137,17 @@ class MinimalHooks:
 
 def rounds_of(name: str) -> dict[str, Callable[[], object]]:
     """Return what a round does, by what is timed."""
-    rows, steps = SIZES[name]
+    rows, steps, _ = SIZES[name]
     y = torch.arange(rows) % CLASSES
     plain, _, x = network(name)
     watched, layers, _ = network(name)
     hooked, _, _ = network(name)
+    ungrouped, _, _ = network(name)
     meter = CollapseMeter(watched, layers, example=x, verbose=False)
-    live = meter._recorder.live
     with meter.batch(y):
         watched(x)
-    kinds = {layer: (state.width, state.kind) for (layer, _), state in live.layers.items()}
+    states = meter._recorder.live.layers
+    kinds = {layer: (state.width, state.kind) for (layer, _), state in states.items()}
     head = meter.selection.head
     assert head is not None
     minimal = MinimalHooks(hooked, kinds, head)
@@ -166,11 +168,13 @@ def rounds_of(name: str) -> dict[str, Callable[[], object]]:
             if sums.filled:
                 sums.flush()
 
-    def run_watched() -> None:
+    without = CollapseMeter(ungrouped, layers, example=x, groups=0, verbose=False)
+
+    def run_watched(meter: CollapseMeter, net: nn.Module) -> None:
         for _ in range(steps):
             with meter.batch(y):
-                step(watched, x, y)
-        live.flush()  # a round pays for all of its rows
+                step(net, x, y)
+        meter._recorder.live.flush()  # a round pays for all of its rows
 
     def run_products() -> None:
         for block, total in blocks:
@@ -179,7 +183,8 @@ def rounds_of(name: str) -> dict[str, Callable[[], object]]:
     return {
         "plain": run_plain,
         "minimal": run_minimal,
-        "watched": run_watched,
+        "watched": lambda: run_watched(meter, watched),
+        "groups=0": lambda: run_watched(without, ungrouped),
         "products": run_products,
     }
 
@@ -202,32 +207,22 @@ def trained(name: str, watched: bool, steps: int = 3) -> dict[str, object]:
 
 
 def table(chosen: argparse.Namespace) -> None:
-    """Print the figures of every network."""
-    ends = {
-        name: [in_child("torch", "--trained", name, *extra) for extra in ((), ("--watched",))]
-        for name in SIZES
-    }
+    """Print the figures of a network of PyTorch."""
+    name = chosen.network
+    rows, steps, rounds = SIZES[name]
+    plain, watched = (
+        in_child("--network", name, "--trained", *extra) for extra in ((), ("--watched",))
+    )
     torch.set_num_threads(1)
-    chosen.clock = "processor"
-    sheet = Sheet("What watching adds to a training step of PyTorch, in processor time", chosen)
-    for name, (rows, steps) in SIZES.items():
-        calls = rounds_of(name)
-        for _ in range(WARM_UP):
-            for call in calls.values():
-                call()
-        seconds: dict[str, list[float]] = {call: [] for call in calls}
-        for number in range(chosen.rounds):
-            order = [*calls][number % 4 :] + [*calls][: number % 4]
-            # Both ways round: what ran just before leaves memory and caches of its kind.
-            for call in order[:: -1 if number // 4 % 2 else 1]:
-                began = CLOCKS["processor"]()
-                calls[call]()
-                seconds[call].append((CLOCKS["processor"]() - began) / steps)
-        add_figures(sheet, f"{name}, batch {rows}", {k: np.array(v) for k, v in seconds.items()})
-        plain, watched = ends[name]
-        more = 1024 * (float(watched["peak"]) - float(plain["peak"]))
-        sheet.add(Figure(f"{name}: peak memory more than unwatched", more, "MiB"))
-        sheet.add(Figure(f"{name}: ends in the same bits", plain["bits"] == watched["bits"], ""))
+    sheet = Sheet("What watching adds to a training step of PyTorch", chosen)
+    calls = rounds_of(name)
+    for call in calls.values():
+        call()
+    seconds = in_turn(calls, chosen.rounds or rounds, clock=CLOCKS["processor"])
+    add_figures(sheet, f"{name}, batch {rows}", {k: t / steps for k, t in seconds.items()})
+    more = 1024 * (float(watched["peak"]) - float(plain["peak"]))
+    sheet.add(Figure(f"{name}: peak memory more than unwatched", more, "MiB"))
+    sheet.add(Figure(f"{name}: ends in the same bits", plain["bits"] == watched["bits"], ""))
     sheet.save()
 
 
@@ -241,32 +236,53 @@ def add_figures(sheet: Sheet, what: str, seconds: dict[str, np.ndarray]) -> None
         low, middle, high = np.percentile(100 * more / plain, [25, 50, 75])
         medians = {"plain": 1e3 * float(np.median(plain)), "more": 1e3 * float(np.median(more))}
         sheet.add(Figure(f"{what}: {name}", middle, "%", (low, high), medians_ms=medians))
-    ratio = float(np.median(added["watched"]) / np.median(added["minimal"]))
-    sheet.add(Figure(f"{what}: watched / minimal", ratio))
+    times = float(np.median(added["watched"]) / np.median(added["minimal"]))
+    sheet.add(Figure(f"{what}: watched / minimal", times))
+    sheet.add(ratio(f"{what}: 16 groups / groups=0", seconds, "watched", "groups=0"))
 
 
-def print_trained(name: str, watched: bool) -> None:
-    """Print `trained` for the process that asks."""
-    torch.set_num_threads(1)
-    print(json.dumps(trained(name, watched)))
-
-
-def main(arguments: Sequence[str]) -> None:
+def run_all(rounds: int) -> None:
     """Print every table, each by a process of its own; go on after one that fails, and fail in the end."""
-    script = str(Path(__file__).with_name("overhead.py"))
+    folder = Path(__file__).parent
+    asked = [("", "step_costs.py", ["--network", name]) for name in SIZES]
+    asked += [(backend, "overhead.py", arguments) for backend, arguments in OTHERS]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), "1")
     failed = []
-    for backend, asked in [("", ["torch"]), *OTHERS]:
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), "1")
+    for backend, script, arguments in asked:
         environment = os.environ | threads | {"TF_CPP_MIN_LOG_LEVEL": "3"}
         if backend:
             environment["KERAS_BACKEND"] = backend
-        command = [sys.executable, script, *asked, "--clock", "processor", *arguments]
-        print(f"\n{' '.join([backend, *asked]).strip()}", flush=True)
-        if subprocess.run(command, env=environment, check=False).returncode:
-            failed.append(" ".join([backend, *asked]).strip())
+        if rounds or script == "overhead.py":
+            arguments = [*arguments, "--rounds", str(rounds or 10)]
+        command = [sys.executable, str(folder / script), *arguments, "--clock", "processor"]
+        what = " ".join([backend, *arguments]).strip()
+        print(f"\n{what}", flush=True)
+        try:
+            subprocess.run(command, env=environment, check=True, timeout=60 * MINUTES)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            reason = "failed" if isinstance(error, subprocess.CalledProcessError) else "too long"
+            print(f"{what}: {reason}", flush=True)
+            failed.append(what)
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+        sys.exit(f"without figures: {'; '.join(failed)}")
+
+
+def main() -> None:
+    """Print one table, or all."""
+    parser = options(__doc__, rounds=0)
+    parser.add_argument("--network", choices=SIZES)
+    parser.add_argument("--trained", action="store_true", help=argparse.SUPPRESS)  # a child
+    parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.trained:
+        torch.set_num_threads(1)
+        print(json.dumps(trained(chosen.network, chosen.watched)))
+    elif chosen.network:
+        chosen.clock = "processor"
+        table(chosen)
+    else:
+        run_all(chosen.rounds)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
