@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..stats.linalg import Floats
     from .geometry import ClassGeometry
     from .layer_inputs import LayerInputs
-    from .noise import Noise
 
 
 def nc1_pinv(layer: LayerInputs) -> float:
@@ -89,43 +88,39 @@ def nc1_vci_shrunk(layer: LayerInputs) -> float:
     With :math:`S^* = (1 - a) S_g + a \frac{t}{d} I`, a by the oracle-approximating rule, and :math:`l_j` the eigenvalues of
     :math:`M S^{*-1} M^\top / C`, it is the mean over C - 1 of them of :math:`1 / (1 + \max(l_j - \frac{d}{nC}, 0))`, n the harmonic mean of n_c.
     """
-    noise, rows = layer.noise, layer.geometry.residuals
-    classes, width = noise.means.shape
+    noise, geometry = layer.noise, layer.geometry
+    rows, trace = geometry.residuals, noise.freedom * noise.pooled * noise.total
+    means = noise.means / math.sqrt(noise.pooled)  # in units of the trace of S, as S is
+    classes, width = means.shape
     if rows is not None:
-        values = _shrunk_by_rows(noise, rows / math.sqrt(noise.freedom * noise.total))
-        return _shrunk_index(noise, values)
-    scatter = layer.geometry.within("sample") * (
-        layer.geometry.rows / (noise.freedom * noise.total)
-    )
-    share = shrinkage(scatter, noise.freedom)
-    shrunk = (1 - share) * scatter
-    shrunk[np.diag_indices(width)] += share / width
-    try:
-        triangle = np.asarray(np.linalg.cholesky(shrunk), np.float64)
-    except np.linalg.LinAlgError:  # rounding of float32 sums took more than shrinking gave
-        raise Undefined("float32_sums_displaced") from None
-    whitened = solve_lower(triangle, noise.means.T)
-    return _shrunk_index(noise, singular_values(whitened.T)[: classes - 1] ** 2 / classes)
+        values = _shrunk_by_rows(means, rows / math.sqrt(trace), noise.freedom)
+    else:
+        shrunk = geometry.within("sample") * (geometry.rows / trace)
+        share = shrinkage(shrunk, noise.freedom)
+        shrunk *= 1 - share
+        shrunk[np.diag_indices(width)] += share / width
+        try:
+            triangle = np.asarray(np.linalg.cholesky(shrunk.T), np.float64)
+        except np.linalg.LinAlgError:  # rounding of float32 sums took more than shrinking gave
+            raise Undefined("float32_sums_displaced") from None
+        whitened = solve_lower(triangle, means.T)
+        values = singular_values(whitened.T)[: classes - 1] ** 2 / classes
+    raised = width * float((1 / noise.counts).mean()) / classes
+    return float((1 / (1 + np.maximum(values - raised, 0.0))).mean())
 
 
-def _shrunk_by_rows(noise: Noise, rows: Floats) -> Floats:
+def _shrunk_by_rows(means: Floats, rows: Floats, freedom: float) -> Floats:
     """Return the l_j of `nc1_vci_shrunk` from rows R with S_g = R'R, by Woodbury's identity."""
-    classes, width = noise.means.shape
+    classes, width = means.shape
     products = rows @ rows.T
-    share = shrinkage(products, noise.freedom, width)
+    share = shrinkage(products, freedom, width)
     identity = share / width
     inner = (1 - share) * products
     inner[np.diag_indices(len(inner))] += identity
-    across = rows @ noise.means.T
-    gram = noise.means @ noise.means.T - (1 - share) * across.T @ np.linalg.solve(inner, across)
+    across = rows @ means.T
+    gram = means @ means.T - (1 - share) * across.T @ np.linalg.solve(inner, across)
     values: Floats = np.linalg.eigvalsh(gram / (identity * classes))
     return values[1:]
-
-
-def _shrunk_index(noise: Noise, values: Floats) -> float:
-    classes, width = noise.means.shape
-    raised = width * float((1 / noise.counts).mean()) / classes
-    return float((1 / (1 + np.maximum(values - raised, 0.0))).mean())
 
 
 def shrinkage(scatter: Floats, freedom: float, width: int = 0) -> float:

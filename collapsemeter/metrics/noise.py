@@ -30,41 +30,19 @@ _ROUNDS = 8  # each takes the error of x and the kurtosis down by 1/n or more
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    r"""The noise of one layer, in units of t.
+    """The noise of one layer, in units of t."""
 
-    Attributes
-    ----------
-    means : (C, d)
-        M, rows :math:`\mu_c - m`.
-    counts, variances : (C,)
-        :math:`n_c`, and :math:`v_c` without bias.
-    squared : (C,)
-        :math:`v_c^2` without bias.
-    square, kurtosis : float
-        x and :math:`\kappa`.
-    freedom : float
-        f.
-    total : float
-        t, in the units of the features.
-    pooled : float
-        :math:`\operatorname{tr} S / f`.
-    factors : pair of (C, r)
-        Rows whose inner products are :math:`M S M^\top`, S of trace 1.
-    steps : Steps or None
-        In the units of the features.
-    """
-
-    means: Floats
-    counts: Floats
-    variances: Floats
-    squared: Floats
-    square: float
+    means: Floats  # M, (C, d)
+    counts: Floats  # n_c, (C,)
+    variances: Floats  # v_c without bias, (C,)
+    squared: Floats  # v_c² without bias, (C,)
+    square: float  # x
     kurtosis: float
-    freedom: float
-    total: float
-    pooled: float
-    factors: tuple[Floats, Floats]
-    steps: Steps | None
+    freedom: float  # f
+    total: float  # t, in the units of the features
+    pooled: float  # tr S / f
+    factors: tuple[Floats, Floats]  # (C, r): their inner products are M S M', S of trace 1
+    steps: Steps | None  # in the units of the features
 
     @property
     def classes(self) -> int:
@@ -148,17 +126,16 @@ def noise_of(geometry: ClassGeometry, steps: Steps | None) -> Noise:
     norm = moment = None
     with np.errstate(over="ignore", invalid="ignore"):
         if moments.sketch is None:
-            scatter = geometry.within("sample") * (geometry.rows / (freedom * trace))
-            norm = float(np.vdot(scatter, scatter))
-            factors = means @ scatter, means
+            scatter, unit = geometry.within("sample"), geometry.rows / (freedom * trace)
+            norm = float(np.vdot(scatter, scatter)) * unit**2
+            factors = unit * (means @ scatter), means
         else:
             sketch = moments.sketch / math.sqrt(freedom * trace)
             rows = geometry.residuals
             if rows is None:
                 moment = _sketch_square(sketch, freedom)
             else:  # the scatter's square is that of the rows' products
-                products = rows @ rows.T / (freedom * trace)
-                norm = float(np.vdot(products, products))
+                norm = float(np.linalg.norm(rows @ rows.T) / (freedom * trace)) ** 2
             factors = (means @ sketch.T,) * 2
         square, kurtosis, squared = _moments_of_rows(
             counts, variances, trace / total, norm, moment, steps, total, geometry.width

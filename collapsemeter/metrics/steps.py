@@ -27,33 +27,15 @@ STUDENT = (
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    r"""Steps of C classes by G groups.
+    """Steps of C classes by G groups."""
 
-    Attributes
-    ----------
-    counts : (C, G)
-        Rows.
-    rows : (C,)
-        :math:`n_c`.
-    sums : (C, G, d)
-        :math:`s_{gc}`.
-    scale : (C, G)
-        What turns the sums into steps of the means; 0 for a group that has no row of the class, or all of them.
-    squares : (C, G)
-        Sums of the rows' squared distances to the class mean.
-    variances : (C,)
-        :math:`\operatorname{tr} \Sigma_c`, unbiased: of each class where it has two rows, else pooled.
-    spreads : (C, G)
-        Steps of the variances.
-    """
-
-    counts: Floats
-    rows: Floats
-    sums: Floats
-    scale: Floats
-    squares: Floats
-    variances: Floats
-    spreads: Floats
+    counts: Floats  # n_gc, (C, G)
+    rows: Floats  # n_c, (C,)
+    sums: Floats  # s_gc, (C, G, d)
+    scale: Floats  # what turns sums into steps, (C, G): 0 for a group with no row of the class, or all of them
+    squares: Floats  # of the rows' distances to the class mean, summed, (C, G)
+    variances: Floats  # v_c, (C,)
+    spreads: Floats  # steps of the variances, (C, G)
 
     def widened(self, factor: float) -> Steps:
         """Return the steps with those of variances so many times as long."""

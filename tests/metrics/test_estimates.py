@@ -397,9 +397,11 @@ def test_a_row_left_out_of_its_mean(counts, noise):
     np.testing.assert_array_equal(merged.alone, decisions.alone)
 
 
-def test_the_shrunk_index_where_the_plain_one_is_undefined():
+@pytest.mark.parametrize("counts", [(4, 4, 4, 4, 4), (3, 4, 5, 4, 6)])
+def test_the_shrunk_index_where_the_plain_one_is_undefined(counts):
     rng, C, d = np.random.default_rng(6), 5, 30
-    features, labels = drawn(rng, (4,) * C, d, noise=0.5)
+    features, labels = drawn(rng, counts, d, noise=0.5)
+    features += labels[:, None] / 4 * rng.normal(size=features.shape)  # other classes vary more
     layer = cm.measure(cm.ClassMoments.from_batch(features, labels, C))
     assert layer.reason("nc1_vci") == "within_scatter_rank_deficient"
     mu = np.stack([features[labels == c].mean(axis=0) for c in range(C)])
@@ -411,7 +413,7 @@ def test_the_shrunk_index_where_the_plain_one_is_undefined():
     M = mu - mu.mean(axis=0)
     roots = np.linalg.eigvals(np.linalg.inv(shrunk) @ M.T @ M / C).real
     largest = np.sort(roots)[::-1][: C - 1]
-    due = np.mean(1 / (1 + np.maximum(largest - d / (4 * C), 0)))
+    due = np.mean(1 / (1 + np.maximum(largest - d * np.mean(1 / np.array(counts)) / C, 0)))
     np.testing.assert_allclose(layer["nc1_vci_shrunk"], due, rtol=1e-9)
     assert layer.estimates["nc1_vci"] == layer["nc1_vci_shrunk"]
 
