@@ -34,5 +34,6 @@ except ImportError as error:
     ) from error
 
 from .meter import CollapseMeter
+from .rank_states import StateOfRanks
 
-__all__ = ["CollapseMeter"]
+__all__ = ["CollapseMeter", "StateOfRanks"]

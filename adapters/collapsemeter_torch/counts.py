@@ -27,6 +27,7 @@ class Counts:
 
     place: str  # what asks for them
     numbering: Numbering
+    due: Numbering  # that of a row that is counted next
     watched: list[str] | None = None
     classes: int = 0
     rows: int = 0
@@ -42,7 +43,9 @@ class Counts:
     left_out: int = 0
     overhead: Mapping[str, Any] = field(default_factory=dict)
     rows_of_ranks: tuple[int, ...] = ()
-    twins: tuple[int, ...] = ()  # ranks that see the same rows, if any do
+    twins: tuple[int, ...] = ()  # places of ranks that see the same rows, if any do
+    spread: int = 0  # ranks that the loader gives rows of their own, where it tells
+    ranks: int = 1
 
     @property
     def most_rows(self) -> int:
@@ -55,6 +58,7 @@ def counts_of(store: Store, learnt: Learnt | None, place: str, **more: Any) -> C
     return Counts(
         place,
         store.numbering,
+        store.place(),
         watched=None if learnt is None else list(learnt.selection.watched),
         classes=0 if learnt is None else learnt.settings.num_classes,
         rows=store.expected_rows,
@@ -73,17 +77,17 @@ def counts_of(store: Store, learnt: Learnt | None, place: str, **more: Any) -> C
 
 def joint(counts: Sequence[Counts]) -> Counts:
     """Return what all ranks have counted together; rows that several ranks see count once."""
-    numbered = tuple(
-        sum(part.numbered) if counts_for(rank, part) else 0 for rank, part in enumerate(counts)
-    )
+    ranks = len(counts)
     counts = [part for rank, part in enumerate(counts) if counts_for(rank, part)]
+    numbered = [part.numbered for part in counts if part.rows] or [counts[0].numbered]
     seen = [part for part in counts if part.batches] or counts
     return replace(
         counts[first_that_knows(counts)],
         rows=sum(part.rows for part in counts),
         batches=sum(part.batches for part in counts),
         repeated=sum(part.repeated for part in counts),
-        numbered=numbered,
+        numbered=tuple(map(sum, zip(*numbered, strict=True))),
+        ranks=ranks,
         calls=tuple(dict.fromkeys(call for part in counts for call in part.calls)),
         degraded=_united(part.degraded for part in counts),
         unpaired=_united(part.unpaired for part in counts),
@@ -117,8 +121,9 @@ def check_ranks(counts: Sequence[Counts]) -> None:
             )
         if part.watched is not None:
             _check_same(root, counts[root], rank, part)
-        if part.rows and part.numbering != Numbering(rank, len(counts)):
+        if part.rows and part.numbering != part.due:
             raise ValueError(_of_another_numbering(rank, part.numbering))
+    _check_spread(counts)
 
 
 def _check_same(root: int, a: Counts, rank: int, b: Counts) -> None:
@@ -130,6 +135,17 @@ def _check_same(root: int, a: Counts, rank: int, b: Counts) -> None:
             raise ValueError(
                 f"ranks do not measure the same network: rank {root} has {what} {left}, rank {rank} has "
                 f"{what} {right}; name them with layers=, head= and num_classes=, or pass sync=False"
+            )
+
+
+def _check_spread(counts: Sequence[Counts]) -> None:
+    """Raise ValueError if a loader gives several of these ranks the same rows."""
+    apart = sum(counts_for(rank, part) for rank, part in enumerate(counts))
+    for part in counts:
+        if part.spread and part.spread != apart:
+            raise ValueError(
+                f"the loader spreads its data over {part.spread} ranks, and {apart} ranks merge: rows would count more "
+                "than once, or be missing; pass sync= the process group over which the data are spread"
             )
 
 

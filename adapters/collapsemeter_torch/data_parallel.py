@@ -31,12 +31,15 @@ def waiting_for_none(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def buffers_of_rank_0(model: nn.Module) -> Iterator[None]:
-    """Let every rank have the batch statistics of rank 0, as the forward of the wrappers would."""
+    """Let every rank of a wrapper have the batch statistics of its rank 0, as the wrapper's forward would."""
     wrappers = [wrapper for wrapper in _data_parallel(model) if wrapper.broadcast_buffers]
+    groups = {
+        id(b): wrapper.process_group for wrapper in wrappers for b in wrapper.module.buffers()
+    }
     buffers = [buffer for wrapper in wrappers for buffer in wrapper.module.buffers()]
     own = [buffer.clone() for buffer in buffers]
     for buffer in buffers:
-        distributed.broadcast(buffer, 0)
+        distributed.broadcast(buffer, group=groups[id(buffer)], group_src=0)
     try:
         yield
     finally:

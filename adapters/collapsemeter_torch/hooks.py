@@ -15,6 +15,7 @@ from collapsemeter.adapter.reduction import BatchError, Layout, Reduction, mean_
 from .batch import Scope
 from .inert import Hook, recomputing
 from .reduction import TORCH, feature_rows
+from .sharding import copies, local, on_mesh
 from .store import HEAD_OUTPUT
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class LayerHook(CountingHook):
             self.axes[output.shape, output.dtype, labels] = axes
 
     def _rows(self, scope: Scope, output: Any) -> Tensor:
+        scope.store.copies.update(copies(output))
         return feature_rows(
             output,
             scope.labels,
@@ -320,11 +322,13 @@ class ScoresHook(CountingHook):
             head = learnt.selection.head or ""
             scope.store.add_rows(scope, head, selected_rows(given, head_output, rows).detach())
         if rows is None and head_speaks:
-            rows = head_output.detach().flatten(0, -2)
+            rows = local(head_output.detach()).flatten(0, -2)
         if rows is not None:
             self._add(scope, rows, learnt)
 
     def _add(self, scope: Scope, rows: Tensor, learnt: Learnt) -> None:
+        if rows.shape[-1] != learnt.selection.width or on_mesh(rows):
+            return  # scores of some classes, as those of a head that is split among processes
         decided = decisions(scope, rows, learnt.selection.threshold)
         if decided is not None:
             scope.store.add_decisions(scope, decided)

@@ -25,7 +25,7 @@ from collapsemeter.system.suggest import did_you_mean
 from .head import weight_of
 from .layers import innermost, named_layers
 from .namespace import class_products, device_of
-from .sharding import gathered, whole, whole_shapes
+from .sharding import gathered, local, whole, whole_shapes
 from .study import Study, scores_of, study
 
 Getter = Callable[[nn.Module], Any]
@@ -120,8 +120,8 @@ class Learnt:
         if self.selection.width is None or output is None:
             return None
         classes = self.settings.num_classes
-        scores, _ = scores_of(output, self.asked, classes)
-        scores = scores.detach()
+        among, _ = scores_of(output, self.asked, classes)
+        scores: Tensor = local(among.detach())
         if scores.ndim == 0:  # a loss
             return None
         if scores.ndim == 1:

@@ -15,7 +15,6 @@ from collapsemeter.report.report import TABLE
 from collapsemeter.system.suggest import did_you_mean
 
 from .meter import CollapseMeter
-from .ranks import this_rank
 from .streams import (
     Entry,
     GuardedBatch,
@@ -31,7 +30,6 @@ _USED = [name for name in _NAMES if name in sys.modules]
 _INSTALLED = [name for name in _NAMES if find_spec(name.split(".")[0])]
 if not _INSTALLED:
     raise ImportError("collapsemeter_torch.lightning is for Lightning: pip install lightning")
-_NOT_SAVED = "rows of this rank"  # a checkpoint holds one state for all ranks
 Callback: Any = import_module((_USED or _INSTALLED)[0]).Callback
 
 
@@ -172,22 +170,12 @@ class CollapseCallback(Callback):
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what training has counted since its last report; of several processes, whose states differ, only how much."""
-        stream = self._streams["train"]
-        if this_rank().ranks > 1:
-            return {_NOT_SAVED: stream.rows} if stream.rows else {}
-        return stream.state_dict()
+        """Return what training has counted since its last report, on every process: Lightning asks all of them."""
+        return self._streams["train"].states_of_ranks()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        stream = self._streams["train"]
-        if _NOT_SAVED in state:
-            stream.lacks(
-                "the training goes on within an epoch whose counts several processes had: the next report is of "
-                "the rows from here on"
-            )
-        else:
-            stream.load_state_dict(state)
+        self._streams["train"].load_states_of_ranks(state)
 
     # What becomes of it
 

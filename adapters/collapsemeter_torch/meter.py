@@ -36,9 +36,11 @@ from .batch import Batch
 from .frozen import Dump, as_arguments, frozen_pass, on_device
 from .label_hooks import CriterionHook
 from .learner import HeadOption, Learner, Learnt
+from .members import Sync, numbering_of
 from .namespace import device_of
+from .ranks import Numbering
 from .recorder import Recorder
-from .reporting import Reporter, Sync
+from .reporting import Reporter
 from .spread import Spread
 from .store import Store
 
@@ -345,9 +347,9 @@ class CollapseMeter:
             What the report calls the data: held-out, or the training set.
         progress : bool
             Show a progress bar on standard error.
-        sync : {"auto", True, False}
-            Merge over the ranks of the default process group, each of which must call it. ``auto`` merges
-            where the loader's sampler spreads the data over them, and leaves out the rows that it repeats.
+        sync : {"auto", True, False}, process group, or device mesh of one dimension
+            Merge over ranks as `compute` does, each of which must call it. ``auto`` merges where the loader's
+            sampler spreads the data over them, and leaves out the rows that it repeats.
             A rank that reports alone may be the only one to call it.
         timeout : float
             Seconds to wait for the other ranks.
@@ -364,7 +366,8 @@ class CollapseMeter:
             If a rank does not come, or fails on its way; the error names it.
         """
         check_phase(phase)
-        merges, spread = self._reporter.spread(batches, sync)
+        members, spread = self._reporter.spread(batches, sync)
+        place = partial(numbering_of, self._model, members) if members is not None else Numbering
 
         def wide_store(learnt: Learnt) -> Store:
             return Store(
@@ -372,13 +375,14 @@ class CollapseMeter:
                 exact=self.exact,
                 strict=self.strict,
                 wide=True,
-                alone=not merges,
+                place=place,
                 holdings=learnt.holdings,
             )
 
-        with self._reporter.gathering(merges, timeout):
+        with self._reporter.gathering(members, timeout):
             store = self._frozen_pass(wide_store, batches, progress, spread)
-        return self._reporter.report(store, phase, "observe()", merges, timeout)
+        ranks = 0 if spread is None else spread.ranks
+        return self._reporter.report(store, phase, "observe()", members, timeout, spread=ranks)
 
     def dump(
         self,
@@ -451,7 +455,7 @@ class CollapseMeter:
         self.attach()
         try:
             store = frozen_pass(self._recorder, self._model, make_store, batches, progress, spread)
-            return store or Store(self._recorder.live.settings)
+            return store or Store(self._recorder.live.settings, place=self._recorder.live.place)
         finally:
             # An exception in a block takes the hooks off, so that none remains: not those of before.
             if attached:
@@ -460,7 +464,7 @@ class CollapseMeter:
                 self.detach()
             self._recorder.live.clock.skip_since(started)
 
-    def compute(self, *, sync: bool = True, timeout: float = TIMEOUT) -> CollapseReport:
+    def compute(self, *, sync: Sync = True, timeout: float = TIMEOUT) -> CollapseReport:
         """Return the report of what was counted live since the last `reset`.
 
         Where nothing was counted all metrics are NaN, and a warning says why.
@@ -473,8 +477,11 @@ class CollapseMeter:
 
         Parameters
         ----------
-        sync : bool
-            Merge over the ranks of the default process group; False reports the rows of this rank.
+        sync : bool, process group, or device mesh of one dimension
+            Merge over all ranks, or over those of the data-parallel wrapper's own process group; rows that
+            several ranks see, because layers are split among them, count once. A process group, or a part of a
+            device mesh such as ``mesh["dp"]``, says over which ranks rows differ where no wrapper does. False
+            reports the rows of this rank.
         timeout : float
             Seconds to wait for the other ranks.
 
@@ -491,7 +498,7 @@ class CollapseMeter:
         return report
 
     def moments(
-        self, layer: str, call: int = 0, *, sync: bool = True, timeout: float = TIMEOUT
+        self, layer: str, call: int = 0, *, sync: Sync = True, timeout: float = TIMEOUT
     ) -> ClassMoments:
         """Return what a layer counted live as moments, for saving or merging.
 

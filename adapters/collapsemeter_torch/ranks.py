@@ -49,6 +49,25 @@ def this_rank() -> Numbering:
     return Numbering(distributed.get_rank(), distributed.get_world_size())
 
 
+@dataclass(frozen=True)
+class Members:
+    """The processes that merge: those of a process group; None: of all."""
+
+    group: Any = None
+
+    @property
+    def ranks(self) -> list[int]:
+        """Their ranks among all processes."""
+        return distributed.get_process_group_ranks(self.group)
+
+    @property
+    def here(self) -> Numbering:
+        """The place of this process among them."""
+        if self.group is None:
+            return this_rank()
+        return Numbering(distributed.get_rank(self.group), distributed.get_world_size(self.group))
+
+
 class Ranks:
     """The ranks over which one meter merges, which has one name on all of them.
 
@@ -58,14 +77,9 @@ class Ranks:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._meetings = 0
+        self._meetings: Counter[tuple[int, ...]] = Counter()  # by the ranks that meet
 
-    @property
-    def are_several(self) -> bool:
-        """Whether there is a process group of more than one rank."""
-        return this_rank().ranks > 1
-
-    def meet(self, place: str, timeout: float) -> None:
+    def meet(self, members: Members, place: str, timeout: float) -> None:
         """Wait until every rank has come to this call of this meter.
 
         Raises
@@ -73,12 +87,12 @@ class Ranks:
         TimeoutError
             If one does not within ``timeout`` seconds, or another rank has lost patience.
         """
-        here, store = this_rank(), distributed.distributed_c10d._get_default_store()
-        self._meetings += 1
+        ranks, store = tuple(members.ranks), distributed.distributed_c10d._get_default_store()
+        self._meetings[ranks] += 1
         if store is None:  # some backends have none
             return
         try:
-            self._meet(store, here, place, timeout)
+            self._meet(store, ranks, place, timeout)
         except RuntimeError as error:  # of torch: the store does not answer
             raise TimeoutError(
                 f"the store of the process group does not answer {place} ({error}): the process that "
@@ -86,32 +100,31 @@ class Ranks:
                 "alone"
             ) from error
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, members: Members, error: BaseException) -> None:
         """End the next meeting, because this rank has failed on its way to it."""
-        store = distributed.distributed_c10d._get_default_store()
-        self._meetings += 1
+        ranks, store = tuple(members.ranks), distributed.distributed_c10d._get_default_store()
+        self._meetings[ranks] += 1
         if store is not None:
             why = f"rank {this_rank().rank} failed ({type(error).__name__}: {error})"
             with contextlib.suppress(RuntimeError):
-                store.compare_set(f"{self._key}/end", "", why)
+                store.compare_set(f"{self._key(ranks)}/end", "", why)
 
-    @property
-    def _key(self) -> str:
-        return f"collapsemeter/{self._name}/{self._meetings}"
+    def _key(self, ranks: tuple[int, ...]) -> str:
+        return f"collapsemeter/{self._name}/{hash(ranks)}/{self._meetings[ranks]}"
 
-    def _meet(self, store: Any, here: Numbering, place: str, timeout: float) -> None:
-        key = self._key
-        said = f"{place} of {self._name}, call {self._meetings}"
-        store.set(f"collapsemeter/place/{here.rank}", said)
-        store.set(f"{key}/{here.rank}", place)
-        if store.add(f"{key}/arrived", 1) == here.ranks:
+    def _meet(self, store: Any, ranks: tuple[int, ...], place: str, timeout: float) -> None:
+        key, here = self._key(ranks), this_rank().rank
+        said = f"{place} of {self._name}, call {self._meetings[ranks]}"
+        store.set(f"collapsemeter/place/{here}", said)
+        store.set(f"{key}/{here}", place)
+        if store.add(f"{key}/arrived", 1) == len(ranks):
             store.compare_set(f"{key}/end", "", _GO.decode())
         deadline, pause = time.monotonic() + timeout, 0.001
         while not store.check([f"{key}/end"]) and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-        absent = [r for r in range(here.ranks) if not store.check([f"{key}/{r}"])]
-        impatient = f"rank {here.rank} waited {timeout:g} seconds for {_named(absent)}"
+        absent = [r for r in ranks if not store.check([f"{key}/{r}"])]
+        impatient = f"rank {here} waited {timeout:g} seconds for {_named(absent)}"
         end = store.compare_set(f"{key}/end", "", impatient)
         if end == _GO:
             return
@@ -121,35 +134,40 @@ class Ranks:
             "timeout="
         )
 
-    def all(self, part: Part) -> list[Part]:
-        """Return what every rank gives, in their order, on every rank."""
-        parts: list[Any] = [None] * this_rank().ranks
-        distributed.all_gather_object(parts, part)
-        return parts
 
-    def reduced(self, part: Part, merge: Callable[[Part, Part], Part], root: int) -> Part:
-        """Return on one rank the parts of all, merged in their order two by two; elsewhere what it sent.
+def of_all(members: Members, part: Part) -> list[Part]:
+    """Return what every rank gives, in their order, on every rank."""
+    parts: list[Any] = [None] * members.here.ranks
+    distributed.all_gather_object(parts, part, members.group)
+    return parts
 
-        No rank ever holds more than its own part and another one.
-        """
-        here = this_rank()
-        place, step = (here.rank - root) % here.ranks, 1
-        while step < here.ranks:
-            if place % (2 * step):
-                distributed.send_object_list([part], (place - step + root) % here.ranks)
-                return part
-            if place + step < here.ranks:
-                received: list[Any] = [None]
-                distributed.recv_object_list(received, (place + step + root) % here.ranks)
-                part = merge(part, received[0])
-            step *= 2
-        return part
 
-    def from_root(self, part: Part, root: int) -> Part:
-        """Return on every rank what one of them gives."""
-        parts: list[Any] = [part]
-        distributed.broadcast_object_list(parts, root)
-        return parts[0]  # type: ignore[no-any-return]
+def reduced(members: Members, part: Part, merge: Callable[[Part, Part], Part], root: int) -> Part:
+    """Return on one rank the parts of all, merged in their order two by two; elsewhere what it sent.
+
+    No rank ever holds more than its own part and another one.
+    """
+    here, ranks = members.here, members.ranks
+    place, step = (here.rank - root) % here.ranks, 1
+    while step < here.ranks:
+        if place % (2 * step):
+            to = ranks[(place - step + root) % here.ranks]
+            distributed.send_object_list([part], to, members.group)
+            return part
+        if place + step < here.ranks:
+            received: list[Any] = [None]
+            sender = ranks[(place + step + root) % here.ranks]
+            distributed.recv_object_list(received, sender, members.group)
+            part = merge(part, received[0])
+        step *= 2
+    return part
+
+
+def from_root(members: Members, part: Part, root: int) -> Part:
+    """Return on every rank what one of them gives."""
+    parts: list[Any] = [part]
+    distributed.broadcast_object_list(parts, members.ranks[root], members.group)
+    return parts[0]  # type: ignore[no-any-return]
 
 
 _GIVEN: ContextVar[Ranks | None] = ContextVar("_GIVEN", default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ from . import checkpoint
 from .batch import SCOPES, Batch, FirstBatch, LeftOut, Opened, Scope
 from .inert import recomputing
 from .layers import innermost
+from .members import numbering_of
 from .namespace import device_of, first_parameters
 from .pending import Forward, PendingForwards
+from .sharding import local
 from .store import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
@@ -50,7 +53,8 @@ class Recorder:
         self.nothing = ""  # why the last batch was not counted
         self.unseen: list[Batch] = []  # blocks in which nothing ran before that
         # Their number of classes is that of nothing until the network has run.
-        self.live = Store(learner.settings, exact=exact, strict=strict, wide=wide)
+        place = partial(numbering_of, learner.model)
+        self.live = Store(learner.settings, exact=exact, strict=strict, wide=wide, place=place)
         self.opened = Opened()
         self.first_step = self.next_step = 0  # of what is being measured, in training batches
         self.pending = PendingForwards()
@@ -139,6 +143,7 @@ class Recorder:
         if self.limited and not self.takes_next():
             return self.left_out()
         if type(labels) is not Tensor:
+            labels = local(labels)
             require_labels(labels)
         return Batch(self, self.live, labels, mask, anyway=self.count_eval)
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from collapsemeter.adapter import reduction as core
 from collapsemeter.adapter.reduction import TAKE_ONE, BatchError, Layout, Reduction
 
+from .sharding import local
+
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
@@ -64,8 +66,8 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def tensor_of(output: Any, layer: str, labels: Tensor) -> Tensor:
-    """Return the features among what a module returned, unless they are nested or distributed."""
-    features: Tensor = core.tensor_of(output, layer, labels.shape, TORCH)
+    """Return the features among what a module returned, unless they are nested or split among processes."""
+    features: Tensor = local(core.tensor_of(output, layer, labels.shape, TORCH))
     if features.is_nested or type(features).__name__ == "DTensor":
         raise BatchError(layer, "a nested or distributed tensor", labels.shape, TAKE_ONE)
     return features

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,9 +22,10 @@ from collapsemeter.system.warning import warn
 from . import compiled
 from .counts import Call, Counts, check_ranks, counts_for, counts_of, first_that_knows, joint
 from .data_parallel import buffers_of_rank_0
+from .members import Sync, members_of, twins_among
 from .namespace import device_of
-from .ranks import on_device, ranks_of_meter, this_rank
-from .sharding import is_sharded, twins
+from .ranks import Members, from_root, of_all, on_device, ranks_of_meter, reduced, this_rank
+from .sharding import is_sharded, mesh_ranks
 from .spread import Spread, is_plain, spread_of
 from .tallies import causes, sample_size, tallies
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from .recorder import Recorder
     from .store import Store
 
-Sync = bool | Literal["auto"]
 Result = TypeVar("Result")
 _ADVICE = (
     "wrap the forward in `with meter.batch(labels):` while the model is in training mode (or pass "
@@ -48,9 +48,10 @@ class Reporter:
         self.ranks = ranks_of_meter()
         self._warned = False
 
-    def live(self, sync: bool, timeout: float) -> CollapseReport:
+    def live(self, sync: Sync, timeout: float) -> CollapseReport:
         """Return the report of what was counted live."""
         recorder, live = self._recorder, self._recorder.live
+        members = members_of(sync, self._model)
         recorder.count_pending()
         steps = recorder.first_step, recorder.next_step
         on_gpu = device_of(recorder.root).type != "cpu"
@@ -60,42 +61,49 @@ class Reporter:
             "left_out": steps[1] - steps[0] - live.batches,
             "overhead": live.clock.provenance(compiled.UNSEEN, asynchronous=on_gpu),
         }
-        if not sync and self.ranks.are_several:
-            here = this_rank()
+        here = this_rank()
+        if members is None and here.ranks > 1:
             self._warn_once(
                 f"sync=False: the report is of the rows of rank {here.rank} of {here.ranks} alone, not merged"
             )
-        return self.report(live, "live", "compute()", sync, timeout, **more)
+        return self.report(live, "live", "compute()", members, timeout, **more)
 
-    def spread(self, batches: Any, sync: Sync) -> tuple[bool, Spread | None]:
-        """Return whether a frozen pass is merged over ranks, and how its data are spread."""
-        if sync not in (True, False, "auto"):
-            raise ValueError(f"sync={sync!r}: choose True, False or 'auto'")
-        if not self.ranks.are_several or sync is False:
-            return False, None
+    def spread(self, batches: Any, sync: Sync) -> tuple[Members | None, Spread | None]:
+        """Return over which processes a frozen pass is merged, and how its data are spread."""
+        auto = isinstance(sync, str) and sync == "auto"
+        members = members_of(True if auto else sync, self._model)
+        if members is None:
+            return None, None
         spread = spread_of(batches)
-        if spread is None and sync == "auto" and not is_plain(batches):
+        if spread is None and auto and not is_plain(batches):
             self._warn_once(
                 f"observe() cannot see whether a {type(batches).__name__} is spread over ranks: the report is of "
                 "this rank's rows; pass sync=True if it is, or sync=False"
             )
-        if spread is None and sync is True:
-            spread = Spread(this_rank().rank, this_rank().ranks, None, None)
-        return spread is not None, spread
+        if spread is None and not auto:
+            spread = Spread(0, 0, None, None)
+        return (None if spread is None else members), spread
 
     @contextlib.contextmanager
-    def gathering(self, merges: bool, timeout: float) -> Iterator[None]:
+    def gathering(self, members: Members | None, timeout: float) -> Iterator[None]:
         """Meet the other ranks before a pass that is merged, and tell them if it fails."""
-        if not merges:
+        if members is None:
             yield
             return
-        self.ranks.meet("observe()", timeout)
+        self._meet(members, "observe()", timeout)
         try:
             with buffers_of_rank_0(self._model):
                 yield
         except BaseException as error:
-            self.ranks.fail(error)
+            self.ranks.fail(self._meeting(members), error)
             raise
+
+    def _meet(self, members: Members, place: str, timeout: float) -> None:
+        self.ranks.meet(self._meeting(members), place, timeout)
+
+    def _meeting(self, members: Members) -> Members:
+        """Return who must come: all, where weights are gathered from others than the members."""
+        return Members() if mesh_ranks(self._model) - set(members.ranks) else members
 
     def _warn_once(self, message: str) -> None:
         if not self._warned:
@@ -103,17 +111,23 @@ class Reporter:
             warn(message, stacklevel=5)
 
     def report(
-        self, store: Store, phase: Phase, place: str, sync: bool, timeout: float, **more: Any
+        self,
+        store: Store,
+        phase: Phase,
+        place: str,
+        members: Members | None,
+        timeout: float,
+        **more: Any,
     ) -> CollapseReport:
-        """Return the report of a store, merged with those of the other ranks where ``sync`` asks for it."""
+        """Return the report of a store, merged with those of the other members if there are any."""
         known = self._recorder.known
         with store.lock:
             # All that waits is added before the first layer is measured: threads of BLAS look for more
             # work by spinning, and PyTorch's operations between would wait for them.
             store.flush()
             copies = {} if known is None else tallies(store, known.selection)
-            counts = self._counts(store, place, copies, **more)
-            if not (sync and self.ranks.are_several):
+            counts = self._counts(store, place, copies, members, **more)
+            if members is None:
                 even = {
                     key: partial(_own, copy, self._kept(store, key), counts)
                     for key, copy in copies.items()
@@ -123,49 +137,55 @@ class Reporter:
                 return self._measured(counts, even, phase, head)
 
             def measured(together: Counts, root: int) -> Callable[[], CollapseReport]:
-                merged = self._merged(store, together, copies, phase, root)
+                speaks = counts_for(members.here.rank, counts)
+                merged = self._merged(
+                    store, together, copies if speaks else {}, phase, members, root
+                )
                 head = None if known is None else _attempt(lambda: known.head(self._model))
                 return lambda: self._measured(together, merged, phase, _result(head))
 
-            return self._together(counts, timeout, measured)
+            return self._together(counts, members, timeout, measured)
 
-    def moments(self, layer: str, call: int, sync: bool, timeout: float) -> ClassMoments:
+    def moments(self, layer: str, call: int, sync: Sync, timeout: float) -> ClassMoments:
         """Return what a layer counted live as moments."""
         recorder, live = self._recorder, self._recorder.live
-        known = recorder.known
+        known, members = recorder.known, members_of(sync, self._model)
         with live.lock:
             copies = {} if known is None else tallies(live, known.selection)
             state = live.layers.get((layer, call))
-            counts = self._counts(live, f"moments({layer!r})", copies)
+            counts = self._counts(live, f"moments({layer!r})", copies, members)
 
             def own() -> ClassMoments | None:
-                if state is None or not counts_for(this_rank().rank, counts):
+                if state is None or not (members is None or counts_for(members.here.rank, counts)):
                     return None
                 sums = state.host_sums()
                 return ClassMoments.from_sums(sums, state.feature_dtype, "live", seed=state.seed)
 
-            if not (sync and self.ranks.are_several):
+            if members is None:
                 return _counted(own(), layer, call, counts)
 
             def merged(together: Counts, root: int) -> Callable[[], ClassMoments]:
-                part = self.ranks.reduced(_attempt(own), _merged_moments, root)
+                part = reduced(members, _attempt(own), _merged_moments, root)
                 return lambda: _counted(_result(part), layer, call, together)
 
-            return self._together(counts, timeout, merged)
+            return self._together(counts, members, timeout, merged)
 
     def _together(
-        self, counts: Counts, timeout: float, reduce: Callable[[Counts, int], Callable[[], Result]]
+        self,
+        counts: Counts,
+        members: Members,
+        timeout: float,
+        reduce: Callable[[Counts, int], Callable[[], Result]],
     ) -> Result:
         """Meet the other ranks, merge, and return on all of them what one makes of it, or raise its error."""
-        ranks = self.ranks
-        ranks.meet(counts.place, timeout)
+        self._meet(members, counts.place, timeout)
         with on_device(device_of(self._recorder.root)):
-            parts = ranks.all(counts)
+            parts = of_all(members, counts)
             check_ranks(parts)
             root = first_that_knows(parts)
             make = reduce(joint(parts), root)
-            made: Any = _attempt(make) if this_rank().rank == root else None
-            result: Result = _result(ranks.from_root(made, root))
+            made: Any = _attempt(make) if members.here.rank == root else None
+            result: Result = _result(from_root(members, made, root))
             return result
 
     def _merged(
@@ -174,29 +194,35 @@ class Reporter:
         together: Counts,
         copies: Mapping[Call, Callable[[], Tally]],
         phase: Phase,
+        members: Members,
         root: int,
     ) -> dict[Call, Callable[[], Tally]]:
         """Merge what every rank counted in the same order of layers; the root has the whole of it."""
-        speaks = counts_for(this_rank().rank, Counts("", this_rank(), twins=twins(self._model)))
 
         def own(key: Call) -> JointTally | None:
-            if key not in copies or not speaks:
+            if key not in copies:
                 return None
             return JointTally.of(copies[key](), phase, self._kept(store, key))
 
         merged: dict[Call, Callable[[], Tally]] = {}
         for key in together.calls:
             if key[0] not in together.degraded and key[0] not in together.unpaired:
-                part: Any = self.ranks.reduced(_attempt(partial(own, key)), _merged_tallies, root)
+                part: Any = reduced(members, _attempt(partial(own, key)), _merged_tallies, root)
                 merged[key] = partial(_joint, part, together)
         return merged
 
-    def _counts(self, store: Store, place: str, copies: Mapping[Call, Any], **more: Any) -> Counts:
+    def _counts(
+        self,
+        store: Store,
+        place: str,
+        copies: Mapping[Call, Any],
+        members: Members | None,
+        **more: Any,
+    ) -> Counts:
         """Return what this rank has counted besides the sums of its layers."""
-        known, same = self._recorder.known, twins(self._model)
+        known = self._recorder.known
+        same = () if members is None else twins_among(members, self._model, store.copies)
         counts = counts_of(store, known, place, calls=tuple(copies), twins=same, **more)
-        if not same:
-            return counts
         split = {
             layer: f"it gave {store.layers[layer, call].width} of {known.holdings[layer][0]} features on this rank, a part "
             "of what layers that are split among processes give: watch one whose output is whole"
@@ -262,7 +288,7 @@ def _ranks_said(counts: Counts) -> dict[str, Any]:
     """Return what a report says of ranks, where there are several."""
     if counts.rows_of_ranks:
         said = {
-            "ranks": f"{len(counts.numbered)} ranks, merged",
+            "ranks": f"{counts.ranks} ranks, merged",
             "rows_of_ranks": list(counts.rows_of_ranks),
         }
     else:

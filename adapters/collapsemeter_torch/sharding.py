@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,18 +23,87 @@ def is_sharded(model: nn.Module) -> bool:
 
 def twins(model: nn.Module) -> tuple[int, ...]:
     """Return the ranks that see the rows of this one, because layers are split among them; often none."""
-    if any(_is_a(module, _FSDP2) for module in model.modules()):
-        return ()  # every rank has rows of its own
+    apart, same = data_parallel_ranks(model), set[int]()
     for parameter in model.parameters():
         if _is_spread(parameter):
-            ranks: list[int] = parameter.device_mesh.mesh.flatten().tolist()  # type: ignore[attr-defined]
-            return tuple(ranks)
-    return ()
+            same.update(_ranks_of_layer(parameter, apart))
+    return tuple(sorted(same)) if len(same) > 1 else ()
+
+
+def _ranks_of_layer(parameter: Any, apart: Sequence[int]) -> list[int]:
+    """Return the ranks among which a layer is split; along the dimensions of a mesh that FSDP has, rows differ."""
+    mesh, here = parameter.device_mesh, parameter.device_mesh.get_coordinate()
+    along: list[Any] = list(here)
+    for dim, placement in enumerate(parameter.placements):
+        line = mesh.mesh[(*here[:dim], slice(None), *here[dim + 1 :])].tolist()
+        if not placement.is_replicate() and not set(line) <= set(apart):
+            along[dim] = slice(None)
+    return [int(rank) for rank in mesh.mesh[tuple(along)].flatten()]
+
+
+def mesh_ranks(model: nn.Module) -> set[int]:
+    """Return the ranks among which parameters are spread on device meshes."""
+    meshes = {p.device_mesh for p in model.parameters() if _is_spread(p)}  # type: ignore[attr-defined]
+    return {rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()}
+
+
+def data_parallel_ranks(model: nn.Module) -> list[int]:
+    """Return the ranks over which FSDP2 spreads rows, in their order; none where it does not."""
+    mesh = _data_parallel_mesh(model)
+    return [] if mesh is None else [int(rank) for rank in mesh.mesh.flatten()]
+
+
+def _data_parallel_mesh(model: nn.Module) -> Any:
+    for module in model.modules():
+        if _is_a(module, _FSDP2):
+            for group in module._get_fsdp_state()._fsdp_param_groups:  # type: ignore[operator]
+                return group.mesh_info.mesh
+    return None
+
+
+def own_group(model: nn.Module) -> Any:
+    """Return the process group of a wrapper for data parallelism, where it is a part of all processes."""
+    group: Any = None
+    mesh = _data_parallel_mesh(model)
+    if mesh is not None and mesh.ndim == 1 and not twins(model):
+        group = mesh.get_group()
+    for module in model.modules():
+        if any(_is_a(module, name) for name in _HOLDS) and not hasattr(module, "_inter_node_pg"):
+            group = module.process_group
+            break
+    whole = group is None or group.size() == torch.distributed.get_world_size()
+    return None if whole else group
+
+
+def on_mesh(tensor: Any) -> bool:
+    """Whether a tensor lies on a device mesh."""
+    plain = type(tensor) is Tensor
+    return not plain and isinstance(tensor, Tensor) and hasattr(tensor, "full_tensor")
+
+
+def local(tensor: Any) -> Any:
+    """Return the rows that this process has of a tensor on a device mesh, where they are whole; others as they are."""
+    if not on_mesh(tensor):
+        return tensor
+    rows_are_whole = all(p.is_replicate() or p.is_shard(0) for p in tensor.placements)
+    return tensor.to_local() if rows_are_whole else tensor
+
+
+def copies(tensor: Any) -> list[int]:
+    """Return the ranks that have the same rows of a tensor on a device mesh, as it says itself; often none."""
+    if not on_mesh(tensor):
+        return []
+    mesh = tensor.device_mesh
+    along = [
+        slice(None) if placement.is_replicate() else place
+        for place, placement in zip(mesh.get_coordinate(), tensor.placements, strict=True)
+    ]
+    return [int(rank) for rank in mesh.mesh[tuple(along)].flatten()]
 
 
 def whole(tensor: Any) -> Any:
     """Return the whole of a tensor on a device mesh, of which every process has its part; others as they are."""
-    return tensor.full_tensor() if _is_dtensor(tensor) else tensor
+    return tensor.full_tensor() if on_mesh(tensor) else tensor
 
 
 @contextlib.contextmanager
@@ -77,7 +146,7 @@ def whole_shapes(model: nn.Module) -> Iterator[None]:
 
 def _whole(parameter: nn.Parameter | None, known: dict[int, nn.Parameter]) -> nn.Parameter | None:
     """Return what has the shape of a parameter that lies on a device mesh."""
-    if parameter is None or not _is_dtensor(parameter):
+    if parameter is None or not on_mesh(parameter):
         return parameter
     if id(parameter) not in known:
         known[id(parameter)] = _zeros(parameter.shape, parameter)
@@ -122,12 +191,7 @@ def _originals(wrapper: nn.Module) -> list[tuple[nn.Module, str, torch.Size]]:
     ]
 
 
-def _is_dtensor(tensor: Any) -> bool:
-    """Whether a tensor lies on a device mesh."""
-    return isinstance(tensor, Tensor) and hasattr(tensor, "full_tensor")
-
-
 def _is_spread(tensor: Any) -> bool:
-    if not _is_dtensor(tensor) or tensor.device_mesh.size() == 1:
+    if not on_mesh(tensor) or tensor.device_mesh.size() == 1:
         return False
     return any(not placement.is_replicate() for placement in tensor.placements)

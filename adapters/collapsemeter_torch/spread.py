@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 class Spread:
     """Which rows of a data set a loader gives to one rank of several, in blocks that go round.
 
-    ``size`` is that of the data set, and ``batch`` how many samples a batch has; None where unknown.
+    ``ranks`` is 0 where it is not told. ``size`` is that of the data set, and ``batch`` how many samples a
+    batch has; None where unknown.
     """
 
     rank: int
@@ -49,7 +50,7 @@ def spread_of(loader: Any) -> Spread | None:
         if isinstance(ranks, int) and isinstance(rank, int):
             return _of_accelerate(loader, sampler, rank, ranks) if ranks > 1 else None
     if type(loader).__name__ == "DataLoaderDispatcher":
-        return Spread(0, 2, None, None)  # rank 0 reads, and gives each its part
+        return Spread(0, 0, None, None)  # rank 0 reads, and gives each its part
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,8 @@ class Store:
     """What one measurement has counted.
 
     ``exact`` keeps all rows for NC4, ``strict`` raises a failure of the meter's own, and ``wide`` keeps
-    sums in float64 where the device has it: no step of a training waits for them. ``alone`` says that its
-    rows are never merged with those of other ranks.
+    sums in float64 where the device has it: no step of a training waits for them. ``place`` tells which rows
+    this process numbers.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Store:
         exact: bool = False,
         strict: bool = False,
         wide: bool = False,
-        alone: bool = False,
+        place: Callable[[], Numbering] = this_rank,
         holdings: Mapping[str, tuple[int, Holding]] = MappingProxyType({}),
     ) -> None:
         self.holdings = holdings  # of layers of a width that is known: what they keep
         self.settings, self.exact, self.strict, self.wide = settings, exact, strict, wide
-        self.alone, self.numbering = alone, Numbering()
+        self.place, self.numbering = place, Numbering()
         self.lock = threading.RLock()  # two threads may each have a batch
         self.clock = Clock()
         self.layers: dict[tuple[str, int], DeviceSums] = {}
@@ -60,6 +60,7 @@ class Store:
             tuple[str, int], list[tuple[Tensor, Tensor, Tensor]]
         ] = {}  # exact NC4
         self.expected_rows = self.batches = self.next_row = 0
+        self.copies: set[int] = set()  # ranks that see the same rows, as layers' outputs say
         self.repeated = 0  # rows that a sampler gave to two ranks, and that are left out
         self.interrupted: dict[tuple[str, int], int] = {}  # rows that only some layers saw
         self.degraded: dict[str, str] = {}
@@ -87,8 +88,8 @@ class Store:
 
     def numbered(self, rows: RowNumbers) -> RowNumbers:
         """Return the numbers that rows of this process have among those of all ranks."""
-        if not self.next_row and not self.alone:
-            self.numbering = this_rank()
+        if not self.next_row:
+            self.numbering = self.place()
         return self.numbering.numbered(rows)
 
     def flush(self) -> None:

@@ -22,6 +22,7 @@ from collapsemeter.system.warning import warn
 
 from .batch import Batch
 from .label_hooks import KeywordLabelsPreHook
+from .rank_states import check_processes, gathered_states, state_of_this_rank
 from .ranks import Ranks, given, this_rank
 from .spread import Spread, spread_of
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # Options of a meter that are not the user's here.
 _OF_THE_CALLBACK = ("model", "criterion", "count_eval", "every", "keyword_labels")
+NOT_SAVED = "rows of this rank"  # in a checkpoint that has no counts
+_FROM_HERE = "the next report is of the rows from here on"
 KEYS = ("labels", "label", "targets", "target", "y")
 _NUMBERS = itertools.count(1)
 LogMetrics = Sequence[str] | Literal["all"]
@@ -234,6 +237,35 @@ class Stream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state, when the model is known."""
         self._state = state or None
+
+    def states_of_ranks(self) -> dict[str, Any]:
+        """Return what every rank has counted, where a checkpoint holds one state for all; every rank must call it."""
+        own = self.state_dict()
+        if this_rank().ranks == 1:
+            return own
+        try:
+            return gathered_states(self._ranks, own)
+        except TimeoutError as error:
+            warn(f"collapsemeter: what was counted is not in this checkpoint ({error})")
+            return {NOT_SAVED: self.rows}
+
+    def load_states_of_ranks(self, state: dict[str, Any]) -> None:
+        """Continue from this rank's part, or say that the checkpoint has none."""
+        if NOT_SAVED in state:
+            self.lacks(f"the checkpoint has no counts of its epoch: {_FROM_HERE}")
+            return
+        try:
+            self.load_state_dict(state_of_this_rank(state) if state else state)
+        except ValueError as error:
+            self.lacks(f"{error} ({_FROM_HERE})")
+
+    def load_state_of(self, processes: int, state: dict[str, Any]) -> None:
+        """Continue from what this process has saved, or say that it was of another number of processes."""
+        try:
+            check_processes(processes)
+            self.load_state_dict(state)
+        except ValueError as error:
+            self.lacks(f"{error} ({_FROM_HERE})")
 
     def close(self) -> None:
         """Take the hooks off."""

@@ -27,6 +27,7 @@ except ImportError as error:
 
 STATE = "collapsemeter.pt"  # beside the trainer's own files in a checkpoint
 STATE_OF_RANK = "collapsemeter-{}.pt"  # of several processes each has its own
+_STATES = "collapsemeter*.pt"
 
 
 class CollapseCallback(TrainerCallback):
@@ -120,10 +121,9 @@ class CollapseCallback(TrainerCallback):
         self._meet()
         self._epochs = int(state.epoch or 0)
         self._streams["train"].restart()
-        path = _state_path(args, state)
-        if state.global_step and path.exists():
+        if state.global_step:
             try:
-                self._streams["train"].load_state_dict(torch.load(path, weights_only=True))
+                self._resume(args, _state_path(args, state))
             except Exception as error:
                 self._streams["train"].fails(error)
 
@@ -156,6 +156,18 @@ class CollapseCallback(TrainerCallback):
         self._streams["train"].close()
 
     # What becomes of it
+
+    def _resume(self, args: Any, path: Path) -> None:
+        """Continue from what this process has saved; of another number of processes say what is missing."""
+        saved, stream = sorted(path.parent.glob(_STATES)), self._streams["train"]
+        if saved:  # a process without rows has none
+            first = torch.load(saved[0], weights_only=True)
+            of_several = saved[0].name != STATE
+            _, processes = first.get("numbering", (0, 1))
+            own = torch.load(path, weights_only=True) if path in saved else {}
+            stream.load_state_of(
+                processes if processes > 1 or not of_several else args.world_size, own
+            )
 
     def _report_training(self, state: Any) -> None:
         if self._trainer is None:

@@ -25,6 +25,7 @@ from collapsemeter import CollapseReport
 from collapsemeter_torch import CollapseMeter
 
 CLASSES, WIDTH, ROUND = 4, 6, 24  # rows of all ranks in a step
+SPLIT = 12  # features that two, three or four ranks have equal parts of
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -246,8 +247,8 @@ def resumed(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
 
 def blocks() -> nn.Sequential:
     torch.manual_seed(0)
-    body = [nn.Sequential(nn.Linear(into, 8), nn.ReLU()) for into in (WIDTH, 8)]
-    return nn.Sequential(*body, nn.Linear(8, CLASSES))
+    body = [nn.Sequential(nn.Linear(into, SPLIT), nn.ReLU()) for into in (WIDTH, SPLIT)]
+    return nn.Sequential(*body, nn.Linear(SPLIT, CLASSES))
 
 
 def wrapped(kind: str, ranks: int) -> nn.Module:
@@ -313,6 +314,64 @@ def sharded(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
             yield f"{kind}, observed", meter.observe(loader, progress=False)
 
 
+def meshed(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
+    """Layers are split along one dimension of a mesh, and rows are spread along the other."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("dp", "tp"))
+    part = mesh.get_local_rank("dp"), 2
+    whole = {"output_layouts": Replicate()}
+
+    def split(plan: dict[str, Any]) -> nn.Module:
+        return parallelize_module(blocks(), mesh["tp"], plan)
+
+    def spread(model: nn.Module) -> nn.Module:
+        for block in model:
+            fully_shard(block, mesh=mesh["dp"])
+        return fully_shard(model, mesh=mesh["dp"])
+
+    model = spread(split({"0.0": ColwiseParallel(), "1.0": RowwiseParallel()}))
+    yield "spread and split", trained(model, taking_turns(*part), head="2").compute()
+    model = spread(split({name: ColwiseParallel(**whole) for name in ("0.0", "1.0", "2")}))
+    meter = trained(model, taking_turns(*part), head="2", sample_rows=64)
+    yield "whole outputs", meter.compute()
+    model = DistributedDataParallel(blocks(), process_group=mesh["dp"].get_group())
+    yield (
+        "a wrapper of some",
+        trained(model, taking_turns(*part), head="2", sample_rows=64).compute(),
+    )
+
+    def still(model: nn.Module, batches: Batches) -> CollapseMeter:
+        meter = CollapseMeter(model, verbose=False, head="2")
+        for x, y in batches:
+            with meter.batch(y):
+                model(x)
+        return meter
+
+    meter = still(blocks(), taking_turns(*part))
+    yield "a group", meter.compute(sync=mesh["dp"].get_group())
+    yield "a dimension", meter.compute(sync=mesh["dp"])
+    rows = TensorDataset(*data(PADDED))
+    loader = DataLoader(rows, 5, sampler=DistributedSampler(rows, part[1], part[0], shuffle=False))
+    yield "spread over fewer", error_of(lambda: meter.observe(loader, progress=False))
+    yield "observed", meter.observe(loader, progress=False, sync=mesh["dp"])
+    yield "no group", error_of(lambda: meter.compute(sync="dp"))
+    other = distributed.new_group([0, 1])
+    yield "not of the group", error_of(lambda: meter.compute(sync=other))
+    model = split({"2": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)})
+    yield "a split head", still(model, taking_turns(*part)).compute()
+    model, along = distribute_module(blocks(), mesh), [Shard(0), Replicate()]
+    x, y = (distribute_tensor(each, mesh, along) for each in data(240))
+    yield "distributed rows", still(model, [(x, y)]).compute()
+
+
 def page(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
     """The code of docs/distributed.md."""
     text = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
@@ -331,9 +390,9 @@ def killed(rank: int, ranks: int) -> Iterator[tuple[str, Any]]:
     yield "killed", error_of(lambda: meter.compute(timeout=1))
 
 
-CASES = (live, frozen, ddp, page, absent, confused, resumed, sharded, killed)
+CASES = (live, frozen, ddp, page, absent, confused, resumed, sharded, meshed, killed)
 SLOW = (ddp, page, sharded)
-ALONE = (sharded, killed)  # by themselves
+ALONE = (sharded, meshed, killed)  # by themselves
 
 
 def error_of(call: Callable[[], Any]) -> str:

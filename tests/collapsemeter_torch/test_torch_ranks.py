@@ -267,6 +267,42 @@ def test_sharded_networks_report_what_one_process_would(ranks, tmp_path):
 
 
 @pytest.mark.nightly
+def test_ranks_of_a_mesh_that_see_the_same_rows_count_once(tmp_path):
+    results = run(4, tmp_path, "meshed")
+    batches = on_ranks.taking_turns(0, 1)
+    reference = on_ranks.trained(on_ranks.blocks(), batches, head="2").compute()
+    sampled = on_ranks.trained(on_ranks.blocks(), batches, head="2", sample_rows=64).compute()
+    meter = CollapseMeter(on_ranks.blocks(), verbose=False, head="2")
+    held_out = meter.observe([on_ranks.data(on_ranks.PADDED)], progress=False)
+    still = meter.observe([on_ranks.data(240)], progress=False)
+    last = cm.CollapseReport({"2": reference["2"]})
+    for rank, result in enumerate(results):
+        report = result["spread and split"]
+        assert report["0"].reasons["nc1_pinv"] == "unpaired_rows"
+        assert_same(cm.CollapseReport({"2": report["2"]}), last, LIVE, intervals=True)
+        assert report.provenance["ranks"] == "4 ranks, merged"
+        assert report.provenance["rows_of_ranks"] == [120, 120]
+        for name in ("whole outputs", "a wrapper of some"):
+            assert_same(result[name], sampled, LIVE, intervals=True)
+        for name in ("a group", "a dimension", "distributed rows", "a split head"):
+            report = result[name]
+            assert report.provenance["rows"] == 240
+            for layer, values in still.items():
+                for metric in ("nc1_pinv", "nc2_etf_error", *values.keys() & {"nc3_self_duality"}):
+                    assert report[layer][metric] == pytest.approx(values[metric], rel=LIVE)
+            if name == "a split head":  # no rank has all scores
+                assert report["2"].reason("nc4_mismatch")
+            else:
+                assert report["2"]["nc4_mismatch"] == still["2"]["nc4_mismatch"]
+        assert "spreads its data over 2 ranks, and 4 ranks merge" in result["spread over fewer"]
+        assert_same(result["observed"], held_out, LIVE, intervals=True)
+        assert "sync='dp': choose True, False or 'auto', or pass the process" in result["no group"]
+        said = f"rank {rank} is not of this process group"
+        assert (said in result["not of the group"]) == (rank > 1)
+    assert len({result["spread and split"].to_json(matrices=True) for result in results}) == 1
+
+
+@pytest.mark.nightly
 def test_a_rank_that_was_killed_is_named(tmp_path):
     """Without the agent of torchrun, which ends the other ranks."""
     with socket.socket() as free:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from collapsemeter_torch import CollapseMeter
+from collapsemeter_torch import CollapseMeter, StateOfRanks
 from collapsemeter_torch.lightning import CollapseCallback as ForLightning
 from collapsemeter_torch.streams import Entry
 from collapsemeter_torch.transformers import CollapseCallback as ForTransformers
@@ -89,26 +89,43 @@ def with_lightning(
 
 
 def with_transformers(folder: Path) -> dict[str, list[Any]]:
+    callback = ForTransformers(verbose=False)
+    trained(folder, callback, eval_strategy="epoch")
+    return callback.reports
+
+
+def with_resumed_transformers(folder: Path) -> dict[str, list[Any]]:
+    """Go on from the second of four steps of an epoch; beside it the run that was not cut short."""
+    whole, resumed = ForTransformers(verbose=False), ForTransformers(verbose=False)
+    trained(folder, whole, save_strategy="steps", save_steps=2)
+    trained(folder, resumed, folder / "checkpoint-2")
+    return {"whole": whole.reports["train"], "resumed": resumed.reports["train"]}
+
+
+def trained(
+    folder: Path, callback: ForTransformers, checkpoint: Path | None = None, **options: Any
+) -> None:
     torch.manual_seed(0)
     config = bert_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model = BertForSequenceClassification(config)
     rows = [{"input_ids": torch.randint(0, 50, (8,)), "labels": i % 3} for i in range(TRAIN)]
-    callback = ForTransformers(verbose=False)
     arguments = TrainingArguments(
         str(folder),
-        num_train_epochs=1,
-        learning_rate=0.0,
-        label_smoothing_factor=0.1,
-        eval_strategy="epoch",
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
+        **{
+            "num_train_epochs": 1,
+            "learning_rate": 0.0,
+            "label_smoothing_factor": 0.1,
+            "save_strategy": "no",
+            "report_to": [],
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **options,
+        },
     )
-    Trainer(
+    trainer = Trainer(
         model, arguments, train_dataset=rows, eval_dataset=rows[:HELD_OUT], callbacks=[callback]
-    ).train()
-    return callback.reports
+    )
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 class OnRank0(IterableDataset):
@@ -136,10 +153,22 @@ class Stops(L.Callback):
 
 
 def with_resumption(folder: Path) -> dict[str, list[Any]]:
+    """Of Lightning, whose loader begins anew after it; elsewhere than where it was saved, too."""
     fitted(folder, ForLightning(verbose=False), more=[Stops()], max_steps=2)
     callback = ForLightning(verbose=False)
     fitted(folder, callback, checkpoint=f"{folder}/within.ckpt")
     return callback.reports
+
+
+def with_other_processes(folder: Path) -> dict[str, list[Any]]:
+    """Go on alone from what several processes have saved."""
+    resumed = [ForLightning(verbose=False), ForTransformers(verbose=False)]
+    fitted(folder, resumed[0], checkpoint=f"{folder}/within.ckpt")
+    trained(folder, resumed[1], folder / "checkpoint-2")
+    return {
+        name: c.reports["train"]
+        for name, c in zip(("lightning", "transformers"), resumed, strict=True)
+    }
 
 
 def with_accelerate(folder: Path) -> dict[str, list[Any]]:
@@ -155,13 +184,21 @@ def with_accelerate(folder: Path) -> dict[str, list[Any]]:
         DataLoader(held_out, 8),
     )
     meter = CollapseMeter(model, verbose=False)
-    for x, y in loader:
+    accelerator.register_for_checkpointing(StateOfRanks(meter))
+    for step, (x, y) in enumerate(loader):
         with meter.batch(y):
             scores = model(x)
         accelerator.backward(F.cross_entropy(scores, y))
         optimizer.step()
         optimizer.zero_grad()
+        if step == 1:
+            accelerator.save_state(str(folder / "saved"))
     reports = {"train": meter.compute(), "eval": meter.observe(evaluated, progress=False)}
+    accelerator.load_state(str(folder / "saved"))
+    for x, y in accelerator.skip_first_batches(loader, 2):
+        with meter.batch(y):
+            model(x)
+    reports["resumed"] = meter.compute()
     return {name: [Entry(0, report)] for name, report in reports.items()}
 
 
@@ -170,6 +207,8 @@ CASES = {
     "lightning": with_lightning,
     "idle rank": with_idle_rank,
     "resumption": with_resumption,
+    "resumed transformers": with_resumed_transformers,
+    "other processes": with_other_processes,
     "accelerate": with_accelerate,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ LAUNCH = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "
 LAUNCH += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
 OF_LIGHTNING, OF_ACCELERATE = (
     ["lightning", "idle rank", "resumption"],
-    ["transformers", "accelerate"],
+    ["transformers", "resumed transformers", "accelerate"],
 )
 
 
@@ -46,11 +47,13 @@ def run(command: list[str], folder: Path, names: list[str]) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """Return what each rank has written: of Lightning under torchrun, of the others under accelerate launch."""
-    folder = tmp_path_factory.mktemp
-    of_lightning = run(TORCHRUN, folder("torchrun"), OF_LIGHTNING)
-    of_accelerate = run(LAUNCH, folder("launch"), OF_ACCELERATE)
+    torchrun, launch, alone = map(tmp_path_factory.mktemp, ("torchrun", "launch", "alone"))
+    of_lightning = run(TORCHRUN, torchrun, OF_LIGHTNING)
+    of_accelerate = run(LAUNCH, launch, OF_ACCELERATE)
     merged = {rank: of_lightning[rank] | of_accelerate[rank] for rank in ("0", "1")}
-    return merged | run([], folder("alone"), ["transformers", "lightning", "accelerate"])
+    shutil.copy(torchrun / "within.ckpt", alone)
+    shutil.copytree(launch / "checkpoint-2", alone / "checkpoint-2")
+    return merged | run([], alone, ["transformers", "lightning", "accelerate", "other processes"])
 
 
 @pytest.mark.parametrize(
@@ -90,11 +93,22 @@ def test_training_is_merged_and_the_same_on_every_rank(records, trainer):
     assert rows >= 50  # training runs on what samplers repeat
 
 
-def test_counts_before_a_resumption_of_several_processes_are_said_to_be_missing(records):
+def test_a_resumption_within_an_epoch_goes_on_with_the_counts_of_every_process(records):
     for rank in ("0", "1"):
         report = records[rank]["resumption"]["train"]
-        assert report["layers"]["2"]["provenance"]["rows"] == 32
+        # Two of four steps were counted; the loader begins anew, and gives its first two again.
+        assert report["layers"]["2"]["provenance"]["rows"] == 64
+        assert report["provenance"]["rows_of_ranks"] == [32, 32]
+        assert report["warnings"] == []
+        assert report["layers"] == records["0"]["resumption"]["train"]["layers"]
+        for trainer, name in (("resumed transformers", "whole"), ("accelerate", "train")):
+            whole, resumed = records[rank][trainer][name], records[rank][trainer]["resumed"]
+            assert resumed["layers"] == whole["layers"], trainer
+            assert resumed["provenance"]["rows_of_ranks"] == whole["provenance"]["rows_of_ranks"]
+
+
+def test_what_other_processes_have_saved_is_said_to_be_missing(records):
+    for report in records["alone"]["other processes"].values():
         (said,) = report["warnings"]
-        assert said.startswith(
-            "the training goes on within an epoch whose counts several processes had"
-        )
+        assert said.startswith("the state is that of 2 processes and there is 1: resume on as many")
+        assert said.endswith("(the next report is of the rows from here on)")
