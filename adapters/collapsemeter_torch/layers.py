@@ -5,7 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 # A container that another one of a known kind holds under this name is a wrapper, not a layer.
-_WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_WRAPPED = {
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",  # of Lightning Fabric
+}
 _WRAPPERS = {"DistributedDataParallel", "DataParallel", "AveragedModel"}
 
 

@@ -142,6 +142,7 @@ class Learner:
     scores: Scores
     max_layers: int
     memory: Memory = "auto"
+    criterion: nn.Module | None = None
 
     def check(self) -> None:
         """Raise ValueError where names alone tell that what was asked for does not fit the model."""
@@ -178,6 +179,8 @@ class Learner:
         network = told.network
         if (name is None or network.head is None) and not self._fits(network.width):
             network = replace(network, width=None)  # features, and no scores of these classes
+        if network.width is not None and self.criterion is not None:
+            _check_criterion(self.criterion, network.width)
         selection = select_layers(
             network,
             named,
@@ -316,6 +319,17 @@ def _check_outputs(
             f"head {name!r} has {len(weight)} outputs and num_classes={num_classes}: they must agree; pass "
             "head=None to measure without a head"
         )
+
+
+def _check_criterion(criterion: nn.Module, width: int) -> None:
+    """Raise ValueError if the loss itself has the weights that make scores of what the network returns."""
+    for name, parameter in criterion.named_parameters():
+        shape = () if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
+        if len(shape) == 2 and width in shape and shape[0] != shape[1]:
+            raise ValueError(
+                f"criterion {type(criterion).__name__} has a parameter {name!r} of shape {shape} for the {width} columns that the "
+                "network returns, which are features then, and no scores: pass num_classes= and head=None"
+            )
 
 
 def _check_head(learnt: Learnt, told: Study) -> None:

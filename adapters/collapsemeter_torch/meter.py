@@ -186,7 +186,9 @@ class CollapseMeter:
         self._model = model
         if not isinstance(layers, str) and not callable(layers):
             layers = list(layers)
-        learner = Learner(model, layers, head, num_classes, settings, scores, max_layers, memory)
+        learner = Learner(
+            model, layers, head, num_classes, settings, scores, max_layers, memory, criterion
+        )
         learner.check()
         self._attachment = Attachment(model)
         self._recorder = Recorder(

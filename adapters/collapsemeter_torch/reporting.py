@@ -25,7 +25,7 @@ from .data_parallel import buffers_of_rank_0
 from .members import Sync, members_of, twins_among
 from .namespace import device_of
 from .ranks import Members, from_root, of_all, on_device, ranks_of_meter, reduced, this_rank
-from .sharding import is_sharded, mesh_ranks
+from .sharding import is_sharded, mesh_ranks, twins
 from .spread import Spread, is_plain, spread_of
 from .tallies import causes, sample_size, tallies
 
@@ -223,6 +223,8 @@ class Reporter:
         known = self._recorder.known
         same = () if members is None else twins_among(members, self._model, store.copies)
         counts = counts_of(store, known, place, calls=tuple(copies), twins=same, **more)
+        if not (store.copies or twins(self._model)):
+            return counts
         split = {
             layer: f"it gave {store.layers[layer, call].width} of {known.holdings[layer][0]} features on this rank, a part "
             "of what layers that are split among processes give: watch one whose output is whole"

@@ -645,6 +645,59 @@ def test_labels_given_to_the_loss_are_counted():
     assert dict(report["2"]) == dict(direct.compute()["2"])
 
 
+class Margin(nn.Module):
+    """As the losses of metric learning: the weights of the head are the loss's own."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(*shape))
+
+    def forward(self, features, labels):
+        weight = self.W if self.W.shape[1] == features.shape[1] else self.W.T
+        cosines = nn.functional.linear(
+            nn.functional.normalize(features), nn.functional.normalize(weight)
+        )
+        return nn.functional.cross_entropy(8 * cosines, labels)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+@pytest.mark.parametrize("given", [{}, {"head": None}, {"num_classes": 3}])
+def test_features_that_a_loss_makes_scores_of_are_no_scores(shape, given):
+    """Their width is no number of classes, and the last Linear is no head."""
+    net, loss = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 5)), Margin(*shape)
+    x = torch.randn(12, 4)
+    meter = CollapseMeter(net, criterion=loss, verbose=False, **given)
+    said = rf"criterion Margin has a parameter 'W' of shape \({shape[0]}, {shape[1]}\) for the 5 columns"
+    with pytest.warns(RuntimeWarning, match=said):
+        loss(net(x), Y).backward()
+    with pytest.warns(RuntimeWarning):
+        report = meter.compute()
+    assert not report.layers
+    assert report.warnings[-1].endswith("pass num_classes= and head=None")
+    meter.close()
+    right = CollapseMeter(net, criterion=loss, verbose=False, num_classes=3, head=None)
+    loss(net(x), Y).backward()
+    moments = ClassMoments.from_batch(net(x).detach().double().numpy(), Y.numpy(), 3)
+    report = right.compute()
+    assert report["2"]["nc1_pinv"] == pytest.approx(measure(moments)["nc1_pinv"], rel=1e-5)
+    assert (report.provenance["classes"], report["2"].reason("nc4_mismatch") is None) == (3, False)
+
+
+def test_a_matrix_between_classes_in_a_loss_leaves_scores_what_they_are():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.transition = nn.Parameter(torch.eye(3))
+
+        def forward(self, scores, labels):
+            return nn.functional.nll_loss((scores.softmax(1) @ self.transition).log(), labels)
+
+    net, loss = mlp(), Noisy()
+    meter = CollapseMeter(net, criterion=loss, verbose=False)
+    loss(net(torch.randn(12, 4)), Y).backward()
+    assert meter.compute()["2"]["nc4_mismatch"] >= 0
+
+
 def test_a_batch_and_a_criterion_count_once():
     net, loss = mlp(), nn.CrossEntropyLoss()
     meter = CollapseMeter(net, criterion=loss, verbose=False)

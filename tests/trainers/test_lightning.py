@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning
 import lightning.pytorch as L
 import pytest
 import torch
@@ -293,6 +294,27 @@ def test_a_callback_is_copied_and_pickled(tmp_path: Path) -> None:
     for twin in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
         fitted(tmp_path, Base(), [twin])
         assert twin.reports["val"][0].report.provenance["rows"] == ROWS
+
+
+@pytest.mark.parametrize("watched", ["prepared", "bare"])
+def test_fabric(watched: str) -> None:
+    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    module = net()
+    prepared, optimizer = fabric.setup(module, torch.optim.SGD(module.parameters(), 0.0))
+    loader = fabric.setup_dataloaders(DataLoader(DATA, 64))
+    meter = CollapseMeter(prepared if watched == "prepared" else module, verbose=False)
+    for x, y in loader:
+        with meter.batch(y):
+            scores = prepared(x)
+        fabric.backward(F.cross_entropy(scores, y))
+        optimizer.step()
+    live, frozen = meter.compute(), meter.observe(loader, progress=False)
+    assert (
+        list(live)
+        == list(frozen)
+        == list(CollapseMeter(module, verbose=False, example=X[:9]).selection.watched)
+    )
+    assert live.provenance["rows"] == frozen.provenance["rows"] == ROWS
 
 
 OLD_NAME = """
