@@ -21,7 +21,7 @@ from .noise import Noise, centred_diagonal, trace_of_square
 from .steps import quantile, squared_error
 
 MOST_CLASSES = 2048  # whose pairs are estimated: 32 MB a matrix
-LEAST_FREEDOM = 12  # of fewer rows beside the classes the spread itself is not known
+LEAST_FREEDOM = 10  # of fewer rows beside the classes the spread itself is not known
 
 # Of pairs of classes, and therefore of as many classes as MOST_CLASSES at most.
 _PAIRWISE = ("nc1_cdnv", "nc2_etf_error", "nc2_equinorm")

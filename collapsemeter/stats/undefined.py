@@ -38,7 +38,7 @@ REASONS: dict[str, str] = {
     "afford them, or the state was written by an older version",
     "too_many_classes": "there are so many classes that pairs of them are not estimated",
     "too_many_classes_for_groups": "there are so many classes and features that groups of rows are not kept or compared",
-    "too_few_rows_for_intervals": "fewer than twelve rows beside one a class, or fewer than four groups of them, do not tell how much they spread",
+    "too_few_rows_for_intervals": "fewer than ten rows beside one a class, or fewer than four groups of them, do not tell how much they spread",
     "classes_not_alike": "classes differ in size, and the estimate is of scatters that weight them alike about their mean: "
     "choose convention='papyan2020'",
     "estimate_not_above_noise": "the estimate is so near zero that noise alone may make it so",

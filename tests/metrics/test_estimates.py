@@ -448,6 +448,19 @@ def test_why_there_is_no_estimate(change, code):
     assert code in cm.REASONS
 
 
+def test_too_few_rows_have_estimates_and_no_interval():
+    rng = np.random.default_rng(8)
+    for rows, few in ((4, True), (5, False)):  # three classes: 9 and 12 degrees of freedom
+        features, labels = drawn(rng, (rows,) * 3, noise=0.3)
+        layer = cm.measure(cm.ClassMoments.from_batch(features, labels, 3))
+        assert ("nc1_trace_ratio" in layer.intervals) != few
+        assert "nc1_trace_ratio" in layer.estimates
+        if few:
+            code = layer.no_interval["nc1_trace_ratio"]
+            assert code == "too_few_rows_for_intervals"
+            assert "ten rows" in cm.REASONS[code]
+
+
 def test_every_metric_with_a_value_has_an_interval_or_a_reason(make_case):
     case = make_case("imbalanced")
     layer = case.measure()
