@@ -21,7 +21,8 @@ In the order of the flow:
 `frozen`                     a pass over a data set with frozen weights; `data_parallel` and `spread` for several processes
 `reporting`                  store -> report
 `tallies`                    ... sums of the device on the host
-`ranks`                      ... merged over processes, with `counts` and `sharding`
+`ranks`                      ... merged over processes, with `counts` and `sharding`; `members` says over which, and which rows each numbers
+`rank_states`                `StateOfRanks`: what all processes have counted, as one state
 `demo`                       the demo's network
 ===========================  ==============================================================================================================
 """

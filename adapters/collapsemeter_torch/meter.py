@@ -344,7 +344,8 @@ class CollapseMeter:
         Parameters
         ----------
         batches : iterable of (inputs, labels), or of dicts with "labels"
-            Inputs are a tensor, or a tuple or dict of arguments; they are moved to the model's device.
+            Inputs are a tensor, or a tuple or dict of arguments; they are moved to the model's device. Labels are
+            read as in training, by the meter's ``mixed``, ``ignore_index`` and ``nonfinite``.
         phase : {"frozen-eval", "frozen-train"}
             What the report calls the data: held-out, or the training set.
         progress : bool
