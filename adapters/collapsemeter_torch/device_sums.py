@@ -15,11 +15,8 @@ from collapsemeter.stats.sampling import low_32_bits
 from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.stats.sums import INTEGERS, ScatterKind, Sums, array_shapes, update
 
-from .namespace import TorchNamespace, in_graph, on_host, products_are_reduced
+from .namespace import CACHED_BYTES, TorchNamespace, in_graph, on_host, products_are_reduced
 from .waiting import RowNumbers, WaitingRows, dealt, joined, sampled, to_device
-
-# An update makes several passes over its rows: on a CPU they stay in the caches between them.
-CACHED_BYTES = 2**22
 
 
 class Settled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,6 +16,29 @@ from collapsemeter.stats.namespace import block_rows
 # blocks pays where each takes longer than its launch.
 FEW_CLASSES, MANY_ROWS = 100, 2**15
 LARGE_PRODUCT = 2**33
+# An update makes several passes over its rows: on a CPU they stay in the caches between them.
+CACHED_BYTES = 2**21
+
+
+class Scratch(threading.local):
+    """Memory of a thread that passes over rows write into: new memory costs a CPU more than their arithmetic."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def like(self, rows: Tensor, use: str) -> Tensor:
+        """Return memory for as many entries, which the next call for the same use writes into."""
+        size = rows.numel()
+        memory = self._memory.get((use, rows.dtype))
+        if memory is None or len(memory) < size:
+            with torch.inference_mode(False):
+                memory = torch.empty(size, dtype=rows.dtype, device="cpu")
+            if size * rows.itemsize <= CACHED_BYTES:
+                self._memory[use, rows.dtype] = memory
+        return memory[:size].view(rows.shape)
+
+
+SCRATCH = Scratch()
 
 
 class TorchNamespace:
@@ -59,7 +83,10 @@ class TorchNamespace:
         return table.index_select(0, labels)
 
     def residuals(self, rows: Tensor, table: Tensor, labels: Tensor, used: Tensor) -> Tensor:
-        shifts = table.index_select(0, labels)
+        if on_host(rows):
+            shifts = torch.index_select(table, 0, labels, out=SCRATCH.like(rows, "residuals"))
+        else:
+            shifts = table.index_select(0, labels)
         left = torch.sub(rows, shifts, out=shifts)
         if on_host(rows) and used.all():  # the rule, and a mask is the dearest pass on a CPU
             return left
@@ -106,7 +133,8 @@ class TorchNamespace:
     def add_class_products(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         num_classes, width, _ = total.shape
         if on_host(rows):  # no device to wait for: one small product for each class that is there
-            rows = rows.index_select(0, labels.argsort())
+            memory = SCRATCH.like(rows, "sorted")
+            rows = torch.index_select(rows, 0, labels.argsort(), out=memory)
             counts: list[int] = labels.bincount(minlength=num_classes).tolist()
             for scatter, of_class in zip(total, rows.split(counts), strict=True):
                 if len(of_class):

@@ -476,3 +476,21 @@ def test_a_scatter_of_more_rank_than_its_rows_have_is_rounding(d):
     )
     assert cm.measure(few).reason("nc1_vci") == "within_scatter_rank_deficient"
     assert cm.measure(many)["nc1_vci"] > 0
+
+
+@pytest.mark.parametrize("spread", [0.5, 1e-2, 1e-4, 1e-5])
+def test_a_direction_that_is_only_rounding_counts_like_one_of_noise(spread):
+    """Rows behind a LayerNorm have no scatter along the vector of ones but for what float32 rounds."""
+    rng = np.random.default_rng(0)
+    classes, width, rows = 5, 64, 2000
+    labels = np.arange(rows) % classes
+    h = 30 * (rng.normal(size=(classes, width))[labels] + spread * rng.normal(size=(rows, width)))
+    h = h.astype(np.float32)
+    h -= h.mean(1, keepdims=True)
+    h /= h.std(1, keepdims=True)
+    plane = np.linalg.qr(np.c_[np.ones(width), rng.normal(size=(width, width - 1))])[0][:, 1:]
+    vci = [
+        cm.measure(cm.ClassMoments.from_batch(features, labels, classes))["nc1_vci"]
+        for features in (h, h.astype(np.float64) @ plane)
+    ]
+    np.testing.assert_allclose(vci[0], vci[1], rtol=2e-3)
