@@ -330,3 +330,9 @@ def test_options_of_the_command_are_those_of_the_function(data, tmp_path, cli):
     assert list(due) == ["fc", "m"]
     assert due.phase == "frozen-train"
     assert due["fc"].per_class["count"][2] == 0
+
+
+def test_a_bias_that_cannot_be_read_is_not_left_out(data, acts, tmp_path, refused):
+    words = np.array(["a"] * 6, dtype=object)
+    np.savez(tmp_path / "head.npz", **{"fc.weight": data.head.weight, "fc.bias": words})
+    assert "head.npz: array 'fc.bias' " in refused("acts", "--head", "head.npz")

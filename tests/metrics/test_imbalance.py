@@ -221,3 +221,8 @@ def test_accuracies_of_classes_have_intervals():
         ends = stats.binomtest(right, rows).proportion_ci(method="wilson")
         measured_ends = [layer.per_class[f"ncc_accuracy_{end}"][c] for end in ("low", "high")]
         np.testing.assert_allclose(measured_ends, [ends.low, ends.high], atol=1e-12)
+
+
+def test_two_classes_of_any_size_have_one_optimum():
+    assert not unequal(np.array([1000, 10]))
+    assert unequal(np.array([1000, 10, 10]))

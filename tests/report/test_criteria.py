@@ -301,7 +301,7 @@ def test_every_edge_of_what_can_be_judged() -> None:
 
 @pytest.mark.parametrize(
     "edges",
-    [(0.2, 0.1, 0.5), (0.01, 0.6, 0.5), (-0.1, 0.1, 0.5), (1, 10, 50), (math.nan, 0.1, 0.5), ("1 %", 0.1, 0.5)],
+    [(0.2, 0.1, 0.5), (0.01, 0.6, 0.5), (-0.1, 0.1, 0.5), (1, 10, 50), (0.01, 0.1, 1.5), (math.nan, 0.1, 0.5), ("1 %", 0.1, 0.5)],
 )  # fmt: skip
 def test_bands_out_of_order_are_refused(edges) -> None:
     with pytest.raises(

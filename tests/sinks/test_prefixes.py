@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from collapsemeter import CollapseReport, LayerReport
+from collapsemeter.report import tags
 from collapsemeter.sinks import CsvSink, Fan, JsonlSink, LoggerSink, TensorBoardSink, to
 
 STEP = 3
@@ -145,3 +146,11 @@ def test_a_prefix_is_made_of_what_trackers_accept() -> None:
     LoggerSink(tracker, prefix="/../my run#1//").write(STEP, REPORTS["live"])
     assert list(tracker.curves) == ["my_run_1/nc1_pinv/fc"]
     assert REPORTS["live"].scalars("{phase}/") == {"live/nc1_pinv/fc": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [("a/./b/../", "a/b/"), ("../{phase}/", "live/"), ("/a b/x.", "a_b/x."), ("..", "..")],
+)
+def test_a_prefix_names_no_folder_outside(prefix: str, expected: str) -> None:
+    assert tags.beginning(prefix, "live") == expected
