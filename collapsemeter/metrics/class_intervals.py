@@ -33,7 +33,9 @@ def class_intervals(steps: Steps, centred: Floats) -> dict[str, Floats]:
     with np.errstate(all="ignore"):
         used = (steps.counts > 0) & enough[:, None]
         free = used.sum(axis=1) - 1
-        error = _averaged(squared_error(steps.spreads / variances[:, None], used), rows, free)
+        # Wider than Gaussian rows need: those of random size have few that count.
+        error = squared_error(steps.spreads / variances[:, None], used) * (rows - 1) / (rows - 2)
+        error = _averaged(error, rows, free)
         half = quantile(free) * np.sqrt(error)
         squared = np.vecdot(centred, centred) - centred_diagonal(variances / rows)
         # The centre moves with every group, whether or not the class has a row in it.
@@ -41,7 +43,7 @@ def class_intervals(steps: Steps, centred: Floats) -> dict[str, Floats]:
         moved = 2 * (steps.along(centred) - centred @ steps.together.T / classes)
         moved += (1 - 2 / classes) * norms + norms.sum(axis=0) / classes**2
         occupied = np.broadcast_to(steps.occupied, moved.shape)
-        norm_error = squared_error(moved / squared[:, None], occupied)
+        norm_error = squared_error(moved / squared[:, None], occupied) * rows / (rows - 1)
         norm_half = quantile(np.count_nonzero(steps.occupied) - 1) * np.sqrt(norm_error)
         norm = np.where(squared > 0, np.log(squared), math.nan)
         ends = {

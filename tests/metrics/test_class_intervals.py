@@ -90,12 +90,12 @@ def test_the_steps_written_out():
             [((s[u] - s[u].mean()) ** 2).sum() for s, u in zip(steps, used, strict=True)]
         )
 
-    errors = error(spread / variances[:, None], spread != 0)
+    errors = error(spread / variances[:, None], spread != 0) * (sizes - 1) / (sizes - 2)
     shared = (errors * sizes * free).sum() / free.sum() / sizes
     half = stats.t.ppf(0.975, free) * np.sqrt((errors + shared) / 2)
     np.testing.assert_allclose(ends["variance_low"], variances * np.exp(-half), rtol=1e-4)
     np.testing.assert_allclose(ends["variance_high"], variances * np.exp(half), rtol=1e-4)
-    errors = error(moved / start[:, None], np.ones((3, G), bool))
+    errors = error(moved / start[:, None], np.ones((3, G), bool)) * sizes / (sizes - 1)
     half = stats.t.ppf(0.975, 15) * np.sqrt(errors)
     np.testing.assert_allclose(ends["mean_norm_low"], np.sqrt(start) * np.exp(-half / 2), rtol=1e-4)
     np.testing.assert_allclose(ends["mean_norm_high"], np.sqrt(start) * np.exp(half / 2), rtol=1e-4)
