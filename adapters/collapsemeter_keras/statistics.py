@@ -36,7 +36,7 @@ from .operations import (
     saturated,
 )
 from .variables import LayerVariables, SampleVariables, zeros
-from .waiting import FEWEST_ROWS, Block, WaitingRows, block_rows_of
+from .waiting import FEWEST_ROWS, WaitingBlock, WaitingRows, block_rows_of
 
 _SUMS = tuple(part.name for part in fields(Sums))
 _ON_HOST = BACKEND == "torch"  # a look at a variable would wait for the device
@@ -217,7 +217,7 @@ class StreamSums(keras.metrics.Metric):
         for key, rows in features.items():
             self.allocate(key, int(rows.shape[1]), dtype_of(rows))
         self.let_wait()
-        batch = Block(
+        batch = WaitingBlock(
             {key: ops.stop_gradient(rows) for key, rows in features.items()},
             ops.cast(labels, "int32"),
             decided,
@@ -240,7 +240,7 @@ class StreamSums(keras.metrics.Metric):
     def _increase(self, variable: keras.Variable, part: Tensor | int) -> None:
         namespace_of(variable).increase(variable, part)
 
-    def _let_wait(self, waiting: WaitingRows, batch: Block, rows: Tensor | int) -> None:
+    def _let_wait(self, waiting: WaitingRows, batch: WaitingBlock, rows: Tensor | int) -> None:
         def add() -> None:
             self._add(waiting.block())
             waiting.start_anew()
@@ -259,7 +259,7 @@ class StreamSums(keras.metrics.Metric):
         run_if(full, add, changed)
         waiting.count.assign(ops.where(full, count - waiting.size, count))
 
-    def _add(self, block: Block) -> None:
+    def _add(self, block: WaitingBlock) -> None:
         labels, settings = block.labels, self.settings
         usable = (labels >= 0) & (labels < settings.num_classes)
         usable = usable & (labels != settings.ignore_index)

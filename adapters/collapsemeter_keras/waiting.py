@@ -21,7 +21,7 @@ MakeVariable = Callable[[tuple[int, ...], str, str], keras.Variable]
 Array = npt.NDArray[Any]
 
 
-class Block(NamedTuple):
+class WaitingBlock(NamedTuple):
     """Rows of every layer, with their labels and decisions."""
 
     rows: Mapping[Key, Tensor]
@@ -62,18 +62,18 @@ class WaitingRows:
         """All but the count."""
         return [*self.rows.values(), self.labels, self.decided]
 
-    def put(self, batch: Block, start: Tensor | int) -> None:
+    def put(self, batch: WaitingBlock, start: Tensor | int) -> None:
         """Write a batch behind those that wait."""
         parts = [*(batch.rows[key] for key in self.rows), batch.labels, batch.decided]
         for variable, values in zip(self.variables, parts, strict=True):
             namespace_of(variable).write(variable, values, start)
 
-    def block(self) -> Block:
+    def block(self) -> WaitingBlock:
         """Return the block, which is full."""
         *rows, labels, decided = (
             namespace_of(variable).read(variable)[: self.size] for variable in self.variables
         )
-        return Block(dict(zip(self.rows, rows, strict=True)), labels, decided)
+        return WaitingBlock(dict(zip(self.rows, rows, strict=True)), labels, decided)
 
     def start_anew(self) -> None:
         """Move what is behind the block, which was added, to its place."""

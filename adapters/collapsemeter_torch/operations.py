@@ -15,7 +15,7 @@ _COUNTED_AS = {
 }
 
 
-class Operations(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
     """Counts the operations of what runs inside."""
 
     def __init__(self) -> None:

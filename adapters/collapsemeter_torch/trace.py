@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from collapsemeter.adapter.reduction import Layout
 
 from .compiled import eager
-from .operations import Operations
+from .operations import OperationCounter
 from .reduction import layout_of
 from .untouched import untouched
 
@@ -150,7 +150,7 @@ def _forward(
         untouched(root, partial(_leaf, stand_in), buffer),
         mode,
         torch.enable_grad(),
-        Operations() as operations,
+        OperationCounter() as operations,
     ):
         inputs = _Inputs(told, stand_in)
         args, kwargs = inputs.replaced(root, args, kwargs)

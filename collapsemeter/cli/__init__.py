@@ -2,7 +2,7 @@
 
 ============  ====================================================
 `audit`       ``collapsemeter audit``, ``audit map``, ``audit merge``; `audit_options`
-`thresholds`  ``--fail-if``
+`fail_if`     ``--fail-if``
 `reference`   ``--dufm``
 `show`        ``collapsemeter show`` and ``compare``
 `demo`        ``collapsemeter demo``

@@ -26,9 +26,9 @@ from .audit_options import (
     audit_options,
     parse_epoch,
 )
+from .fail_if import FailureCondition
 from .reference import parse_pairs, problem_of
 from .text import epochs_words, history_words, report_line, say_history, say_notes
-from .thresholds import FailureCondition
 
 if TYPE_CHECKING:  # imported by what runs: other commands need nothing of an audit
     from ..audit.inputs import Epochs

@@ -15,7 +15,7 @@ from ..report.report import CollapseReport
 from ..stats.linalg import EPS64, Floats
 from ..stats.moments import ClassMoments
 from .matching import match_classes
-from .result import Comparison, Gap, LayerComparison, Ranks
+from .result import Comparison, EffectiveRanks, Gap, LayerComparison
 from .sides import Side, measured_side, pair_layers, reference_side
 from .verdict import verdict
 
@@ -147,7 +147,7 @@ def _compare_layer(
     if predicted.low_rank is not None:
         structure = predicted.low_rank.singular_values(int(target), predicted.before_activation)
         low_rank = _effective_rank(structure)
-    ranks = Ranks(
+    ranks = EffectiveRanks(
         measured=_effective_rank(values),
         reference=math.nan if free else _effective_rank(expected),
         classes=_classes(reference),

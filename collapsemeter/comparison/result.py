@@ -64,7 +64,7 @@ class Gap(NamedTuple):
         return {**self._asdict(), "gap": self.gap, "beyond_noise": self.beyond_noise}
 
 
-class Ranks(NamedTuple):
+class EffectiveRanks(NamedTuple):
     """Effective ranks of the uncentred class means, beside the number of classes and the best low-rank structure known."""
 
     measured: float
@@ -95,7 +95,7 @@ class LayerComparison:
     scale : Gap
         What the theory fixes of the scale. Ordinarily :math:`\|s\|` and :math:`\|s'\|`; in a free layer
         the root mean square norm of the class means, before the activation the nuclear norm.
-    ranks : Ranks
+    ranks : EffectiveRanks
     status : str
         ``collapsed``, ``nearly collapsed`` or ``partly collapsed`` to the reference, the worse of NC1
         and geometry; ``not collapsed`` or ``not judged`` within classes; ``below DNC rank``; ``other
@@ -113,7 +113,7 @@ class LayerComparison:
     singular_values: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
     spectrum_distance: float
     scale: Gap
-    ranks: Ranks
+    ranks: EffectiveRanks
     status: Status
     verdict: str
 

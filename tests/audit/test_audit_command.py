@@ -16,7 +16,7 @@ import pytest
 import collapsemeter as cm
 from collapsemeter.audit import Options, audit
 from collapsemeter.cli import main
-from collapsemeter.cli.thresholds import FailureCondition
+from collapsemeter.cli.fail_if import FailureCondition
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import nn
 
 from collapsemeter import ClassMoments, Head, measure
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.operations import Operations
+from collapsemeter_torch.operations import OperationCounter
 
 from . import running_networks as networks
 from .running_networks import tokens, vectors
@@ -221,7 +221,7 @@ def test_what_share_of_a_step_the_products_are_is_said_and_how_often_to_count():
 
 def test_attention_is_part_of_a_step():
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
-    with Operations() as operations:
+    with OperationCounter() as operations:
         layer(torch.randn(3, 5, 8))
     maps, attention = 4 * 8 * 8 + 2 * 8 * 16, 2 * 5 * 8
     assert operations.total == 2 * 3 * 5 * (maps + attention)

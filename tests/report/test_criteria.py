@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import collapsemeter as cm
 from collapsemeter import CollapseReport, Criteria, LayerReport
 from collapsemeter.cli import demo, main
-from collapsemeter.cli.thresholds import FailureCondition
+from collapsemeter.cli.fail_if import FailureCondition
 from collapsemeter.dufm import DUFM, Optimum
 from collapsemeter.html.verdicts import cards
 from collapsemeter.metrics.measure import undefined_report

@@ -10,7 +10,7 @@ import pytest
 
 import collapsemeter as cm
 from collapsemeter import CollapseReport, LayerReport
-from collapsemeter.cli.thresholds import FailureCondition
+from collapsemeter.cli.fail_if import FailureCondition
 from collapsemeter.report.criteria import Criteria
 from collapsemeter.report.history import read_history
 from collapsemeter.report.trust_notes import no_part

@@ -15,7 +15,7 @@ import collapsemeter as cm
 from collapsemeter import CollapseReport, LayerReport
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.cli import main
-from collapsemeter.cli.thresholds import FailureCondition
+from collapsemeter.cli.fail_if import FailureCondition
 from collapsemeter.report.history import read_history
 from collapsemeter.sinks.csv_table import CsvSink
 from collapsemeter.sinks.json_lines import JsonlSink

@@ -7,7 +7,7 @@ import math
 import pytest
 
 import collapsemeter as cm
-from collapsemeter.cli.thresholds import FailureCondition
+from collapsemeter.cli.fail_if import FailureCondition
 
 # sign: does the audit fail for a value below, on and above the limit?
 FAILS = {
