@@ -18,7 +18,7 @@ Array = Any  # of NumPy or of a framework: unsigned 32-bit values, in uint32 or 
 Wrap = Callable[[Array], Array]
 
 MASK = 0xFFFFFFFF
-_AHEAD = 4096  # row numbers of a block of draws; a batch lies in two of them
+_AHEAD = 1024  # row numbers of a block of draws; a batch lies in two of them
 _FACTORS = (0x7FEB352D, 0x2C1B3C6D, 0x297A2D39)
 _HALF = 0x10000
 _EVEN = 0.05  # probabilities that differ by less count as equal
