@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..stats.accumulate import Accumulator
 from ..stats.moments import ClassMoments
 from ..stats.sketch import derived_seed
@@ -35,22 +37,35 @@ class MapTask(NamedTuple):
 
 
 def map_pieces(
-    job: Job, folder: Path, workers: Workers, resume: bool, earlier: Sequence[Path] = ()
+    job: Job,
+    numbers: Sequence[int | None],
+    folder: Path,
+    workers: Workers,
+    resume: bool,
+    earlier: Sequence[Path] = (),
 ) -> list[Path]:
-    """Return a state file for each piece; to resume is to use those of the same rows that lie in the folders."""
+    """Return a state file for each piece, whose first rows have these numbers; to resume is to use those of the same rows that lie in the folders."""
     digests, done = _digests(job, workers, of_all=resume), {}
     if resume:
         known = _known_states(job, [folder, *earlier])
+        first = {p.shard: n for p, n in zip(job.pieces, numbers, strict=True) if not p.start}
         for i, piece in enumerate(job.pieces):
-            path = _state_of(piece, digests[piece.shard], known)
+            digest = digests[piece.shard]
+            path = _state_of(piece.shard.whole, digest, first[piece.shard], known)
+            path = path or _state_of(piece, digest, numbers[i], known)
             if path is not None:
                 done[i] = _moved(path, folder)
 
     def count(left: list[int]) -> Iterator[tuple[int, Path]]:
         place = folder if workers.files else None
         tasks = [
-            MapTask(job.task(piece), digests.get(piece.shard), place, job.lasting)
-            for piece in (job.pieces[i] for i in left)
+            MapTask(
+                job.task(job.pieces[i], numbers[i]),
+                digests.get(job.pieces[i].shard),
+                place,
+                job.lasting,
+            )
+            for i in left
         ]
         for k, state in workers.each(_map, tasks):
             whole = tasks[k].task.piece.is_whole
@@ -58,6 +73,20 @@ def map_pieces(
 
     nbytes = [piece.nbytes for piece in job.pieces]
     return complete(done, nbytes, count, "counting", job.progress)
+
+
+def first_rows(job: Job, first: int) -> list[int | None]:
+    """Number the rows that have a class through all shards, and return the number of the first of every piece; None where no groups are kept."""
+    if not job.counting.settings.groups:
+        return [None] * len(job.pieces)
+    ignore_index, numbers = job.counting.settings.ignore_index, [first]
+    for piece in job.pieces[:-1]:
+        with OpenPiece(piece, job.counting, job.cache) as opened:
+            labels = opened.labels
+        numbers.append(
+            numbers[-1] + int(np.count_nonzero((labels >= 0) & (labels != ignore_index)))
+        )
+    return [*numbers]
 
 
 def _digests(job: Job, workers: Workers, of_all: bool) -> dict[Shard, dict[str, str]]:
@@ -72,7 +101,8 @@ def _digests(job: Job, workers: Workers, of_all: bool) -> dict[Shard, dict[str, 
     return dict(zip(shards, hashed, strict=True))
 
 
-_Known = dict[tuple[str, str, tuple[str, ...]], Path]  # by rows, labels and layers
+_Known = dict[tuple[Any, ...], Path]  # by rows, labels, layers and the number of the first row
+_ANY = "mapped"  # in the place of the number
 
 
 def _known_states(job: Job, folders: Sequence[Path]) -> _Known:
@@ -86,15 +116,17 @@ def _known_states(job: Job, folders: Sequence[Path]) -> _Known:
             continue  # it is counted again
         if state.key == key and len(state.shards) == 1:
             record = state.shards[0]
-            known.setdefault((record.id, record.labels, tuple(state.layers)), path)
+            for number in (record.first_row, *([_ANY] if record.mapped else [])):
+                known.setdefault((record.id, record.labels, tuple(state.layers), number), path)
     return known
 
 
-def _state_of(piece: Piece, digests: Mapping[str, str], known: _Known) -> Path | None:
-    """Return the state of the whole shard, or of the piece, if there is one."""
-    labels, layers = labels_id(piece.shard, digests), tuple(piece.shard.layers)
-    whole = known.get((rows_id(piece.shard.whole, digests), labels, layers))
-    return whole or known.get((rows_id(piece, digests), labels, layers))
+def _state_of(
+    piece: Piece, digests: Mapping[str, str], number: int | None, known: _Known
+) -> Path | None:
+    """Return a state whose rows have these numbers, or that was mapped by itself, if there is one."""
+    key = rows_id(piece, digests), labels_id(piece.shard, digests), tuple(piece.shard.layers)
+    return known.get((*key, number)) or known.get((*key, _ANY))
 
 
 def states_in(folder: Path) -> list[Path]:
@@ -150,6 +182,8 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
         label_order=told.in_order,
         label_counts=told.sorted,
         label_values=told.values,
+        first_row=task.first_row,
+        mapped=task.mapped,
     )
     layers = {name: record.mark(moments) for name, moments in counted.items()}
     return AuditState(layers, record, _key_of(task.counting, task.phase, layers))
@@ -173,7 +207,8 @@ def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int])
                 nonfinite="propagate" if settings.propagate else "skip",
                 sketch_rows=settings.sketch_rows,
                 seed=seed() if kind == "sketch" else 0,
-                first_row=task.piece.start * opened.labels[:1].size,
+                groups=settings.groups,
+                first_row=task.first_row or 0,
             )
         accumulator.update(chunk.rows, chunk.labels)
     assert accumulator is not None  # there is one chunk at least
@@ -189,7 +224,7 @@ def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int])
 def _key_of(counting: Counting, phase: str, layers: Iterable[str]) -> dict[str, Any]:
     """Return everything but the data that a state depends on."""
     settings = asdict(counting.settings)
-    names = ("num_classes", "scatter", "sketch_rows", "ignore_index", "nonfinite")
+    names = ("num_classes", "scatter", "sketch_rows", "ignore_index", "nonfinite", "groups")
     return {
         "collapsemeter": __version__,
         "phase": phase,

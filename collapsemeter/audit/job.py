@@ -136,12 +136,14 @@ class Counting:
 
 
 class Task(NamedTuple):
-    """What a worker is given: a piece, how to count it, a folder for copies of remote files."""
+    """What a worker is given: a piece, how to count it, a folder for copies of remote files, and how its rows are numbered."""
 
     piece: Piece
     counting: Counting
     phase: Phase
     cache: str
+    first_row: int | None = None  # that has a class
+    mapped: bool = False
 
 
 class HeadReader(NamedTuple):
@@ -171,6 +173,6 @@ class Job:
         """The pieces of all shards, in order."""
         return [piece for shard in self.shards for piece in shard.pieces()]
 
-    def task(self, piece: Piece) -> Task:
+    def task(self, piece: Piece, first_row: int | None = None) -> Task:
         """Return a worker's task."""
-        return Task(piece, self.counting, self.phase, self.cache)
+        return Task(piece, self.counting, self.phase, self.cache, first_row, self.lasting)

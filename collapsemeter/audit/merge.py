@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..stats.moments import ClassMoments
+from ..system.suggest import listed
 from .digests import hash_of, rows_id
 from .job import Job, Shard
-from .saved_state import SavedState, save_layers
+from .saved_state import SavedState, ShardRecord, save_layers
 from .workers import Advance, bar
 
 _T = TypeVar("_T")
@@ -114,7 +116,7 @@ def _check_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     """Raise unless two headers are of rows that were counted in one way, in the same layers."""
     for name in sorted({*first["key"], *second["key"]}):
         a, b = first["key"].get(name), second["key"].get(name)
-        if a != b:
+        if a != b and not (name == "groups" and None in (a, b)):  # those of older files have none
             raise ValueError(
                 f"one state was counted with {name}={a!r}, the other with {b!r}: map all shards with "
                 "the same options"
@@ -140,3 +142,20 @@ def check_unchanged(states: Sequence[SavedState]) -> None:
                 f"{file} was changed between the states, which have SHA-256 {known[:12]}... and "
                 f"{digest[:12]}...: map it again, and delete the states of what it was"
             )
+
+
+def numbered_again(shards: Sequence[ShardRecord]) -> list[str]:
+    """Return the names of shards whose rows have numbers that those of another have, too."""
+    numbered = [record for record in shards if record.rows and record.first_row is not None]
+    times = Counter(record.first_row for record in numbered)
+    return [record.name for record in numbered if times[record.first_row] > 1]
+
+
+def numbering_notes(shards: Sequence[str]) -> list[str]:
+    """Say that rows were numbered as in other data, if any were: the intervals are as good, but others."""
+    if not shards:
+        return []
+    return [
+        f"rows of {listed(shards, 3)} were counted with the numbers of another audit: intervals differ a little from "
+        "those of one that counts all; pass --first-row to audit map"
+    ]

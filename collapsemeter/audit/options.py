@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from ..adapter.reduction import Reduction, check_reduction
 from ..metrics.convention import Convention
+from ..stats.groups import GROUPS, check_groups
 from ..stats.moments import Phase
 from ..stats.sketch import SKETCH_ROWS
 from ..stats.sums import Nonfinite, ScatterKind, check_num_classes
@@ -52,6 +53,11 @@ class Options:
         Of a sample of rows.
     sketch_rows : int
         k, the rows of the sketch that a layer keeps which is too wide for a scatter.
+    groups : int
+        Groups of rows that each layer keeps for intervals: 16, 8, 4, or 0 for none.
+    first_row : int
+        The number of the first row that has a class, of files that are a part of a data set (`map_files`): how many
+        such rows the parts before have. Numbers deal rows to groups.
 
     Raises
     ------
@@ -78,6 +84,8 @@ class Options:
     nc4: str | int = "auto"
     seed: int = 0
     sketch_rows: int = SKETCH_ROWS
+    groups: int = GROUPS
+    first_row: int = 0
 
     def __post_init__(self) -> None:
         for _, how in self.reductions:
@@ -95,6 +103,9 @@ class Options:
             check_num_classes(self.num_classes)
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: pass 0 or more")
+        check_groups(self.groups)
+        if self.first_row < 0:
+            raise ValueError(f"first_row={self.first_row}: pass 0 or more")
         if self.sketch_rows < 2:
             raise ValueError(f"sketch_rows={self.sketch_rows}: a sketch has at least two rows")
         for name, value, known in (

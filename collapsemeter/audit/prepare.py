@@ -92,6 +92,7 @@ def settings_of(options: Options, classes: int, ignore_index: int) -> Settings:
         nonfinite=options.nonfinite,
         seed=options.seed,
         sketch_rows=options.sketch_rows,
+        groups=options.groups,
     )
 
 

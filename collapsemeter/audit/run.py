@@ -23,11 +23,18 @@ from ..system.suggest import listed
 from ..version import __version__
 from .digests import digest_of, hash_of
 from .epochs import check_one_epoch
-from .first_pass import map_pieces
+from .first_pass import first_rows, map_pieces
 from .head_file import check_classes, check_head_named, check_width, load_reader, only_file
 from .inputs import Epochs, Inputs, check_heads, read_inputs
 from .job import Counting, Job
-from .merge import check_together, check_unchanged, merge_pieces, merge_states
+from .merge import (
+    check_together,
+    check_unchanged,
+    merge_pieces,
+    merge_states,
+    numbered_again,
+    numbering_notes,
+)
 from .options import Options, Running
 from .plan import plan_shards
 from .prepare import prepare, settings_of
@@ -116,10 +123,12 @@ def measure_steps(
         with open_workers(running.jobs, running.dask) as workers:
             for inputs, job in zip(steps, jobs, strict=True):
                 with _states(running, inputs.step) as folder:
-                    merged = _merged(job, folder, workers, running, inputs.step)
+                    merged, notes = _merged(
+                        job, options.first_row, folder, workers, running, inputs.step
+                    )
                     check_width(merged.widths, job.reader)
                     decisions = decide_all(job, merged, folder, workers, running.resume)
-                    history.append((inputs.step, _report(job, merged, decisions)))
+                    history.append((inputs.step, _report(job, merged, decisions, notes)))
     return history
 
 
@@ -138,15 +147,23 @@ def _jobs(
 
 
 def _merged(
-    job: Job, folder: Path, workers: Workers, running: Running, step: int | None
-) -> SavedState:
-    """Run the first pass, and merge; the name of the merged state tells what is in it."""
+    job: Job, first_row: int, folder: Path, workers: Workers, running: Running, step: int | None
+) -> tuple[SavedState, list[str]]:
+    """Run the first pass, and merge; the name of the merged state tells what is in it. Say where rows have other numbers."""
     earlier = [_of_step(Path(folder), step) for folder in running.earlier]
-    pieces = map_pieces(job, folder, workers, running.resume, earlier)
+    numbers = first_rows(job, first_row)
+    pieces = map_pieces(job, numbers, folder, workers, running.resume, earlier)
     states = _opened(merge_pieces(job, pieces, folder))
-    shards = [[record.id, record.labels] for state in states for record in state.shards]
-    name = hash_of([shards, states[0].layers, states[0].key])[:16]
-    return merge_states(states, folder / f"{name}.merged", job.progress, lasting=job.lasting)
+    records = [record for state in states for record in state.shards]
+    name = hash_of(
+        [[[r.id, r.labels, r.first_row] for r in records], states[0].layers, states[0].key]
+    )[:16]
+    merged = merge_states(states, folder / f"{name}.merged", job.progress, lasting=job.lasting)
+    due = [n for n, piece in zip(numbers, job.pieces, strict=True) if not piece.start]
+    others = [
+        r.name for r, number in zip(records, due, strict=True) if r.first_row != number and r.rows
+    ]
+    return merged, numbering_notes(others)
 
 
 def _opened(paths: Sequence[str | os.PathLike[str]]) -> list[SavedState]:
@@ -183,7 +200,8 @@ def map_files(files: Sequence[str], options: Options, running: Running) -> list[
         with open_workers(running.jobs) as workers:
             for inputs, job in zip(steps, jobs, strict=True):
                 folder = _made(_of_step(Path(running.state), inputs.step))
-                pieces = map_pieces(job, folder, workers, running.resume)
+                numbers = first_rows(job, options.first_row)
+                pieces = map_pieces(job, numbers, folder, workers, running.resume)
                 written += merge_pieces(job, pieces, folder)
     return written
 
@@ -229,7 +247,8 @@ def merge_files(
         _check_target(Path(target), states)
         job = _job_of_states(states[0], options, cache, progress)
         accept(job.layers, job.counting.settings.num_classes)
-        return _report(job, merge_states(states, Path(target), progress), {})
+        merged = merge_states(states, Path(target), progress)
+        return _report(job, merged, {}, numbering_notes(numbered_again(merged.shards)))
 
 
 def _check_target(target: Path, states: Sequence[SavedState]) -> None:
@@ -262,9 +281,11 @@ def _job_of_states(first: SavedState, options: Options, cache: str, progress: bo
     return Job([], first.layers, counting, key["phase"], cache, reader, progress=progress)
 
 
-def _report(job: Job, merged: SavedState, decisions: Mapping[str, Decisions]) -> CollapseReport:
+def _report(
+    job: Job, merged: SavedState, decisions: Mapping[str, Decisions], notes: Sequence[str]
+) -> CollapseReport:
     reports: dict[str, LayerReport] = {}
-    warnings: list[str] = []
+    warnings = [*notes]
     settings, reader = job.counting.settings, job.reader
     with bar("measuring", len(job.layers), job.progress) as advance:
         for layer in job.layers:

@@ -19,6 +19,7 @@ from ..stats.sums import Nonfinite, ScatterKind, check_num_classes
 from .epochs import Labelled, LabelsOf
 
 FORMAT = "collapsemeter.AuditState"
+_GROUPS = ("group_counts", "group_sums", "group_squares")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class ShardRecord:
     label_order: str = ""
     label_counts: str = ""
     label_values: int = 0
+    first_row: int | None = None  # that has a class: its number, where rows are dealt to groups
+    mapped: bool = False  # by itself: the audit of all may number its rows otherwise
 
     @property
     def file_name(self) -> str:
@@ -74,7 +77,8 @@ def save_layers(
     def arrays() -> Iterator[tuple[str, npt.NDArray[Any]]]:
         for i, (name, moments) in enumerate(layers):
             sizes = {"width": moments.width, "num_classes": moments.num_classes}
-            about = header_of(moments)
+            groups = moments.groups
+            about = header_of(moments) | {"groups": 0 if groups is None else groups.number}
             entries.append({"name": name, "kind": moments.kind, **sizes, **about})
             present, low = moments.counts > 0, moments.means_low
             assert low is not None
@@ -88,6 +92,8 @@ def save_layers(
             if moments.sketch is not None and moments.signs is not None:
                 yield f"{i}.sketch", moments.sketch
                 yield f"{i}.signs", moments.signs[:, present]
+            for part, array in ({} if groups is None else groups.arrays()).items():
+                yield f"{i}.{part}", array[present]
 
     def header() -> dict[str, Any]:
         return {"layers": entries, "shards": [asdict(shard) for shard in shards], "key": dict(key)}
@@ -138,10 +144,11 @@ class SavedState:
 
     def _moments(self, i: int, entry: Mapping[str, Any], scatter: bool) -> ClassMoments:
         kept = {"trace": (), "sketch": ("sketch", "signs")}.get(entry["kind"], ("scatter",))
+        kept += _GROUPS if entry.get("groups") else ()  # older files have none
         names = ("counts", "means", "means_low", "traces", *(kept if scatter else ()))
         arrays = {name: self._file.read(f"{i}.{name}") for name in names}
         counts = arrays["counts"]
-        by_class = {"means", "means_low", "traces"} | (
+        by_class = {"means", "means_low", "traces", *_GROUPS} | (
             {"scatter"} if entry["kind"] == "class" else set()
         )
         for name in by_class & arrays.keys():
@@ -166,6 +173,8 @@ class SavedState:
             raise ValueError(
                 f"layer {name!r} has counted {counted} rows, its shards have {self.rows}"
             )
+        if moments.groups is not None:
+            moments.groups.check(moments.counts, moments.traces)
 
 
 def _spread(rows: npt.NDArray[Any], counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -191,7 +200,8 @@ def _check_header(header: Mapping[str, Any]) -> None:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"its layers are {names}")
     for record in header["shards"]:
-        numbers = record["samples"], record["rows"], record.get("label_values", 0)
+        counts = record["samples"], record["rows"], record.get("label_values", 0)
+        numbers = *counts, record.get("first_row") or 0
         texts = record["id"], record["name"], *record["files"], *record["files"].values()
         texts += record.get("label_order", ""), record.get("label_counts", "")
         if not all(isinstance(n, int) and n >= 0 for n in numbers) or not all(

@@ -57,7 +57,7 @@ _MAP = """\
 examples:
   one task of an array job: the state of one shard
     collapsemeter audit map acts/shard-00007.safetensors -o state/ \\
-      --num-classes 1000
+      --num-classes 1000 --first-row 70000
   when all are done: merge, second pass and report
     collapsemeter audit acts/*.safetensors --num-classes 1000 \\
       --state state/ --resume --html report.html
@@ -101,6 +101,8 @@ def add(commands: Any) -> None:
     add = command.add_argument_group("running").add_argument
     add("--jobs", type=int, default=1, help="processes (default: 1)")
     add("--resume", action="store_true", help="leave shards out whose states are there")
+    add("--first-row", type=int, default=0, metavar="N",
+        help="labelled rows of the shards before, so that intervals are those of one audit")  # fmt: skip
     add("--quiet", action="store_true", help="print nothing")
 
     command = _parser(commands, "audit merge", "merge state files and measure them", _MERGE)

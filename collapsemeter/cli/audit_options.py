@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..metrics.convention import PRESETS
+from ..stats.groups import GROUPS
 from ..stats.sketch import SKETCH_ROWS
 from ..stats.sums import Nonfinite, ScatterKind
 
@@ -48,6 +49,8 @@ def add_data(command: Any) -> None:
         help="within-class scatter that is kept (default: auto)")  # fmt: skip
     add("--sketch-rows", type=int, default=SKETCH_ROWS, metavar="ROWS",
         help=f"of the sketch of a layer too wide for a scatter (default: {SKETCH_ROWS})")  # fmt: skip
+    add("--groups", type=int, default=GROUPS, metavar="GROUPS",
+        help=f"of rows, kept for intervals: 16, 8, 4 or 0 (default: {GROUPS})")  # fmt: skip
     add("--ignore-index", type=int, metavar="LABEL", help="of rows to leave out (default: -100)")
     add("--nonfinite", default="skip", choices=get_args(Nonfinite),
         help="rows with NaN or Inf (default: skip, and count)")  # fmt: skip
@@ -111,7 +114,7 @@ def audit_options(options: argparse.Namespace) -> Options:
     from ..audit.options import Options
 
     same = ("labels", "predictions", "logits", "mask", "head_name", "head_layer", "one_epoch", "seed",
-            "num_classes", "scatter", "sketch_rows", "convention", "ignore_index", "nonfinite", "phase")  # fmt: skip
+            "num_classes", "scatter", "sketch_rows", "groups", "first_row", "convention", "ignore_index", "nonfinite", "phase")  # fmt: skip
     given = {name: value for name, value in vars(options).items() if name in same}
     if "layers" in options:
         given["layers"] = tuple(options.layers)

@@ -226,7 +226,11 @@ def test_maps_of_many_processes_into_one_folder(data, tmp_path, command):
     script = "import sys; from collapsemeter.cli import main; sys.exit(main(sys.argv[1:]))"
     call = [sys.executable, "-c", script, "audit", "map", "--head", head, "-o", "S"]
     running = [
-        subprocess.Popen([*call, *files[i : i + 2]], cwd=tmp_path, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [*call, *files[i : i + 2], "--first-row", str(int(data.rows * i / 6))],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+        )
         for i in (0, 2, 4, 4)  # one task runs twice
     ]
     printed = b"".join(task.communicate(timeout=60)[0] for task in running).decode().split()
@@ -282,12 +286,13 @@ def test_a_hostile_file_among_good_ones(data, tmp_path, cli, save_arrays):
     """The message names it; without it, what was counted is used, though the names given are others."""
     files = data.shards(tmp_path / "acts", 40)
     bad = Path(files[23])
-    arrays = {"conv": data.conv[:10], "fc": data.fc[:10], "labels": np.full(10, 77)}
+    arrays = {"conv": data.conv[:10] * np.nan, "fc": data.fc[:10], "labels": data.labels[:10]}
     save_arrays(bad, arrays)
-    status, out, err = cli(*files, "--num-classes", 6, "--json")
+    given = ["--num-classes", 6, "--nonfinite", "raise", "--json"]
+    status, out, err = cli(*files, *given)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
-    assert f"{bad}: label 77 at row 0 is outside 0..5" in err
+    assert f"layer 'conv' has 10 rows that hold NaN or Inf in {bad.name}: pass" in err
     (folder,) = tmp_path.glob("collapsemeter-*.state")
     assert f"what was counted is kept in {folder.name}: use --resume" in err
     counted = set(written(folder).values())
@@ -298,11 +303,11 @@ def test_a_hostile_file_among_good_ones(data, tmp_path, cli, save_arrays):
     with pytest.MonkeyPatch.context() as patch:
         real = first_pass.map_piece
         patch.setattr(first_pass, "map_piece", lambda *a: mapped.append(a) or real(*a))
-        status, out, err = cli(*good, "--num-classes", 6, "--json", "--resume")
+        status, out, err = cli(*good, *given, "--resume")
     assert (status, err) == (0, "")
     assert len(mapped) + len(counted) == 39
     assert not list(tmp_path.glob("collapsemeter-*.state"))
-    assert cli(*good, "--num-classes", 6, "--json")[1] == out
+    assert cli(*good, *given)[1] == out
 
 
 def test_a_worker_that_is_killed(data, tmp_path, slow):
@@ -385,15 +390,17 @@ def test_a_piece_that_was_left_elsewhere(data, tmp_path, cli, monkeypatch, save_
     """Pieces of a shard that an earlier run counted are taken over from its folder, too."""
     monkeypatch.setattr(job, "PIECE_BYTES", 2000)
     files = data.shards(tmp_path / "acts", 4)
-    save_arrays(Path(files[2]), {**data.layers, "labels": np.full(400, 9)})
-    assert cli(*files, "--num-classes", 6)[0] == 2
+    bad = {"conv": data.conv, "fc": data.fc * np.nan, "labels": data.labels}
+    save_arrays(Path(files[2]), bad)
+    given = ["--num-classes", 6, "--nonfinite", "raise", "--json"]
+    assert cli(*files, *given)[0] == 2
     rest = [*files[:2], files[3]]
     mapped = []
     real = first_pass.map_piece
     monkeypatch.setattr(first_pass, "map_piece", lambda *a: mapped.append(a) or real(*a))
-    status, out, _ = cli(*rest, "--num-classes", 6, "--resume", "--json")
+    status, out, _ = cli(*rest, *given, "--resume")
     assert status == 0
     counted = len(mapped)
-    assert cli(*rest, "--num-classes", 6, "--json")[1] == out
+    assert cli(*rest, *given)[1] == out
     assert counted < len(mapped) - counted
     assert not list(tmp_path.glob("*.state"))
