@@ -20,6 +20,7 @@ GROUPS = 16  # as `sampling.dealt_groups` deals rows
 LEAST_GROUPS = 4  # fewer say little of a spread
 GROUP_ENTRIES = 2**22  # groups times classes times features on a device: 16 MB in float32
 HOST_GROUP_ENTRIES = 2**24  # 128 MB in float64
+CACHED_ENTRIES = 2**16  # of classes that are moved at once
 
 Counts = npt.NDArray[np.int64]
 
@@ -73,10 +74,11 @@ class Groups:
     @classmethod
     def about(cls, counts: Counts, sums: Floats, squares: Floats, offsets: Floats) -> Groups:
         """Return groups about class means that lie at ``offsets`` (C, d) from where these sums are about; `sums` are taken over."""
-        moved = squares - 2 * np.einsum("cgd,cd->cg", sums, offsets)
-        moved += counts * np.vecdot(offsets, offsets)[:, None]
-        for g in range(counts.shape[1]):
-            sums[:, g] -= counts[:, g, None] * offsets
+        moved = squares + counts * np.vecdot(offsets, offsets)[:, None]
+        step = max(1, CACHED_ENTRIES // max(sums[0].size, 1))
+        for classes in (slice(start, start + step) for start in range(0, len(sums), step)):
+            moved[classes] -= 2 * np.vecdot(sums[classes], offsets[classes, None])
+            sums[classes] -= counts[classes, :, None] * offsets[classes, None]
         return cls(counts, sums, np.maximum(moved, 0.0))
 
     def folded(self, groups: int) -> Groups:

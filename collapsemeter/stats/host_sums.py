@@ -41,7 +41,9 @@ COPIED_ENTRIES = (
 TILE_RUNS = 16  # classes of a tile, on average: with more the small product would cost as much as the large one
 LEAST_TILE = 64  # rows
 LEAST_RUN = 32  # rows of a class, on average, from which on a tile has one class
-LONG_RUN = 8  # rows that are summed by a product of their own
+LONG_RUN = 8  # rows that are summed by a product of their own,
+WIDE_ROW = 512  # and features from which on any rows of one cell are
+MOST_INDICATORS = 16  # cells of a tile whose sums are one product
 
 Ints = npt.NDArray[np.int64]
 
@@ -227,27 +229,26 @@ def _add_tile(
 
 def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
     """Add rows that are sorted by cell, a class or a group of one: long runs each by a product, short ones together."""
-    if cells[0] == cells[-1]:
-        sums.squares[cells[0]] += norms.sum()
-        sums.sums[cells[0]] += np.ones(len(rows)) @ rows
+    first, last = int(cells[0]), int(cells[-1])
+    if first == last:
+        sums.squares[first] += norms.sum()
+        sums.sums[first] += np.ones(len(rows)) @ rows
         return
-    if sums.groups and cells[0] // sums.groups == cells[-1] // sums.groups:
-        first = int(cells[0]) // sums.groups * sums.groups
-        indicator = (np.arange(first, first + sums.groups)[:, None] == cells).astype(np.float64)
-        sums.squares[first : first + sums.groups] += indicator @ norms
-        sums.sums[first : first + sums.groups] += indicator @ rows
+    if last - first < MOST_INDICATORS:
+        indicator = (np.arange(first, last + 1)[:, None] == cells).astype(np.float64)
+        sums.squares[first : last + 1] += indicator @ norms
+        sums.sums[first : last + 1] += indicator @ rows
         return
     starts = _starts(cells)
     bins, sizes = cells[starts], np.diff(starts, append=len(cells))
     sums.squares[bins] += np.add.reduceat(norms, starts)
-    longest = int(sizes.max())
-    if longest >= LONG_RUN:
-        ones = np.ones(longest)
-        for cell, start, size in zip(bins.tolist(), starts.tolist(), sizes.tolist(), strict=True):
-            if size >= LONG_RUN:
-                sums.sums[cell] += ones[:size] @ rows[start : start + size]
-        short = sizes < LONG_RUN
-        starts, bins, sizes = starts[short], bins[short], sizes[short]
+    long = sizes >= (LONG_RUN if rows.shape[1] < WIDE_ROW else 1)
+    if long.any():
+        ones = np.ones(int(sizes.max()))
+        for cell, start, size in np.stack([bins, starts, sizes], 1)[long].tolist():
+            run = rows[start : start + size]
+            sums.sums[cell] += run[0] if size == 1 else ones[:size] @ run
+        starts, bins, sizes = starts[~long], bins[~long], sizes[~long]
     if not len(starts):
         return
     total = rows[starts]

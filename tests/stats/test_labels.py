@@ -253,3 +253,8 @@ def test_the_largest_part_may_be_the_class():
         class_labels(np.full((6, 3), 1 / 3), 3, mixed="hardest")
     with pytest.raises(ValueError, match=r"hold 1\.5 at position"):
         class_labels(np.array([[1.5, 0, 0]]), 3, mixed="hardest")
+
+
+def test_a_masked_array_that_hides_nothing_passes():
+    rows, labels = np.ma.array(np.eye(2)), np.ma.array([0, 1])
+    assert ClassMoments.from_batch(rows, labels, 2).counts.tolist() == [1, 1]
