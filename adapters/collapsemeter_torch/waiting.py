@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from collapsemeter.stats.sampling import (
     dealt_groups,
     dealt_range,
     low_32_bits,
-    reservoir_slots,
+    reservoir_rows,
 )
 
 MOST_ROWS = 4096
@@ -44,8 +45,9 @@ class WaitingRows:
         if self._rows is None:
             self._rows = self._memory_for(rows)
         size = rows.shape[0]
-        self._rows.narrow(0, self.count, size).copy_(rows)
-        self.count += size
+        end = self.count + size
+        self._rows[self.count : end].copy_(rows)
+        self.count = end
         self._batches.append((labels, numbers))
 
     def _memory_for(self, rows: Tensor) -> Tensor:
@@ -129,6 +131,10 @@ class SampledDecisions:
 
 def joined(numbers: Sequence[RowNumbers]) -> npt.NDArray[np.int64]:
     """Return row numbers of several batches as one array."""
+    ranges = [n for n in numbers if isinstance(n, range) and n.step == 1]
+    follow = all(first.stop == second.start for first, second in itertools.pairwise(ranges))
+    if ranges and follow and len(ranges) == len(numbers):  # the rule, in a process that is alone
+        return np.arange(ranges[0].start, ranges[-1].stop)
     return np.concatenate(
         [np.arange(n.start, n.stop, n.step) if isinstance(n, range) else n for n in numbers]
     )
@@ -158,9 +164,8 @@ def sampled(numbers: bytes, seed: int, sample_ids: Tensor) -> tuple[Tensor, Tens
 def _picked(numbers: bytes, size: int, seed: int) -> npt.NDArray[np.int64]:
     """Return rows, slots and numbers of those that have a slot."""
     plain = np.frombuffer(numbers, np.int64)
-    slots = reservoir_slots(plain, size, seed)
-    rows = np.flatnonzero(slots < size)
-    return np.stack([rows, slots[rows], plain[rows]])
+    rows, slots = reservoir_rows(plain, size, seed)
+    return np.stack([rows, slots, plain[rows]])
 
 
 @functools.lru_cache(maxsize=1)

@@ -177,19 +177,34 @@ def reservoir_slots(numbers: npt.NDArray[np.int64], size: int, seed: int) -> npt
     >>> reservoir_slots(np.array([0, -1, 1]), 8, seed=0)
     array([0, 8, 1])
     """
-    usable = numbers >= 0
-    slots = numbers.copy()
+    slots = np.full(len(numbers), size)
+    rows, places = reservoir_rows(numbers, size, seed)
+    slots[rows] = places
+    return slots
+
+
+def reservoir_rows(
+    numbers: npt.NDArray[np.int64], size: int, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the rows of a batch that `reservoir_slots` gives a slot, in order, and their slots."""
     late = numbers >= size
-    if late.any():
-        slots[late] = _drawn(numbers[late], seed)
-    slots[~usable | (slots >= size)] = size
+    if (
+        late.all()
+    ):  # the rule, once the sample is full: few rows are left, and the rest is about them
+        slots = _drawn(numbers, seed) if len(numbers) else numbers
+        rows = np.flatnonzero(slots < size)
+    else:
+        slots = numbers.copy()
+        if late.any():
+            slots[late] = _drawn(numbers[late], seed)
+        rows = np.flatnonzero((slots >= 0) & (slots < size))
+    slots = slots[rows]
     # Of two rows drawn for one slot the later replaces the earlier, as if they came one by one: NumPy
     # assigns the last of repeated indices.
-    rows = np.arange(len(slots))
-    last = np.empty(size + 1, np.int64)
+    last = np.empty(size, np.int64)
     last[slots] = rows
-    slots[last[slots] != rows] = size
-    return slots
+    stays = last[slots] == rows
+    return rows[stays], slots[stays]
 
 
 def evenly_likely(
@@ -225,7 +240,7 @@ def _drawn(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     return drawn
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)  # layers whose samples differ in size ask for the same 4096 rows
 def _draws_of(block: int, seed: int) -> npt.NDArray[np.int64]:
     numbers = np.arange(block * _AHEAD, (block + 1) * _AHEAD).astype(np.uint32)
     salt = np.uint32(mixed(seed & MASK, low_32_bits) >> 1)
