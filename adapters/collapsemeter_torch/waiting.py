@@ -45,9 +45,8 @@ class WaitingRows:
         if self._rows is None:
             self._rows = self._memory_for(rows)
         size = rows.shape[0]
-        end = self.count + size
-        self._rows[self.count : end].copy_(rows)
-        self.count = end
+        self._rows.narrow(0, self.count, size).copy_(rows)
+        self.count += size
         self._batches.append((labels, numbers))
 
     def _memory_for(self, rows: Tensor) -> Tensor:
