@@ -327,7 +327,7 @@ class ScoresHook(CountingHook):
             self._add(scope, rows, learnt)
 
     def _add(self, scope: Scope, rows: Tensor, learnt: Learnt) -> None:
-        if rows.shape[-1] != learnt.selection.width or on_mesh(rows):
+        if rows.shape[-1] != learnt.selection.width or (type(rows) is not Tensor and on_mesh(rows)):
             return  # scores of some classes, as those of a head that is split among processes
         decided = decisions(scope, rows, learnt.selection.threshold)
         if decided is not None:
