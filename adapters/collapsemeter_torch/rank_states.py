@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .ranks import Members, Ranks, of_all, this_rank
+from .ranks import Members, Ranks, of_all, ranks_of_meter, this_rank
 
 if TYPE_CHECKING:
     from .meter import CollapseMeter
@@ -23,6 +23,11 @@ class StateOfRanks:
     ----------
     meter : CollapseMeter
 
+    Raises
+    ------
+    TypeError
+        If it is no meter.
+
     Examples
     --------
     >>> from torch import nn
@@ -33,7 +38,9 @@ class StateOfRanks:
     """
 
     def __init__(self, meter: CollapseMeter) -> None:
-        self._meter = meter
+        if not hasattr(meter, "compute"):
+            raise TypeError(f"StateOfRanks({meter!r}): pass the CollapseMeter whose state is saved")
+        self._meter, self._ranks = meter, ranks_of_meter()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all ranks in their order; every rank must call it.
@@ -43,7 +50,7 @@ class StateOfRanks:
         TimeoutError
             If a rank does not come; the error names it.
         """
-        return gathered_states(self._meter._reporter.ranks, self._meter.state_dict())
+        return gathered_states(self._ranks, self._meter.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from this rank's part of a `state_dict`.

@@ -14,7 +14,7 @@ from torch import nn
 
 from collapsemeter import ClassMoments, CollapseReport, decide, measure
 from collapsemeter.stats.sampling import reservoir_slots
-from collapsemeter_torch import CollapseMeter
+from collapsemeter_torch import CollapseMeter, StateOfRanks
 
 Y = torch.arange(12) % 3
 
@@ -327,3 +327,9 @@ def test_a_copy_of_a_meter_is_inert_and_counts_travel_by_state(how):
     counting = CollapseMeter(copy.deepcopy(twin).net, verbose=False)
     counting.load_state_dict(holder.meter.state_dict())
     assert counting.compute().provenance["rows"] == 6
+
+
+def test_the_state_of_ranks_is_that_of_a_meter():
+    model = nn.Linear(4, 3)
+    with pytest.raises(TypeError, match=r"^StateOfRanks\(Linear.*\): pass the CollapseMeter"):
+        StateOfRanks(model)
