@@ -45,10 +45,12 @@ def batch(sheet: Sheet, rows: int, width: int, classes: int, dtype: str, target:
     calls = {
         "X^T X": lambda: x.T @ x,
         "from_batch": lambda: ClassMoments.from_batch(x, y, classes),
+        "groups=0": lambda: ClassMoments.from_batch(x, y, classes, groups=0),
     }
     seconds = in_turn(calls, sheet.rounds, clock=sheet.clock)
     what = f"from_batch ({rows}, {width}), C = {classes}, {dtype}"
     sheet.add(ratio(what, seconds, "from_batch", "X^T X", target))
+    sheet.add(ratio("  of groups of rows", seconds, "from_batch", "groups=0", "<= 1.2"))
 
 
 def stream(sheet: Sheet, width: int, classes: int, target: str) -> None:
