@@ -300,6 +300,7 @@ def _pytest(
 ) -> subprocess.CompletedProcess[bytes]:
     paths = os.pathsep.join((str(root), str(root / "adapters")))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    environment["COVERAGE_FILE"] = str(root / ".coverage")
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
