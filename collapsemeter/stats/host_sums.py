@@ -56,7 +56,7 @@ def add_rows(
     ignore_index: int = IGNORE_INDEX,
     propagate: bool = False,
     seed: int = 0,
-    first_row: int = 0,
+    first_row: int,
 ) -> int:
     """Add rows of any dtype to float64 sums, in place; return how many have a class, numbered from ``first_row`` on."""
     number = first_row

@@ -480,7 +480,7 @@ def test_nothing_is_unpickled_or_unpacked_to_find_out(tmp_path):
         "e.bin": b"{" + b"[" * 10**6,
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ActivationsError):
+        with pytest.raises(ActivationsError, match=name):
             open_arrays(tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 5
     assert sys.getrecursionlimit() >= 1000

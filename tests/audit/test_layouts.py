@@ -419,6 +419,17 @@ def test_the_labels_of_a_file_with_two_arrays(data, tmp_path, refused):
     assert 'y.npz has no array "labels"; arrays found: a (400,) int64, b (400,) int64.' in err
 
 
+def test_the_labels_of_a_file_whose_other_array_is_not_read(data, tmp_path, refused):
+    """Labels are missing for want of their name; that an array beside them is refused is not why."""
+    np.savez(tmp_path / "acts.npz", fc=data.fc)
+    odd = np.array(["a", "b"])
+    np.savez(tmp_path / "y.npz", a=data.labels, b=data.labels, odd=odd)
+    err = refused("acts.npz", "--labels", "y.npz")
+    assert 'y.npz has no array "labels"; arrays found: a (400,) int64, b (400,) int64' in err
+    np.savez(tmp_path / "y.npz", odd=odd)
+    assert "labels y.npz: array 'odd' " in refused("acts.npz", "--labels", "y.npz")
+
+
 OPTIONS = {
     "scatter": "full", "nonfinite": "drop", "phase": "dreaming", "convention": "x", "nc4": 1.5,
     "reduction": {"*": len}, "seed": -1, "num_classes": -1,

@@ -86,7 +86,7 @@ def test_an_exception_restores_modes_and_hooks():
 
     with pytest.raises(OSError, match="the disk went away"):
         meter.observe(batches(), progress=False)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         meter.observe([(torch.randn(24, 5), Y)], progress=False)
     assert net.training
     assert net._forward_hooks, "what was attached before is attached"

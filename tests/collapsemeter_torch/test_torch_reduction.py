@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from collapsemeter import ClassMoments, measure
+from collapsemeter import ClassMoments, Head, decide, measure
 from collapsemeter.adapter.reduction import BatchError, Layout
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.reduction import feature_rows, layout_of, tensor_of
@@ -308,3 +308,16 @@ def test_segmentation_counts_pixels():
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (B, 4, 5)))
     report = measured(net, torch.randn(B, 3, 4, 5), labels, layers="1", num_classes=3, head=None)
     assert report["1"].provenance["rows"] == B * 20
+
+
+def test_the_classes_of_a_segmentation_are_the_channels_of_a_pixel():
+    net = nn.Sequential(nn.Conv2d(3, D, 1), nn.ReLU(), nn.Conv2d(D, 3, 1))
+    x, labels = torch.randn(B, 3, 4, 5), torch.arange(B * 20).reshape(B, 4, 5) % 3
+    report = measured(net, x, labels)
+    assert list(report) == ["2"]
+    rows, y = net[:2](x).detach().movedim(1, -1).reshape(-1, D).numpy(), labels.flatten().numpy()
+    head = Head(net[2].weight.detach().numpy()[:, :, 0, 0], net[2].bias.detach().numpy())
+    moments = ClassMoments.from_batch(rows, y, 3)
+    expected = measure(moments, head=head, decisions=decide(moments, rows, y, head=head))
+    for name in ("nc1_cdnv", "nc3_self_duality", "nc4_mismatch"):
+        assert report["2"][name] == pytest.approx(expected[name], rel=1e-4)

@@ -15,6 +15,7 @@ from torch import nn
 from collapsemeter import ClassMoments, CollapseReport, decide, measure
 from collapsemeter.stats.sampling import reservoir_slots
 from collapsemeter_torch import CollapseMeter, StateOfRanks
+from collapsemeter_torch.ranks import Numbering
 
 Y = torch.arange(12) % 3
 
@@ -105,6 +106,21 @@ def test_the_sample_is_bounded_the_same_rows_in_every_layer_and_aligned():
     low, high = report["4"].intervals["nc4_mismatch"]
     assert low <= report["4"]["nc4_mismatch"] <= high
     assert report["4"].provenance["nc4_rows"] == 20
+
+
+def test_rows_of_a_rank_are_numbered_among_those_of_all():
+    net = mlp()
+    meter = CollapseMeter(net, verbose=False)
+    store = meter._recorder.live
+    store.place = lambda: Numbering(rank=1, ranks=3)
+    labels = Y.clone()
+    labels[5] = -100
+    for rows in (Y, labels, Y):
+        with meter.batch(rows):
+            net(torch.randn(12, 4))
+    store.flush()
+    ids = store.layers["4", 0].sample_ids
+    assert sorted(ids[ids >= 0].tolist()) == [1 + 3 * row for row in range(35)]
 
 
 def test_a_sample_of_all_rows_has_no_interval():

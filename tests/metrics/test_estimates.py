@@ -101,14 +101,13 @@ def textbook(moments, grouped=False):
     R = C * B / math.sqrt((C - 1) * square)
     squared = 2 - 2 * R * (1 + cov / (2 * B * square) - 3 / 8 * var_D / square**2)
     var_e = R**2 * max(4 * var_B / B**2 + var_D / square**2 - 4 * cov / (B * square), 0)
-    pairs, apart = [], []
+    pairs = []
     for c in range(C):
         for b in range(c):
             D, h = G[c, c] + G[b, b] - 2 * G[b, c], a[c] + a[b]
             along = max(T[c, c] + T[b, b] - 2 * T[b, c], 0)
             var = 4 * h * along + 2 * h**2 * x + own[c] + own[b]
             pairs.append((v[c] + v[b]) / 2 * inverse(D, math.sqrt(var)))
-            apart.append(D > 0)
     e = np.diag(E)
     var_G = 4 * e * np.maximum(np.diag(T), 0) + 2 * e**2 * x + own
     safe = np.maximum(np.diag(G), np.sqrt(var_G))
@@ -121,7 +120,7 @@ def textbook(moments, grouped=False):
     return {
         "nc1_trace_ratio": inverse(B, math.sqrt(var_B)),
         "separation": (M**2).sum() / C * (1 - var_t) - np.trace(E) / C,
-        "nc1_cdnv": np.mean(pairs) if all(apart) else None,
+        "nc1_cdnv": np.mean(pairs),
         "nc2_etf_error": rooted(squared, var_e),
         "nc2_equinorm": spread / mean**2,
         "means_norm_slope": (sizes @ logs) / (sizes @ sizes) if sizes.any() else math.nan,
@@ -150,9 +149,7 @@ def test_estimates_are_those_of_the_formulas(counts, scatter, groups):
     layer, due = cm.measure(moments), textbook(moments, groups > 0)
     squared = due.pop("nc2_equinorm")
     for name, value in due.items():
-        if value is None:
-            assert layer.no_estimate[name] == "pairs_not_above_noise"
-        elif not math.isnan(value):
+        if not math.isnan(value):
             np.testing.assert_allclose(layer.estimates[name], value, rtol=1e-9, err_msg=name)
     if "nc2_equinorm" in layer.estimates:
         ratio = layer.estimates["nc2_equinorm"] / math.sqrt(max(squared, 1e-300))
@@ -448,6 +445,17 @@ def test_why_there_is_no_estimate(change, code):
     assert code in cm.REASONS
 
 
+def test_classes_that_may_be_one_point_have_no_estimate_over_pairs():
+    rng = np.random.default_rng(3)
+    means = rng.normal(size=(5, 12))
+    means[1] = means[0]
+    layer = cm.measure(
+        cm.ClassMoments.from_batch(*drawn(rng, (20,) * 5, noise=0.5, means=means), 5)
+    )
+    assert layer.no_estimate["nc1_cdnv"] == layer.no_interval["nc1_cdnv"] == "pairs_not_above_noise"
+    assert {"nc1_trace_ratio", "nc2_etf_error"} <= layer.intervals.keys()
+
+
 def test_too_few_rows_have_estimates_and_no_interval():
     rng = np.random.default_rng(8)
     for rows, few in ((4, True), (5, False)):  # three classes: 9 and 12 degrees of freedom
@@ -459,6 +467,14 @@ def test_too_few_rows_have_estimates_and_no_interval():
             code = layer.no_interval["nc1_trace_ratio"]
             assert code == "too_few_rows_for_intervals"
             assert "ten rows" in cm.REASONS[code]
+
+
+@pytest.mark.parametrize(("counts", "enough"), [((2, 1), False), ((2, 2), True), ((3, 1), True)])
+def test_two_rows_beside_the_classes_tell_of_the_noise(counts, enough):
+    features, labels = drawn(np.random.default_rng(8), counts, noise=0.01)
+    layer = cm.measure(cm.ClassMoments.from_batch(features, labels, 2))
+    assert ("separation" in layer.estimates) == enough
+    assert (layer.no_estimate.get("separation") == "too_few_rows") != enough
 
 
 def test_every_metric_with_a_value_has_an_interval_or_a_reason(make_case):

@@ -319,3 +319,12 @@ def test_what_the_moments_allow_is_defined(kind, counts):
     for name in known:
         assert EVERYTHING[name](geometry) is not None, name
     ClassGeometry(with_means(np.ones((3, 2)))).require_range()  # equal means are in range
+
+
+@pytest.mark.parametrize(("gap", "apart"), [(2.0**-40, True), (2.0**-52, False)])
+def test_means_of_many_rows_are_told_apart_by_the_round_off_of_one(gap, apart):
+    """Of 4000 rows of size 1 about zero a mean is off by 16 eps at most, however many there are."""
+    rows = np.array([[-1.0], [1.0]])[np.arange(8000) % 2]
+    rows[4000:] += gap  # exactly
+    moments = cm.ClassMoments.from_batch(rows, np.arange(8000) // 4000, 2)
+    assert math.isfinite(cm.measure(moments)["separation"]) == apart

@@ -113,6 +113,9 @@ def test_the_reference_is_centred_whatever_the_convention(preset):
         ((100, 100, 150, 200), True),
         ((3000, 3010, 3300, 2900), False),  # no random draw, and yet hardly another optimum
         ((10, 10, 15, 20), False),  # perhaps a random draw
+        # chi-squared less its mean of C - 1, against four of its standard deviations: 4 sqrt(2 (C - 1)) = 9.8
+        ((12, 24, 24, 36), False),  # 9
+        ((13, 26, 26, 39), True),  # 10
     ],
 )
 def test_the_flag_is_raised_where_sizes_matter(counts, raised):

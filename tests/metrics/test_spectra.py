@@ -60,6 +60,20 @@ def test_factors_of_a_scatter_and_of_its_pseudo_inverse(shape, condition):
     np.testing.assert_allclose(product, projection, rtol=0, atol=8 * error * condition)
 
 
+@pytest.mark.parametrize("shape", [(70, 150), (150, 70)])
+def test_one_large_value_takes_no_digit_of_the_others(shape):
+    """Squares of the others are 1e-12 of the largest: of an eigenproblem they would keep four digits."""
+    rank = min(shape[0] - 1, shape[1])
+    expected = np.append(1e6, np.geomspace(2, 1, rank - 1))
+    frame = frame_of(shape, 1.0, null=np.ones(shape[0]))[0]
+    left, _, right = np.linalg.svd(frame, full_matrices=False)
+    frame = (left[:, :rank] * expected) @ right[:rank]
+    error = 1e6 * max(shape) * EPS
+    found = factors(frame, 1e-12)
+    np.testing.assert_allclose(found.values[:rank], expected, rtol=0, atol=error)
+    np.testing.assert_allclose(singular_values(frame)[:rank], expected, rtol=0, atol=error)
+
+
 @pytest.mark.parametrize(
     ("kept", "left"),
     [([1.0], [1e-3]), ([1.0, 0.02], [0.009]), ([1.0, 0.5, 0.4], [0.0099]), ([1.0], [1e-2])],

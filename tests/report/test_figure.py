@@ -86,6 +86,10 @@ def test_the_lines_are_the_values_of_the_reports(tmp_path: Path, drawn: list[Fig
         assert curves(found[panel.title]) == expected, panel
         assert expected
     assert [axes.get_yscale() for axes in found.values()] == ["linear"] * 4 + ["log", "linear"]
+    for axes in (axes for axes in found.values() if axes.get_yscale() == "linear"):
+        assert (
+            axes.dataLim.y1 < axes.get_ylim()[1] < 1.1 * axes.dataLim.y1
+        )  # what is drawn fills it
 
 
 def test_the_final_layer_stands_out_and_names_are_in_the_legend(

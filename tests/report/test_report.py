@@ -50,6 +50,8 @@ def test_json_is_strict_and_says_why(report):
             else:
                 assert told["metrics"][metric] == value  # bit for bit through JSON
     fc = back["layers"]["fc"]
+    assert "matrices" not in fc  # C x C numbers, which only those ask for who compare
+    assert json.loads(whole.to_json(matrices=True))["layers"]["fc"]["matrices"]
     assert fc["provenance"]["convention"]["name"] == "papyan2020"
     assert len(fc["per_class"]["variance"]) == 5
     assert (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from collapsemeter import CollapseReport, LayerReport
+from collapsemeter.metrics.line_fit import fit_line
 from collapsemeter.report.history import History, read_history
 from collapsemeter.report.trends import trend_words
 from collapsemeter.sinks import JsonlSink
@@ -65,7 +66,8 @@ def test_trends_are_least_squares_on_logarithms():
     logs = np.log([report["fc"]["nc1_pinv"] for _, report in history])
     np.testing.assert_allclose(trend.slope, np.polyfit(STEPS, logs, 1)[0], rtol=1e-12)
     np.testing.assert_allclose(trend.r, np.corrcoef(STEPS, logs)[0, 1], rtol=1e-12)
-    assert trend.low < trend.slope < trend.high
+    line = fit_line(np.array(STEPS, float), logs, correlated=True)  # epochs deviate together
+    assert (trend.low, trend.high) == (line.low, line.high)
     assert (trend.points, trend.left_out, trend.why) == (6, 0, "")
 
 
@@ -75,6 +77,14 @@ def test_trends_begin_with_the_terminal_phase_where_it_is_known():
     slope = history.trends()["fc"]["nc1_pinv"].slope
     np.testing.assert_allclose(slope, np.polyfit(STEPS[2:], logs, 1)[0], rtol=1e-12)
     assert history.trends(since=0)["fc"]["nc1_pinv"].points == 6
+
+
+@pytest.mark.parametrize("reports", [0, 1, 2])
+def test_what_happens_over_time_takes_two_reports(reports):
+    record = History(falling()[:reports]).over_time()
+    assert bool(record) == (reports == 2)
+    if record:
+        assert record["trends"]["fc"]["nc1_pinv"]["why"].endswith("there are 2")
 
 
 def test_values_without_a_logarithm_are_counted():

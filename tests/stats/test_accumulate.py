@@ -287,9 +287,9 @@ def test_what_is_refused_changes_nothing():
 def test_the_shift_of_a_class_is_its_first_row_or_the_mean_of_finite_ones():
     rows = np.array([[np.nan], [1.0], [7.0], [3.0], [5.0], [np.inf], [100.0]])
     state = sums.init(3, 1, "pooled")
-    host_sums.add_rows(state, rows, np.array([0, 0, 1, 0, 1, 2, 0]))
+    host_sums.add_rows(state, rows, np.array([0, 0, 1, 0, 1, 2, 0]), first_row=0)
     np.testing.assert_allclose(state.shift.ravel(), [104 / 3, 7.0, 0.0])
-    host_sums.add_rows(state, np.array([[9.0], [9.0]]), np.array([2, 0]))
+    host_sums.add_rows(state, np.array([[9.0], [9.0]]), np.array([2, 0]), first_row=5)
     np.testing.assert_allclose(state.shift.ravel(), [104 / 3, 7.0, 9.0])
     found = ClassMoments.from_sums(state, "float64", "live")
     assert found.counts.tolist() == [4, 2, 1]
@@ -328,7 +328,7 @@ def test_where_shifts_become_means_the_scatter_is_summed_about_them(kind, monkey
     rows = 1e8 + rng.normal(size=(3, 5))[labels] + 1e-3 * rng.normal(size=(44, 5))
     means, traces, scatter = two_pass(rows, labels, 3)
     state = sums.init(3, 5, kind)
-    assert host_sums.add_rows(state, rows, labels) == 44
+    assert host_sums.add_rows(state, rows, labels, first_row=0) == 44
     rounding = (
         40 / 2 * np.spacing(1e8)
     )  # of a sum of 40 rows, a 40th of it; a first row is 1e-3 away
