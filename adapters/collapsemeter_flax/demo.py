@@ -16,8 +16,8 @@ from flax import nnx
 from jax import Array
 
 from collapsemeter.activations import Writer
+from collapsemeter.adapter.epoch import Epoch
 from collapsemeter.adapter.reduction import Reduction
-from collapsemeter.cli.demo import Epoch
 
 from .host import head_of
 from .meter import CollapseMeter

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from keras import layers, ops
 
 from collapsemeter.activations import Writer
-from collapsemeter.cli.demo import Epoch
+from collapsemeter.adapter.epoch import Epoch
 
 from .head import head_of
 from .meter import CollapseMeter

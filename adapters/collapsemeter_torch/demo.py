@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from collapsemeter.cli.demo import Epoch
+from collapsemeter.adapter.epoch import Epoch
 
 from .meter import CollapseMeter
 

@@ -170,14 +170,14 @@ def _codecs(meta: dict[str, Any], version: int) -> tuple[list[str], _ShardIndex 
     return _names(config["codecs"], "name", _LAYOUTS), index
 
 
-def _names(steps: Any, key: str, others: tuple[str, ...] = ()) -> list[str]:
+def _names(steps: Any, key: str, layouts: tuple[str, ...] = ()) -> list[str]:
     names = []
     for step in steps:
         name = step.get(key) if isinstance(step, dict) else step
         if not isinstance(name, str):
             raise Refused(f"has damaged metadata: {str(step)[:100]} has no {key}")
         names.append(name.removeprefix("numcodecs."))
-        if names[-1] not in (*_CODECS, *others):
+        if names[-1] not in (*_CODECS, *layouts):
             raise Refused(f"has codec {names[-1][:100]!r}: only {', '.join(_CODECS)} are read")
     return names
 

@@ -18,5 +18,6 @@ An adapter may import these, and from `collapsemeter.stats` the functions that r
 * `notes`: what must be said beside a layer's metrics
 * `network_report`: the report of every watched layer, with its warnings and provenance
 * `resuming`: whether a saved state is one of this meter's
+* `epoch`: what the demo's training loop yields
 * `watch`: the meter of a model's own framework, by entry point
 """

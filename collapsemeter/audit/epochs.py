@@ -54,8 +54,8 @@ def check_one_epoch(shards: Iterable[Labelled]) -> None:
     for shard in shards:
         if shard.labels is not None and shard.labels.values:
             groups.setdefault(shard.labels.sorted, []).append(shard)
-    for first, *others in groups.values():
-        for shard in others:
+    for first, *later in groups.values():
+        for shard in later:
             if _are_epochs(first, shard):
                 raise ValueError(
                     f"{first.path} and {shard.path} have the same labels, as files of several epochs have, "
@@ -88,10 +88,10 @@ def numbered(first: str, second: str) -> Literal["epochs", "shards", "unknown"]:
     >>> numbered("epoch-1/shard-0.npz", "epoch-1/shard-1.npz")
     'shards'
     """
-    parts, others = re.split(r"(\d+)", first), re.split(r"(\d+)", second)
-    if len(parts) != len(others) or parts[::2] != others[::2]:
+    parts, second_parts = re.split(r"(\d+)", first), re.split(r"(\d+)", second)
+    if len(parts) != len(second_parts) or parts[::2] != second_parts[::2]:
         return "unknown"
-    differing = [i for i in range(1, len(parts), 2) if parts[i] != others[i]]
+    differing = [i for i in range(1, len(parts), 2) if parts[i] != second_parts[i]]
     if any(_EPOCH.search(parts[i - 1]) for i in differing):
         return "epochs"
     of_shards = [_SHARD.search(parts[i - 1]) or _OF.match(parts[i + 1]) for i in differing]

@@ -102,13 +102,13 @@ class OpenPiece(ExitStack):
                 continue
             shape, dtype = (labels[0], *stored.array.shape[1:]), stored.array.dtype
             if role == PREDICTIONS:
-                fits, kinds, due = math.prod(shape) == math.prod(labels), "iub", "one class"
+                fits, kinds, entry = math.prod(shape) == math.prod(labels), "iub", "one class"
             else:
                 fits, kinds = shape in (labels, (*labels, shape[-1])), "fV"
-                due = "one row of C scores, or a single logit,"
+                entry = "one row of C scores, or a single logit,"
             if not fits or dtype.kind not in kinds:
                 raise ValueError(
-                    f"{role} {stored} have dtype {dtype} and shape {shape}, labels {labels}: pass {due} for "
+                    f"{role} {stored} have dtype {dtype} and shape {shape}, labels {labels}: pass {entry} for "
                     "each label"
                 )
 

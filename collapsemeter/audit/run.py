@@ -159,11 +159,11 @@ def _merged(
         [[[r.id, r.labels, r.first_row] for r in records], states[0].layers, states[0].key]
     )[:16]
     merged = merge_states(states, folder / f"{name}.merged", job.progress, lasting=job.lasting)
-    due = [n for n, piece in zip(numbers, job.pieces, strict=True) if not piece.start]
-    others = [
-        r.name for r, number in zip(records, due, strict=True) if r.first_row != number and r.rows
+    starts = [n for n, piece in zip(numbers, job.pieces, strict=True) if not piece.start]
+    renumbered = [
+        r.name for r, start in zip(records, starts, strict=True) if r.first_row != start and r.rows
     ]
-    return merged, numbering_notes(others)
+    return merged, numbering_notes(renumbered)
 
 
 def _opened(paths: Sequence[str | os.PathLike[str]]) -> list[SavedState]:
@@ -199,7 +199,7 @@ def map_files(files: Sequence[str], options: Options, running: Running) -> list[
         jobs = _jobs(steps, options, cache, running.progress, mapping=True)
         with open_workers(running.jobs) as workers:
             for inputs, job in zip(steps, jobs, strict=True):
-                folder = _made(_of_step(Path(running.state), inputs.step))
+                folder = _writable(_of_step(Path(running.state), inputs.step))
                 numbers = first_rows(job, options.first_row)
                 pieces = map_pieces(job, numbers, folder, workers, running.resume)
                 written += merge_pieces(job, pieces, folder)
@@ -341,10 +341,10 @@ def _states(running: Running, step: int | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="collapsemeter-state-") as temporary:
             yield Path(temporary)
     else:
-        yield _made(_of_step(Path(running.state), step))
+        yield _writable(_of_step(Path(running.state), step))
 
 
-def _made(folder: Path) -> Path:
+def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # find out now, and not after the first shard

@@ -143,9 +143,9 @@ class SavedState:
         return {name: self.moments(name, scatter=False) for name in self.layers}
 
     def _moments(self, i: int, entry: Mapping[str, Any], scatter: bool) -> ClassMoments:
-        kept = {"trace": (), "sketch": ("sketch", "signs")}.get(entry["kind"], ("scatter",))
-        kept += _GROUPS if entry.get("groups") else ()  # older files have none
-        names = ("counts", "means", "means_low", "traces", *(kept if scatter else ()))
+        extras = {"trace": (), "sketch": ("sketch", "signs")}.get(entry["kind"], ("scatter",))
+        extras += _GROUPS if entry.get("groups") else ()  # older files have none
+        names = ("counts", "means", "means_low", "traces", *(extras if scatter else ()))
         arrays = {name: self._file.read(f"{i}.{name}") for name in names}
         counts = arrays["counts"]
         by_class = {"means", "means_low", "traces", *_GROUPS} | (

@@ -134,7 +134,9 @@ def _audit(options: argparse.Namespace) -> int:
 
     epochs = [parse_epoch(entry) for entry in options.epoch]
     if not (options.files or epochs):
-        raise ValueError(f"name the files to audit, or --epoch STEP FILE ...{_taken(options)}")
+        raise ValueError(
+            f"name the files to audit, or --epoch STEP FILE ...{_files_taken(options)}"
+        )
     chosen = audit_options(options)
     running = Running(options.jobs, options.dask, options.state, options.resume, not options.quiet)
     output = AuditOutput(options)
@@ -200,7 +202,7 @@ def _merge(options: argparse.Namespace) -> int:
     return output.give([(None, report)])
 
 
-def _taken(options: argparse.Namespace) -> str:
+def _files_taken(options: argparse.Namespace) -> str:
     """Say which option took the files, as one with many values does."""
     for name in ("layers", "reduction", "dufm", "epoch"):
         for value in vars(options)[name] or []:

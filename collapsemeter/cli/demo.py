@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..adapter.epoch import Epoch
 from ..report.criteria import Band, Criteria, pinv_words, worst
 from ..report.report import CollapseReport
 from ..system.files import write_atomically
@@ -48,16 +49,6 @@ def add(commands: Any) -> None:
         "-o", "--out", default="runs/demo", help="folder to write to (never overwritten)"
     )
     command.writes(out="folder")
-
-
-class Epoch(NamedTuple):
-    """One epoch: mean loss, share of misclassified images, and reports of the training stream (None before it) and of a frozen pass."""
-
-    number: int
-    loss: float
-    error: float
-    live: CollapseReport | None
-    frozen: CollapseReport
 
 
 class Outcome(NamedTuple):

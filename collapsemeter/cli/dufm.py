@@ -161,8 +161,8 @@ def _sweep(
     elif options.quiet:
         for point in points:
             best, last = point.known.best_known(point.solution), point.known.best_closed_form.loss
-            found, loss = best or ("no closed form below zero", last)
-            say(f"{name} = {point.value:.6g}: {found}, loss {loss:.10g}")
+            structure, loss = best or ("no closed form below zero", last)
+            say(f"{name} = {point.value:.6g}: {structure}, loss {loss:.10g}")
     else:
         say(sweep_table(name, points))
     if options.plot is not None:

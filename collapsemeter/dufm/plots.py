@@ -41,8 +41,8 @@ def _shown(known: Overview, solution: Solution | None) -> list[tuple[str, Geomet
 
 def _colours(names: list[str]) -> dict[str, str]:
     """A colour for every structure: its own, or one that none of them has."""
-    taken = {COLOURS.get(name) for name in names}
-    spare = iter([colour for colour in OTHERS if colour not in taken])
+    reserved = {COLOURS.get(name) for name in names}
+    spare = iter([colour for colour in OTHERS if colour not in reserved])
     return {name: COLOURS.get(name) or next(spare, "#777777") for name in names}
 
 
@@ -77,10 +77,10 @@ def _spectra(
         for layer in range(1, depth + 2):
             values = geometry.singular_values(layer, before_activation=True)
             values = values / (values[0] or 1.0)
-            kept = values[: geometry.problem.num_classes]
+            leading = values[: geometry.problem.num_classes]
             offset = layer - 0.4 + step * (place + 0.15)
-            along = offset + 0.7 * step * np.arange(kept.size) / max(kept.size - 1, 1)
-            axes.plot(along, kept, ".-", color=colours[name], markersize=5, linewidth=0.7,
+            along = offset + 0.7 * step * np.arange(leading.size) / max(leading.size - 1, 1)
+            axes.plot(along, leading, ".-", color=colours[name], markersize=5, linewidth=0.7,
                       label=name if layer == 1 else None)  # fmt: skip
     axes.set_xticks(range(1, depth + 2), [*(f"H_{k}" for k in range(1, depth + 1)), "output"])
     axes.set(title="Singular values of the class means, before the ReLU", ylim=(-0.03, 1.06),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import collapsemeter as cm
 from collapsemeter import CollapseReport, Criteria, LayerReport
+from collapsemeter.adapter.epoch import Epoch
 from collapsemeter.cli import demo, main
 from collapsemeter.cli.fail_if import FailureCondition
 from collapsemeter.dufm import DUFM, Optimum
@@ -170,7 +171,7 @@ def test_nothing_contradicts_the_card(name: str, criteria: Criteria) -> None:
 def test_the_demo_says_of_a_layer_what_its_summary_does(name: str) -> None:
     made = LAYERS[name]()
     report = CollapseReport({"fc": made})
-    epochs = [demo.Epoch(n, 0.1, 0.0, None, report) for n in (0, 1)]
+    epochs = [Epoch(n, 0.1, 0.0, None, report) for n in (0, 1)]
     text = demo.verdict(demo.Outcome(epochs, 1, Path("runs")))
     assert said_by(text) == said_by(report.summary())
     bands = [judgement.band for judgement in Criteria().judge(made).values()]

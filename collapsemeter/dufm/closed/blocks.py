@@ -207,8 +207,8 @@ def inclusion_spectrum(order: int, size: int) -> tuple[FloatArray, FloatArray]:
     r, s = order, size
     same, touching, apart = (math.comb(r - i, s - i) if s >= i else 0 for i in (2, 3, 4))
     neighbours = np.array([2 * (r - 2), r - 4, -2.0])
-    others = np.array([math.comb(r - 2, 2), 3 - r, 1.0])
-    return same + touching * neighbours + apart * others, np.array([1, r - 1, r * (r - 3) / 2])
+    distant = np.array([math.comb(r - 2, 2), 3 - r, 1.0])
+    return same + touching * neighbours + apart * distant, np.array([1, r - 1, r * (r - 3) / 2])
 
 
 def srg_effective_classes(order: int, size: int, depth: int) -> float:
