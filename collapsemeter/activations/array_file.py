@@ -1,7 +1,5 @@
 """What every format of saved activations is to the audit: named arrays, read in chunks of rows."""
 
-from __future__ import annotations
-
 import math
 import os
 import stat

@@ -4,8 +4,6 @@ HDF5's library reads beyond a chunk that unpacks to less than it should, and eve
 to whatever size it has.
 """
 
-from __future__ import annotations
-
 import bz2
 import itertools
 import math

@@ -3,8 +3,6 @@
 Nothing of a file is unpacked or unpickled to find out.
 """
 
-from __future__ import annotations
-
 import codecs
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The formats that are read, and how a file finds its reader."""
 
-from __future__ import annotations
-
 import os
 from importlib import import_module
 

@@ -1,7 +1,5 @@
 """Named arrays in an HDF5 file, read by h5py. HDF5 has no bfloat16: save it as safetensors."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """One array in a ``.npy`` file, memory-mapped."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ fsspec's own caches write in place: what a full disk cuts short, or another work
 take for the file. Here a copy is whole or not there.
 """
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import os

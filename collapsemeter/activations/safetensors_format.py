@@ -4,8 +4,6 @@ The header is read here: the safetensors library refuses a whole file for one ar
 does not know, takes two arrays of one name for one, and returns copies.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

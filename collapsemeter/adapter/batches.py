@@ -1,7 +1,5 @@
 """Batches as people keep them: shown while they pass, and taken apart into inputs and labels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The budget of live mode: which training batches are counted, and what share of the time that takes."""
 
-from __future__ import annotations
-
 import operator
 from collections import deque
 from dataclasses import dataclass

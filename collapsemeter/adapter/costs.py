@@ -1,7 +1,5 @@
 """What counting costs beside a training step, in operations of matrix products."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Where the whole signal of a network passes through one tensor, read off the graph of a forward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """What the demo's training loop of every framework yields."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from ..report.report import CollapseReport

@@ -1,7 +1,5 @@
 """From what a layer counted to its report: check that nothing was missed, then measure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What one forward pass tells of a network: its scores, its head, and its layers in the order of the data."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, Literal

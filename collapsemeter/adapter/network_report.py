@@ -1,7 +1,5 @@
 """The report of every watched layer: what all meters make in the same way of what they counted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType

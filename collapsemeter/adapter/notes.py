@@ -1,7 +1,5 @@
 """What must be said beside the metrics of a layer."""
 
-from __future__ import annotations
-
 from ..stats.head import Head
 from ..stats.moments import ClassMoments
 from .settings import Settings

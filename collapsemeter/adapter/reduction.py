@@ -1,7 +1,5 @@
 """From a layer's output to one feature row per label, or an error that names layer and shape."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, get_args

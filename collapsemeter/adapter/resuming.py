@@ -1,7 +1,5 @@
 """Whether a saved state is one of this meter's: an error that names both sides, before anything is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which layers to watch: what every adapter's ``layers=``, ``head=`` and printed summary share."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What every adapter is told in the same words, checked once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args

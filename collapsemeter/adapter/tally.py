@@ -1,7 +1,5 @@
 """What a layer counted, copied to the host: its sums, and the rows kept for NC4."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -23,8 +23,6 @@ In the order of the flow:
 ==================  =====================================================================
 """
 
-from __future__ import annotations
-
 from .options import Options, Running
 from .run import audit, audit_steps, map_files, merge_files
 

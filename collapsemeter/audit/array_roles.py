@@ -1,7 +1,5 @@
 """What lies in the files that were named: which array is a layer, and which are labels and the like."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What identifies rows and files: SHA-256 of their bytes, wherever the files lie."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

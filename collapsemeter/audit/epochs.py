@@ -1,7 +1,5 @@
 """Files of several epochs, taken for shards of one, would be pooled: their labels and names tell them apart."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import re

@@ -1,7 +1,5 @@
 """The first pass: every piece of a shard is counted, and its moments go to a state file."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What people name: files, globs, URLs, folders and manifests, sorted by the step that they are from."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Merge states: of pieces to shards, and of shards to one state, if they are of one audit."""
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What is asked of an audit: how activations are found and counted, and how it runs."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The rows of a piece: features reduced to one row per label, chunk by chunk."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack

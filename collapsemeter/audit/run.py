@@ -1,7 +1,5 @@
 """The audit as functions: files -> job -> first pass -> merged moments -> second pass -> report."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The second pass: with the final means, decide on every row, or on a uniform sample of them."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Where pieces are worked on: in this process, in several, or on a Dask cluster; and how far they are."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed

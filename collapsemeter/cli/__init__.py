@@ -13,8 +13,6 @@
 ============  ====================================================
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """``collapsemeter demo``: train on real images past zero error, and watch every block collapse."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import math

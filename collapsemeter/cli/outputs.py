@@ -1,7 +1,5 @@
 """Where a command may write: never over an input, another output, or a file of another kind."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

@@ -1,7 +1,5 @@
 """A parser that says in one sentence what is wrong, and what may have been meant."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Iterator

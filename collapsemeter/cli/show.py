@@ -1,7 +1,5 @@
 """``collapsemeter show`` and ``collapsemeter compare``: reports from files as text, JSON and HTML."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from typing import Any

@@ -1,7 +1,5 @@
 """Reports and histories for the terminal: as text, one line, or JSON."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import textwrap

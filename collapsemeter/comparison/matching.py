@@ -5,8 +5,6 @@ has many. Finding the best permutation is a quadratic assignment problem, NP-har
 solved exactly for few classes and searched for many. SciPy is imported only where it is searched.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from itertools import permutations

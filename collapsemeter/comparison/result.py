@@ -1,7 +1,5 @@
 """What a comparison with a reference says: gaps, distances, and a sentence for every layer."""
 
-from __future__ import annotations
-
 import json
 import math
 import textwrap

@@ -1,7 +1,5 @@
 """The two sides of a comparison, and which layer of one stands for which of the other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """One sentence for a layer beside a reference, from the figures it rests on."""
 
-from __future__ import annotations
-
 import math
 
 from ..report.criteria import Judgement, worst

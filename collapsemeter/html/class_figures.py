@@ -1,7 +1,5 @@
 """The figures over the classes of the final layer: spectra, cosines, a histogram, rows per class."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

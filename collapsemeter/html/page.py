@@ -1,7 +1,5 @@
 """From a history to one HTML page: what is on it, in what order."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

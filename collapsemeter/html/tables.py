@@ -1,7 +1,5 @@
 """Numbers and codes as words, and the tables of the report as rows of text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import partial

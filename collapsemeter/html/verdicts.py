@@ -1,7 +1,5 @@
 """The verdict strip: NC1 to NC4 of the final layer in words."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import NamedTuple, get_args

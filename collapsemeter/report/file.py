@@ -1,7 +1,5 @@
 """A report's JSON, checked field by field into plain keyword arguments; what is wrong is one sentence."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping

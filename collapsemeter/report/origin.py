@@ -1,7 +1,5 @@
 """What a result is of, in the lines that it begins with."""
 
-from __future__ import annotations
-
 import math
 from pathlib import PurePath
 from typing import Any

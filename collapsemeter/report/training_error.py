@@ -1,7 +1,5 @@
 """The training error of an epoch, which a report may carry: it is counted by the user's own loop."""
 
-from __future__ import annotations
-
 from numbers import Real
 from typing import Any, TypeGuard
 

@@ -1,7 +1,5 @@
 """What every sink shares: a failing destination never reaches the training loop, runs have names."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

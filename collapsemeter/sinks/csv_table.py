@@ -1,7 +1,5 @@
 """CSV: one row per step and layer, one column per metric."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

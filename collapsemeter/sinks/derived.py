@@ -1,7 +1,5 @@
 """Curves of what is derived from reports: depth, and how fast the final layer's metrics fall so far."""
 
-from __future__ import annotations
-
 import math
 
 from ..metrics.layer import LayerReport

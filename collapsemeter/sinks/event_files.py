@@ -1,7 +1,5 @@
 """TensorBoard: one curve per metric and layer, and a page that lays them out as in the paper."""
 
-from __future__ import annotations
-
 import os
 import re
 import time

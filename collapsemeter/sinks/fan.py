@@ -1,7 +1,5 @@
 """One place to write to: the sink that fits a destination, and several as one."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """JSON lines: the float64 record of a run, with the reason of every value that is missing."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

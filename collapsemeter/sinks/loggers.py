@@ -1,7 +1,5 @@
 """Experiment trackers and callables, taken by what they can do: none of them is a dependency."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The scalars of one sink, whose curves do not mix phases."""
 
-from __future__ import annotations
-
 from ..report.report import CollapseReport
 from ..report.tags import Tags, of_phase
 from ..system.warning import warn

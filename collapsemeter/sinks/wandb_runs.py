@@ -4,8 +4,6 @@ W&B has one count of steps for all that is logged to a run, and drops, without a
 step below it. A loop that logs every batch is far beyond the epoch of a report.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Mapping
 from types import ModuleType

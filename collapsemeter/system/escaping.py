@@ -1,7 +1,5 @@
 """Names as text that a terminal, a pipe and a page can be trusted with: one function escapes."""
 
-from __future__ import annotations
-
 
 def printable(text: str) -> str:
     r"""Return text in which every character that does not print stands as its escape.

@@ -1,7 +1,5 @@
 """What does not fit into memory is refused before it is asked for."""
 
-from __future__ import annotations
-
 import os
 
 

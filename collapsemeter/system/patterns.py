@@ -1,7 +1,5 @@
 """Patterns of layer names: ``*`` within one part of a name, ``**`` across; dots and slashes part names."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Processes that end with their parent, whatever ends it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

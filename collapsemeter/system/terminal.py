@@ -1,7 +1,5 @@
 """Text for whoever reads the terminal or the pipe: it never moves a cursor, and never fails to be written."""
 
-from __future__ import annotations
-
 import sys
 from typing import IO, Any
 

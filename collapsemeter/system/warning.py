@@ -1,7 +1,5 @@
 """Warnings that never become exceptions in somebody's training loop."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 

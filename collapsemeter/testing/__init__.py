@@ -16,8 +16,6 @@ or all at once with `check_adapter`. See ``adapters/README.md``. The modules:
 * `row_cases`, `network_cases`, `life_cases`: the cases
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 

@@ -1,7 +1,5 @@
 """What the kit needs of an adapter: a model that is known exactly, and an adapter at work on it."""
 
-from __future__ import annotations
-
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping

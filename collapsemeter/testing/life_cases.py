@@ -1,7 +1,5 @@
 """Cases: labels as people pass them, labels that are wrong, and the life of a meter."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace

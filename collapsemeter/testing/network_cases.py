@@ -1,7 +1,5 @@
 """Cases: networks as people write them, whose head and order only a forward pass tells."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .driver import Case, Make, attached, case, feed

@@ -1,7 +1,5 @@
 """The NumPy core as the oracle: what an adapter must say of the batches that it was fed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Cases: batches, classes, rows that are left out, dtypes, shapes, and the sample of rows."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
