@@ -8,7 +8,8 @@ from ..comparison.compare import compare
 from ..html.page import write_html
 from ..metrics.catalogue import METRICS
 from ..report.history import History, read_history
-from ..report.report import TABLE, CollapseReport
+from ..report.report import CollapseReport
+from ..report.report_table import TABLE
 from ..system.suggest import did_you_mean
 from ..system.terminal import say, say_json
 from .text import history_words, report_line, say_notes, terminal_width

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from ..report.history import Entries, History, run_of
 from ..report.origin import origin
-from ..report.report import TABLE, CollapseReport
+from ..report.report import CollapseReport
+from ..report.report_table import TABLE
 from ..report.trends import FALLING, began, trend_words
 from ..system.escaping import printable
 from ..system.terminal import say, say_json

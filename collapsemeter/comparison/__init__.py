@@ -4,5 +4,6 @@ compare    what of two layers is compared: metrics, Gram matrices, spectra, scal
 sides      both sides, measured alike, and which layer stands for which
 matching   the order of the classes that brings two Gram matrices together
 verdict    one sentence for a layer
-result     what a comparison says: gaps, distances, tables, JSON
+result     what a comparison says: gaps, distances, JSON
+comparison_table   the same as text
 """

@@ -2,10 +2,8 @@
 
 import json
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,6 +14,7 @@ from ..report.criteria import Band, Criteria
 from ..report.report import NamedLayers
 from ..system.escaping import printable
 from ..version import __version__
+from .comparison_table import metric_rows, overview_rows
 
 Status: TypeAlias = (
     Band
@@ -23,11 +22,6 @@ Status: TypeAlias = (
         "below DNC rank", "other geometry", "free", "infeasible", "nothing learned", "unmeasured"
     ]
 )
-COLUMNS = {  # characters of each column, spaces included
-    "nc1": 9, "gram": 9, "spectrum": 10, "scale": 9, "erank": 7, "optimal": 9, "K": 5, "low": 7,
-}  # fmt: skip
-
-
 Interval: TypeAlias = tuple[float, float]
 
 
@@ -223,42 +217,8 @@ class Comparison(NamedLayers[LayerComparison]):
         2      nc1_pinv             0          0         0
         2      nc2_equinorm         -          -         -
         """
-        lines = self._metric_rows(metrics, width) if metrics else self._overview(width)
-        return "\n".join(lines)
-
-    def _metric_rows(self, metrics: Sequence[str], width: int) -> list[str]:
-        longest = max(map(len, ["metric", *metrics]))
-        room = min(self._longest_name(), max(len("layer"), width - longest - 35))
-        head = f"{'layer':<{room}}  {'metric':<{longest}}  {'measured':>8}  {'reference':>9}  {'gap':>8}"
-        lines, within = [head, "─" * len(head)], False
-        for name, layer in self.layers.items():
-            for metric in metrics:
-                gap = layer.metrics.get(metric, _UNKNOWN)
-                measured, reference, difference = map(_cell, (*gap[:2], gap.gap))
-                mark, within = (" ~", True) if gap.beyond_noise is False else ("", within)
-                lines.append(
-                    f"{_fitted(name, room):<{room}}  {metric:<{longest}}  "
-                    f"{measured:>8}  {reference:>9}  {difference:>8}{mark}"
-                )
-        words = "~: no gap beyond noise, as the 95 % intervals meet"
-        return [*lines, *textwrap.wrap(words, width)] if within else lines
-
-    def _overview(self, width: int) -> list[str]:
-        wrap = partial(textwrap.wrap, width=width, subsequent_indent="  ")
-        room = min(self._longest_name(), max(len("layer"), width - 4 - sum(COLUMNS.values())))
-        head = f"{'layer':<{room}} ref" + "".join(map(str.rjust, COLUMNS, COLUMNS.values()))
-        lines = wrap(f"reference: {printable(self.reference)}") + wrap(printable(self.mapping))
-        lines += ["", head, "─" * len(head)]
-        for name, layer in self.layers.items():
-            reference = _fitted(layer.reference_layer, 3)
-            cells = "".join(map(str.rjust, map(_cell, _figures(layer)), COLUMNS.values()))
-            lines.append(f"{_fitted(name, room):<{room}} {reference:>3}{cells}")
-        lines.append("")
-        for name, layer in self.layers.items():
-            lines += wrap(f"{printable(name)}: {layer.verdict}")
-        if self.low_rank:
-            lines.append(f"low: effective rank of {self.low_rank}, a low-rank structure")
-        return lines
+        rows = metric_rows(self, metrics, width) if metrics else overview_rows(self, width)
+        return "\n".join(rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values, NaN as None, ready for JSON."""
@@ -277,25 +237,3 @@ class Comparison(NamedLayers[LayerComparison]):
     def to_json(self, indent: int | None = None) -> str:
         """Return the comparison as strict JSON (undefined values are null)."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-
-_UNKNOWN = Gap(math.nan, math.nan)
-
-
-def _figures(layer: LayerComparison) -> tuple[float, ...]:
-    """Return the figures of the overview, in the order of `COLUMNS`."""
-    nc1 = layer.metrics.get("nc1_trace_ratio", _UNKNOWN).measured
-    scale, ranks = layer.scale, layer.ranks
-    ratio = scale.measured / scale.reference if scale.reference else math.nan
-    distances = layer.gram_distance, layer.spectrum_distance
-    return (nc1, *distances, ratio, ranks.measured, ranks.reference, ranks.classes, ranks.low_rank)
-
-
-def _cell(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}"
-
-
-def _fitted(name: str, room: int) -> str:
-    """Shorten a name at its front: the end of a layer's path tells layers apart."""
-    shown = printable(name)
-    return shown if len(shown) <= room else "…" + shown[len(shown) - room + 1 :]

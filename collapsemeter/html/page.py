@@ -22,7 +22,7 @@ from ..stats.undefined import FLAGS, REASONS
 from ..system.escaping import printable, printable_lines
 from ..system.files import write_atomically
 from ..version import __version__
-from . import tables, verdicts
+from . import class_tables, tables, verdicts
 from .class_figures import class_pictures
 from .figures import depth_pictures, six_panels
 
@@ -195,9 +195,9 @@ def _context(
         "legend": _legend(history),
         "over_depth": depth_pictures(past, comparison),
         "over_classes": class_pictures(report, comparison),
-        "counts": tables.counts_in_words(final.per_class),
-        "pairs": tables.worst_pairs(final),
-        "classes": tables.worst_classes(final),
+        "counts": class_tables.counts_in_words(final.per_class),
+        "pairs": class_tables.worst_pairs(final),
+        "classes": class_tables.worst_classes(final),
         "values": tables.all_values(report),
         "meanings": tables.meanings(),
         "notation": NOTATION,

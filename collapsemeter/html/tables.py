@@ -1,11 +1,8 @@
 """Numbers and codes as words, and the tables of the report as rows of text."""
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ..comparison.result import Comparison
 from ..metrics.catalogue import METRICS, Metric
@@ -14,10 +11,7 @@ from ..report.criteria import missing
 from ..report.history import History
 from ..report.report import CollapseReport
 from ..report.trust_words import beside
-from ..stats.linalg import Floats
 
-MOST_CLASSES = 50
-MOST_PAIRS = 10
 _LAYERS_ABREAST = 8  # layers beside each other in a table
 MARKS: dict[str, str] = {
     "collapsed": "●",
@@ -34,27 +28,6 @@ MARKS: dict[str, str] = {
 }
 """The mark of every band, and of every other status beside a reference."""
 
-_CLASS_COLUMNS = (
-    "class",
-    "rows n",
-    "variance v_c",
-    "distance |μ_c − m|",
-    "relative spread v_c/|μ_c − m|²",
-    "largest cosine",
-    "to class",
-    "NCC accuracy",
-)
-_COMPARED_COLUMNS = (
-    "layer",
-    "reference layer",
-    "status",
-    "verdict",
-    "NC1 (trace ratio)",
-    "Gram distance",
-    "spectrum distance",
-    "effective rank",
-    "of the reference",
-)
 _ORIGIN_COLUMNS = (
     "rows",
     "ignored_rows",
@@ -134,64 +107,6 @@ def metric_value(name: str, value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
-def worst_classes(layer: LayerReport) -> Table | None:
-    r"""Return the classes of largest relative spread :math:`v_c/|\mu_c - m|^2`; None where it is not known."""
-    columns = layer.per_class
-    if not {"variance", "mean_norm", "count"} <= columns.keys():
-        return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        spread = columns["variance"] / columns["mean_norm"] ** 2
-    # Classes without rows say nothing; those without a direction come before what is well.
-    present = np.flatnonzero(columns["count"] > 0)
-    severity = np.where(np.isnan(spread), np.inf, spread)[present]
-    order = present[np.argsort(-severity, kind="stable")]
-    rows = [_class_row(columns, spread, c) for c in order[:MOST_CLASSES].tolist()]
-    left = len(order) - len(rows)
-    remark = f"{left} more classes, less spread than these, are left out." if left else ""
-    return Table(_CLASS_COLUMNS, rows, remark)
-
-
-def _class_row(columns: Mapping[str, Any], spread: Floats, c: int) -> list[Cell]:
-    unknown = np.full(len(spread), math.nan)
-    nearest = columns.get("nearest_class", np.full(len(spread), -1))[c].item()
-    return [
-        _sortable(c),
-        _sortable(columns["count"][c].item()),
-        _with_interval(columns, "variance", c),
-        _with_interval(columns, "mean_norm", c),
-        _sortable(spread[c].item()),
-        _sortable(columns.get("worst_cosine", unknown)[c].item()),
-        _sortable(nearest if nearest >= 0 else math.nan),
-        _with_interval(columns, "ncc_accuracy", c),
-    ]
-
-
-def _with_interval(columns: Mapping[str, Any], name: str, c: int) -> Cell:
-    """Return a value of a class, and the ends of its 95 % interval where it has one."""
-    names = (name, f"{name}_low", f"{name}_high")
-    values = [columns[each][c].item() if each in columns else math.nan for each in names]
-    shown = [metric_value(name, value) if name in METRICS else number(value) for value in values]
-    known = not any(map(math.isnan, values))
-    text = f"{shown[0]} ({shown[1]} to {shown[2]})" if known else shown[0]
-    return _sortable(values[0])._replace(text=text)
-
-
-def worst_pairs(layer: LayerReport) -> Table | None:
-    """Return the pairs of class means with the largest cosines, if one is the other's nearest; each once."""
-    cosine, nearest = (layer.per_class.get(name) for name in ("worst_cosine", "nearest_class"))
-    if cosine is None or nearest is None or len(cosine) < 3:  # of two classes one pair says nothing
-        return None
-    pairs: dict[tuple[int, int], float] = {}
-    for c in np.flatnonzero((nearest >= 0) & np.isfinite(cosine)).tolist():
-        pairs[min(c, int(nearest[c])), max(c, int(nearest[c]))] = float(cosine[c])
-    worst = sorted(pairs.items(), key=lambda entry: (-entry[1], entry[0]))[:MOST_PAIRS]
-    rows = []
-    for (a, b), value in worst:
-        angle = math.degrees(math.acos(min(1.0, max(-1.0, value))))
-        rows.append([Cell(f"{a} and {b}"), Cell(f"{value:.3f}"), Cell(f"{angle:.1f}°")])
-    return Table(("pair", "cosine", "angle"), rows) if rows else None
-
-
 def all_values(report: CollapseReport) -> Values:
     """Return every metric of every layer, with the reason as a footnote where there is no value."""
     notes: dict[str, int] = {}
@@ -251,12 +166,21 @@ def compared(comparison: Comparison) -> Table:
     rows = []
     for name, layer in comparison.items():
         nc1 = layer.metrics.get("nc1_trace_ratio")
-        distances = layer.gram_distance, layer.spectrum_distance
-        figures = (math.nan if nc1 is None else nc1.measured, *distances, *layer.ranks[:2])
-        status = f"{MARKS[layer.status]} {layer.status}"
-        words = (name, layer.reference_layer, status, layer.verdict)
-        rows.append([*map(Cell, words), *(Cell(number(figure)) for figure in figures)])
-    return Table(_COMPARED_COLUMNS, rows)
+        words = {
+            "layer": name,
+            "reference layer": layer.reference_layer,
+            "status": f"{MARKS[layer.status]} {layer.status}",
+            "verdict": layer.verdict,
+        }
+        figures = {
+            "NC1 (trace ratio)": math.nan if nc1 is None else nc1.measured,
+            "Gram distance": layer.gram_distance,
+            "spectrum distance": layer.spectrum_distance,
+            "effective rank": layer.ranks.measured,
+            "of the reference": layer.ranks.reference,
+        }
+        rows.append(words | {title: number(figure) for title, figure in figures.items()})
+    return Table(tuple(rows[0]), [list(map(Cell, row.values())) for row in rows])
 
 
 def layer_origins(report: CollapseReport) -> Table | None:
@@ -270,24 +194,6 @@ def layer_origins(report: CollapseReport) -> Table | None:
         for name, origin in layers.items()
     ]
     return Table(("layer", *(key.replace("_", " ") for key in used)), rows)
-
-
-def counts_in_words(per_class: Mapping[str, Any]) -> str:
-    """Return smallest, median and largest number of rows of a class, and how many have none."""
-    counts = per_class.get("count", np.zeros(0))
-    present = counts[counts > 0]
-    if not present.size:
-        return ""
-    low, high = present.min(), present.max()
-    words = f"rows per class: {low:,} to {high:,}, median {np.median(present):,g}"
-    if low == high:
-        words = f"{low:,} rows per class"
-    absent = counts.size - present.size
-    return words + (f"; {absent} of {counts.size} classes without rows" if absent else "")
-
-
-def _sortable(value: float) -> Cell:
-    return Cell(number(value), "" if math.isnan(value) else repr(value))
 
 
 def _scalar(value: Any) -> str:

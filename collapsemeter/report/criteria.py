@@ -155,21 +155,16 @@ class Criteria:
         share = _share(layer, name, value)
         figure = self.percent(value if name == "NC4" else share)
         words = _WORDS[name].format(figure)
+        doubtful = False
         if name == "NC1" and "at_dtype_floor" in layer.flags:  # rounding explains it
-            words += f", but {FLAGS['at_dtype_floor']}"
-            return Judgement(name, share, "not judged", words, figure)
-        if name == "NC1" and "at_dtype_floor" in layer.flags:  # rounding explains it
-            words += f", but {FLAGS['at_dtype_floor']}"
-            return Judgement(name, share, "not judged", words, figure)
-        few = _too_few_rows(layer)
-        if few:
-            return Judgement(name, share, "not judged", f"{words}, but {few}", figure)
-        if name == "NC1":
+            words, doubtful = f"{words}, but {FLAGS['at_dtype_floor']}", True
+        elif few := _too_few_rows(layer):
+            words, doubtful = f"{words}, but {few}", True
+        elif name == "NC1":
             beside, doubtful = self._without_noise(layer, share)
             words += beside
-            if doubtful:
-                return Judgement(name, share, "not judged", words, figure)
-        return Judgement(name, share, self.band(share), words, figure)
+        band: Band = "not judged" if doubtful else self.band(share)
+        return Judgement(name, share, band, words, figure)
 
     def _without_noise(self, layer: LayerReport, share: float) -> tuple[str, bool]:
         """Say what NC1's share would be without the noise in class means, if not the same, and whether that is surely worse."""

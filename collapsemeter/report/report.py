@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ..metrics.catalogue import METRICS
 from ..metrics.layer import LayerReport, to_json_value
-from ..stats.undefined import REASONS
 from ..system.escaping import printable
 from ..system.suggest import did_you_mean
 from ..version import __version__
@@ -21,15 +17,11 @@ from .criteria import Criteria, pinv_words, sentences
 from .depth_profile import BOUND, DepthProfile, depth_profile, separation_fit
 from .file import FORMAT, VERSION, Fields, read_json, report_fields
 from .imbalance_words import imbalance_words
+from .report_table import TABLE, table_lines
 from .tags import Tags, chosen_metrics, of_report
 from .training_error import RECORDED_ERROR, checked_error
-from .trust_notes import cautions
-from .trust_words import beside
 
-_CELL = 8  # characters of a value: 1.23e-05
-_NAME = 12  # characters of a layer's name at least
 LayerT = TypeVar("LayerT")
-TABLE = ("nc1_pinv", "nc2_equinorm", "nc2_etf_error", "nc3_self_duality", "nc4_mismatch")
 
 
 class NamedLayers(Mapping[str, LayerT]):
@@ -42,10 +34,6 @@ class NamedLayers(Mapping[str, LayerT]):
 
     def __len__(self) -> int:
         return len(self.layers)
-
-    def _longest_name(self) -> int:
-        """Return the characters that names take in a table, its header included."""
-        return max(map(len, ["layer", *map(printable, self.layers)]))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,6 +100,7 @@ class CollapseReport(NamedLayers[LayerReport]):
 
         Examples
         --------
+        >>> import math
         >>> layers = {f"l{i}": LayerReport({"nc1_fuzziness": 0.5**i}) for i in range(4)}
         >>> slope, r = CollapseReport(layers).separation_law()
         >>> round(slope / math.log(0.5), 12), round(r, 12)
@@ -236,68 +225,7 @@ class CollapseReport(NamedLayers[LayerReport]):
         conv1       1.5             -
         fc         0.25             -
         """
-        known = {*METRICS, *(name for layer in self.layers.values() for name in layer)}
-        for metric in metrics:
-            if metric not in known:
-                raise ValueError(
-                    f"table(metrics=...): no metric is named {metric!r}{did_you_mean(metric, METRICS)}"
-                )
-        lines = []
-        cells = {metric: self._column(metric, width) for metric in metrics}
-        sizes = {metric: max(map(len, [metric, *cells[metric], " " * _CELL])) for metric in cells}
-        for names, columns, gap in _blocks(metrics, sizes, width, self._longest_name()):
-            lines += self._block(names, {metric: cells[metric] for metric in columns}, gap)
-        apart = [metric for metric in metrics if max(map(len, cells[metric]), default=0) <= _CELL]
-        for note in [*self._known(apart), *self._notes(metrics)]:
-            lines += textwrap.wrap(note, width, subsequent_indent="  ")
-        return "\n".join(lines)
-
-    def _column(self, metric: str, width: int) -> list[str]:
-        """Return the cells of a metric: values, beside what is known of their noise where that fits the page."""
-        values = [f"{layer[metric]:.3g}" if metric in layer else "-" for layer in self.values()]
-        known = [beside(layer, metric) for layer in self.values()]
-        longest = max(map(len, known), default=0)
-        if _NAME + 1 + max(map(len, values), default=0) + longest > width:
-            return values
-        return [value + words.ljust(longest) for value, words in zip(values, known, strict=True)]
-
-    def _known(self, metrics: Sequence[str]) -> Iterator[str]:
-        """Say what is known of the noise in the metrics whose column has no room for it."""
-        for name, layer in self.layers.items():
-            for metric in metrics:
-                words = beside(layer, metric)
-                if words and metric in layer:
-                    yield f"{printable(name)}: {metric} {layer[metric]:.3g}{words}"
-
-    def _block(self, names: int, columns: Mapping[str, Sequence[str]], gap: int) -> list[str]:
-        """Return the lines of one table: names in so many characters, columns with a gap before each."""
-        sizes = [max(map(len, [m, *cells, " " * _CELL])) + gap for m, cells in columns.items()]
-        header = "".join(map(str.rjust, columns, sizes))
-        lines = ["layer".ljust(names) + header, "─" * (names + sum(sizes))]
-        for name, *values in zip(self.layers, *columns.values(), strict=True):
-            cells = "".join(map(str.rjust, values, sizes)).rstrip()
-            first, *rest = textwrap.wrap(printable(name), names) or [""]
-            lines += [first.ljust(names) + cells, *rest]
-        return lines
-
-    def _notes(self, metrics: Sequence[str]) -> Iterator[str]:
-        """Say why values are undefined, once for each reason; how sure others are; the warnings."""
-        for name, layer in self.layers.items():
-            by_code: dict[str, list[str]] = {}
-            for metric in metrics:
-                if not math.isfinite(layer.get(metric, 0.0)):
-                    by_code.setdefault(layer.reasons.get(metric, ""), []).append(metric)
-            for code, undefined in by_code.items():
-                why = REASONS.get(code, "no reason is known")
-                yield f"nan: {printable(name)}: {', '.join(undefined)}: {why}"
-        for name, layer in self.layers.items():
-            for metric in (m for m in metrics if m in layer.standard_errors and m in layer):
-                words = f"{metric} {layer[metric]:.3g} ± {layer.standard_errors[metric]:.2g}"
-                yield f"±: {printable(name)}: {words} (standard error of a sketch)"
-        for caution in cautions(self.layers, metrics):
-            yield f"! {caution}"
-        for warning in self.warnings:
-            yield f"! {printable(warning)}"
+        return "\n".join(table_lines(self.layers, self.warnings, metrics, width))
 
     def scalars(
         self, prefix: str = "", metrics: Sequence[str] | Literal["all"] = "all"
@@ -325,7 +253,7 @@ class CollapseReport(NamedLayers[LayerReport]):
 
         Examples
         --------
-        >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25, "nc2_etf_error": math.nan})})
+        >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": 0.25, "nc2_etf_error": float("nan")})})
         >>> report.scalars("val/")
         {'val/nc1_pinv/fc': 0.25}
         """
@@ -365,7 +293,7 @@ class CollapseReport(NamedLayers[LayerReport]):
 
         Examples
         --------
-        >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": math.nan}, {"nc1_pinv": "one_class"})})
+        >>> report = CollapseReport({"fc": LayerReport({"nc1_pinv": float("nan")}, {"nc1_pinv": "one_class"})})
         >>> json.loads(report.to_json())["layers"]["fc"]["metrics"]
         {'nc1_pinv': None}
         """
@@ -423,24 +351,3 @@ def built(fields: Fields) -> CollapseReport:
     """Return the report of the arguments that `report_fields` or `line_fields` checked."""
     layers = {name: LayerReport(**layer) for name, layer in fields["layers"].items()}
     return CollapseReport(**{**fields, "layers": layers})
-
-
-def _blocks(
-    metrics: Sequence[str], widths: Mapping[str, int], width: int, longest: int
-) -> Iterator[tuple[int, list[str], int]]:
-    """Split columns over tables: characters of the names, columns, and the gap before each."""
-    gap = 2
-    sizes = [widths[metric] for metric in metrics]
-    if longest + sum(sizes) + gap * len(sizes) > width:
-        gap = 1
-    # Names are folded before columns move to another table, but not below so many characters.
-    names = max(min(longest, _NAME), min(longest, width - sum(sizes) - gap * len(sizes)))
-    columns: list[str] = []
-    room = width - names
-    for metric, size in zip(metrics, sizes, strict=True):
-        if columns and size + gap > room:
-            yield names, columns, gap
-            columns, room = [], width - names
-        columns.append(metric)
-        room -= size + gap
-    yield names, columns, gap

@@ -4,7 +4,8 @@ import math
 
 from ..metrics.layer import LayerReport
 from ..report.drawing import evenly
-from ..report.report import TABLE, CollapseReport
+from ..report.report import CollapseReport
+from ..report.report_table import TABLE
 from ..report.tags import of_phase
 from ..report.training_error import RECORDED_ERROR
 from ..report.trends import terminal_phase, trends

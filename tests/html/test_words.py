@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from collapsemeter import CollapseReport, Criteria, LayerReport
-from collapsemeter.html.tables import counts_in_words, layer_origins, metric_value, number
+from collapsemeter.html.class_tables import counts_in_words
+from collapsemeter.html.tables import layer_origins, metric_value, number
 from collapsemeter.html.verdicts import bands, cards
 
 
