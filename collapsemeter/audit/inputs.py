@@ -1,6 +1,7 @@
 """What people name: files, globs, URLs, folders and manifests, sorted by the step that they are from."""
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -23,6 +24,11 @@ class Inputs:
     manifest: Manifest = _UNSAID
     recorded: dict[str, str] = field(default_factory=dict)  # SHA-256 by file
     head: str | None = None  # the file of the head that the manifest names
+
+
+def cache_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for copies of remote files, which goes in the end."""
+    return tempfile.TemporaryDirectory(prefix="collapsemeter-cache-")
 
 
 def read_inputs(names: Sequence[str], cache: str, epochs: Epochs = ()) -> list[Inputs]:

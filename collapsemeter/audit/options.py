@@ -1,7 +1,7 @@
 """What is asked of an audit: how activations are found and counted, and how it runs."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +12,8 @@ from ..stats.moments import Phase
 from ..stats.sketch import SKETCH_ROWS
 from ..stats.sums import Nonfinite, ScatterKind, check_num_classes
 from ..system.processes import check_jobs
+
+Accept = Callable[[Sequence[str], int], None]  # is told layers and classes, and may raise
 
 
 @dataclass(frozen=True)

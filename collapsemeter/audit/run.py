@@ -1,46 +1,24 @@
 """The audit as functions: files -> job -> first pass -> merged moments -> second pass -> report."""
 
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ..activations.remote import expand
-from ..adapter.notes import fits, moments_notes
-from ..metrics.decisions import Decisions
-from ..metrics.layer import LayerReport
-from ..metrics.measure import measure
-from ..report.origin import AUDIT
 from ..report.report import CollapseReport
-from ..system.suggest import listed
-from ..version import __version__
-from .digests import digest_of, hash_of
-from .epochs import check_one_epoch
+from .audit_report import report_of
+from .digests import hash_of
 from .first_pass import first_rows, map_pieces
-from .head_file import check_classes, check_head_named, check_width, load_reader, only_file
-from .inputs import Epochs, Inputs, check_heads, read_inputs
-from .job import Counting, Job
-from .merge import (
-    check_together,
-    check_unchanged,
-    merge_pieces,
-    merge_states,
-    numbered_again,
-    numbering_notes,
-)
-from .options import Options, Running
+from .head_file import check_width, only_file
+from .inputs import Epochs, Inputs, cache_folder, check_heads, read_inputs
+from .job import Job
+from .merge import merge_pieces, merge_states, numbering_notes
+from .options import Accept, Options, Running
 from .plan import plan_shards
-from .prepare import prepare, settings_of
-from .saved_state import SavedState
+from .prepare import prepare
+from .saved_state import SavedState, open_states
 from .second_pass import decide_all
-from .workers import Workers, bar, open_workers
-
-Accept = Callable[[Sequence[str], int], None]
+from .workers import Workers, open_workers
 
 
 def audit(
@@ -67,6 +45,7 @@ def audit(
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> from collapsemeter.activations import Writer
     >>> folder = tempfile.mkdtemp()
     >>> with Writer(folder, num_classes=3) as writer:
@@ -113,7 +92,7 @@ def measure_steps(
 ) -> list[tuple[int | None, CollapseReport]]:
     """Measure every step that files are of; ``accept`` is told the layers and classes first, and may raise."""
     history = []
-    with _cache() as cache:
+    with cache_folder() as cache:
         steps = read_inputs(names, cache, epochs)
         jobs = _jobs(steps, options, cache, running.progress)
         for job in jobs:
@@ -126,7 +105,7 @@ def measure_steps(
                     )
                     check_width(merged.widths, job.reader)
                     decisions = decide_all(job, merged, folder, workers, running.resume)
-                    history.append((inputs.step, _report(job, merged, decisions, notes)))
+                    history.append((inputs.step, report_of(job, merged, decisions, notes)))
     return history
 
 
@@ -151,7 +130,7 @@ def _merged(
     earlier = [_of_step(Path(folder), step) for folder in running.earlier]
     numbers = first_rows(job, first_row)
     pieces = map_pieces(job, numbers, folder, workers, running.resume, earlier)
-    states = _opened(merge_pieces(job, pieces, folder))
+    states = open_states(merge_pieces(job, pieces, folder))
     records = [record for state in states for record in state.shards]
     name = hash_of(
         [[[r.id, r.labels, r.first_row] for r in records], states[0].layers, states[0].key]
@@ -162,12 +141,6 @@ def _merged(
         r.name for r, start in zip(records, starts, strict=True) if r.first_row != start and r.rows
     ]
     return merged, numbering_notes(renumbered)
-
-
-def _opened(paths: Sequence[str | os.PathLike[str]]) -> list[SavedState]:
-    """Open state files, several at a time: comparing their checksums reads them."""
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(SavedState, paths))
 
 
 def map_files(files: Sequence[str], options: Options, running: Running) -> list[Path]:
@@ -192,7 +165,7 @@ def map_files(files: Sequence[str], options: Options, running: Running) -> list[
     if running.state is None:
         raise ValueError("map needs a folder for its states: pass -o FOLDER")
     written = []
-    with _cache() as cache:
+    with cache_folder() as cache:
         steps = read_inputs(files, cache)
         jobs = _jobs(steps, options, cache, running.progress, mapping=True)
         with open_workers(running.jobs) as workers:
@@ -202,134 +175,6 @@ def map_files(files: Sequence[str], options: Options, running: Running) -> list[
                 pieces = map_pieces(job, numbers, folder, workers, running.resume)
                 written += merge_pieces(job, pieces, folder)
     return written
-
-
-def merge_files(
-    files: Sequence[str],
-    target: str | os.PathLike[str],
-    options: Options,
-    progress: bool = False,
-    accept: Accept = lambda layers, classes: None,
-) -> CollapseReport:
-    """Merge state files into one, and measure what needs no second pass.
-
-    Parameters
-    ----------
-    files : sequence of str
-        State files, or globs of them.
-    target : str or path
-        Where the merged state goes.
-    options : Options
-        Head and convention.
-    progress : bool
-    accept : callable, optional
-        It is told the layers and the number of classes before states are merged, and may raise.
-
-    Returns
-    -------
-    CollapseReport
-        Without NC4.
-
-    Raises
-    ------
-    ValueError
-        If a shard is in two of them, they seem to be of several epochs, or the target is one of them or holds
-        what they do not.
-    """
-    with _cache() as cache:
-        states = _opened(expand(files))
-        check_unchanged(states)
-        check_together(states)
-        if not options.one_epoch:
-            check_one_epoch(record.labelled for state in states for record in state.shards)
-        _check_target(Path(target), states)
-        job = _job_of_states(states[0], options, cache, progress)
-        accept(job.layers, job.counting.settings.num_classes)
-        merged = merge_states(states, Path(target), progress)
-        return _report(job, merged, {}, numbering_notes(numbered_again(merged.shards)))
-
-
-def _check_target(target: Path, states: Sequence[SavedState]) -> None:
-    """Raise if the file to write is one of those to merge, or a state of rows that are in none of them."""
-    if not target.exists():
-        return
-    if any(os.path.samefile(target, state.path) for state in states):
-        raise ValueError(f"{target} is a state to merge, too: name another file for the merged one")
-    ids = {record.id for state in states for record in state.shards}
-    lost = [record.name for record in SavedState(target).shards if record.id not in ids]
-    if lost:
-        raise ValueError(
-            f"{target} is the state of {listed(lost, 3)}, which the states to merge do not hold: it would be "
-            "lost; name another file for the merged one"
-        )
-
-
-def _job_of_states(first: SavedState, options: Options, cache: str, progress: bool) -> Job:
-    """Return what measures merged states: how they were counted, and the head."""
-    classes, key = int(first.key["num_classes"]), first.key
-    counting = Counting(settings_of(options, classes, int(key["ignore_index"])))
-    check_heads(options.head, [None])
-    head_file, reader = options.head_of(None), None
-    if head_file is None:
-        check_head_named(options)
-    else:
-        reader = load_reader(only_file(head_file), cache, options, first.widths)
-        check_classes(reader.head, classes)
-        check_width(first.widths, reader)
-    return Job([], first.layers, counting, key["phase"], cache, reader, progress=progress)
-
-
-def _report(
-    job: Job, merged: SavedState, decisions: Mapping[str, Decisions], notes: Sequence[str]
-) -> CollapseReport:
-    reports: dict[str, LayerReport] = {}
-    warnings = [*notes]
-    settings, reader = job.counting.settings, job.reader
-    with bar("measuring", len(job.layers), job.progress) as advance:
-        for layer in job.layers:
-            moments = merged.moments(layer)
-            head = reader.head if reader is not None and reader.layer == layer else None
-            reports[layer] = measure(
-                moments,
-                head=head if fits(head, moments) else None,
-                decisions=decisions.get(layer),
-                convention=settings.named_convention,
-            )
-            warnings += moments_notes(layer, moments, settings, head)
-            advance(1)
-    return CollapseReport(
-        layers=reports,
-        phase=job.phase,
-        skipped=job.skipped,
-        warnings=tuple(warnings),
-        provenance=_provenance(job, merged),
-    )
-
-
-def _provenance(job: Job, merged: SavedState) -> dict[str, Any]:
-    files: dict[str, str] = {}
-    if job.shards:  # a state may be of files that were called otherwise
-        for shard, record in zip(job.shards, merged.shards, strict=True):
-            for file in shard.counted_files:
-                files[file] = record.files.get(file) or digest_of(file, job.cache)
-    else:
-        files = {file: digest for record in merged.shards for file, digest in record.files.items()}
-    settings = job.counting.settings
-    return {
-        "framework": AUDIT,
-        "collapsemeter": __version__,
-        "numpy": np.__version__,
-        "classes": settings.num_classes,
-        "rows": merged.rows,
-        "shards": len(merged.shards),
-        "convention": settings.named_convention.name,
-        "head_layer": None if job.reader is None else job.reader.layer,
-        "files": [{"path": file, "sha256": digest} for file, digest in files.items()],
-    }
-
-
-def _cache() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="collapsemeter-cache-")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, get_args
 
@@ -175,6 +176,12 @@ class SavedState:
             )
         if moments.groups is not None:
             moments.groups.check(moments.counts, moments.traces)
+
+
+def open_states(paths: Sequence[str | os.PathLike[str]]) -> list[SavedState]:
+    """Open state files, several at a time: comparing their checksums reads them."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(SavedState, paths))
 
 
 def _spread(rows: npt.NDArray[Any], counts: npt.NDArray[Any]) -> npt.NDArray[Any]:

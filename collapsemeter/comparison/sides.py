@@ -45,7 +45,7 @@ def reference_side(reference: Any, before_activation: bool, measured: Side) -> S
         if not reference.layers:
             raise ValueError("the reference has no layer: measure at least one before comparing")
         return Side(dict(reference.layers), list(reference.layers)[-1])
-    from ..dufm.problem import survey
+    from ..dufm.registry import survey
 
     first = next(iter(measured.layers.values()))
     switches = dict(first.provenance.get("convention", {}))

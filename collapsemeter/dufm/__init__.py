@@ -1,7 +1,8 @@
 """The deep unconstrained features model: what a network looks like at the optimum.
 
 ==============  ==================================================================
-`problem`       `DUFM`: the problem, ``.references()``, ``.optimum()``; `DoesNotApply`
+`problem`       `DUFM`: the problem, ``.references()``, ``.optimum()``
+`registry`      how closed forms register themselves; `references`, `DoesNotApply`
 `network`       the actual network: `Variables`, `forward`, `loss_and_gradient`
 `reductions`    one sample per class, one decay for all: `one_per_class`, `canonical`
 `scalar`        `ell`, `collapse_threshold`: the scalar problem of a symmetric optimum
@@ -42,7 +43,7 @@ from .network import (
     sample_columns,
 )
 from .optimum import Optimum
-from .problem import DUFM, DoesNotApply, references
+from .problem import DUFM
 from .reductions import (
     canonical,
     cheapest_samples,
@@ -51,6 +52,7 @@ from .reductions import (
     repeat_samples,
     to_canonical,
 )
+from .registry import DoesNotApply, references
 from .scalar import collapse_threshold, critical_strength, ell, ell_minimiser
 from .solution import Solution, Start
 from .solver import solve

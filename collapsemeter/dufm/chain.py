@@ -7,7 +7,8 @@ import numpy as np
 from scipy import linalg  # type: ignore[import-untyped, unused-ignore]
 
 from .network import Variables, zeros
-from .problem import DUFM, FloatArray, TooNarrow
+from .problem import DUFM, FloatArray
+from .registry import TooNarrow
 
 Chain = tuple[FloatArray, ...]
 """``(M_1, W_1, ..., W_L)`` of a canonical problem: features, a column per class, and weights."""

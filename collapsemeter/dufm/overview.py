@@ -11,7 +11,8 @@ from .closed.bounds import lower_bound
 from .closed.feasible import collapsed, zero
 from .closed.linear import minority_threshold
 from .optimum import Optimum
-from .problem import DUFM, DoesNotApply, Survey, TooNarrow, TooStrong, default_width, survey
+from .problem import DUFM, default_width
+from .registry import DoesNotApply, Survey, TooNarrow, TooStrong, survey
 from .scalar import collapse_threshold, critical_strength
 from .solution import SAME, Solution
 

@@ -12,7 +12,7 @@ from collapsemeter.cli import main
 from collapsemeter.dufm import DUFM, DoesNotApply, dnc, lower_bound, partial, solve, zero
 from collapsemeter.dufm.closed.feasible import collapsed
 from collapsemeter.dufm.overview import Sweep, overview, run_sweep
-from collapsemeter.dufm.problem import names_of
+from collapsemeter.dufm.registry import names_of
 
 COLLAPSED_NAMES = names_of("collapsed")
 LOW_RANK_NAMES = names_of("low rank")

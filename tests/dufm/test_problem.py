@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from collapsemeter.dufm import DUFM
-from collapsemeter.dufm.problem import CLOSED_FORMS, closed_form
+from collapsemeter.dufm.registry import CLOSED_FORMS, closed_form
 
 GOOD = {"num_classes": 3, "per_class": 4, "depth": 2, "feature_decay": 0.1, "weight_decay": 0.2}
 
@@ -84,7 +84,7 @@ def test_bad_problems_get_one_sentence(changes, message):
 def test_closed_forms_are_registered_whatever_is_imported_first():
     code = (
         "from collapsemeter.dufm.closed.blocks import subset_signs\n"
-        "from collapsemeter.dufm.problem import CLOSED_FORMS, DUFM\n"
+        "from collapsemeter.dufm.problem import DUFM\nfrom collapsemeter.dufm.registry import CLOSED_FORMS\n"
         "print(*(form.name for form in CLOSED_FORMS))\n"
         "print(DUFM(2, 1, 2, feature_decay=0.01, weight_decay=0.01).optimum().name)"
     )
@@ -97,7 +97,7 @@ def test_closed_forms_are_registered_whatever_is_imported_first():
 
 def test_a_closed_form_takes_its_place_in_the_list(monkeypatch):
     listed = list(CLOSED_FORMS)
-    monkeypatch.setattr("collapsemeter.dufm.problem.CLOSED_FORMS", list(listed))
+    monkeypatch.setattr("collapsemeter.dufm.registry.CLOSED_FORMS", list(listed))
 
     @closed_form("last resort", place=0)
     def nothing(problem):

@@ -1,4 +1,4 @@
-"""Closed forms. Importing this package registers them all, see `problem.closed_form`.
+"""Closed forms. Importing this package registers them all, see `registry.closed_form`.
 
 =================  ===============================================================
 `collapse`         every class on neurons of its own, or some of the classes

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..chain import Chain, balance, check_widths, direct_sum, split_linear
 from ..optimum import Optimum, structure
-from ..problem import DUFM, DoesNotApply, FloatArray, closed_form, require, require_survival
+from ..problem import DUFM, FloatArray
+from ..registry import DoesNotApply, closed_form, require, require_survival
 from ..scalar import ell, ell_minimiser
 
 DEEP = {"loss": "mse", "balanced": True, "bias": False, "activation": "relu"}

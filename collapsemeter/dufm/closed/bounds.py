@@ -9,8 +9,9 @@ from scipy import special  # type: ignore[import-untyped, unused-ignore]
 
 from ..descent import flatten, lbfgs, newton_polish, unflatten
 from ..network import class_columns, fit_and_slope, zeros
-from ..problem import DUFM, DoesNotApply, FloatArray
+from ..problem import DUFM, FloatArray
 from ..reductions import canonical
+from ..registry import DoesNotApply
 from ..scalar import ell, ell_minimiser, least_margin_loss
 
 NEWTON_SIZE = 900  # variables up to which Newton steps finish the solution, some 20 classes

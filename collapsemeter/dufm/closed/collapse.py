@@ -9,15 +9,8 @@ import numpy as np
 from ...metrics.frames import centring
 from ..chain import Chain, balance, check_widths, paired_signs, split_linear
 from ..optimum import Optimum, structure
-from ..problem import (
-    DUFM,
-    DoesNotApply,
-    FloatArray,
-    TooNarrow,
-    closed_form,
-    require,
-    require_survival,
-)
+from ..problem import DUFM, FloatArray
+from ..registry import DoesNotApply, TooNarrow, closed_form, require, require_survival
 from ..scalar import ell, ell_minimiser, least_margin_loss
 
 BINARY = "Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165"

@@ -9,7 +9,8 @@ import numpy as np
 from ...metrics.frames import centring
 from ..chain import Chain, balance, check_widths, paired_signs, split_linear
 from ..optimum import Optimum, structure
-from ..problem import DUFM, DoesNotApply, FloatArray, closed_form, require, require_survival
+from ..problem import DUFM, FloatArray
+from ..registry import DoesNotApply, closed_form, require, require_survival
 from ..scalar import least_margin_loss
 
 SOURCE = "Garrod & Keating 2024, arXiv 2410.23169"

@@ -6,8 +6,9 @@ import numpy as np
 
 from ..network import class_columns, column_loss_and_gradient, fit_and_slope
 from ..optimum import Optimum, structure
-from ..problem import DUFM, DoesNotApply, FloatArray, TooNarrow, TooStrong, closed_form, survey
+from ..problem import DUFM, FloatArray
 from ..reductions import canonical
+from ..registry import DoesNotApply, TooNarrow, TooStrong, closed_form, survey
 from .bounds import lower_bound
 
 NO_BIAS = "without a bias, feasible with a bias of zero"

@@ -7,7 +7,8 @@ import numpy as np
 from ...metrics.frames import centring
 from ..chain import check_widths, split_diagonal, split_linear, widths_of
 from ..optimum import Optimum, structure
-from ..problem import DUFM, closed_form, require, require_survival
+from ..problem import DUFM
+from ..registry import closed_form, require, require_survival
 from ..scalar import ell, ell_minimiser
 from .bounds import class_fits
 

@@ -9,7 +9,8 @@ from ...metrics.frames import centring
 from ...metrics.imbalance import root_of_laplacian
 from ..chain import Chain, check_widths, split_by_size, split_linear, widths_of
 from ..optimum import Optimum, structure
-from ..problem import DUFM, FloatArray, closed_form, require, require_survival
+from ..problem import DUFM, FloatArray
+from ..registry import closed_form, require, require_survival
 from .bounds import convex_value, one_layer_ce, one_layer_mse
 
 GAP_TOLERANCE = 1e-7  # relative duality gap up to which a solution is called certified
