@@ -167,6 +167,20 @@ class ArrayFile:
         self._open.close()
 
     @contextmanager
+    def _whole(self, what: str, errors: type[Exception] = Exception) -> Iterator[None]:
+        """Close a file that is damaged and say so; the errors of libraries have many types."""
+        try:
+            yield
+        except ActivationsError:
+            self.close()
+            raise
+        except errors as error:
+            self.close()
+            raise ActivationsError(
+                f"{self.path} is not a whole {what}: {first_line(error)}"
+            ) from error
+
+    @contextmanager
     def _named(self, name: str) -> Iterator[None]:
         try:
             yield

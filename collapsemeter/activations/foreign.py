@@ -12,150 +12,18 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any
+
+from . import foreign_kinds as kinds
+from .foreign_kinds import Foreign, converting
 
 _HEAD = 2**13  # bytes at the start of a file that tell what it is
 _SHOWN = 4  # names in a sentence
 
 
-class Foreign(NamedTuple):
-    """A kind of file: what it is, what to do about it, and how its name ends and its content begins."""
-
-    what: str
-    remedy: str  # with {file} and {stem} for the name
-    endings: tuple[str, ...] = ()
-    begins: tuple[bytes, ...] = ()
-    offsets: tuple[int, ...] = (0,)
-    read_as: tuple[str, ...] = ()  # endings under which it would be read
-
-
-def _line(imports: str, code: str, more: str = "") -> str:
-    return f"convert it, {more}with: import {imports}; {code}"
-
-
-def _unpacking(module: str) -> str:
-    code = f'pathlib.Path("{{stem}}").write_bytes({module}.decompress(pathlib.Path("{{file}}").read_bytes()))'
-    return _line(f"{module}, pathlib", code)
-
-
-_NPY, _NPZ = 'np.save("{stem}.npy", %s)', 'np.savez("{stem}.npz", **%s)'
-_OF_DICT = _NPZ + "  # of a dict of arrays"
-_TRUSTED = "if you trust it, "
-_PANDAS = "numpy as np, pandas as pd"
-_TABLE = _NPY % 'pd.read_%s("{file}").to_numpy("float32")'
-_DATASET = _NPY % 'datasets.%s("{file}").with_format("numpy")["features"]'
-_AS_JSON = 'json.loads(pathlib.Path("{file}").read_text())'
-_PICTURES = "the audit reads activations: run the network on the pictures, and write its layers with collapsemeter.activations.Writer"
-_WEIGHTS = "run the model, and write its layers with collapsemeter.activations.Writer"
-_UNPACK = "unpack it, and pass what is in it"
-
-_TORCH = Foreign(
-    "a PyTorch checkpoint",
-    _line(
-        "torch, safetensors.torch as s",
-        's.save_file({k: v.contiguous() for k, v in torch.load("{file}", map_location="cpu").items()}, '
-        '"{stem}.safetensors")  # a tensor x alone: {"features": x}',
-    ),
-    (".pt", ".pth", ".ckpt", ".bin"),
-    (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",),
-)
-_PICKLED = 'pickle.loads(pathlib.Path("{file}").read_bytes())'
-_PICKLE = Foreign(
-    "a pickle",
-    _line("numpy as np, pathlib, pickle", _OF_DICT % _PICKLED, _TRUSTED),
-    (".pkl", ".pickle"),
-)
-_JOBLIB = Foreign(
-    "a pickle of joblib",
-    _line("numpy as np, joblib", _OF_DICT % 'joblib.load("{file}")', _TRUSTED),
-    (".joblib",),
-)
-_RECORDS = (
-    '[tf.io.parse_single_example(r, {"features": tf.io.FixedLenFeature([d], tf.float32)})["features"] '
-    'for r in tf.data.TFRecordDataset("{file}")]'
-)
-_TFRECORD = Foreign(
-    "a TFRecord file",
-    _line("numpy as np, tensorflow as tf", _NPY % _RECORDS),
-    (".tfrecord", ".tfrecords"),
-)
-_KERAS = Foreign("a Keras model", _WEIGHTS, (".keras",))
-_MATLAB_5 = '{k: v for k, v in scipy.io.loadmat("{file}").items() if k[0] != "_"}'
-_MATLAB_7 = 'f = h5py.File("{file}"); ' + _NPZ % '{k: f[k][()].T for k in f if k[0] != "#"}'
-
-# The first kind whose beginning a file has is the file's kind.
-_KINDS = (
-    Foreign("a .npy array", "name it {stem}.npy", begins=(b"\x93NUMPY",), read_as=(".npy",)),
-    Foreign(
-        "a MATLAB file of version 5",
-        _line("numpy as np, scipy.io", _NPZ % _MATLAB_5),
-        (".mat",),
-        (b"MATLAB 5.0",),
-    ),
-    Foreign(
-        "a MATLAB file of version 7.3, whose arrays are transposed in HDF5",
-        _line("h5py, numpy as np", _MATLAB_7),
-        begins=(b"MATLAB 7.3",),
-    ),
-    Foreign(
-        "an HDF5 file",
-        "name it {stem}.h5",
-        begins=(b"\x89HDF\r\n\x1a\n",),
-        offsets=(0, 512, 1024, 2048, 4096),
-        read_as=(".h5", ".hdf5"),
-    ),
-    Foreign("a Parquet table", _line(_PANDAS, _TABLE % "parquet"), (".parquet", ".pq"), (b"PAR1",)),
-    Foreign(
-        "an Arrow table (Feather)",
-        _line(_PANDAS, _TABLE % "feather"),
-        (".feather",),
-        (b"ARROW1", b"FEA1"),
-    ),
-    Foreign(
-        "an Arrow stream, as datasets are cached in",
-        _line("datasets, numpy as np", _DATASET % "Dataset.from_file"),
-        (".arrow",),
-        (b"\xff\xff\xff\xff",),
-    ),
-    _TORCH,
-    _PICKLE,
-    _JOBLIB,
-    _TFRECORD,
-    _KERAS,
-    Foreign("an ONNX model", _WEIGHTS, (".onnx",)),
-    Foreign("compressed by gzip", _unpacking("gzip"), (".gz",), (b"\x1f\x8b",)),
-    Foreign("compressed by bzip2", _unpacking("bz2"), (".bz2",), (b"BZh",)),
-    Foreign("compressed by xz", _unpacking("lzma"), (".xz",), (b"\xfd7zXZ\0",)),
-    Foreign("compressed by zstd", "unpack it with: zstd -d {file}", (), (b"\x28\xb5\x2f\xfd",)),
-    Foreign("a 7z archive", _UNPACK, (), (b"7z\xbc\xaf\x27\x1c",)),
-    Foreign("a tar archive", _UNPACK, (), (b"ustar",), (257,)),
-    Foreign("an archive", _UNPACK, (".zip", ".tar", ".tgz", ".7z")),
-    Foreign("a picture (PNG)", _PICTURES, (), (b"\x89PNG",)),
-    Foreign("a picture (JPEG)", _PICTURES, (), (b"\xff\xd8\xff",)),
-    Foreign("a picture (GIF)", _PICTURES, (), (b"GIF8",)),
-    Foreign("a picture (TIFF)", _PICTURES, (), (b"II*\0", b"MM\0*")),
-    Foreign("a picture (WebP)", _PICTURES, (), (b"WEBP",), (8,)),
-    Foreign(
-        "a picture",
-        _PICTURES,
-        (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp"),
-    ),
-    Foreign("a GGUF file of weights", _WEIGHTS, (), (b"GGUF",)),
-    Foreign("an SQLite database", "save its numbers as .npz", (), (b"SQLite format 3\0",)),
-    Foreign("a PDF document", "pass a file of arrays", (), (b"%PDF",)),
-    Foreign(
-        "a pointer of Git LFS, not the file itself",
-        "fetch the file with: git lfs pull",
-        begins=(b"version https://git-lfs",),
-    ),
-)
-_BY_CONTENT = (".csv", ".tsv", ".txt", ".dat", ".json", ".jsonl", ".yaml", ".yml", ".xlsx", ".h5ad")
-ENDINGS = dict.fromkeys(_BY_CONTENT) | {ending: kind for kind in _KINDS for ending in kind.endings}
-
-
 def is_foreign_name(name: str) -> bool:
     """Whether a name ends as a known format does that is not read."""
-    return os.path.splitext(name)[1].lower() in ENDINGS
+    return os.path.splitext(name)[1].lower() in kinds.ENDINGS
 
 
 def explained(path: str | os.PathLike[str], called: str | None = None) -> str | None:
@@ -163,7 +31,7 @@ def explained(path: str | os.PathLike[str], called: str | None = None) -> str | 
     name = os.fspath(path) if called is None else called
     ending = os.path.splitext(name.rstrip("/"))[1].lower()
     kind = _folder(Path(path)) if os.path.isdir(path) else _by_content(path, ending)
-    kind = kind or ENDINGS.get(ending)
+    kind = kind or kinds.ENDINGS.get(ending)
     return None if kind is None or ending in kind.read_as else sentence(name, kind)
 
 
@@ -188,15 +56,15 @@ def _by_content(path: str | os.PathLike[str], ending: str) -> Foreign | None:
         return None
     if not head:
         return Foreign("empty (0 bytes)", "write it again")
-    for kind in _KINDS:
+    for kind in kinds.KINDS:
         if any(head.startswith(kind.begins, offset) for offset in kind.offsets):
             return kind
     if head.startswith(b"PK\3\4"):  # the reader of .npz has said what is wrong with one
         return _archive(path) if ending != ".npz" else None
     if re.match(rb"\x80[\x02-\x05]", head):
-        return _JOBLIB if b"joblib" in head else _PICKLE
+        return kinds.JOBLIB if b"joblib" in head else kinds.PICKLE
     if _begins_record(head):
-        return _TFRECORD
+        return kinds.TFRECORD
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):
         return Foreign(
             "a safetensors file", "name it {stem}.safetensors", read_as=(".safetensors",)
@@ -229,16 +97,16 @@ def _archive(path: str | os.PathLike[str]) -> Foreign:
         return Foreign("a damaged zip archive", "copy or write it again", read_as=(".npz",))
     lasts = {PurePath(name).name for name in names}
     if "data.pkl" in lasts:
-        return _TORCH
+        return kinds.TORCH
     if {"zarr.json", ".zgroup", ".zarray"} & lasts:
         return Foreign("a Zarr folder in a zip archive", "unzip it to {stem}.zarr")
     if "model.weights.h5" in lasts:
-        return _KERAS
+        return kinds.KERAS
     if "[Content_Types].xml" in lasts:
-        return Foreign("an Excel workbook", _line(_PANDAS, _TABLE % "excel"))
+        return Foreign("an Excel workbook", converting(kinds.PANDAS, kinds.TABLE % "excel"))
     if any(name.endswith(".npy") for name in names):
         return Foreign("an .npz archive", "name it {stem}.npz", read_as=(".npz",))
-    return Foreign("a zip archive", _UNPACK, read_as=(".npz",))
+    return Foreign("a zip archive", kinds.UNPACK, read_as=(".npz",))
 
 
 def _of_text(text: str, path: str | os.PathLike[str], ending: str) -> Foreign:
@@ -257,7 +125,7 @@ def _of_text(text: str, path: str | os.PathLike[str], ending: str) -> Foreign:
     if len(lines) == 2 and not any(numbers):  # names of classes, one a line
         values = f"np.unique(np.loadtxt({given}, dtype=str), return_inverse=True)[1]"
     what = f"text, which begins {lines[0][:40]!r}"
-    return Foreign(what, _line("numpy as np", _NPY % values))
+    return Foreign(what, converting("numpy as np", kinds.NPY % values))
 
 
 def _is_number(text: str) -> bool:
@@ -278,9 +146,9 @@ def _json(path: str | os.PathLike[str], ending: str) -> Foreign:
         pass
     if ending in (".jsonl", ".ndjson"):
         lines = '{k: np.stack(v) for k, v in pd.read_json("{file}", lines=True).items()}'
-        return Foreign("JSON lines", _line(_PANDAS, _NPZ % lines))
-    code = _NPY % f"np.asarray({_AS_JSON})"
-    return Foreign("a JSON file", _line("json, numpy as np, pathlib", code))
+        return Foreign("JSON lines", converting(kinds.PANDAS, kinds.NPZ % lines))
+    code = kinds.NPY % f"np.asarray({kinds.AS_JSON})"
+    return Foreign("a JSON file", converting("json, numpy as np, pathlib", code))
 
 
 def json_object(content: Mapping[str, Any]) -> Foreign:
@@ -295,10 +163,10 @@ def json_object(content: Mapping[str, Any]) -> Foreign:
             _printable(f"pass the files that it names instead, {names}"),
         )
     keys = ", ".join(repr(str(key)[:40]) for key in list(content)[:_SHOWN]) or "nothing in it"
-    code = _NPZ % ("{k: np.asarray(v) for k, v in " + _AS_JSON + ".items()}")
+    code = kinds.NPZ % ("{k: np.asarray(v) for k, v in " + kinds.AS_JSON + ".items()}")
     return Foreign(
         _printable(f"not a manifest of activations, but a JSON object with {keys}"),
-        _line("json, numpy as np, pathlib", code, "if these are arrays, "),
+        converting("json, numpy as np, pathlib", code, "if these are arrays, "),
     )
 
 
@@ -312,9 +180,9 @@ def _folder(folder: Path) -> Foreign | None:
     if {"zarr.json", ".zgroup", ".zarray"} & names:
         return Foreign("a Zarr folder", "name it {stem}.zarr", read_as=(".zarr",))
     if "saved_model.pb" in names:
-        return Foreign("a model saved by TensorFlow", _WEIGHTS)
+        return Foreign("a model saved by TensorFlow", kinds.WEIGHTS)
     if "dataset_info.json" in names:
-        line = _line("datasets, numpy as np", _DATASET % "load_from_disk")
+        line = converting("datasets, numpy as np", kinds.DATASET % "load_from_disk")
         return Foreign("a data set of Hugging Face", line)
     endings = Counter(
         os.path.splitext(name)[1].lower()
@@ -322,11 +190,11 @@ def _folder(folder: Path) -> Foreign | None:
         for name in files
     )
     for ending, count in endings.most_common():
-        kind = ENDINGS.get(ending)
+        kind = kinds.ENDINGS.get(ending)
         if kind is None:
             continue
         what = _printable(f"a folder of {count} files {ending}")
-        if kind.remedy == _PICTURES:
-            return Foreign(f"{what}, pictures", _PICTURES)
+        if kind.remedy == kinds.PICTURES:
+            return Foreign(f"{what}, pictures", kinds.PICTURES)
         return Foreign(f"{what}, each {kind.what}", "convert each, or pass one to be told how")
     return None

@@ -36,17 +36,10 @@ class Hdf5File(ArrayFile):
         self._h5py = required("h5py", f"reading {os.fspath(path)}", "hdf5")
         super().__init__(path)
         self._size = file_size(path)
-        try:
+        with self._whole("HDF5 file"):
             self._file = self._open.enter_context(self._h5py.File(path, "r"))
             for name, item in self._walk():
                 self._add(name, partial(self._locate, name, item), damaged="is damaged")
-        except Exception as error:  # the library's errors have many types
-            self.close()
-            if isinstance(error, ActivationsError):
-                raise
-            raise ActivationsError(
-                f"{self.path} is not a whole HDF5 file: {first_line(error)}"
-            ) from error
 
     def _walk(self) -> Iterator[tuple[str, Any]]:
         """Yield the path of each object with the object, or the reason why there is none."""

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from ..stats.npy_header import PREFIX
 from .array_file import (
     MAX_DIRECTORY,
-    ActivationsError,
     Array,
     ArrayFile,
     Mapped,
@@ -38,7 +37,7 @@ class NpzFile(ArrayFile):
         super().__init__(path)
         file_size(path)
         file = self._open.enter_context(_BoundedFile(open(path, "rb", buffering=0)))  # noqa: SIM115
-        try:
+        with self._whole(".npz file"):
             self._archive = zipfile.ZipFile(file)
             starts = _data_starts(file, self._archive)
             for member in self._archive.infolist():
@@ -46,11 +45,6 @@ class NpzFile(ArrayFile):
                 if name in self.arrays or name in self.refused:
                     raise ValueError(f"two of its members are array {name!r}")
                 self._add(name, partial(self._locate, member, starts[member.orig_filename]))
-        except Exception as error:  # zipfile states no list of what a damaged archive raises
-            self.close()
-            raise ActivationsError(
-                f"{self.path} is not a whole .npz file: {first_line(error)}"
-            ) from error
 
     def _locate(self, member: zipfile.ZipInfo, start: int) -> tuple[Array, _Member]:
         if member.flag_bits & 1:

@@ -14,14 +14,12 @@ import numpy as np
 
 from .array_file import (
     MAX_DIRECTORY,
-    ActivationsError,
     Array,
     ArrayFile,
     Mapped,
     Refused,
     check_array,
     file_size,
-    first_line,
     required,
 )
 
@@ -40,13 +38,9 @@ class SafetensorsFile(ArrayFile):
         required("ml_dtypes", f"reading {os.fspath(path)}", "audit")  # teaches NumPy bfloat16
         super().__init__(path)
         size = file_size(path)
-        try:
+        with self._whole("safetensors file", ValueError):
             start, entries = _header(path, size)
             _check_tiling(entries, size - start)
-        except ValueError as error:
-            raise ActivationsError(
-                f"{self.path} is not a whole safetensors file: {first_line(error)}"
-            ) from error
         for name, entry in entries.items():
             self._add(name, partial(_locate, self.path, start, entry))
 

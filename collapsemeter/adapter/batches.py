@@ -11,10 +11,7 @@ _LABELS = ("label", "target", "targets", "class", "y", "fine_label")  # as data 
 def each_batch(
     batches: Iterable[Any], progress: bool, source: Any = None, *, may_be_empty: bool = False
 ) -> Iterator[Any]:
-    """Yield every batch of a frozen pass, or raise ValueError where there is none and one must be.
-
-    ``source`` is what the user passed, where the batches were made of it.
-    """
+    """Yield every batch of a frozen pass; ValueError where there is none and one must be. ``source`` is what the user passed."""
     source = batches if source is None else source
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise ValueError(

@@ -12,11 +12,7 @@ RECENT = 100  # steps whose median is taken: memory stays flat however long a ru
 
 @dataclass(frozen=True)
 class Budget:
-    """Which training batches are counted: every k-th, and none once there are rows enough.
-
-    Both begin anew with a reset: batches 0, every, 2 every, ... are counted, each as a whole, so the last
-    one may go beyond ``max_rows``. ``name`` is what the adapter calls ``every``.
-    """
+    """Which training batches are counted since a reset: every k-th, each as a whole, and none once there are rows enough; ``name`` is what the adapter calls ``every``."""
 
     every: int = 1
     max_rows: int | None = None
@@ -33,10 +29,7 @@ class Budget:
         return self.every > 1 or self.max_rows is not None
 
     def takes(self, batch: Any, rows: Any) -> Any:
-        """Whether to count a batch, of which there were so many, and rows, since the last reset.
-
-        Numbers may be integer scalars of a framework; the answer is then a boolean of it.
-        """
+        """Whether to count a batch, of which there were so many, and rows, since the last reset; numbers may be integer scalars of a framework."""
         in_turn = batch % self.every == 0
         return in_turn if self.max_rows is None else in_turn & (rows < self.max_rows)
 
@@ -61,13 +54,7 @@ def _check(name: str, value: Any, meaning: str) -> None:
 
 
 class Clock:
-    r"""The share of training time that is the meter's own, on the host.
-
-    A step lasts from the begin of a counted or left-out batch to the begin of the next one. The share is
-    :math:`m / (m + \tilde t)` of the mean time :math:`m` that the meter took in a step and the median
-    :math:`\tilde t` of the rest of it: a median does not see pauses between some steps, such as an
-    evaluation or a saved checkpoint, which would make the share look smaller.
-    """
+    """The share of training time that is the meter's own: its mean time in a step beside the median of the rest, which sees no pauses."""
 
     def __init__(self) -> None:
         self.clear()
@@ -110,11 +97,7 @@ class Clock:
         return spent / whole if whole > 0 else None
 
     def provenance(self, unseen: str, *, asynchronous: bool = False) -> dict[str, Any]:
-        """Return what a report says: ``overhead``, and where it needs saying ``overhead_note``.
-
-        ``unseen`` says why no clock sees the counting, and ``asynchronous`` that a device works on after
-        the host has gone on.
-        """
+        """Return ``overhead`` and where needed ``overhead_note``: ``unseen`` says why no clock sees the counting, ``asynchronous`` that a device works on."""
         share = None if self.unseen else self.share()
         if self.unseen:
             return {"overhead": None, "overhead_note": f"unknown: {unseen}"}

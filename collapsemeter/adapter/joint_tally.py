@@ -16,16 +16,7 @@ from .tally import Array, Tally
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class JointTally(Tally):
-    """What a layer counted in one process or in several: counters are summed, moments are merged.
-
-    Attributes
-    ----------
-    joint : ClassMoments
-    sample_size : int or None
-        Slots of the row sample; None where all rows are kept.
-    slots : (K,) array or None
-        The slot of each row, by the seed of its own process.
-    """
+    """A tally of several processes: joint moments, the slots of the row sample, and the slot of each row by the seed of its process."""
 
     joint: ClassMoments
     sample_size: int | None
@@ -46,10 +37,7 @@ class JointTally(Tally):
         return self.joint
 
     def merge(self, other: JointTally) -> JointTally:
-        """Return what both counted: the row sample is that of one process that saw all of these rows.
-
-        A row's number says which slot it takes, and of rows of one slot the last stays.
-        """
+        """Return what both counted: the row sample is that of one process that saw all rows, and of rows of one slot the last stays."""
         joint = self.joint.merge(other.joint, numbered_apart=True)
         parts = (self, other)
         columns = {

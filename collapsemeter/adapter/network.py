@@ -109,15 +109,7 @@ def find_scores(
 
 
 def single_threshold(score: Callable[[float], float]) -> float:
-    """Return above which a single score decides for class 1: what becomes of a logit of 0.
-
-    Shifts and factors alone leave a logit a logit, which decides at 0.
-
-    Parameters
-    ----------
-    score : callable
-        From a logit to the score that the network makes of it.
-    """
+    """Return above which a single score decides for class 1: what becomes of a logit of 0, and 0 where only shifts and factors act."""
     below, zero, above = (score(logit) for logit in (-1.0, 0.0, 8.0))  # no two of them mirrored
     shift, slope = zero - below, (above - zero) / 8.0
     return 0.0 if abs(shift - slope) <= 1e-4 * max(abs(shift), abs(slope)) else zero

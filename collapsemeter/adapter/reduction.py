@@ -100,11 +100,7 @@ def reduction_of(reduction: Reduction | Mapping[str, Reduction], layer: str) -> 
 
 
 def tensor_of(output: Any, layer: str, labels: Shape, ops: Operations) -> Array:
-    """Return the features among what a layer returned.
-
-    A tensor is itself; of a tuple or list its first entry; of a dict or ``ModelOutput`` its
-    ``last_hidden_state`` or its only tensor.
-    """
+    """Return the features among what a layer returned: a tensor, the first entry of a tuple, ``last_hidden_state`` or the only tensor of a mapping."""
     if ops.is_tensor(output):  # the rule, and for every layer of every batch
         return output
     features = None
@@ -233,10 +229,7 @@ def _reduced(
 def mean_axes(
     shape: Shape, labels: Shape, *, layer: str, layout: Layout | None, reduction: Reduction
 ) -> tuple[int, ...] | None:
-    """Return over which axes `feature_rows` averages an output without a mask; () for one that is rows.
-
-    None where it does something else. Outputs of one shape are reduced alike, so that this is asked once.
-    """
+    """Return over which axes `feature_rows` averages an output without a mask: () for one that is rows, None where it does something else."""
     if callable(reduction):
         return None
     how = _settled(shape, labels, layer, layout, reduction)

@@ -243,13 +243,7 @@ def select_layers(
 
 
 def matching(names: Iterable[str], patterns: Sequence[str], *, asked: str = "layers") -> list[str]:
-    """Return the names that a name or pattern selects, in the order of the names.
-
-    Raises
-    ------
-    ValueError
-        If a pattern is no string, or selects nothing.
-    """
+    """Return the names that a name or pattern selects, in the order of the names; ValueError where one selects nothing."""
     names = list(names)
     chosen: set[str] = set()
     for pattern in patterns:

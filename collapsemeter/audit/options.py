@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..adapter.reduction import Reduction, check_reduction
+from ..adapter.settings import Settings
 from ..metrics.convention import Convention
-from ..stats.groups import GROUPS, check_groups
+from ..stats.groups import GROUPS
 from ..stats.moments import Phase
 from ..stats.sketch import SKETCH_ROWS
-from ..stats.sums import Nonfinite, ScatterKind, check_num_classes
+from ..stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes
 from ..system.processes import check_jobs
 
 Accept = Callable[[Sequence[str], int], None]  # is told layers and classes, and may raise
@@ -95,7 +96,6 @@ class Options:
                     f"reduction={how!r}: an audit takes names alone, so that states can tell how they were "
                     "counted; reduce before saving"
                 )
-        Convention.named(self.convention)
         sizes = ("auto", "exact", "none")
         if self.nc4 not in sizes and not (isinstance(self.nc4, int) and self.nc4 > 0):
             raise ValueError(f"nc4={self.nc4!r}: choose {', '.join(sizes)} or a number of rows")
@@ -103,11 +103,8 @@ class Options:
             check_num_classes(self.num_classes)
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: pass 0 or more")
-        check_groups(self.groups)
         if self.first_row < 0:
             raise ValueError(f"first_row={self.first_row}: pass 0 or more")
-        if self.sketch_rows < 2:
-            raise ValueError(f"sketch_rows={self.sketch_rows}: a sketch has at least two rows")
         for name, value, known in (
             ("scatter", self.scatter, ("auto", *get_args(ScatterKind))),
             ("nonfinite", self.nonfinite, get_args(Nonfinite)),
@@ -117,6 +114,20 @@ class Options:
                 raise ValueError(
                     f"{name}={value!r}: choose one of {', '.join(filter(None, known))}"
                 )
+        self.settings(2, IGNORE_INDEX)  # checks the rest
+
+    def settings(self, classes: int, ignore_index: int) -> Settings:
+        """Return how layers are counted and measured."""
+        return Settings(
+            num_classes=classes,
+            scatter=self.scatter,
+            convention=self.convention,
+            ignore_index=ignore_index,
+            nonfinite=self.nonfinite,
+            seed=self.seed,
+            sketch_rows=self.sketch_rows,
+            groups=self.groups,
+        )
 
     def head_of(self, step: int | None) -> str | None:
         """Return the file of the head of a step; the one head is that of any."""

@@ -64,7 +64,7 @@ def prepare(
         )
     else:
         classes = _largest_label(plan.shards, cache, ignore_index) + 1
-    settings = settings_of(options, max(classes, 2), ignore_index)
+    settings = options.settings(max(classes, 2), ignore_index)
     counting = Counting(settings, options.reductions, plan.labels)
     if not options.one_epoch:
         _check_one_epoch(plan.shards, layers, counting, cache)
@@ -79,20 +79,6 @@ def prepare(
         progress,
         lasting=mapping,
         skipped=plan.skipped,
-    )
-
-
-def settings_of(options: Options, classes: int, ignore_index: int) -> Settings:
-    """Return how layers are counted and measured."""
-    return Settings(
-        num_classes=classes,
-        scatter=options.scatter,
-        convention=options.convention,
-        ignore_index=ignore_index,
-        nonfinite=options.nonfinite,
-        seed=options.seed,
-        sketch_rows=options.sketch_rows,
-        groups=options.groups,
     )
 
 

@@ -14,7 +14,6 @@ from .inputs import cache_folder, check_heads
 from .job import Counting, Job
 from .merge import check_together, check_unchanged, merge_states, numbered_again, numbering_notes
 from .options import Accept, Options
-from .prepare import settings_of
 from .saved_state import SavedState, open_states
 
 
@@ -81,7 +80,7 @@ def _check_target(target: Path, states: Sequence[SavedState]) -> None:
 def _job_of_states(first: SavedState, options: Options, cache: str, progress: bool) -> Job:
     """Return what measures merged states: how they were counted, and the head."""
     classes, key = int(first.key["num_classes"]), first.key
-    counting = Counting(settings_of(options, classes, int(key["ignore_index"])))
+    counting = Counting(options.settings(classes, int(key["ignore_index"])))
     check_heads(options.head, [None])
     head_file, reader = options.head_of(None), None
     if head_file is None:

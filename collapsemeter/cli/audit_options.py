@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..metrics.convention import PRESETS
@@ -113,8 +114,7 @@ def audit_options(options: argparse.Namespace) -> Options:
     """Return what is asked for, as far as the command has an option for it."""
     from ..audit.options import Options
 
-    same = ("labels", "predictions", "logits", "mask", "head_name", "head_layer", "one_epoch", "seed",
-            "num_classes", "scatter", "sketch_rows", "groups", "first_row", "convention", "ignore_index", "nonfinite", "phase")  # fmt: skip
+    same = {field.name for field in fields(Options)} - {"head", "layers", "reduction", "nc4"}
     given = {name: value for name, value in vars(options).items() if name in same}
     if "layers" in options:
         given["layers"] = tuple(options.layers)

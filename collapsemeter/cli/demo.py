@@ -74,10 +74,7 @@ class Outcome(NamedTuple):
 def run(
     framework: str = "torch", epochs: int = EPOCHS, folder: str = "runs/demo", seed: int = 0
 ) -> Outcome:
-    """Train, print a table row an epoch, and write events, JSON lines, figure, activations and report.
-
-    Where ``folder`` exists, the first of ``folder-2``, ``folder-3``, ... that does not is written to.
-    """
+    """Train, print a row an epoch, and write events, JSON lines, figure, activations and report into the folder, or a numbered one beside it where it exists."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -245,11 +245,7 @@ def _norm(values: Floats) -> float:
 
 
 def _free_scale(layer: LayerReport, nuclear: bool) -> float:
-    r"""Return what is fixed where the frame is not, weighted by class size.
-
-    :math:`\sqrt{\sum_k n_k \|\mu_k\|^2 / N}` of the features, as :math:`\lambda_H \|H_1\|^2` is fixed;
-    the nuclear norm :math:`\|M\,\mathrm{diag}(n_k/N)^{1/2}\|_*` of what the ReLU reads.
-    """
+    """Return what is fixed where the frame is not: root mean square norm of the class means by class size, or before the ReLU their nuclear norm."""
     gram = layer.matrices.get("means_gram")
     if gram is None:
         return math.nan

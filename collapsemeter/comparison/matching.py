@@ -37,17 +37,7 @@ def normalised(gram: Floats) -> Floats:
 
 
 def match_classes(gram: Floats, reference: Floats) -> Match:
-    r"""Distance of two Gram matrices, without scale, over all orders of the classes.
-
-    .. math:: \min_\pi \Big\| \frac{G}{\|G\|} - \Pi \frac{R}{\|R\|} \Pi^\top \Big\|_F
-
-    Exact for up to seven classes, by trying every permutation, and where one of the matrices is that of
-    an orthogonal frame or simplex ETF, which has no order. Beyond, the best of several searches,
-    hence an upper bound of the minimum: classes told apart one by one by their place among the others
-    (which recovers a permuted copy, of symmetric structures too; Weisfeiler & Leman 1968), the Fast
-    Approximate QAP of SciPy (Vogelstein et al. 2015) from several starts, and exchanges of two classes
-    until none helps.
-    """
+    """Distance of two Gram matrices at norm 1 over all orders of the classes: exact for seven classes or a matrix without an order, else an upper bound by search."""
     if gram.shape != reference.shape or gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(
             f"Gram matrices have shapes {gram.shape} and {reference.shape}: "

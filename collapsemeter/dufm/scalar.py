@@ -104,11 +104,7 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 def least_margin_loss(
     offsets: tuple[tuple[float, float], ...], strength: float, depth: int
 ) -> tuple[float, float]:
-    r"""The scale x of a pattern of logits, and the least cross-entropy plus decay that it reaches.
-
-    .. math:: \min_{x \ge 0} \log\Big(1 + \sum_i m_i e^{-\delta_i x}\Big)
-              + \tfrac{L+1}{2}\, g\, x^{2/(L+1)}, \qquad \text{offsets} = (m_i, \delta_i)
-    """
+    """The scale x of logits, and the least ``log(1 + sum m_i exp(-d_i x)) + (L + 1)/2 g x^(2/(L + 1))`` that it reaches; offsets are (m_i, d_i)."""
     power = (depth - 1) / (depth + 1)
 
     def fit(scale: float) -> float:

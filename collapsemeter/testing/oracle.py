@@ -29,11 +29,7 @@ _DESCRIBED = ("scatter", "sketch_rows", "feature_dtype", "phase")
 
 
 def tolerance(rows: int) -> float:
-    """Bound the relative error of sums in float32.
-
-    A sum of n residuals loses at most n eps of their magnitudes, and the shift is within a few standard
-    deviations of the mean, which leaves a factor of a few.
-    """
+    """Bound the relative error of float32 sums: n residuals lose at most n eps of their magnitudes, with a factor for the shift."""
     return min(4 * rows * EPS["float32"], LOOSEST)
 
 
@@ -52,11 +48,7 @@ def reduced(features: Features, labels: Labels) -> tuple[Rows, npt.NDArray[np.in
 
 
 class Oracle:
-    """What the core says of batches: moments, and reports with and without the head.
-
-    Labels other than classes, ``ignore_index``, and the codes of rows that name no single class are rows
-    left out, as if they had not been fed.
-    """
+    """What the core says of batches; labels that are neither classes nor codes of rows left out are as if they had not been fed."""
 
     def __init__(self, spec: Spec, batches: Iterable[Batch]) -> None:
         self.spec, settings = spec, spec.settings

@@ -93,10 +93,7 @@ def stream_of(
     scale: float = 1.0,
     seed: int = 0,
 ) -> Stream:
-    """Return rows about the class means, shuffled, in batches of these sizes.
-
-    For a sequence ``sizes`` are of sequences, and every token is a row.
-    """
+    """Return rows about the class means, shuffled, in batches of these sizes; of a sequence every token is a row."""
     rng = np.random.default_rng([spec.num_classes, spec.width, seed])
     labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     means = _means(spec.num_classes, spec.width)[labels]

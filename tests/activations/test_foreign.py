@@ -25,7 +25,7 @@ import zarr
 from safetensors.numpy import save_file
 
 from collapsemeter.activations import ActivationsError, open_arrays
-from collapsemeter.activations.foreign import ENDINGS
+from collapsemeter.activations.foreign_kinds import ENDINGS
 from collapsemeter.activations.remote import open_file
 from collapsemeter.cli import main
 
