@@ -1,7 +1,7 @@
 """The command line: one module for each family of commands, and what they share.
 
 ============  ====================================================
-`audit`       ``collapsemeter audit``, ``audit map``, ``audit merge``; `audit_options`, `audit_output`
+`audit`       ``collapsemeter audit``, ``audit map``, ``audit merge``; `audit_options`
 `fail_if`     ``--fail-if``
 `reference`   ``--dufm``
 `show`        ``collapsemeter show`` and ``compare``

@@ -13,7 +13,8 @@ from ..metrics.catalogue import METRICS
 from ..metrics.layer import LayerReport
 from ..report.criteria import PROPERTIES, Criteria
 from ..report.report import CollapseReport
-from ..report.trust_words import PARTS, no_part, trust
+from ..report.trust_notes import no_part
+from ..report.trust_words import PARTS, trust
 from ..stats.undefined import REASONS
 from ..system.escaping import printable
 from ..system.suggest import did_you_mean

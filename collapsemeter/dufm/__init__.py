@@ -13,6 +13,7 @@
 `solution`      `Solution`: what it found, beside the closed forms and bounds
 `descent`       `gradient_descent` and its `Trajectory`; L-BFGS and Newton steps
 `seeds`         where descent starts
+`graphs`        classes as edges of a graph, for `srg` and for starts near it
 `chain`         balanced layers, split from a map or put side by side
 `overview`      thresholds and closed forms of a problem in words, and sweeps
 `plots`         their figures
@@ -26,7 +27,7 @@ rank, below collapse); `ufm_mse`, `ufm_ce`, `seli`, `convex` (one layer); `linea
 """
 
 from .certificates import Identities, Stationarity, stationarity, stationarity_identities
-from .closed.blocks import Block, best_blocks, blocks, srg, srg_effective_classes
+from .closed.blocks import Block, best_blocks, blocks, srg
 from .closed.bounds import certify, lower_bound, nuclear_bound
 from .closed.collapse import dnc, orthogonal_frame, partial
 from .closed.cross_entropy import linear_ce_dnc, linear_ce_pairs, linear_ce_polygon, pairs
@@ -34,6 +35,7 @@ from .closed.feasible import zero
 from .closed.linear import gof, linear, minority_threshold
 from .closed.one_layer import convex, seli, seli_grams, ufm_ce, ufm_mse
 from .descent import Trajectory, gradient_descent
+from .graphs import srg_effective_classes
 from .network import (
     Variables,
     class_columns,

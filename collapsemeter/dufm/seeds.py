@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from .chain import Chain, balance, pad
-from .closed.blocks import best_subset_size, read_by_signs, subset_signs, triangular_incidence
+from .graphs import best_subset_size, read_by_signs, subset_signs, triangular_incidence
 from .network import Variables, zeros
 from .problem import DUFM, FloatArray
 

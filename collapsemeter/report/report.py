@@ -17,9 +17,11 @@ from .criteria import Criteria, pinv_words, sentences
 from .depth_profile import BOUND, DepthProfile, depth_profile, separation_fit
 from .file import FORMAT, VERSION, Fields, read_json, report_fields
 from .imbalance_words import imbalance_words
-from .report_table import TABLE, table_lines
+from .report_table import TABLE as TABLE
+from .report_table import table_lines
 from .tags import Tags, chosen_metrics, of_report
 from .training_error import RECORDED_ERROR, checked_error
+from .trust_notes import cautions
 
 LayerT = TypeVar("LayerT")
 
@@ -225,7 +227,8 @@ class CollapseReport(NamedLayers[LayerReport]):
         conv1       1.5             -
         fc         0.25             -
         """
-        return "\n".join(table_lines(self.layers, self.warnings, metrics, width))
+        notes = [*cautions(self.layers, metrics), *self.warnings]
+        return "\n".join(table_lines(self.layers, notes, metrics, width))
 
     def scalars(
         self, prefix: str = "", metrics: Sequence[str] | Literal["all"] = "all"

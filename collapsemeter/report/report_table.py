@@ -1,24 +1,29 @@
 """A report as a table of text: layers against metrics, and below it what must be said of the values."""
 
+from __future__ import annotations
+
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..metrics.catalogue import METRICS
-from ..metrics.layer import LayerReport
 from ..stats.undefined import REASONS
 from ..system.escaping import printable
 from ..system.suggest import did_you_mean
-from .trust_words import beside, cautions
+from .trust_words import beside
+
+if TYPE_CHECKING:
+    from ..metrics.layer import LayerReport
 
 _CELL = 8  # characters of a value: 1.23e-05
 _NAME = 12  # characters of a layer's name at least
 TABLE = ("nc1_pinv", "nc2_equinorm", "nc2_etf_error", "nc3_self_duality", "nc4_mismatch")
-Layers = Mapping[str, LayerReport]
+Layers: TypeAlias = "Mapping[str, LayerReport]"
 
 
 def table_lines(
-    layers: Layers, warnings: Iterable[str], metrics: Sequence[str], width: int
+    layers: Layers, notes: Iterable[str], metrics: Sequence[str], width: int
 ) -> list[str]:
     """Return the lines of `CollapseReport.table`."""
     known = {*METRICS, *(name for layer in layers.values() for name in layer)}
@@ -33,7 +38,7 @@ def table_lines(
     for names, columns in _blocks(sizes, width, longest_name(layers)):
         lines += _block(layers, names, columns, cells)
     apart = [metric for metric in metrics if max(map(len, cells[metric]), default=0) <= _CELL]
-    for note in [*_noise(layers, apart), *_notes(layers, metrics, warnings)]:
+    for note in [*_noise(layers, apart), *_notes(layers, metrics, notes)]:
         lines += textwrap.wrap(note, width, subsequent_indent="  ")
     return lines
 
@@ -93,8 +98,8 @@ def _noise(layers: Layers, metrics: Sequence[str]) -> Iterator[str]:
                 yield f"{printable(name)}: {metric} {layer[metric]:.3g}{words}"
 
 
-def _notes(layers: Layers, metrics: Sequence[str], warnings: Iterable[str]) -> Iterator[str]:
-    """Say why values are undefined, once for each reason; how sure others are; the warnings."""
+def _notes(layers: Layers, metrics: Sequence[str], notes: Iterable[str]) -> Iterator[str]:
+    """Say why values are undefined, once for each reason; how sure others are; what else was noted."""
     for name, layer in layers.items():
         by_code: dict[str, list[str]] = {}
         for metric in metrics:
@@ -107,5 +112,5 @@ def _notes(layers: Layers, metrics: Sequence[str], warnings: Iterable[str]) -> I
         for metric in (m for m in metrics if m in layer.standard_errors and m in layer):
             words = f"{metric} {layer[metric]:.3g} ± {layer.standard_errors[metric]:.2g}"
             yield f"±: {printable(name)}: {words} (standard error of a sketch)"
-    for words in [*cautions(layers, metrics), *map(printable, warnings)]:
-        yield f"! {words}"
+    for note in notes:
+        yield f"! {printable(note)}"

@@ -9,7 +9,7 @@ import pytest
 
 from collapsemeter.comparison.matching import _exchange_gain, match_classes
 from collapsemeter.dufm.chain import paired_signs
-from collapsemeter.dufm.closed.blocks import triangular_incidence
+from collapsemeter.dufm.graphs import triangular_incidence
 
 
 def polygon(classes):

@@ -83,8 +83,9 @@ def test_bad_problems_get_one_sentence(changes, message):
 
 def test_closed_forms_are_registered_whatever_is_imported_first():
     code = (
-        "from collapsemeter.dufm.closed.blocks import subset_signs\n"
-        "from collapsemeter.dufm.problem import DUFM\nfrom collapsemeter.dufm.registry import CLOSED_FORMS\n"
+        "from collapsemeter.dufm.closed.blocks import Block\n"
+        "from collapsemeter.dufm.problem import DUFM\n"
+        "from collapsemeter.dufm.registry import CLOSED_FORMS\n"
         "print(*(form.name for form in CLOSED_FORMS))\n"
         "print(DUFM(2, 1, 2, feature_decay=0.01, weight_decay=0.01).optimum().name)"
     )
@@ -103,7 +104,7 @@ def test_a_closed_form_takes_its_place_in_the_list(monkeypatch):
     def nothing(problem):
         return []
 
-    from collapsemeter.dufm import problem as module
+    from collapsemeter.dufm import registry as module
 
     assert [form.name for form in module.CLOSED_FORMS] == ["nothing", *(f.name for f in listed)]
     # Of equal losses and statuses the form of the lower place comes first.

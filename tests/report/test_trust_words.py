@@ -13,7 +13,8 @@ from collapsemeter import CollapseReport, LayerReport
 from collapsemeter.cli.fail_if import FailureCondition
 from collapsemeter.report.criteria import Criteria
 from collapsemeter.report.history import read_history
-from collapsemeter.report.trust_words import beside, no_part
+from collapsemeter.report.trust_notes import no_part
+from collapsemeter.report.trust_words import beside
 from collapsemeter.sinks import JsonlSink
 
 

@@ -15,7 +15,7 @@ from collapsemeter.dufm import (
     srg,
     srg_effective_classes,
 )
-from collapsemeter.dufm.closed.blocks import best_subset_size, inclusion_spectrum
+from collapsemeter.dufm.graphs import best_subset_size, inclusion_spectrum
 
 # Ratio of effective to actual classes, depth 3 to 6, at subset size 2 and at the best size.
 TABLE = {

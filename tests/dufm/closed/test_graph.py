@@ -10,7 +10,7 @@ import pytest
 import collapsemeter as cm
 from collapsemeter import dufm
 from collapsemeter.dufm import orthogonal_frame
-from collapsemeter.dufm.closed.blocks import subset_signs, triangular_incidence
+from collapsemeter.dufm.graphs import subset_signs, triangular_incidence
 
 ROUNDING = 1e-13
 
