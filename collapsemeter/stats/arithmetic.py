@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .groups import Groups, merged_groups
+from .groups import Groups, merged_groups, moved_to
 from .linalg import CACHED_ENTRIES, EPS64, WHOLE_PRODUCT, Floats, add_product, mirror, row_blocks
 from .rounding import Rounding, merged_rounding
 
@@ -24,15 +24,14 @@ PRODUCT_ENTRIES = 2**22  # of a product: 32 MB
 def centred(state: Sums, *, in_place: bool = False) -> dict[str, Any]:
     """Return the statistics of sums, see `ClassMoments.from_sums`; in place of sums that `host_sums.add_rows` has filled."""
     counts = np.array(state.counts, np.int64)  # a copy: the state may be updated in place
-    cells, state = state, _by_class(state)
-    groups = _groups(cells, state, counts, in_place)
+    state, groups = _grouped(state, counts, in_place)
     present = np.flatnonzero(counts)
     if in_place:  # the shift of a class of one row is that row
         present = present[(counts[present] > 1) | (state.squares[present] != 0)]
     width = state.sums.shape[1]
     scatter = sketch = signs = None
     if state.scatter is not None:
-        scatter = np.array(state.scatter, np.float64, order="C", copy=None if in_place else True)
+        scatter = np.array(state.scatter, np.float64, copy=None if in_place else True)
         _centre(scatter, state, counts, present)
         if not in_place or width > WHOLE_PRODUCT:  # else both triangles are there
             mirror(scatter)
@@ -64,33 +63,27 @@ def centred(state: Sums, *, in_place: bool = False) -> dict[str, Any]:
     }
 
 
-def _by_class(state: Sums) -> Sums:
-    """Return the sums of all groups of each class."""
+def _grouped(
+    state: Sums, counts: npt.NDArray[np.int64], in_place: bool
+) -> tuple[Sums, Groups | None]:
+    """Return the sums of each class, and the groups about its mean, in one pass over the groups."""
     if not state.groups:
-        return state
-    shape = (len(state.counts), state.groups)
+        return state, None
+    shape = (len(counts), state.groups)
     dtype = np.asarray(state.sums).dtype  # of which the bounds of rounding speak
-    sums, squares = (
-        np.asarray(array, np.float64).reshape(*shape, *array.shape[1:]).sum(axis=1)
-        for array in (state.sums, state.squares)
-    )
-    return replace(state, sums=sums.astype(dtype), squares=squares.astype(dtype), group_counts=None)
-
-
-def _groups(
-    cells: Sums, state: Sums, counts: npt.NDArray[np.int64], in_place: bool
-) -> Groups | None:
-    """Return the groups about the class means; `state` has their sums by class."""
-    if not cells.groups:
-        return None
-    shape = (len(counts), cells.groups)
-    offsets = np.asarray(state.sums, np.float64) / np.maximum(counts, 1)[:, None]
-    return Groups.about(
-        np.array(cells.group_counts, np.int64).reshape(shape),
-        np.array(cells.sums, np.float64, copy=None if in_place else True).reshape(*shape, -1),
-        np.asarray(cells.squares, np.float64).reshape(shape),
-        offsets,
-    )
+    rows = np.array(state.group_counts, np.int64).reshape(shape)
+    sums = np.array(state.sums, np.float64, copy=None if in_place else True).reshape(*shape, -1)
+    squares = np.asarray(state.squares, np.float64).reshape(shape)
+    totals, moved = np.zeros(state.shift.shape, dtype), np.zeros(shape)
+    for classes in row_blocks(len(counts), sums[0].size):
+        if counts[classes].any():
+            totals[classes] = sums[classes].sum(axis=1)
+            offsets = totals[classes].astype(np.float64) / np.maximum(counts[classes], 1)[:, None]
+            part = rows[classes], sums[classes], squares[classes], offsets
+            moved[classes] = moved_to(*part)
+    by_class = squares.sum(axis=1).astype(dtype)
+    groups = Groups(rows, sums, moved)
+    return replace(state, sums=totals, squares=by_class, group_counts=None), groups
 
 
 def _centre(scatter: Floats, state: Sums, counts: npt.NDArray[np.int64], present: Any) -> None:

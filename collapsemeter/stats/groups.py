@@ -74,12 +74,11 @@ class Groups:
     @classmethod
     def about(cls, counts: Counts, sums: Floats, squares: Floats, offsets: Floats) -> Groups:
         """Return groups about class means that lie at ``offsets`` (C, d) from where these sums are about; `sums` are taken over."""
-        moved = squares + counts * np.vecdot(offsets, offsets)[:, None]
+        moved = np.empty_like(squares)
         step = max(1, CACHED_ENTRIES // max(sums[0].size, 1))
-        for classes in (slice(start, start + step) for start in range(0, len(sums), step)):
-            moved[classes] -= 2 * np.vecdot(sums[classes], offsets[classes, None])
-            sums[classes] -= counts[classes, :, None] * offsets[classes, None]
-        return cls(counts, sums, np.maximum(moved, 0.0))
+        for part in (slice(start, start + step) for start in range(0, len(sums), step)):
+            moved[part] = moved_to(counts[part], sums[part], squares[part], offsets[part])
+        return cls(counts, sums, moved)
 
     def folded(self, groups: int) -> Groups:
         """Return the rows in fewer groups, as if they had been dealt to so many."""
@@ -120,6 +119,21 @@ class Groups:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays under the names that `among` looks for."""
         return {f"group_{part.name}": getattr(self, part.name) for part in fields(self)}
+
+
+def moved_to(counts: Counts, sums: Floats, squares: Floats, offsets: Floats) -> Floats:
+    """Move sums of groups, in place, to be about centres at these offsets; return the squares about them."""
+    moved: npt.NDArray[np.float64] = squares + counts * np.vecdot(offsets, offsets)[:, None]
+    filled = np.nonzero(counts)
+    if len(filled[0]) == counts.size:
+        moved -= 2 * np.vecdot(sums, offsets[:, None])
+        sums -= counts[:, :, None] * offsets[:, None]
+    else:  # the memory of groups without rows need not even be read
+        rows, steps = sums[filled], offsets[filled[0]]
+        moved[filled] -= 2 * np.vecdot(rows, steps)
+        steps *= counts[filled][:, None]
+        sums[filled] = rows - steps
+    return np.maximum(moved, 0.0, out=moved)
 
 
 def merged_groups(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .groups import GROUPS, affordable_groups
-from .linalg import LARGEST, Floats, add_product, bounded, row_blocks
+from .linalg import LARGEST, Floats, add_product, bounded, row_blocks, spaced_zeros
 from .plain import widened
 from .sampling import dealt_range, low_32_bits, row_hashes
 from .sums import (
@@ -43,7 +43,9 @@ LEAST_TILE = 64  # rows
 LEAST_RUN = 32  # rows of a class, on average, from which on a tile has one class
 LONG_RUN = 8  # rows that are summed by a product of their own,
 WIDE_ROW = 512  # and features from which on any rows of one cell are
+LONG_CELL = 2**13  # values of a cell, on average, from which on it is a part of a tile
 MOST_INDICATORS = 16  # cells of a tile whose sums are one product
+ONES = np.ones(2**10)
 
 Ints = npt.NDArray[np.int64]
 
@@ -79,7 +81,10 @@ def empty_sums(
     if scatter == "auto":
         scatter = scatter_kind(num_classes, width, HOST_CLASS_SCATTER_ENTRIES)
     afforded = affordable_groups(num_classes, width, groups)
-    return init(num_classes, width, scatter, sketch_rows=sketch_rows, groups=afforded)
+    sums = init(num_classes, width, scatter, sketch_rows=sketch_rows, groups=afforded)
+    if sums.scatter is not None:
+        sums.scatter = spaced_zeros(sums.scatter.shape)
+    return sums
 
 
 def block_rows_of(width: int) -> int:
@@ -97,23 +102,32 @@ def _add_sorted(
     seed: int,
     first_row: int,
 ) -> int:
-    used = np.flatnonzero((labels >= 0) & (labels != ignore_index))
-    if len(used) < len(labels):
+    known = (labels >= 0) & (labels != ignore_index)
+    used = None
+    if not known.all():
         sums.ignored += np.count_nonzero(labels == ignore_index)
         sums.unlabelled += np.count_nonzero(labels == UNLABELLED)
         sums.mixed += np.count_nonzero(labels == MIXED)
-    labels = labels[used]
+        used = np.flatnonzero(known)
+        labels = labels[used]
     cells = labels
     if sums.groups:
-        cells = labels * sums.groups + dealt_range(first_row, len(used), sums.groups)
+        cells = labels * sums.groups + dealt_range(first_row, len(labels), sums.groups)
     narrow = cells.astype(np.uint16) if len(sums.squares) <= 2**16 else cells  # sorted by radix
     order = np.argsort(narrow, kind="stable")
-    places, labels, cells = used[order], labels[order], cells[order]
-    starts = _starts(labels)
+    places = order if used is None else used[order]
+    in_order = narrow[order]
+    starts = _starts(in_order)
+    sizes, bins = np.diff(starts, append=len(order)), in_order[starts].astype(np.int64)
+    cells = np.repeat(bins, sizes)
     if sums.group_counts is not None:
-        cell_starts = _starts(cells)
-        sums.group_counts[cells[cell_starts]] += np.diff(cell_starts, append=len(cells))
-    present, sizes = labels[starts], np.diff(starts, append=len(labels))
+        sums.group_counts[bins] += sizes
+        bins //= sums.groups
+        first = _starts(bins)
+        starts, bins = starts[first], bins[first]
+        sizes = np.diff(starts, append=len(cells))
+    present = bins
+    labels = np.repeat(present, sizes)
     new = sums.counts[present] == 0
     untouched = not sums.counts.any()
     sums.counts[present] += sizes
@@ -155,7 +169,7 @@ def _add_sorted(
                 fresh.discard(label)
         elif sums.scatter is not None:
             add_product(sums.scatter, block, fresh=untouched and part.start == 0)
-    return len(used)
+    return len(order)
 
 
 def _blocks(count: int, size: int, starts: npt.NDArray[np.intp]) -> Iterator[slice]:
@@ -205,18 +219,22 @@ def _add_tile(
 ) -> npt.NDArray[np.bool_]:
     """Write the residuals of a tile and add the sums of its cells; leave zeros for rows that do not count, and say which do."""
     counted = np.ones(len(labels), bool)
-    parts = list(row_blocks(len(tile), tile.shape[1], TILE_ENTRIES))
-    for part in parts:
-        _take(rows, places[part], tile[part])
-    if unset:
-        new = [(label, run) for label, run in _runs(labels) if label in unset]
-        unset.difference_update(label for label, _ in new)
-        for label, run in new:
-            sums.shift[label] = _mean(tile[run])
+    parts = list(_parts(cells, tile.shape[1]))
+    gathered = _set_means(sums, rows, places, labels, tile, parts, unset) if unset else False
     single = labels[0] == labels[-1]
     for part in parts:
         residuals = tile[part]
+        if not gathered:
+            _take(rows, places[part], residuals)
         residuals -= sums.shift[labels[0]] if single else np.take(sums.shift, labels[part], axis=0)
+        cell = cells[part.start]
+        if single and cell == cells[part.stop - 1]:
+            values = residuals.reshape(-1)
+            square = float(values @ values)
+            if math.isfinite(square):
+                sums.squares[cell] += square
+                sums.sums[cell] += _sum(residuals)
+                continue
         norms = np.vecdot(residuals, residuals)
         if np.isfinite(norms.sum()):
             _add_cells(sums, residuals, norms, cells[part])
@@ -227,13 +245,50 @@ def _add_tile(
     return counted
 
 
+def _parts(cells: Ints, width: int) -> Iterator[slice]:
+    """Cut a tile into parts that stay in a cache: of one cell each where cells have many rows."""
+    starts = _starts(cells)
+    if len(cells) * width < LONG_CELL * len(starts):
+        yield from row_blocks(len(cells), width, TILE_ENTRIES)
+        return
+    for start, stop in itertools.pairwise([*starts.tolist(), len(cells)]):
+        for part in row_blocks(stop - start, width, TILE_ENTRIES):
+            yield slice(start + part.start, start + part.stop)
+
+
+def _set_means(
+    sums: Sums,
+    rows: npt.NDArray[Any],
+    places: Ints,
+    labels: Ints,
+    tile: Floats,
+    parts: list[slice],
+    unset: set[int],
+) -> bool:
+    """Copy the rows of a tile; let the means of those classes that have no shift yet be the shifts."""
+    single = labels[0] == labels[-1]
+    total = np.zeros(tile.shape[1])
+    for part in parts:
+        _take(rows, places[part], tile[part])
+        if single:  # while the rows are in the cache
+            total += _sum(tile[part])
+    for label, run in _runs(labels):
+        if label in unset:
+            unset.discard(label)
+            mean = (total if single else _sum(tile[run])) / (run.stop - run.start)
+            sums.shift[label] = mean if bounded(mean) else _mean_of_vast(tile[run])
+    return True
+
+
+def _sum(rows: Floats) -> Floats:
+    ones = ONES[: len(rows)] if len(rows) <= len(ONES) else np.ones(len(rows))
+    total: Floats = ones @ rows
+    return total
+
+
 def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
     """Add rows that are sorted by cell, a class or a group of one: long runs each by a product, short ones together."""
     first, last = int(cells[0]), int(cells[-1])
-    if first == last:
-        sums.squares[first] += norms.sum()
-        sums.sums[first] += np.ones(len(rows)) @ rows
-        return
     if last - first < MOST_INDICATORS:
         indicator = (np.arange(first, last + 1)[:, None] == cells).astype(np.float64)
         sums.squares[first : last + 1] += indicator @ norms
@@ -244,10 +299,15 @@ def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
     sums.squares[bins] += np.add.reduceat(norms, starts)
     long = sizes >= (LONG_RUN if rows.shape[1] < WIDE_ROW else 1)
     if long.any():
-        ones = np.ones(int(sizes.max()))
-        for cell, start, size in np.stack([bins, starts, sizes], 1)[long].tolist():
+        counts = sums.counts if sums.group_counts is None else sums.group_counts
+        runs = np.stack([bins, starts, sizes, sizes == counts[bins]], 1)[long]
+        for cell, start, size, whole in runs.tolist():
             run = rows[start : start + size]
-            sums.sums[cell] += run[0] if size == 1 else ones[:size] @ run
+            total = run[0] if size == 1 else _sum(run)
+            if whole:  # no other row of the cell was added: its memory is new, and need not be read
+                sums.sums[cell] = total
+            else:
+                sums.sums[cell] += total
         starts, bins, sizes = starts[~long], bins[~long], sizes[~long]
     if not len(starts):
         return
@@ -258,13 +318,10 @@ def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
     sums.sums[bins] += total
 
 
-def _mean(rows: Floats) -> Floats:
-    mean: Floats = np.ones(len(rows)) @ rows / len(rows)
-    if bounded(mean):
-        return mean
-    # Differences of vast rows would add up to Inf about any row, and about their mean they cancel.
+def _mean_of_vast(rows: Floats) -> Floats:
+    """Return the mean of finite rows whose sum may overflow: their differences would add up to Inf about any row."""
     finite = rows[_finite(rows)]
-    mean = (finite / max(len(finite), 1)).sum(axis=0)
+    mean: Floats = (finite / max(len(finite), 1)).sum(axis=0)
     return mean
 
 
@@ -272,7 +329,7 @@ def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:
     """Copy rows of any dtype; those of float64 without an array between."""
     contiguous = rows.flags.c_contiguous  # `take` copies others as a whole
     if contiguous and rows.dtype == out.dtype:
-        np.take(rows, places, axis=0, out=out, mode="clip")
+        rows.take(places, axis=0, out=out, mode="clip")
         return
     for part in row_blocks(len(places), rows.shape[1], COPIED_ENTRIES):
         if contiguous:
@@ -323,7 +380,7 @@ def _add_sketch(
     np.add.at(sums.signs, (buckets, labels), signs * counted)
 
 
-def _starts(labels: Ints) -> npt.NDArray[np.intp]:
+def _starts(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
     """Return where each run of equal labels starts."""
     changes = np.ones(len(labels), bool)
     np.not_equal(labels[1:], labels[:-1], out=changes[1:])

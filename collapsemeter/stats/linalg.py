@@ -16,6 +16,8 @@ TILE = 2048  # rows a side: a tile of their products takes 32 MB
 WHOLE_PRODUCT = 2048  # columns up to which a symmetric product is taken in one piece
 PRODUCT_COLUMNS = 1024  # columns of a block of wider ones
 MIRROR_ROWS = 64  # rows that are mirrored at a time: their strip stays in a cache
+SPACING = 8  # floats between rows whose width is a multiple of
+CACHE_STRIDE = 64  # floats: walks down their columns, as NumPy mirrors a product, would share few lines of a cache
 LARGEST = 1e75  # fourth powers stay in float64; float32 ends at 3e38
 
 
@@ -46,16 +48,24 @@ def row_norms(frame: Floats) -> Floats:
     return np.asarray(np.sqrt(np.vecdot(frame, frame)))  # without an array of (C, d) squares
 
 
-def add_product(
-    total: npt.NDArray[Any], rows: npt.NDArray[Any], weight: float = 1.0, *, fresh: bool = False
-) -> None:
+def spaced_zeros(shape: tuple[int, ...]) -> Floats:
+    """Return zeros into which NumPy mirrors a symmetric product fast: a view, with a gap after each row where that helps."""
+    gap = 0 if shape[-1] % CACHE_STRIDE else SPACING
+    return np.zeros((*shape[:-1], shape[-1] + gap))[..., : shape[-1]]
+
+
+def add_product(total: Floats, rows: Floats, weight: float = 1.0, *, fresh: bool = False) -> None:
     """Add ``weight * rows.T @ rows`` to ``total``, in place (or write it, if ``fresh``): where wide, to its lower triangle alone."""
-    # Wide rows are taken by blocks: threads of OpenBLAS crash in a symmetric product of 20,000 columns.
     width = rows.shape[1]
-    if fresh and width <= WHOLE_PRODUCT and total.flags.c_contiguous:
-        np.matmul(rows.T, rows, out=total)
+    if width <= WHOLE_PRODUCT:
+        product = np.matmul(rows.T, rows, out=total if fresh else spaced_zeros((width, width)))
+        if weight != 1.0:
+            product *= weight
+        if not fresh:
+            total += product
         return
-    for columns in row_blocks(width, 1, width if width <= WHOLE_PRODUCT else PRODUCT_COLUMNS):
+    # Wide rows are taken by blocks: threads of OpenBLAS crash in a symmetric product of 20,000 columns.
+    for columns in row_blocks(width, 1, PRODUCT_COLUMNS):
         product = rows[:, columns].T @ rows[:, : columns.stop]
         if weight != 1.0:
             product *= weight

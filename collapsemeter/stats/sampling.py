@@ -141,7 +141,7 @@ def dealt_range(first: int, count: int, groups: int) -> npt.NDArray[np.int64]:
     """
     blocks = np.arange(first // GROUPS, -(-(first + count) // GROUPS)) & (2**28 - 1)
     step, shift = _orders(blocks, low_32_bits)
-    places = (np.arange(GROUPS) * step[:, None] + shift[:, None]) % groups
+    places = (np.arange(GROUPS) * step[:, None] + shift[:, None]) & (groups - 1)
     start = first % GROUPS
     dealt: npt.NDArray[np.int64] = places.ravel()[start : start + count]
     return dealt

@@ -13,7 +13,7 @@ from collapsemeter.stats import accumulate, host_sums, sums
 from collapsemeter.stats.accumulate import Accumulator
 from collapsemeter.stats.moments import ClassMoments
 from collapsemeter.stats.namespace import NUMPY
-from collapsemeter.stats.sampling import low_32_bits
+from collapsemeter.stats.sampling import dealt_groups, low_32_bits
 from collapsemeter.stats.sketch import row_hashes
 
 KINDS = ("class", "pooled", "sketch", "trace")
@@ -57,6 +57,22 @@ def two_pass(rows, labels, classes):
     return means, np.trace(scatter, axis1=1, axis2=2), scatter
 
 
+def assert_groups_of(found: ClassMoments, rows, labels):
+    """Counts, sums and squares of each group about the class means, of rows that are all finite and have classes."""
+    dealt = dealt_groups(np.arange(len(rows)), 16, low_32_bits)
+    means = two_pass(rows, labels, found.num_classes)[0]
+    residuals = (rows - means[labels]).astype(float)
+    counts, sums = np.zeros(found.groups.counts.shape), np.zeros(found.groups.sums.shape)
+    squares = np.zeros(counts.shape)
+    np.add.at(counts, (labels, dealt), 1)
+    np.add.at(sums, (labels, dealt), residuals)
+    np.add.at(squares, (labels, dealt), np.vecdot(residuals, residuals))
+    np.testing.assert_array_equal(found.groups.counts, counts)
+    for values, expected in ((found.groups.sums, sums), (found.groups.squares, squares)):
+        scale = np.abs(expected).max(initial=0.0)
+        np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-12 * max(scale, 1.0))
+
+
 def assert_like_the_oracle(found: ClassMoments, oracle: ClassMoments, rtol=1e-10, atol=0.0):
     np.testing.assert_array_equal(found.counts, oracle.counts)
     assert (found.ignored, found.nonfinite) == (oracle.ignored, oracle.nonfinite)
@@ -95,6 +111,10 @@ SIZES = (
     (host_sums, "MOST_BLOCK_ENTRIES"),
     (host_sums, "TILE_ENTRIES"),
     (host_sums, "LEAST_RUN"),
+    (host_sums, "LONG_CELL"),
+    (host_sums, "LONG_RUN"),
+    (host_sums, "MOST_INDICATORS"),
+    (host_sums, "WIDE_ROW"),
     (accumulate, "PENDING_ENTRIES"),
 )
 
@@ -118,8 +138,24 @@ def test_any_stream_in_any_split_is_that_of_the_update(stream, kind, propagate, 
         streamed = counted(rows, labels, classes, kind, splits, nonfinite=policy)
         batch = ClassMoments.from_batch(rows, labels, classes, scatter=kind, nonfinite=policy)
     oracle = oracle_of(rows, labels, classes, kind, propagate=propagate)
-    assert_like_the_oracle(streamed, oracle)
-    assert_like_the_oracle(batch, oracle)
+    for found in (streamed, batch):
+        assert_like_the_oracle(found, oracle)
+        if np.isfinite(rows).all():
+            assert_groups_of(found, rows[labels >= 0], labels[labels >= 0])
+
+
+@pytest.mark.parametrize("long_run", [1, 3, 99])
+def test_runs_of_a_cell_add_up_over_batches(long_run, monkeypatch):
+    """Only a run of all rows that a cell has is written in place of being added."""
+    monkeypatch.setattr(host_sums, "MOST_INDICATORS", 0)
+    monkeypatch.setattr(host_sums, "LONG_RUN", long_run)
+    rng = np.random.default_rng(0)
+    rows, labels = rng.normal(size=(300, 4)), rng.integers(0, 3, 300)
+    found = Accumulator(3, 4)
+    for part in (slice(0, 90), slice(90, 300)):
+        found.update(rows[part], labels[part])
+        found.flush()
+    assert_groups_of(found.moments(), rows, labels)
 
 
 @given(
