@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from collapsemeter import ClassMoments, CollapseReport, Head, LayerReport, decide, measure
-from collapsemeter.report.drawing import evenly
+from collapsemeter.report.drawing import evenly, readable
 from collapsemeter.report.figure import PANELS, drawable, plot
 
 CLASSES, WIDTH, ROWS = 4, 6, 48
@@ -286,6 +286,13 @@ def test_matplotlib_missing_names_the_extra(
         str(caught.value)
         == "drawing the figure needs matplotlib: pip install 'collapsemeter[report]'"
     )
+
+
+def test_a_name_is_shortened_in_the_middle_where_it_is_longer() -> None:
+    name = "features.12.conv"
+    assert readable(name, len(name)) == name
+    assert readable(name, 15) == "feature…12.conv"
+    assert readable("", 15) == "(no name)"
 
 
 def test_places_at_even_distances_hold_the_first_and_the_last() -> None:

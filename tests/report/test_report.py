@@ -108,6 +108,22 @@ def test_a_table_wider_than_the_page_becomes_several(report):
         assert [metric for head in heads for metric in head] == list(cm.METRICS)
 
 
+def test_columns_stand_two_apart_where_they_fit_and_else_one():
+    metrics = ["nc1_pinv", "nc2_equinorm", "nc2_etf_error"]
+    made = CollapseReport({"fc": LayerReport(dict.fromkeys(metrics, 0.5))})
+    loose = made.table(metrics, width=200)
+    room = max(map(len, loose.splitlines()))
+    assert made.table(metrics, width=room) == loose
+    tight = made.table(metrics, width=room - 1)
+    assert max(map(len, tight.splitlines())) == room - len(metrics)
+    assert made.table(metrics, width=room - len(metrics)) == tight
+    two = made.table(metrics, width=room - len(metrics) - 1).splitlines()
+    assert [line.split() for line in two if line.startswith("layer")] == [
+        ["layer", *metrics[:2]],
+        ["layer", metrics[2]],
+    ]
+
+
 def test_undefined_cells_are_explained_below_the_table():
     nan = cm.measure(cm.ClassMoments.from_batch(np.eye(2), [0, 0], 3))
     text = CollapseReport({"a\nb": nan}, warnings=("the layer never fired " * 9,)).table()
