@@ -45,7 +45,11 @@ GROUPS: dict[str, tuple[float, str, list[str]]] = {
         ["tests/stats", "tests/metrics", "tests/adapter/test_joint_tally.py"],
     ),
     "metrics": (0.3, "collapsemeter/metrics/*.py", ["tests/metrics", "tests/comparison"]),
-    "report": (0.15, "collapsemeter/report/*.py", ["tests/report", "tests/html"]),
+    "report": (
+        0.15,
+        "collapsemeter/report/*.py",
+        ["tests/report", "tests/html", "tests/sinks/test_prefixes.py"],
+    ),
     "audit": (
         0.15,
         "collapsemeter/audit/*.py",
@@ -72,6 +76,10 @@ GROUPS: dict[str, tuple[float, str, list[str]]] = {
             "tests/collapsemeter_torch/test_torch_observe.py",
             "tests/collapsemeter_torch/test_torch_groups.py",
             "tests/collapsemeter_torch/test_torch_compile.py",
+            "tests/collapsemeter_torch/test_torch_dump.py",
+            "tests/collapsemeter_torch/test_torch_forward.py",
+            "tests/collapsemeter_torch/test_torch_layers.py",
+            "tests/collapsemeter_torch/test_torch_members.py",
         ],
     ),
 }

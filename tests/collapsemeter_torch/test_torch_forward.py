@@ -86,6 +86,20 @@ def test_a_half_decides_wherever_the_sigmoid_stands(sigmoid):
     assert report[layer]["nc4_mismatch"] == pytest.approx(disagreement(rows[0], y, decided))
 
 
+class Tempered(nn.Sequential):
+    def forward(self, factor, x):
+        return super().forward(x * factor).sigmoid()
+
+
+@pytest.mark.parametrize("factor", [2, torch.tensor(2.0)], ids=["number", "no rows"])
+def test_the_threshold_is_told_whatever_stands_before_the_rows(factor):
+    net = Tempered(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+    meter = CollapseMeter(net, verbose=False)
+    with meter.batch(torch.arange(12) % 2):
+        net(factor, torch.randn(12, 4))
+    assert meter.selection.threshold == pytest.approx(0.5, abs=1e-6)
+
+
 class LastToken(networks.Tokens):
     """A head of every token, of which the last one of each sequence is returned."""
 

@@ -698,6 +698,17 @@ def test_a_matrix_between_classes_in_a_loss_leaves_scores_what_they_are():
     assert meter.compute()["2"]["nc4_mismatch"] >= 0
 
 
+@pytest.mark.parametrize("view", [False, True])
+def test_a_criterion_knows_the_scores_of_a_network_that_learns_nothing(view):
+    """No graph leads from its loss to its scores."""
+    net, loss = mlp().requires_grad_(False), nn.CrossEntropyLoss()
+    meter = CollapseMeter(net, criterion=loss, verbose=False)
+    for _ in range(2):
+        scores = net(torch.randn(12, 4))
+        loss(scores.view(-1, 3) if view else scores, Y)
+    assert meter.compute().provenance["rows"] == 24
+
+
 def test_a_batch_and_a_criterion_count_once():
     net, loss = mlp(), nn.CrossEntropyLoss()
     meter = CollapseMeter(net, criterion=loss, verbose=False)

@@ -155,6 +155,8 @@ def test_estimates_are_those_of_the_formulas(counts, scatter, groups):
         ratio = layer.estimates["nc2_equinorm"] / math.sqrt(max(squared, 1e-300))
         assert (1 - 1e-9 <= ratio <= 1.125) if squared > 0 else ratio == 0
     if not groups:
+        gram = Gram(noise_of(ClassGeometry(moments), None))
+        np.testing.assert_allclose(ESTIMATES["nc2_equinorm"](gram).squared, squared, rtol=1e-9)
         assert {layer.no_interval[name] for name in NAMES if name in layer.estimates} == {
             "no_groups"
         }

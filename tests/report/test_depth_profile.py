@@ -91,6 +91,15 @@ def test_layers_without_a_value_are_named():
     assert infinite.depth == 3
 
 
+def test_a_layer_whose_interval_ends_on_the_bound_is_within_it():
+    same = {"nc1_trace_ratio": (1.0, 1.0)}
+    layer = LayerReport(
+        {"nc1_trace_ratio": 1.0}, {}, estimates={"nc1_trace_ratio": 1.0}, intervals=same
+    )
+    reached = CollapseReport({"a": layer, "b": layer, "c": layer}).depth_profile(bound=0.0).collapse
+    assert (reached.depth, reached.earliest, reached.latest) == (1, 1, 1)
+
+
 def test_two_layers_have_no_depth():
     profile = made("nc1_trace_ratio", (9.0, 0.01)).depth_profile()
     assert all(math.isnan(value) for value in profile.scalars().values())
