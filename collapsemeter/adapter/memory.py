@@ -34,7 +34,7 @@ class Holding:
         kind = settings.kind(width, class_products)
         return cls(kind, settings.sample_size(width), settings.afforded_groups(width))
 
-    def nbytes(self, width: int, settings: Settings, itemsize: int = 4) -> int:
+    def nbytes(self, width: int, settings: Settings) -> int:
         """Bytes of the sums, the scatter and the sampled rows of a layer of this width."""
         classes = settings.num_classes
         cells = classes * max(self.groups, 1)
@@ -44,7 +44,7 @@ class Holding:
             scatter_shape(self.kind, classes, width) or (0,),
             *sketch_shapes(self.kind, classes, width, settings.sketch_rows).values(),
         ]
-        return itemsize * sum(math.prod(shape) for shape in shapes)
+        return 4 * sum(math.prod(shape) for shape in shapes)
 
 
 @dataclass(frozen=True)

@@ -242,14 +242,14 @@ def select_layers(
     )
 
 
-def matching(names: Iterable[str], patterns: Sequence[str], *, asked: str = "layers") -> list[str]:
+def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """Return the names that a name or pattern selects, in the order of the names; ValueError where one selects nothing."""
     names = list(names)
     chosen: set[str] = set()
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise ValueError(
-                f"{asked}={list(patterns)!r}: {pattern!r} is a {type(pattern).__name__}, and names are strings; the "
+                f"layers={list(patterns)!r}: {pattern!r} is a {type(pattern).__name__}, and names are strings; the "
                 f"model has {listed(names)}"
             )
         selected = [name for name in names if matches(pattern, name)]
@@ -260,7 +260,7 @@ def matching(names: Iterable[str], patterns: Sequence[str], *, asked: str = "lay
                 f"; `*` stays within one part of a name, and {deep!r} crosses parts" if more else ""
             )
             raise ValueError(
-                f"{asked}={list(patterns)!r}: {pattern!r} matches no module; the model has "
+                f"layers={list(patterns)!r}: {pattern!r} matches no module; the model has "
                 f"{listed(names)}{did_you_mean(pattern, names)}{hint}"
             )
         chosen.update(selected)

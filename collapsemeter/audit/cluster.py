@@ -27,9 +27,7 @@ def cluster(address: str) -> Iterator[DaskWorkers]:
     """Connect to the scheduler of a cluster whose workers have this version of the package."""
     distributed = required("distributed", f"an audit on {address}", "dask", "Dask")
 
-    def connect() -> Any:
-        return distributed.Client(address, timeout=CONNECT, set_as_default=False)
-
+    connect = partial(distributed.Client, address, timeout=CONNECT, set_as_default=False)
     with _silent():
         try:
             distributed.comm.get_address_host_port(
@@ -66,7 +64,8 @@ class DaskWorkers:
         """Yield results as they come; ``more`` is sent to the workers once."""
         from distributed import as_completed
 
-        more = tuple(self._answer(partial(self._send, value)) for value in more)
+        send = partial(self.client.scatter, broadcast=True, hash=False)
+        more = tuple(self._answer(partial(send, value)) for value in more)
         futures = [self.submit(function, task, *more) for task in tasks]
         numbers = {future.key: i for i, future in enumerate(futures)}
         waiting = as_completed(futures, loop=self.client.loop)
@@ -80,9 +79,6 @@ class DaskWorkers:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return a future of the call; futures among the arguments stand for their results."""
         return self.client.submit(function, *arguments, pure=False)
-
-    def _send(self, value: Any) -> Any:
-        return self.client.scatter(value, broadcast=True, hash=False)
 
     def check(self) -> None:
         """Raise ValueError unless there are workers, and all of them have this version of the package."""

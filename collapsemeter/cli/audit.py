@@ -124,7 +124,6 @@ def _parser(commands: Any, name: str, words: str, examples: str) -> Any:
         help=words,
         description=f"{words[0].upper()}{words[1:]}, of any model, trained in any framework.",
         epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 

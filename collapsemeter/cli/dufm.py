@@ -51,7 +51,6 @@ def add(commands: Any) -> None:
         "loss and ranks, the best of them, and the best known point. They are one unless\n"
         "--solve finds a lower loss numerically.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=_run)
     add = command.add_argument_group("problem").add_argument

@@ -15,7 +15,8 @@ class Parser(argparse.ArgumentParser):
     """A parser for which an option has one name, a file comes once, and what is wrong is one sentence."""
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **given})
+        as_written = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"allow_abbrev": False, "formatter_class": as_written, **given})
         self.register("action", None, _Once)
         self._reads: list[str] = []
         self._writes: dict[str, Kind] = {}

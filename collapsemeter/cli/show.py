@@ -66,7 +66,6 @@ def _add(
         help=words,
         description=description,
         epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
     for argument, meaning in arguments.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from ..metrics.line_fit import FEWEST, Line, fit_line
 from ..stats.undefined import REASONS
 from ..system.escaping import printable
+from ..system.suggest import listed
 
 if TYPE_CHECKING:
     from ..metrics.layer import LayerReport
@@ -123,11 +124,9 @@ class DepthProfile:
         if reached.earliest < reached.latest:
             words += f"; intervals allow {reached.earliest:.0f} to {reached.latest:.0f}"
         if reached.beyond:
-            words += f"; beyond again: {_named(reached.beyond)}"
+            words += f"; beyond again: {listed(reached.beyond, _LISTED)}"
         if reached.unknown:
-            words += (
-                f"; an earlier one may be it, as there is no value at {_named(reached.unknown)}"
-            )
+            words += f"; an earlier one may be it, as there is no value at {listed(reached.unknown, _LISTED)}"
         return printable(words)
 
 
@@ -230,13 +229,10 @@ def _law_words(law: Law) -> str:
     words = f"law of data separation: log nc1_fuzziness changes by {line.slope:.3g} a layer"
     words += f" ({law.why})" if law.why else f" (95 % interval {line.low:.3g} to {line.high:.3g})"
     words += f", r = {line.r:.3f}, {line.points} layers"
-    return printable(words + (f"; no value at {_named(law.unknown)}" if law.unknown else ""))
+    return printable(
+        words + (f"; no value at {listed(law.unknown, _LISTED)}" if law.unknown else "")
+    )
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -5,6 +5,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ..system.escaping import printable
+from ..system.suggest import listed
 from .report import CollapseReport
 
 COUNTED = ("rows", "classes")  # a layer of its own says these, too
@@ -39,9 +40,8 @@ def _counted(report: CollapseReport) -> str:
     files = about.get("files")
     if isinstance(files, list) and files:
         paths = [str(file.get("path")) for file in files if isinstance(file, dict)]
-        names = ", ".join(printable(PurePath(path).name) for path in paths[:3])
-        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-        words += f", from {_many(len(files), 'file')}: {names}{more}"
+        names = listed((printable(PurePath(path).name) for path in paths), 3)
+        words += f", from {_many(len(files), 'file')}: {names}"
     return words
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..metrics.catalogue import METRICS
 from ..metrics.line_fit import FEWEST, Line, fit_line
 from ..system.escaping import printable
+from ..system.suggest import listed
 from .training_error import RECORDED_ERROR, checked_error, is_error
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ FALLING = tuple(name for name, metric in METRICS.items() if metric.range[0] >= 0
 """Metrics that have a logarithm."""
 
 _UNRECORDED = "no training error is recorded: write report.with_training_error(error), or pass errors={epoch: error}"
-_LISTED = 3
 
 
 class Onset(NamedTuple):
@@ -73,8 +73,7 @@ def terminal_phase(
         words += ", and the first that is known: the phase may have begun before"
     again = [step for step, error in known if step > first and error > 0]
     if again:
-        more = f" and {len(again) - _LISTED} more" if len(again) > _LISTED else ""
-        words += f"; above zero again at {', '.join(map(str, again[:_LISTED]))}{more}"
+        words += f"; above zero again at {listed(map(str, again), 3)}"
     return Onset(first, words)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..stats.undefined import FLAGS, REASONS
 from ..system.escaping import printable
+from ..system.suggest import listed
 from .trust_words import with_rows
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ _CAUTIONS = {  # flags, and how the metrics begin that they concern
     "resubstitution": ("nc4_", "ncc_accuracy"),
     "etf_is_generic": ("nc2_etf_error",),
 }
-_LISTED = 3
 
 
 def no_part(layer: LayerReport, metric: str, part: str) -> str:
@@ -37,15 +37,12 @@ def cautions(layers: Mapping[str, LayerReport], metrics: Iterable[str]) -> list[
     for flag, beginnings in _CAUTIONS.items():
         flagged = [name for name, layer in layers.items() if flag in layer.flags]
         if flagged and any(name.startswith(beginnings) for name in names):
-            sentences.append(f"{_listed(flagged)}: {_sentence(layers[flagged[-1]], flag)}")
+            sentences.append(
+                f"{listed(map(printable, flagged), 3)}: {_sentence(layers[flagged[-1]], flag)}"
+            )
     return sentences
 
 
 def _sentence(layer: LayerReport, code: str) -> str:
     words = (REASONS | FLAGS).get(code, code)
     return with_rows(layer, words) if code in _OF_ROWS else words
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(printable, names[:_LISTED])) + more

@@ -118,7 +118,11 @@ class Fan:
     def __init__(self, *destinations: Any, run: str | None = None, prefix: str = "") -> None:
         self.run = checked_run(run)
         sinks = (to(target, run=self.run, prefix=prefix) for target in destinations)
-        self.sinks = tuple(_guarded(sink) for sink in sinks)
+        # A sink of someone else's, which may raise, stands behind the same guard as ours.
+        self.sinks = tuple(
+            sink if isinstance(sink, (GuardedSink, Fan)) else LoggerSink(sink.write)
+            for sink in sinks
+        )
 
     @property
     def failures(self) -> int:
@@ -141,8 +145,3 @@ class Fan:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _guarded(sink: Sink) -> GuardedSink | Fan:
-    """Put a sink of someone else's, which may raise, behind the same guard as ours."""
-    return sink if isinstance(sink, (GuardedSink, Fan)) else LoggerSink(sink.write)
