@@ -1,25 +1,21 @@
 """Write activations that the audit reads: shards of safetensors and a manifest."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..stats.head import Head
 from ..stats.labels import are_tokens, class_labels
+from ..stats.moments import Phase
 from ..stats.plain import plain
 from ..stats.sums import IGNORE_INDEX, check_num_classes
 from ..system.files import write_atomically
 from .array_file import required
 from .manifest import NAME, PHASES, FileRecord, Manifest, sha256_of, stored_name
-
-if TYPE_CHECKING:
-    from ..stats.moments import Phase
 
 SHARD_BYTES = 2**28  # 256 MB
 _Kinds = dict[

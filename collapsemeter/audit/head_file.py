@@ -1,9 +1,6 @@
 """The classifier among saved weights, and the layer that it reads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +8,7 @@ from ..activations.remote import expand, open_file
 from ..stats.head import Head
 from ..system.suggest import did_you_mean
 from .job import WEIGHTS, HeadReader, described
-
-if TYPE_CHECKING:
-    from .options import Options
+from .options import Options
 
 
 def only_file(pattern: str) -> str:

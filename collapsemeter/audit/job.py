@@ -1,23 +1,19 @@
 """What an audit works on, as plain data: stored arrays, shards, pieces, and how rows are counted."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from ..activations.array_file import Array
 from ..activations.manifest import RESERVED
+from ..adapter.reduction import Reduction
+from ..adapter.settings import Settings
+from ..stats.head import Head
+from ..stats.moments import Phase
 from ..system.patterns import matches
 from ..system.suggest import listed
-
-if TYPE_CHECKING:
-    from ..activations.array_file import Array
-    from ..adapter.reduction import Reduction
-    from ..adapter.settings import Settings
-    from ..stats.head import Head
-    from ..stats.moments import Phase
 
 LABELS, PREDICTIONS, LOGITS, MASK = RESERVED  # the roles of arrays beside layers
 WEIGHTS = ("weight", "kernel")  # what the array of a head is called
@@ -86,11 +82,11 @@ class Shard:
         return sum(stored.array.nbytes for stored in self.layers.values())
 
     @property
-    def whole(self) -> Piece:
+    def whole(self) -> "Piece":
         """All of the shard as one piece."""
         return Piece(self, 0, self.samples)
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> "list[Piece]":
         """Cut into pieces of about a GB, the same ones whenever it is asked for."""
         count = max(1, min(self.samples, round(self.nbytes / PIECE_BYTES)))
         bounds = [self.samples * i // count for i in range(count + 1)]
@@ -169,7 +165,7 @@ class Job:
     skipped: dict[str, str] = field(default_factory=dict)  # arrays not measured, and why
 
     @cached_property
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> "list[Piece]":
         """The pieces of all shards, in order."""
         return [piece for shard in self.shards for piece in shard.pieces()]
 

@@ -1,13 +1,10 @@
 """From the files that were named to shards: the parts of every layer, with their labels, and whether they fit."""
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
 from ..activations.manifest import RESERVED
 from ..activations.remote import expand
@@ -17,9 +14,7 @@ from ..system.suggest import did_you_mean, listed
 from .array_roles import SortedArrays, arrays_of, is_file_name, only_array, sort_arrays
 from .inputs import Inputs
 from .job import LABELS, Shard, StoredArray, described
-
-if TYPE_CHECKING:
-    from .options import Options
+from .options import Options
 
 _OPTIONS = {role: role.removeprefix("attention_") for role in RESERVED}
 Where = str | tuple[str, ...]  # the name of an array in the files, or files of their own
