@@ -287,10 +287,10 @@ def hdf5(name: str, text: str):
     def register(fill: Callable[[h5py.File], None]) -> None:
         def write(folder: Path) -> Path:
             (folder / "secret").write_bytes(bytes(range(240)))
-            with h5py.File(folder / "other.h5", "w") as other:
-                other["a"] = ROWS
-            with h5py.File(folder / "acts.h5", "w") as made:
-                fill(made)
+            with h5py.File(folder / "other.h5", "w") as another:
+                another["a"] = ROWS
+            with h5py.File(folder / "acts.h5", "w") as built:
+                fill(built)
             return folder / "acts.h5"
 
         CASES[f"hdf5: {name}"] = write, text

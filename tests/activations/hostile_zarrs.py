@@ -213,11 +213,11 @@ def link(name: str, text: str):
 
     def register(change: Callable[[Path, Path], None]) -> None:
         def write(parent: Path) -> Path:
-            path, other = parent / "acts.zarr", parent / "other"
+            path, another = parent / "acts.zarr", parent / "other"
             zarr.open_group(path, mode="w", zarr_format=2)
-            for place in (path / "a", other):
+            for place in (path / "a", another):
                 zarr.create_array(place, data=ROWS, chunks=(20, 3), zarr_format=2, compressors=None)
-            change(path, other)
+            change(path, another)
             return path
 
         CASES[f"zarr: {name}"] = write, text

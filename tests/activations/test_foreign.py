@@ -42,16 +42,16 @@ def npy(array) -> bytes:
 
 def archive(**members: bytes) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as made:
+    with zipfile.ZipFile(file, "w") as built:
         for name, content in members.items():
-            made.writestr(name.replace("__", "/"), content)
+            built.writestr(name.replace("__", "/"), content)
     return file.getvalue()
 
 
 def tar() -> bytes:
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as made:
-        made.addfile(tarfile.TarInfo("a"), io.BytesIO())
+    with tarfile.open(fileobj=file, mode="w") as built:
+        built.addfile(tarfile.TarInfo("a"), io.BytesIO())
     return file.getvalue()
 
 
@@ -69,8 +69,8 @@ def record() -> bytes:
 
 def hdf5(block: bytes = b"") -> bytes:
     file = io.BytesIO()
-    with h5py.File(file, "w", userblock_size=512 if block else 0) as made:
-        made["a"] = ROWS
+    with h5py.File(file, "w", userblock_size=512 if block else 0) as built:
+        built["a"] = ROWS
     content = file.getvalue()
     return block + content[len(block) :]
 
@@ -191,8 +191,8 @@ def write(folder, ending) -> None:
         scipy.io.savemat(path, {"features": ROWS, "labels": LABELS[:, None]})
     elif ending == ".7.mat":
         content = io.BytesIO()
-        with h5py.File(content, "w", userblock_size=512) as made:
-            made["features"], made["labels"] = ROWS.T, LABELS[None]
+        with h5py.File(content, "w", userblock_size=512) as built:
+            built["features"], built["labels"] = ROWS.T, LABELS[None]
         path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + content.getvalue()[512:])
 
 
@@ -210,10 +210,10 @@ def test_the_line_converts_the_file(tmp_path, monkeypatch, capsys, ending):
     assert len(said.splitlines()) == 1
     converted(said)
     assert (tmp_path / f"acts{ending}").read_bytes() == before
-    made = [p.name for p in tmp_path.iterdir() if p.name not in (f"acts{ending}", "y.npy")]
-    assert len(made) == 1, made
-    assert main(["audit", *made, "--labels", "y.npy", "--quiet"]) == 0, capsys.readouterr().err
-    with open_arrays(made[0]) as file:
+    built = [p.name for p in tmp_path.iterdir() if p.name not in (f"acts{ending}", "y.npy")]
+    assert len(built) == 1, built
+    assert main(["audit", *built, "--labels", "y.npy", "--quiet"]) == 0, capsys.readouterr().err
+    with open_arrays(built[0]) as file:
         name = "features" if "features" in file.arrays else "acts"
         np.testing.assert_allclose(file.read(name, 0, 99), ROWS, rtol=1e-6)
 
@@ -226,8 +226,8 @@ def test_the_line_numbers_classes(tmp_path, monkeypatch, capsys, names, ending):
     (tmp_path / f"y{ending}").write_text("\n".join(names[c] for c in LABELS))
     assert main(["audit", "acts.npy", "--labels", f"y{ending}"]) == 2
     converted(capsys.readouterr().err.strip())
-    found = np.load("y.npy")
-    assert found.tolist() == (LABELS if names[0] == "setosa" else LABELS + 7).tolist()
+    actual = np.load("y.npy")
+    assert actual.tolist() == (LABELS if names[0] == "setosa" else LABELS + 7).tolist()
 
 
 @pytest.mark.parametrize("role", ["FILE", "--labels", "--head", "--predictions", "--logits"])
@@ -235,11 +235,11 @@ def test_the_line_numbers_classes(tmp_path, monkeypatch, capsys, names, ending):
 def test_in_whatever_role_it_is_given(tmp_path, capsys, role, ending):
     np.savez(tmp_path / "acts.npz", fc=ROWS, labels=LABELS)
     (tmp_path / f"other{ending}").write_bytes(PNG)
-    other = str(tmp_path / f"other{ending}")
-    given = [other] if role == "FILE" else [str(tmp_path / "acts.npz"), role, other]
+    another = str(tmp_path / f"other{ending}")
+    given = [another] if role == "FILE" else [str(tmp_path / "acts.npz"), role, another]
     assert main(["audit", *given, "--num-classes", "3", "--quiet"]) == 2
     said = capsys.readouterr().err
-    assert f"{other} is a picture (PNG): the audit reads activations" in said
+    assert f"{another} is a picture (PNG): the audit reads activations" in said
     assert len(said.splitlines()) == 1
 
 
@@ -388,26 +388,26 @@ def test_floats_are_measured_as_a_batch_is(tmp_path, capsys, ending, order, dtyp
     given = saved(tmp_path, ending, rows)
     assert main(["audit", *given, "--json"]) == 0, capsys.readouterr().err
     layer = next(iter(json.loads(capsys.readouterr().out)["layers"].values()))
-    due = measure(ClassMoments.from_batch(rows, LABELS, 3))["nc1_pinv"]
-    assert layer["metrics"]["nc1_pinv"] == pytest.approx(due, rel=1e-12)
+    expected = measure(ClassMoments.from_batch(rows, LABELS, 3))["nc1_pinv"]
+    assert layer["metrics"]["nc1_pinv"] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz", "h5"])
 @pytest.mark.parametrize("labels", ["texts", "bytes", "objects"])
 def test_labels_of_texts_are_told_how_to_be_numbered(tmp_path, capsys, ending, labels):
     names = np.array(["setosa", "versicolor", "virginica"])[LABELS]
-    made = {"texts": names, "bytes": names.astype("S"), "objects": names.astype(object)}[labels]
+    built = {"texts": names, "bytes": names.astype("S"), "objects": names.astype(object)}[labels]
     if ending == "h5":
         path = tmp_path / "acts.h5"
         with h5py.File(path, "w") as file:
-            file["fc"], file["labels"] = ROWS, made.astype("S").astype(object)
+            file["fc"], file["labels"] = ROWS, built.astype("S").astype(object)
         given = [str(path)]
     elif ending == "npz":
-        np.savez(tmp_path / "acts.npz", fc=ROWS, labels=made)
+        np.savez(tmp_path / "acts.npz", fc=ROWS, labels=built)
         given = [str(tmp_path / "acts.npz")]
     else:
         np.save(tmp_path / "acts.npy", ROWS)
-        np.save(tmp_path / "y.npy", made, allow_pickle=True)
+        np.save(tmp_path / "y.npy", built, allow_pickle=True)
         given = [str(tmp_path / "acts.npy"), "--labels", str(tmp_path / "y.npy")]
     assert main(["audit", *given, "--quiet"]) == 2
     said = capsys.readouterr().err

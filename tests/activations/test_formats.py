@@ -57,9 +57,9 @@ def assert_same(path, expected: dict[str, np.ndarray]) -> None:
                 assert sum(part.shape[0] for part in parts) == rows
                 assert b"".join(part.tobytes() for part in parts) == array.tobytes()
             for start, stop in ((0, 0), (rows + 1, rows + 9), (-2, rows), (2, 1), (1, -1)):
-                found = file.read(name, start, stop)
-                assert found.shape == array[start:stop].shape
-                assert found.tobytes() == array[start:stop].tobytes()
+                actual = file.read(name, start, stop)
+                assert actual.shape == array[start:stop].shape
+                assert actual.tobytes() == array[start:stop].tobytes()
 
 
 def everything(dtypes) -> dict[str, np.ndarray]:
@@ -100,12 +100,12 @@ def test_headers_of_npy_are_read_in_several_threads():
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as threads:
-            found = list(threads.map(lambda _: read_npy_header(content), range(2000)))
+            actual = list(threads.map(lambda _: read_npy_header(content), range(2000)))
     finally:
         sys.setswitchinterval(interval)
         gc.set_threshold(*before)
         gc.callbacks.remove(give_way)
-    assert {header.shape for header in found} == {(3, 2)}
+    assert {header.shape for header in actual} == {(3, 2)}
 
 
 def test_safetensors(tmp_path):
@@ -281,8 +281,8 @@ def test_views_outlive_the_file(tmp_path, name):
     elif name.endswith("npz"):
         np.savez(path, a=array)
     elif name.endswith("h5"):
-        with h5py.File(path, "w") as made:
-            made["a"] = array
+        with h5py.File(path, "w") as built:
+            built["a"] = array
     else:
         save_file({"a": array}, path)
     with open_arrays(path) as file:

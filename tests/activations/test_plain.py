@@ -82,8 +82,8 @@ def test_the_line_that_is_named_leaves_them_out_and_counts_them():
 
 
 def test_a_masked_array_that_hides_nothing_is_an_array():
-    found = ClassMoments.from_batch(np.ma.array(ROWS), np.ma.array(LABELS), 3)
-    np.testing.assert_array_equal(found.means, MOMENTS.means)
+    actual = ClassMoments.from_batch(np.ma.array(ROWS), np.ma.array(LABELS), 3)
+    np.testing.assert_array_equal(actual.means, MOMENTS.means)
     assert decide(MOMENTS, np.ma.array(ROWS), np.ma.array(LABELS)).rows.sum() == 12
 
 
@@ -125,7 +125,7 @@ REAL = (
 @pytest.mark.parametrize("dtype", REAL)
 def test_real_numbers_of_every_dtype_are_measured(dtype, order):
     rows = np.asarray((2 * ROWS).astype(dtype), order=order)
-    found = ClassMoments.from_batch(rows, LABELS, 3)
-    due = ClassMoments.from_batch(rows.astype(np.float64), LABELS, 3)
-    np.testing.assert_array_equal(found.means, due.means)
-    np.testing.assert_array_equal(found.traces, due.traces)
+    actual = ClassMoments.from_batch(rows, LABELS, 3)
+    expected = ClassMoments.from_batch(rows.astype(np.float64), LABELS, 3)
+    np.testing.assert_array_equal(actual.means, expected.means)
+    np.testing.assert_array_equal(actual.traces, expected.traces)

@@ -32,8 +32,14 @@ def names(paths):
 def test_numbers_go_by_value_and_patterns_keep_their_order(tmp_path):
     for name in ("shard-10.npy", "shard-9.npy", "shard-1.npy", "b-2-10.npy", "b-2-9.npy"):
         (tmp_path / name).touch()
-    found = expand([f"{tmp_path}/shard*", f"{tmp_path}/b*"])
-    assert names(found) == ["shard-1.npy", "shard-9.npy", "shard-10.npy", "b-2-9.npy", "b-2-10.npy"]
+    actual = expand([f"{tmp_path}/shard*", f"{tmp_path}/b*"])
+    assert names(actual) == [
+        "shard-1.npy",
+        "shard-9.npy",
+        "shard-10.npy",
+        "b-2-9.npy",
+        "b-2-10.npy",
+    ]
 
 
 def test_folders_below(tmp_path):
@@ -67,10 +73,10 @@ def test_twice(tmp_path):
 def test_urls(memory, tmp_path):
     for i in (9, 10):
         memory.pipe(f"/run/shard-{i}.npy", b"content")
-    found = expand(["memory://run/*.npy"])
-    assert names(found) == ["shard-9.npy", "shard-10.npy"]
-    assert all(url.startswith("memory://") for url in found)
-    for url in found:
+    actual = expand(["memory://run/*.npy"])
+    assert names(actual) == ["shard-9.npy", "shard-10.npy"]
+    assert all(url.startswith("memory://") for url in actual)
+    for url in actual:
         assert local_path(url, tmp_path).read_bytes() == b"content"
     assert expand(["memory://run/shard-9.npy"]) == ["memory://run/shard-9.npy"]
 
@@ -79,10 +85,10 @@ def test_members_of_an_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "run.zip", "w") as archive:
         archive.writestr("a-10.npy", "ten")
         archive.writestr("a-9.npy", "nine")
-    found = expand([f"zip://*.npy::{tmp_path}/run.zip"])
+    actual = expand([f"zip://*.npy::{tmp_path}/run.zip"])
     cache = tmp_path / "cache"
-    assert [local_path(url, cache).read_text() for url in found] == ["nine", "ten"]
-    assert all(local_path(url, cache).suffix == ".npy" for url in found)
+    assert [local_path(url, cache).read_text() for url in actual] == ["nine", "ten"]
+    assert all(local_path(url, cache).suffix == ".npy" for url in actual)
 
 
 def test_what_is_local_is_itself(tmp_path):

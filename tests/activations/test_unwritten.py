@@ -57,16 +57,16 @@ def write(folder, kind, layout, name, rows, fill=0, arrays=ARRAYS):
                 if what in given:
                     given[what] = given[what][: array.ndim]
             if kind == "zarr":
-                made = group.create_array(
+                built = group.create_array(
                     key, shape=array.shape, dtype=array.dtype, fill_value=fill if key == name else 0,
                     config={"write_empty_chunks": True}, **given,
                 )  # fmt: skip
             else:
                 given |= {"fillvalue": fill} if key == name else {}
-                made = group.create_dataset(key, array.shape, array.dtype, **given)
+                built = group.create_dataset(key, array.shape, array.dtype, **given)
             part = array[:rows] if key == name else array
             if len(part):
-                made[: len(part)] = part
+                built[: len(part)] = part
         if kind == "hdf5":
             group.close()
     return path
@@ -107,9 +107,9 @@ def test_rows_of_nan_are_left_out_and_counted(tmp_path, kind, layout):
     rows = 0 if layout in ("contiguous", "one chunk") else 20
     path = write(tmp_path, kind, layout, "fc", rows, fill=np.nan)
     with open_arrays(path) as file:
-        found = file.read("fc", 0, 40)
-    np.testing.assert_array_equal(found[:rows], ROWS[:rows])
-    assert np.isnan(found[rows:]).all()
+        actual = file.read("fc", 0, 40)
+    np.testing.assert_array_equal(actual[:rows], ROWS[:rows])
+    assert np.isnan(actual[rows:]).all()
     if rows:
         layer = audit(str(path))["fc"]
         assert layer.provenance["nonfinite_rows"] == 20

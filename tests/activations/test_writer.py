@@ -42,11 +42,11 @@ def test_bit_for_bit(tmp_path, dtype, shard_bytes):
         for i in range(0, 50, 9):
             part = slice(i, i + 9)
             writer.write({"a/b\n": rows[part]}, labels[part], logits=logits[part])
-    found = read_back(tmp_path / "d")
-    assert found["a/b\n"].tobytes() == rows.tobytes()
-    assert found["a/b\n"].dtype == rows.dtype
-    np.testing.assert_array_equal(found["labels"], labels)
-    np.testing.assert_array_equal(found["logits"], logits)
+    actual = read_back(tmp_path / "d")
+    assert actual["a/b\n"].tobytes() == rows.tobytes()
+    assert actual["a/b\n"].dtype == rows.dtype
+    np.testing.assert_array_equal(actual["labels"], labels)
+    np.testing.assert_array_equal(actual["logits"], logits)
     manifest = Manifest.load(tmp_path / "d" / "manifest.json")
     assert (manifest.step, manifest.head_layer, manifest.layers) == (7, "a/b\n", ("a/b\n",))
     assert len(manifest.files) == {1: 6, 700: 3 if dtype == "float64" else len(manifest.files)}.get(
@@ -86,8 +86,8 @@ def test_labels_that_name_no_single_class_are_read_back_as_such(tmp_path):
         writer.write(
             {"fc": np.eye(5)}, np.array([[0.0], [1], [3], [2], [0]]), predictions=np.ones(5, bool)
         )
-    found = read_back(tmp_path / "d")["labels"]
-    assert found.tolist() == [UNLABELLED, 1, MIXED, 3, 3, 0, 1, 3, 2, 0]
+    actual = read_back(tmp_path / "d")["labels"]
+    assert actual.tolist() == [UNLABELLED, 1, MIXED, 3, 3, 0, 1, 3, 2, 0]
     provenance = audit(str(tmp_path / "d"))["fc"].provenance
     assert [provenance[name] for name in ("rows", "unlabelled_rows", "mixed_rows", "nc4_rows")] == [
         8,
@@ -137,9 +137,9 @@ def test_a_batch_that_does_not_fit_is_not_written(tmp_path, what):
             writer.write(layers, labels, **extras)
         assert text in str(caught.value)
         writer.write(GOOD, [1, 2])
-    found = read_back(tmp_path / "d")
-    np.testing.assert_array_equal(found["labels"], [0, 1, 1, 2])
-    assert found["fc"].shape == (4, 3)
+    actual = read_back(tmp_path / "d")
+    np.testing.assert_array_equal(actual["labels"], [0, 1, 1, 2])
+    assert actual["fc"].shape == (4, 3)
 
 
 @pytest.mark.parametrize(

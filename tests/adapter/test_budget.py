@@ -16,15 +16,15 @@ from collapsemeter.adapter.budget import Budget, Clock
     sizes=st.lists(st.integers(0, 20), max_size=30),
 )
 def test_a_budget_takes_every_kth_batch_until_there_are_rows_enough(every, max_rows, sizes):
-    budget, rows, taken = Budget(every, max_rows), 0, []
+    budget, rows, counted = Budget(every, max_rows), 0, []
     for number, size in enumerate(sizes):
         if budget.takes(number, rows):
-            taken.append(number)
+            counted.append(number)
             rows += size
     multiples = [number for number in range(len(sizes)) if number % every == 0]
     before = np.cumsum([0] + [sizes[number] for number in multiples])
     limit = np.inf if max_rows is None else max_rows
-    assert taken == [n for n, had in zip(multiples, before, strict=False) if had < limit]
+    assert counted == [n for n, had in zip(multiples, before, strict=False) if had < limit]
 
 
 @pytest.mark.parametrize("name", ["every", "every_batch"])

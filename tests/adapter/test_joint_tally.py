@@ -50,16 +50,16 @@ def test_the_sample_is_that_of_one_process(ranks, rows):
     numbers = np.arange(rows)
     parts = [tally(numbers[rank::ranks], 64) for rank in range(ranks)]
     joint = functools.reduce(JointTally.merge, parts)
-    one = tally(numbers, 64)
-    order = np.argsort(one.ids)
-    assert sorted(joint.ids) == sorted(one.ids)
-    np.testing.assert_array_equal(joint.rows[np.argsort(joint.ids)], one.rows[order])
+    single = tally(numbers, 64)
+    order = np.argsort(single.ids)
+    assert sorted(joint.ids) == sorted(single.ids)
+    np.testing.assert_array_equal(joint.rows[np.argsort(joint.ids)], single.rows[order])
     moments = joint.moments("live")
-    decided, alone = (part.decisions(moments) for part in (joint, one))
+    decided, alone = (part.decisions(moments) for part in (joint, single))
     assert decided.rows.tolist() == alone.rows.tolist()
     assert decided.agree.tolist() == alone.agree.tolist()
     assert joint.seen(propagate=False) == rows + ranks * len(COUNTERS)
-    np.testing.assert_allclose(moments.means, one.moments("live").means, rtol=1e-12)
+    np.testing.assert_allclose(moments.means, single.moments("live").means, rtol=1e-12)
     assert evened(joint, 64, [rows // ranks] * ranks) is joint
 
 

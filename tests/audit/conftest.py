@@ -132,18 +132,18 @@ def assert_report():
 
     def compare(report, oracle, rtol=1e-9):
         assert list(report) == list(oracle)
-        for name, due in oracle.items():
-            found = report[name]
-            assert list(found) == list(due)
-            for metric, value in due.items():
+        for name, expected in oracle.items():
+            actual = report[name]
+            assert list(actual) == list(expected)
+            for metric, value in expected.items():
                 exact = metric.startswith(("nc4", "ncc"))
                 np.testing.assert_allclose(
-                    found[metric], value, rtol=0 if exact else rtol, atol=0 if exact else 1e-12,
+                    actual[metric], value, rtol=0 if exact else rtol, atol=0 if exact else 1e-12,
                     err_msg=f"{name} {metric}",
                 )  # fmt: skip
-            assert found.reasons == due.reasons
+            assert actual.reasons == expected.reasons
             for column in ("count", "ncc_accuracy"):
-                np.testing.assert_array_equal(found.per_class[column], due.per_class[column])
+                np.testing.assert_array_equal(actual.per_class[column], expected.per_class[column])
 
     return compare
 

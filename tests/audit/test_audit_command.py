@@ -89,13 +89,13 @@ FAILS = {
 
 @pytest.mark.parametrize("text", FAILS)
 def test_thresholds(acts, cli, text):
-    due, words = FAILS[text]
+    expected, words = FAILS[text]
     status, out, err = cli("acts", "--quiet", "--fail-if", text)
-    assert status == due
-    if due == 2:
+    assert status == expected
+    if expected == 2:
         assert err.count("\n") == 1
         assert err.startswith("collapsemeter: --fail-if")
-    if due == 3:
+    if expected == 3:
         assert all(line.startswith("collapsemeter: layer ") for line in err.splitlines())
         assert out.count("\n") == 1
     assert words.split(" (")[0] in err
@@ -119,10 +119,15 @@ def test_several_thresholds_and_patterns(acts, cli):
 
 
 def test_layers_with_colons_and_brackets_have_thresholds():
-    found = FailureCondition.parse("a:b[0]:nc1_pinv > 1e-3")
-    assert (found.layer, found.metric, found.sign, found.limit) == ("a:b[0]", "nc1_pinv", ">", 1e-3)
+    actual = FailureCondition.parse("a:b[0]:nc1_pinv > 1e-3")
+    assert (actual.layer, actual.metric, actual.sign, actual.limit) == (
+        "a:b[0]",
+        "nc1_pinv",
+        ">",
+        1e-3,
+    )
     report = cm.CollapseReport({"a:b[0]": cm.LayerReport({"nc1_pinv": 0.25})})
-    assert found.failures(report) == [
+    assert actual.failures(report) == [
         "layer 'a:b[0]' has nc1_pinv = 0.25: --fail-if 'a:b[0]:nc1_pinv > 1e-3'"
     ]
     missing = FailureCondition.parse("nc2_etf_error>1").failures(report)
@@ -321,15 +326,15 @@ def test_options_of_the_command_are_those_of_the_function(data, tmp_path, cli):
     ]  # fmt: skip
     status, out, _ = cli(*arguments, "--json")
     assert status == 0
-    due = audit("a.npz", Options(
+    expected = audit("a.npz", Options(
         labels="y", predictions="p", layers=["fc", "m"], reduction={"m": "mean"}, scatter="pooled",
         ignore_index=2, nonfinite="propagate", phase="frozen-train", nc4=300, seed=7,
         convention="zhu2021", num_classes=6,
     ))  # fmt: skip
-    assert json.loads(out) == json.loads(due.to_json(matrices=True))
-    assert list(due) == ["fc", "m"]
-    assert due.phase == "frozen-train"
-    assert due["fc"].per_class["count"][2] == 0
+    assert json.loads(out) == json.loads(expected.to_json(matrices=True))
+    assert list(expected) == ["fc", "m"]
+    assert expected.phase == "frozen-train"
+    assert expected["fc"].per_class["count"][2] == 0
 
 
 def test_a_bias_that_cannot_be_read_is_not_left_out(data, acts, tmp_path, refused):

@@ -38,27 +38,27 @@ def test_a_cluster_gives_the_same_report(data, tmp_path, cluster, monkeypatch):
     data.shards(tmp_path / "acts", 12)
     options = Options(head=data.head_file(tmp_path), nc4=200)
     files = str(tmp_path / "acts/*")
-    due = audit(files, options).to_json(matrices=True)
+    expected = audit(files, options).to_json(matrices=True)
     running = Running(dask=cluster.scheduler_address)
-    assert audit(files, options, running).to_json(matrices=True) == due
+    assert audit(files, options, running).to_json(matrices=True) == expected
     # Pieces of shards, and a state folder that keeps what was decided.
     monkeypatch.setattr("collapsemeter.audit.job.PIECE_BYTES", 1000)
-    due = audit(files, options).to_json(matrices=True)
+    expected = audit(files, options).to_json(matrices=True)
     running = Running(dask=cluster.scheduler_address, state=tmp_path / "S", resume=True)
     report = audit(files, options, running)
-    assert report.to_json(matrices=True) == due
+    assert report.to_json(matrices=True) == expected
     assert report.provenance["shards"] == 12
-    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "S").glob("*.decisions")}
-    assert len(kept) > 12
-    assert audit(files, options, running).to_json(matrices=True) == due
-    assert kept == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "S").glob("*.decisions")}
+    remaining = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "S").glob("*.decisions")}
+    assert len(remaining) > 12
+    assert audit(files, options, running).to_json(matrices=True) == expected
+    assert remaining == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "S").glob("*.decisions")}
 
 
 def test_a_worker_that_is_killed(data, tmp_path, cluster, monkeypatch):
     data.shards(tmp_path / "acts", 40)
     options = Options(head=data.head_file(tmp_path))
     files = str(tmp_path / "acts/*")
-    due = audit(files, options).to_json(matrices=True)
+    expected = audit(files, options).to_json(matrices=True)
     killed = []
 
     def slowly(
@@ -83,7 +83,7 @@ def test_a_worker_that_is_killed(data, tmp_path, cluster, monkeypatch):
     report = audit(files, options, Running(dask=cluster.scheduler_address))
     thread.join()
     assert killed
-    assert report.to_json(matrices=True) == due
+    assert report.to_json(matrices=True) == expected
 
 
 def test_an_error_on_the_cluster_is_the_same_sentence(data, tmp_path, cluster, save_arrays):
@@ -187,7 +187,7 @@ def test_a_worker_without_the_package(data, tmp_path, refused):
 def test_a_cluster_that_goes_away(data, tmp_path, refused, cli, how):
     """What was counted is kept, and the audit goes on from there."""
     files = data.shards(tmp_path / "acts", 30)
-    due = cli(*files, "--json")[1]
+    expected = cli(*files, "--json")[1]
     processes = start_cluster(tmp_path)
     scheduler, worker = processes
     address = (tmp_path / "address").read_text()
@@ -224,9 +224,9 @@ def test_a_cluster_that_goes_away(data, tmp_path, refused, cli, how):
     assert words in err
     (folder,) = tmp_path.glob("collapsemeter-*.state")
     assert f"(what was counted is kept in {folder.name}: use --resume)" in err
-    kept = len(list(folder.glob("*.state")))
-    assert 3 <= kept < 30
-    assert cli(*files, "--json", "--resume")[1] == due
+    remaining = len(list(folder.glob("*.state")))
+    assert 3 <= remaining < 30
+    assert cli(*files, "--json", "--resume")[1] == expected
 
 
 def start_cluster(folder: Path) -> list[subprocess.Popen]:

@@ -163,11 +163,11 @@ def test_each_epoch_has_its_head(epochs, tmp_path, save_arrays, cli, refused):
     measured = ["nc3_self_duality" in record["layers"]["fc"]["metrics"] for record in records]
     assert measured == [False, True, True]
     for record, (epoch, *_) in list(zip(records, epochs, strict=True))[1:]:
-        own = audit(
+        itself = audit(
             str(tmp_path / f"{epoch}.npz"), Options(head=str(tmp_path / f"head{epoch}.npy"))
         )
-        due = own["fc"]["nc3_self_duality"]
-        assert record["layers"]["fc"]["metrics"]["nc3_self_duality"] == due
+        expected = itself["fc"]["nc3_self_duality"]
+        assert record["layers"]["fc"]["metrics"]["nc3_self_duality"] == expected
     status, out, _ = cli(*calls, *heads)
     assert status == 0
     assert out.startswith("The final layer over 3 epochs\n\nepoch ")

@@ -75,14 +75,14 @@ def test_every_shard_is_sketched_with_a_seed_of_its_own(data, tmp_path, monkeypa
     for state in states:
         number = int(state.shards[0].name[-len("0.safetensors")])
         part = slice(*bounds[number : number + 2])
-        found = state.moments("fc")
-        due = ClassMoments.from_batch(
+        actual = state.moments("fc")
+        expected = ClassMoments.from_batch(
             data.layers["fc"][part], data.labels[part], 6, scatter="sketch", sketch_rows=64,
             seed=derived_seed(state.shards[0].id), first_row=int(bounds[number]),
         )  # fmt: skip
-        np.testing.assert_array_equal(found.signs, due.signs)
-        np.testing.assert_allclose(found.sketch, due.sketch, rtol=0, atol=1e-12)
-        assert found.seeds == due.seeds <= seeds
+        np.testing.assert_array_equal(actual.signs, expected.signs)
+        np.testing.assert_allclose(actual.sketch, expected.sketch, rtol=0, atol=1e-12)
+        assert actual.seeds == expected.seeds <= seeds
     layer, exact = report["fc"], data.oracle(scatter="pooled")["fc"]
     assert abs(layer["nc1_pinv"] - exact["nc1_pinv"]) < 5 * layer.standard_errors["nc1_pinv"]
     assert layer["nc1_cdnv"] == pytest.approx(exact["nc1_cdnv"], rel=1e-9)
@@ -128,21 +128,21 @@ def test_pieces_of_a_shard(data, tmp_path, assert_report, monkeypatch):
 
 def test_a_sample_of_rows_is_the_same_however_it_is_drawn(data, tmp_path, monkeypatch):
     options = Options(head=data.head_file(tmp_path), nc4=150, seed=3)
-    one = audit(data.shards(tmp_path / "one", 1), options)
+    single = audit(data.shards(tmp_path / "one", 1), options)
     many = audit(data.shards(tmp_path / "many", 7), options, Running(jobs=2))
-    interval = one["fc"].intervals["nc4_agreement"]
-    assert 0 < interval[0] < one["fc"]["nc4_agreement"] < interval[1] < 1
+    interval = single["fc"].intervals["nc4_agreement"]
+    assert 0 < interval[0] < single["fc"]["nc4_agreement"] < interval[1] < 1
     for name in ("nc4_agreement", "ncc_accuracy"):
-        assert [one[layer][name] for layer in one] == [many[layer][name] for layer in many]
+        assert [single[layer][name] for layer in single] == [many[layer][name] for layer in many]
     chosen = np.sort(np.random.default_rng(3).choice(400, 150, replace=False))
     import collapsemeter as cm
 
     m = cm.ClassMoments.from_batch(data.fc, data.labels, 6)
-    due = cm.decide(m, data.fc[chosen], data.labels[chosen], head=data.head, sampled=True)
-    assert one["fc"]["nc4_agreement"] == due.agree.sum() / due.rows.sum()
+    expected = cm.decide(m, data.fc[chosen], data.labels[chosen], head=data.head, sampled=True)
+    assert single["fc"]["nc4_agreement"] == expected.agree.sum() / expected.rows.sum()
     assert audit(str(tmp_path / "one/*"), Options(
         head=data.head_file(tmp_path), nc4=150, seed=4
-    ))["conv"]["ncc_accuracy"] != one["conv"]["ncc_accuracy"]  # fmt: skip
+    ))["conv"]["ncc_accuracy"] != single["conv"]["ncc_accuracy"]  # fmt: skip
     # As many as there are, or more, is all.
     exact = audit(str(tmp_path / "one/*"), Options(head=options.head, nc4=400))
     assert "nc4_agreement" not in exact["fc"].intervals

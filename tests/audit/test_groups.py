@@ -33,11 +33,11 @@ def assert_intervals(ragged):
     def compare(report: cm.CollapseReport) -> None:
         for name, rows in ragged.layers.items():
             moments = cm.ClassMoments.from_batch(rows, ragged.labels, ragged.C)
-            due, layer = cm.measure(moments), report[name]
-            assert layer.intervals.keys() & set(NAMES) == due.intervals.keys() & set(NAMES)
-            assert due.intervals.keys() >= {"nc1_trace_ratio", "separation"}
+            truth, layer = cm.measure(moments), report[name]
+            assert layer.intervals.keys() & set(NAMES) == truth.intervals.keys() & set(NAMES)
+            assert truth.intervals.keys() >= {"nc1_trace_ratio", "separation"}
             for ends in ("estimates", "intervals"):
-                values, expected = getattr(layer, ends), getattr(due, ends)
+                values, expected = getattr(layer, ends), getattr(truth, ends)
                 for metric in expected.keys() & set(NAMES):
                     np.testing.assert_allclose(
                         values[metric], expected[metric], rtol=1e-9, err_msg=metric
@@ -133,11 +133,11 @@ def test_what_an_audit_of_other_files_counted_is_counted_again(ragged, tmp_path)
     files, options = ragged.shards(tmp_path / "acts", 3), Options(num_classes=6)
     running = Running(state=tmp_path / "S", resume=True)
     audit(files, options, running)
-    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "S").glob("*.state")}
+    remaining = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "S").glob("*.state")}
     rest = [files[0], files[2]]
     assert audit(rest, options, running).to_json() == audit(rest, options).to_json()
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "S").glob("*.state")}
-    changed = [name for name, time in now.items() if kept[name] != time]
+    changed = [name for name, time in now.items() if remaining[name] != time]
     assert [name[:7] for name in changed] == ["shard-2"]
 
 

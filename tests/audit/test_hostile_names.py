@@ -47,10 +47,10 @@ def test_layers_of_an_audit(capsys: pytest.CaptureFixture[str]) -> None:
         assert unsafe(out) == unsafe(error) == []
         if "--json" in options:
             assert sorted(json.loads(out)["layers"]) == sorted(names)
-    made = CollapseReport.load("r.json")
+    measured = CollapseReport.load("r.json")
     page = Path("r.html").read_text(encoding="utf-8")
     assert unsafe(page) == []
-    plot([(0, made), (1, made)], "r.svg")
+    plot([(0, measured), (1, measured)], "r.svg")
     assert unsafe(Path("r.svg").read_text(encoding="utf-8")) == []
 
 

@@ -52,15 +52,15 @@ def test_rows_that_name_no_single_class_are_left_out_and_counted(data, tmp_path,
             tmp_path / f"{i}.npz", conv=data.conv[part], fc=data.fc[part], labels=one_hot[part]
         )
     report = audit(str(tmp_path / "*.npz"))
-    kept = one_hot.max(axis=1) == 1
+    remaining = one_hot.max(axis=1) == 1
     for layer, rows in (("conv", data.conv), ("fc", data.fc)):
-        m = cm.ClassMoments.from_batch(rows[kept], data.labels[kept], 6)
-        due = cm.measure(m, decisions=cm.decide(m, rows[kept], data.labels[kept]))
+        m = cm.ClassMoments.from_batch(rows[remaining], data.labels[remaining], 6)
+        expected = cm.measure(m, decisions=cm.decide(m, rows[remaining], data.labels[remaining]))
         for metric in ("nc1_pinv", "ncc_accuracy"):
-            assert report[layer][metric] == pytest.approx(due[metric], rel=1e-12)
+            assert report[layer][metric] == pytest.approx(expected[metric], rel=1e-12)
         assert report[layer].per_class["count"].tolist() == m.counts.tolist()
-        found = report[layer].provenance
-        assert (found["unlabelled_rows"], found["mixed_rows"], found["nc4_rows"]) == (8, 5, 387)
+        actual = report[layer].provenance
+        assert (actual["unlabelled_rows"], actual["mixed_rows"], actual["nc4_rows"]) == (8, 5, 387)
         assert set(report[layer].flags) >= {"unlabelled_rows", "mixed_rows"}
     assert [text for text in report.warnings if "fc" in text] == [
         "layer 'fc': rows were left out, 8 because their one-hot label is all zeros and 5 because their "
@@ -171,11 +171,11 @@ def test_a_mask_of_its_own_name(tmp_path, save_arrays):
     labels = rng.integers(0, 3, 60)
     save_arrays(tmp_path / "a.npz", {"h": words, "labels": labels, "m": mask})
     np.save(tmp_path / "mask.npy", mask)
-    due = audit(str(tmp_path / "a.npz"), Options(mask="m", reduction="mean"))
-    other = Options(mask=str(tmp_path / "mask.npy"), reduction="mean")
-    assert audit(str(tmp_path / "a.npz"), other)["h"].to_dict() == due["h"].to_dict()
+    expected = audit(str(tmp_path / "a.npz"), Options(mask="m", reduction="mean"))
+    another = Options(mask=str(tmp_path / "mask.npy"), reduction="mean")
+    assert audit(str(tmp_path / "a.npz"), another)["h"].to_dict() == expected["h"].to_dict()
     m = cm.ClassMoments.from_batch(words[:, :3].mean(axis=1), labels, 3)
-    np.testing.assert_allclose(due["h"]["nc1_pinv"], cm.measure(m)["nc1_pinv"], rtol=1e-9)
+    np.testing.assert_allclose(expected["h"]["nc1_pinv"], cm.measure(m)["nc1_pinv"], rtol=1e-9)
 
 
 def test_one_logit(tmp_path, data):
@@ -189,14 +189,14 @@ def test_one_logit(tmp_path, data):
     head = cm.Head.from_single_logit(weight[0], bias)
     m = cm.ClassMoments.from_batch(data.fc, labels, 2)
     decisions = cm.decide(m, data.fc, labels, head=head)
-    due = cm.measure(m, head=head, decisions=decisions)
-    for metric, value in due.items():
+    expected = cm.measure(m, head=head, decisions=decisions)
+    for metric, value in expected.items():
         np.testing.assert_allclose(report["fc"][metric], value, rtol=1e-9, atol=1e-12)
     z[3] = np.nan
     for logits in (z, z[:, 0]):
         path = one_file(data, tmp_path, labels, logits=logits)
-        found = audit(path)["fc"]["nc4_agreement"]
-        assert found == ((m_nearest(m, data.fc) == (z[:, 0] > 0)) & ~np.isnan(z[:, 0])).mean()
+        actual = audit(path)["fc"]["nc4_agreement"]
+        assert actual == ((m_nearest(m, data.fc) == (z[:, 0] > 0)) & ~np.isnan(z[:, 0])).mean()
 
 
 def m_nearest(moments, rows):

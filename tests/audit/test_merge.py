@@ -25,17 +25,17 @@ def test_merged_states_give_what_an_audit_gives(data, tmp_path):
     files, head = data.shards(tmp_path / "acts", 5), data.head_file(tmp_path)
     states = mapped(files, tmp_path / "S", head=head)
     merged = merge_files([str(tmp_path / "S/*.state")], tmp_path / "m.state", Options(head=head))
-    due = audit(files, Options(head=head, nc4="none"))
-    assert merged.to_json(matrices=True) == due.to_json(matrices=True)
+    expected = audit(files, Options(head=head, nc4="none"))
+    assert merged.to_json(matrices=True) == expected.to_json(matrices=True)
     # What is merged merges on, as long as no shard is in two of them.
     first = merge_files(states[:3], tmp_path / "a", Options(head=head))
     again = merge_files([str(tmp_path / "a"), *states[3:]], tmp_path / "b", Options(head=head))
     assert first.provenance["shards"] == 3
     assert again.provenance["rows"] == 400
     for order in itertools.islice(itertools.permutations(states), 0, 120, 40):
-        other = merge_files(list(order), tmp_path / "o", Options(head=head))
+        another = merge_files(list(order), tmp_path / "o", Options(head=head))
         for layer, metric in itertools.product(("conv", "fc"), ("nc1_pinv", "nc2_etf_error")):
-            np.testing.assert_allclose(other[layer][metric], due[layer][metric], rtol=1e-10)
+            np.testing.assert_allclose(another[layer][metric], expected[layer][metric], rtol=1e-10)
 
 
 def test_states_hold_the_causes_and_those_without_them_load(data, tmp_path):
@@ -113,9 +113,9 @@ def test_other_options_are_refused_by_name(data, tmp_path, options, text):
 
 def test_other_layers_are_refused(data, tmp_path, save_arrays):
     files = data.shards(tmp_path / "acts", 1)
-    other = tmp_path / "other.npz"
-    save_arrays(other, {"conv": data.conv[:, :5], "fc": data.fc, "labels": data.labels})
-    states = mapped(files, tmp_path / "S") + mapped([str(other)], tmp_path / "T")
+    another = tmp_path / "other.npz"
+    save_arrays(another, {"conv": data.conv[:, :5], "fc": data.fc, "labels": data.labels})
+    states = mapped(files, tmp_path / "S") + mapped([str(another)], tmp_path / "T")
     text = r"one state has layers conv \(6, 12\), fc \(6, 8\), the other conv \(6, 5\), fc \(6, 8\)"
     with pytest.raises(ValueError, match=text):
         merge_files(states, tmp_path / "m", Options())

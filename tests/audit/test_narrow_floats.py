@@ -23,14 +23,14 @@ def test_sums_of_narrow_floats(kind, dtype):
     accumulator = Accumulator(3, 4, kind)
     for part in np.array_split(np.arange(50), 3):
         accumulator.update(rows[part], labels[part])
-    found = accumulator.moments()
+    actual = accumulator.moments()
     oracle = cm.ClassMoments.from_batch(rows.astype(np.float64), labels, 3, scatter=kind)
-    assert found.feature_dtype == rows.dtype.name
-    np.testing.assert_array_equal(found.counts, oracle.counts)
-    np.testing.assert_allclose(found.means, oracle.means, rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(found.traces, oracle.traces, rtol=1e-12)
+    assert actual.feature_dtype == rows.dtype.name
+    np.testing.assert_array_equal(actual.counts, oracle.counts)
+    np.testing.assert_allclose(actual.means, oracle.means, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(actual.traces, oracle.traces, rtol=1e-12)
     if kind != "trace":
-        np.testing.assert_allclose(found.scatter, oracle.scatter, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(actual.scatter, oracle.scatter, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", NARROW[:2])
@@ -43,12 +43,12 @@ def test_an_audit_of_narrow_floats(data, tmp_path, dtype):
     report = audit(str(tmp_path / "acts"))["fc"]
     m = cm.ClassMoments.from_batch(rows, data.labels, 6)
     decisions = cm.decide(m, rows, data.labels, logits=logits.astype(np.float32))
-    due = cm.measure(m, head=data.head, decisions=decisions)
-    for name, value in due.items():
+    expected = cm.measure(m, head=data.head, decisions=decisions)
+    for name, value in expected.items():
         np.testing.assert_allclose(report[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
-    for name, floor in due.provenance["dtype_floor"].items():
+    for name, floor in expected.provenance["dtype_floor"].items():
         np.testing.assert_allclose(report.provenance["dtype_floor"][name], floor, rtol=1e-9)
-    assert report.flags == due.flags
+    assert report.flags == expected.flags
 
 
 def test_logits_of_another_byte_order_keep_their_digits(data, tmp_path):

@@ -95,12 +95,12 @@ def slow(tmp_path):
 
 
 def written(folder: Path) -> dict[str, int]:
-    found = {}
+    actual = {}
     for path in folder.rglob("*"):
         if path.suffix in (".state", ".piece", ".decisions") and not path.is_dir():
             with contextlib.suppress(FileNotFoundError):  # a piece of a shard that is whole now
-                found[path.name] = path.stat().st_mtime_ns
-    return found
+                actual[path.name] = path.stat().st_mtime_ns
+    return actual
 
 
 @pytest.mark.nightly
@@ -112,7 +112,7 @@ def test_killed_again_and_again(data, tmp_path, slow, seed):
     data.head_file(tmp_path)
     arguments = ["acts/shard-*", "--head", "head.safetensors", "--json"]
     straight = slow(*arguments, "--state", "other")
-    due = straight.wait()
+    expected = straight.wait()
     assert straight.status == 0
     folder, kills, seen = tmp_path / "S", 0, set()
     for _ in range(200):
@@ -129,12 +129,12 @@ def test_killed_again_and_again(data, tmp_path, slow, seed):
         kills += 1
         seen |= {path.suffix for path in folder.iterdir()} if folder.exists() else set()
     assert running.status == 0
-    assert running.wait() == due
+    assert running.wait() == expected
     assert kills > 2
     assert seen >= {".state", ".piece", ".decisions", ".merged"}
     # Once more: nothing is counted, and nothing but the merged state is written, again.
     before = written(folder)
-    assert slow(*arguments, "--state", "S", "--resume").wait() == due
+    assert slow(*arguments, "--state", "S", "--resume").wait() == expected
     assert written(folder) == before
 
 
@@ -209,7 +209,7 @@ def test_damaged_states_are_counted_again(data, tmp_path, damage):
     files = data.shards(tmp_path / "acts", 3)
     options = Options(head=data.head_file(tmp_path))
     running = Running(state=tmp_path / "S", resume=True)
-    due = audit(files, options, running).to_json()
+    expected = audit(files, options, running).to_json()
     for path in [p for p in (tmp_path / "S").iterdir() if "shard-0" not in p.name]:
         whole = path.read_bytes()
         path.write_bytes({
@@ -217,7 +217,7 @@ def test_damaged_states_are_counted_again(data, tmp_path, damage):
             "flipped": whole[:80] + bytes([whole[80] ^ 1]) + whole[81:],
             "other": next((tmp_path / "S").glob("shard-0*")).read_bytes(),
         }[damage])  # fmt: skip
-    assert audit(files, options, running).to_json() == due
+    assert audit(files, options, running).to_json() == expected
 
 
 def test_maps_of_many_processes_into_one_folder(data, tmp_path, command):
@@ -263,10 +263,10 @@ def test_the_default_state_folder(data, tmp_path, slow):
     resumed = slow(*arguments, "--resume")
     out = resumed.wait()
     assert resumed.status == 0
-    (other,) = tmp_path.glob("collapsemeter-*.state")
-    assert written(other) in left
+    (another,) = tmp_path.glob("collapsemeter-*.state")
+    assert written(another) in left
     assert slow(*arguments).wait() == out
-    assert list(tmp_path.glob("collapsemeter-*.state")) == [other]
+    assert list(tmp_path.glob("collapsemeter-*.state")) == [another]
 
 
 def test_a_damaged_file_among_good_ones_is_named_before_anything_is_counted(data, tmp_path, cli):
@@ -377,8 +377,8 @@ def test_a_state_folder_that_is_none(data, tmp_path, refused, inside):
     files = data.shards(tmp_path / "acts", 1)
     (tmp_path / "S").write_text("a file")
     err = refused(*files, "--state", "S/inside" if inside else "S")
-    due = "S/inside cannot be written: " if inside else "S is a file: name a folder"
-    assert f"--state {due}" in err
+    expected = "S/inside cannot be written: " if inside else "S is a file: name a folder"
+    assert f"--state {expected}" in err
     state = tmp_path / ("S/inside" if inside else "S")
     with pytest.raises(
         ValueError, match=rf"^states cannot be written to {state} .*pass --state FOLDER"

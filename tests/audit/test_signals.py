@@ -35,17 +35,17 @@ if __name__ == "__main__":
 
 def in_session(session: int) -> dict[int, str]:
     """Return the processes of a session, by number: whoever their parent is by now."""
-    found = {}
+    actual = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != session:
             try:
                 if os.getsid(int(folder.name)) == session:
                     state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
                     if state != "Z":
-                        found[int(folder.name)] = (folder / "cmdline").read_text()
+                        actual[int(folder.name)] = (folder / "cmdline").read_text()
             except (ProcessLookupError, FileNotFoundError):
                 continue
-    return found
+    return actual
 
 
 @pytest.fixture

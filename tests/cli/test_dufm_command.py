@@ -36,8 +36,8 @@ def once(command: str, given: list[str]) -> list[str]:
     """The words of a command without the options that are given besides: none may be twice."""
     first, *options = command.split(" --")
     names = {word.split("=")[0] for word in given if word.startswith("--")}
-    kept = [option for option in options if f"--{option.split()[0]}" not in names]
-    return [first, *(word for option in kept for word in f"--{option}".split())]
+    remaining = [option for option in options if f"--{option.split()[0]}" not in names]
+    return [first, *(word for option in remaining for word in f"--{option}".split())]
 
 
 def test_the_table_of_the_issue(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,8 +161,8 @@ def test_collapse_ends_at_the_threshold_from_both_sides(options: dict[str, objec
     def problem(decay: float) -> DUFM:
         return DUFM(4, 1, 3, feature_decay=decay, weight_decay=decay, **options)  # type: ignore[arg-type]
 
-    found = {t.name: t for t in overview(problem(1e-3)).thresholds}
-    threshold = found["collapse"].threshold
+    actual = {t.name: t for t in overview(problem(1e-3)).thresholds}
+    threshold = actual["collapse"].threshold
     below, above = (
         overview(problem(threshold * (1 - 1e-6))),
         overview(problem(threshold * (1 + 1e-6))),

@@ -16,12 +16,12 @@ def plotted(*arguments: str) -> None:
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_figures_are_written(ending: str, tmp_path: Path) -> None:
-    one, many, alone = (tmp_path / f"{name}.{ending}" for name in ("one", "many", "alone"))
-    plotted(*TWO, "--width", "6", "--solve", "--restarts", "1", "--plot", str(one))
+    single, many, alone = (tmp_path / f"{name}.{ending}" for name in ("one", "many", "alone"))
+    plotted(*TWO, "--width", "6", "--solve", "--restarts", "1", "--plot", str(single))
     plotted(*TEN, "--sweep", "weight_decay=1e-3:1e-1:5", "--plot", str(many))
     plotted(*TWO, "--sweep", "depth=1:3:3", "--plot", str(alone))
     again = tmp_path / f"again.{ending}"
     plotted(*TEN, "--sweep", "weight_decay=1e-3:1e-1:5", "--plot", str(again))
-    assert one.stat().st_size > 10_000
+    assert single.stat().st_size > 10_000
     assert alone.stat().st_size > 5_000
     assert many.read_bytes() == again.read_bytes()

@@ -79,9 +79,9 @@ def assert_no_gap(comparison, tolerance=ROUND_OFF):
 def test_a_reference_beside_itself_has_no_gap(reference):
     rng = np.random.default_rng(0)
     moments = reference.moments()
-    own = cm.compare(moments, reference)
-    assert len(own) == reference.problem.depth + 1
-    assert_no_gap(own, 0.0 if reference.problem.num_classes <= 7 else 1e-12)
+    beside_itself = cm.compare(moments, reference)
+    assert len(beside_itself) == reference.problem.depth + 1
+    assert_no_gap(beside_itself, 0.0 if reference.problem.num_classes <= 7 else 1e-12)
     turned = {layer: rotated(m, rng) for layer, m in moments.items()}
     assert_no_gap(cm.compare(turned, reference))
     order = rng.permutation(reference.problem.num_classes)
@@ -116,28 +116,28 @@ def test_no_gap_where_the_theory_leaves_the_frame_free(first_layer, classes):
 
 def test_a_frame_that_is_not_free_does_have_a_gap():
     problem = model(3, 4, 1, 0.004, activation="linear")
-    other = model(3, 4, 1, 0.004, bias=True)
-    comparison = cm.compare(other.optimum(), problem.optimum())
+    another = model(3, 4, 1, 0.004, bias=True)
+    comparison = cm.compare(another.optimum(), problem.optimum())
     assert comparison["1"].status == "below DNC rank"
     assert comparison["1"].gram_distance == pytest.approx(math.sqrt(2 - 2 * math.sqrt(2 / 3)))
 
 
 def test_a_solution_is_measured_and_is_a_reference():
     problem = model(2, 10, 2, 0.01, widths=8)
-    found = solve(problem, restarts=2)
-    assert found.free_layers == (1,)
-    comparison = cm.compare(found, problem.optimum())
+    solution = solve(problem, restarts=2)
+    assert solution.free_layers == (1,)
+    comparison = cm.compare(solution, problem.optimum())
     assert max(layer.worst_gap for layer in comparison.values()) < 1e-3
-    assert_no_gap(cm.compare(found, found), 1e-12)
-    assert "proven optimum" in cm.compare(found, found).reference
+    assert_no_gap(cm.compare(solution, solution), 1e-12)
+    assert "proven optimum" in cm.compare(solution, solution).reference
     descended = solve(problem, method="gd", steps=300)
     assert descended.moments(before_activation=True)[2].means.min() < 0
     assert descended.moments()[2].means.min() >= 0
 
 
 def test_a_low_rank_solution_has_no_free_layer():
-    found = solve(model(3, 1, 1, 0.01, activation="linear", widths=4), restarts=1)
-    assert found.free_layers == ()
+    solution = solve(model(3, 1, 1, 0.01, activation="linear", widths=4), restarts=1)
+    assert solution.free_layers == ()
 
 
 def test_the_low_rank_structure_is_named_and_seen():
@@ -150,8 +150,8 @@ def test_the_low_rank_structure_is_named_and_seen():
     assert third.ranks.reference == pytest.approx(10)
     assert third.ranks.measured == pytest.approx(third.ranks.low_rank)
     assert comparison.low_rank == "srg"
-    itself = cm.compare(srg(problem), srg(problem))["3"]
-    assert itself.verdict.startswith("collapsed to srg, below DNC rank (5 of 10 classes)")
+    beside_itself = cm.compare(srg(problem), srg(problem))["3"]
+    assert beside_itself.verdict.startswith("collapsed to srg, below DNC rank (5 of 10 classes)")
     assert cm.compare(blocks(PROBLEMS["mse K=12 L=4"]), dnc(PROBLEMS["mse K=12 L=4"])).low_rank
 
 
@@ -193,9 +193,11 @@ def test_verdicts_of_a_network():
     )
     rows = np.diag([1.0, 2.0, 3.0, 4.0])
     skewed = {"fc": cm.ClassMoments.from_batch(np.repeat(rows, 3, 0), np.repeat(range(4), 3), 4)}
-    other = cm.compare(skewed, problem.optimum())["fc"]
-    assert other.status == "other geometry"
-    assert "in another geometry than dnc: class means are 83 % as far from dnc as" in other.verdict
+    another = cm.compare(skewed, problem.optimum())["fc"]
+    assert another.status == "other geometry"
+    assert (
+        "in another geometry than dnc: class means are 83 % as far from dnc as" in another.verdict
+    )
     equal = {"fc": cm.ClassMoments.from_batch(np.ones((4, 3)), range(4), 4)}
     undefined = cm.compare(equal, zero(problem))["fc"]
     assert undefined.status == "not judged"
@@ -219,13 +221,13 @@ def test_a_reference_that_cannot_exist_is_called_infeasible():
 
 
 def test_network_against_network():
-    one = network({"a": 8, "fc": 8}, 0.01)
-    other = network({"x": 6, "y": 6, "z": 6}, 0.01, seed=1)
-    comparison = cm.compare(one, other)
+    first = network({"a": 8, "fc": 8}, 0.01)
+    second = network({"x": 6, "y": 6, "z": 6}, 0.01, seed=1)
+    comparison = cm.compare(first, second)
     assert comparison.mapping == "layers, in order from the end: a to y, fc to z"
     assert comparison.reference == "another network"
     assert comparison["fc"].gram_distance < 0.02
-    assert all(layer.worst_gap == 0 for layer in cm.compare(one, one).values())
+    assert all(layer.worst_gap == 0 for layer in cm.compare(first, first).values())
 
 
 def test_the_convention_of_the_report_is_that_of_the_reference():
@@ -315,8 +317,8 @@ def noisy(rows, seed, apart=1.0):
 
 
 def test_few_rows_are_no_gap_and_another_network_is():
-    few, many, other = noisy(8, 0), noisy(60, 1), noisy(60, 1, 3.0)
-    same, apart = (cm.compare(few, reference)["fc"] for reference in (many, other))
+    few, many, another = noisy(8, 0), noisy(60, 1), noisy(60, 1, 3.0)
+    same, apart = (cm.compare(few, reference)["fc"] for reference in (many, another))
     name = "nc1_trace_ratio"
     assert few["fc"][name] < 0.9 * many["fc"][name]  # noise in the means makes it smaller
     assert same.metrics[name].beyond_noise is False
@@ -348,8 +350,8 @@ def test_what_noise_explains_is_no_worst_gap():
     layer = cm.compare(noisy(8, 0), noisy(60, 1))["fc"]
     left = [gap for gap in layer.metrics.values() if gap.beyond_noise is False]
     assert left
-    kept = [gap.gap for gap in layer.metrics.values() if gap.beyond_noise is not False]
+    remaining = [gap.gap for gap in layer.metrics.values() if gap.beyond_noise is not False]
     distances = (layer.gram_distance, layer.gram_distance_centred, layer.spectrum_distance)
     scale = layer.scale.gap / layer.scale.reference
-    finite = [abs(value) for value in (*kept, *distances, scale) if math.isfinite(value)]
+    finite = [abs(value) for value in (*remaining, *distances, scale) if math.isfinite(value)]
     assert layer.worst_gap == max(finite)

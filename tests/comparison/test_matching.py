@@ -91,8 +91,8 @@ def test_the_gain_of_an_exchange_is_the_difference_of_the_products():
     for p, q in ((0, 1), (2, 5), (4, 4)):
         order = np.arange(6)
         order[[p, q]] = order[[q, p]]
-        due = (a * b[np.ix_(order, order)]).sum() - (a * b).sum()
-        np.testing.assert_allclose(gain[p, q], due, atol=1e-12)
+        expected = (a * b[np.ix_(order, order)]).sum() - (a * b).sum()
+        np.testing.assert_allclose(gain[p, q], expected, atol=1e-12)
 
 
 def test_a_zero_matrix_is_at_distance_one_of_any_other():

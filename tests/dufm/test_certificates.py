@@ -32,9 +32,9 @@ def at_corners(problem, layer, seed, places=((1, 0), (1, 2), (4, 1), (6, 0), (6,
     inputs = forward(problem, point)[1][layer - 2]
     for number, (neuron, column) in enumerate(places):
         row, mine = point.weights[layer - 2][neuron], [c for n, c in places if n == neuron]
-        wanted = row @ inputs[:, mine]
-        wanted[mine.index(column)] = (0.0, 1e-7, -1e-7)[number % 3]
-        row += np.linalg.pinv(inputs[:, mine].T) @ (wanted - row @ inputs[:, mine])
+        requested = row @ inputs[:, mine]
+        requested[mine.index(column)] = (0.0, 1e-7, -1e-7)[number % 3]
+        row += np.linalg.pinv(inputs[:, mine].T) @ (requested - row @ inputs[:, mine])
     return point
 
 
@@ -83,10 +83,10 @@ def test_the_plain_norm_is_that_of_the_gradient(loss, activation, depth):
     point.weights[0][2] = 0.0  # at zero exactly, where the slope of the ReLU is zero
     gradient = class_loss_and_gradient(problem, point)[1]
     expected = np.linalg.norm(flat([gradient.features, *gradient.weights, gradient.bias]))
-    found = stationarity(problem, point)
-    assert found.plain == pytest.approx(expected, rel=1e-12)
+    actual = stationarity(problem, point)
+    assert actual.plain == pytest.approx(expected, rel=1e-12)
     if not problem.rectified:
-        assert (found.generalised, found.corners) == (found.plain, 0)
+        assert (actual.generalised, actual.corners) == (actual.plain, 0)
 
 
 @pytest.mark.parametrize(("depth", "layer"), CASES)
@@ -95,13 +95,13 @@ def test_the_plain_norm_is_that_of_the_gradient(loss, activation, depth):
 def test_slopes_of_one_layer_are_the_best_there_are(depth, layer, seed, loss):
     problem = skewed(depth, loss=loss)
     point = at_corners(problem, layer, seed)
-    found = stationarity(problem, point, corner=1e-5)
-    assert found.corners == len(PLACES)
+    actual = stationarity(problem, point, corner=1e-5)
+    assert actual.corners == len(PLACES)
     best, slopes = least(
         lambda slopes: flat(residuals(problem, point, layer, PLACES, slopes)), len(PLACES)
     )
-    assert found.generalised == pytest.approx(best, rel=1e-9)
-    assert found.generalised < found.plain
+    assert actual.generalised == pytest.approx(best, rel=1e-9)
+    assert actual.generalised < actual.plain
     # Some slope is at a bound and some inside: neither the bounds nor the corners are for show.
     assert np.any((slopes > 1e-6) & (slopes < 1 - 1e-6)) or np.any(slopes < 1e-6)
 
@@ -126,8 +126,8 @@ def test_apart_every_neuron_minimises_the_gradient_of_its_own_weights(
 
         slopes[mine] = least(row, len(mine))[1]
     expected = np.linalg.norm(flat(residuals(problem, point, layer, PLACES, slopes)))
-    found = stationarity(problem, point, corner=1e-5)
-    assert found.generalised == pytest.approx(min(expected, found.plain), rel=1e-7)
+    actual = stationarity(problem, point, corner=1e-5)
+    assert actual.generalised == pytest.approx(min(expected, actual.plain), rel=1e-7)
 
 
 def test_a_pre_activation_is_on_a_corner_up_to_a_thousandth_of_the_largest():
@@ -150,12 +150,12 @@ def test_a_system_of_exactly_the_largest_size_is_solved_together(monkeypatch):
     point.weights[0][8] = point.weights[1][:, 8] = 0.0  # no part of the system: nothing reads it
     together = stationarity(problem, point, corner=1e-5).generalised
     size = len(PLACES) * (9 * 9 + 9 * 3)
-    found = []
+    actual = []
     for largest in (size, size - 1):
         monkeypatch.setattr(module, "LARGEST_SYSTEM", largest)
-        found.append(stationarity(problem, point, corner=1e-5).generalised)
-    assert found[0] == together
-    assert found[1] > together * (1 + 1e-6)
+        actual.append(stationarity(problem, point, corner=1e-5).generalised)
+    assert actual[0] == together
+    assert actual[1] > together * (1 + 1e-6)
 
 
 def test_later_rounds_improve_and_the_last_one_gains_little(monkeypatch):
@@ -190,9 +190,9 @@ def at_corners_of(problem, point, layer):
 def test_without_corners_both_norms_agree():
     problem = skewed(3)
     point = random_start(problem, np.random.default_rng(3))
-    found = stationarity(problem, point, corner=1e-12)
-    assert found.corners == 0
-    assert found.generalised == found.plain
+    actual = stationarity(problem, point, corner=1e-12)
+    assert actual.corners == 0
+    assert actual.generalised == actual.plain
 
 
 def test_a_neuron_that_nothing_reads_is_no_obstacle():
@@ -200,6 +200,6 @@ def test_a_neuron_that_nothing_reads_is_no_obstacle():
     point = at_corners(problem, 2, 0)
     for weight in point.weights[1:]:
         weight[:, [1, 4, 6]] = 0.0
-    found = stationarity(problem, point, corner=1e-5)
-    assert found.corners == len(PLACES)
-    assert found.generalised == found.plain
+    actual = stationarity(problem, point, corner=1e-5)
+    assert actual.corners == len(PLACES)
+    assert actual.generalised == actual.plain

@@ -31,11 +31,11 @@ def contradictions(text, classes):
     rows = [ROW.match(line) for line in text.splitlines()]
     table = {row[1]: (float(row[2]), row[3], row[4], row[5]) for row in rows if row}
     full = [name for name in table if name in COLLAPSED_NAMES]
-    found = []
+    actual = []
 
     def check(holds, words):
         if not holds:
-            found.append(words)
+            actual.append(words)
 
     check("nan" not in said.lower() and " inf" not in said, "a number without a value")
     check("zero" in table, "the zero network is missing")
@@ -62,7 +62,7 @@ def contradictions(text, classes):
         check(table["zero"][3] == "theorem", "zero is best known")
     bound = re.search(r"the proven lower bound is ([\d.e+-]+)", said)
     check(bound is None or float(bound[1]) <= lowest * (1 + 1e-5), "lower bound")
-    return found
+    return actual
 
 
 def lowest_rank(ranks):
@@ -171,8 +171,8 @@ def test_collapse_fits_a_first_layer_of_half_the_classes(classes):
     assert best.loss == wide.loss
     assert best.rank(1) == half
     if classes < 5:
-        found = solve(problem, restarts=1, structured=1, rng=0, steps=500)
-        assert found.loss == pytest.approx(best.loss, rel=1e-6)
+        solution = solve(problem, restarts=1, structured=1, rng=0, steps=500)
+        assert solution.loss == pytest.approx(best.loss, rel=1e-6)
     with pytest.raises(DoesNotApply, match=r"dnc needs widths \(\d, \d, \d\)"):
         dnc(model(classes, 2, 3, 0.002, widths=[half, classes, classes - 1]))
     if half > 1:
@@ -248,15 +248,15 @@ def test_the_solver_finds_nothing_below_what_is_called_optimal(number):
     classes, counts, depth, widths, decay = SMALL_SHAPES[(number + number // 4) % 4]
     problem = model(classes, counts, depth, decay, widths=widths, **kind)
     known = overview(problem)
-    found = solve(problem, restarts=1, structured=1, rng=0, steps=300)
-    assert found.loss >= lower_bound(problem) * (1 - 1e-7)
+    solution = solve(problem, restarts=1, structured=1, rng=0, steps=300)
+    assert solution.loss >= lower_bound(problem) * (1 - 1e-7)
     for reference in known.references:
         if reference.status != "upper bound":
-            assert found.loss >= reference.loss * (1 - 1e-7), reference.name
-    name, loss = known.best_known(found)
-    assert loss <= min(found.loss * (1 + 1e-9), known.best_closed_form.loss)
+            assert solution.loss >= reference.loss * (1 - 1e-7), reference.name
+    name, loss = known.best_known(solution)
+    assert loss <= min(solution.loss * (1 + 1e-9), known.best_closed_form.loss)
     assert name == "solved" or loss == known.best_closed_form.loss
-    assert known.words(found).startswith(f"best known: {name}, loss {loss:.10g}")
+    assert known.words(solution).startswith(f"best known: {name}, loss {loss:.10g}")
 
 
 def test_zero_is_best_known_only_where_nothing_can_be_lower(capsys):

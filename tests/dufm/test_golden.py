@@ -130,9 +130,9 @@ def test_one_layer_squared_loss_with_any_bias(bias_decay, g):
     rest = rest + (bias_decay or 0.0) / 2 * shifts[None, :] ** 2 / classes
     centred = loss(fit, 0.0, 0.0) - 1 / (2 * classes)
     # A grid of 5e-4 misses the minimum of a quadratic of curvature below 2 by at most 1e-6.
-    found = ufm_mse(problem).loss
-    assert found <= centred + rest.min() + 1e-14
-    np.testing.assert_allclose(found, centred + rest.min(), atol=1e-6)
+    actual = ufm_mse(problem).loss
+    assert actual <= centred + rest.min() + 1e-14
+    np.testing.assert_allclose(actual, centred + rest.min(), atol=1e-6)
 
 
 def test_general_orthogonal_frame():
@@ -185,9 +185,9 @@ def test_deep_linear_with_a_free_bias_is_a_simplex():
 
 def test_deep_linear_cross_entropy():
     problem = model(6, 1, 3, 0.003, loss="ce", activation="linear")
-    found = [build(problem) for build in (linear_ce_dnc, linear_ce_pairs, linear_ce_polygon)]
-    np.testing.assert_allclose([o.loss for o in found[:2]], [0.0837794, 0.0708039], atol=5e-8)
-    np.testing.assert_allclose([o.parameters["margin"] for o in found[:2]],
+    actual = [build(problem) for build in (linear_ce_dnc, linear_ce_pairs, linear_ce_polygon)]
+    np.testing.assert_allclose([o.loss for o in actual[:2]], [0.0837794, 0.0708039], atol=5e-8)
+    np.testing.assert_allclose([o.parameters["margin"] for o in actual[:2]],
                                [6.75878, 6.69675], atol=5e-6)  # fmt: skip
     # The polygon against a search over its scale, through the network's own loss.
     angles = 2 * np.pi * np.arange(6) / 6
@@ -196,7 +196,7 @@ def test_deep_linear_cross_entropy():
         logits = b * (np.cos(angles) - 1)
         return np.log(np.exp(logits).sum()) + 4 * 0.003 * (3 * b) ** 0.5
 
-    np.testing.assert_allclose(found[2].loss, descend(loss, 1.0, 40.0), atol=DIGITS)
+    np.testing.assert_allclose(actual[2].loss, descend(loss, 1.0, 40.0), atol=DIGITS)
 
 
 @pytest.mark.parametrize(("classes", "depth"), [(4, 2), (4, 3), (5, 2), (6, 2), (3, 3), (7, 4)])
@@ -212,9 +212,9 @@ def test_pairs_beat_collapse_in_linear_networks_where_published(classes, depth):
 @pytest.mark.parametrize(("classes", "depth", "first"), [(8, 4, True), (6, 4, False)])
 def test_pairs_in_relu_networks(classes, depth, first):
     problem = model(classes, 1, depth, 1e-9, loss="ce")
-    one, two = pairs(problem), dnc(problem)
-    assert (one.loss < two.loss) is first
-    for best in (one, two):
+    single, two = pairs(problem), dnc(problem)
+    assert (single.loss < two.loss) is first
+    for best in (single, two):
         assert abs(loss_and_gradient(problem, best.samples())[0] - best.loss) < 1e-12
     expected = (2 * classes**3 * ((classes + 2) / 2) ** (depth - 2)) ** (1 / (depth + 1))
-    np.testing.assert_allclose(one.parameters["effective_classes"], expected, rtol=1e-12)
+    np.testing.assert_allclose(single.parameters["effective_classes"], expected, rtol=1e-12)

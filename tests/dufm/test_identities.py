@@ -31,18 +31,18 @@ SMOOTH = [
 def test_identities_hold_where_descent_ends(problem):
     start = random_start(problem, np.random.default_rng(0))
     point = newton_polish(problem, lbfgs(problem, start, 2000)[1])
-    found = stationarity_identities(problem, point, class_columns(problem))
+    actual = stationarity_identities(problem, point, class_columns(problem))
     # Each identity is the gradient times variables of size about one.
-    assert found.worst < 1e-9
-    assert found.power > 1e-3
+    assert actual.worst < 1e-9
+    assert actual.power > 1e-3
     assert stationarity(problem, point).plain < 1e-9
 
 
 def test_identities_fail_elsewhere():
     problem = SMOOTH[0]
     point = gaussian_start(problem, np.random.default_rng(0))
-    found = stationarity_identities(problem, point, sample_columns(problem))
-    for residual in (found.norm_spread, found.neuron_balance, found.first_layer, found.loss):
+    actual = stationarity_identities(problem, point, sample_columns(problem))
+    for residual in (actual.norm_spread, actual.neuron_balance, actual.first_layer, actual.loss):
         assert residual > 1e-3
 
 
@@ -52,8 +52,8 @@ def test_power_is_the_inner_product_of_output_and_error():
     outputs = point.weights[0] @ point.features
     targets = np.eye(3)[:, np.repeat(np.arange(3), [1, 2, 3])]
     expected = np.sum(outputs * (targets - outputs)) / 6
-    found = stationarity_identities(problem, point, sample_columns(problem))
-    np.testing.assert_allclose(found.power, expected, rtol=1e-13)
+    actual = stationarity_identities(problem, point, sample_columns(problem))
+    np.testing.assert_allclose(actual.power, expected, rtol=1e-13)
 
 
 @pytest.mark.parametrize("rescale", [equal_norms, equal_neurons])
@@ -75,10 +75,10 @@ def test_rescaling_keeps_the_outputs_and_lowers_the_penalty(rescale):
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_collapse_is_stationary_with_every_corner_counted(depth):
     problem = canonical(DUFM(4, 5, depth, 6, feature_decay=0.002, weight_decay=0.002))
-    found = stationarity(problem, problem.references()[-2].variables)
-    assert found.plain < 1e-12
-    assert found.generalised <= found.plain
-    assert found.corners > 0
+    actual = stationarity(problem, problem.references()[-2].variables)
+    assert actual.plain < 1e-12
+    assert actual.generalised <= actual.plain
+    assert actual.corners > 0
 
 
 @pytest.mark.parametrize("depth", [2, 3])
@@ -92,10 +92,10 @@ def test_one_free_slope_against_a_grid(depth, seed):
     pre, post = forward(problem, point)
     inputs, row = post[layer - 2][:, 2], point.weights[layer - 2][1]
     row -= inputs * (row @ inputs) / (inputs @ inputs)
-    found = stationarity(problem, point, corner=1e-12)
+    actual = stationarity(problem, point, corner=1e-12)
     pre, post = forward(problem, point)
     assert abs(pre[layer - 1][1, 2]) < 1e-14
-    assert found.corners == 1
+    assert actual.corners == 1
 
     def norm(slope):
         masks = [np.ones_like(pre[0])] + [(x > 0).astype(float) for x in pre[1:-1]]
@@ -111,9 +111,9 @@ def test_one_free_slope_against_a_grid(depth, seed):
 
     best = min(norm(slope) for slope in np.linspace(0, 1, 1001))
     # The norm is a root of a quadratic in the slope: a grid of 1e-3 misses less than 1e-6.
-    np.testing.assert_allclose(found.generalised, best, atol=1e-5)
-    assert found.generalised <= best + 1e-12
-    assert found.plain >= found.generalised
+    np.testing.assert_allclose(actual.generalised, best, atol=1e-5)
+    assert actual.generalised <= best + 1e-12
+    assert actual.plain >= actual.generalised
 
 
 def test_large_systems_keep_the_neurons_separate(monkeypatch):
@@ -128,8 +128,8 @@ def test_large_systems_keep_the_neurons_separate(monkeypatch):
 
 def test_a_random_point_is_not_stationary_in_any_sense():
     problem = DUFM(3, 1, 3, 7, feature_decay=0.01, weight_decay=0.01)
-    found = stationarity(problem, random_start(problem, np.random.default_rng(0)))
-    assert found.generalised > 1e-2
+    actual = stationarity(problem, random_start(problem, np.random.default_rng(0)))
+    assert actual.generalised > 1e-2
 
 
 def test_wrong_shapes_are_refused():

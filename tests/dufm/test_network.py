@@ -77,12 +77,12 @@ def test_gradient_against_central_differences(problem):
     slopes += [] if gradient.bias is None else [gradient.bias]
     for array, slope in zip(arrays, slopes, strict=True):
         for index in np.ndindex(array.shape):
-            kept = array[index]
-            array[index] = kept + STEP
+            remaining = array[index]
+            array[index] = remaining + STEP
             up = loss_and_gradient(problem, point)[0]
-            array[index] = kept - STEP
+            array[index] = remaining - STEP
             down = loss_and_gradient(problem, point)[0]
-            array[index] = kept
+            array[index] = remaining
             assert abs((up - down) / (2 * STEP) - slope[index]) < DIFFERENCE_ERROR
 
 
@@ -130,8 +130,8 @@ def test_the_class_level_gradient_sums_over_samples(problem):
     for k in range(problem.num_classes):
         summed = full.features[:, labels == k].sum(axis=1)
         np.testing.assert_allclose(gradient.features[:, k], summed, atol=1e-14)
-    for one, other in zip(gradient.weights, full.weights, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-13)
+    for first, second in zip(gradient.weights, full.weights, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-13)
 
 
 def test_rotating_the_features_changes_nothing():

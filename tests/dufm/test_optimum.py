@@ -74,12 +74,12 @@ def test_a_low_rank_optimum_reads_as_low_rank() -> None:
 
 def test_a_solution_reads_as_its_own_samples_do() -> None:
     problem = DUFM(2, 5, 2, 6, feature_decay=0.01, weight_decay=0.01)
-    found = solve(problem, method="gd", steps=200)
+    solution = solve(problem, method="gd", steps=200)
     labels = np.repeat(np.arange(2), 5)
-    rows = found.samples().features.T
+    rows = solution.samples().features.T
     direct = measure(ClassMoments.from_batch(rows, labels, 2))
-    layer = measure(found.moments()[1])
-    assert found.moments()[1].phase == "reference"
+    layer = measure(solution.moments()[1])
+    assert solution.moments()[1].phase == "reference"
     for name in ("nc1_pinv", "nc2_of_error", "means_effective_rank", "features_effective_rank"):
         assert layer[name] == pytest.approx(direct[name], rel=1e-9), name
     assert measure(solve(problem, restarts=1).moments()[2])["nc1_pinv"] == 0.0

@@ -32,11 +32,11 @@ def test_default_widths_leave_room():
 
 
 def test_arrays_and_lists_are_the_same_problem():
-    one = build(per_class=[1, 2, 3], weight_decay=[0.1, 0.2])
+    single = build(per_class=[1, 2, 3], weight_decay=[0.1, 0.2])
     two = build(per_class=np.array([1, 2, 3]), weight_decay=np.array([0.1, 0.2]))
-    assert one == two
-    assert hash(one) == hash(two)
-    assert not one.balanced
+    assert single == two
+    assert hash(single) == hash(two)
+    assert not single.balanced
 
 
 def test_canonical_decay_is_the_geometric_mean_of_all_decays():

@@ -75,8 +75,8 @@ def test_one_decay_for_all_keeps_the_loss_both_ways(problem, seed):
     )
     back = to_canonical(problem, there)
     np.testing.assert_allclose(back.features, point.features, rtol=1e-13)
-    for one, other in zip(back.weights, point.weights, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-13)
+    for first, second in zip(back.weights, point.weights, strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-13)
 
 
 @pytest.mark.parametrize("n", [1, 7])

@@ -98,10 +98,10 @@ IDS = [str(index) for index in range(len(APPLIES))]
 
 @pytest.mark.parametrize(("problem", "names"), APPLIES, ids=IDS)
 def test_exactly_these_references_are_offered(problem, names):
-    found = problem.references()
-    assert {reference.name.split("(")[0] for reference in found} == names
-    assert len({reference.name for reference in found}) == len(found)
-    losses = [reference.loss for reference in found]
+    actual = problem.references()
+    assert {reference.name.split("(")[0] for reference in actual} == names
+    assert len({reference.name for reference in actual}) == len(actual)
+    losses = [reference.loss for reference in actual]
     assert losses == sorted(losses) or np.allclose(losses, sorted(losses), atol=1e-13)
     assert problem.optimum().loss == losses[0]
 
@@ -123,8 +123,8 @@ def test_the_matrices_give_the_closed_form_loss(problem, names):
 def test_smooth_references_satisfy_the_identities(problem, names):
     for reference in problem.references():
         if is_stationary(reference):
-            found = stationarity_identities(problem, reference.variables, class_columns(problem))
-            assert found.worst < GRADIENT_ERROR, reference.name
+            actual = stationarity_identities(problem, reference.variables, class_columns(problem))
+            assert actual.worst < GRADIENT_ERROR, reference.name
 
 
 @pytest.mark.parametrize(("problem", "names"), APPLIES, ids=IDS)
@@ -266,13 +266,13 @@ def test_narrow_problems_get_fewer_references():
 
 
 def test_optima_at_higher_width_are_the_same_optimum():
-    for one, two in zip(
+    for single, two in zip(
         model(6, 1, 4, 0.002, widths=15).references(),
         model(6, 1, 4, 0.002, widths=40).references(),
         strict=True,
     ):
-        assert (one.name, one.loss) == (two.name, two.loss)
-        np.testing.assert_allclose(one.gram(3), two.gram(3), atol=1e-14)
+        assert (single.name, single.loss) == (two.name, two.loss)
+        np.testing.assert_allclose(single.gram(3), two.gram(3), atol=1e-14)
 
 
 CE = {"loss": "ce"}

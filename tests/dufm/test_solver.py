@@ -35,60 +35,60 @@ def at_share_of_threshold(classes, depth, share, n=10, **more):
 @pytest.mark.parametrize("depth", range(1, 7))
 def test_two_classes_reach_the_closed_form_and_nothing_goes_below(depth):
     problem = at_share_of_threshold(2, depth, 0.2, widths=16)
-    found = solve(problem, restarts=3, structured=1, rng=depth, steps=600)
-    assert abs(found.gap) < 1e-6
+    solution = solve(problem, restarts=3, structured=1, rng=depth, steps=600)
+    assert abs(solution.gap) < 1e-6
     # Rounding in a sum of some thousand squares; no start of either kind is lower.
-    assert min(start.loss for start in found.starts) >= found.reference.loss - 1e-13
-    assert min(start.loss for start in found.starts if start.kind == "random") < (
-        found.reference.loss + 1e-6
+    assert min(start.loss for start in solution.starts) >= solution.reference.loss - 1e-13
+    assert min(start.loss for start in solution.starts if start.kind == "random") < (
+        solution.reference.loss + 1e-6
     )
-    assert found.proven
-    assert "proven optimum" in found.verdict
-    loss = loss_and_gradient(problem, found.samples())[0]
-    np.testing.assert_allclose(loss, found.loss, rtol=1e-12)
-    assert found.residual.generalised < 1e-5
-    assert found.identities.worst < 1e-6
+    assert solution.proven
+    assert "proven optimum" in solution.verdict
+    loss = loss_and_gradient(problem, solution.samples())[0]
+    np.testing.assert_allclose(loss, solution.loss, rtol=1e-12)
+    assert solution.residual.generalised < 1e-5
+    assert solution.identities.worst < 1e-6
 
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_above_the_threshold_only_zero_is_left(depth):
-    found = solve(at_share_of_threshold(2, depth, 1.3, widths=16), restarts=2, rng=0)
-    np.testing.assert_allclose(found.loss, 0.5, atol=1e-9)
-    assert found.proven
-    assert found.reference.name == "zero"
+    solution = solve(at_share_of_threshold(2, depth, 1.3, widths=16), restarts=2, rng=0)
+    np.testing.assert_allclose(solution.loss, 0.5, atol=1e-9)
+    assert solution.proven
+    assert solution.reference.name == "zero"
 
 
 def test_ten_classes_find_low_rank_below_the_published_structure():
     problem = DUFM(10, 50, 4, 14, feature_decay=0.004, weight_decay=0.004)
-    found = solve(problem, restarts=1, structured=1, rng=0, steps=300)
-    assert found.reference.name == "srg"
-    assert found.loss <= srg(problem).loss
-    assert found.ranks == (5, 5, 5, 10)
-    assert found.gap < 0
-    assert not found.proven
-    assert "is not known" in found.verdict
-    assert "proven optimum" not in found.summary()
-    assert found.lower_bound < found.loss < dnc(problem).loss
+    solution = solve(problem, restarts=1, structured=1, rng=0, steps=300)
+    assert solution.reference.name == "srg"
+    assert solution.loss <= srg(problem).loss
+    assert solution.ranks == (5, 5, 5, 10)
+    assert solution.gap < 0
+    assert not solution.proven
+    assert "is not known" in solution.verdict
+    assert "proven optimum" not in solution.summary()
+    assert solution.lower_bound < solution.loss < dnc(problem).loss
     # The structure as published is not stationary; the polished one is, on corners of the ReLU.
     small = canonical(problem)
     assert stationarity(small, srg(small).variables).generalised > 1e-3
-    assert found.residual.plain > 1e-3
-    assert found.residual.generalised < 1e-4
+    assert solution.residual.plain > 1e-3
+    assert solution.residual.generalised < 1e-4
     np.testing.assert_allclose(
-        loss_and_gradient(problem, found.samples())[0], found.loss, rtol=1e-12
+        loss_and_gradient(problem, solution.samples())[0], solution.loss, rtol=1e-12
     )
 
 
 def test_three_classes_at_depth_four_go_below_collapse():
     problem = DUFM(3, 1, 4, 7, feature_decay=0.02 / 3, weight_decay=0.02 / 3)
-    found = solve(problem, restarts=1, structured=8, rng=0, steps=400)
+    solution = solve(problem, restarts=1, structured=8, rng=0, steps=400)
     # The best ratio known at this decay, printed to four digits.
-    np.testing.assert_allclose(found.loss / dnc(problem).loss, 0.9768, atol=5e-5)
-    assert found.ranks == (2, 2, 2, 3)
+    np.testing.assert_allclose(solution.loss / dnc(problem).loss, 0.9768, atol=5e-5)
+    assert solution.ranks == (2, 2, 2, 3)
     # Neurons sit on corners, pushed up by the fit and held at zero by nothing but the ReLU.
-    assert found.residual.plain > 1e-3
-    assert found.residual.generalised < 1e-4
-    assert found.residual.corners > 0
+    assert solution.residual.plain > 1e-3
+    assert solution.residual.generalised < 1e-4
+    assert solution.residual.corners > 0
 
 
 @pytest.mark.parametrize(
@@ -103,21 +103,21 @@ def test_three_classes_at_depth_four_go_below_collapse():
     ids=range(5),
 )
 def test_other_problems_end_at_or_below_their_reference(problem):
-    found = solve(problem, restarts=2, rng=0, steps=800)
-    assert found.lower_bound - 1e-9 <= found.loss <= found.reference.loss + 1e-8
-    assert found.residual.generalised < 1e-3
-    assert found.proven is (found.reference.status == "theorem")
+    solution = solve(problem, restarts=2, rng=0, steps=800)
+    assert solution.lower_bound - 1e-9 <= solution.loss <= solution.reference.loss + 1e-8
+    assert solution.residual.generalised < 1e-3
+    assert solution.proven is (solution.reference.status == "theorem")
 
 
 def test_results_depend_on_the_seed_alone():
     problem = DUFM(3, 2, 3, 7, feature_decay=0.004, weight_decay=0.004)
-    one, two, three = (
+    single, two, three = (
         solve(problem, restarts=2, structured=1, rng=seed, jobs=jobs, steps=40)
         for seed, jobs in ((7, 1), (np.random.default_rng(7), 2), (8, 1))
     )
-    assert one.starts == two.starts
-    np.testing.assert_array_equal(one.point.features, two.point.features)
-    assert one.starts != three.starts
+    assert single.starts == two.starts
+    np.testing.assert_array_equal(single.point.features, two.point.features)
+    assert single.starts != three.starts
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -132,30 +132,30 @@ def test_the_progress_bar_changes_nothing(monkeypatch, capsys, installed):
 
 def test_gradient_descent_collapses_two_classes_and_records_its_path():
     problem = DUFM(2, 5, 2, 16, feature_decay=0.01, weight_decay=0.01)
-    found = solve(problem, method="gd", restarts=1, rng=0, steps=4000)
-    assert -1e-15 < found.gap < 1e-4
-    path = found.trajectory
+    solution = solve(problem, method="gd", restarts=1, rng=0, steps=4000)
+    assert -1e-15 < solution.gap < 1e-4
+    path = solution.trajectory
     assert path.step[0] == 0
     assert path.step[-1] == 4000
     assert np.all(np.diff(path.loss) <= 1e-12)
-    np.testing.assert_allclose(path.loss[-1], found.loss, rtol=0)
+    np.testing.assert_allclose(path.loss[-1], solution.loss, rtol=0)
     assert np.all(path.fit <= path.loss)
     assert path.gradient_norm[-1] < 1e-2 * path.gradient_norm[0]
     assert path.within.shape == (path.step.size, 3)
     assert path.within[-1, 1] < 1e-2 * path.within[0, 1]
     assert path.singular_values.shape == (path.step.size, 3, 2)
-    np.testing.assert_allclose(path.singular_values[-1, 2], found.singular_values(3), rtol=1e-10)
-    assert found.by_sample
-    assert found.samples() is found.point
-    assert found.residual.plain < 0.1
+    np.testing.assert_allclose(path.singular_values[-1, 2], solution.singular_values(3), rtol=1e-10)
+    assert solution.by_sample
+    assert solution.samples() is solution.point
+    assert solution.residual.plain < 0.1
 
 
 def test_sample_level_class_means_are_means_of_activations():
     problem = DUFM(3, [2, 1, 3], 2, 5, feature_decay=0.01, weight_decay=0.01)
-    found = solve(problem, method="gd", rng=0, steps=3)
-    acts = np.maximum(found.point.weights[0] @ found.point.features, 0)
+    solution = solve(problem, method="gd", rng=0, steps=3)
+    acts = np.maximum(solution.point.weights[0] @ solution.point.features, 0)
     expected = np.array([acts[:, :2].mean(1), acts[:, 2], acts[:, 3:].mean(1)])
-    np.testing.assert_allclose(found.class_means(2), expected, rtol=1e-13)
+    np.testing.assert_allclose(solution.class_means(2), expected, rtol=1e-13)
 
 
 def test_one_step_of_descent_follows_the_gradient():
@@ -201,8 +201,8 @@ def test_no_graph_start_where_there_is_no_room():
 def test_a_kind_of_start_that_does_not_exist_is_left_out():
     # A last layer as wide as the classes: random signs seldom tell them apart.
     problem = DUFM(6, 1, 3, [6, 6, 3], feature_decay=0.002, weight_decay=0.002)
-    found = solve(problem, restarts=1, structured=4, rng=0, steps=50)
-    assert {start.kind for start in found.starts} == {"random", "reference"}
+    solution = solve(problem, restarts=1, structured=4, rng=0, steps=50)
+    assert {start.kind for start in solution.starts} == {"random", "reference"}
 
 
 @pytest.mark.parametrize("start", [graph_start, edge_start])
@@ -217,9 +217,9 @@ def test_structured_starts_are_near_a_network_that_tells_classes_apart(start):
 def test_eight_classes_at_depth_three_go_below_collapse():
     # Eight is not triangular: the start is a part of the graph of ten.
     problem = DUFM(8, 1, 3, 12, feature_decay=0.02 / 8, weight_decay=0.02 / 8)
-    found = solve(problem, restarts=1, structured=4, rng=0, steps=500)
-    assert found.loss < 0.99 * dnc(problem).loss
-    assert found.ranks == (5, 5, 8)
+    solution = solve(problem, restarts=1, structured=4, rng=0, steps=500)
+    assert solution.loss < 0.99 * dnc(problem).loss
+    assert solution.ranks == (5, 5, 8)
 
 
 @pytest.mark.parametrize(

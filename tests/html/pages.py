@@ -100,10 +100,10 @@ class Page(HTMLParser):
         self.comments.append(data)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for found, attributes in self.elements if found == tag]
+        return [attributes for actual, attributes in self.elements if actual == tag]
 
     def within(self, tag: str) -> list[str]:
-        return [text.strip() for found, text in self.texts if found == tag and text.strip()]
+        return [text.strip() for actual, text in self.texts if actual == tag and text.strip()]
 
     @property
     def text(self) -> str:

@@ -28,8 +28,8 @@ def test_a_report_is_written_as_a_page(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_history_is_written_as_a_page_with_trends(tmp_path: Path) -> None:
     path, target = tmp_path / "run.jsonl", tmp_path / "report.html"
     sink = JsonlSink(path)
-    for step, made in history():
-        sink.write(step, made)
+    for step, built in history():
+        sink.write(step, built)
     assert main(["show", str(path), "--html", str(target), "--quiet"]) == 0
     page = target.read_text(encoding="utf-8")
     assert page == render(read_history(path))

@@ -51,27 +51,27 @@ def embedded(text: str) -> dict:
 
 def test_the_page_is_well_formed_and_has_one_of_each_id(run: str, single: str) -> None:
     for text in (run, single):
-        found = Page(text)
+        parsed = Page(text)
         assert text.startswith('<!doctype html>\n<html lang="en">')
-        assert found.open == []
-        assert found.comments == []
-        ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+        assert parsed.open == []
+        assert parsed.comments == []
+        ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
         assert len(ids) == len(set(ids))
         targets = [
-            a["href"][1:] for _, a in found.elements if (a.get("href") or "").startswith("#")
+            a["href"][1:] for _, a in parsed.elements if (a.get("href") or "").startswith("#")
         ]
         assert targets
         assert set(targets) <= set(ids)
 
 
 def test_nothing_is_fetched(run: str) -> None:
-    found = Page(run)
-    for tag, attributes in found.elements:
+    parsed = Page(run)
+    for tag, attributes in parsed.elements:
         for name in ("srcset", "action", "data", "background", "poster"):
             assert name not in attributes, (tag, attributes)
         assert (attributes.get("src") or IMAGE).startswith(IMAGE), (tag, attributes)
         assert (attributes.get("href") or "#").startswith(("#", "https://")), (tag, attributes)
-    assert not found.all("link") + found.all("iframe") + found.all("base")
+    assert not parsed.all("link") + parsed.all("iframe") + parsed.all("base")
     assert "@import" not in run
     assert not re.findall(r"url\((?!#)", run)
 
@@ -99,25 +99,25 @@ def test_the_same_input_gives_the_same_bytes(run: str) -> None:
 
 
 def test_hostile_names_are_text() -> None:
-    made = report(
+    measured = report(
         HOSTILE,
         warnings=HOSTILE,
         skipped={HOSTILE[0]: HOSTILE[1]},
         provenance={HOSTILE[0]: [HOSTILE[3]]},
     )
-    comparison = cm.compare(made, made)
-    text = render([(0, made), (1, made)], comparison=comparison, title=HOSTILE[3])
-    found = Page(text)
-    assert found.open == []
-    assert [a.get("type") for a in found.all("script")] == ["application/json", None]
-    assert all((a["src"] or "").startswith(IMAGE) for a in found.all("img"))
-    assert found.comments == []
-    assert not [a for _, a in found.elements for name in a if name.startswith("on")]
+    comparison = cm.compare(measured, measured)
+    text = render([(0, measured), (1, measured)], comparison=comparison, title=HOSTILE[3])
+    parsed = Page(text)
+    assert parsed.open == []
+    assert [a.get("type") for a in parsed.all("script")] == ["application/json", None]
+    assert all((a["src"] or "").startswith(IMAGE) for a in parsed.all("img"))
+    assert parsed.comments == []
+    assert not [a for _, a in parsed.elements for name in a if name.startswith("on")]
     for name in HOSTILE[:3]:
-        assert " ".join(printable(name).split()) in found.text
+        assert " ".join(printable(name).split()) in parsed.text
     assert not any(character in text for character in "\u202e\ud800")
-    assert "\\ud800xxx" in found.text
-    assert found.within("title") == [HOSTILE[3]]
+    assert "\\ud800xxx" in parsed.text
+    assert parsed.within("title") == [HOSTILE[3]]
     assert list(embedded(text)["layers"]) == list(HOSTILE)
     text.encode()
 
@@ -142,9 +142,9 @@ def test_the_strip_says_value_target_trend_floor_and_interval(run: str) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_cards_and_captions_say_what_is_known_of_noise() -> None:
-    made = CollapseReport({"fc": layer(6, 12, 0.5)})
-    text = Page(render([(0, made)])).text
-    final = made.final
+    measured = CollapseReport({"fc": layer(6, 12, 0.5)})
+    text = Page(render([(0, measured)])).text
+    final = measured.final
     low, high = (f"{end:.3g}" for end in final.intervals["nc1_trace_ratio"])
     estimate = f"{final.estimates['nc1_trace_ratio']:.3g}"
     assert f"{estimate} without the noise in class means, 95 % interval {low} to {high}" in text
@@ -159,17 +159,21 @@ def test_cards_and_captions_say_what_is_known_of_noise() -> None:
 def test_a_sampled_value_has_its_interval() -> None:
     moments = cm.ClassMoments.from_batch(np.eye(4).repeat(3, 0), np.arange(4).repeat(3), 4)
     decisions = cm.Decisions(np.full(4, 20), np.full(4, 19), np.full(4, 18), True)
-    made = CollapseReport({"fc": cm.measure(moments, head=cm.Head(np.eye(4)), decisions=decisions)})
-    low, high = made.final.intervals["nc4_mismatch"]
-    due = f"95 % Wilson interval {low:.2%} to {high:.2%}: sampled on 80 rows".replace("%", " %")
-    assert due.replace("95  %", "95 %") in Page(render([(0, made)])).text
+    measured = CollapseReport(
+        {"fc": cm.measure(moments, head=cm.Head(np.eye(4)), decisions=decisions)}
+    )
+    low, high = measured.final.intervals["nc4_mismatch"]
+    expected = f"95 % Wilson interval {low:.2%} to {high:.2%}: sampled on 80 rows".replace(
+        "%", " %"
+    )
+    assert expected.replace("95  %", "95 %") in Page(render([(0, measured)])).text
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_has_no_value_says_why_in_words() -> None:
     moments = cm.ClassMoments.from_batch(np.eye(2), [0, 0], 3)
-    made = CollapseReport({"fc": cm.measure(moments)}, warnings=("the layer saw too little",))
-    text = Page(render([(0, made)])).text
+    measured = CollapseReport({"fc": cm.measure(moments)}, warnings=("the layer saw too little",))
+    text = Page(render([(0, measured)])).text
     for words in (
         "NC1 within-class variability – 0 % at collapse – not judged only one class is present",
         "NC3 distance of head and means – 0 % at collapse – not judged no classifier head",
@@ -177,30 +181,30 @@ def test_what_has_no_value_says_why_in_words() -> None:
         assert words in text
     assert "⚠ the layer saw too little" in text
     assert "⚠ classes without a row are left out of every mean over classes (fc)" in text
-    titles = {a.get("title") for a in Page(render([(0, made)])).all("td")}
+    titles = {a.get("title") for a in Page(render([(0, measured)])).all("td")}
     assert {"only one class is present"} <= titles
 
 
 def test_six_panels_against_epochs_or_depth(run: str, single: str) -> None:
     for text, words in ((run, "Six panels over epochs"), (single, "Six panels over depth")):
-        found = Page(text)
-        assert words in found.text
-        assert [t for t in found.within("strong") if "·" in t] == [panel.title for panel in PANELS]
-        assert "r = " in found.text
+        parsed = Page(text)
+        assert words in parsed.text
+        assert [t for t in parsed.within("strong") if "·" in t] == [panel.title for panel in PANELS]
+        assert "r = " in parsed.text
     assert "NC1 over epochs" in Page(run).text
     assert "NC1 over epochs" not in Page(single).text
 
 
 def test_every_figure_has_a_caption_and_a_text_for_those_who_cannot_see_it(run: str) -> None:
-    found = Page(run)
-    plots = found.all("img")
-    assert len(plots) == len(found.all("figure")) == len(found.all("figcaption")) == 15
+    parsed = Page(run)
+    plots = parsed.all("img")
+    assert len(plots) == len(parsed.all("figure")) == len(parsed.all("figcaption")) == 15
     assert all(len(a["alt"] or "") > 20 for a in plots)
     for plot in plots:
         image = base64.b64decode((plot["src"] or "").removeprefix(IMAGE))
         assert ElementTree.fromstring(image).tag == "{http://www.w3.org/2000/svg}svg"
-    assert all(a.get("scope") in ("col", "row") for a in found.all("th"))
-    levels = [int(tag[1]) for tag, _ in found.elements if re.fullmatch("h[1-6]", tag)]
+    assert all(a.get("scope") in ("col", "row") for a in parsed.all("th"))
+    levels = [int(tag[1]) for tag, _ in parsed.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
 
@@ -209,8 +213,8 @@ def test_every_figure_has_a_caption_and_a_text_for_those_who_cannot_see_it(run: 
 def test_matrices_are_drawn_up_to_200_classes_and_a_histogram_always(
     classes: int, drawn: bool
 ) -> None:
-    made = CollapseReport({"fc": layer(classes, 12, 0.1, head=True, rows=2)})
-    text = Page(render([(0, made)])).text
+    measured = CollapseReport({"fc": layer(classes, 12, 0.1, head=True, rows=2)})
+    text = Page(render([(0, measured)])).text
     assert (
         "Cosines of the centred class means At a simplex ETF: 1 on the diagonal" in text
     ) == drawn
@@ -245,40 +249,42 @@ def test_classes_are_listed_worst_first(single: str) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_at_most_fifty_classes_are_listed() -> None:
-    made = CollapseReport({"fc": layer(53, 6, 0.3, rows=2)})
-    text = render([(0, made)])
+    measured = CollapseReport({"fc": layer(53, 6, 0.3, rows=2)})
+    text = render([(0, measured)])
     assert len(rows_of(text, "Classes by relative spread, the largest first")) == 51
     assert "3 more classes, less spread than these, are left out." in text
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_pairs_are_listed_once_with_the_largest_cosine_first() -> None:
-    made = CollapseReport({"fc": layer(30, 6, 0.3)})
-    _, *rows = rows_of(render([(0, made)]), "Pairs of centred class means with the largest cosines")
-    gram = made.final.matrices["means_gram_centred"]
+    measured = CollapseReport({"fc": layer(30, 6, 0.3)})
+    _, *rows = rows_of(
+        render([(0, measured)]), "Pairs of centred class means with the largest cosines"
+    )
+    gram = measured.final.matrices["means_gram_centred"]
     norms = np.sqrt(np.diag(gram))
     cos = gram / np.outer(norms, norms)
-    due = sorted(((cos[a, b], a, b) for a in range(30) for b in range(a)), reverse=True)
-    assert rows[0][0] == f"{due[0][2]} and {due[0][1]}"
+    expected = sorted(((cos[a, b], a, b) for a in range(30) for b in range(a)), reverse=True)
+    assert rows[0][0] == f"{expected[0][2]} and {expected[0][1]}"
     shown = [float(row[1]) for row in rows]
     assert len(shown) == 10
     assert shown == sorted(shown, reverse=True)
-    assert math.isclose(shown[0], due[0][0], abs_tol=5e-4)
+    assert math.isclose(shown[0], expected[0][0], abs_tol=5e-4)
     assert len({row[0] for row in rows}) == 10
 
 
 def test_all_metrics_of_all_layers_are_there(single: str) -> None:
     head, *rows = rows_of(single, "Every layer")
-    made = report()
-    assert head == ["metric", *made]
-    assert [row[0] for row in rows] == list(made.final)
-    for row, (name, value) in zip(rows, made.final.items(), strict=True):
+    measured = report()
+    assert head == ["metric", *measured]
+    assert [row[0] for row in rows] == list(measured.final)
+    for row, (name, value) in zip(rows, measured.final.items(), strict=True):
         shown = f"{value * 100:.2f}" if name.startswith(("nc4", "ncc")) else f"{value:.3g}"
         if math.isnan(value):  # a dash, with its footnote
             assert row[-1].startswith("–<sup>")
         else:
             assert row[-1].partition(" (")[0].replace(" %", "") == shown
-    estimates, ends = made.final.estimates, made.final.intervals
+    estimates, ends = measured.final.estimates, measured.final.intervals
     for name in ("nc1_trace_ratio", "nc2_etf_error"):
         cell = next(row[-1] for row in rows if row[0] == name)
         low, high = (f"{end:.3g}" for end in ends[name])
@@ -295,17 +301,17 @@ def test_all_metrics_of_all_layers_are_there(single: str) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_many_layers_are_several_tables_that_a_page_holds() -> None:
     names = [f"block.{i}" for i in range(19)]
-    made = CollapseReport({name: LayerReport({"nc1_pinv": 0.5}) for name in names})
-    text = render([(0, made)])
+    measured = CollapseReport({name: LayerReport({"nc1_pinv": 0.5}) for name in names})
+    text = render([(0, measured)])
     heads = [rows_of(text, f"Layers {a} to {b} of 19")[0] for a, b in ((1, 8), (9, 16), (17, 19))]
     assert [name for head in heads for name in head[1:]] == [f"block.<wbr>{i}" for i in range(19)]
 
 
 def test_the_reference_is_beside_the_network() -> None:
-    made = report(classes=4)
+    measured = report(classes=4)
     optimum = DUFM(4, 6, 2, feature_decay=1e-3, weight_decay=1e-3).optimum()
-    comparison = cm.compare(made, optimum)
-    text = render([(0, made)], comparison=comparison)
+    comparison = cm.compare(measured, optimum)
+    text = render([(0, measured)], comparison=comparison)
     rows = rows_of(text, "Layers beside the reference")[1:]
     assert [row[0] for row in rows] == list(comparison)
     for row, compared in zip(rows, comparison.values(), strict=True):
@@ -314,7 +320,7 @@ def test_the_reference_is_beside_the_network() -> None:
     words = Page(text).text
     assert comparison.mapping in words
     assert "Dashed: the reference, at the measured norm." in words
-    assert "Beside the reference" not in Page(render([(0, made)])).text
+    assert "Beside the reference" not in Page(render([(0, measured)])).text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -328,22 +334,22 @@ def test_provenance_is_shown_as_json_and_folded_where_it_is_long() -> None:
     files = [{"path": f"acts/{i:04d}.npy", "bytes": 10**9 + i} for i in range(30)]
     for provenance, folded in ((origin, 0), (origin | {"files": files}, 1)):
         text = render([(0, report(("fc",), provenance=provenance))])
-        found = Page(text)
-        assert found.within("summary").count("The whole record") == folded
-        (shown,) = found.within("pre")
+        parsed = Page(text)
+        assert parsed.within("summary").count("The whole record") == folded
+        (shown,) = parsed.within("pre")
         assert json.loads(shown) == provenance
         assert '"b": "<层>"' in shown
-    assert "layer rows ignored rows nonfinite rows classes present width" in found.text
+    assert "layer rows ignored rows nonfinite rows classes present width" in parsed.text
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_report_is_in_the_page_and_reads_back() -> None:
     steps = history()
-    found = embedded(render(steps))
-    back = CollapseReport.from_dict(found)
+    actual = embedded(render(steps))
+    back = CollapseReport.from_dict(actual)
     assert back.to_json(matrices=True) == steps[-1][1].to_json(matrices=True)
-    assert [entry["step"] for entry in found["history"]] == [0, 5, 10, 15]
-    for entry, (_, past) in zip(found["history"], steps, strict=True):
+    assert [entry["step"] for entry in actual["history"]] == [0, 5, 10, 15]
+    for entry, (_, past) in zip(actual["history"], steps, strict=True):
         assert entry["layers"]["fc"] == past.final.to_dict()["metrics"]
 
 
@@ -358,8 +364,8 @@ def test_matrices_that_would_swell_the_page_are_left_out(monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("undrawn")
 def test_a_history_from_json_lines_is_a_page_without_classes(tmp_path: Path) -> None:
     sink = JsonlSink(tmp_path / "run.jsonl")
-    for step, made in history():
-        sink.write(step, made)
+    for step, built in history():
+        sink.write(step, built)
     text = Page(render(read_history(tmp_path / "run.jsonl"))).text
     assert "This report holds no values per class" in text
     assert "Six panels over epochs" in text
@@ -388,10 +394,10 @@ SEVERAL = [(name, 3) for name in ("two classes", "no metric", "all NaN", "huge")
 
 @pytest.mark.parametrize(("name", "epochs"), SINGLE + SEVERAL)
 def test_odd_reports_are_pages(name: str, epochs: int) -> None:
-    made = ODD[name]()
-    found = Page(render([(epoch, made) for epoch in range(epochs)]))
-    assert found.open == []
-    assert "nan" not in found.text.split()
+    built = ODD[name]()
+    parsed = Page(render([(epoch, built) for epoch in range(epochs)]))
+    assert parsed.open == []
+    assert "nan" not in parsed.text.split()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -434,8 +440,8 @@ def test_what_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch, missin
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError) as caught:
         render([(0, report())])
-    due = "the HTML report needs Jinja and matplotlib: pip install 'collapsemeter[report]'"
-    assert str(caught.value) == due
+    expected = "the HTML report needs Jinja and matplotlib: pip install 'collapsemeter[report]'"
+    assert str(caught.value) == expected
 
 
 def test_the_helper_notices_what_is_not_well_formed() -> None:

@@ -60,8 +60,8 @@ def layer(
 
 def without(made: LayerReport, *keys: str) -> LayerReport:
     """As in a file of a version that did not record these."""
-    kept = {key: value for key, value in made.provenance.items() if key not in keys}
-    return replace(made, provenance=kept)
+    remaining = {key: value for key, value in made.provenance.items() if key not in keys}
+    return replace(made, provenance=remaining)
 
 
 def undefined(code: str) -> LayerReport:
@@ -107,13 +107,13 @@ def layer_moments() -> cm.ClassMoments:
 
 def said_by(text: str) -> dict[str, str]:
     """The band that a text gives each property, and that it gives one at most."""
-    found: dict[str, str] = {}
+    actual: dict[str, str] = {}
     for names, band in re.findall(
         rf"((?:NC\d(?:, | and )?)+) ({'|'.join(BANDS[1:] + BANDS[:1])}):", text
     ):
         for name in re.findall(r"NC\d", names):
-            assert found.setdefault(name, band) == band, text
-    return found
+            assert actual.setdefault(name, band) == band, text
+    return actual
 
 
 @cache
@@ -136,9 +136,9 @@ def rank_of(band: str) -> int:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("criteria", [Criteria(), Criteria(0.2, 0.3, 0.9)])
 def test_nothing_contradicts_the_card(name: str, criteria: Criteria) -> None:
-    made = LAYERS[name]()
-    report = CollapseReport({"fc": made})
-    judged = criteria.judge(made)
+    built = LAYERS[name]()
+    report = CollapseReport({"fc": built})
+    judged = criteria.judge(built)
     bands = {key: judgement.band for key, judgement in judged.items()}
     assert list(bands) == ["NC1", "NC2", "NC3", "NC4"]
 
@@ -152,7 +152,7 @@ def test_nothing_contradicts_the_card(name: str, criteria: Criteria) -> None:
         assert card.notes[0] == judged[key].words
         assert judged[key].words in summary
 
-    for reference in references(made) if "absurd" not in name else ():  # no file holds it
+    for reference in references(built) if "absurd" not in name else ():  # no file holds it
         beside = cm.compare(report, reference, criteria=criteria)["fc"]
         if beside.status in ("infeasible", "nothing learned"):
             continue
@@ -169,12 +169,12 @@ def test_nothing_contradicts_the_card(name: str, criteria: Criteria) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_demo_says_of_a_layer_what_its_summary_does(name: str) -> None:
-    made = LAYERS[name]()
-    report = CollapseReport({"fc": made})
+    built = LAYERS[name]()
+    report = CollapseReport({"fc": built})
     epochs = [Epoch(n, 0.1, 0.0, None, report) for n in (0, 1)]
     text = demo.verdict(demo.Outcome(epochs, 1, Path("runs")))
     assert said_by(text) == said_by(report.summary())
-    bands = [judgement.band for judgement in Criteria().judge(made).values()]
+    bands = [judgement.band for judgement in Criteria().judge(built).values()]
     assert text.startswith(f"{demo.HEADLINES[worst(bands)]} after 1 epochs; zero training error")
 
 
@@ -218,7 +218,7 @@ def test_shares_are_those_of_brute_force() -> None:
     x = rng.standard_normal((6, 20))[labels] + 0.3 * rng.standard_normal((120, 20))
     head = cm.Head(rng.standard_normal((6, 20)), rng.standard_normal(6))
     moments = cm.ClassMoments.from_batch(x, labels, 6)
-    made = cm.measure(moments, head=head, decisions=cm.decide(moments, x, labels, head=head))
+    measured = cm.measure(moments, head=head, decisions=cm.decide(moments, x, labels, head=head))
     mu = np.array([x[labels == c].mean(axis=0) for c in range(6)])
     M = mu - mu.mean(axis=0)
     within = ((x - mu[labels]) ** 2).sum() / 120
@@ -229,14 +229,14 @@ def test_shares_are_those_of_brute_force() -> None:
     dual = np.linalg.norm(W / np.linalg.norm(W) - M / np.linalg.norm(M)) ** 2
     near = ((x[:, None] - mu) ** 2).sum(axis=2).argmin(axis=1)
     missed = (near != (x @ W.T + head.bias).argmax(axis=1)).mean()
-    due = (
+    expected = (
         within / (within + between),
         apart / math.sqrt(2 - 2 * math.sqrt(20 / 26)),
         dual / 2,
         missed / (5 / 6),
     )
-    found = [judgement.share for judgement in Criteria().judge(made).values()]
-    np.testing.assert_allclose(found, due, rtol=1e-10)
+    actual = [judgement.share for judgement in Criteria().judge(measured).values()]
+    np.testing.assert_allclose(actual, expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("classes", "width"), [(10, 64), (100, 128)])
@@ -264,8 +264,8 @@ def test_a_band_reaches_to_its_edge_and_its_percentage_stays_in_it(share, edges)
 
 
 def test_the_edges_of_the_default_bands() -> None:
-    found = [Criteria().band(share) for share in (0.01, 0.0101, 0.1, 0.101, 0.5, 0.501)]
-    assert found == [BANDS[0], BANDS[1], BANDS[1], BANDS[2], BANDS[2], BANDS[3]]
+    actual = [Criteria().band(share) for share in (0.01, 0.0101, 0.1, 0.101, 0.5, 0.501)]
+    assert actual == [BANDS[0], BANDS[1], BANDS[1], BANDS[2], BANDS[2], BANDS[3]]
     assert Criteria().percent(0.010004) == "1.0004 %"
 
 
@@ -291,8 +291,8 @@ def test_what_is_not_judged_says_why(name: str, words: str) -> None:
 def test_every_edge_of_what_can_be_judged() -> None:
     def nc2(classes: int, width: int) -> str:
         provenance = {"classes_present": classes, "width": width}
-        made = LayerReport({"nc2_etf_error": 0.001}, provenance=provenance)
-        return Criteria().judge(made)["NC2"].band
+        measured = LayerReport({"nc2_etf_error": 0.001}, provenance=provenance)
+        return Criteria().judge(measured)["NC2"].band
 
     assert nc2(12, 11) == "collapsed"
     assert nc2(12, 10) == nc2(2, 10) == "not judged"
@@ -332,11 +332,11 @@ def test_collapsed_to_a_frame_is_never_nearer_than_nc2() -> None:
     values, vectors = np.linalg.eigh(np.eye(3) + away * (np.outer(v, v) - np.outer(w, w)))
     means = (vectors * np.sqrt(values)) @ np.eye(3, 16)
     rows = means.repeat(20, 0) + 1e-4 * np.random.default_rng(0).standard_normal((60, 16))
-    made = cm.measure(cm.ClassMoments.from_batch(rows, np.arange(3).repeat(20), 3))
-    beside = cm.compare(CollapseReport({"fc": made}), optima(3)[1])["fc"]
+    measured = cm.measure(cm.ClassMoments.from_batch(rows, np.arange(3).repeat(20), 3))
+    beside = cm.compare(CollapseReport({"fc": measured}), optima(3)[1])["fc"]
     criteria = Criteria()
-    assert criteria.beside("dnc", beside.gram_distance, made).band == "collapsed"
-    assert criteria.judge(made)["NC2"].band == beside.status == "nearly collapsed"
+    assert criteria.beside("dnc", beside.gram_distance, measured).band == "collapsed"
+    assert criteria.judge(measured)["NC2"].band == beside.status == "nearly collapsed"
 
 
 def test_a_share_is_a_threshold() -> None:

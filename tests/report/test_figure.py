@@ -74,8 +74,8 @@ def legend(figure: Figure) -> list[str]:
 def test_the_lines_are_the_values_of_the_reports(tmp_path: Path, drawn: list[Figure]) -> None:
     run = history()
     plot(run, tmp_path / "a.svg")
-    found = panels(drawn[0])
-    assert list(found) == [panel.title for panel in PANELS]
+    actual = panels(drawn[0])
+    assert list(actual) == [panel.title for panel in PANELS]
     for panel in PANELS:
         expected = []
         for name in ("conv1", "conv2", "fc"):
@@ -83,10 +83,10 @@ def test_the_lines_are_the_values_of_the_reports(tmp_path: Path, drawn: list[Fig
                 if metric is not None and metric in run[0][1][name]:
                     values = [report[name][metric] for _, report in run]
                     expected.append(([epoch for epoch, _ in run], values))
-        assert curves(found[panel.title]) == expected, panel
+        assert curves(actual[panel.title]) == expected, panel
         assert expected
-    assert [axes.get_yscale() for axes in found.values()] == ["linear"] * 4 + ["log", "linear"]
-    for axes in (axes for axes in found.values() if axes.get_yscale() == "linear"):
+    assert [axes.get_yscale() for axes in actual.values()] == ["linear"] * 4 + ["log", "linear"]
+    for axes in (axes for axes in actual.values() if axes.get_yscale() == "linear"):
         assert (
             axes.dataLim.y1 < axes.get_ylim()[1] < 1.1 * axes.dataLim.y1
         )  # what is drawn fills it
@@ -241,12 +241,12 @@ def test_nothing_overlaps(tmp_path: Path, drawn: list[Figure]) -> None:
     figure = drawn[0]
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     boxes += [each.get_window_extent() for each in figure.legends]
-    for i, one in enumerate(boxes):
-        assert one.x0 >= 0
-        assert one.y0 >= 0
-        assert one.x1 <= figure.bbox.x1
-        for other in boxes[i + 1 :]:
-            assert not one.padded(-1).overlaps(other.padded(-1))
+    for i, first in enumerate(boxes):
+        assert first.x0 >= 0
+        assert first.y0 >= 0
+        assert first.x1 <= figure.bbox.x1
+        for second in boxes[i + 1 :]:
+            assert not first.padded(-1).overlaps(second.padded(-1))
 
 
 @pytest.mark.parametrize("empty", [[], [(0, CollapseReport({}))]])

@@ -71,14 +71,14 @@ def test_a_folder_holds_every_value_when_write_returns(tmp_path: Path, make_repo
     sink = TensorBoardSink(tmp_path)
     for step, report in reports.items():
         sink.write(step, report)
-    found = scalars(tmp_path)  # before close: flushed at each write
+    actual = scalars(tmp_path)  # before close: flushed at each write
     sink.close()
-    due: dict[str, list[tuple[int, float]]] = {}
+    truth: dict[str, list[tuple[int, float]]] = {}
     for step, report in reports.items():
         for tag, value in expected(report).items():
-            due.setdefault(tag, []).append((step, value))
-    assert found == due
-    assert len(due["nc1_pinv/fc"]) == len(reports)
+            truth.setdefault(tag, []).append((step, value))
+    assert actual == truth
+    assert len(truth["nc1_pinv/fc"]) == len(reports)
     assert sink.failures == 0
 
 
@@ -91,9 +91,9 @@ def test_an_existing_writer_is_used_and_stays_open(
         sink.write(np.int64(2**40), report)  # type: ignore[arg-type]
     writer.add_scalar("still/open", 1.0, 3)
     writer.close()
-    found = scalars(tmp_path)
-    assert found.pop("still/open") == [(3, 1.0)]
-    assert found == {tag: [(2**40, value)] for tag, value in expected(report).items()}
+    actual = scalars(tmp_path)
+    assert actual.pop("still/open") == [(3, 1.0)]
+    assert actual == {tag: [(2**40, value)] for tag, value in expected(report).items()}
     assert len(list(tmp_path.iterdir())) == 1  # no file per curve
     assert len(layout(tmp_path)) == 6
 
@@ -104,8 +104,8 @@ def test_the_layout_is_written_once_and_follows_the_paper(
     with TensorBoardSink(tmp_path) as sink:
         sink.write(1, report)
         sink.write(2, report)
-    found = layout(tmp_path)
-    assert found == {
+    actual = layout(tmp_path)
+    assert actual == {
         "figure 2: equinorm": {
             "means": ["nc2_equinorm/conv1", "nc2_equinorm/fc"],
             "head": ["nc2_equinorm_head/fc"],
@@ -122,7 +122,7 @@ def test_the_layout_is_written_once_and_follows_the_paper(
         "figure 6: within-class variation": {"NC1": ["nc1_pinv/conv1", "nc1_pinv/fc"]},
         "figure 7: nearest class centre": {"mismatch": ["nc4_mismatch/fc"]},
     }
-    drawn = {tag for charts in found.values() for tags in charts.values() for tag in tags}
+    drawn = {tag for charts in actual.values() for tags in charts.values() for tag in tags}
     assert drawn <= set(scalars(tmp_path))
 
 

@@ -159,18 +159,18 @@ def test_a_table_has_a_row_per_layer_and_a_column_per_metric(
     reports = {step: make_report(step) for step in (1, 5)}
     for step, report in reports.items():
         sink.write(step, report)
-    found = rows(path)
-    first, last = list(found[0])[: 4 + len(METRICS)], list(found[0])[4 + len(METRICS) :]
+    actual = rows(path)
+    first, last = list(actual[0])[: 4 + len(METRICS)], list(actual[0])[4 + len(METRICS) :]
     assert first == ["run", "step", "phase", "layer", *METRICS]
     assert last[-1] == "flags"
     assert {name.partition(".")[2] for name in last[:-1]} == {"low", "high", "estimate"}
-    assert [(row["step"], row["layer"]) for row in found] == [
+    assert [(row["step"], row["layer"]) for row in actual] == [
         ("1", "conv1"),
         ("1", "fc"),
         ("5", "conv1"),
         ("5", "fc"),
     ]
-    for row in found:
+    for row in actual:
         layer = reports[int(row["step"])][row["layer"]]
         read = {metric: float(row[metric]) for metric in METRICS if row[metric]}
         assert read == {metric: value for metric, value in layer.items() if math.isfinite(value)}
@@ -291,8 +291,8 @@ def test_every_cut_of_a_row_leaves_no_wrong_number(tmp_path: Path, report: Colla
     for end in range(start + 1, len(whole)):
         path.write_text(whole[:end])
         CsvSink(path, run="c").write(2, of(0.5))
-        kept, *cut, last = rows(path)
-        assert kept == first
+        remaining, *cut, last = rows(path)
+        assert remaining == first
         assert (last["run"], last["step"], last["nc1_pinv"]) == ("c", "2", "0.5")
         for row in cut:
             assert all(row[key] in ("", second[key]) for key in row if key != "flags")

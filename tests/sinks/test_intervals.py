@@ -42,14 +42,16 @@ def test_tensorboard_has_the_ends_as_curves_of_their_own(
     curves = written(tmp_path / "all", measured)
     plain = written(tmp_path / "plain", measured, intervals=False)
     assert plain.items() <= curves.items()  # the tags of plain values do not change
-    due = {}
+    expected = {}
     for place, layer in [*measured.items(), ("head", measured.final)]:
         assert set(NAMES) <= layer.intervals.keys()
         for metric, (low, high) in layer.intervals.items():
-            due[f"{metric}.low/{place}"], due[f"{metric}.high/{place}"] = low, high
-            due[f"{metric}.estimate/{place}"] = layer.estimates.get(metric, math.nan)
-    due = {tag: float(np.float32(value)) for tag, value in due.items() if math.isfinite(value)}
-    assert {tag: curves[tag] for tag in curves.keys() - plain.keys()} == due
+            expected[f"{metric}.low/{place}"], expected[f"{metric}.high/{place}"] = low, high
+            expected[f"{metric}.estimate/{place}"] = layer.estimates.get(metric, math.nan)
+    expected = {
+        tag: float(np.float32(value)) for tag, value in expected.items() if math.isfinite(value)
+    }
+    assert {tag: curves[tag] for tag in curves.keys() - plain.keys()} == expected
 
 
 def test_a_metric_without_an_interval_has_its_plain_curve_alone(tmp_path: Path) -> None:

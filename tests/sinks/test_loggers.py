@@ -223,7 +223,7 @@ def test_no_layer_is_the_folder_of_another_where_metrics_are_files() -> None:
     ((scalars, _),) = logger.calls
     assert list(scalars.values()) == [0.0, 1.0, 2.0, 3.0, 4.0]
     for tag in scalars:
-        assert not any(other.startswith(f"{tag}/") for other in scalars)
+        assert not any(another.startswith(f"{tag}/") for another in scalars)
 
 
 def test_a_callable_gets_the_report(report: CollapseReport) -> None:

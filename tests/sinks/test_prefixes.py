@@ -120,11 +120,11 @@ def test_files_have_a_prefix_behind_the_name_of_the_run(tmp_path: Path) -> None:
         fan.write(STEP, REPORTS["frozen-train"])
         fan.write(STEP, REPORTS["frozen-train"], prefix="val/")
         fan.write(STEP, REPORTS["frozen-train"], prefix="")
-    for made in (
+    for built in (
         JsonlSink(tmp_path / "a.jsonl", run="day", prefix="{phase}/"),
         CsvSink(tmp_path / "a.csv", run="day", prefix="{phase}/"),
     ):
-        made.write(STEP, REPORTS["live"])
+        built.write(STEP, REPORTS["live"])
     runs = ["night/train", "night/val", "night", "day/live"]
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))

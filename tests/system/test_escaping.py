@@ -47,21 +47,21 @@ def report(name: str) -> CollapseReport:
 
 @pytest.fixture(params=HOSTILE)
 def name(request: pytest.FixtureRequest) -> str:
-    found: str = HOSTILE[request.param]
-    return found
+    actual: str = HOSTILE[request.param]
+    return actual
 
 
 def test_text_of_reports_and_comparisons(name: str) -> None:
-    made = report(name)
-    comparison = cm.compare(made, made)
+    measured = report(name)
+    comparison = cm.compare(measured, measured)
     for text in (
-        made.summary(), made.table(), repr(made), comparison.summary(), comparison.table(),
+        measured.summary(), measured.table(), repr(measured), comparison.summary(), comparison.table(),
         comparison.table(["nc1_pinv"]), Selection((), name, 3, {name: name}).describe(3),
-        *FailureCondition.parse("nc1_pinv>0").failures(made),
+        *FailureCondition.parse("nc1_pinv>0").failures(measured),
     ):  # fmt: skip
         assert unsafe(text) == []
         assert printable(name)[-4:] in " ".join(text.split())
-    assert made.summary().isprintable()
+    assert measured.summary().isprintable()
 
 
 def test_json_gives_names_back_in_ascii(name: str) -> None:
@@ -137,7 +137,7 @@ def test_every_command_and_its_complaints(
 
 
 def test_files_of_sinks(name: str, tmp_path) -> None:
-    made, calls = report(name), []
+    measured, calls = report(name), []
 
     class Tracker:
         def log_metrics(self, metrics: dict[str, float], step: int) -> None:
@@ -148,7 +148,7 @@ def test_files_of_sinks(name: str, tmp_path) -> None:
         LoggerSink(Tracker()),
     ]  # fmt: skip
     for sink in sinks:
-        sink.write(1, made)
+        sink.write(1, measured)
         assert sink.failures == 0
     for file in ("run.jsonl", "run.csv"):
         assert unsafe((tmp_path / file).read_text(encoding="utf-8").replace("\x7f", "")) == []

@@ -217,8 +217,8 @@ def without(*options):
 
     class Forgetful(ToyDriver):
         def attach(self):
-            kept = {k: v for k, v in self.spec.options.items() if k not in options}
-            self.meter = ToyMeter(self.net, self.spec.num_classes, **kept)
+            remaining = {k: v for k, v in self.spec.options.items() if k not in options}
+            self.meter = ToyMeter(self.net, self.spec.num_classes, **remaining)
 
     Forgetful.__name__ = f"Ignores_{'_'.join(options)}"
     return Forgetful
@@ -407,8 +407,8 @@ class TakesZerosForTheFirstClass(ToyDriver):
 @sabotage("rows_of_zeros")
 class DropsRowsOfZeros(ToyDriver):
     def feed(self, features, labels):
-        kept = labels.any(axis=1)
-        super().feed(features[kept], labels[kept])
+        remaining = labels.any(axis=1)
+        super().feed(features[remaining], labels[remaining])
 
 
 @sabotage("column_labels")

@@ -40,8 +40,10 @@ def test_effective_class_counts_of_the_table(order):
         two = srg_effective_classes(order, 2, depth) / classes
         size = best_subset_size(order, depth)
         best = srg_effective_classes(order, size, depth) / classes
-        for found, printed in ((two, TABLE[order][0][index]), (best, TABLE[order][1][index])):
-            assert abs(found - printed) <= 5.1e-4 if printed > 1 else abs(found - printed) <= 5.1e-5
+        for actual, printed in ((two, TABLE[order][0][index]), (best, TABLE[order][1][index])):
+            assert (
+                abs(actual - printed) <= 5.1e-4 if printed > 1 else abs(actual - printed) <= 5.1e-5
+            )
 
 
 @pytest.mark.parametrize(
@@ -118,11 +120,11 @@ def test_the_best_split_against_all_splits(classes, depth, strength):
         return part / classes * ell(strength * kappa, depth)
 
     best = min(sum(map(cost, split)) for split in partitions(classes, [1, *triangular]))
-    found = sum(
+    actual = sum(
         b.classes / classes * ell(strength * b.effective_classes(depth) / b.classes, depth)
         for b in chosen
     )
-    np.testing.assert_allclose(found, best, rtol=1e-12)
+    np.testing.assert_allclose(actual, best, rtol=1e-12)
 
 
 @pytest.mark.parametrize("classes", [7, 8, 9, 11, 17])

@@ -25,10 +25,10 @@ def test_descent_ends_above_the_bounds(seed, classes, depth, loss, bias, exponen
         classes, rng.integers(1, 5, classes).tolist(), depth, 6, feature_decay=10**exponent,
         weight_decay=10**exponent, loss=loss, bias=bias,
     )  # fmt: skip
-    found = lbfgs(problem, random_start(problem, rng), 100)[0]
+    actual = lbfgs(problem, random_start(problem, rng), 100)[0]
     rounding = 1e-12
     assert nuclear_bound(problem) <= lower_bound(problem) + 1e-7
-    assert lower_bound(problem) <= found + rounding
+    assert lower_bound(problem) <= actual + rounding
 
 
 @pytest.mark.parametrize("classes", [3, 10])

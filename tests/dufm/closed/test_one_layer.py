@@ -30,10 +30,10 @@ def skewed(counts, decay, **more):
 def test_it_finds_the_closed_form_of_balanced_classes(loss, bias):
     problem = DUFM(4, 3, 1, feature_decay=0.02, weight_decay=0.01, loss=loss, **bias)
     known = (ufm_mse if loss == "mse" else ufm_ce)(problem)
-    found = convex(problem)
-    assert found.status == "theorem"
-    np.testing.assert_allclose(found.loss, known.loss, rtol=1e-9)
-    np.testing.assert_allclose(found.gram(2), known.gram(2), atol=1e-5)
+    actual = convex(problem)
+    assert actual.status == "theorem"
+    np.testing.assert_allclose(actual.loss, known.loss, rtol=1e-9)
+    np.testing.assert_allclose(actual.gram(2), known.gram(2), atol=1e-5)
 
 
 def test_it_finds_the_general_orthogonal_frame():
@@ -62,9 +62,9 @@ def test_the_dual_never_exceeds_any_primal(seed, loss):
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 9, 3).tolist()
     problem = skewed(counts, 0.02, loss=loss, bias=True, bias_decay=0.2)
-    one = certify(problem, rng.standard_normal((3, 3)), rng.standard_normal(3))
-    other = certify(problem, rng.standard_normal((3, 3)), rng.standard_normal(3))
-    assert max(one.lower, other.lower) <= min(one.loss, other.loss)
+    first = certify(problem, rng.standard_normal((3, 3)), rng.standard_normal(3))
+    second = certify(problem, rng.standard_normal((3, 3)), rng.standard_normal(3))
+    assert max(first.lower, second.lower) <= min(first.loss, second.loss)
 
 
 def test_a_minority_merges_under_strong_decay():
@@ -81,8 +81,10 @@ def test_simplex_encoded_labels_are_the_limit_of_weak_decay(counts):
         problem = skewed(counts, decay, loss="ce")
         best, limit = convex(problem), seli(problem)
         ratios.append(limit.loss / best.loss - 1)
-        found, expected = best.gram(1), seli_grams(np.array(counts))[1]
-        cosines.append(np.sum(found * expected) / np.linalg.norm(found) / np.linalg.norm(expected))
+        actual, expected = best.gram(1), seli_grams(np.array(counts))[1]
+        cosines.append(
+            np.sum(actual * expected) / np.linalg.norm(actual) / np.linalg.norm(expected)
+        )
     assert ratios == sorted(ratios, reverse=True)
     assert ratios[-1] >= -1e-9
     assert cosines == sorted(cosines)
