@@ -86,6 +86,78 @@ def test_a_half_decides_wherever_the_sigmoid_stands(sigmoid):
     assert report[layer]["nc4_mismatch"] == pytest.approx(disagreement(rows[0], y, decided))
 
 
+class Written(nn.Linear):
+    def forward(self, x):
+        return x @ self.weight.T + self.bias
+
+
+def test_a_head_whose_product_is_written_out_is_a_head():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), Written(8, 3))
+    meter = CollapseMeter(net, verbose=False)
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    with meter.batch(y):
+        decided = net(x).argmax(1)
+    report = meter.compute()
+    assert list(report) == ["2"]
+    assert math.isfinite(report["2"]["nc3_self_duality"])
+    assert report["2"]["nc4_mismatch"] == pytest.approx(
+        disagreement(net[:2](x).detach(), y, decided)
+    )
+
+
+class Times(nn.Sequential):
+    def __init__(self, factor, *layers) -> None:
+        super().__init__(*layers)
+        self.factor = factor
+
+    def forward(self, x):
+        return super().forward(x) * self.factor
+
+
+@pytest.mark.parametrize(
+    ("factor", "keeps"),
+    [
+        (2.0, True),
+        (torch.tensor(2.0), True),
+        (nn.Parameter(torch.tensor(1.0)), True),  # a temperature that is learnt
+        (-2.0, False),
+        (torch.tensor(-2.0), False),
+    ],
+)
+def test_scores_are_the_heads_times_what_keeps_their_order(factor, keeps):
+    net = Times(factor, nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    meter = CollapseMeter(net, verbose=False)
+    with meter.batch(torch.arange(12) % 3):
+        net(torch.randn(12, 4))
+    report = meter.compute()
+    assert list(report) == (["2"] if keeps else ["1", "2"])
+    reason = report["2"].reasons.get("nc3_self_duality")
+    assert reason == (None if keeps else "scores_are_not_the_heads")
+
+
+class Prototypes(nn.Module):
+    """Scores of a class for its distance: no layer is a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.centres = nn.Linear(4, 8), nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x):
+        return -torch.cdist(self.body(x), self.centres)
+
+
+def test_scores_without_a_head_tell_the_number_of_classes():
+    net = Prototypes()
+    meter = CollapseMeter(net, verbose=False)
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    with meter.batch(y):
+        decided = net(x).argmax(1)
+    report = meter.compute()
+    assert (meter.num_classes, list(report)) == (3, ["body"])
+    expected = disagreement(net.body(x).detach(), y, decided)
+    assert report["body"]["nc4_mismatch"] == pytest.approx(expected)
+
+
 class Tempered(nn.Sequential):
     def forward(self, factor, x):
         return super().forward(x * factor).sigmoid()
