@@ -104,7 +104,7 @@ def nc1_vci_shrunk(layer: LayerInputs) -> float:
         except np.linalg.LinAlgError:  # rounding of float32 sums took more than shrinking gave
             raise Undefined("float32_sums_displaced") from None
         whitened = solve_lower(triangle, means.T)
-        values = singular_values(whitened.T)[: classes - 1] ** 2 / classes
+        values = singular_values(whitened.T, classes - 1) ** 2 / classes
     raised = width * float((1 / noise.counts).mean()) / classes
     return float((1 / (1 + np.maximum(values - raised, 0.0))).mean())
 

@@ -13,13 +13,13 @@ _GRADED = 1e-6  # eigenvalues down to this share of the largest keep ten digits
 _BLOCK = 64  # rows of a triangle that are solved for at a time
 
 
-def singular_values(frame: Floats) -> Floats:
-    """Return the singular values of a frame, largest first, (min(C, d),)."""
+def singular_values(frame: Floats, most: int | None = None) -> Floats:
+    """Return the singular values of a frame, largest first, (min(C, d),): the first ``most``, where others are round-off."""
     if min(frame.shape) > _SMALL:
-        squares = np.linalg.eigvalsh(_smaller_gram(frame))[::-1]
+        squares = np.linalg.eigvalsh(_smaller_gram(frame))[::-1][:most]
         if squares[-1] > _GRADED * squares[0]:
             return np.asarray(np.sqrt(squares))
-    return np.asarray(np.linalg.svd(frame, compute_uv=False))
+    return np.asarray(np.linalg.svd(frame, compute_uv=False)[:most])
 
 
 def _smaller_gram(frame: Floats) -> Floats:
@@ -90,8 +90,9 @@ def _inverse_norm(triangle: Floats) -> float:
     r"""Estimate the norm of :math:`(L L^\top)^{-1}` from below, by powers of it on where its pivot is least."""
     vector = np.zeros(len(triangle))
     vector[triangle.diagonal().argmin()] = norm = 1.0
+    inverses = _inverted_blocks(triangle)
     for _ in range(2):
-        vector = _solved(triangle, vector / norm)
+        vector = _solved(triangle, inverses, vector / norm)
         norm = float(np.linalg.norm(vector))
     return norm
 
@@ -123,15 +124,30 @@ def is_outside(scatter: Floats, frame: Floats, least: float) -> bool:
         triangle: Floats = np.asarray(np.linalg.cholesky(scatter + shift * np.eye(len(scatter))))
     except np.linalg.LinAlgError:
         return False
+    inverses = _inverted_blocks(triangle)
     for _ in range(8):
-        vector = shift * _solved(triangle, vector)
+        vector = shift * _solved(triangle, inverses, vector)
     return float(np.linalg.norm(vector)) > 10 * least
 
 
-def _solved(triangle: Floats, right: Floats) -> Floats:
-    r"""Return :math:`(L L^\top)^{-1} B`."""
-    half = solve_lower(triangle, right)
-    return solve_lower(triangle.T[::-1, ::-1], half[::-1])[::-1]
+def _inverted_blocks(triangle: Floats) -> list[Floats]:
+    """Return the inverses of the blocks on the diagonal of a triangle."""
+    blocks = row_blocks(len(triangle), 1, _BLOCK)
+    return [np.linalg.inv(triangle[block, block]) for block in blocks]
+
+
+def _solved(triangle: Floats, inverses: list[Floats], right: Floats) -> Floats:
+    r"""Return :math:`(L L^\top)^{-1} b` for a vector, of which an estimate is made."""
+    solved = np.array(right)
+    blocks = list(zip(row_blocks(len(triangle), 1, _BLOCK), inverses, strict=True))
+    for block, inverse in blocks:
+        solved[block] = inverse @ (
+            solved[block] - triangle[block, : block.start] @ solved[: block.start]
+        )
+    for block, inverse in blocks[::-1]:
+        rest = slice(block.stop, None)
+        solved[block] = (solved[block] - solved[rest] @ triangle[rest, block]) @ inverse
+    return solved
 
 
 def negligible(width: int) -> float:
