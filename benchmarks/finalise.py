@@ -6,8 +6,8 @@
     python benchmarks/finalise.py --textbook          # beside the textbook's formulas; --svds: by svds, too
 
 `measure` gets moments in float64, a head and decisions, and gives every metric: NC1 to NC4 and ranks. It is timed at
-three shapes, with one and two threads: of features of full rank, with 2 % dead units (whose targets are factors of full
-rank), and with fewer rows than features. The textbook computes the same metrics, d x d matrices, pseudo-inverses and
+three shapes, with one and two threads: of features of full rank; of the same with groups of rows, which intervals come
+from; with 2 % dead units and with fewer rows than features (whose targets are factors of full rank). The textbook computes the same metrics, d x d matrices, pseudo-inverses and
 C x C grids and all, with the pseudo-inverse of S_B from all its eigenvectors (`pinv`) or from its C - 1 largest
 singular vectors by iteration (`svds`). The numbers agree to 1e-6 of the value or of 1, which is checked. Each runs in a
 process of its own, whose peak memory is given with what the moments needed before.
@@ -27,14 +27,21 @@ from typing import TYPE_CHECKING, Any
 from pairwise import CLOCKS, Figure, Sheet, duration, options, peak_gib, ratio
 
 if TYPE_CHECKING:
+    import numpy as np
     import textbook
 
     from collapsemeter import ClassMoments, Decisions, Head
+    from collapsemeter.stats.groups import Groups
 
 AGREE = 1e-6
 HERE = str(Path(__file__).parents[1])
 SHAPES = {(10, 64): ("<= 1.3", 50), (100, 512): ("<= 1.3", 5), (1000, 2048): ("<= 1.8", 1)}
-KINDS = {"full rank": "", "2 % dead units": "<= 1.3", "fewer rows than features": "<= 2"}
+KINDS = {
+    "full rank": "",
+    "groups of rows": "",
+    "2 % dead units": "<= 1.3",
+    "fewer rows than features": "<= 2",
+}
 
 
 def given(
@@ -62,7 +69,22 @@ def given(
     head = Head(means + 0.1 * rng.standard_normal(means.shape), 0.1 * rng.standard_normal(classes))
     kept = np.ones(classes, np.int64)
     decisions = Decisions(kept, kept, kept, sampled=True)
-    return ClassMoments(counts, means, scatter, traces), head, decisions
+    groups = groups_of(counts, traces, width) if kind == "groups of rows" else None
+    return ClassMoments(counts, means, scatter, traces, groups=groups), head, decisions
+
+
+def groups_of(counts: np.ndarray, traces: np.ndarray, width: int) -> Groups:
+    """Return groups of rows as alike as noise makes them, as many as a layer of this shape keeps."""
+    import numpy as np
+
+    from collapsemeter.stats.groups import Groups, affordable_groups
+
+    number = affordable_groups(len(counts), width)
+    rows = (counts[:, None] + np.arange(number)) // number
+    sums = np.random.default_rng(1).standard_normal((len(counts), number, width))
+    sums -= sums.mean(axis=1, keepdims=True)
+    sums *= np.sqrt(traces / number / width)[:, None, None]
+    return Groups(rows, sums, traces[:, None] * rows / counts[:, None])
 
 
 def as_textbook(moments: ClassMoments) -> textbook.Layer:
@@ -150,7 +172,7 @@ def shapes(sheet: Sheet, clock: str, beside: str | None) -> None:
             shape = f"C = {classes}, d = {width}, {threads} thread{'s' * (threads != '1')}"
             sheet.add(duration(f"{shape}: full rank", seconds["full rank"]))
             for kind, most in KINDS.items():
-                if most:
+                if kind != "full rank":
                     what = f"{shape}: {kind} / full rank"
                     sheet.add(ratio(what, seconds, kind, "full rank", most))
                 if beside is not None:

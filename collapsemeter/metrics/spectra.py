@@ -133,7 +133,7 @@ def is_outside(scatter: Floats, frame: Floats, least: float) -> bool:
 def _inverted_blocks(triangle: Floats) -> list[Floats]:
     """Return the inverses of the blocks on the diagonal of a triangle."""
     blocks = row_blocks(len(triangle), 1, _BLOCK)
-    return [np.linalg.inv(triangle[block, block]) for block in blocks]
+    return [np.asarray(np.linalg.inv(triangle[block, block]), np.float64) for block in blocks]
 
 
 def _solved(triangle: Floats, inverses: list[Floats], right: Floats) -> Floats:

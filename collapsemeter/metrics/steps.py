@@ -32,6 +32,7 @@ class Steps:
     counts: Floats  # n_gc, (C, G)
     rows: Floats  # n_c, (C,)
     sums: Floats  # s_gc, (C, G, d)
+    lengths: Floats  # |s_gc|^2, (C, G)
     scale: Floats  # what turns sums into steps, (C, G): 0 for a group with no row of the class, or all of them
     squares: Floats  # of the rows' distances to the class mean, summed, (C, G)
     variances: Floats  # v_c, (C,)
@@ -58,7 +59,7 @@ class Steps:
         share = 1 + np.where(self.scale < 0, self.counts, 0.0) / self.rows[:, None]
         variances = self.variances[:, None]
         added = ((variances + self.spreads) * share - variances) / self.rows[:, None]
-        steps: Floats = np.vecdot(self.sums, self.sums) * self.scale**2 - added
+        steps: Floats = self.lengths * self.scale**2 - added
         return steps
 
     @property
@@ -84,15 +85,16 @@ def _steps(geometry: ClassGeometry, groups: Groups) -> Steps | None:
     left = rows[:, None] - counts
     some = (left > 0) & (counts > 0)
     scale = np.where(some, -1 / np.sqrt(rows[:, None] * np.maximum(left, 1)), 0.0)
+    lengths = np.vecdot(sums, sums)
     # What a group takes from the scatter when it leaves, and the degrees of freedom that go with it.
-    gone = squares + np.where(some, np.vecdot(sums, sums) / np.maximum(left, 1), 0.0)
+    gone = squares + np.where(some, lengths / np.maximum(left, 1), 0.0)
     lost = np.minimum(counts, rows[:, None] - 1)
     spreads = _variance_steps(gone, lost, rows - 1, traces)
     # The variance of two rows has nothing to be compared with.
     pooled = _variance_steps(gone.sum(axis=0), lost.sum(axis=0), (rows - 1).sum(), traces.sum())
     variances = geometry.variances
     spreads = np.where((rows <= 2)[:, None], pooled, spreads)
-    return Steps(counts, rows, sums, scale, squares, variances, spreads)
+    return Steps(counts, rows, sums, lengths, scale, squares, variances, spreads)
 
 
 def _variance_steps(
