@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import sys
 import warnings
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -206,26 +207,40 @@ def test_a_dump_is_never_overwritten_and_an_unfinished_one_is(tmp_path):
         Writer(folder, num_classes=3)
 
 
+def die_before_change(number: int, folder: Path) -> None:
+    """Kill this process before it opens or renames one more file of a folder than so many."""
+    changes = iter(range(number))
+
+    def hook(event: str, arguments: tuple) -> None:
+        change = event in ("open", "os.mkdir", "os.rename")
+        if change and str(arguments[0]).startswith(str(folder)) and next(changes, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
 def test_killed_at_any_moment_there_is_a_whole_dump_or_none(tmp_path):
-    for delay in (0.002, 0.01, 0.02, 0.05):
-        folder = tmp_path / str(delay)
+    whole, killed = [], True
+    while killed:
+        folder = tmp_path / str(len(whole))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # threads of other tests
             pid = os.fork()
         if not pid:
             try:
+                die_before_change(len(whole), folder)
                 with Writer(folder, num_classes=3, shard_bytes=1) as writer:
-                    for _ in range(20):
+                    for _ in range(4):
                         writer.write({"fc": np.zeros((2, 1000))}, [0, 1])
             finally:
                 os._exit(0)
-        time.sleep(delay)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        if (folder / "manifest.json").exists():
-            assert read_back(folder)["fc"].shape == (40, 1000)
-        with Writer(tmp_path / f"{delay}-again", num_classes=3) as writer:
-            writer.write(GOOD, [0, 1])
+        killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        whole.append((folder / "manifest.json").exists())
+        if whole[-1]:
+            assert read_back(folder)["fc"].shape == (8, 1000)
+    assert whole[-1]
+    assert whole.count(False) > 8  # four shards and the manifest, each opened and renamed
+    assert whole == sorted(whole)
 
 
 def test_without_safetensors(tmp_path, monkeypatch):

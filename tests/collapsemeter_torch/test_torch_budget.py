@@ -270,7 +270,7 @@ def test_a_saved_meter_continues_in_its_phase():
 
 
 def test_the_first_batch_after_a_reset_is_counted():
-    meter = watch(net := mlp(), every=4)
+    meter = watch(net := mlp(), every=3)
     for _ in range(3):
         feed(meter, net, inputs(2))
         report = meter.compute()
