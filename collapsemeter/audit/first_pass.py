@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..stats.accumulate import Accumulator
 from ..stats.moments import ClassMoments
@@ -77,14 +78,16 @@ def first_rows(job: Job, first: int) -> list[int | None]:
     """Number the rows that have a class through all shards, and return the number of the first of every piece; None where no groups are kept."""
     if not job.counting.settings.groups:
         return [None] * len(job.pieces)
-    ignore_index, numbers = job.counting.settings.ignore_index, [first]
+    numbers = [first]
     for piece in job.pieces[:-1]:
         with OpenPiece(piece, job.counting, job.cache) as opened:
-            labels = opened.labels
-        numbers.append(
-            numbers[-1] + int(np.count_nonzero((labels >= 0) & (labels != ignore_index)))
-        )
+            numbers.append(numbers[-1] + _numbered(opened.labels, job.counting))
     return [*numbers]
+
+
+def _numbered(labels: npt.NDArray[Any], counting: Counting) -> int:
+    """Return how many rows have a class, and so a number."""
+    return int(np.count_nonzero((labels >= 0) & (labels != counting.settings.ignore_index)))
 
 
 def _digests(job: Job, workers: Workers, of_all: bool) -> dict[Shard, dict[str, str]]:
@@ -168,19 +171,20 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
                 )
                 for layer in piece.shard.layers
             }
-            rows, told = opened.labels.size, opened.labels_told() or LabelsOf()
+            labels, told = opened.labels, opened.labels_told() or LabelsOf()
         files = dict(hashing.result())
     record = ShardRecord(
         id=rows_id(piece, files),
         name=piece.shard.name,
         files=files,
         samples=piece.samples,
-        rows=rows,
+        rows=labels.size,
         labels=labels_id(piece.shard, files),
         label_order=told.in_order,
         label_counts=told.sorted,
         label_values=told.values,
         first_row=task.first_row,
+        numbered=_numbered(labels, task.counting),
         mapped=task.mapped,
     )
     layers = {name: record.mark(moments) for name, moments in counted.items()}
@@ -188,8 +192,9 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
 
 
 def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int]) -> ClassMoments:
-    """Count a layer; a sketch takes a seed from what identifies the rows, which waits for their SHA-256."""
+    """Count a layer. Sketches of rows that are numbered through have one seed; others take it from what identifies the rows, which waits for their SHA-256."""
     settings = task.counting.settings
+    apart = task.first_row is None
     accumulator, dtype = None, task.piece.shard.layers[layer].array.dtype.name
     for chunk in opened.chunks(layer):
         if accumulator is None:
@@ -204,7 +209,7 @@ def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int])
                 ignore_index=settings.ignore_index,
                 nonfinite="propagate" if settings.propagate else "skip",
                 sketch_rows=settings.sketch_rows,
-                seed=seed() if kind == "sketch" else 0,
+                seed=seed() if kind == "sketch" and apart else 0,
                 groups=settings.groups,
                 first_row=task.first_row or 0,
             )

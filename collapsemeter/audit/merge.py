@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..stats.moments import ClassMoments
+from ..stats.sketch import derived_seed
 from ..system.suggest import listed
 from .digests import hash_of, rows_id
 from .job import Job, Shard
@@ -48,6 +49,7 @@ def _shard_state(shard: Shard, paths: Sequence[Path], folder: Path, lasting: boo
         id=rows_id(shard.whole, records[0].files),
         samples=shard.samples,
         rows=sum(piece.rows for piece in records),
+        numbered=sum(piece.numbered for piece in records),
         label_order=hash_of([piece.label_order for piece in records]),
         label_counts=hash_of([piece.label_counts for piece in records]),
         label_values=max(piece.label_values for piece in records),
@@ -64,10 +66,37 @@ def _merged_layers(
     states: Sequence[SavedState], advance: Advance = lambda count: None
 ) -> Iterator[tuple[str, ClassMoments]]:
     """Yield a layer at a time: they need not be in memory together."""
+    again = _with_numbers_again(states)
+    merge = functools.partial(ClassMoments.merge, numbered_apart=True)
     for name in states[0].layers:
-        load = functools.partial(SavedState.moments, layer=name)
-        yield name, tree(states, load, ClassMoments.merge)
+
+        def load(state: SavedState, name: str = name) -> ClassMoments:
+            moments = state.moments(name)
+            # The hashes of rows that have one number are not independent.
+            again_as = derived_seed(state.shards[0].id) if state.path in again else None
+            return moments if again_as is None else moments.reseeded(again_as)
+
+        yield name, tree(states, load, merge)
         advance(1)
+
+
+def _with_numbers_again(states: Sequence[SavedState]) -> set[str]:
+    """Return the states of which a row has the number of a row of an earlier one."""
+    taken: list[tuple[int, int]] = []
+    again = set()
+    for state in states:
+        spans = [
+            (record.first_row, record.first_row + record.numbered)
+            for record in state.shards
+            if record.first_row is not None and record.numbered
+        ]
+        if any(
+            start < stop_b and start_b < stop for start, stop in spans for start_b, stop_b in taken
+        ):
+            again.add(state.path)
+        else:
+            taken += spans
+    return again
 
 
 def tree(items: Sequence[Any], load: Callable[[Any], _T], merge: Callable[[_T, _T], _T]) -> _T:

@@ -37,6 +37,7 @@ class ShardRecord:
     label_counts: str = ""
     label_values: int = 0
     first_row: int | None = None  # that has a class: its number, where rows are dealt to groups
+    numbered: int = 0  # rows that have a class, and numbers from there on
     mapped: bool = False  # by itself: the audit of all may number its rows otherwise
 
     @property

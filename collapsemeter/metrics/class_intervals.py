@@ -40,7 +40,9 @@ def class_intervals(steps: Steps, centred: Floats) -> dict[str, Floats]:
         squared = np.vecdot(centred, centred) - centred_diagonal(variances / rows)
         # The centre moves with every group, whether or not the class has a row in it.
         norms = steps.norms
-        moved = 2 * (steps.along(centred) - centred @ steps.together.T / classes)
+        moved = 2 * (
+            steps.along(centred[:, :, None])[..., 0] - centred @ steps.together.T / classes
+        )
         moved += (1 - 2 / classes) * norms + norms.sum(axis=0) / classes**2
         occupied = np.broadcast_to(steps.occupied, moved.shape)
         norm_error = squared_error(moved / squared[:, None], occupied) * rows / (rows - 1)

@@ -18,21 +18,28 @@ import numpy as np
 from ..stats.linalg import Floats
 from .noise import Noise, centred_diagonal, less_centred, trace_of_square
 
-Scale = Literal["logarithm", "square", "value"]
+Scale = Literal["ratio", "square", "value"]
 
-LEAST_DISTANCE = 0.0  # errors that every pair of means is apart, or two may be one point
+LEAST_DISTANCE = 1.0  # errors that every pair of means is apart, or two may be one point
 LEAST_NORM = 1.5  # errors that every mean is from the centre
-_FAR = 6.0  # errors from zero, from which on the series of a reciprocal is exact to 1e-4
-_REACH = 3.0  # of its integral, in the same units
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+LEAST_SPREAD = 80.0  # n d, above which random means are far apart beside the noise
+LARGEST_ERROR = 0.7  # squared, of the square of a deviation that nine of ten random frames exceed
+_USUAL = 1.2816  # normal deviates: what nine of ten exceed
+_REACH = 3.0  # of the integrals, over the error that there is without a signal
+_POLE = 0.8  # of the way to where their integrands have no expectation
+_END = 14.0  # exp(-14) is nothing
+_FAR = 1 / 300  # noise in a value, up to which the series of a reciprocal is exact to 1e-5
+_NODES, _WEIGHTS = (part / 2 for part in np.polynomial.legendre.leggauss(16))
+_NODES = _NODES + 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
     r"""An estimate and how it moves with the Gram matrix of the means and with the variances, (C,).
 
-    ``form`` is the derivative by the Gram matrix, (C, C), or (C,) where it is :math:`J \operatorname{diag}(w) J`, of the metric's logarithm, of its square
-    (``squared``), or of itself. Of the squared error that groups tell, ``share`` is not noise of the derivative; it leaves out ``curved``.
+    ``form`` is the derivative by the Gram matrix, (C, C), or (C,) where it is :math:`J \operatorname{diag}(w) J`, of the logarithm of a ratio (a ``power`` of the
+    between-class scatter), of the square (``squared``), or of the metric itself. Of the squared error that groups tell, ``share`` is not noise of the derivative; it leaves out ``curved``.
+    Where noise leaves no value, it is NaN and ``unknown`` says why.
     """
 
     value: float
@@ -42,6 +49,8 @@ class Estimate:
     squared: float = math.nan
     share: float = 1.0
     curved: float = 0.0
+    unknown: str = ""
+    power: int = -1
 
 
 class Gram:
@@ -80,6 +89,13 @@ class Gram:
         return variance / self.classes**2
 
     @cached_property
+    def alignment(self) -> float:
+        """Variance of rows along the means, tr T / tr G, within what x and the noise of T leave possible."""
+        square = self.noise.square
+        along = float(self.noise.along.mean()) / self.between if self.between > 0 else square
+        return min(max(along, square / 8), math.sqrt(square))
+
+    @cached_property
     def square_noise(self) -> float:
         """V, what noise adds to |G|²."""
         noise, total = self.noise, self.centred * float(self.added.sum())
@@ -98,8 +114,8 @@ class Gram:
 
 def trace_ratio(gram: Gram) -> Estimate:
     """1/B, by `reciprocal`."""
-    value, _, _ = reciprocal(np.array([gram.between]), np.array([gram.between_variance]))
-    return _of_scatters(gram, float(value[0]), -1.0)
+    value, _ = reciprocal(np.array([gram.between]), np.array([gram.between_variance]))
+    return _of_scatters(gram, float(value[0]), -1)
 
 
 def separation(gram: Gram) -> Estimate:
@@ -108,17 +124,18 @@ def separation(gram: Gram) -> Estimate:
     plain = float(np.vecdot(gram.means, gram.means).mean())
     added = gram.centred * float(gram.added.mean())
     value = plain * (1 - noise.error_of_total(noise.squared)) - added
-    return _of_scatters(gram, value, 1.0)
+    return _of_scatters(gram, value, 1)
 
 
-def _of_scatters(gram: Gram, value: float, sign: float) -> Estimate:
+def _of_scatters(gram: Gram, value: float, sign: int) -> Estimate:
     """Return the estimate of a power of B/t."""
     noise, slope = gram.noise, sign / gram.between
     return Estimate(
         value,
-        "logarithm",
+        "ratio",
         np.full(gram.classes, slope / gram.classes),
         variances=-sign * noise.counts / noise.counts.sum(),
+        power=sign,
     )
 
 
@@ -129,7 +146,7 @@ def etf_error(gram: Gram) -> Estimate:
     plain = float(np.vdot(products, products))
     square = plain - gram.square_noise
     if not square > 0:
-        return _unknown(gram, "square")
+        return _unknown(gram, "square", "pairs_not_above_noise")
     # The part of G that is no simplex is shrunk to its size without noise.
     level = between / gram.centred
     apart, excess = square - level**2 * (classes - 1), plain - level**2 * (classes - 1)
@@ -148,18 +165,21 @@ def etf_error(gram: Gram) -> Estimate:
     ratio = classes * between / math.sqrt((classes - 1) * square)
     first, second = covariance / (between * square), variance / square**2
     squared = 2 - 2 * ratio * (1 + first / 2 - 3 / 8 * second)
-    relative = 4 * gram.between_variance / between**2 + second - 4 * first
     slope = 2 * ratio * (products / square - simplex / (between * classes))
     free = classes * (classes - 1) / 2 - 1
     share += (1 - share) * min(math.sqrt(2 / free), 1.0)
     uneven = classes * float(added @ added) / float(added.sum()) ** 2
+    components = 2 * free / (1 + uneven)
+    noise_of_square = ratio * gram.square_noise / square * free / (free + 1)
+    few = _seldom_above_noise(gram, components)
     return Estimate(
-        root(squared, ratio**2 * max(relative, 0.0)),
+        math.nan if few else root(squared, noise_of_square, components),
         "square",
         slope,
         squared=squared,
         share=share,
         curved=(gram.square_noise / square) ** 2 * (1 + uneven) / free,
+        unknown="few_components" if few else "",
     )
 
 
@@ -174,13 +194,16 @@ def equinorm(gram: Gram) -> Estimate:
     squared = (spread - float(noise.mean())) / mean**2
     slope = (lengths - lengths.mean()) / ((classes - 1) * mean**2) - squared / (mean * classes)
     share = min(max(squared * mean**2 / spread, 0.0), 1.0) if spread > 0 else 0.0
+    components = (classes - 1) * float(noise.sum()) ** 2 / (classes * float(noise @ noise))
+    few = _seldom_above_noise(gram, components)
     return Estimate(
-        math.nan,
+        math.nan if few else root(squared, float(noise.mean()) / mean**2, components),
         "square",
         slope / lengths,
         squared=squared,
         share=share + (1 - share) * min(math.sqrt(2 / (classes - 1)), 1.0),
         curved=2 * float(noise @ noise) / ((classes - 1) ** 2 * mean**4),
+        unknown="few_components" if few else "",
     )
 
 
@@ -188,7 +211,7 @@ def norm_slope(gram: Gram) -> Estimate:
     """Slope by least squares of log|mu_c - m| on log n_c, without the bias of the logarithm."""
     norms, sizes = gram.norms, np.log(gram.noise.counts)
     if _at_centre(gram):
-        return _unknown(gram, "value")
+        return _unknown(gram, "value", "pairs_not_above_noise")
     weights = sizes - sizes.mean()
     weights /= weights @ weights
     value = float(weights @ (np.log(norms) / 2 + gram.norm_variances / (4 * norms**2)))
@@ -196,59 +219,96 @@ def norm_slope(gram: Gram) -> Estimate:
 
 
 def cdnv(gram: Gram) -> Estimate:
-    """Mean over pairs of (v_a + v_b)/2 times the `reciprocal` of their squared distance; NaN where two means are not apart."""
+    """Mean over pairs of (v_a + v_b)/2 times the `reciprocal` of their squared distance; NaN where two means may be one point."""
     noise, classes = gram.noise, gram.classes
-    pairs = classes * (classes - 1)
+    pairs, diagonal = classes * (classes - 1), np.diag_indices(classes)
+    square = max(noise.square, 1 / noise.width)
     distances = _sums(gram.norms)
     distances -= 2 * gram.products
+    distances[diagonal] = np.inf
     shares = _sums(gram.added)
-    errors = _sums(noise.along)
-    errors -= 2 * noise.crossed
-    np.maximum(errors, 0.0, out=errors)
-    errors *= 4
-    errors += 2 * noise.square * shares
-    errors *= shares
-    errors += _sums(gram.added_error)
-    diagonal = np.diag_indices(classes)
-    distances[diagonal], errors[diagonal] = np.inf, 1.0
-    values, slopes, apart = reciprocal(distances, errors)
-    if not apart.min() > LEAST_DISTANCE:
-        return _unknown(gram, "logarithm")
+    errors = _sums(gram.added_error)
+    errors += 2 * square * shares**2
+    if not noise.width * noise.classes / float((1 / noise.counts).sum()) > LEAST_SPREAD:
+        return _unknown(gram, "ratio", "few_rows_and_features")
+    if not (distances > LEAST_DISTANCE * np.sqrt(errors)).all():
+        return _unknown(gram, "ratio", "pairs_not_above_noise")
+    shares *= gram.alignment
+    values, slopes = reciprocal(distances, errors, shares)
     spreads = _sums(noise.variances / 2)
     value = float(np.vdot(spreads, values)) / pairs
     spreads *= -2 / (pairs * value)
     form = np.multiply(slopes, spreads, out=slopes)
     form[diagonal] = -form.sum(axis=1)
-    return Estimate(value, "logarithm", form, variances=values.sum(axis=1) / (pairs * value))
+    return Estimate(value, "ratio", form, variances=values.sum(axis=1) / (pairs * value))
 
 
-def reciprocal(values: Floats, errors: Floats) -> tuple[Floats, Floats, Floats]:
-    r"""Return 1/D of values y with expectation D and these variances, its derivative, and how many errors y is from zero.
+def reciprocal(
+    values: Floats, errors: Floats, units: Floats | None = None
+) -> tuple[Floats, Floats]:
+    r"""Return 1/D of values y whose expectation is D and whose variance is :math:`e + 4\tau D`, and its derivative.
 
-    Of Gaussian errors, :math:`\int_0^T \exp(-yu - \sigma^2 u^2/2)\, du` has the expectation :math:`(1 - e^{-DT})/D`, here with :math:`T = 3/\sigma`:
-    no estimate of 1/D itself is without bias, and 1/y has no expectation.
+    Such is the sum of m squares of Gaussian errors of variance :math:`\tau`, :math:`e = 2m\tau^2`, less its noise. Then
+    :math:`\int_0^T E_p(y)\, dp`, :math:`E_p` of `exponentials`, has the expectation :math:`(1 - \exp(-DT))/D`.
+    No estimate of 1/D is without bias, and 1/y has no expectation.
     """
-    roots = np.sqrt(errors)
-    apart = values / roots
-    near = apart < _FAR
-    with np.errstate(divide="ignore"):
-        small = 1 / np.where(near, np.inf, apart)
-    squares = small**2
-    inverse = small * (1 - squares * (1 - squares * (3 - 15 * squares)))
-    slopes = -small * inverse * (1 - 2 * squares)
+    units = np.zeros_like(values) if units is None else units
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a, b = units / values, errors / values**2
+        inverse = (1 - 4 * a - b + 24 * a**2 + 16 * a * b + 3 * b**2) / values
+        slopes = -(1 - 8 * a - 3 * b + 72 * a**2 + 64 * a * b + 15 * b**2) / values**2
+        near = ~((values > 0) & (a < _FAR) & (b < _FAR))
     if near.any():
-        z, u = apart[near], _REACH / 2 * (_NODES + 1)
-        held = np.exp(-np.multiply.outer(z, u) - u**2 / 2) @ (_REACH / 2 * _WEIGHTS)
-        inverse[near] = held
-        slopes[near] = z * held - 1 + np.exp(-_REACH * z - _REACH**2 / 2)
-    return inverse / roots, slopes / errors, apart
+        y, e, unit = values[near], errors[near], units[near]
+        with np.errstate(divide="ignore"):
+            reach = np.minimum(_REACH / np.sqrt(e), _POLE / (2 * unit))
+            reach = np.minimum(reach, _END / np.maximum(y, 0.0))
+        whole, slope = np.zeros_like(y), np.zeros_like(y)
+        for node, weight in zip(_NODES.tolist(), _WEIGHTS.tolist(), strict=True):
+            held = weight * reach * exponentials(y, e, unit, node * reach)
+            whole += held
+            slope -= held * node * reach / (1 - 2 * node * reach * unit)
+        inverse[near], slopes[near] = whole, slope
+    return inverse, slopes
 
 
-def root(squared: float, error: float) -> float:
-    """Return the root of a square of this variance, which is too small on average; 0 where the square is not above zero."""
-    if not squared > 0:
-        return 0.0 if squared <= 0 else math.nan
-    return math.sqrt(squared) * (1 + error / (8 * (squared**2 + error)))
+def exponentials(values: Floats, errors: Floats, units: Floats, powers: Floats) -> Floats:
+    r"""Return :math:`E_p(y) = (1 - u)^{-m/2} \exp(-(y + m\tau)p/(1 - u))`, :math:`u = 2p\tau`: its expectation is :math:`\exp(-pD)`."""
+    u = 2 * powers * units
+    rest = 1 - u
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bent = np.where(u > 1e-4, (u / rest + np.log1p(-u)) / u**2, 0.5 + 2 / 3 * u)
+    held: Floats = np.exp(-powers * values / rest - errors * powers**2 * bent)
+    return held
+
+
+def root(squared: float, noise: float, components: float) -> float:
+    r"""Return the root of a sum of m squared components less this noise :math:`m\tau`; 0 where it is not above zero.
+
+    :math:`\sqrt D = \frac{1}{2\sqrt\pi} \int_0^\infty (1 - \exp(-pD)) p^{-3/2} dp`, up to p = T with `exponentials`. The root of the sum itself is too small.
+    """
+    unit = noise / components
+    reach = min(_REACH / math.sqrt(2 * components), _POLE / 2) / unit if unit > 0 else math.inf
+    reach = min(reach, _END / squared) if squared > 0 else reach
+    if math.isinf(reach):
+        return max(squared, 0.0)  # zero, or NaN
+    powers = reach * _NODES**2
+    errors = np.full_like(powers, 2 * components * unit**2)
+    held = exponentials(np.full_like(powers, squared), errors, np.full_like(powers, unit), powers)
+    whole = float(_WEIGHTS @ ((1 - held) / _NODES**2)) + 1
+    return max(whole, 0.0) / math.sqrt(math.pi * reach)
+
+
+def _seldom_above_noise(gram: Gram, components: float) -> bool:
+    """Return whether the squared deviation of random means in so many components may be no larger than its error.
+
+    It goes by what hardly depends on the noise of the estimate itself: what is refused by the estimate leaves others that are biased.
+    """
+    share = 2 / (9 * components)
+    usual = components * max(1 - share - _USUAL * math.sqrt(share), 0.0) ** 3
+    noise = float(gram.added.mean()) * gram.centred / gram.between
+    noise *= 2 + noise
+    return not 4 * noise * usual + 2 * components * noise**2 < LARGEST_ERROR * usual**2
 
 
 def _at_centre(gram: Gram) -> bool:
@@ -256,8 +316,8 @@ def _at_centre(gram: Gram) -> bool:
     return not (gram.norms > LEAST_NORM * np.sqrt(gram.norm_variances)).all()
 
 
-def _unknown(gram: Gram, scale: Scale) -> Estimate:
-    return Estimate(math.nan, scale, gram.norms)
+def _unknown(gram: Gram, scale: Scale, code: str) -> Estimate:
+    return Estimate(math.nan, scale, gram.norms, unknown=code)
 
 
 def _sums(values: Floats) -> Floats:

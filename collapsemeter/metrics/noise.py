@@ -50,6 +50,11 @@ class Noise:
         return len(self.means)
 
     @property
+    def width(self) -> int:
+        """Number of features, d."""
+        return int(self.means.shape[1])
+
+    @property
     def added(self) -> Floats:
         """What noise adds to the squared norm of each mean before centring, (C,)."""
         return self.variances / self.counts

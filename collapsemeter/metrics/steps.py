@@ -43,8 +43,8 @@ class Steps:
         return replace(self, spreads=self.spreads * factor)
 
     def along(self, directions: Floats) -> Floats:
-        """Return the step of each mean along its direction, (C, d) -> (C, G)."""
-        steps: Floats = (self.sums @ directions[:, :, None])[..., 0] * self.scale
+        """Return the steps of each mean along its directions, (C, d, K) -> (C, G, K)."""
+        steps: Floats = (self.sums @ directions) * self.scale[:, :, None]
         return steps
 
     @cached_property
@@ -119,5 +119,7 @@ def squared_error(steps: Floats, used: npt.NDArray[np.bool_]) -> Floats:
 
 def quantile(freedom: npt.ArrayLike) -> Floats:
     """Return Student's t for degrees of freedom, NaN for none."""
-    table = np.array([np.nan, *STUDENT])
-    return table[np.clip(np.asarray(freedom, np.int64), 0, len(STUDENT))]
+    places = np.asarray(freedom, np.float64)
+    with np.errstate(divide="ignore"):
+        found = np.interp(-1 / places, -1 / np.arange(1, len(STUDENT) + 1), STUDENT)
+    return np.where(places >= 1, found, np.nan)

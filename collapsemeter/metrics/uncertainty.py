@@ -1,6 +1,6 @@
 r"""Estimates, intervals and flags of a layer's metrics, and why others have none.
 
-An interval is :math:`\hat\theta \pm t_{.975} s` of the logarithm of an estimate, or of its square where it may be zero, :math:`s^2 = \sum_g (\theta_g - \bar\theta)^2` over the steps
+An interval is :math:`\hat\theta \pm t_{.975} s` of the root of a ratio with the between-class scatter above, or of the square of what may be zero, :math:`s^2 = \sum_g (\theta_g - \bar\theta)^2` over the steps
 :math:`\theta_g` by which groups move it.
 """
 
@@ -11,17 +11,21 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..stats.linalg import Floats
 from ..stats.undefined import Undefined
 from .catalogue import METRICS
 from .convention import Convention
-from .estimates import ESTIMATES, Estimate, Gram, root
+from .estimates import ESTIMATES, Estimate, Gram
 from .geometry import ClassGeometry
 from .layer_inputs import LayerInputs
 from .noise import Noise, centred_diagonal, trace_of_square
 from .steps import quantile, squared_error
 
 MOST_CLASSES = 2048  # whose pairs are estimated: 32 MB a matrix
-LEAST_FREEDOM = 10  # of fewer rows beside the classes the spread itself is not known
+LEAST_FREEDOM = 15  # of fewer rows beside the classes the spread itself is not known
+LEAST_OF_MEANS = (
+    10  # degrees of freedom of the variances of class means, of which small classes have most
+)
 
 # Of pairs of classes, and therefore of as many classes as MOST_CLASSES at most.
 _PAIRWISE = ("nc1_cdnv", "nc2_etf_error", "nc2_equinorm")
@@ -69,24 +73,29 @@ def _refused(names: list[str], code: str, flags: tuple[str, ...] = ()) -> Uncert
 
 def _estimated(layer: LayerInputs, noise: Noise, names: list[str]) -> Uncertainty:
     gram = Gram(noise)
-    if not gram.between > 2 * math.sqrt(max(gram.between_variance, 0.0)):
+    errors = 2 * (
+        1 + 2 / noise.freedom**2
+    )  # of two or three degrees of freedom the error is not known well
+    if not gram.between > errors * math.sqrt(max(gram.between_variance, 0.0)):
         code = "between_scatter_not_above_noise"
         return _refused(names, code, (code,))
     unfit = {name: _unfit(name, layer, noise) for name in names}
     codes = {name: code for name, code in unfit.items() if code is not None}
     known = Uncertainty({}, {}, dict(codes), dict(codes))
     computed = {name: ESTIMATES[name](gram) for name in names if name not in codes}
-    errors = _errors(gram, computed)
+    halves = _half_widths(gram, computed)
     for name, estimate in computed.items():
-        value, ends = _judged(estimate, errors.get(name))
-        if not math.isfinite(value):
-            known.no_estimate[name] = known.no_interval[name] = "pairs_not_above_noise"
-            continue
-        known.estimates[name] = value
-        if errors and ends is not None:
-            known.intervals[name] = ends
+        value, ends = _judged(estimate, halves.get(name, math.nan))
+        if math.isfinite(value):
+            known.estimates[name] = value
         else:
-            known.no_interval[name] = "estimate_not_above_noise" if errors else _without(layer)
+            known.no_estimate[name] = estimate.unknown or "out_of_range"
+        if halves and ends is not None:
+            known.intervals[name] = ends
+        elif ends is None and not math.isfinite(value):
+            known.no_interval[name] = known.no_estimate[name]
+        else:
+            known.no_interval[name] = "estimate_not_above_noise" if halves else _without(layer)
     return known
 
 
@@ -97,60 +106,83 @@ def _without(layer: LayerInputs) -> str:
     return "too_few_rows_for_intervals"
 
 
-def _errors(gram: Gram, computed: dict[str, Estimate]) -> dict[str, tuple[float, float]]:
-    """Return the squared error that groups find in each estimate, and half the width of its interval; empty without groups."""
+def _half_widths(gram: Gram, computed: dict[str, Estimate]) -> dict[str, float]:
+    """Return half the width of the interval of each estimate, on its scale; empty without groups."""
     noise, total = gram.noise, gram.noise.total
     steps = noise.steps
-    if steps is None or noise.freedom < LEAST_FREEDOM or not computed:
+    if steps is None or not computed:
+        return {}
+    if noise.freedom < LEAST_FREEDOM or _freedom_of_means(noise.counts) < LEAST_OF_MEANS:
         return {}
     # Of few rows residuals spread less than the rows' variances do: by as much as their kurtosis says.
     moved = float(((noise.counts @ steps.spreads / (noise.counts.sum() * total)) ** 2).sum())
     widened = noise.error_of_total(noise.variances**2) / max(moved, 1e-300)
     steps = steps.widened(math.sqrt(min(max(widened, 1.0), 4.0)))
     norms, spreads, occupied = steps.norms / total, steps.spreads / total, steps.occupied
-    along = steps.along(gram.means) / math.sqrt(total)  # of each mean, and what they move together
-    together = steps.together / math.sqrt(total)
-    free = min(int(np.count_nonzero(occupied)) - 1, int(noise.freedom))
-    factor = float(quantile(free)) ** 2
-    errors = {}
-    for name, each in computed.items():
+    directions = np.stack([_direction(each.form, gram.means) for each in computed.values()], -1)
+    along = 2 * steps.along(directions) / math.sqrt(total)
+    most = min(int(np.count_nonzero(occupied)) - 1, int(noise.freedom))
+    halves = {}
+    for (name, each), moves in zip(computed.items(), np.moveaxis(along, -1, 0), strict=True):
         form = each.form
         if form.ndim == 1:  # J diag(w) J
-            moves = 2 * (form @ along) + centred_diagonal(form) @ norms
-            moves -= 2 * (together @ (form @ gram.means)) / gram.classes
+            moves += centred_diagonal(form)[:, None] * norms
             doubled = trace_of_square(form * gram.added)
         else:
-            moves = 2 * steps.along(form @ gram.means).sum(axis=0) / math.sqrt(total)
-            moves += form.diagonal() @ norms
+            moves += form.diagonal()[:, None] * norms
             doubled = float(gram.added @ form**2 @ gram.added)
         if each.variances is not None:
-            moves += each.variances @ spreads
-        error = float(squared_error(moves, occupied))
+            moves += each.variances[:, None] * spreads
+        error = float(squared_error(moves.sum(axis=0), occupied))
         # The noise of the means is in the derivative, too.
         error = max(error - 2 * noise.square * doubled, error / 2)
         error = each.share * error + each.curved
-        errors[name] = error, math.sqrt(factor * error)
-    return errors
+        freedom = min(_freedom_of(moves, noise), most)
+        halves[name] = float(quantile(freedom)) * math.sqrt(error)
+    return halves
 
 
-def _judged(
-    estimate: Estimate, error: tuple[float, float] | None
-) -> tuple[float, tuple[float, float] | None]:
+def _freedom_of_means(counts: Floats) -> float:
+    """Return the degrees of freedom of a sum of the variances of all means, by Satterthwaite's rule: N - C of classes of one size."""
+    shares, several = 1 / counts, counts > 1
+    terms = shares[several] ** 2 / (counts[several] - 1)
+    return float(shares[several].sum() ** 2 / terms.sum()) if several.any() else 0.0
+
+
+def _direction(form: Floats, means: Floats) -> Floats:
+    """Return the form times the means, (C, d)."""
+    if form.ndim > 1:
+        whole: Floats = form @ means
+        return whole
+    weighted: Floats = form[:, None] * means
+    weighted -= weighted.mean(axis=0)
+    return weighted
+
+
+def _freedom_of(moves: Floats, noise: Noise) -> float:
+    """Return the degrees of freedom of the squared error of these steps of classes, (C, G), by Satterthwaite's rule."""
+    squares, counts = (moves**2).sum(axis=1), noise.counts
+    uneven = 1 / np.maximum(counts - 1, 1) + 1.5 * max(noise.kurtosis, 0.0) / counts
+    return max(float(squares.sum() ** 2 / (squares**2 * uneven / (1 + 2 * uneven)).sum()) - 2, 1.0)
+
+
+def _judged(estimate: Estimate, half: float) -> tuple[float, tuple[float, float] | None]:
     """Return the value of an estimate and its interval, None where noise leaves none."""
-    value, (variance, half) = estimate.value, error or (math.nan, math.nan)
-    known = math.isfinite(half)
-    if estimate.scale == "value":
-        return value, (value - half, value + half) if known else None
-    if estimate.scale == "logarithm":
-        inside = known and value > 0
-        return value, (value * math.exp(-half), value * math.exp(half)) if inside else None
-    squared = estimate.squared
-    if math.isnan(value) and math.isfinite(squared):
-        value = root(squared, variance if known else 0.0)
-    if not known:
+    value, middle = estimate.value, estimate.value
+    if estimate.scale == "square":
+        middle = estimate.squared
+    if not math.isfinite(half + middle):
         return value, None
-    low, high = (math.sqrt(max(squared + end, 0.0)) for end in (-half, half))
-    return value, (low, max(high, value))
+    if estimate.scale == "value":
+        return value, (value - half, value + half)
+    if estimate.scale == "square":
+        low, high = (math.sqrt(max(middle + end, 0.0)) for end in (-half, half))
+        return value, (low, value if value > high else high)
+    if not (value > 0 and half < 2):
+        return value, None
+    # The error of the root of a scatter does not depend on it.
+    ends = [value * (1 + end / 2) ** (2 * estimate.power) for end in (-half, half)]
+    return value, (min(ends), max(ends))
 
 
 def _lasting(name: str) -> str:

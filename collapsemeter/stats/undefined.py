@@ -38,10 +38,15 @@ REASONS: dict[str, str] = {
     "afford them, or the state was written by an older version",
     "too_many_classes": "there are so many classes that pairs of them are not estimated",
     "too_many_classes_for_groups": "there are so many classes and features that groups of rows are not kept or compared",
-    "too_few_rows_for_intervals": "fewer than ten rows beside one a class, or fewer than four groups of them, do not tell how much they spread",
+    "too_few_rows_for_intervals": "fewer than fifteen rows beside one a class, fewer than four groups of them, or few rows in the classes whose means "
+    "are noisiest, do not tell how much they spread",
     "classes_not_alike": "classes differ in size, and the estimate is of scatters that weight them alike about their mean: "
     "choose convention='papyan2020'",
     "estimate_not_above_noise": "the estimate is so near zero that noise alone may make it so",
+    "few_components": "so few classes deviate in few ways: with so few rows the error of the square is as large as the square of random means, "
+    "and its root would be several per cent off",
+    "few_rows_and_features": "with so few rows a class and features noise may put two class means at one point: a mean of reciprocal distances "
+    "would be several per cent off",
     "pairs_not_above_noise": "some class means are as near to each other, or to their centre, as noise alone puts them",
     "divides_by_noisy_directions": "it divides by the smallest directions of the class means, of which noise is a part "
     "that no correction takes out: read separation or nc1_vci_shrunk beside it",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from collapsemeter import ClassMoments
-from collapsemeter.audit import Options, Running, audit
+from collapsemeter import ClassMoments, measure
+from collapsemeter.audit import Options, Running, audit, map_files, merge_files
 from collapsemeter.audit.saved_state import SavedState
 from collapsemeter.stats.sketch import derived_seed
 
@@ -64,35 +66,45 @@ def test_every_scatter(data, tmp_path, assert_report, scatter):
     assert_report(audit(folder, Options(scatter=scatter)), data.oracle(scatter=scatter))
 
 
-def test_every_shard_is_sketched_with_a_seed_of_its_own(data, tmp_path, monkeypatch):
-    files = data.shards(tmp_path / "acts", 3)
+def test_a_sketch_is_the_same_however_rows_were_cut(data, tmp_path, monkeypatch):
+    """Rows are hashed by their number through all shards: the sketch is that of all rows in one batch."""
     options = Options(scatter="sketch", sketch_rows=64)
-    report = audit(files, options, Running(state=tmp_path / "S"))
-    states = [SavedState(path) for path in sorted((tmp_path / "S").glob("*.state"))]
-    seeds = {derived_seed(state.shards[0].id) for state in states}
-    assert len(seeds) == 3
-    bounds = np.linspace(0, data.rows, 4).astype(int)
-    for state in states:
-        number = int(state.shards[0].name[-len("0.safetensors")])
-        part = slice(*bounds[number : number + 2])
-        actual = state.moments("fc")
-        expected = ClassMoments.from_batch(
-            data.layers["fc"][part], data.labels[part], 6, scatter="sketch", sketch_rows=64,
-            seed=derived_seed(state.shards[0].id), first_row=int(bounds[number]),
-        )  # fmt: skip
-        np.testing.assert_array_equal(actual.signs, expected.signs)
-        np.testing.assert_allclose(actual.sketch, expected.sketch, rtol=0, atol=1e-12)
-        assert actual.seeds == expected.seeds <= seeds
-    layer, exact = report["fc"], data.oracle(scatter="pooled")["fc"]
+    whole = ClassMoments.from_batch(
+        data.layers["fc"], data.labels, 6, scatter="sketch", sketch_rows=64
+    )
+    assert whole.rows > 64  # rows share buckets
+    expected, exact = measure(whole), data.oracle(scatter="pooled")["fc"]
+
+    def assert_same(layer):
+        assert layer.intervals.keys() >= expected.intervals.keys()
+        values = {name: layer[name] for name in expected}
+        assert values == pytest.approx(dict(expected), nan_ok=True, rel=1e-9)
+        for name in expected.intervals:
+            np.testing.assert_allclose(
+                layer.intervals[name], expected.intervals[name], rtol=1e-9, err_msg=name
+            )
+
+    for shards in (1, 3, 5):
+        files = data.shards(tmp_path / f"acts{shards}", shards)
+        assert_same(audit(files, options)["fc"])
+    assert_same(audit(files, options, Running(jobs=2, state=tmp_path / "S"))["fc"])
+    monkeypatch.setattr("collapsemeter.audit.job.PIECE_BYTES", 3000)
+    layer = audit(files, options)["fc"]
+    assert_same(layer)
     assert abs(layer["nc1_pinv"] - exact["nc1_pinv"]) < 5 * layer.standard_errors["nc1_pinv"]
     assert layer["nc1_cdnv"] == pytest.approx(exact["nc1_cdnv"], rel=1e-9)
     assert layer.reason("nc1_vci") == "only_a_sketch"
-    # However it is run, the same numbers.
-    again = audit(files, options, Running(jobs=2))
-    assert dict(again["fc"]) == pytest.approx(dict(layer), nan_ok=True, rel=1e-12)
-    monkeypatch.setattr("collapsemeter.audit.job.PIECE_BYTES", 3000)
-    pieces = audit(files, options)["fc"]  # each with a seed of its own, too
-    assert abs(pieces["nc1_pinv"] - exact["nc1_pinv"]) < 5 * pieces.standard_errors["nc1_pinv"]
+    # Shards that were mapped with the same numbers are hashed apart, and so are those of older states.
+    for file in files:
+        map_files(
+            [file], dataclasses.replace(options, num_classes=6), Running(state=tmp_path / "M")
+        )
+    paths = sorted((tmp_path / "M").glob("*.state"))
+    assert {state.moments("fc").seeds for state in map(SavedState, paths)} == {frozenset([0])}
+    merged = merge_files([str(path) for path in paths], tmp_path / "m", options)["fc"]
+    assert abs(merged["nc1_pinv"] - exact["nc1_pinv"]) < 5 * merged.standard_errors["nc1_pinv"]
+    seeds = SavedState(tmp_path / "m").moments("fc").seeds
+    assert seeds == {0, *(derived_seed(SavedState(path).shards[0].id) for path in paths[1:])}
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz"])
