@@ -306,7 +306,9 @@ def _seldom_above_noise(gram: Gram, components: float) -> bool:
     """
     share = 2 / (9 * components)
     usual = components * max(1 - share - _USUAL * math.sqrt(share), 0.0) ** 3
-    noise = float(gram.added.mean()) * gram.centred / gram.between
+    # Separations from 2/3 to 2 count alike, as do those from 2 to 6: what noise makes of one decides nothing.
+    level = 3.0 ** math.floor(math.log(1.5 * gram.between / gram.centred, 3)) / 1.5
+    noise = float(gram.added.mean()) / level
     noise *= 2 + noise
     return not 4 * noise * usual + 2 * components * noise**2 < LARGEST_ERROR * usual**2
 

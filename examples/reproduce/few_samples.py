@@ -88,6 +88,7 @@ def summary(layers: list[cm.LayerReport], known: cm.LayerReport) -> Numbers:
             "truth": right,
             "plain": mean([x[name] / right for x in layers]),
             "estimate": mean([x.estimates.get(name, math.nan) / right for x in layers]),
+            "estimates": float(np.mean([name in x.estimates for x in layers])),
             "intervals": len(ends) / len(layers),
             "cover": float(np.mean([low <= right <= high for low, high in ends])) if ends else None,
             "width": float(np.median([high - low for low, high in ends])) / right if ends else None,
@@ -233,9 +234,9 @@ def shown(value: float | None) -> str:
 
 
 def said(found: Numbers) -> str:
-    if found["intervals"] < RARE:
-        return f"{shown(found['plain'])} - -"
-    return f"{shown(found['plain'])} {shown(found['estimate'])} {shown(found['cover'])}"
+    estimate = found["estimate"] if found["estimates"] >= RARE else None
+    cover = found["cover"] if found["intervals"] >= RARE else None
+    return f"{shown(found['plain'])} {shown(estimate)} {shown(cover)}"
 
 
 def draw(figure: Figure, numbers: Numbers) -> None:
