@@ -44,7 +44,11 @@ GROUPS: dict[str, tuple[float, str, list[str]]] = {
         "collapsemeter/stats/*.py",
         ["tests/stats", "tests/metrics", "tests/adapter/test_joint_tally.py"],
     ),
-    "metrics": (0.3, "collapsemeter/metrics/*.py", ["tests/metrics", "tests/comparison"]),
+    "metrics": (
+        0.3,
+        "collapsemeter/metrics/*.py",
+        ["tests/metrics", "tests/comparison", "tests/report/test_report.py"],
+    ),
     "report": (
         0.15,
         "collapsemeter/report/*.py",
@@ -80,6 +84,7 @@ GROUPS: dict[str, tuple[float, str, list[str]]] = {
             "tests/collapsemeter_torch/test_torch_forward.py",
             "tests/collapsemeter_torch/test_torch_layers.py",
             "tests/collapsemeter_torch/test_torch_members.py",
+            "tests/collapsemeter_torch/test_torch_budget.py",
         ],
     ),
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .linalg import Floats
     from .sums import Sums
 
-EPS32 = 2.0**-23
+EPS32 = float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True, eq=False)
