@@ -32,6 +32,8 @@ def counted(total: Array, part: Array) -> Array:
 class JaxNamespace:
     """JAX's operations for `collapsemeter.stats.sums.update`, over a mapped axis where the batch is split over one."""
 
+    settled = False
+
     def __init__(self, dtype: Any, axis_name: AxisName = None) -> None:
         self.dtype = jnp.dtype(dtype)
         self.axis_name = axis_name
@@ -71,7 +73,9 @@ class JaxNamespace:
         return jnp.where(condition, a, b)
 
     def finite_rows(self, rows: Array) -> Array:
-        return jnp.isfinite(rows).all(axis=1)
+        return (
+            jnp.abs(rows).max(axis=1, initial=0.0) < jnp.inf
+        )  # one pass; NaN is less than nothing
 
     def square_norms(self, rows: Array) -> Array:
         return (rows * rows).sum(axis=1)
@@ -82,11 +86,11 @@ class JaxNamespace:
     def residuals(self, rows: Array, table: Array, labels: Array, used: Array) -> Array:
         return jnp.where(used[:, None], rows - table[labels], 0.0)
 
-    def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
+    def if_any(self, flags: Array, change: Callable[[Any], Any], table: Any) -> Any:
         # Of all devices, which take one branch and sum within it.
         any_at_all = self.count(flags) > 0
         try:
-            changed: Array = lax.cond(any_at_all, change, lambda same: same, table)
+            changed = lax.cond(any_at_all, change, lambda same: same, table)
         except TypeError:  # rows are split over an axis that was not named
             return change(table)  # which JAX refuses at the end, with a better word for it
         return changed
@@ -112,10 +116,12 @@ class JaxNamespace:
         return total + self.across(jnp.zeros_like(total).at[rows, columns].add(values))
 
     def add_product(self, total: Array, rows: Array) -> Array:
-        for block in block_rows(rows.shape[1]):
-            part = self.across(product(rows[:, block].T, rows[:, : block.stop]))
-            total = total.at[block, : block.stop].add(part)
-        return total
+        width = rows.shape[1]
+        lower = [
+            jnp.pad(product(rows[:, b].T, rows[:, : b.stop]), ((0, 0), (0, width - b.stop)))
+            for b in block_rows(width)
+        ]
+        return total + self.across(jnp.concatenate(lower))
 
     def add_class_products(self, total: Array, rows: Array, labels: Array) -> Array:
         num_classes, width, _ = total.shape

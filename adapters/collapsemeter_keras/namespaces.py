@@ -35,6 +35,8 @@ def class_products(num_classes: int) -> int:
 class KerasNamespace:
     """JAX's operations, and Keras' where they serve all backends; nothing is in place."""
 
+    settled = False
+
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
 
@@ -90,7 +92,7 @@ class KerasNamespace:
     def residuals(self, rows: Tensor, table: Tensor, labels: Tensor, used: Tensor) -> Tensor:
         return self.where(used[:, None], rows - self.rows_of(table, labels), 0.0)
 
-    def if_any(self, flags: Tensor, change: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
+    def if_any(self, flags: Tensor, change: Callable[[Any], Any], table: Any) -> Any:
         return ops.cond(ops.any(flags), lambda: change(table), lambda: table)
 
     def count(self, flags: Tensor) -> Tensor:
@@ -110,7 +112,15 @@ class KerasNamespace:
         return total.at[rows, columns].add(values)
 
     def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
-        return self.add(total, self.product(ops.transpose(rows), rows))
+        width = int(rows.shape[1])
+        lower = [
+            ops.pad(
+                self.product(ops.transpose(rows[:, b]), rows[:, : b.stop]),
+                [[0, 0], [0, width - b.stop]],
+            )
+            for b in block_rows(width)
+        ]
+        return self.add(total, ops.concatenate(lower))
 
     def add_class_products(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         num_classes, width, _ = (int(size) for size in total.shape)
@@ -151,7 +161,7 @@ class InPlaceTensorFlow(KerasNamespace):
     def increase(self, variable: keras.Variable, part: Tensor | int) -> None:
         variable.value.assign_add(ops.cast(part, variable.dtype))
 
-    def if_any(self, flags: Tensor, change: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
+    def if_any(self, flags: Tensor, change: Callable[[Any], Any], table: Any) -> Any:
         import tensorflow as tf
 
         def changed() -> Tensor:
@@ -203,7 +213,7 @@ class InPlaceTorch(KerasNamespace):
     def increase(self, variable: keras.Variable, part: Tensor | int) -> None:
         variable.value.add_(part)
 
-    def if_any(self, flags: Tensor, change: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
+    def if_any(self, flags: Tensor, change: Callable[[Any], Any], table: Any) -> Any:
         # To look at the flags of a device would wait for it.
         return change(table) if flags.device.type != "cpu" or flags.any() else table
 

@@ -92,8 +92,8 @@ class TorchNamespace:
             return left
         return left.masked_fill_(~used[:, None], 0.0)
 
-    def if_any(self, flags: Tensor, change: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
-        if self.settled or (on_host(flags) and not flags.any()):
+    def if_any(self, flags: Tensor, change: Callable[[Any], Any], table: Any) -> Any:
+        if on_host(flags) and not flags.any():
             return table
         return change(table)  # to look at the flags of a device would wait for it
 

@@ -13,6 +13,8 @@ Array = Any  # of the framework that the namespace speaks for
 class Namespace(Protocol):
     """What `sums.update` needs of a framework; labels are 0..n-1. ``add*`` and ``if_any`` may work in place."""
 
+    settled: bool  # every class is known to have its shift
+
     def to_float(self, rows: Array) -> Array:
         """Cast to the dtype the sums are kept in, before any arithmetic."""
 
@@ -29,8 +31,8 @@ class Namespace(Protocol):
     def residuals(self, rows: Array, table: Array, labels: Array, used: Array) -> Array:
         """(B, d) rows less the row of each label in the (n, d) table; zeros where not used."""
 
-    def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
-        """``change(table)``, or the table itself where no flag is set: ``change`` would change nothing."""
+    def if_any(self, flags: Array, change: Callable[[Any], Any], table: Any) -> Any:
+        """``change(table)``, or the table (or tables) itself where no flag is set: ``change`` would change nothing."""
 
     def count(self, flags: Array) -> Array:
         """(B,) bool -> scalar integer."""
@@ -69,6 +71,8 @@ def block_rows(width: int, most: int = 4) -> list[slice]:
 class Numpy:
     """NumPy's operations, with the sums in one dtype."""
 
+    settled = False
+
     def __init__(self, dtype: type[np.floating[Any]] = np.float64) -> None:
         self.dtype = dtype
 
@@ -91,7 +95,7 @@ class Numpy:
         # `where`, not a product with a mask: 0 * NaN is NaN.
         return np.where(used[:, None], rows - table[labels], 0.0)
 
-    def if_any(self, flags: Array, change: Callable[[Array], Array], table: Array) -> Array:
+    def if_any(self, flags: Array, change: Callable[[Any], Any], table: Any) -> Any:
         return change(table) if flags.any() else table
 
     def count(self, flags: Array) -> Array:

@@ -224,7 +224,7 @@ def update(
     # Rows that are left out count as rows of zeros in class 0, so that shapes do not depend on the data.
     bins = xp.where(kept, labels, 0)
 
-    new = used & (xp.rows_of(sums.counts, bins) == 0)
+    new = None if xp.settled else used & (xp.rows_of(sums.counts, bins) == 0)
     counts = xp.add_counts(sums.counts, bins, kept)
     cells, cell_counts, group_counts = bins, counts, sums.group_counts
     if group_counts is not None:
@@ -242,7 +242,7 @@ def update(
             shift = xp.add_class_sum(shift, left / divisor, bins)
         return shift
 
-    shift = xp.if_any(new, first_means, sums.shift)
+    shift = sums.shift if new is None else xp.if_any(new, first_means, sums.shift)
     residuals = xp.residuals(rows, shift, bins, used)
     totals = xp.add_class_sum(sums.sums, residuals, cells)
     squares = xp.add_class_sum(sums.squares, xp.square_norms(residuals), cells)
@@ -264,17 +264,21 @@ def update(
         sign = xp.where(used, 1.0 - 2.0 * xp.to_float(negative), 0.0)
         sketch = xp.add_class_sum(sketch, residuals * sign[:, None], buckets)
         signs = xp.add_entries(signs, sign, buckets, bins)
+
+    def with_left_out(totals: tuple[Array, ...]) -> tuple[Array, ...]:
+        invalid = ~(known | ignored | unlabelled | mixed)
+        flags = (ignored, known & ~finite, invalid, unlabelled, mixed)
+        return tuple(xp.add(a, xp.count(b)) for a, b in zip(totals, flags, strict=True))
+
+    left_out = tuple(getattr(sums, name) for name in COUNTERS)
+    left_out = xp.if_any(~used, with_left_out, left_out)  # of most batches no row is
     return Sums(
         counts=counts,
         shift=shift,
         sums=totals,
         squares=squares,
         scatter=scatter,
-        ignored=xp.add(sums.ignored, xp.count(ignored)),
-        nonfinite=xp.add(sums.nonfinite, xp.count(known & ~finite)),
-        invalid=xp.add(sums.invalid, xp.count(~(known | ignored | unlabelled | mixed))),
-        unlabelled=xp.add(sums.unlabelled, xp.count(unlabelled)),
-        mixed=xp.add(sums.mixed, xp.count(mixed)),
+        **dict(zip(COUNTERS, left_out, strict=True)),
         sketch=sketch,
         signs=signs,
         group_counts=group_counts,
