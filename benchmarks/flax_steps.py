@@ -24,7 +24,7 @@ from collapsemeter_flax import CollapseMeter
 WIDTH, CLASSES = 512, 10
 MLP = (784, WIDTH, WIDTH, WIDTH, WIDTH)  # inputs and hidden layers
 SIZES = {  # rows of a batch, steps of a round, rounds
-    "nnx-convnet": (64, 3, 10),
+    "nnx-convnet": (64, 3, 6),
     "nnx-mlp": (64, 16, 20),
     "linen-tutorial": (32, 5, 20),
     "linen-tiny": (64, 200, 20),

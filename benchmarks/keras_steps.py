@@ -120,5 +120,5 @@ def steps_of(name: str) -> Steps:
         assert meter  # the model holds its meter weakly
 
     calls = {what: lambda model=model: step(model) for what, model in models.items()}
-    rounds = 12 if network_name == "mlp" else 8
+    rounds = 12 if network_name == "mlp" else 4
     return Steps(BATCH, STEPS, rounds, calls, whole_rounds=False)
