@@ -882,6 +882,16 @@ assert state.layers[0].sums.shift.dtype == "float64"
 assert state.next_row.dtype == "uint32"
 kept = np.asarray(state.layers[0].rows)[:600]
 np.testing.assert_array_equal(kept, rows)
+from collapsemeter import measure
+rows = rng.normal(size=(10, 16))[labels] + rng.normal(size=(600, 16))
+state = cf.init({"fc": 16}, 10)
+for x, y in zip(np.split(rows, 6), np.split(labels, 6)):
+    state = step(state, {"fc": x}, y)
+layer, expected = cf.report(state)["fc"], measure(ClassMoments.from_batch(rows, labels, 10))
+assert {"nc1_trace_ratio", "nc1_cdnv", "nc2_etf_error"} <= expected.intervals.keys()
+for kind in ("intervals", "estimates"):
+    for name, value in getattr(expected, kind).items():
+        np.testing.assert_allclose(getattr(layer, kind)[name], value, rtol=1e-9, err_msg=name)
 narrow = cf.init({"fc": 16}, 10, dtype="float32")
 try:
     cf.update(narrow, {"fc": rows}, labels)
