@@ -71,7 +71,7 @@ def save_layers(
     shards: Sequence[ShardRecord],
     key: Mapping[str, Any],
     *,
-    lasting: bool = True,
+    lasting: bool,
 ) -> None:
     """Write a state layer by layer: they need not be in memory together. Of absent classes nothing is kept."""
     entries: list[dict[str, Any]] = []

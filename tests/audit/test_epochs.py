@@ -10,6 +10,7 @@ import pytest
 
 from collapsemeter.activations import Writer
 from collapsemeter.audit import Options, audit
+from collapsemeter.audit.epochs import numbered
 
 C = 4
 
@@ -206,3 +207,17 @@ def test_every_result_begins_with_what_it_is_of(data, tmp_path, cli, capsys):
     # Its own decisions are enough for NC4.
     decided = data.shards(tmp_path / "more", 2, predictions=data.labels)
     assert "no head: NC3 is not measured" in " ".join(cli(*decided)[1].split())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind"),
+    [
+        ("epoch-1.npz", "epoch-2.npz", "epochs"),
+        ("shard-1-of-2.npz", "shard-2-of-2.npz", "shards"),
+        ("train/epoch-1.npz", "test/epoch-2.npz", "unknown"),
+        ("epoch-1.npz", "epoch-1-2.npz", "unknown"),
+        ("epoch-1.npz", "epoch-1.npz", "unknown"),
+    ],
+)
+def test_numbers_tell_apart_only_paths_that_are_alike_otherwise(first, second, kind):
+    assert numbered(first, second) == kind
