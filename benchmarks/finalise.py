@@ -69,8 +69,10 @@ def given(
     head = Head(means + 0.1 * rng.standard_normal(means.shape), 0.1 * rng.standard_normal(classes))
     kept = np.ones(classes, np.int64)
     decisions = Decisions(kept, kept, kept, sampled=True)
-    groups = groups_of(counts, traces, width) if kind == "groups of rows" else None
-    return ClassMoments(counts, means, scatter, traces, groups=groups), head, decisions
+    groups = {}
+    if kind == "groups of rows":
+        groups["groups"] = groups_of(counts, traces, width)
+    return ClassMoments(counts, means, scatter, traces, **groups), head, decisions
 
 
 def groups_of(counts: np.ndarray, traces: np.ndarray, width: int) -> Groups:
@@ -152,17 +154,19 @@ def in_child(checkout: str, threads: str | None, *arguments: object) -> dict[str
     return result
 
 
-def shapes(sheet: Sheet, clock: str, beside: str | None) -> None:
+def shapes(sheet: Sheet, clock: str, beside: str | None, threads_of_runs: list[str]) -> None:
     """Time `measure` at every shape and kind, and beside another checkout, in turn."""
     import numpy as np
 
     checkouts = [HERE] if beside is None else [HERE, beside]
-    for threads in ("1", "2"):
+    for threads in threads_of_runs:
         for (classes, width), (target, calls) in SHAPES.items():
             seconds: dict[str, Any] = {}
             for _ in range(sheet.rounds):
                 for kind in KINDS:
                     for checkout in checkouts:
+                        if kind == "groups of rows" and not _has_groups(checkout):
+                            continue
                         times = in_child(
                             checkout, threads, clock, "measure", kind, classes, width, calls + 1
                         )["seconds"][1:]
@@ -175,9 +179,13 @@ def shapes(sheet: Sheet, clock: str, beside: str | None) -> None:
                 if kind != "full rank":
                     what = f"{shape}: {kind} / full rank"
                     sheet.add(ratio(what, seconds, kind, "full rank", most))
-                if beside is not None:
+                if f"{kind}, beside" in seconds:
                     what, other = f"{shape}: {kind} / beside", f"{kind}, beside"
                     sheet.add(ratio(what, seconds, kind, other, target if not most else ""))
+
+
+def _has_groups(checkout: str) -> bool:
+    return (Path(checkout) / "collapsemeter" / "stats" / "groups.py").exists()
 
 
 def compare(
@@ -211,6 +219,7 @@ def arguments() -> argparse.Namespace:
     """Parse what this script is called with."""
     parser = options(__doc__, rounds=5)
     parser.add_argument("--beside", metavar="CHECKOUT", help="time this checkout's measure, too")
+    parser.add_argument("--threads", nargs="+", default=["1", "2"], help="of each run: 1 2")
     parser.add_argument("--textbook", action="store_true", help="the textbook's formulas, too")
     parser.add_argument("--svds", action="store_true", help="the textbook by svds, too")
     parser.add_argument("--large", action="store_true", help="50,257 classes, d = 768, too")
@@ -226,7 +235,7 @@ def main() -> None:
         child(way, kind, *map(int, numbers), clock=CLOCKS[clock])
         return
     sheet = Sheet("All metrics from moments", chosen)
-    shapes(sheet, chosen.clock, chosen.beside)
+    shapes(sheet, chosen.clock, chosen.beside, chosen.threads)
     ways = {"measure": (chosen.rounds, "", ""), "pinv": (1, "", ""), "svds": (1, "", "")}
     if not chosen.svds:
         del ways["svds"]

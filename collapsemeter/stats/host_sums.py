@@ -45,7 +45,6 @@ LONG_RUN = 8  # rows that are summed by a product of their own,
 WIDE_ROW = 512  # and features from which on any rows of one cell are
 LONG_CELL = 2**13  # values of a cell, on average, from which on it is a part of a tile
 MOST_INDICATORS = 16  # cells of a tile whose sums are one product
-ONES = np.ones(2**10)
 
 Ints = npt.NDArray[np.int64]
 
@@ -227,16 +226,12 @@ def _add_tile(
         if not gathered:
             _take(rows, places[part], residuals)
         residuals -= sums.shift[labels[0]] if single else np.take(sums.shift, labels[part], axis=0)
-        cell = cells[part.start]
-        if single and cell == cells[part.stop - 1]:
-            values = residuals.reshape(-1)
-            square = float(values @ values)
-            if math.isfinite(square):
-                sums.squares[cell] += square
-                sums.sums[cell] += _sum(residuals)
-                continue
         norms = np.vecdot(residuals, residuals)
-        if np.isfinite(norms.sum()):
+        square, cell = float(norms.sum()), cells[part.start]
+        if math.isfinite(square) and cell == cells[part.stop - 1]:
+            sums.squares[cell] += square
+            sums.sums[cell] += _sum(residuals)
+        elif math.isfinite(square):
             _add_cells(sums, residuals, norms, cells[part])
         else:  # a value is not finite, or only a square is not
             counted[part] = _finite(rows[places[part]])
@@ -281,8 +276,9 @@ def _set_means(
 
 
 def _sum(rows: Floats) -> Floats:
-    ones = ONES[: len(rows)] if len(rows) <= len(ONES) else np.ones(len(rows))
-    total: Floats = ones @ rows
+    # Not by a product: BLAS would wake its threads for each of many small ones.
+    wide = rows.shape[1] >= WIDE_ROW
+    total: Floats = np.add.reduce(rows, axis=0) if wide else np.einsum("ij->j", rows)
     return total
 
 
