@@ -171,7 +171,7 @@ def etf_error(gram: Gram) -> Estimate:
     uneven = classes * float(added @ added) / float(added.sum()) ** 2
     components = 2 * free / (1 + uneven)
     noise_of_square = ratio * gram.square_noise / square * free / (free + 1)
-    few = _seldom_above_noise(gram, components)
+    few = _seldom_above_noise(gram, free)
     return Estimate(
         math.nan if few else root(squared, noise_of_square, components),
         "square",
@@ -195,7 +195,7 @@ def equinorm(gram: Gram) -> Estimate:
     slope = (lengths - lengths.mean()) / ((classes - 1) * mean**2) - squared / (mean * classes)
     share = min(max(squared * mean**2 / spread, 0.0), 1.0) if spread > 0 else 0.0
     components = (classes - 1) * float(noise.sum()) ** 2 / (classes * float(noise @ noise))
-    few = _seldom_above_noise(gram, components)
+    few = _seldom_above_noise(gram, classes - 1)
     return Estimate(
         math.nan if few else root(squared, float(noise.mean()) / mean**2, components),
         "square",
@@ -299,16 +299,19 @@ def root(squared: float, noise: float, components: float) -> float:
     return max(whole, 0.0) / math.sqrt(math.pi * reach)
 
 
-def _seldom_above_noise(gram: Gram, components: float) -> bool:
+def _seldom_above_noise(gram: Gram, free: float) -> bool:
     """Return whether the squared deviation of random means in so many components may be no larger than its error.
 
     It goes by what hardly depends on the noise of the estimate itself: what is refused by the estimate leaves others that are biased.
     """
+    shares = 1 / gram.noise.counts
+    uneven = gram.classes * float(shares @ shares) / float(shares.sum()) ** 2
+    components = 2 * free / (1 + uneven)
     share = 2 / (9 * components)
     usual = components * max(1 - share - _USUAL * math.sqrt(share), 0.0) ** 3
     # Separations from 2/3 to 2 count alike, as do those from 2 to 6: what noise makes of one decides nothing.
     level = 3.0 ** math.floor(math.log(1.5 * gram.between / gram.centred, 3)) / 1.5
-    noise = float(gram.added.mean()) / level
+    noise = float(shares.mean()) / level
     noise *= 2 + noise
     return not 4 * noise * usual + 2 * components * noise**2 < LARGEST_ERROR * usual**2
 

@@ -120,7 +120,8 @@ def textbook(moments, grouped=False):
     parts = (C - 1) * noise.sum() ** 2 / (C * (noise**2).sum())
     spread = (norms.var(ddof=1) - noise.mean()) / mean**2
     equinorm = rooted(spread, noise.mean() / mean**2, parts)
-    level = np.mean(a) / (3 ** math.floor(math.log(1.5 * B / j, 3)) / 1.5)
+    alike = 2 / (1 + C * (1 / n**2).sum() / (1 / n).sum() ** 2)
+    level = np.mean(1 / n) / (3 ** math.floor(math.log(1.5 * B / j, 3)) / 1.5)
     sizes = np.log(n) - np.log(n).mean()
     logs = np.log(norms) + var_G / (4 * safe**2)
     var_t = ((n / N) ** 2 * u * (2 * x / np.maximum(n - 1, 1) + K / n)).sum()
@@ -129,9 +130,9 @@ def textbook(moments, grouped=False):
         "separation": (M**2).sum() / C * (1 - var_t) - np.trace(E) / C,
         "nc1_cdnv": np.mean(pairs) if all(apart) else "pairs_not_above_noise",
         "nc2_etf_error": rooted(squared, etf_noise, etf_parts)
-        if enough(etf_parts, level)
+        if enough(free * alike, level)
         else "few_components",
-        "nc2_equinorm": equinorm if enough(parts, level) else "few_components",
+        "nc2_equinorm": equinorm if enough((C - 1) * alike, level) else "few_components",
         "means_norm_slope": (sizes @ logs) / (sizes @ sizes) if sizes.any() else math.nan,
         "squared nc2_equinorm": spread,
     }
