@@ -122,7 +122,10 @@ class TorchNamespace:
         if torch.compiler.is_compiling():  # a graph would copy the total for every block
             return self.accumulate(total, rows.t(), rows)
         most = 4 if on_host(rows) else worth_launching(*rows.shape)
-        for block in block_rows(rows.shape[1], most):
+        blocks = block_rows(rows.shape[1], most)
+        if len(blocks) == 1:  # of a narrow layer to cut takes as long as to multiply
+            return self.accumulate(total, rows.t(), rows)
+        for block in blocks:
             self.accumulate(total[block, : block.stop], rows[:, block].t(), rows[:, : block.stop])
         return total
 

@@ -216,7 +216,6 @@ def update(
     num_classes = sums.counts.shape[0]
     rows = xp.to_float(rows)
     ignored = labels == ignore_index  # it may be a class's number, such as a padding token's
-    unlabelled, mixed = labels == UNLABELLED, labels == MIXED
     known = (labels >= 0) & (labels < num_classes) & ~ignored
     finite = xp.finite_rows(rows)
     used = known & finite
@@ -266,6 +265,7 @@ def update(
         signs = xp.add_entries(signs, sign, buckets, bins)
 
     def with_left_out(totals: tuple[Array, ...]) -> tuple[Array, ...]:
+        unlabelled, mixed = labels == UNLABELLED, labels == MIXED
         invalid = ~(known | ignored | unlabelled | mixed)
         flags = (ignored, known & ~finite, invalid, unlabelled, mixed)
         return tuple(xp.add(a, xp.count(b)) for a, b in zip(totals, flags, strict=True))
