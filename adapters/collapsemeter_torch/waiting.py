@@ -21,7 +21,7 @@ from collapsemeter.stats.sampling import (
 
 MOST_ROWS = 4096
 MOST_ENTRIES, MOST_ENTRIES_ON_DEVICE = 2**21, 2**23  # 8 and 32 MB in float32
-_VIEWS = 256  # that are remembered: to make one takes as long as to copy the rows
+_LEAST_PART = 16  # rows: of smaller batches there would be too many
 
 RowNumbers = range | npt.NDArray[np.int64]  # as the sample counts them
 
@@ -39,32 +39,29 @@ class WaitingRows:
         self.most = self.room // 2  # rows of a batch that waits: at least two make a block
         self.count = 0
         self._rows: Tensor | None = None
-        self._views: dict[tuple[int, int], Tensor] = {}  # of the memory, by first row and number
+        # Where batches of the first one's size go: to make a view takes as long as to copy the rows.
+        self._parts: tuple[Tensor, ...] = ()
         self._batches: list[tuple[Tensor, RowNumbers]] = []
 
     def put(self, rows: Tensor, labels: Tensor, numbers: RowNumbers) -> None:
         """Copy the rows of a batch, half-precision ones as float32; keep its labels and numbers."""
-        size = rows.shape[0]
-        view = self._views.get((self.count, size))
-        if view is None:
-            view = self._view(self.count, size, rows)
-        view.copy_(rows)
+        if self._rows is None:
+            self._rows = self._memory_for(rows)
+        size, start = rows.shape[0], self.count
+        if self._parts and size == self._parts[0].shape[0] and not start % size:
+            self._parts[start // size].copy_(rows)
+        else:
+            self._rows[start : start + size].copy_(rows)
         self.count += size
         self._batches.append((labels, numbers))
 
-    def _view(self, start: int, size: int, rows: Tensor) -> Tensor:
-        """Return the rows of the memory where a batch goes; most batches are of one size."""
-        if self._rows is None:
-            self._rows = self._memory_for(rows)
-        if len(self._views) >= _VIEWS:
-            self._views.clear()
-        view = self._views[start, size] = self._rows[start : start + size]
-        return view
-
     def _memory_for(self, rows: Tensor) -> Tensor:
-        wide = torch.promote_types(rows.dtype, torch.float32)
+        size, wide = rows.shape[0], torch.promote_types(rows.dtype, torch.float32)
         with torch.inference_mode(False):
-            return rows.new_empty(self.room, rows.shape[1], dtype=wide)
+            memory = rows.new_empty(self.room, rows.shape[1], dtype=wide)
+            if size >= _LEAST_PART:
+                self._parts = memory.split(size)
+        return memory
 
     def held(self) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
         """Return what waits, which must be something; rows are a view of the memory."""
