@@ -73,9 +73,7 @@ class JaxNamespace:
         return jnp.where(condition, a, b)
 
     def finite_rows(self, rows: Array) -> Array:
-        return (
-            jnp.abs(rows).max(axis=1, initial=0.0) < jnp.inf
-        )  # one pass; NaN is less than nothing
+        return jnp.abs(rows).max(axis=1, initial=0.0) < jnp.inf  # one pass; NaN is not below it
 
     def square_norms(self, rows: Array) -> Array:
         return (rows * rows).sum(axis=1)

@@ -23,9 +23,7 @@ from .steps import quantile, squared_error
 
 MOST_CLASSES = 2048  # whose pairs are estimated: 32 MB a matrix
 LEAST_FREEDOM = 15  # of fewer rows beside the classes the spread itself is not known
-LEAST_OF_MEANS = (
-    10  # degrees of freedom of the variances of class means, of which small classes have most
-)
+LEAST_OF_MEANS = 10  # degrees of freedom of the variances of class means: small classes have most
 
 # Of pairs of classes, and therefore of as many classes as MOST_CLASSES at most.
 _PAIRWISE = ("nc1_cdnv", "nc2_etf_error", "nc2_equinorm")
@@ -73,9 +71,8 @@ def _refused(names: list[str], code: str, flags: tuple[str, ...] = ()) -> Uncert
 
 def _estimated(layer: LayerInputs, noise: Noise, names: list[str]) -> Uncertainty:
     gram = Gram(noise)
-    errors = 2 * (
-        1 + 2 / noise.freedom**2
-    )  # of two or three degrees of freedom the error is not known well
+    # Of two or three degrees of freedom the error is not known well.
+    errors = 2 * (1 + 2 / noise.freedom**2)
     if not gram.between > errors * math.sqrt(max(gram.between_variance, 0.0)):
         code = "between_scatter_not_above_noise"
         return _refused(names, code, (code,))

@@ -219,7 +219,9 @@ def _add_tile(
     """Write the residuals of a tile and add the sums of its cells; leave zeros for rows that do not count, and say which do."""
     counted = np.ones(len(labels), bool)
     parts = list(_parts(cells, tile.shape[1]))
-    gathered = _set_means(sums, rows, places, labels, tile, parts, unset) if unset else False
+    gathered = bool(unset)
+    if gathered:
+        _set_means(sums, rows, places, labels, tile, parts, unset)
     single = labels[0] == labels[-1]
     for part in parts:
         residuals = tile[part]
@@ -259,7 +261,7 @@ def _set_means(
     tile: Floats,
     parts: list[slice],
     unset: set[int],
-) -> bool:
+) -> None:
     """Copy the rows of a tile; let the means of those classes that have no shift yet be the shifts."""
     single = labels[0] == labels[-1]
     total = np.zeros(tile.shape[1])
@@ -272,7 +274,6 @@ def _set_means(
             unset.discard(label)
             mean = (total if single else _sum(tile[run])) / (run.stop - run.start)
             sums.shift[label] = mean if bounded(mean) else _mean_of_vast(tile[run])
-    return True
 
 
 def _sum(rows: Floats) -> Floats:

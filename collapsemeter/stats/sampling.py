@@ -190,7 +190,7 @@ def reservoir_rows(
     late = numbers >= size
     if (
         late.all()
-    ):  # the rule, once the sample is full: few rows are left, and the rest is about them
+    ):  # the rule once the sample is full; few rows are left, and the rest is about them
         slots = _drawn(numbers, seed) if len(numbers) else numbers
         rows = np.flatnonzero(slots < size)
     else:
