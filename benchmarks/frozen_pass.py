@@ -17,7 +17,7 @@ import collapsemeter_torch.meter
 from collapsemeter.cli.demo import digits
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.demo import DigitsNet
-from collapsemeter_torch.store import Store
+from collapsemeter_torch.state import Store
 
 
 def compare(sheet: Sheet, what: str, meter: CollapseMeter, batches: Any, rounds: int) -> None:

@@ -153,7 +153,7 @@ def in_jax(sheet: Sheet, classes: int, width: int, given: Any) -> None:
     import jax
 
     import collapsemeter_flax.state  # noqa: F401  # makes a pytree of the sums
-    from collapsemeter_flax.operations import JaxNamespace, product
+    from collapsemeter_flax.namespace import JaxNamespace, product
 
     batches = itertools.cycle([tuple(map(jax.numpy.asarray, pair)) for pair in given])
     kept = jax.tree.map(jax.numpy.asarray, init(classes, width, "pooled", np.float32))

@@ -4,20 +4,20 @@ In the order of the flow:
 
 ===========  ======================================================================================================================
 `meter`      `CollapseMeter` and `observe`
-`choosing`   what is watched of a model, from
+`selection`  what is watched of a model, from
 `study`      ... its scores, head and layers
-`tracing`    ... in one abstract forward of `linen_models` or `nnx_models`, called with `arguments`
-`graph`      ... whose values have names (`marks`) and an order; `calls` of modules, `heads`, `ordering` and `thresholds` of scores
+`trace`      ... in one abstract forward of `linen_models` or `nnx_models`, called with `arguments`
+`graph`      ... whose values have names (`marks`) and an order; `calls` of modules, the `head` and the `score_order`
 `capturing`  `capture`: outputs of an unmodified model; `sowing` is what it takes of a call
-`updating`   `update`: one batch into the state, by `operations` and `labels`
+`updating`   `update`: one batch into the state, by `reduction`, `labels` and the operations of `namespace`
 `state`      `State`, `init`, `reset`
 `sample`     the row sample on the device
 `merging`    `merge`: two states into one
-`placement`  mapped axes, shardings and copies of a state
-`saving`     `save`, `load`, and what `flax.serialization` asks for
-`observing`  a pass over a data set with frozen weights
+`sharding`   mapped axes, shardings and copies of a state
+`checkpoint` `save`, `load`, and what `flax.serialization` asks for
+`frozen`     a pass over a data set with frozen weights
 `costs`      what counting costs beside a step
-`host`       the state and the head on the host: `to_moments`
+`tallies`    the state and the head on the host: `to_moments`
 `reporting`  `report`: state -> report
 `demo`       the demo's network
 ===========  ======================================================================================================================
@@ -39,12 +39,12 @@ if not hasattr(_nnx, "capture"):
     )
 
 from .capturing import capture
-from .host import to_moments
+from .checkpoint import load, save
 from .merging import merge
 from .meter import CollapseMeter, observe, watch
 from .reporting import report
-from .saving import load, save
 from .state import State, init, reset
+from .tallies import to_moments
 from .updating import update
 
 __all__ = [

@@ -12,7 +12,7 @@ from collapsemeter.adapter.selection import MAX_LAYERS, Layers
 
 from . import linen_models, nnx_models
 from .calls import Calls, in_order
-from .choosing import Choice, Head, Request, choose, of_linen
+from .selection import Choice, Head, Request, choose, of_linen
 from .sowing import Sown, selected_rows
 
 

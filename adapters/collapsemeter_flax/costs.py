@@ -7,7 +7,7 @@ import math
 from collapsemeter.adapter import costs
 
 from .graph import Graph, Value
-from .heads import MAPS
+from .head import MAPS
 from .state import StateSpec
 
 

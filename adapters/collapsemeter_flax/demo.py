@@ -19,10 +19,10 @@ from collapsemeter.activations import Writer
 from collapsemeter.adapter.epoch import Epoch
 from collapsemeter.adapter.reduction import Reduction
 
-from .host import head_of
 from .meter import CollapseMeter
-from .operations import feature_rows
+from .reduction import feature_rows
 from .state import State, reset
+from .tallies import head_of
 
 BATCH = 32
 LEARNING_RATE = 0.02

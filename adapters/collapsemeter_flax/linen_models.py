@@ -12,7 +12,7 @@ from flax.core.scope import DenyList, in_filter, union_filters
 from .calls import METHODS, PREFIX, Calls, abstract, key_of, layer_of, place_of, prefix_of
 from .marks import Part, marked, marked_input
 from .sowing import Sown, sown_value
-from .tracing import Forward, ScoresOf, parameter_names, trace
+from .trace import Forward, ScoresOf, parameter_names, trace
 
 SOWN = "intermediates"
 NOT_CARRIED = (

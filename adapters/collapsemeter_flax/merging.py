@@ -14,9 +14,9 @@ from collapsemeter.stats.sampling import mixed
 from collapsemeter.stats.sketch import turning_keys
 from collapsemeter.stats.sums import COUNTERS, Sums
 
-from .operations import counted, product
-from .placement import by_own_rules, on_automatic_axes
+from .namespace import counted, product
 from .sample import joint_slots
+from .sharding import by_own_rules, on_automatic_axes
 from .state import LayerSums, Sample, State
 
 

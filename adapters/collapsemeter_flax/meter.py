@@ -19,13 +19,14 @@ from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import Phase
 from collapsemeter.system.terminal import say
 
-from . import linen_models, observing
+from . import linen_models
 from .arguments import arguments, evaluation, is_array
 from .capturing import captured
-from .choosing import Choice, Head, Request, choose
 from .costs import products_note
-from .operations import AxisName
+from .frozen import Frozen, first_state, frozen_pass, shapes_in_order
+from .namespace import AxisName
 from .reporting import state_report
+from .selection import Choice, Head, Request, choose
 from .state import State, StateSpec, plan_memory
 from .updating import update
 
@@ -85,7 +86,7 @@ def observe(
     (['layers.0', 'layers.2'], 'frozen-eval')
     """
     check_phase(phase)
-    frozen = observing.Frozen(model, variables, call or {})
+    frozen = Frozen(model, variables, call or {})
     request = Request(
         layers, head, num_classes, scores, max_layers, options.get("reduction", "auto")
     )
@@ -93,7 +94,7 @@ def observe(
 
 
 def _observe(
-    frozen: observing.Frozen,
+    frozen: Frozen,
     choice: Choice | None,
     batches: Iterable[Any],
     request: Request,
@@ -101,7 +102,7 @@ def _observe(
     progress: bool,
     options: Mapping[str, Any],
 ) -> CollapseReport:
-    state, choice = observing.frozen_pass(frozen, choice, batches, request, progress, options)
+    state, choice = frozen_pass(frozen, choice, batches, request, progress, options)
     return state_report(state, frozen.head(choice), phase, choice.selection, dict(choice.unpaired))
 
 
@@ -232,11 +233,11 @@ class CollapseMeter:
             whole = nnx.merge(graph, weights) if weights is not None else model
             return captured(whole, choice, args, kwargs).features
 
-        features = observing.shapes_in_order(run, weights, args, kwargs)
+        features = shapes_in_order(run, weights, args, kwargs)
         if labels is None:
             rows = jax.tree.leaves(next(reversed(features.values())))[0].shape[0]
             labels = jax.ShapeDtypeStruct((rows,), "int32")
-        state, unpaired = observing.first_state(
+        state, unpaired = first_state(
             features, labels, None, self.num_classes, choice, self._options
         )
         self._choice = choice.without(unpaired)
@@ -319,7 +320,7 @@ class CollapseMeter:
         """
         check_phase(phase)
         model = self._model if model is None else model
-        frozen = observing.Frozen(model, variables, call or {})
+        frozen = Frozen(model, variables, call or {})
         return _observe(
             frozen, self._choice, batches, self._request, phase, progress, self._options
         )

@@ -13,7 +13,7 @@ from collapsemeter.adapter.selection import listed
 from .calls import METHODS, Calls, key_of, layer_of, place_of, prefix_of
 from .marks import Part, marked, marked_input
 from .sowing import Sown, sown_value
-from .tracing import Forward, ScoresOf, parameter_names, trace
+from .trace import Forward, ScoresOf, parameter_names, trace
 
 _LABEL = "_collapsemeter_path"
 

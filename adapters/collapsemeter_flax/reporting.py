@@ -16,8 +16,8 @@ from collapsemeter.adapter.network_report import network_report
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.stats.moments import Phase
 
-from .host import expected_rows, head_of, tally, unstacked
 from .state import State
+from .tallies import expected_rows, head_of, tally, unstacked
 
 _STRAY = (
     "its counters do not add up to the rows given: the state was changed other than by update "

@@ -7,7 +7,7 @@ from jax import Array, lax
 
 from collapsemeter.stats.sampling import drawn_slots, mixed, scaled
 
-from .operations import FULL
+from .namespace import FULL
 
 EMPTY = -1  # the label of a slot that holds no row
 

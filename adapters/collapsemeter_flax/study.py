@@ -11,11 +11,10 @@ from collapsemeter.adapter.cut_points import cut_points
 from collapsemeter.adapter.network import Network
 
 from .graph import SAME, Graph
-from .heads import MAPS, LinearMap, linear_map, same_entries, same_tensor
+from .head import MAPS, LinearMap, linear_map, same_entries, same_tensor, threshold
 from .marks import Mark, read_mark
-from .ordering import keeps_order, order_kept
-from .thresholds import threshold
-from .tracing import Forward
+from .score_order import keeps_order, order_kept
+from .trace import Forward
 
 _PASSES_ON = "passes its input on"
 _PASSES = SAME | {"reshape", "squeeze", "transpose", "pad", "broadcast_in_dim", "rev"}

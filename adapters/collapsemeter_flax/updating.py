@@ -19,9 +19,10 @@ from collapsemeter.stats.sums import EPS
 from collapsemeter.system.suggest import did_you_mean
 
 from .labels import checked_labels, decided_classes, flat_labels
-from .operations import FULL, AxisName, JaxNamespace, counted, feature_rows
-from .placement import by_own_rules, on_automatic_axes, unnamed_axes
+from .namespace import FULL, AxisName, JaxNamespace, counted
+from .reduction import feature_rows
 from .sample import numbered, put, slots_of
+from .sharding import by_own_rules, on_automatic_axes, unnamed_axes
 from .state import DTYPES, LayerSums, Sample, State, StateSpec
 
 

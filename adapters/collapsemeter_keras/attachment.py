@@ -24,17 +24,17 @@ from collapsemeter.system.terminal import say
 from collapsemeter.system.warning import warn
 
 from . import frozen
-from .counting import BatchCounter
 from .head import head_of
 from .instrument import Instrument, renew_steps, synchronise
-from .layers import HeadChoice, Layers, select
-from .namespaces import class_products
+from .namespace import class_products
 from .operations import BACKEND, is_traced
 from .outputs import OutputChoice
 from .positions import with_position
+from .selection import HeadChoice, Layers, select
+from .state import Holdings, StreamSums
 from .stateless import DROPPED, drops, with_deferred
-from .statistics import Holdings, StreamSums
 from .study import output_names, study
+from .updating import BatchCounter
 from .variables import nbytes_of
 from .waiting import waiting_bytes
 

@@ -19,7 +19,7 @@ from .operations import BACKEND, Key, dtype_of
 from .untouched import quiet
 
 if TYPE_CHECKING:
-    from .statistics import StreamSums
+    from .state import StreamSums
 
 Step = Callable[[Any, Any], None]
 Shape = tuple[int, str]  # width and dtype of rows

@@ -22,7 +22,7 @@ from .operations import BACKEND, Key, detached, dtype_of, is_writable
 
 if TYPE_CHECKING:
     from .batch import Batch
-    from .statistics import StreamSums
+    from .state import StreamSums
 
 LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
 # From a stream, the outputs of layers, and the arguments of the loss.

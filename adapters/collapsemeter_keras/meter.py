@@ -25,16 +25,16 @@ from collapsemeter.stats.sketch import SKETCH_ROWS
 from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 from collapsemeter.system.suggest import did_you_mean
 
-from . import frozen, saving
+from . import checkpoint, frozen
 from .attachment import Attachment, Choices
 from .batch import Batch
-from .epochs import PHASES, STREAMS, EpochReports
+from .callback_order import move_before_readers
 from .instrument import synchronise
-from .layers import HeadChoice, Layers
-from .order import move_before_readers
 from .publishing import Publisher
 from .reporting import report_of, report_of_nothing
-from .statistics import StreamSums
+from .selection import HeadChoice, Layers
+from .state import StreamSums
+from .streams import PHASES, STREAMS, EpochReports
 
 
 class CollapseMeter(EpochReports):
@@ -501,7 +501,7 @@ class CollapseMeter(EpochReports):
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return what was counted as arrays by name, for ``numpy.savez``."""
-        return saving.state_dict(self.selection, self.settings, self._streams)
+        return checkpoint.state_dict(self.selection, self.settings, self._streams)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Continue from a `state_dict`.
@@ -511,7 +511,7 @@ class CollapseMeter(EpochReports):
         ValueError
             If it is of other layers or classes.
         """
-        saving.load_state_dict(self.selection, self.settings, self._streams, state)
+        checkpoint.load_state_dict(self.selection, self.settings, self._streams, state)
         self._clock.clear()
 
 

@@ -9,7 +9,8 @@ import keras
 
 from collapsemeter.adapter.network import Scores, find_scores
 
-from .operations import OPERATIONS, Tensor
+from .operations import Tensor
+from .reduction import OPERATIONS
 
 
 class Output(NamedTuple):

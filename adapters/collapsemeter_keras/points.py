@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 
 from collapsemeter.adapter.cut_points import cut_points
 
-from .decision import Decision
 from .graph import Graph, TracedTensor, functional_of, is_custom
+
+if TYPE_CHECKING:
+    from .head import Decision
 
 _MERGES_OF_A_CELL = 12  # a stretch with fewer merges is no row of cells
 _POINTS_OF_A_BLOCK = 4  # what has more inside is a network of its own

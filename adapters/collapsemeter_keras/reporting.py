@@ -13,13 +13,13 @@ from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.moments import Phase
 
-from .counting import NO_STEP, why_nothing
-from .epochs import PHASES
 from .operations import BACKEND
+from .streams import PHASES
+from .updating import NO_STEP, why_nothing
 
 if TYPE_CHECKING:
     from .attachment import Attachment
-    from .statistics import StreamSums
+    from .state import StreamSums
 
 _UNKNOWN = (
     "its steps ran, and the model does not say what it takes or has no `call`: pass example=, a batch of inputs; of a "

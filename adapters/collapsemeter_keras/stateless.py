@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 if TYPE_CHECKING:
-    from .statistics import StreamSums
+    from .state import StreamSums
 
 NO_PLACE = (
     "{model}.metrics leaves out the model's own metrics, and JAX "

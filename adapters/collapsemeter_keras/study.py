@@ -11,13 +11,13 @@ import keras
 
 from collapsemeter.adapter.network import Network
 
+from .backend_graph import recorded
 from .costs import forward_operations
-from .decision import decision_of
 from .graph import Graph, Layer, TracedTensor, forward, functional_of, graph_of, with_rows
+from .head import decision_of
 from .outputs import OutputChoice
 from .points import points_of, signals_before
 from .positions import Position
-from .recording import recorded
 
 _CALLS = (
     "the model's operations could not be followed without values: layers are taken in the order of their calls, and "

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from .namespaces import namespace_of
+from .namespace import namespace_of
 from .operations import COUNT, Key, Tensor
 
 MOST_ROWS = 1024  # of a block

@@ -5,16 +5,16 @@ In the order of the flow:
 ===========================  ==============================================================================================================
 `meter`                      `CollapseMeter`: attach, count, report
 `lightning`, `transformers`  callbacks for Lightning's Trainer and that of Hugging Face; `streams` and `callers` serve both
-`learner`                    what the first forward tells of the network, from
+`selection`                  what the first forward tells of the network, from
 `study`                      ... scores, head and layers in the order of the data, which are found with `trace`, `head`, `points`, `layers`
 `untouched`                  ... while the model stays as it was; `inert` and `compiled` keep copies and compiled graphs so
-`operations`                 ... and counts what a step costs
+`costs`                      ... and counts what a step costs
 `attachment`                 the hooks of one meter, put on a model and taken off
-`label_hooks`                labels without an edit of the loop; `label_tensors` makes class numbers of them
+`label_hooks`                labels without an edit of the loop; `labels` makes class numbers of them
 `pending`                    forwards that wait for a loss that brings labels
 `hooks`                      a layer's output -> rows, by `reduction`
 `recorder`                   what hooks hold: the network, the open `batch`, the store
-`store`                      what one measurement has counted
+`state`                      what one measurement has counted
 `waiting`                    small batches, until they make a block
 `device_sums`                the sums of one layer on its device, by the operations of `namespace`
 `checkpoint`                 a store as a state to save, and back

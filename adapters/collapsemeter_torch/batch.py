@@ -18,14 +18,14 @@ from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.system.warning import warn
 
 from .compiled import graphs_may_come
-from .label_tensors import are_classes, label_tensor, row_numbers
+from .labels import are_classes, label_tensor, row_numbers
 from .namespace import products_are_reduced
-from .store import HEAD_OUTPUT
+from .state import HEAD_OUTPUT
 from .waiting import RowNumbers, dealt, joined, to_device
 
 if TYPE_CHECKING:
     from .recorder import Recorder
-    from .store import Store
+    from .state import Store
 
 # The scopes that are open in each thread, for graphs. A global: tensors that torch.compile reaches through
 # a module are constant in shape to it, and every batch size would be a graph of its own.

@@ -19,11 +19,11 @@ from collapsemeter.adapter.settings import Settings
 
 from .device_sums import DeviceSums
 from .ranks import Numbering
-from .store import Store
+from .state import Store
 from .waiting import SampledDecisions
 
 if TYPE_CHECKING:
-    from .learner import Learnt
+    from .selection import Learnt
 
 STATE_VERSION = 1
 ADDED = ("unlabelled", "mixed")  # counters that older states lack

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from collapsemeter.adapter.selection import listed
 
 from .ranks import Numbering
-from .store import Store
+from .state import Store
 
 if TYPE_CHECKING:
-    from .learner import Learnt
+    from .selection import Learnt
 
 Call = tuple[str, int]  # a layer, and which of its calls in one forward
 

@@ -23,11 +23,11 @@ from .label_hooks import next_token
 from .namespace import device_of
 from .sharding import is_sharded
 from .spread import Spread
-from .store import HEAD_OUTPUT, Store
+from .state import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
-    from .learner import Learnt
     from .recorder import Recorder
+    from .selection import Learnt
 
 # NumPy reads these through integers of their size; the name is ml_dtypes'.
 _SEEN_AS = {

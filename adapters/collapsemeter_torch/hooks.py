@@ -16,11 +16,11 @@ from .batch import Scope
 from .inert import Hook, recomputing
 from .reduction import TORCH, feature_rows
 from .sharding import copies, local, on_mesh
-from .store import HEAD_OUTPUT
+from .state import HEAD_OUTPUT
 
 if TYPE_CHECKING:
-    from .learner import Learnt
     from .recorder import Recorder
+    from .selection import Learnt
 
 _SHAPES = 64  # of outputs whose reduction a hook remembers
 

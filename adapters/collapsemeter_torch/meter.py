@@ -35,14 +35,14 @@ from .attachment import Attachment
 from .batch import Batch
 from .frozen import Dump, as_arguments, frozen_pass, on_device
 from .label_hooks import CriterionHook
-from .learner import HeadOption, Learner, Learnt
 from .members import Sync, numbering_of
 from .namespace import device_of
 from .ranks import Numbering
 from .recorder import Recorder
 from .reporting import Reporter
+from .selection import HeadOption, Learner, Learnt
 from .spread import Spread
-from .store import Store
+from .state import Store
 
 TIMEOUT = 60.0  # seconds that ranks wait for each other
 _UNSEEN = "the first batch, or example=, tells which layers the network has"

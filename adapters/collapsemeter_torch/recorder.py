@@ -22,12 +22,12 @@ from .members import numbering_of
 from .namespace import device_of, first_parameters
 from .pending import Forward, PendingForwards
 from .sharding import local
-from .store import HEAD_OUTPUT, Store
+from .state import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
     from .attachment import Attachment
     from .hooks import CountingHook
-    from .learner import Learner, Learnt
+    from .selection import Learner, Learnt
 
 
 class Recorder:

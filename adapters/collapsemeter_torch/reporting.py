@@ -31,7 +31,7 @@ from .tallies import causes, sample_size, tallies
 
 if TYPE_CHECKING:
     from .recorder import Recorder
-    from .store import Store
+    from .state import Store
 
 Result = TypeVar("Result")
 _ADVICE = (

@@ -15,7 +15,7 @@ from collapsemeter.stats.sums import COUNTERS
 
 from . import compiled
 from .device_sums import DeviceSums
-from .store import HEAD_OUTPUT, Store
+from .state import HEAD_OUTPUT, Store
 
 
 def tallies(store: Store, selection: Selection) -> dict[tuple[str, int], Callable[[], Tally]]:

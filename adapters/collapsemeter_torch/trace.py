@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from collapsemeter.adapter.reduction import Layout
 
 from .compiled import eager
-from .operations import OperationCounter
+from .costs import OperationCounter
 from .reduction import layout_of
 from .untouched import untouched
 

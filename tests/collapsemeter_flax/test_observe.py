@@ -11,7 +11,7 @@ from flax import nnx
 import collapsemeter_flax as cf
 from collapsemeter import ClassMoments, Head, decide, measure
 from collapsemeter.stats.sums import EPS
-from collapsemeter_flax import observing
+from collapsemeter_flax.frozen import Frozen, _counted
 
 ROWS = 90
 IMAGES = np.random.default_rng(0).normal(size=(ROWS, 6, 6, 3)).astype(np.float32)
@@ -117,7 +117,7 @@ def test_one_set_of_weights_gives_one_report_in_nnx_and_linen(net):
 
 def test_a_call_of_the_users_overrides_the_evaluation_mode(net):
     variables = as_linen(net)
-    frozen = observing.Frozen(Linen(), variables, {"train": True, "mutable": ["batch_stats"]})
+    frozen = Frozen(Linen(), variables, {"train": True, "mutable": ["batch_stats"]})
     assert frozen.call["train"] is True
     report = cf.observe(
         Linen(),
@@ -223,9 +223,9 @@ def test_arrays_of_other_frameworks_are_read(net):
 def test_a_second_pass_is_not_compiled_again(net):
     meter = cf.watch(net, num_classes=4, verbose=False)
     meter.observe(BATCHES, progress=False)
-    compiled = observing._counted._cache_size()
+    compiled = _counted._cache_size()
     meter.observe(BATCHES, progress=False, phase="frozen-train")
-    assert observing._counted._cache_size() == compiled
+    assert _counted._cache_size() == compiled
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from flax import nnx
 
 import collapsemeter_flax as cf
 from collapsemeter import ClassMoments, decide, measure
-from collapsemeter_flax.choosing import Request, choose
 from collapsemeter_flax.linen_models import variables_for
+from collapsemeter_flax.selection import Request, choose
 
 from . import networks
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 import collapsemeter_flax as cf
 from collapsemeter import ClassMoments
 from collapsemeter.stats.sums import EPS
-from collapsemeter_flax.host import tally, unstacked
+from collapsemeter_flax.tallies import tally, unstacked
 
 ROWS, CLASSES, WIDTH, BATCHES = 480, 6, 8, 5
 # Sums of n residuals in float32 lose at most n eps of the sum of their magnitudes.

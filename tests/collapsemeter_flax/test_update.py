@@ -18,12 +18,12 @@ from collapsemeter import ClassMoments, CorruptStateError, Head, decide, measure
 from collapsemeter.stats.sampling import reservoir_slots
 from collapsemeter.stats.state_file import read_state, write_state
 from collapsemeter.stats.sums import EPS
-from collapsemeter_flax.host import head_of
 from collapsemeter_flax.labels import checked_labels, flat_labels
 from collapsemeter_flax.merging import _turn
-from collapsemeter_flax.operations import FULL
-from collapsemeter_flax.operations import counted as add_counts
+from collapsemeter_flax.namespace import FULL
+from collapsemeter_flax.namespace import counted as add_counts
 from collapsemeter_flax.sample import numbered, shares, slots_of
+from collapsemeter_flax.tallies import head_of
 from collapsemeter_flax.updating import _dtype_code
 
 EPS32 = EPS["float32"]

@@ -6,7 +6,7 @@ import pytest
 
 from collapsemeter import testing
 
-from ..adapters.test_torch_conformance import TorchDriver
+from ..collapsemeter_torch.test_conformance import TorchDriver
 
 
 @pytest.mark.parametrize("case", testing.CASES)

@@ -24,7 +24,7 @@ from collapsemeter.stats.sums import ScatterKind
 
 from .linear import linear_map
 from .operations import Key
-from .statistics import StreamSums
+from .state import StreamSums
 
 _OPTIONS = ("num_classes", "sample_rows", "sketch_rows", "seed")
 State = Mapping[str, np.ndarray[Any, Any]]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .operations import AxisName
+from .namespace import AxisName
 
 if TYPE_CHECKING:
     from .state import State

@@ -19,9 +19,9 @@ from collapsemeter.stats.labels import class_labels, host_array
 from .arguments import arguments, evaluation, is_array
 from .calls import abstract
 from .capturing import Captured, captured
-from .choosing import Choice, Request, choose, of_linen
 from .labels import label_shape, token_labels
-from .operations import feature_rows
+from .reduction import feature_rows
+from .selection import Choice, Request, choose, of_linen
 from .state import State, init
 from .updating import update
 

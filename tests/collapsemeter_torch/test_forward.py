@@ -11,7 +11,7 @@ from torch import nn
 
 from collapsemeter import ClassMoments, Head, measure
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.operations import OperationCounter
+from collapsemeter_torch.costs import OperationCounter
 
 from . import running_networks as networks
 from .running_networks import tokens, vectors

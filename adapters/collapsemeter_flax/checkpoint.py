@@ -16,7 +16,7 @@ from collapsemeter.adapter.memory import Holding
 from collapsemeter.adapter.resuming import say_without_groups
 from collapsemeter.stats.state_file import CorruptStateError, read_state, write_state
 
-from .placement import by_device
+from .sharding import by_device
 from .state import State, StateSpec, empty
 
 _HOLDS = "collapsemeter_flax.State"

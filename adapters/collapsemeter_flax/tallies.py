@@ -19,8 +19,8 @@ from collapsemeter.stats.sketch import derived_seed
 from collapsemeter.stats.sums import COUNTERS, INTEGERS, Sums
 
 from .merging import merge
-from .operations import FULL
-from .placement import by_device, distinct
+from .namespace import FULL
+from .sharding import by_device, distinct
 from .state import DTYPES, UNDECIDED, LayerSums, Sample, State
 
 Host = npt.NDArray[Any]

@@ -19,7 +19,7 @@ from collapsemeter.stats.groups import GROUPS
 from collapsemeter.stats.sums import INTEGERS, Sums, array_shapes, update
 
 from .host_rows import HostSample, add_on_host
-from .namespaces import class_products, namespace_of
+from .namespace import class_products, namespace_of
 from .operations import (
     BACKEND,
     COUNT,

@@ -17,11 +17,12 @@ from collapsemeter.adapter.settings import Settings
 from collapsemeter.system.warning import warn
 
 from .labels import class_labels, decisions, given_labels, without_masked
-from .layers import layout_of
-from .operations import BACKEND, OPERATIONS, Key, Tensor
+from .operations import BACKEND, Key, Tensor
 from .outputs import Output, OutputChoice, of_output
+from .reduction import OPERATIONS
+from .selection import layout_of
+from .state import StreamSums
 from .stateless import NO_PLACE
-from .statistics import StreamSums
 
 NO_STEP = (
     "no step ran since it began; run fit or evaluate with the meter among callbacks=, or forwards of a loop of your own "

@@ -15,7 +15,7 @@ from collapsemeter.audit import audit
 from collapsemeter.stats.labels import class_labels
 from collapsemeter.stats.sums import MIXED, UNLABELLED
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.label_tensors import label_tensor
+from collapsemeter_torch.labels import label_tensor
 
 Y = torch.arange(12) % 3
 CPU = torch.device("cpu")

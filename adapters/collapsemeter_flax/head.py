@@ -1,4 +1,7 @@
-"""The head: the last map with weights whose output is the scores, or becomes them in the same order."""
+"""The head: the last map with weights whose output is the scores, or becomes them in the same order.
+
+A single score decides at 0 where it is a logit, at 1/2 behind a sigmoid, wherever that stands.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from .graph import SAME, Graph
+from collapsemeter.adapter.network import single_threshold
+
+from .graph import SAME, SHAPES, Graph
+from .score_order import SELECTS
 
 MAPS = ("dot_general", "conv_general_dilated")
 
@@ -116,3 +123,32 @@ def _evaluated(graph: Graph, number: int, leaves: Mapping[int, Any]) -> Any:
     array = graph.evaluated(number, leaves)
     # In the dtype that it is kept in, and not in one that the network computes in.
     return np.asarray(jax.device_get(array)).astype(np.float64).reshape(shape)
+
+
+def threshold(graph: Graph, logits: Sequence[int], scores: int) -> float:
+    """Return above which a single score decides for class 1.
+
+    It is 0, too, where what follows the logits cannot be computed without the network's inputs or weights.
+    """
+    logits = _with_parts(graph, logits)
+
+    def score(logit: float) -> float:
+        given = {n: jnp.full(graph[n].shape, logit, graph[n].dtype) for n in logits}
+        return float(jnp.ravel(graph.evaluated(scores, given))[0])
+
+    if not logits:
+        return 0.0
+    try:
+        with jax.ensure_compile_time_eval():
+            return single_threshold(score)
+    except (AttributeError, KeyError):  # an input or a weight has no value here
+        return 0.0
+
+
+def _with_parts(graph: Graph, logits: Sequence[int]) -> list[int]:
+    """Return the logits and what holds some of them: at which positions may depend on the inputs."""
+    parts = set(logits)
+    for number, value in enumerate(graph.values):
+        if value.operation in SAME | SHAPES | SELECTS and value.inputs[0] in parts:
+            parts.add(number)
+    return sorted(parts)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collapsemeter.adapter.budget import Clock
 
     from .publishing import Publisher
-    from .statistics import StreamSums
+    from .state import StreamSums
 
 STREAMS = ("train", "validation", "probe")
 PHASES: dict[str, Phase] = {"train": "live", "validation": "frozen-eval", "probe": "frozen-train"}
