@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..stats.linalg import EPS64, Floats, row_blocks, row_norms, taken
+from ..stats.linalg import EPS64, Floats, add_product, row_blocks, row_norms, spaced_zeros, taken
 from ..stats.undefined import Undefined, require
 from .frames import require_weight
 from .pairs import closest_units
@@ -40,7 +40,10 @@ def features_effective_rank(layer: LayerInputs) -> float:
         stacked = np.concatenate([rows / np.sqrt(geometry.rows), means])
         values = np.linalg.eigvalsh(stacked @ stacked.T)
     else:
-        values = np.linalg.eigvalsh(means.T @ means + within)
+        total = spaced_zeros(within.shape)
+        add_product(total, means, fresh=True)
+        total += within
+        values = np.linalg.eigvalsh(total)
     # Eigenvalues below the round-off of the largest are noise, of either sign.
     values = values[values > values.max(initial=0.0) * geometry.width * EPS64]
     require(len(values) > 0, "no_between_class_scatter")

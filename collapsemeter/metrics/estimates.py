@@ -72,7 +72,9 @@ class Gram:
     @cached_property
     def products(self) -> Floats:
         """G, (C, C)."""
-        return less_centred(self.means @ self.means.T, self.added)
+        shared = self.noise.products
+        plain = self.means @ self.means.T if shared is None else shared.copy()
+        return less_centred(plain, self.added)
 
     @cached_property
     def between(self) -> float:

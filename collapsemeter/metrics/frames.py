@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..stats.linalg import EPS64, LARGEST, Floats, bounded, of_rows, row_norms
+from ..stats.linalg import EPS64, LARGEST, TILE, Floats, bounded, of_rows, row_norms
 from ..stats.undefined import require
 
 
@@ -59,20 +59,24 @@ def centring(num_classes: int) -> Floats:
     return np.eye(num_classes) - 1.0 / num_classes
 
 
-def gram_distance(a: Floats, b: Floats, target: str) -> float:
+def products_of(frame: Floats) -> Floats | None:
+    """Return the inner products of a frame's rows, which metrics share; None of more than `TILE` rows, or than features."""
+    return frame @ frame.T if of_rows(frame) and len(frame) <= TILE else None
+
+
+def gram_distance(a: Floats, b: Floats, target: str, products: Floats | None = None) -> float:
     r"""Return :math:`\big| AB^\top / |AB^\top| - T \big|`; NaN where the product is zero.
 
-    T is the target's Gram matrix at norm 1, "simplex" or "orthogonal". Where C > d + 1 no C x C matrix is built.
+    T is the target's Gram matrix at norm 1, "simplex" or "orthogonal". Where C > d + 1 no C x C matrix is built; ``products`` are
+    :math:`AB^\top` where they are known.
     """
     count, same = len(a), a is b  # a frame times itself is symmetric
-    a = _moderate(a)
-    b = a if same else _moderate(b)
     if of_rows(a):
-        difference = a @ b.T
+        difference = _moderate(a @ b.T if products is None else products)
         size = float(np.linalg.norm(difference))
         if not size > 0:
             return math.nan
-        difference /= size
+        difference = difference / size
         if target == "simplex":
             scale = math.sqrt(count - 1)
             difference += 1.0 / (count * scale)
@@ -80,6 +84,8 @@ def gram_distance(a: Floats, b: Floats, target: str) -> float:
             scale = math.sqrt(count)
         difference[np.diag_indices(count)] -= 1.0 / scale
         return float(np.linalg.norm(difference))
+    a = _moderate(a)
+    b = a if same else _moderate(b)
     squares = a.T @ a
     size = math.sqrt(max(float(np.vdot(squares, squares if same else b.T @ b)), 0.0))
     along = float(np.vecdot(a, b).sum())
@@ -90,10 +96,10 @@ def gram_distance(a: Floats, b: Floats, target: str) -> float:
     return math.sqrt(max(2.0 - 2.0 * along / size, 0.0)) if size > 0 else math.nan
 
 
-def _moderate(frame: Floats) -> Floats:
-    """Return the frame at a scale at which fourth powers neither underflow nor overflow."""
-    largest = float(max(frame.max(), -frame.min()))
-    return frame if 1e-50 < largest < 1e50 or not largest else frame / largest
+def _moderate(matrix: Floats) -> Floats:
+    """Return the matrix at a scale at which fourth powers neither underflow nor overflow."""
+    largest = float(max(matrix.max(), -matrix.min()))
+    return matrix if 1e-50 < largest < 1e50 or not largest else matrix / largest
 
 
 def unit_rows(frame: Floats, code: str) -> Floats:

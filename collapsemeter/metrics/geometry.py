@@ -11,7 +11,7 @@ import numpy as np
 from ..stats.linalg import EPS64, LARGEST, Floats, bounded, row_norms, taken
 from ..stats.undefined import Undefined, require
 from .convention import Center, Weighting
-from .frames import have_directions, largest_norm, too_small, unit_rows
+from .frames import have_directions, largest_norm, products_of, too_small, unit_rows
 from .pairs import PairStatistics, pair_statistics
 from .spectra import Cholesky, Factors, cholesky, factors, singular_values
 
@@ -95,6 +95,11 @@ class ClassGeometry:
         return 16 * EPS64 * (size or largest_norm(self.means))
 
     @cached_property
+    def products(self) -> Floats | None:
+        """Inner products of the rows of M, see `products_of`."""
+        return products_of(self.centred)
+
+    @cached_property
     def norms(self) -> Floats:
         """Norms of the rows of M, (C,)."""
         return row_norms(self.centred)
@@ -160,7 +165,7 @@ class ClassGeometry:
 
     @cached_property
     def _factors(self) -> Factors:
-        return factors(self.centred, self._cut)
+        return factors(self.centred, self._cut, self.products)
 
     @property
     def centred_values(self) -> Floats:
@@ -177,9 +182,14 @@ class ClassGeometry:
         return self.means
 
     @cached_property
+    def uncentred_products(self) -> Floats | None:
+        """Inner products of the uncentred class means, see `products_of`."""
+        return products_of(self.finite_means)
+
+    @cached_property
     def uncentred_values(self) -> Floats:
         """Singular values of the uncentred class means, largest first."""
-        return singular_values(self.finite_means)
+        return singular_values(self.finite_means, products=self.uncentred_products)
 
     def within_traces(self) -> Floats:
         """v_c of each present class, (C,)."""

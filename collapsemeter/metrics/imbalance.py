@@ -35,7 +35,7 @@ def nc2_worst_cosine(layer: LayerInputs) -> float:
 
 def nc2_worst_cosine_head(layer: LayerInputs) -> float:
     r"""Largest :math:`\cos(w_a, w_b)` of two classes: 1 in minority collapse (Fang et al. 2021)."""
-    return float(_head(layer).closest.values.max())
+    return float(_head(layer).pairs.worst_cosine.max())
 
 
 def means_norm_slope(layer: LayerInputs) -> float:
@@ -53,12 +53,13 @@ def means_norm_r(layer: LayerInputs) -> float:
 def nc2_seli_error(layer: LayerInputs) -> float:
     r"""Distance to SELI: :math:`\big| G/|G| - T/|T| \big|`, :math:`G = M M^\top`, :math:`T = ((J D J)^+)^{1/2}` (Thrampoulidis et al. 2022)."""
     geometry = _balanced(layer)
-    return _distance(geometry.centred, geometry.counts, inverse=True)
+    return _distance(geometry.centred, geometry.products, geometry.counts, inverse=True)
 
 
 def nc2_seli_error_head(layer: LayerInputs) -> float:
     r"""Distance to SELI: :math:`\big| G/|G| - T/|T| \big|`, :math:`G = W W^\top`, :math:`T = (J D J)^{1/2}` (Thrampoulidis et al. 2022)."""
-    return _distance(_head(layer).rows, layer.geometry.counts, inverse=False)
+    head = _head(layer)
+    return _distance(head.rows, head.products, layer.geometry.counts, inverse=False)
 
 
 def norm_line(geometry: ClassGeometry) -> Line:
@@ -111,10 +112,12 @@ def root_of_laplacian(counts: npt.ArrayLike, inverse: bool = False) -> Floats:
     return whole
 
 
-def _distance(frame: Floats, counts: npt.NDArray[np.int64], inverse: bool) -> float:
+def _distance(
+    frame: Floats, products: Floats | None, counts: npt.NDArray[np.int64], inverse: bool
+) -> float:
     require(len(counts) <= MOST_CLASSES, "too_many_classes_for_seli")
-    frame = frame / np.abs(frame).max()
-    difference = frame @ frame.T
+    products = frame @ frame.T if products is None else products
+    difference = products / products.max()
     difference /= np.linalg.norm(difference)
     difference -= _target(counts.astype(float).tobytes(), inverse)
     return float(np.linalg.norm(difference))

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from ..stats.linalg import Floats, row_norms, taken
 from ..stats.undefined import require
-from .frames import centred_rows, have_directions, require_weight
+from .frames import centred_rows, have_directions, products_of, require_weight
 from .noise import Noise, noise_of
-from .pairs import CosineSpread, Largest, cosine_spread, largest_cosines
+from .pairs import Cosines, cosines_of
 from .steps import Steps, steps_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ class HeadRows:
         return centred_rows(self.weight) if self._center and len(self.weight) else self.weight
 
     @cached_property
+    def products(self) -> Floats | None:
+        """Inner products of the rows of W, see `products_of`."""
+        return products_of(self.rows)
+
+    @cached_property
     def norms(self) -> Floats:
         """Norms of the rows of W, (C,), of which one at least is not zero."""
         norms = row_norms(self.rows)
@@ -70,13 +75,7 @@ class HeadRows:
         return norms
 
     @cached_property
-    def pairs(self) -> CosineSpread:
-        """Spread of the cosines over pairs of rows."""
+    def pairs(self) -> Cosines:
+        """Cosines over pairs of rows."""
         require(have_directions(self.norms), "head_row_without_direction")
-        return cosine_spread(self.rows / self.norms[:, None])
-
-    @cached_property
-    def closest(self) -> Largest:
-        """The largest cosine of each row to another one."""
-        require(have_directions(self.norms), "head_row_without_direction")
-        return largest_cosines(self.rows / self.norms[:, None])
+        return cosines_of(self.rows / self.norms[:, None])

@@ -285,8 +285,8 @@ def _per_class(layer: LayerInputs) -> dict[str, npt.NDArray[Any]]:
         columns["ncc_accuracy"] = accuracy
         columns |= nc4.class_intervals(decisions)
     if head is not None:
-        columns["worst_cosine_head"] = spread(lambda: head.closest.values)
-        columns["nearest_class_head"] = spread(lambda: geometry.present[head.closest.indices], -1)
+        columns["worst_cosine_head"] = spread(lambda: head.pairs.worst_cosine)
+        columns["nearest_class_head"] = spread(lambda: geometry.present[head.pairs.nearest], -1)
     return columns
 
 
@@ -321,9 +321,17 @@ def _matrices(layer: LayerInputs) -> dict[str, Floats]:
         directions = unit_rows(head.rows, "head_row_without_direction")
         return np.clip(directions @ units.T, -1, 1)
 
+    def means_gram() -> Floats:
+        products, means = geometry.uncentred_products, geometry.finite_means
+        return means @ means.T if products is None else products
+
+    def means_gram_centred() -> Floats:
+        products, means = geometry.products, geometry.centred
+        return means @ means.T if products is None else products
+
     computations: dict[str, Callable[[], Floats]] = {
-        "means_gram": lambda: geometry.finite_means @ geometry.finite_means.T,
-        "means_gram_centred": lambda: geometry.centred @ geometry.centred.T,
+        "means_gram": means_gram,
+        "means_gram_centred": means_gram_centred,
     }
     if head is not None:
         computations["head_means_cosine"] = head_means_cosine

@@ -10,7 +10,7 @@ import numpy as np
 from ..stats.sketch import standard_error
 from ..stats.undefined import Undefined, require
 from .convention import PRESETS, Convention
-from .spectra import is_outside, negligible, singular_values, solve_lower
+from .spectra import is_outside, negligible, singular_values, triangle_of
 
 if TYPE_CHECKING:
     from ..stats.linalg import Floats
@@ -66,7 +66,7 @@ def nc1_vci(layer: LayerInputs) -> float:
     else:
         constant = np.delete(spectrum.root, factored.features, axis=1)
         require(float(np.linalg.norm(constant)) <= least, "within_scatter_rank_deficient")
-        whitened = solve_lower(factored.triangle, spectrum.root[:, factored.features].T).T
+        whitened = factored.triangle.solved(spectrum.root[:, factored.features].T).T
     return float((1.0 / (1.0 + singular_values(whitened) ** 2)).sum()) / len(spectrum.values)
 
 
@@ -100,11 +100,11 @@ def nc1_vci_shrunk(layer: LayerInputs) -> float:
         shrunk *= 1 - share
         shrunk[np.diag_indices(width)] += share / width
         try:
-            triangle = np.asarray(np.linalg.cholesky(shrunk.T), np.float64)
+            triangle = triangle_of(shrunk)
         except np.linalg.LinAlgError:  # rounding of float32 sums took more than shrinking gave
             raise Undefined("float32_sums_displaced") from None
-        whitened = solve_lower(triangle, means.T)
-        values = singular_values(whitened.T, classes - 1) ** 2 / classes
+        whitened = triangle.solved(means.T).T
+        values = singular_values(whitened, classes - 1) ** 2 / classes
     raised = width * float((1 / noise.counts).mean()) / classes
     return float((1 / (1 + np.maximum(values - raised, 0.0))).mean())
 

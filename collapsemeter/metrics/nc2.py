@@ -32,8 +32,8 @@ def nc2_max_angle(layer: LayerInputs) -> float:
 
 def nc2_etf_error(layer: LayerInputs) -> float:
     r"""Distance to a simplex ETF: :math:`\big| G/|G| - P \big|`, :math:`G = M M^\top` (Zhu et al. 2021; Kothapalli 2023)."""
-    means = _means(layer).centred
-    return gram_distance(means, means, "simplex")
+    geometry = _means(layer)
+    return gram_distance(geometry.centred, geometry.centred, "simplex", geometry.products)
 
 
 def nc2_of_error(layer: LayerInputs) -> float:
@@ -43,7 +43,7 @@ def nc2_of_error(layer: LayerInputs) -> float:
     """
     _ = layer.geometry.centred  # undefined where the means do not differ
     means = layer.geometry.finite_means
-    error = gram_distance(means, means, "orthogonal")
+    error = gram_distance(means, means, "orthogonal", layer.geometry.uncentred_products)
     require(not math.isnan(error), "zero_class_mean")
     return error
 
@@ -77,8 +77,8 @@ def nc2_max_angle_head(layer: LayerInputs) -> float:
 
 def nc2_etf_error_head(layer: LayerInputs) -> float:
     """`nc2_etf_error` of the head's rows."""
-    rows = _head(layer).rows
-    return gram_distance(rows, rows, "simplex")
+    head = _head(layer)
+    return gram_distance(head.rows, head.rows, "simplex", head.products)
 
 
 def _equinorm(norms: Floats) -> float:

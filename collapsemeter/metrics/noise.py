@@ -33,6 +33,7 @@ class Noise:
     """The noise of one layer, in units of t."""
 
     means: Floats  # M, (C, d)
+    products: Floats | None  # their inner products, where the geometry has them
     counts: Floats  # n_c, (C,)
     variances: Floats  # v_c without bias, (C,)
     squared: Floats  # v_c² without bias, (C,)
@@ -117,7 +118,8 @@ def noise_of(geometry: ClassGeometry, steps: Steps | None) -> Noise:
     """Return the noise of a layer; Undefined where the moments do not tell it."""
     moments = geometry.moments
     require(moments.phase != "reference", "reference")
-    centred = geometry.about("class").centred
+    about = geometry.about("class")
+    centred, products = about.centred, about.products
     freedom = geometry.rows - geometry.num_present
     require(freedom >= 2, "too_few_rows")
     trace = float(geometry.traces.sum()) / freedom
@@ -128,6 +130,7 @@ def noise_of(geometry: ClassGeometry, steps: Steps | None) -> Noise:
     total = float(counts @ geometry.variances) / geometry.rows
     variances = geometry.variances / total
     means = centred / math.sqrt(total)
+    products = None if products is None else products / total
     norm = moment = None
     with np.errstate(over="ignore", invalid="ignore"):
         if moments.sketch is None:
@@ -148,7 +151,7 @@ def noise_of(geometry: ClassGeometry, steps: Steps | None) -> Noise:
         finite = np.isfinite(np.vecdot(*factors)).all() and math.isfinite(square + kurtosis)
     require(bool(finite), "out_of_range")
     return Noise(
-        means, counts, variances, squared, square, kurtosis, float(freedom), total, trace / total, factors, steps
+        means, products, counts, variances, squared, square, kurtosis, float(freedom), total, trace / total, factors, steps
     )  # fmt: skip
 
 

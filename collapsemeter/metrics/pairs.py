@@ -7,6 +7,7 @@ with a cosine above 1 - NEAR, and the largest cosine of each row, are taken agai
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -29,11 +30,13 @@ _AT_CENTRE = 1e-30  # norms below this share of the largest are nothing beside i
 _ENTRIES = 2**22  # of a product of some rows with all: 32 MB
 
 
-class CosineSpread(NamedTuple):
-    r"""Population standard deviation of the cosines, and mean :math:`|\cos + 1/(C-1)|`."""
+class Cosines(NamedTuple):
+    r"""Population standard deviation of the cosines, mean :math:`|\cos + 1/(C-1)|`, and the first of each row's largest."""
 
     cos_std: float
     cos_deviation: float
+    worst_cosine: Floats
+    nearest: Indices
 
 
 class PairStatistics(NamedTuple):
@@ -89,8 +92,13 @@ def tiles(units: Floats) -> Iterator[Tile]:
 def _diagonal_tile(units: Floats, rows: slice) -> Tile:
     square = units[rows] @ units[rows].T
     np.fill_diagonal(square, -np.inf)
-    i, j = np.triu_indices(len(square), 1)
+    i, j = _upper(len(square))
     return Tile(rows, rows, square, i + rows.start, j + rows.start, square[i, j])
+
+
+@functools.lru_cache(maxsize=2)
+def _upper(count: int) -> tuple[Indices, Indices]:
+    return np.triu_indices(count, 1)
 
 
 def in_single(units: Floats) -> bool:
@@ -102,24 +110,15 @@ def in_single(units: Floats) -> bool:
     return float(mean @ mean) <= 0.5
 
 
-def cosine_spread(units: Floats) -> CosineSpread:
-    """Return the spread of the cosines over all pairs of unit rows, (C, d) with C >= 2."""
-    spread = _Spread(len(units))
+def cosines_of(units: Floats) -> Cosines:
+    """Return the statistics of the cosines over all pairs of unit rows, (C, d) with C >= 2."""
+    spread, nearest = _Spread(len(units)), Largest(len(units))
     for tile in tiles(units):
         spread.add(tile.cosines)
-    return spread.result()
-
-
-def largest_cosines(units: Floats) -> Largest:
-    """Return the largest cosine of each unit row to another, and which that is."""
-    nearest = Largest(len(units))
-    for tile in tiles(units):
-        nearest.add(tile.rows, tile.columns, tile.square)
-        if tile.rows != tile.columns:
-            nearest.add(tile.columns, tile.rows, tile.square.T)
+        nearest.add_both(tile)
     if in_single(units):
         nearest.settle(units)
-    return nearest
+    return Cosines(*spread.result(), nearest.values, nearest.indices)
 
 
 def pair_statistics(
@@ -137,9 +136,7 @@ def pair_statistics(
     for tile in tiles(units):
         spread.add(tile.cosines)
         histogram += _histogram(tile.cosines)
-        nearest.add(tile.rows, tile.columns, tile.square)
-        if tile.rows != tile.columns:
-            nearest.add(tile.columns, tile.rows, tile.square.T)
+        nearest.add_both(tile)
         halves, squares = _distances(tile, frame, units, lengths, scale)
         closest = min(closest, float(squares.min(initial=math.inf)))
         straightest = min(straightest, float(halves.min(initial=math.inf)))
@@ -225,9 +222,9 @@ class _Spread:
         self._cosines.add(cosines)
         self._deviation += float(np.abs(cosines + self._simplex).sum())
 
-    def result(self) -> CosineSpread:
-        deviation = self._deviation / self._cosines.count
-        return CosineSpread(math.sqrt(self._cosines.variance), deviation)
+    def result(self) -> tuple[float, float]:
+        """Return the standard deviation, and that distance on average."""
+        return math.sqrt(self._cosines.variance), self._deviation / self._cosines.count
 
 
 class Largest:
@@ -249,6 +246,12 @@ class Largest:
             second[higher] = np.maximum(second[higher], part.max(axis=1))
             values[higher] = largest[higher]
             self.indices[rows][higher] = first + columns.start
+
+    def add_both(self, tile: Tile) -> None:
+        """Take in a tile and its transpose."""
+        self.add(tile.rows, tile.columns, tile.square)
+        if tile.rows != tile.columns:
+            self.add(tile.columns, tile.rows, tile.square.T)
 
     def unsure(self, error: float) -> Indices:
         """Return the rows in which another entry may be the largest."""

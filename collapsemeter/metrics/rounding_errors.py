@@ -115,7 +115,7 @@ def _of_inverse(geometry: ClassGeometry, kind: Weighting, errors: Floats, unit: 
         return 0.0
     scale = within.diagonal()[varies] + unit[varies]
     if factored is not None:
-        least = float((factored.triangle.diagonal() ** 2 / scale).min())
+        least = float((factored.triangle.lower.diagonal() ** 2 / scale).min())
     else:
         roots = np.sqrt(scale)
         values = np.linalg.eigvalsh(within[np.ix_(varies, varies)] / np.outer(roots, roots))

@@ -10,22 +10,28 @@ from ..stats.linalg import EPS64, Floats, row_blocks
 
 _SMALL = 64  # a side of which singular values take no longer than eigenvalues of inner products
 _GRADED = 1e-6  # eigenvalues down to this share of the largest keep ten digits
-_BLOCK = 64  # rows of a triangle that are solved for at a time
+_BLOCK = 48  # rows of a triangle that are factored and solved for at a time
 
 
-def singular_values(frame: Floats, most: int | None = None) -> Floats:
-    """Return the singular values of a frame, largest first, (min(C, d),): the first ``most``, where others are round-off."""
+def singular_values(
+    frame: Floats, most: int | None = None, products: Floats | None = None
+) -> Floats:
+    """Return the singular values of a frame, largest first, (min(C, d),): the first ``most``, where others are round-off.
+
+    ``products`` are the inner products of its rows, where they are known.
+    """
     if min(frame.shape) > _SMALL:
-        squares = np.linalg.eigvalsh(_smaller_gram(frame))[::-1][:most]
+        squares = np.linalg.eigvalsh(_smaller_gram(frame, products))[::-1][:most]
         if squares[-1] > _GRADED * squares[0]:
             return np.asarray(np.sqrt(squares))
     return np.asarray(np.linalg.svd(frame, compute_uv=False)[:most])
 
 
-def _smaller_gram(frame: Floats) -> Floats:
-    rows = len(frame) <= frame.shape[1]
-    gram: Floats = frame @ frame.T if rows else frame.T @ frame
-    return gram
+def _smaller_gram(frame: Floats, products: Floats | None) -> Floats:
+    if len(frame) > frame.shape[1]:
+        gram: Floats = frame.T @ frame
+        return gram
+    return frame @ frame.T if products is None else products
 
 
 class Factors(NamedTuple):
@@ -36,20 +42,20 @@ class Factors(NamedTuple):
     inverse: Floats
 
 
-def factors(frame: Floats, cut: float) -> Factors:
+def factors(frame: Floats, cut: float, products: Floats | None = None) -> Factors:
     """Factor a frame one combination of whose rows is zero; values up to ``cut`` times the largest are round-off."""
     count, width = frame.shape
     most = min(count - 1, width)
-    values, directions = _thin_svd(frame, most)
+    values, directions = _thin_svd(frame, most, products)
     rank = int((values[:most] > cut * values[0]).sum())
     kept, directions = values[:rank, None], directions[:rank]
     return Factors(values, kept * directions, directions / kept)
 
 
-def _thin_svd(frame: Floats, most: int) -> tuple[Floats, Floats]:
+def _thin_svd(frame: Floats, most: int, products: Floats | None) -> tuple[Floats, Floats]:
     """Singular values, largest first, and as many right singular vectors in rows as there may be above zero."""
     if min(frame.shape) > _SMALL:
-        squares, axes = np.linalg.eigh(_smaller_gram(frame))
+        squares, axes = np.linalg.eigh(_smaller_gram(frame, products))
         squares, axes = squares[::-1], axes[:, ::-1]
         if squares[most - 1] > _GRADED * squares[0]:
             values = np.zeros(len(squares))  # what is left of the null combination is round-off
@@ -62,11 +68,64 @@ def _thin_svd(frame: Floats, most: int) -> tuple[Floats, Floats]:
     return values, directions
 
 
+class Triangle(NamedTuple):
+    """L (d, d), lower triangular, and the inverses of the blocks on its diagonal."""
+
+    lower: Floats
+    inverses: list[Floats]
+
+    def solved(self, right: Floats) -> Floats:
+        r"""Return :math:`L^{-1} B`."""
+        solved = np.array(right)
+        for block, inverse in self._blocks():
+            left = solved[block] - self.lower[block, : block.start] @ solved[: block.start]
+            solved[block] = _divided(left, self.lower[block, block], inverse)
+        return solved
+
+    def solved_twice(self, right: Floats) -> Floats:
+        r"""Return :math:`(L L^\top)^{-1} b` for a vector."""
+        solved = self.solved(right)
+        for block, inverse in reversed(self._blocks()):
+            rest = slice(block.stop, None)
+            left = solved[block] - solved[rest] @ self.lower[rest, block]
+            solved[block] = _divided(left, self.lower[block, block].T, inverse.T)
+        return solved
+
+    def _blocks(self) -> list[tuple[slice, Floats]]:
+        return list(zip(row_blocks(len(self.lower), 1, _BLOCK), self.inverses, strict=True))
+
+
+def triangle_of(scatter: Floats) -> Triangle:
+    r"""Factor :math:`S = L L^\top` by blocks, which NumPy's products do faster than its factorisation; LinAlgError unless S is positive definite."""
+    triangle = Triangle(np.zeros(scatter.shape), [])
+    lower = triangle.lower
+    for block in row_blocks(len(scatter), 1, _BLOCK):
+        before, below = slice(block.start), slice(block.stop, None)
+        panel = (
+            scatter[block.start :, block] - lower[block.start :, before] @ lower[block, before].T
+        )
+        size = block.stop - block.start
+        head = lower[block, block] = np.linalg.cholesky(panel[:size])
+        inverse: Floats = np.asarray(np.linalg.inv(head), np.float64)
+        triangle.inverses.append(inverse)
+        divided = panel[size:] @ inverse.T
+        divided += (panel[size:] - divided @ head.T) @ inverse.T  # the residual is then a solver's
+        lower[below, block] = divided
+    return triangle
+
+
+def _divided(right: Floats, block: Floats, inverse: Floats) -> Floats:
+    """Return the product of a block's inverse with ``right``, refined once, as `triangle_of` does."""
+    solved: Floats = inverse @ right
+    solved += inverse @ (right - block @ solved)
+    return solved
+
+
 class Cholesky(NamedTuple):
-    r"""The features of a scatter S that vary, and L (k, k), lower triangular, with :math:`S = L L^\top` on them."""
+    """The features of a scatter that vary, and its triangle on them."""
 
     features: np.ndarray[tuple[int], np.dtype[np.int64]]
-    triangle: Floats
+    triangle: Triangle
 
 
 def cholesky(scatter: Floats, rank: int) -> Cholesky | None:
@@ -77,7 +136,7 @@ def cholesky(scatter: Floats, rank: int) -> Cholesky | None:
         return None
     part = scatter if len(features) == len(scatter) else scatter[np.ix_(features, features)]
     try:
-        triangle: Floats = np.asarray(np.linalg.cholesky(part.T))  # LAPACK's order: faster to copy
+        triangle = triangle_of(part)
     except np.linalg.LinAlgError:
         return None
     size = float(np.linalg.norm(part))
@@ -86,24 +145,14 @@ def cholesky(scatter: Floats, rank: int) -> Cholesky | None:
     return Cholesky(features, triangle) if regular else None
 
 
-def _inverse_norm(triangle: Floats) -> float:
+def _inverse_norm(triangle: Triangle) -> float:
     r"""Estimate the norm of :math:`(L L^\top)^{-1}` from below, by powers of it on where its pivot is least."""
-    vector = np.zeros(len(triangle))
-    vector[triangle.diagonal().argmin()] = norm = 1.0
-    inverses = _inverted_blocks(triangle)
+    vector = np.zeros(len(triangle.lower))
+    vector[triangle.lower.diagonal().argmin()] = norm = 1.0
     for _ in range(2):
-        vector = _solved(triangle, inverses, vector / norm)
+        vector = triangle.solved_twice(vector / norm)
         norm = float(np.linalg.norm(vector))
     return norm
-
-
-def solve_lower(triangle: Floats, right: Floats) -> Floats:
-    r"""Return :math:`L^{-1} B` by blocks, as NumPy has no solver for triangles."""
-    solved = np.array(right)
-    for block in row_blocks(len(triangle), 1, _BLOCK):
-        solved[block] -= triangle[block, : block.start] @ solved[: block.start]
-        solved[block] = np.linalg.solve(triangle[block, block], solved[block])
-    return solved
 
 
 def is_outside(scatter: Floats, frame: Floats, least: float) -> bool:
@@ -121,33 +170,12 @@ def is_outside(scatter: Floats, frame: Floats, least: float) -> bool:
         axis /= largest
     shift = negligible(len(scatter)) * largest / 16
     try:
-        triangle: Floats = np.asarray(np.linalg.cholesky(scatter + shift * np.eye(len(scatter))))
+        triangle = triangle_of(scatter + shift * np.eye(len(scatter)))
     except np.linalg.LinAlgError:
         return False
-    inverses = _inverted_blocks(triangle)
     for _ in range(8):
-        vector = shift * _solved(triangle, inverses, vector)
+        vector = shift * triangle.solved_twice(vector)
     return float(np.linalg.norm(vector)) > 10 * least
-
-
-def _inverted_blocks(triangle: Floats) -> list[Floats]:
-    """Return the inverses of the blocks on the diagonal of a triangle."""
-    blocks = row_blocks(len(triangle), 1, _BLOCK)
-    return [np.asarray(np.linalg.inv(triangle[block, block]), np.float64) for block in blocks]
-
-
-def _solved(triangle: Floats, inverses: list[Floats], right: Floats) -> Floats:
-    r"""Return :math:`(L L^\top)^{-1} b` for a vector, of which an estimate is made."""
-    solved = np.array(right)
-    blocks = list(zip(row_blocks(len(triangle), 1, _BLOCK), inverses, strict=True))
-    for block, inverse in blocks:
-        solved[block] = inverse @ (
-            solved[block] - triangle[block, : block.start] @ solved[: block.start]
-        )
-    for block, inverse in blocks[::-1]:
-        rest = slice(block.stop, None)
-        solved[block] = (solved[block] - solved[rest] @ triangle[rest, block]) @ inverse
-    return solved
 
 
 def negligible(width: int) -> float:

@@ -126,11 +126,14 @@ def test_pair_statistics_by_brute_force(count, width, tile, monkeypatch):
     if width == 1:
         units = np.array([[1.0], [-1.0]])
     variances = np.ones(count)
-    found, spread = pairs.pair_statistics(units, variances, 0.0), pairs.cosine_spread(units)
+    found, spread = pairs.pair_statistics(units, variances, 0.0), pairs.cosines_of(units)
     cosines = [[float(u @ v) for v in units] for u in units]
     upper = np.array([cosines[a][b] for a in range(count) for b in range(a + 1, count)])
     error = 8 * max(width, 8) * EPS
-    np.testing.assert_allclose(spread, (found.cos_std, found.cos_deviation), rtol=0, atol=error)
+    of_pairs = found.cos_std, found.cos_deviation
+    np.testing.assert_allclose(spread[:2], of_pairs, rtol=0, atol=error)
+    np.testing.assert_allclose(spread.worst_cosine, found.worst_cosine, rtol=0, atol=error)
+    np.testing.assert_array_equal(spread.nearest, found.nearest)
     np.testing.assert_allclose(found.cos_std, upper.std(), rtol=0, atol=error)
     excess = np.abs(upper + 1 / (count - 1))
     np.testing.assert_allclose(found.cos_deviation, excess.mean(), rtol=0, atol=error)
@@ -146,7 +149,7 @@ def test_pair_statistics_by_brute_force(count, width, tile, monkeypatch):
 
 def test_cosines_of_a_simplex_deviate_by_round_off():
     """Near collapse no digits cancel: the spread is that of the rounding of single cosines."""
-    spread = pairs.cosine_spread(simplex_etf(300, 299))
+    spread = pairs.cosines_of(simplex_etf(300, 299))
     assert max(spread.cos_std, spread.cos_deviation) < 4 * EPS
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import collapsemeter as cm
 from collapsemeter.metrics import nc1, pairs
 from collapsemeter.metrics.frames import simplex_etf
-from collapsemeter.metrics.spectra import cholesky, singular_values, solve_lower
+from collapsemeter.metrics.spectra import cholesky, singular_values
 
 EPS = np.finfo(np.float64).eps
 NC1 = ("nc1_pinv", "nc1_trace_ratio", "nc1_cdnv", "nc1_fuzziness", "nc1_vci")
@@ -419,7 +419,7 @@ def test_the_collapse_index_is_that_of_the_axes_whichever_way_it_is_whitened(exp
     within = (axes * spread) @ axes.T
     factored = cholesky(within, 8)
     assert factored is not None
-    by_cholesky = solve_lower(factored.triangle, factor.T).T
+    by_cholesky = factored.triangle.solved(factor.T).T
     by_axes = nc1._whitened(factor, within, 8, 1e-8)
     found, expected = (np.linalg.svd(w, compute_uv=False) for w in (by_cholesky, by_axes))
     np.testing.assert_allclose(found, expected, rtol=8 * 2.3e-16 * 10**exponent)

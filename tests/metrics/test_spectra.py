@@ -13,7 +13,7 @@ from collapsemeter.metrics.spectra import (
     is_outside,
     negligible,
     singular_values,
-    solve_lower,
+    triangle_of,
 )
 
 EPS = float(np.finfo(float).eps)
@@ -99,12 +99,35 @@ def test_values_up_to_the_cut_have_no_factor(kept, left):
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 200])
-def test_a_triangle_is_solved_by_blocks(size):
+def test_a_scatter_is_factored_and_solved_by_blocks(size):
     rng = np.random.default_rng(size)
-    triangle = np.tril(rng.normal(size=(size, size))) + 4 * np.eye(size)
+    rows = rng.normal(size=(4 * size, size))
+    scatter = rows.T @ rows / len(rows)
+    expected = np.linalg.cholesky(scatter)
+    triangle = triangle_of(scatter)
+    np.testing.assert_array_equal(triangle.lower, np.tril(triangle.lower))
+    np.testing.assert_allclose(triangle.lower, expected, rtol=0, atol=1e-13)
     for right in (rng.normal(size=size), rng.normal(size=(size, 3))):
-        solved = solve_lower(triangle, right)
-        np.testing.assert_allclose(triangle @ solved, right, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(expected @ triangle.solved(right), right, rtol=0, atol=1e-12)
+    twice = triangle.solved_twice(right[:, 0])
+    np.testing.assert_allclose(scatter @ twice, right[:, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("condition", [1e4, 1e8, 1e11])
+def test_factors_and_solutions_by_blocks_have_the_residual_of_a_solver(condition):
+    """The inverse of a block alone would leave as much as the block's condition magnifies."""
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(64, 64)))[0]
+    root = np.zeros((130, 130))
+    root[:64, :64] = axes * np.geomspace(1, condition**-0.5, 64)
+    root[64:] = rng.normal(size=(66, 130))
+    scatter = root @ root.T
+    triangle, right = triangle_of(scatter), rng.normal(size=(130, 3))
+    sizes = np.sqrt(np.outer(scatter.diagonal(), scatter.diagonal()))
+    assert (np.abs(triangle.lower @ triangle.lower.T - scatter) <= 64 * EPS * sizes).all()
+    solved = triangle.solved(right)
+    residual = np.abs(triangle.lower @ solved - right)
+    assert (residual <= 64 * EPS * (np.abs(triangle.lower) @ np.abs(solved))).all()
 
 
 @pytest.mark.parametrize("size", [6, 130])
@@ -121,7 +144,8 @@ def test_features_that_do_not_vary_are_left_out(size, constant):
     assert factored is not None
     assert factored.features.tolist() == [i for i in range(size) if i not in dead]
     part = scatter[np.ix_(factored.features, factored.features)]
-    np.testing.assert_allclose(factored.triangle @ factored.triangle.T, part, rtol=1e-12, atol=1e-9)
+    lower = factored.triangle.lower
+    np.testing.assert_allclose(lower @ lower.T, part, rtol=1e-12, atol=1e-9)
     assert cholesky(scatter, size - 3) is None  # of more rank than rows have
     assert cholesky(np.zeros((2, 2)), 9) is None
 
