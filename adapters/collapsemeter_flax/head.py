@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,11 @@ import numpy as np
 from collapsemeter.adapter.network import single_threshold
 
 from .graph import SAME, SHAPES, Graph
-from .score_order import SELECTS
+from .marks import Call, read_mark
+from .score_order import SELECTS, keeps_order
+
+if TYPE_CHECKING:
+    from .trace import Forward
 
 MAPS = ("dot_general", "conv_general_dilated")
 
@@ -125,7 +129,88 @@ def _evaluated(graph: Graph, number: int, leaves: Mapping[int, Any]) -> Any:
     return np.asarray(jax.device_get(array)).astype(np.float64).reshape(shape)
 
 
-def threshold(graph: Graph, logits: Sequence[int], scores: int) -> float:
+@dataclass(frozen=True, eq=False)
+class LinearCall:
+    """A call whose output is x W + b of its first argument."""
+
+    call: Call
+    linear: LinearMap
+
+
+def linear_calls(graph: Graph, calls: Sequence[Call], touched: Sequence[bool]) -> list[LinearCall]:
+    """Return the calls whose output is x W + b of their own first argument."""
+    given: dict[str, set[int]] = {}
+    for number, value in enumerate(graph.values):
+        mark = read_mark(value.params["name"]) if value.operation == "name" else None
+        if mark is not None and mark.kind == "in":
+            given.setdefault(mark.layer, set()).add(same_entries(graph, number))
+    linear = []
+    for call in calls:
+        affine = linear_map(graph, call.output, touched)
+        if affine is not None and same_entries(graph, affine.features) in given.get(call.layer, ()):
+            linear.append(LinearCall(call, affine))
+    return linear
+
+
+def width_of_scores(graph: Graph, scores: int, linear: Sequence[LinearCall]) -> int:
+    """Return how many scores a row has: (N,) is one a row, but where maps run on single rows, as in a vmap."""
+    shape = graph[scores].shape
+    single = any(len(graph[linear_call.call.output].shape) == 1 for linear_call in linear)
+    return shape[-1] if len(shape) > 1 or (single and shape) else 1
+
+
+def find_head(
+    forward: Forward, linear: Sequence[LinearCall], width: int
+) -> tuple[LinearCall | None, str, set[str]]:
+    """Return the last linear map whose output becomes the scores in the same order, or why none does.
+
+    The names are those of the layers that only make scores, so that they are none of the features.
+    """
+    graph, scores = forward.graph, forward.scores
+    near = behind_the_last_map(graph, scores)
+    fitting = [
+        linear_call
+        for linear_call in linear
+        if linear_call.call.output in near and graph[linear_call.call.output].shape[-1:] == (width,)
+    ]
+    for linear_call in reversed(fitting):
+        if keeps_order(graph, linear_call.call.output, scores):
+            tensor = same_tensor(graph, linear_call.call.output)
+            alike = [
+                twin
+                for twin in fitting
+                if same_tensor(graph, twin.call.output) == tensor
+                and forward.parts[twin.call.layer].gets_out
+            ]
+            names = {twin.call.layer for twin in alike} | {linear_call.call.layer}
+            # Of a module and a wrapper around it, the module that holds the weight.
+            head = max(alike, key=lambda twin: twin.call.layer.count("."), default=None)
+            return head, "no_head", names
+    last = {linear_call.call.layer for linear_call in fitting}
+    if len(last) > 1:
+        return None, "no_single_head", last
+    return None, "scores_are_not_the_heads" if last else "no_head", last
+
+
+def behind_the_last_map(graph: Graph, scores: int) -> set[int]:
+    """Return the values that no further map with weights separates from the scores."""
+    near, left = {scores}, [scores]
+    while left:
+        number = left.pop()
+        if graph[number].operation not in MAPS:
+            new = [i for i in graph.float_inputs(number) if i not in near]
+            near.update(new)
+            left += new
+    return near
+
+
+def threshold_of(graph: Graph, scores: int, linear: Sequence[LinearCall]) -> float:
+    near = behind_the_last_map(graph, scores)
+    logits = [linear_call.call.output for linear_call in linear if linear_call.call.output in near]
+    return _threshold(graph, [n for n in logits if graph[n].shape[-1:] == (1,)], scores)
+
+
+def _threshold(graph: Graph, logits: Sequence[int], scores: int) -> float:
     """Return above which a single score decides for class 1.
 
     It is 0, too, where what follows the logits cannot be computed without the network's inputs or weights.

@@ -17,9 +17,9 @@ from collapsemeter.adapter.reduction import Reduction, reduction_of
 from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection, select_layers
 
 from . import linen_models, nnx_models
-from .head import weights_of
+from .head import LinearCall, weights_of
 from .marks import Part
-from .study import LinearCall, Study, study
+from .study import Study, study
 from .trace import Forward, leaves_by_path
 
 HEAD_KIND = "an nnx.Linear or nn.Dense"

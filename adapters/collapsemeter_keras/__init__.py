@@ -6,7 +6,7 @@ In the order of the flow:
 `meter`       `CollapseMeter`: the callback; `streams` says when Keras calls it, `callback_order` its place among others
 `attachment`  one meter on one model
 `study`       what a forward pass tells: scores (`outputs`), head (`head`, `linear`, `positions`), layers (`selection`, `points`)
-`graph`       ... from the tensors of a forward pass, or of the backend's own operations (`backend_graph`); `running` runs parts again
+`graph`       ... from the `traced_tensors` of a forward pass, or of the backend's own operations (`backend_graph`); `running` runs parts again
 `untouched`   ... while the model stays as it was
 `instrument`  the wrappers that count
 `batch`       a block around a forward of the user's own loop

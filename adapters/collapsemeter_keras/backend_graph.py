@@ -18,11 +18,11 @@ from .graph import (
     Graph,
     Layer,
     Parts,
-    TracedTensor,
     functional_of,
     is_custom,
 )
 from .operations import BACKEND, dtype_of
+from .traced_tensors import TracedTensor
 from .untouched import replaced, unchanged
 
 _SAME = (

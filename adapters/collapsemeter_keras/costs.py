@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-from .graph import Graph, TracedTensor
+from .graph import Graph
+from .traced_tensors import TracedTensor
 
 _TRANSPOSED = (
     keras.layers.Conv1DTranspose,

@@ -1,4 +1,4 @@
-"""The tensors of one forward pass and what made them: read off a functional graph, or traced without values."""
+"""What one forward pass computes from what: read off a functional graph, or traced without values."""
 
 from __future__ import annotations
 
@@ -13,54 +13,19 @@ from keras import tree
 from keras.src.models.functional import Functional
 from keras.src.ops.symbolic_arguments import SymbolicArguments
 
+from .traced_tensors import (
+    TracedTensor,
+    first_argument,
+    node_of,
+    signals_of,
+    tensor_with_rows,
+    traced_tensor,
+    with_rows,
+)
 from .untouched import replaced, unchanged
 
 Layer: TypeAlias = keras.layers.Layer
 Parts: TypeAlias = Mapping[str, Any]  # layers, and operations of functional graphs, by name
-_ROWS, _LENGTH = 2, 64  # of the batch that a traced forward pretends to have, and of unknown axes
-
-
-class TracedTensor:
-    """A tensor of the forward pass, without values.
-
-    Attributes
-    ----------
-    operation : object
-        Of Keras, or of the backend, that made it; None for an input.
-    inputs : tuple of TracedTensor
-        What it was made from.
-    arguments, tensors : object, tuple
-        What the operation was called with, and the inputs as they are named there.
-    layers : list of str
-        Whose output it is, the innermost first.
-    is_source : bool
-        The signal begins here.
-    of_input : bool
-        It depends on an input of the model.
-    has_signal : bool
-        It depends on a source, by floats all the way.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int | None, ...],
-        dtype: str,
-        operation: Any = None,
-        inputs: tuple[TracedTensor, ...] = (),
-        arguments: Any = None,
-        tensors: tuple[Any, ...] = (),
-    ) -> None:
-        self.shape, self.dtype, self.operation = shape, dtype, operation
-        self.inputs, self.arguments, self.tensors = inputs, arguments, tensors
-        self.layers: list[str] = []
-        self.is_source = False
-        self.of_input: bool = any(value.of_input for value in inputs)
-        self.has_signal: bool = self.is_float and any(value.has_signal for value in inputs)
-
-    @property
-    def is_float(self) -> bool:
-        """Whether it holds floats."""
-        return bool(keras.backend.is_float_dtype(self.dtype))
 
 
 class Graph:
@@ -88,7 +53,7 @@ class Graph:
 
     def add_inputs(self, tensors: Iterable[Any]) -> list[TracedTensor]:
         """Take symbolic tensors for the model's inputs."""
-        values = [_value(tensor) for tensor in tensors]
+        values = [traced_tensor(tensor) for tensor in tensors]
         for value in values:
             value.of_input, value.is_source = True, value.is_float
             value.has_signal = value.is_float
@@ -104,7 +69,7 @@ class Graph:
         pending = [tensor]
         while pending:
             last = pending[-1]
-            node = _node_of(last)
+            node = node_of(last)
             before = [] if id(last) in self._values or node is None else node.input_tensors
             missing = [t for t in before if id(t) not in self._values and t is not last]
             if missing:
@@ -115,9 +80,9 @@ class Graph:
                 made = node is not None and all(t is not last for t in before)
                 self.name(
                     last,
-                    _value(last, node.operation, node.arguments, self._values)
+                    traced_tensor(last, node.operation, node.arguments, self._values)
                     if made
-                    else _value(last),  # of no input: positions, a constant
+                    else traced_tensor(last),  # of no input: positions, a constant
                 )
         return self._values[id(tensor)]
 
@@ -141,12 +106,12 @@ class Graph:
         values: list[TracedTensor] | None = None
         inner = functional_of(part)
         if inner is not None:
-            values = self.through(inner, [before[id(t)] for t in _first(arguments)])
+            values = self.through(inner, [before[id(t)] for t in first_argument(arguments)])
         elif is_custom(part):
             values = self._opened(part, arguments, before)
         if values is None or len(values) != len(node.outputs):
             self._note_inside(part)
-            values = [_value(t, part, arguments, before) for t in node.outputs]
+            values = [traced_tensor(t, part, arguments, before) for t in node.outputs]
         return self.finish(part, values)
 
     def _opened(
@@ -155,7 +120,7 @@ class Graph:
         """Run a layer of the user's on tensors without values; None where it wants values."""
         stand_ins = {}
         for tensor in arguments.keras_tensors:
-            stand_ins[id(tensor)] = _with_rows(tensor)
+            stand_ins[id(tensor)] = tensor_with_rows(tensor)
             self.name(stand_ins[id(tensor)], before[id(tensor)])
         args, kwargs = arguments.fill_in(stand_ins)
         with traced(self, [layer]):
@@ -177,10 +142,10 @@ class Graph:
         before = {id(t): self.value(t) for t in arguments.keras_tensors}
         tensors = tree.flatten(outputs)
         if inner is not None:
-            values = self.through(inner, [before[id(t)] for t in _first(arguments)])
+            values = self.through(inner, [before[id(t)] for t in first_argument(arguments)])
         else:
             self._note_inside(part)
-            values = [_value(t, part, arguments, before) for t in tensors]
+            values = [traced_tensor(t, part, arguments, before) for t in tensors]
         for tensor, value in zip(tensors, self.finish(part, values), strict=True):
             self.name(tensor, value)
         return outputs
@@ -306,50 +271,3 @@ def _noted(graph: Graph, part: Any) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return call
-
-
-def _node_of(tensor: Any) -> Any:
-    """Return the node that made a symbolic tensor; None for one that nothing made."""
-    history = getattr(tensor, "_keras_history", None)
-    if history is None or history.operation is None:
-        return None
-    node = history.operation._inbound_nodes[history.node_index]
-    return None if node.is_input else node
-
-
-def _value(
-    tensor: Any,
-    operation: Any = None,
-    arguments: Any = None,
-    before: Mapping[int, TracedTensor] | None = None,
-) -> TracedTensor:
-    tensors = () if arguments is None else signals_of(arguments)
-    inputs = tuple((before or {})[id(t)] for t in tensors)
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
-    return TracedTensor(tuple(tensor.shape), dtype, operation, inputs, arguments, tensors)
-
-
-def signals_of(arguments: Any) -> tuple[Any, ...]:
-    """Return the symbolic tensors among arguments, but for masks."""
-    kwargs = {name: part for name, part in arguments.kwargs.items() if not name.endswith("mask")}
-    flat = tree.flatten((arguments.args, kwargs))
-    return tuple(t for t in flat if isinstance(t, keras.KerasTensor))
-
-
-def _first(arguments: Any) -> list[Any]:
-    """Return the symbolic tensors of the first argument, which is what a model takes."""
-    first = arguments.args[0] if arguments.args else next(iter(arguments.kwargs.values()))
-    return [t for t in tree.flatten(first) if isinstance(t, keras.KerasTensor)]
-
-
-def with_rows(inputs: Any) -> Any:
-    """Return symbolic tensors of the same kinds, of a batch with rows."""
-    return tree.map_structure(_with_rows, inputs)
-
-
-def _with_rows(tensor: Any) -> Any:
-    """Return a new symbolic tensor of the same kind, of a batch with rows."""
-    rows, *sizes = tensor.shape or (_ROWS,)
-    sizes = [_LENGTH if size is None else size for size in sizes]
-    shape = (_ROWS if rows is None else rows, *sizes) if len(tensor.shape) else ()
-    return keras.KerasTensor(shape, keras.backend.standardize_dtype(tensor.dtype))

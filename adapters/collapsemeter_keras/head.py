@@ -13,10 +13,11 @@ from collapsemeter import Head
 from collapsemeter.adapter.network import single_threshold
 from collapsemeter.adapter.tally import classifier
 
-from .graph import Graph, TracedTensor, has_weights
+from .graph import Graph, has_weights
 from .linear import is_affine, linear_map
 from .positions import Position, picked_position
 from .running import activated, after, filled, on_host, run
+from .traced_tensors import TracedTensor
 from .untouched import eagerly
 
 _BEYOND = 64  # operations after a head, at most

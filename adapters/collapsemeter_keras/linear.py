@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from .graph import TracedTensor, signals_of
 from .running import activated, on_host, shape_of
+from .traced_tensors import TracedTensor, signals_of
 
 
 def linear_map(part: Any) -> tuple[Any, Any] | None:

@@ -9,7 +9,8 @@ import keras
 
 from collapsemeter.adapter.cut_points import cut_points
 
-from .graph import Graph, TracedTensor, functional_of, is_custom
+from .graph import Graph, functional_of, is_custom
+from .traced_tensors import TracedTensor
 
 if TYPE_CHECKING:
     from .head import Decision

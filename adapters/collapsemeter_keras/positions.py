@@ -9,8 +9,8 @@ import numpy as np
 
 from collapsemeter.adapter.reduction import Reduction, reduction_of
 
-from .graph import TracedTensor
 from .running import after, shape_of
+from .traced_tensors import TracedTensor
 
 Reductions = Reduction | Mapping[str, Reduction]
 Position = tuple[int, ...]  # along every axis between rows and channels

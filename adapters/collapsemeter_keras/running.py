@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from .graph import TracedTensor
+from .traced_tensors import TracedTensor
 
 _ROWS, _POSITIONS = 2, 5  # where a size is not known
 _MAXIMA = ("MaxPool", "Max", "Amax")  # of positions: no average of scores

@@ -13,11 +13,12 @@ from collapsemeter.adapter.network import Network
 
 from .backend_graph import recorded
 from .costs import forward_operations
-from .graph import Graph, Layer, TracedTensor, forward, functional_of, graph_of, with_rows
+from .graph import Graph, Layer, forward, functional_of, graph_of
 from .head import decision_of
 from .outputs import OutputChoice
 from .points import points_of, signals_before
 from .positions import Position
+from .traced_tensors import TracedTensor, with_rows
 
 _CALLS = (
     "the model's operations could not be followed without values: layers are taken in the order of their calls, and "

@@ -17,8 +17,8 @@ from .label_hooks import FirstForwardHook, KeywordLabelsHook, KeywordLabelsPreHo
 from .layers import innermost
 
 if TYPE_CHECKING:
+    from .learnt import Learnt
     from .recorder import Recorder
-    from .selection import Learnt
 
 
 class Attachment:

@@ -23,7 +23,7 @@ from .state import Store
 from .waiting import SampledDecisions
 
 if TYPE_CHECKING:
-    from .selection import Learnt
+    from .learnt import Learnt
 
 STATE_VERSION = 1
 ADDED = ("unlabelled", "mixed")  # counters that older states lack

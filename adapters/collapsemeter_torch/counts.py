@@ -12,7 +12,7 @@ from .ranks import Numbering
 from .state import Store
 
 if TYPE_CHECKING:
-    from .selection import Learnt
+    from .learnt import Learnt
 
 Call = tuple[str, int]  # a layer, and which of its calls in one forward
 

@@ -26,8 +26,8 @@ from .spread import Spread
 from .state import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
+    from .learnt import Learnt
     from .recorder import Recorder
-    from .selection import Learnt
 
 # NumPy reads these through integers of their size; the name is ml_dtypes'.
 _SEEN_AS = {

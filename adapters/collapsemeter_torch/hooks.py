@@ -19,8 +19,8 @@ from .sharding import copies, local, on_mesh
 from .state import HEAD_OUTPUT
 
 if TYPE_CHECKING:
+    from .learnt import Learnt
     from .recorder import Recorder
-    from .selection import Learnt
 
 _SHAPES = 64  # of outputs whose reduction a hook remembers
 

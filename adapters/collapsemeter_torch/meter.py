@@ -35,12 +35,13 @@ from .attachment import Attachment
 from .batch import Batch
 from .frozen import Dump, as_arguments, frozen_pass, on_device
 from .label_hooks import CriterionHook
+from .learnt import Learnt
 from .members import Sync, numbering_of
 from .namespace import device_of
 from .ranks import Numbering
 from .recorder import Recorder
 from .reporting import Reporter
-from .selection import HeadOption, Learner, Learnt
+from .selection import HeadOption, Learner
 from .spread import Spread
 from .state import Store
 

@@ -27,7 +27,8 @@ from .state import HEAD_OUTPUT, Store
 if TYPE_CHECKING:
     from .attachment import Attachment
     from .hooks import CountingHook
-    from .selection import Learner, Learnt
+    from .learnt import Learnt
+    from .selection import Learner
 
 
 class Recorder:

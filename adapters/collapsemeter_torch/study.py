@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from collapsemeter.adapter.cut_points import cut_points
-from collapsemeter.adapter.network import Network, Scores, find_scores, single_threshold
+from collapsemeter.adapter.network import Network, Scores, single_threshold
 from collapsemeter.adapter.reduction import Layout
 
 from .head import Origin, origin_of, outputs_of
+from .outputs import class_axis, scores_of
 from .points import named_points, passes_on, repeated_layers
 from .trace import Call, Node, memory_of, node_of, parents, rerun, trace
 
@@ -57,7 +58,7 @@ def study(
     calls, node = told.calls, node_of(tensor)
     if tensor.ndim == 0:
         raise ValueError(f"{place} is one number, and no scores: pass scores=")
-    axis = _class_axis(tensor, calls, num_classes)
+    axis = class_axis(tensor, calls, num_classes)
     width = tensor.shape[axis] if tensor.ndim > 1 else 1
     origin = _unlinked(tensor, width, calls) if node is None else origin_of(node, calls, width)
     if not with_head:
@@ -105,22 +106,6 @@ def study(
     )
 
 
-def scores_of(output: Any, asked: Scores, num_classes: int | None) -> tuple[Tensor, str]:
-    """Return the scores among what a model returned, and their place in words.
-
-    Some models return a tuple in training and the scores alone in eval mode: then no key is needed.
-    """
-    alone = not callable(asked) and is_float(output)
-    return find_scores(
-        output, "auto" if alone else asked, is_tensor=is_float, num_classes=num_classes
-    )
-
-
-def is_float(value: Any) -> bool:
-    """Whether something is a tensor of floats."""
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
 def _width(call: Call) -> int:
     assert call.tensor is not None
     shape, layout = call.tensor.shape, call.layout
@@ -133,17 +118,6 @@ def _width(call: Call) -> int:
 def _is_sequence(call: Call) -> bool:
     first = call.layout is not None and call.layout.channels_first
     return call.tensor is not None and call.tensor.ndim == 3 and not first
-
-
-def _class_axis(scores: Tensor, calls: Sequence[Call], num_classes: int | None) -> int:
-    """Return which axis of scores has one entry a class: the second of maps, else the last."""
-    if scores.ndim < 3:
-        return -1
-    last, second = scores.shape[-1], scores.shape[1]
-    if scores.ndim > 3 or (num_classes == second != last):
-        return 1
-    made = [call.module for call in calls if call.tensor is scores]
-    return 1 if made and isinstance(made[0], nn.Conv1d) else -1
 
 
 def _are_features(output: Tensor, width: int, origin: Origin, num_classes: int | None) -> bool:

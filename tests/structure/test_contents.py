@@ -26,3 +26,22 @@ def test_the_architecture_names_every_package():
     pages = (ROOT / "docs" / "architecture.md").read_text()
     folders = {path.relative_to(ROOT).as_posix() for path in PACKAGES if path.name != "closed"}
     assert [folder for folder in folders if f"`{folder}/`" not in pages] == []
+
+
+ADAPTERS = ("torch", "keras", "flax")
+
+
+def test_like_roles_of_the_adapters_have_like_names():
+    """The table of roles is that of the files which two or more adapters have."""
+    files: dict[str, set[str]] = {}
+    for adapter in ADAPTERS:
+        for path in (ROOT / "adapters" / f"collapsemeter_{adapter}").glob("[!_]*.py"):
+            files.setdefault(path.name, set()).add(adapter)
+    shared = {name: where for name, where in files.items() if len(where) > 1}
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+\.py)` \|[^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|$", page, re.M)
+    told = {
+        name: {adapter for adapter, mark in zip(ADAPTERS, marks, strict=True) if mark.strip()}
+        for name, *marks in rows
+    }
+    assert told == shared
