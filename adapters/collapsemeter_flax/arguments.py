@@ -30,8 +30,10 @@ def arguments(inputs: Any, call: Mapping[str, Any]) -> tuple[tuple[Any, ...], di
 def evaluation(model: Any, method: Any = None) -> dict[str, Any]:
     """Return the switches that a model's call (or another method of linen) takes, set for evaluation."""
     name = method if isinstance(method, str) else "__call__"
-    taken = inspect.signature(method if callable(method) else getattr(type(model), name)).parameters
-    return {name: value for name, value in MODES.items() if name in taken}
+    parameters = inspect.signature(
+        method if callable(method) else getattr(type(model), name)
+    ).parameters
+    return {name: value for name, value in MODES.items() if name in parameters}
 
 
 def is_array(leaf: Any) -> bool:

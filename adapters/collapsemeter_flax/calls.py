@@ -63,8 +63,8 @@ def _unstacked(value: Any, shape: tuple[int, ...], single: tuple[int, ...]) -> l
         jax.tree.map(lambda leaf, i=i: leaf[(slice(None),) * axis + (i,)], value)
         for i in range(shape[axis])
     ]
-    rest = shape[:axis] + shape[axis + 1 :]
-    return [call for part in parts for call in _unstacked(part, rest, single)]
+    of_a_part = shape[:axis] + shape[axis + 1 :]
+    return [call for part in parts for call in _unstacked(part, of_a_part, single)]
 
 
 def _stacking_axis(shape: tuple[int, ...], single: tuple[int, ...]) -> int:
@@ -85,9 +85,9 @@ def abstract(run: Callable[..., Any], *trees: Any) -> Any:
     shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in arrays]
 
     def call(values: list[Any]) -> Any:
-        given = list(leaves)
+        filled = list(leaves)
         for i, value in zip(arrays, values, strict=True):
-            given[i] = value
-        return run(*jax.tree.unflatten(tree, given))
+            filled[i] = value
+        return run(*jax.tree.unflatten(tree, filled))
 
     return jax.eval_shape(call, shapes)

@@ -122,8 +122,8 @@ def captured(
         if name == head:
             last = choice.head_call if choice.head_call < len(calls) else -1
             if choice.selects:
-                given, output = calls[last]
-                features[name] = selected_rows(given, output, choice.scores_in(outputs))
+                head_input, output = calls[last]
+                features[name] = selected_rows(head_input, output, choice.scores_in(outputs))
             else:
                 features[name] = calls[last]
         else:

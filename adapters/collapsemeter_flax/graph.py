@@ -86,13 +86,13 @@ class Graph:
                     left.append(parent)
         return seen
 
-    def evaluated(self, number: int, given: Mapping[int, Any]) -> Any:
+    def evaluated(self, number: int, known: Mapping[int, Any]) -> Any:
         """Compute a value, and what it is made of, from the given ones."""
 
         @functools.cache
         def value_of(number: int) -> Any:
-            if number in given:
-                return given[number]
+            if number in known:
+                return known[number]
             value = self.values[number]
             if value.constant is not None:
                 return value.constant
@@ -125,25 +125,25 @@ class Graph:
             return numbers[atom]
 
         for equation in jaxpr.eqns:
-            given = [read(atom) for atom in equation.invars]
-            numbers |= zip(equation.outvars, self._outputs(equation, given), strict=True)
+            inputs = [read(atom) for atom in equation.invars]
+            numbers |= zip(equation.outvars, self._outputs(equation, inputs), strict=True)
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _outputs(self, equation: Any, given: list[int]) -> list[int]:
+    def _outputs(self, equation: Any, inputs: list[int]) -> list[int]:
         name, params = equation.primitive.name, equation.params
         inner = [value for value in params.values() if _is_jaxpr(value)]
         if name == "scan":
             size = params["length"] * len(params["jaxpr"].jaxpr.eqns)
             if self._unrolled + size <= UNROLLED:
                 self._unrolled += size
-                return self._scanned(equation, given)
-        elif len(inner) == 1 and name not in OPAQUE and len(inner[0].invars) == len(given):
-            return self._called(inner[0], given)
+                return self._scanned(equation, inputs)
+        elif len(inner) == 1 and name not in OPAQUE and len(inner[0].invars) == len(inputs):
+            return self._called(inner[0], inputs)
         hidden = tuple(_marks_in(params.values(), params.get("length", 1)))
         return [
             self._add(
                 name,
-                tuple(given),
+                tuple(inputs),
                 var.aval,
                 params=params,
                 primitive=equation.primitive,
@@ -154,14 +154,14 @@ class Graph:
             for place, var in enumerate(equation.outvars)
         ]
 
-    def _called(self, inner: Any, given: Sequence[int]) -> list[int]:
+    def _called(self, inner: Any, inputs: Sequence[int]) -> list[int]:
         open_jaxpr = getattr(inner, "jaxpr", inner)
-        return self._inlined(open_jaxpr, self._constants(getattr(inner, "consts", ())), given)
+        return self._inlined(open_jaxpr, self._constants(getattr(inner, "consts", ())), inputs)
 
-    def _scanned(self, equation: Any, given: list[int]) -> list[int]:
+    def _scanned(self, equation: Any, inputs: list[int]) -> list[int]:
         params = equation.params
         fixed, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
-        constants, carry, stacked = given[:fixed], given[fixed:carried], given[carried:]
+        constants, carry, stacked = inputs[:fixed], inputs[fixed:carried], inputs[carried:]
         body = params["jaxpr"].jaxpr
         slices = [var.aval for var in body.invars[carried:]]
         rows: list[list[int]] = []

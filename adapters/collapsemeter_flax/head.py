@@ -45,10 +45,10 @@ def linear_map(graph: Graph, number: int, touched: Sequence[bool]) -> LinearMap 
             number = value.inputs[0]
         elif value.operation == "add" and bias is None:
             data = [i for i in value.inputs if touched[i]]
-            rest = [i for i in value.inputs if not touched[i]]
+            offsets = [i for i in value.inputs if not touched[i]]
             if len(data) != 1:
                 return None
-            number, bias = data[0], rest[0]
+            number, bias = data[0], offsets[0]
         else:
             break
     if value.operation not in MAPS:
@@ -139,15 +139,17 @@ class LinearCall:
 
 def linear_calls(graph: Graph, calls: Sequence[Call], touched: Sequence[bool]) -> list[LinearCall]:
     """Return the calls whose output is x W + b of their own first argument."""
-    given: dict[str, set[int]] = {}
+    inputs: dict[str, set[int]] = {}
     for number, value in enumerate(graph.values):
         mark = read_mark(value.params["name"]) if value.operation == "name" else None
         if mark is not None and mark.kind == "in":
-            given.setdefault(mark.layer, set()).add(same_entries(graph, number))
+            inputs.setdefault(mark.layer, set()).add(same_entries(graph, number))
     linear = []
     for call in calls:
         affine = linear_map(graph, call.output, touched)
-        if affine is not None and same_entries(graph, affine.features) in given.get(call.layer, ()):
+        if affine is not None and same_entries(graph, affine.features) in inputs.get(
+            call.layer, ()
+        ):
             linear.append(LinearCall(call, affine))
     return linear
 
@@ -218,8 +220,8 @@ def _threshold(graph: Graph, logits: Sequence[int], scores: int) -> float:
     logits = _with_parts(graph, logits)
 
     def score(logit: float) -> float:
-        given = {n: jnp.full(graph[n].shape, logit, graph[n].dtype) for n in logits}
-        return float(jnp.ravel(graph.evaluated(scores, given))[0])
+        values = {n: jnp.full(graph[n].shape, logit, graph[n].dtype) for n in logits}
+        return float(jnp.ravel(graph.evaluated(scores, values))[0])
 
     if not logits:
         return 0.0

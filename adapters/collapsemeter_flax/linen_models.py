@@ -113,27 +113,27 @@ def run(
             variables, *args, **{**kwargs, "mutable": union_filters(mutable, SOWN)}
         )
     calls: dict[str, Calls] = {}
-    rest = _without_ours(updated.get(SOWN, {}), (), calls)
+    users_sown = _without_ours(updated.get(SOWN, {}), (), calls)
     if mutable is False:
         return outputs, calls
-    others = {name: value for name, value in updated.items() if name != SOWN}
-    if rest and in_filter(mutable, SOWN):
-        others[SOWN] = rest
-    return (outputs, others), calls
+    collections = {name: value for name, value in updated.items() if name != SOWN}
+    if users_sown and in_filter(mutable, SOWN):
+        collections[SOWN] = users_sown
+    return (outputs, collections), calls
 
 
 def _without_ours(sown: Mapping[str, Any], path: tuple[str, ...], calls: dict[str, Calls]) -> Any:
     """Move what was sown by `run` from a collection to calls; return the user's own part of it."""
-    rest = {}
+    users_own = {}
     for key, value in sown.items():
         if key.startswith(PREFIX):
             calls.setdefault(layer_of(path, key), {})[place_of(key)] = value[0]
         elif isinstance(value, Mapping):
             if inner := _without_ours(value, (*path, key), calls):
-                rest[key] = inner
+                users_own[key] = inner
         else:
-            rest[key] = value
-    return rest
+            users_own[key] = value
+    return users_own
 
 
 def never_ran(name: str) -> str:

@@ -11,7 +11,7 @@ import jax
 from flax import linen, nnx
 
 from collapsemeter import CollapseReport
-from collapsemeter.adapter.batches import check_phase
+from collapsemeter.adapter.batches import check_frozen_phase
 from collapsemeter.adapter.memory import Memory
 from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection
@@ -85,7 +85,7 @@ def observe(
     >>> list(measured), measured.phase
     (['layers.0', 'layers.2'], 'frozen-eval')
     """
-    check_phase(phase)
+    check_frozen_phase(phase)
     frozen = Frozen(model, variables, call or {})
     request = Request(
         layers, head, num_classes, scores, max_layers, options.get("reduction", "auto")
@@ -318,7 +318,7 @@ class CollapseMeter:
 
         ``model`` is by default the one that the meter was given; a linen model needs ``variables``.
         """
-        check_phase(phase)
+        check_frozen_phase(phase)
         model = self._model if model is None else model
         frozen = Frozen(model, variables, call or {})
         return _observe(

@@ -123,8 +123,8 @@ def _run(
     kinds: dict[str, type] = {name: type(module) for name, module in modules.items()}
     # A capture of the user's that is open around this one goes on after it.
     outer = {name: m.__captures__ for name, m in named.items() if "__captures__" in vars(m)}
-    others = list({type(keys): None for captures in outer.values() for keys in captures})
-    forward = nnx.capture(lambda model: model(*args, **kwargs), Feature, *others)
+    users_kinds = list({type(keys): None for captures in outer.values() for keys in captures})
+    forward = nnx.capture(lambda model: model(*args, **kwargs), Feature, *users_kinds)
     try:
         for name, module in modules.items():
             _become(module, _sowing(kinds[name], tuple(sown[name].items())))
@@ -141,7 +141,7 @@ def _run(
     for path, variable in nnx.to_flat_state(states[0]):
         key = str(path[-1])
         calls.setdefault(layer_of(path[:-1], key), {})[place_of(key)] = variable.get_value()[0]
-    for kind, state in zip(others, states[1:], strict=True):
+    for kind, state in zip(users_kinds, states[1:], strict=True):
         _add_to(outer, kind, state)
     return outputs, calls
 

@@ -65,8 +65,8 @@ def order_kept(graph: Graph, start: int, scores: int) -> Ordered | None:
         *rows, classes = (*first.shape[:-2], first.shape[-1])
         fits = shape == (*rows, classes) or (classes == 1 and shape == (*rows,))
         return end if end.plain and fits else None
-    one = first.shape[-1] == 1 and math.prod(shape) == shape[0]
-    return end if one or end.axis == len(shape) - 1 else None
+    is_single_number = first.shape[-1] == 1 and math.prod(shape) == shape[0]
+    return end if is_single_number or end.axis == len(shape) - 1 else None
 
 
 def _after(graph: Graph, value: Value, orders: dict[int, Ordered | None]) -> Ordered | None:

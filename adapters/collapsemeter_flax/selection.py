@@ -105,13 +105,13 @@ class Choice:
         graph, linear = self.forward.graph, self.linear.linear
         needed = graph.ancestors(linear.weight)
         needed |= set() if linear.bias is None else graph.ancestors(linear.bias)
-        given = {}
+        values = {}
         for number in needed & self.forward.weights.keys():
             path = self.forward.weights[number]
             if path not in leaves:
                 raise ValueError(linen_models.no_parameters(name))
-            given[number] = leaves[path]
-        weight, bias = weights_of(graph, linear, given)
+            values[number] = leaves[path]
+        weight, bias = weights_of(graph, linear, values)
         return weight.T, bias
 
     def without(self, unpaired: Mapping[str, str]) -> Choice:

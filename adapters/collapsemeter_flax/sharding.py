@@ -39,17 +39,17 @@ def unnamed_axes(batch: Any, axis_name: AxisName) -> list[str]:
     return [axis for axis in manual if axis not in named and (not varying or axis in varying)]
 
 
-def on_automatic_axes(step: Callable[..., Any], *given: Any) -> Any:
+def on_automatic_axes(step: Callable[..., Any], *arguments: Any) -> Any:
     """Run a step on arrays whose axes are explicitly sharded as if XLA placed them; the result is replicated."""
-    meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(given))
+    meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(arguments))
     mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
     if mesh is None:
-        return step(*given)
+        return step(*arguments)
     run = _automatic(step, mesh)
     if not jax.sharding.get_abstract_mesh().empty:
-        return run(*given)
+        return run(*arguments)
     with jax.sharding.use_abstract_mesh(mesh):
-        return run(*given)
+        return run(*arguments)
 
 
 @functools.lru_cache(maxsize=256)
@@ -65,8 +65,8 @@ def by_device(state: State) -> State:
     ``out_axes=None`` of ``pmap``).
     """
     copies = [_shards(leaf) for leaf in jax.tree.leaves(_telling(state)) if _is_replicated(leaf)]
-    first, *others = zip(*copies, strict=True) if copies else ((),)
-    if all(_alike(first, copy) for copy in others):
+    first, *copies_of_others = zip(*copies, strict=True) if copies else ((),)
+    if all(_alike(first, copy) for copy in copies_of_others):
         return state
     leaves, tree = jax.tree.flatten(state)
     if not all(map(_is_replicated, leaves)):
@@ -80,17 +80,17 @@ def by_device(state: State) -> State:
 
 def distinct(parts: list[State]) -> list[State]:
     """Leave out copies: a state that every device holds counts once."""
-    kept: list[State] = []
+    different: list[State] = []
     telling: dict[bytes, list[Any]] = {}
     for part in parts:
         leaves = jax.tree.leaves(_telling(part))
         key = b"".join(leaf.tobytes() for leaf in leaves if leaf.dtype.kind != "f")
         alike = telling.setdefault(key, [])
-        if int(part.next_row) and any(_alike(leaves, others) for others in alike):
+        if int(part.next_row) and any(_alike(leaves, leaves_before) for leaves_before in alike):
             continue
         alike.append(leaves)
-        kept.append(part)
-    return kept
+        different.append(part)
+    return different
 
 
 def _telling(state: State) -> Any:
@@ -103,8 +103,8 @@ def _telling(state: State) -> Any:
     )
 
 
-def _alike(one: Any, other: Any) -> bool:
-    return all(map(_is_same, one, other))
+def _alike(leaves_a: Any, leaves_b: Any) -> bool:
+    return all(map(_is_same, leaves_a, leaves_b))
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -49,8 +49,8 @@ def trace(
     leaves, tree = jax.tree.flatten_with_path((variables, tuple(args), dict(kwargs)))
     arrays = [(path, leaf) for path, leaf in leaves if is_array_like(leaf)]
 
-    def call(given: list[Any]) -> Any:
-        values = iter(given)
+    def call(arrays_in_order: list[Any]) -> Any:
+        values = iter(arrays_in_order)
         whole = [next(values) if is_array_like(leaf) else leaf for _, leaf in leaves]
         return run(*jax.tree.unflatten(tree, whole))
 

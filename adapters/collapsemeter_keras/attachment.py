@@ -148,9 +148,9 @@ class Attachment:
 
     def _specs(self, model: keras.Model, inputs: Any) -> list[Any]:
         """Return what the model takes, in its likeliest dtype first; nothing where that is not known yet."""
-        given = self.choices.example if inputs is None else inputs
-        if given is not None:
-            specs = frozen.specs_of(given)
+        example = self.choices.example if inputs is None else inputs
+        if example is not None:
+            specs = frozen.specs_of(example)
             if not model.built:
                 frozen.build(model, specs)
             return [specs]
@@ -281,7 +281,7 @@ class Attachment:
     def _count(self, stream: StreamSums, outputs: dict[Any, Any], step: dict[str, Any]) -> None:
         self.counter.count(stream, outputs, step)
 
-    def _settle(self, stream: str, given: tuple[Any, ...], result: Any) -> Any:
+    def _settle(self, stream: str, arguments: tuple[Any, ...], result: Any) -> Any:
         """Return what a step of JAX gave, with what was counted outside of Keras' own scope."""
         model, sums = self._model(), self.streams[stream]
         assert model is not None
@@ -289,7 +289,7 @@ class Attachment:
         try:
             if deferred:
                 return with_deferred(model, sums, result, lambda: self._count_all(sums, deferred))
-            if stream not in self.counter.without_loss and drops(model, sums, given[0], result):
+            if stream not in self.counter.without_loss and drops(model, sums, arguments[0], result):
                 step = "train_step" if stream == "train" else "test_step"
                 self.counter.lost[stream] = DROPPED.format(model=type(model).__name__, step=step)
         except Exception as error:

@@ -24,23 +24,23 @@ def forward_operations(graph: Graph, parts: Mapping[str, Any]) -> int:
     """Return the operations of a network's linear maps for one row of the input; 0 where a size is not known."""
     total = 0
     for name, output in graph.made.items():
-        part, given = parts.get(name), graph.given.get(name)
+        part, layer_input = parts.get(name), graph.given.get(name)
         if not isinstance(part, keras.layers.Layer):
             continue
         inside = f"{name}/"
         if any(child.startswith(inside) for child in graph.made):  # which are counted by themselves
             continue
-        counted = _operations(part, output, given)
+        counted = _operations(part, output, layer_input)
         if counted is None:
             return 0
         total += counted
     return total
 
 
-def _operations(layer: Any, output: TracedTensor, given: TracedTensor | None) -> int | None:
+def _operations(layer: Any, output: TracedTensor, layer_input: TracedTensor | None) -> int | None:
     if isinstance(layer, keras.layers.RNN):
         matrices = [weight.shape for weight in layer.weights if len(weight.shape) > 1]
-        steps = None if given is None else given.shape[1]
+        steps = None if layer_input is None else layer_input.shape[1]
         return None if steps is None else 2 * steps * sum(map(math.prod, matrices))
     kernels = _kernels(layer)
     if not kernels:
@@ -82,5 +82,5 @@ def _einsum_outputs(equation: str, shape: tuple[int, ...]) -> int:
     """Return the product of the kernel's axes that the output keeps."""
     inputs, _, outputs = equation.replace(" ", "").partition("->")
     letters = inputs.split(",")[1].replace("...", "")
-    kept = [size for letter, size in zip(letters, shape, strict=False) if letter in outputs]
-    return max(1, math.prod(kept))
+    output_sizes = [size for letter, size in zip(letters, shape, strict=False) if letter in outputs]
+    return max(1, math.prod(output_sizes))

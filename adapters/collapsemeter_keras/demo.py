@@ -61,7 +61,7 @@ def _with_norm_and_relu(layer: layers.Layer) -> list[layers.Layer]:
     return [layer, norm, layers.ReLU()]
 
 
-def squared_error(targets: Any, scores: Any) -> Any:
+def squared_loss(targets: Any, scores: Any) -> Any:
     """Return the squared distance of the scores to one-hot targets, (B,)."""
     return ops.sum((scores - targets) ** 2, axis=-1)
 
@@ -85,8 +85,8 @@ def train(
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
     model.compile(
         keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
-        squared_error,
-        metrics=[keras.metrics.MeanMetricWrapper(squared_error, name="squared"), "accuracy"],
+        squared_loss,
+        metrics=[keras.metrics.MeanMetricWrapper(squared_loss, name="squared"), "accuracy"],
     )
     # The output of `features` is the input of `fc`, which is watched under that name.
     meter = CollapseMeter(["conv1", "conv2", "conv3", "hidden"], num_classes=10)

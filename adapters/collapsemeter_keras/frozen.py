@@ -12,7 +12,7 @@ from keras.src.backend import compute_output_spec  # nothing public infers shape
 
 from collapsemeter.adapter.batches import split
 
-from .graph import forward
+from .graph import run_model
 from .instrument import Count, Stash
 from .labels import given_labels
 from .operations import BACKEND, Key, dtype_of
@@ -85,7 +85,7 @@ def find_shapes(
     def rows_of(inputs: Any) -> dict[Key, Any]:
         nonlocal ran
         with stash.open(stream):
-            y_pred = forward(model, inputs)
+            y_pred = run_model(model, inputs)
             ran = True
             return rows(stash.pop_outputs(), y_pred)
 
@@ -115,7 +115,7 @@ def frozen_step(
 
     def step(x: Any, y: Any) -> None:
         with stash.open(stream):
-            y_pred = forward(model, x)
+            y_pred = run_model(model, x)
             count(stream, stash.pop_outputs(), {"x": x, "y": y, "y_pred": y_pred})
 
     if BACKEND == "tensorflow":
@@ -179,7 +179,7 @@ def build(model: keras.Model, specs: Any) -> None:
     """
     try:
         with quiet():
-            compute_output_spec(lambda x: forward(model, x), specs)
+            compute_output_spec(lambda x: run_model(model, x), specs)
     except Exception as error:
         raise NotRunnable(
             f"{type(model).__name__} cannot be run on its inputs ({type(error).__name__}: "

@@ -77,11 +77,11 @@ class Graph:
                 continue
             pending.pop()
             if id(last) not in self._values:
-                made = node is not None and all(t is not last for t in before)
+                is_computed = node is not None and all(t is not last for t in before)
                 self.name(
                     last,
                     traced_tensor(last, node.operation, node.arguments, self._values)
-                    if made
+                    if is_computed
                     else traced_tensor(last),  # of no input: positions, a constant
                 )
         return self._values[id(tensor)]
@@ -164,15 +164,15 @@ class Graph:
         del self.order[number:]
         return None
 
-    def note(self, part: Any, given: Sequence[TracedTensor] = (), arguments: Any = None) -> None:
+    def note(self, part: Any, inputs: Sequence[TracedTensor] = (), arguments: Any = None) -> None:
         """Note that a part ran, and what it was given."""
         name = self._names.get(id(part))
         if name is None:
             return
         if name not in self.order:
             self.order.append(name)
-        if given:
-            self.given[name], self.arguments[name] = given[0], arguments
+        if inputs:
+            self.given[name], self.arguments[name] = inputs[0], arguments
 
     def _note_inside(self, part: Any) -> None:
         """Note what is inside a layer that is not opened."""
@@ -220,7 +220,7 @@ def graph_of(model: keras.Model, parts: Parts, inputs: Any = None) -> Graph | No
     return graph
 
 
-def forward(model: keras.Model, x: Any, training: bool = False) -> Any:
+def run_model(model: keras.Model, x: Any, training: bool = False) -> Any:
     """Run a model on inputs, in the mode asked for where it has modes."""
     has_modes = "training" in inspect.signature(type(model).call).parameters
     return model(x, training=training) if has_modes else model(x)

@@ -139,10 +139,10 @@ def head_of(
     if layer is None or not getattr(layer, "built", True):
         return None
     if weights is not None:
-        given = weights(layer)
-        if isinstance(given, Head):
-            return given
-        weight, bias = given if isinstance(given, tuple | list) else (given, None)
+        read = weights(layer)
+        if isinstance(read, Head):
+            return read
+        weight, bias = read if isinstance(read, tuple | list) else (read, None)
         return classifier(on_host(weight), None if bias is None else on_host(bias))
     linear = linear_map(layer)
     if linear is None:

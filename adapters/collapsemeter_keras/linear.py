@@ -59,22 +59,22 @@ def is_reversible(part: Any) -> bool:
 
 
 def is_affine(
-    part: Any, value: TracedTensor, given: TracedTensor | None, arguments: Any = None
+    part: Any, value: TracedTensor, layer_input: TracedTensor | None, arguments: Any = None
 ) -> bool:
     """Whether a call of a linear map gives x W + b: that of a layer of the user's is run on rows of ours."""
-    if given is not None and not given.is_float:
+    if layer_input is not None and not layer_input.is_float:
         return False  # words that are looked up
-    own = [layer for layer in (part, getattr(part, "layer", None)) if _is_own(layer)]
+    plain_layers = [layer for layer in (part, getattr(part, "layer", None)) if _is_own(layer)]
     linear = linear_map(part)
-    if linear is None or not own or getattr(part, "data_format", "") == "channels_first":
+    if linear is None or not plain_layers or getattr(part, "data_format", "") == "channels_first":
         return linear is not None
-    if given is None:
+    if layer_input is None:
         return False
     kernel, bias = (None if weights is None else on_host(weights) for weights in linear)
     assert kernel is not None
     kernel = kernel.reshape(kernel.shape[-2:])
-    rows = np.random.default_rng(0).normal(size=shape_of(given)).astype(np.float32)
-    tensor = ops.convert_to_tensor(rows, dtype=given.dtype)
+    rows = np.random.default_rng(0).normal(size=shape_of(layer_input)).astype(np.float32)
+    tensor = ops.convert_to_tensor(rows, dtype=layer_input.dtype)
     with keras.StatelessScope():
         try:
             args, kwargs = (tensor,), {}
@@ -88,11 +88,11 @@ def is_affine(
             kernel = kernel.T
         if kernel.shape[0] != rows.shape[-1]:
             return False
-        due = rows @ kernel + (0.0 if bias is None else bias)
-        due = on_host(activated(part, ops.convert_to_tensor(due, dtype=value.dtype)))
+        expected = rows @ kernel + (0.0 if bias is None else bias)
+        expected = on_host(activated(part, ops.convert_to_tensor(expected, dtype=value.dtype)))
     close = 0.05 if "16" in value.dtype else 1e-3
-    return scores.shape == due.shape and bool(
-        np.abs(scores - due).max() <= close * max(1.0, float(np.abs(due).max()))
+    return scores.shape == expected.shape and bool(
+        np.abs(scores - expected).max() <= close * max(1.0, float(np.abs(expected).max()))
     )
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from collapsemeter import ClassMoments, CollapseReport, Convention
-from collapsemeter.adapter.batches import check_phase, each_batch
+from collapsemeter.adapter.batches import check_frozen_phase, each_batch
 from collapsemeter.adapter.budget import Budget, Clock
 from collapsemeter.adapter.memory import Memory, budget_of
 from collapsemeter.adapter.network import Scores
@@ -458,7 +458,7 @@ class CollapseMeter(EpochReports):
         ValueError
             If there is no batch, or a layer's output does not fit the labels.
         """
-        check_phase(phase)
+        check_frozen_phase(phase)
         attached = self._attached and model in (None, self.model)
         if model is None and not attached:
             raise ValueError("observe needs a model: pass observe(model, dataset)")

@@ -62,10 +62,10 @@ def _from_an_end(place: int, size: int, known: int | None) -> int:
 def with_position(reduction: Reductions, head: str, position: Position) -> Reductions:
     """Have the head reduced to the position that makes the scores, unless the user says otherwise."""
 
-    def taken(output: Any) -> Any:
+    def at_position(output: Any) -> Any:
         return output[(slice(None), *position)]
 
     if reduction_of(reduction, head) != "auto":
         return reduction
-    others = reduction if isinstance(reduction, Mapping) else {}
-    return {**others, head: taken}
+    by_layer = reduction if isinstance(reduction, Mapping) else {}
+    return {**by_layer, head: at_position}

@@ -32,23 +32,23 @@ def with_deferred(
         If the state has no place for it.
     """
     logs, state = result
-    *others, metrics = state
+    *before_metrics, metrics = state
     start = _place_of(model, sums, metrics)
     end = start + len(sums.variables)
     values = [*metrics]
     values[start:end] = sums.counted_in(values[start:end], count)
-    return logs, (*others, type(metrics)(values))
+    return logs, (*before_metrics, type(metrics)(values))
 
 
 def drops(model: keras.Model, sums: StreamSums, before: Any, result: Any) -> bool:
     """Whether a step that counted a batch returns the statistics that it was given."""
-    given, returned = before[-1], result[1][-1]
+    passed, returned = before[-1], result[1][-1]
     try:
         start = _place_of(model, sums, returned)
     except ValueError:
         return True
     place = start + next(n for n, part in enumerate(sums.variables) if part is sums.batches)
-    return returned[place] is given[place]
+    return returned[place] is passed[place]
 
 
 def _place_of(model: keras.Model, sums: StreamSums, values: Any) -> int:

@@ -13,7 +13,7 @@ from collapsemeter.adapter.network import Network
 
 from .backend_graph import recorded
 from .costs import forward_operations
-from .graph import Graph, Layer, forward, functional_of, graph_of
+from .graph import Graph, Layer, functional_of, graph_of, run_model
 from .head import decision_of
 from .outputs import OutputChoice
 from .points import points_of, signals_before
@@ -68,7 +68,7 @@ def study(
     parts |= named_operations(model)
     graph = graph_of(model, parts, inputs)
     if graph is None:
-        graph = recorded(model, parts, with_rows(inputs), lambda x: forward(model, x))
+        graph = recorded(model, parts, with_rows(inputs), lambda x: run_model(model, x))
     if graph is None:
         called = _called(parts, tuple(parts), _CALLS)
         return Study(replace(called, threshold=threshold_of_loss(model)), parts, {})

@@ -13,8 +13,8 @@ def trainer_among_callers() -> Any:
 
 def labels_taken() -> Any:
     """Return the labels that a Trainer's loss has taken out of the inputs of the model it calls, or None."""
-    taken = (frame.f_locals.get("labels") for frame in _methods_of_trainer("compute_loss"))
-    return next(taken, None)
+    labels = (frame.f_locals.get("labels") for frame in _methods_of_trainer("compute_loss"))
+    return next(labels, None)
 
 
 def _methods_of_trainer(name: str = "") -> Any:

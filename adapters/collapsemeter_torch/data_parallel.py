@@ -37,13 +37,13 @@ def buffers_of_rank_0(model: nn.Module) -> Iterator[None]:
         id(b): wrapper.process_group for wrapper in wrappers for b in wrapper.module.buffers()
     }
     buffers = [buffer for wrapper in wrappers for buffer in wrapper.module.buffers()]
-    own = [buffer.clone() for buffer in buffers]
+    local_values = [buffer.clone() for buffer in buffers]
     for buffer in buffers:
         distributed.broadcast(buffer, group=groups[id(buffer)], group_src=0)
     try:
         yield
     finally:
-        for buffer, saved in zip(buffers, own, strict=True):
+        for buffer, saved in zip(buffers, local_values, strict=True):
             buffer.copy_(saved)
 
 

@@ -63,7 +63,7 @@ def frozen_pass(
                 if isinstance(item, Mapping):
                     labels = next_token(recorder.root, labels, recorder.live.settings.ignore_index)
                 require_labels(labels)
-                inputs = on_device(inputs, device)
+                inputs = inputs_on_device(inputs, device)
                 if store is None:
                     store = make_store(recorder.learn(*as_arguments(inputs)))
                 if spread is not None:
@@ -95,17 +95,17 @@ def show_mask(recorder: Recorder, kwargs: Mapping[str, Any]) -> None:
         scope.mask_seen = kwargs.get("attention_mask")
 
 
-def first_rows(batch: Any, rows: int, kept: int) -> Any:
+def first_rows(batch: Any, rows: int, number: int) -> Any:
     """Return the first rows of a batch, in all of its arrays that have one entry a row."""
 
     def cut(leaf: Any) -> Any:
         shape = getattr(leaf, "shape", None)
-        return leaf[:kept] if shape and shape[0] == rows else leaf
+        return leaf[:number] if shape and shape[0] == rows else leaf
 
     return pytree.tree_map(cut, batch)
 
 
-def on_device(inputs: Any, device: torch.device) -> Any:
+def inputs_on_device(inputs: Any, device: torch.device) -> Any:
     """Return inputs as tensors on a device."""
     return pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
 
@@ -137,12 +137,12 @@ class Dump(Store):
         """Copy the rows of a layer's next call in this batch to the host."""
         call = scope.calls.get(layer, 0)
         scope.calls[layer] = call + 1
-        self._batch[layer, call] = host_array(rows)
+        self._batch[layer, call] = exact_array(rows)
 
     def add_decisions(self, scope: Scope, decided: Tensor) -> None:
         """Copy the network's own decisions; those of its first call speak for it, as in reports."""
         scope.calls[HEAD_OUTPUT] = 1
-        self._batch.setdefault((HEAD_OUTPUT, 0), host_array(decided))
+        self._batch.setdefault((HEAD_OUTPUT, 0), exact_array(decided))
 
     def degrade(self, layer: str, error: Exception) -> None:
         """Refuse: what is asked for by name is written whole or not at all."""
@@ -185,7 +185,7 @@ class Dump(Store):
         self._calls = calls
 
 
-def host_array(tensor: Tensor) -> npt.NDArray[Any]:
+def exact_array(tensor: Tensor) -> npt.NDArray[Any]:
     """Copy a tensor to NumPy, bit for bit; half precision of any kind, too."""
     import ml_dtypes
 

@@ -146,8 +146,8 @@ def _is_affine(call: Call) -> bool:
         return False
     operands = [_moved_from(operand) for operand in parents(node)]
     weight = any(_is_leaf(o) and o[0].variable is call.weight for o in operands)
-    given = call.given is not None and _moved_from(call.given) in operands
-    return weight and given
+    reads_input = call.input_node is not None and _moved_from(call.input_node) in operands
+    return weight and reads_input
 
 
 def _moved_from(node: Node) -> Node:
@@ -162,13 +162,13 @@ def _is_leaf(node: Node) -> bool:
 
 def _nearest(node: Node, maps: dict[Node, Call]) -> set[str]:
     """Return the maps with an output a class that are reached first."""
-    found, waiting, seen = set[str](), [node], {node}
+    names, waiting, seen = set[str](), [node], {node}
     while waiting:
         node = waiting.pop()
         if node in maps:
-            found.add(maps[node].layer)
+            names.add(maps[node].layer)
             continue
         more = [p for p in parents(node) if p not in seen]
         seen.update(more)
         waiting += more
-    return found
+    return names

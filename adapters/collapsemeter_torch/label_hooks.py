@@ -175,8 +175,8 @@ class CriterionHook(Hook):
                 "target=: use `with meter.batch(labels):` instead"
             )
         logits = args[0] if args else kwargs.get("input")
-        given = [leaf for leaf in pytree.tree_leaves(logits) if isinstance(leaf, Tensor)]
-        forwards = pending.of(given)
+        tensors = [leaf for leaf in pytree.tree_leaves(logits) if isinstance(leaf, Tensor)]
+        forwards = pending.of(tensors)
         if len(forwards) > 1:
             recorder.nothing = "the loss was given scores of several forwards together"
         elif not forwards:

@@ -19,8 +19,8 @@ from .streams import (
     Entry,
     GuardedBatch,
     LogMetrics,
-    Stream,
     Streams,
+    TrainerStream,
     chosen_labels,
 )
 
@@ -246,7 +246,7 @@ def _named(module: nn.Module, name: str) -> nn.Module:
 class _Arriving:
     """A batch whose network is not known: the first module with parameters that the step calls."""
 
-    def __init__(self, stream: Stream, module: nn.Module, labels: Callable[[], Any]) -> None:
+    def __init__(self, stream: TrainerStream, module: nn.Module, labels: Callable[[], Any]) -> None:
         self._stream, self._module, self._labels = stream, module, labels
         self._batch: GuardedBatch | None = None
         self._handles: list[Any] = []

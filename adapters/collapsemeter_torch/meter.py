@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from collapsemeter import ClassMoments, CollapseReport, Convention
 from collapsemeter.activations.manifest import NAME as MANIFEST
 from collapsemeter.activations.writer import SHARD_BYTES, Writer
-from collapsemeter.adapter.batches import check_phase
+from collapsemeter.adapter.batches import check_frozen_phase
 from collapsemeter.adapter.budget import Budget
 from collapsemeter.adapter.memory import Memory
 from collapsemeter.adapter.network import Scores
@@ -33,7 +33,7 @@ from collapsemeter.system.terminal import say
 from . import compiled
 from .attachment import Attachment
 from .batch import Batch
-from .frozen import Dump, as_arguments, frozen_pass, on_device
+from .frozen import Dump, as_arguments, frozen_pass, inputs_on_device
 from .label_hooks import CriterionHook
 from .learnt import Learnt
 from .members import Sync, numbering_of
@@ -209,7 +209,7 @@ class CollapseMeter:
         if criterion is not None:
             self._watch_criterion(criterion)
         if example is not None:
-            inputs = on_device(example, device_of(self._recorder.root))
+            inputs = inputs_on_device(example, device_of(self._recorder.root))
             self._recorder.learn(*as_arguments(inputs))
         self.attach()
 
@@ -369,7 +369,7 @@ class CollapseMeter:
         TimeoutError
             If a rank does not come, or fails on its way; the error names it.
         """
-        check_phase(phase)
+        check_frozen_phase(phase)
         members, spread = self._reporter.spread(batches, sync)
         place = partial(numbering_of, self._model, members) if members is not None else Numbering
 
@@ -429,7 +429,7 @@ class CollapseMeter:
         ImportError
             If the libraries that write are missing.
         """
-        check_phase(phase)
+        check_frozen_phase(phase)
         with ExitStack() as stack:
 
             def written(learnt: Learnt) -> Store:

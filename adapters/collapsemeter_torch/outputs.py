@@ -33,5 +33,5 @@ def class_axis(scores: Tensor, calls: Sequence[Call], num_classes: int | None) -
     last, second = scores.shape[-1], scores.shape[1]
     if scores.ndim > 3 or (num_classes == second != last):
         return 1
-    made = [call.module for call in calls if call.tensor is scores]
-    return 1 if made and isinstance(made[0], nn.Conv1d) else -1
+    modules = [call.module for call in calls if call.tensor is scores]
+    return 1 if modules and isinstance(modules[0], nn.Conv1d) else -1

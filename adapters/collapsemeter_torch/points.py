@@ -42,7 +42,7 @@ def named_points(
     points = [
         names[0] for names in named if not any(is_inside(names[0].layer, whole) for whole in wholes)
     ]
-    of_head = set() if origin.head is None else _same_features(origin.head.given)
+    of_head = set() if origin.head is None else _same_features(origin.head.input_node)
     ends = [point for run in _runs(points) for point in _ends(run)]
     embeddings = nn.Embedding | nn.EmbeddingBag
     chosen = [p for p in ends if not isinstance(p.call.module, embeddings)]
@@ -69,8 +69,8 @@ def repeated_layers(calls: Sequence[Call], head: Call | None) -> list[str]:
 
 def is_map(module: nn.Module) -> bool:
     """Whether a layer has a matrix of its own."""
-    own = [p for p in module._parameters.values() if p is not None]
-    matrix = any(p.ndim > 1 for p in own) or hasattr(module, "parametrizations")
+    parameters = [p for p in module._parameters.values() if p is not None]
+    matrix = any(p.ndim > 1 for p in parameters) or hasattr(module, "parametrizations")
     return matrix and not isinstance(module, nn.LayerNorm)
 
 
@@ -170,10 +170,10 @@ def _ends(run: Sequence[_Point]) -> list[_Point]:
     return [first, after[-1]] if has_norm else [first]
 
 
-def _same_features(given: Node | None) -> set[Node]:
+def _same_features(head_input: Node | None) -> set[Node]:
     """Return the tensors that hold what the head is given, as vectors or just before they are pooled."""
     same = set[Node]()
-    node = given
+    node = head_input
     while node is not None:
         same.add(node)
         name, before = operation(node), parents(node)

@@ -175,7 +175,7 @@ _MADE: Counter[str] = Counter()  # meters by the line that made them
 
 
 @contextlib.contextmanager
-def given(ranks: Ranks) -> Iterator[None]:
+def using_ranks(ranks: Ranks) -> Iterator[None]:
     """Give these ranks to the meters that are made here: one after another, they are the same to other ranks."""
     token = _GIVEN.set(ranks)
     try:

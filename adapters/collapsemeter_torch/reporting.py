@@ -129,7 +129,7 @@ class Reporter:
             counts = self._counts(store, place, copies, members, **more)
             if members is None:
                 even = {
-                    key: partial(_own, copy, self._kept(store, key), counts)
+                    key: partial(_own_tally, copy, self._sample_size(store, key), counts)
                     for key, copy in copies.items()
                 }
                 spread = is_sharded(self._model)
@@ -155,17 +155,17 @@ class Reporter:
             state = live.layers.get((layer, call))
             counts = self._counts(live, f"moments({layer!r})", copies, members)
 
-            def own() -> ClassMoments | None:
+            def own_moments() -> ClassMoments | None:
                 if state is None or not (members is None or counts_for(members.here.rank, counts)):
                     return None
                 sums = state.host_sums()
                 return ClassMoments.from_sums(sums, state.feature_dtype, "live", seed=state.seed)
 
             if members is None:
-                return _counted(own(), layer, call, counts)
+                return _counted(own_moments(), layer, call, counts)
 
             def merged(together: Counts, root: int) -> Callable[[], ClassMoments]:
-                part = reduced(members, _attempt(own), _merged_moments, root)
+                part = reduced(members, _attempt(own_moments), _merged_moments, root)
                 return lambda: _counted(_result(part), layer, call, together)
 
             return self._together(counts, members, timeout, merged)
@@ -184,8 +184,8 @@ class Reporter:
             check_ranks(parts)
             root = first_that_knows(parts)
             make = reduce(joint(parts), root)
-            made: Any = _attempt(make) if members.here.rank == root else None
-            result: Result = _result(from_root(members, made, root))
+            outcome: Any = _attempt(make) if members.here.rank == root else None
+            result: Result = _result(from_root(members, outcome, root))
             return result
 
     def _merged(
@@ -199,15 +199,17 @@ class Reporter:
     ) -> dict[Call, Callable[[], Tally]]:
         """Merge what every rank counted in the same order of layers; the root has the whole of it."""
 
-        def own(key: Call) -> JointTally | None:
+        def own_tally(key: Call) -> JointTally | None:
             if key not in copies:
                 return None
-            return JointTally.of(copies[key](), phase, self._kept(store, key))
+            return JointTally.of(copies[key](), phase, self._sample_size(store, key))
 
         merged: dict[Call, Callable[[], Tally]] = {}
         for key in together.calls:
             if key[0] not in together.degraded and key[0] not in together.unpaired:
-                part: Any = reduced(members, _attempt(partial(own, key)), _merged_tallies, root)
+                part: Any = reduced(
+                    members, _attempt(partial(own_tally, key)), _merged_tallies, root
+                )
                 merged[key] = partial(_joint, part, together)
         return merged
 
@@ -235,7 +237,7 @@ class Reporter:
         }
         return replace(counts, unpaired={**counts.unpaired, **split})
 
-    def _kept(self, store: Store, key: Call) -> int | None:
+    def _sample_size(self, store: Store, key: Call) -> int | None:
         """Return how many rows the sample of a layer holds; None where all are kept."""
         return None if self._exact and key in store.exact_rows else sample_size(store, key)
 
@@ -312,7 +314,7 @@ def _without_weights(report: CollapseReport, head: str | None) -> CollapseReport
     return replace(report, layers=layers)
 
 
-def _own(copy: Callable[[], Tally], sample_size: int | None, counts: Counts) -> Tally:
+def _own_tally(copy: Callable[[], Tally], sample_size: int | None, counts: Counts) -> Tally:
     """Return what a layer counted in this process."""
     return evened(copy(), sample_size, counts.numbered)
 

@@ -180,12 +180,12 @@ def _unwrapped(module: nn.Module | None) -> nn.Module | None:
 def _originals(wrapper: nn.Module) -> list[tuple[nn.Module, str, torch.Size]]:
     """Return the parameters that lie in a wrapper's flat one: module, name and shape of each."""
     flat: Any = wrapper._handle.flat_param  # type: ignore[union-attr]
-    own = [
+    parameters = [
         (info.module, info.param_name, shape)
         for info, shape in zip(flat._param_infos, flat._shapes, strict=True)
     ]
-    shapes = {(module, name): shape for module, name, shape in own}
-    return own + [
+    shapes = {(module, name): shape for module, name, shape in parameters}
+    return parameters + [
         (info.module, info.param_name, shapes[info.prim_module, info.prim_param_name])
         for info in flat._shared_param_infos
     ]

@@ -23,7 +23,7 @@ from collapsemeter.system.warning import warn
 from .batch import Batch
 from .label_hooks import KeywordLabelsPreHook
 from .rank_states import check_processes, gathered_states, state_of_this_rank
-from .ranks import Ranks, given, this_rank
+from .ranks import Ranks, this_rank, using_ranks
 from .spread import Spread, spread_of
 
 if TYPE_CHECKING:
@@ -68,19 +68,19 @@ class Streams:
         self._options = dict(options) | {"keyword_labels": False}
         self._every_batch = every_batch
         self.log_metrics = chosen_metrics(log_metrics)
-        self.streams: dict[str, Stream] = {}
+        self.streams: dict[str, TrainerStream] = {}
         self._number = next(_NUMBERS)  # callbacks are made in one order on all ranks
 
-    def __getitem__(self, name: str) -> Stream:
+    def __getitem__(self, name: str) -> TrainerStream:
         if name not in self.streams:
             options = self._options
             if name == "train":
-                self.streams[name] = Stream(
+                self.streams[name] = TrainerStream(
                     self._ranks(name), self._meter, "live", options | {"every": self._every_batch}
                 )
             else:
                 whole = {key: value for key, value in options.items() if key != "max_rows"}
-                self.streams[name] = Stream(
+                self.streams[name] = TrainerStream(
                     self._ranks(name),
                     self._meter,
                     "frozen-eval",
@@ -107,7 +107,7 @@ class Streams:
             stream.close()
 
 
-class Stream:
+class TrainerStream:
     """One stream of batches: its meter, made when the model is known, and its reports.
 
     No fault of the meter reaches the trainer: it becomes a warning, and is said in the report.
@@ -145,7 +145,7 @@ class Stream:
         """Return the meter of this model."""
         if self.meter is None or self.model is not model:
             self.close()
-            with given(self._ranks):
+            with using_ranks(self._ranks):
                 self.meter = self._make_meter(model, **self.options)
             self._model = weakref.ref(model)
             if self._state is not None:
@@ -209,7 +209,7 @@ class Stream:
         return report
 
     def _without_a_batch(self, model: nn.Module) -> CollapseReport:
-        with given(self._ranks), self._make_meter(model, verbose=False) as meter:
+        with using_ranks(self._ranks), self._make_meter(model, verbose=False) as meter:
             return meter.compute()
 
     @property
@@ -240,11 +240,11 @@ class Stream:
 
     def states_of_ranks(self) -> dict[str, Any]:
         """Return what every rank has counted, where a checkpoint holds one state for all; every rank must call it."""
-        own = self.state_dict()
+        state = self.state_dict()
         if this_rank().ranks == 1:
-            return own
+            return state
         try:
-            return gathered_states(self._ranks, own)
+            return gathered_states(self._ranks, state)
         except TimeoutError as error:
             warn(f"collapsemeter: what was counted is not in this checkpoint ({error})")
             return {NOT_SAVED: self.rows}
@@ -277,7 +277,7 @@ class Stream:
 class GuardedBatch:
     """The block of a batch in a loop that must not notice the meter."""
 
-    def __init__(self, stream: Stream, make: Callable[[], Batch]) -> None:
+    def __init__(self, stream: TrainerStream, make: Callable[[], Batch]) -> None:
         self._stream, self._make = stream, make
         self._batch: Batch | None = None
 

@@ -131,9 +131,9 @@ def _are_features(output: Tensor, width: int, origin: Origin, num_classes: int |
 
 def _unlinked(scores: Tensor, width: int, calls: Sequence[Call]) -> Origin:
     """Return the map whose output is the scores themselves: all that is known without a graph."""
-    made = [c for c in calls if _same_memory(c.tensor, scores) and outputs_of(c.module) == width]
-    head = made[-1] if made else None
-    return Origin(head, "scores_are_not_the_heads", nearest=frozenset(c.layer for c in made[-1:]))
+    makers = [c for c in calls if _same_memory(c.tensor, scores) and outputs_of(c.module) == width]
+    head = makers[-1] if makers else None
+    return Origin(head, "scores_are_not_the_heads", nearest=frozenset(c.layer for c in makers[-1:]))
 
 
 def _threshold(

@@ -33,7 +33,7 @@ class Call:
 
     layer: str
     module: nn.Module
-    given: Node | None
+    input_node: Node | None
     tensor: Tensor | None  # what it gave
     node: Node | None
     weight: Tensor | None  # what stood in for its parameter
@@ -105,7 +105,7 @@ def rerun(
 ) -> Any:
     """Run a network on two rows as if some layers gave one number everywhere; return what comes out."""
 
-    def constant(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+    def constant(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return torch.full_like(output, value)
 
     cut = _two_rows(args, kwargs)
@@ -218,15 +218,15 @@ class _Listener:
     def __call__(
         self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
     ) -> None:
-        given = args[0] if args else next(iter(kwargs.values()), None)
+        first = args[0] if args else next(iter(kwargs.values()), None)
         tensor = _first_tensor(output)
         node = node_of(tensor)
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            self._inputs.embed(given, node)
+            self._inputs.embed(first, node)
         self._layout = layout_of(module) or self._layout
         weight = module._parameters.get("weight")
-        given = node_of(_first_tensor(given))
-        self._told.calls.append(Call(name, module, given, tensor, node, weight, self._layout))
+        first = node_of(_first_tensor(first))
+        self._told.calls.append(Call(name, module, first, tensor, node, weight, self._layout))
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -150,8 +150,8 @@ class CollapseCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the training's hooks off."""
-        rest = self.every_steps is not None and state.global_step % self.every_steps
-        if rest and (args.world_size > 1 or self._streams["train"].rows):
+        unreported = self.every_steps is not None and state.global_step % self.every_steps
+        if unreported and (args.world_size > 1 or self._streams["train"].rows):
             self._report_training(state)
         self._streams["train"].close()
 
@@ -164,9 +164,9 @@ class CollapseCallback(TrainerCallback):
             first = torch.load(saved[0], weights_only=True)
             of_several = saved[0].name != STATE
             _, processes = first.get("numbering", (0, 1))
-            own = torch.load(path, weights_only=True) if path in saved else {}
+            state = torch.load(path, weights_only=True) if path in saved else {}
             stream.load_state_of(
-                processes if processes > 1 or not of_several else args.world_size, own
+                processes if processes > 1 or not of_several else args.world_size, state
             )
 
     def _report_training(self, state: Any) -> None:

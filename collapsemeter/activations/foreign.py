@@ -120,10 +120,10 @@ def _of_text(text: str, path: str | os.PathLike[str], ending: str) -> Foreign:
     lines = start.splitlines()[:2] or [""]
     separator = next((c for c in "\t,;" if c in lines[0]), None)
     numbers = [_is_number((line.split(separator) or [""])[0]) for line in lines]
-    given = '"{file}"' + (f", delimiter={json.dumps(separator)}" if separator else "")
-    values = f"np.loadtxt({given})" if numbers[0] else f"np.loadtxt({given}, skiprows=1)"
+    arguments = '"{file}"' + (f", delimiter={json.dumps(separator)}" if separator else "")
+    values = f"np.loadtxt({arguments})" if numbers[0] else f"np.loadtxt({arguments}, skiprows=1)"
     if len(lines) == 2 and not any(numbers):  # names of classes, one a line
-        values = f"np.unique(np.loadtxt({given}, dtype=str), return_inverse=True)[1]"
+        values = f"np.unique(np.loadtxt({arguments}, dtype=str), return_inverse=True)[1]"
     what = f"text, which begins {lines[0][:40]!r}"
     return Foreign(what, converting("numpy as np", kinds.NPY % values))
 

@@ -31,7 +31,7 @@ def stored_name(layer: str) -> str:
     return f"layer {layer}" if layer in RESERVED else layer
 
 
-def layer_of(array: str) -> str:
+def layer_stored_as(array: str) -> str:
     """Return the layer whose array is called so, the inverse of `stored_name`."""
     name = array.removeprefix("layer ")
     return name if name in RESERVED else array

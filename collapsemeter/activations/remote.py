@@ -96,8 +96,8 @@ def _remote(pattern: str) -> list[str]:
         return [pattern]  # the copy finds out whether it is there
     filesystem, path = _filesystem(pattern)
     # A name in an archive alone does not say in which one.
-    rest = pattern[pattern.index("::") :] if "::" in pattern else ""
-    return [filesystem.unstrip_protocol(name) + rest for name in filesystem.glob(path)]
+    archive = pattern[pattern.index("::") :] if "::" in pattern else ""
+    return [filesystem.unstrip_protocol(name) + archive for name in filesystem.glob(path)]
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -80,8 +80,8 @@ def _dict_without_labels(names: list[str]) -> str:
     elif len(inputs) == 1:
         example = f"((b[{inputs[0]!r}], b[{labels!r}]) for b in loader)"
     else:
-        rest = f"{{k: v for k, v in b.items() if k != {labels!r}}}"
-        example = f"(({rest}, b[{labels!r}]) for b in loader)"
+        inputs_alone = f"{{k: v for k, v in b.items() if k != {labels!r}}}"
+        example = f"(({inputs_alone}, b[{labels!r}]) for b in loader)"
     return f"a dict with the keys {', '.join(map(repr, names)) or 'none'} and no 'labels': pass {example}"
 
 
@@ -110,7 +110,7 @@ def _unmasked(labels: Any) -> Any:
     return labels
 
 
-def check_phase(phase: str) -> None:
+def check_frozen_phase(phase: str) -> None:
     """Raise ValueError unless a frozen pass may be called that."""
     if phase not in ("frozen-eval", "frozen-train"):
         raise ValueError(f"phase={phase!r}: choose 'frozen-eval' or 'frozen-train'")

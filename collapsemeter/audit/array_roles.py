@@ -10,7 +10,7 @@ import numpy as np
 from ..activations.array_file import Array
 from ..activations.foreign import is_foreign_name
 from ..activations.formats import READ
-from ..activations.manifest import RESERVED, layer_of
+from ..activations.manifest import RESERVED, layer_stored_as
 from ..activations.remote import is_url, open_file
 from .job import LABELS, WEIGHTS, StoredArray, described
 
@@ -58,7 +58,7 @@ def sort_arrays(files: Sequence[str], named: Mapping[str, str], cache: str) -> S
     by_file = _are_layers([c for c in contents if c.unnamed], cache)
     for content in contents:
         for name, array in content.layers.items():
-            title = layer_of(name)
+            title = layer_stored_as(name)
             if content.unnamed and (by_file or name == content.stem):
                 title = _OF_SHARDS.sub("", content.stem) or "features"
             result.layers.setdefault(title, []).append(StoredArray(content.file, name, array))
@@ -66,7 +66,7 @@ def sort_arrays(files: Sequence[str], named: Mapping[str, str], cache: str) -> S
 
 
 def _contents(file: str, named: Mapping[str, str], cache: str, result: SortedArrays) -> _Contents:
-    arrays, refused = arrays_of(file, cache)
+    arrays, refused = arrays_in_file(file, cache)
     result.skipped |= refused
     result.refused |= {(file, name): why for name, why in refused.items()}
     roles = {name: role for role, name in named.items()}
@@ -123,7 +123,7 @@ def _values(stored: StoredArray, cache: str) -> np.ndarray:
         return opened.read(stored.name, 0, stored.array.shape[0])
 
 
-def arrays_of(file: str, cache: str) -> tuple[dict[str, Array], dict[str, str]]:
+def arrays_in_file(file: str, cache: str) -> tuple[dict[str, Array], dict[str, str]]:
     """Return what a file says of its arrays, and which are not read and why."""
     with open_file(file, cache) as opened:
         return dict(opened.arrays), dict(opened.refused)
@@ -131,7 +131,7 @@ def arrays_of(file: str, cache: str) -> tuple[dict[str, Array], dict[str, str]]:
 
 def only_array(file: str, role: str, cache: str) -> StoredArray:
     """Return the array of a role in a file of its own: the one of its name, or the only one."""
-    arrays, refused = arrays_of(file, cache)
+    arrays, refused = arrays_in_file(file, cache)
     name = role if role in arrays else next(iter(arrays)) if len(arrays) == 1 else None
     if role in refused or name is None:
         unread = role if role in refused else next(iter(refused)) if len(refused) == 1 else None

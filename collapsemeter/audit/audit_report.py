@@ -18,7 +18,7 @@ from .saved_state import SavedState
 from .workers import bar
 
 
-def report_of(
+def measured_report(
     job: Job, merged: SavedState, decisions: Mapping[str, Decisions], notes: Sequence[str]
 ) -> CollapseReport:
     """Measure every layer; notes are the first warnings."""

@@ -64,7 +64,7 @@ def check_one_epoch(shards: Iterable[Labelled]) -> None:
 def _are_epochs(first: Labelled, second: Labelled) -> bool:
     if first.labels is None or second.labels is None or first.path == second.path:
         return False
-    kind = numbered(first.path, second.path)
+    kind = what_numbers_count(first.path, second.path)
     same = first.labels.in_order == second.labels.in_order and first.labels.values > 1
     return (kind == "epochs" or (kind == "unknown" and same)) and first.rows() != second.rows()
 
@@ -72,13 +72,13 @@ def _are_epochs(first: Labelled, second: Labelled) -> bool:
 def check_layers(titles: Sequence[str]) -> None:
     """Raise ValueError if layers that are called like their files are called like epochs."""
     for first, second in itertools.combinations(titles, 2):
-        if numbered(first, second) == "epochs":
+        if what_numbers_count(first, second) == "epochs":
             raise ValueError(
                 f"files {first!r} and {second!r} would be two layers, and are called like two epochs: {WAY_ON}"
             )
 
 
-def numbered(first: str, second: str) -> Literal["epochs", "shards", "unknown"]:
+def what_numbers_count(first: str, second: str) -> Literal["epochs", "shards", "unknown"]:
     """Say what the numbers count in which two paths differ.
 
     >>> numbered("epoch-1/shard-0.npz", "epoch-2/shard-0.npz")

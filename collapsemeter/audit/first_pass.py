@@ -74,7 +74,7 @@ def map_pieces(
     return complete(done, nbytes, count, "counting", job.progress)
 
 
-def first_rows(job: Job, first: int) -> list[int | None]:
+def first_row_numbers(job: Job, first: int) -> list[int | None]:
     """Number the rows that have a class through all shards, and return the number of the first of every piece; None where no groups are kept."""
     if not job.counting.settings.groups:
         return [None] * len(job.pieces)
@@ -143,12 +143,12 @@ def _moved(path: Path, folder: Path) -> Path:
     return target
 
 
-def _map(given: MapTask) -> Any:
+def _map(task: MapTask) -> Any:
     """Count a piece; return the path of its state, or the state where the folder is not at hand."""
-    state = map_piece(given.task, given.digests)
-    if given.folder is None:
+    state = map_piece(task.task, task.digests)
+    if task.folder is None:
         return state
-    return _saved(state, given.folder, given.task.piece.is_whole, given.lasting)
+    return _saved(state, task.folder, task.task.piece.is_whole, task.lasting)
 
 
 def _saved(state: AuditState, folder: Path, whole: bool, lasting: bool) -> Path:

@@ -82,7 +82,7 @@ def _merged_layers(
 
 def _with_numbers_again(states: Sequence[SavedState]) -> set[str]:
     """Return the states of which a row has the number of a row of an earlier one."""
-    taken: list[tuple[int, int]] = []
+    earlier: list[tuple[int, int]] = []
     again = set()
     for state in states:
         spans = [
@@ -91,11 +91,13 @@ def _with_numbers_again(states: Sequence[SavedState]) -> set[str]:
             if record.first_row is not None and record.numbered
         ]
         if any(
-            start < stop_b and start_b < stop for start, stop in spans for start_b, stop_b in taken
+            start < stop_b and start_b < stop
+            for start, stop in spans
+            for start_b, stop_b in earlier
         ):
             again.add(state.path)
         else:
-            taken += spans
+            earlier += spans
     return again
 
 

@@ -11,7 +11,7 @@ from ..activations.remote import expand
 from ..adapter.selection import matching
 from ..system.patterns import matches
 from ..system.suggest import did_you_mean, listed
-from .array_roles import SortedArrays, arrays_of, is_file_name, only_array, sort_arrays
+from .array_roles import SortedArrays, arrays_in_file, is_file_name, only_array, sort_arrays
 from .inputs import Inputs
 from .job import LABELS, Shard, StoredArray, described
 from .options import Options
@@ -58,8 +58,8 @@ def plan_shards(inputs: Inputs, options: Options, head_file: str | None, cache: 
 
 def _asked(options: Options) -> dict[str, Where]:
     """Return by role where labels and the like are, as far as it was said."""
-    given = {role: getattr(options, option) for role, option in _OPTIONS.items()}
-    return {role: _array_or_files(where) for role, where in given.items() if where is not None}
+    places = {role: getattr(options, option) for role, option in _OPTIONS.items()}
+    return {role: _array_or_files(where) for role, where in places.items() if where is not None}
 
 
 def _array_or_files(where: str) -> Where:
@@ -162,15 +162,15 @@ def _attached(shards: list[Shard], role: str, parts: Sequence[StoredArray]) -> l
     beside = [[part for part in parts if part.file in shard.layer_files] for shard in shards]
     if all(beside):  # where each layer's file has its own, they are alike
         parts = [stored[0] for stored in beside]
-    samples, given = [s.samples for s in shards], [stored.array.shape[0] for stored in parts]
-    if len(parts) == 1 and given[0] == sum(samples):
+    samples, rows = [s.samples for s in shards], [stored.array.shape[0] for stored in parts]
+    if len(parts) == 1 and rows[0] == sum(samples):
         starts = itertools.accumulate(samples[:-1], initial=0)
         parts = [replace(parts[0], offset=start) for start in starts]
-    elif samples != given:
-        unequal = (s for s, n, m in zip(shards, samples, given, strict=False) if n != m)
+    elif samples != rows:
+        unequal = (s for s, n, m in zip(shards, samples, rows, strict=False) if n != m)
         first = next(iter(next(unequal, shards[-1]).layers.values()))
         raise ValueError(
-            f"{role} have {' + '.join(map(str, given[:6]))} rows and the activations "
+            f"{role} have {' + '.join(map(str, rows[:6]))} rows and the activations "
             f"{' + '.join(map(str, samples[:6]))}{' + ...' if len(samples) > 6 else ''} (first, {first} "
             f"{first.array}): pass one for each row, in files that pair with the shards or in one array"
         )
@@ -181,7 +181,7 @@ def _attached(shards: list[Shard], role: str, parts: Sequence[StoredArray]) -> l
 
 
 def _missing(role: str, name: str, file: str, cache: str) -> str:
-    arrays, refused = arrays_of(file, cache)
+    arrays, refused = arrays_in_file(file, cache)
     if name in refused:
         return f"{file}: array {name!r} {refused[name]}"
     option = _OPTIONS[role]

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..report.report import CollapseReport
-from .audit_report import report_of
+from .audit_report import measured_report
 from .digests import hash_of
-from .first_pass import first_rows, map_pieces
+from .first_pass import first_row_numbers, map_pieces
 from .head_file import check_width, only_file
 from .inputs import Epochs, Inputs, cache_folder, check_heads, read_inputs
 from .job import Job
@@ -105,7 +105,7 @@ def measure_steps(
                     )
                     check_width(merged.widths, job.reader)
                     decisions = decide_all(job, merged, folder, workers, running.resume)
-                    history.append((inputs.step, report_of(job, merged, decisions, notes)))
+                    history.append((inputs.step, measured_report(job, merged, decisions, notes)))
     return history
 
 
@@ -128,7 +128,7 @@ def _merged(
 ) -> tuple[SavedState, list[str]]:
     """Run the first pass, and merge; the name of the merged state tells what is in it. Say where rows have other numbers."""
     earlier = [_of_step(Path(folder), step) for folder in running.earlier]
-    numbers = first_rows(job, first_row)
+    numbers = first_row_numbers(job, first_row)
     pieces = map_pieces(job, numbers, folder, workers, running.resume, earlier)
     states = open_states(merge_pieces(job, pieces, folder))
     records = [record for state in states for record in state.shards]
@@ -171,7 +171,7 @@ def map_files(files: Sequence[str], options: Options, running: Running) -> list[
         with open_workers(running.jobs) as workers:
             for inputs, job in zip(steps, jobs, strict=True):
                 folder = _writable(_of_step(Path(running.state), inputs.step))
-                numbers = first_rows(job, options.first_row)
+                numbers = first_row_numbers(job, options.first_row)
                 pieces = map_pieces(job, numbers, folder, workers, running.resume)
                 written += merge_pieces(job, pieces, folder)
     return written

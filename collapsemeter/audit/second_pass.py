@@ -48,13 +48,15 @@ def decide_all(
         for piece, (first, count) in zip(job.pieces, _label_rows(job.pieces, merged), strict=True)
     ]
     asked = _asked(job, merged, chosen)
-    paths = [folder / _file_name(asked, i, given, job.cache) for i, given in enumerate(tasks)]
+    paths = [
+        folder / _file_name(asked, i, decide_task, job.cache) for i, decide_task in enumerate(tasks)
+    ]
     done = {i: read for i, path in enumerate(paths) if resume and (read := _read(path, layers))}
 
     def decide_left(left: list[int]) -> Iterator[tuple[int, dict[str, Decisions]]]:
         means = merged if workers.files else merged.means()
-        given = [tasks[i] for i in left]
-        for k, by_layer in workers.each(decide_piece, given, means, job.reader) if left else ():
+        remaining = [tasks[i] for i in left]
+        for k, by_layer in workers.each(decide_piece, remaining, means, job.reader) if left else ():
             _write(paths[left[k]], by_layer, job.lasting)
             yield k, by_layer
 
@@ -101,19 +103,20 @@ def _label_rows(pieces: Sequence[Piece], merged: SavedState) -> Iterator[tuple[i
 
 
 def decide_piece(
-    given: DecideTask, means: SavedState | dict[str, ClassMoments], reader: HeadReader | None
+    decide_task: DecideTask, means: SavedState | dict[str, ClassMoments], reader: HeadReader | None
 ) -> dict[str, Decisions]:
     """Decide on the rows of a piece; the head decides for the network where its own decisions were not saved."""
-    task = given.task
+    task = decide_task.task
     with OpenPiece(task.piece, task.counting, task.cache) as opened:
         predictions = opened.decided()
         if predictions is None and reader is not None and reader.head.finite:
             predictions = np.full(opened.labels.size, -1)
-            for chunk, picked in _picked(opened, reader.layer, given.chosen):
+            for chunk, picked in _picked(opened, reader.layer, decide_task.chosen):
                 numbers = predictions[chunk.first : chunk.first + len(chunk.rows)]
                 numbers[picked] = reader.head.decide(chunk.rows[picked])
         return {
-            layer: _decisions(opened, layer, means, predictions, given) for layer in given.layers
+            layer: _decisions(opened, layer, means, predictions, decide_task)
+            for layer in decide_task.layers
         }
 
 
@@ -122,13 +125,13 @@ def _decisions(
     layer: str,
     means: SavedState | dict[str, ClassMoments],
     predictions: Ints | None,
-    given: DecideTask,
+    decide_task: DecideTask,
 ) -> Decisions:
     moments = means.moments(layer, scatter=False) if isinstance(means, SavedState) else means[layer]
-    centres, settings = ClassCentres(moments), given.task.counting.settings
-    zeros, sampled = np.zeros(moments.num_classes, np.int64), given.chosen is not None
+    centres, settings = ClassCentres(moments), decide_task.task.counting.settings
+    zeros, sampled = np.zeros(moments.num_classes, np.int64), decide_task.chosen is not None
     total = Decisions(zeros, zeros, None if predictions is None else zeros, sampled, zeros)
-    for chunk, picked in _picked(opened, layer, given.chosen):
+    for chunk, picked in _picked(opened, layer, decide_task.chosen):
         network = None
         if predictions is not None:
             network = predictions[chunk.first : chunk.first + len(chunk.rows)][picked]
@@ -163,8 +166,8 @@ def _asked(job: Job, merged: SavedState, chosen: Ints | None) -> list[Any]:
     return [merged.digest, digest.hexdigest(), layer, job.layers, sample]
 
 
-def _file_name(asked: Sequence[Any], number: int, given: DecideTask, cache: str) -> str:
-    piece = given.task.piece
+def _file_name(asked: Sequence[Any], number: int, decide_task: DecideTask, cache: str) -> str:
+    piece = decide_task.task.piece
     stored = {role: piece.shard.extras.get(role) for role in (PREDICTIONS, LOGITS)}
     sources = [
         [role, digest_of(array.file, cache), array.inside, array.offset]

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..activations.remote import expand
 from ..report.report import CollapseReport
 from ..system.suggest import listed
-from .audit_report import report_of
+from .audit_report import measured_report
 from .epochs import check_one_epoch
 from .head_file import check_classes, check_head_named, check_width, load_reader, only_file
 from .inputs import cache_folder, check_heads
@@ -59,7 +59,7 @@ def merge_files(
         job = _job_of_states(states[0], options, cache, progress)
         accept(job.layers, job.counting.settings.num_classes)
         merged = merge_states(states, Path(target), progress)
-        return report_of(job, merged, {}, numbering_notes(numbered_again(merged.shards)))
+        return measured_report(job, merged, {}, numbering_notes(numbered_again(merged.shards)))
 
 
 def _check_target(target: Path, states: Sequence[SavedState]) -> None:

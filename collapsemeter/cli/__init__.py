@@ -31,10 +31,10 @@ from .parser import Parser
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 bad input, 3 beyond a threshold that was given."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["audit"] and given[1:2] in (["map"], ["merge"]):  # commands of two words
-        given[:2] = [" ".join(given[:2])]
-    options, unknown = _parser().parse_known_args(given)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["audit"] and words[1:2] in (["map"], ["merge"]):  # commands of two words
+        words[:2] = [" ".join(words[:2])]
+    options, unknown = _parser().parse_known_args(words)
     if unknown:
         options.parser.unknown(unknown)
     try:

@@ -115,13 +115,13 @@ def audit_options(options: argparse.Namespace) -> Options:
     from ..audit.options import Options
 
     same = {field.name for field in fields(Options)} - {"head", "layers", "reduction", "nc4"}
-    given = {name: value for name, value in vars(options).items() if name in same}
+    settings = {name: value for name, value in vars(options).items() if name in same}
     if "layers" in options:
-        given["layers"] = tuple(options.layers)
-        given["reduction"] = dict(_reduction(entry) for entry in options.reduction)
+        settings["layers"] = tuple(options.layers)
+        settings["reduction"] = dict(_reduction(entry) for entry in options.reduction)
     if "nc4" in options:
-        given["nc4"] = int(options.nc4) if _INTEGER.fullmatch(options.nc4) else options.nc4
-    return Options(head=_heads(options.head), **given)
+        settings["nc4"] = int(options.nc4) if _INTEGER.fullmatch(options.nc4) else options.nc4
+    return Options(head=_heads(options.head), **settings)
 
 
 def _reduction(entry: str) -> tuple[str, Any]:

@@ -114,7 +114,7 @@ def run(
         plot(reports, target / name, zero_error_epoch=zero, title=_TITLE)
     audited = audited_report(target)
     outcome = Outcome(history, zero, target, audited)
-    say(f"\n{verdict(outcome)}\n{agreement(history[-1].frozen, audited)}")
+    say(f"\n{outcome_words(outcome)}\n{agreement(history[-1].frozen, audited)}")
     write_atomically(target / "report.json", audited.to_json(matrices=True).encode())
     reports[-1] = (history[-1].number, audited)
     write_html(target / "report.html", reports, title=_TITLE)
@@ -173,7 +173,7 @@ def _row(epoch: Epoch) -> str:
     )
 
 
-def verdict(outcome: Outcome) -> str:
+def outcome_words(outcome: Outcome) -> str:
     """Return in words, with the run's own figures, whether the network collapsed."""
     first, last = outcome.history[0].frozen, outcome.history[-1].frozen
     zero = outcome.zero_error_epoch

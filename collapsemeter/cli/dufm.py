@@ -83,7 +83,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..dufm.chain import check_memory as check_problem
+    from ..dufm.chain import check_size
     from ..dufm.overview import overview
     from ..dufm.plots import plot_problem
     from ..dufm.solver import check_search, solve
@@ -103,7 +103,7 @@ def _run(options: argparse.Namespace) -> None:
         _sweep(problem, options, solver if options.solve else None)
         return
     if options.solve or options.plot is not None:
-        check_problem(problem)
+        check_size(problem)
     known = overview(problem)
     if not (options.json or options.quiet):
         say(table(known))
@@ -271,5 +271,5 @@ def _solution_record(solution: Solution) -> dict[str, Any]:
     }
 
 
-def _plain(thing: object, *names: str) -> dict[str, Any]:
-    return {name: getattr(thing, name) for name in names}
+def _plain(source: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}

@@ -14,9 +14,9 @@ from .outputs import Kind, OutputFile, check_outputs
 class Parser(argparse.ArgumentParser):
     """A parser for which an option has one name, a file comes once, and what is wrong is one sentence."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         as_written = argparse.RawDescriptionHelpFormatter
-        super().__init__(**{"allow_abbrev": False, "formatter_class": as_written, **given})
+        super().__init__(**{"allow_abbrev": False, "formatter_class": as_written, **options})
         self.register("action", None, _Once)
         self._reads: list[str] = []
         self._writes: dict[str, Kind] = {}
@@ -32,13 +32,13 @@ class Parser(argparse.ArgumentParser):
     def check_files(self, options: argparse.Namespace) -> None:
         """Refuse outputs that would overwrite something, see `check_outputs`."""
         names = {a.dest: max(a.option_strings, default="an input", key=len) for a in self._actions}
-        given = vars(options)
+        values = vars(options)
         outputs = [
-            OutputFile(names[dest], given[dest], kind)
+            OutputFile(names[dest], values[dest], kind)
             for dest, kind in self._writes.items()
-            if given[dest] is not None
+            if values[dest] is not None
         ]
-        inputs = {names[dest]: list(_paths(given[dest])) for dest in self._reads}
+        inputs = {names[dest]: list(_paths(values[dest])) for dest in self._reads}
         check_outputs(outputs, inputs)
 
     def error(self, message: str) -> NoReturn:

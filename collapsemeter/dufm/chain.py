@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 from scipy import linalg  # type: ignore[import-untyped, unused-ignore]
 
-from .network import Variables, zeros
+from .network import Variables, zero_variables
 from .problem import DUFM, FloatArray
 from .registry import TooNarrow
 
@@ -65,7 +65,7 @@ def widths_of(chain: Chain) -> tuple[int, ...]:
     return tuple(factor.shape[0] for factor in chain[:-1])
 
 
-def check_widths(problem: DUFM, needs: Sequence[int], name: str) -> None:
+def require_widths(problem: DUFM, needs: Sequence[int], name: str) -> None:
     """Refuse widths that the layers of the problem do not have."""
     if any(need > have for need, have in zip(needs, problem.layer_widths, strict=True)):
         raise TooNarrow(
@@ -73,7 +73,7 @@ def check_widths(problem: DUFM, needs: Sequence[int], name: str) -> None:
         )
 
 
-def check_memory(problem: DUFM) -> None:
+def check_size(problem: DUFM) -> None:
     """Refuse to build the arrays of a problem that would fill the memory."""
     widths = (problem.num_classes, *problem.layer_widths, problem.num_classes)
     entries = sum(a * b for a, b in pairwise(widths))
@@ -94,8 +94,8 @@ def shortened(values: Sequence[object]) -> str:
 
 def pad(problem: DUFM, point: Variables) -> Variables:
     """Fill a point up with zeros to the widths of the problem."""
-    check_memory(problem)
-    padded = zeros(problem, point.features.shape[1])
+    check_size(problem)
+    padded = zero_variables(problem, point.features.shape[1])
     for room, array in zip(padded.arrays, point.arrays, strict=False):
         room[tuple(map(slice, array.shape))] = array
     return padded

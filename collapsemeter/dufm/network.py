@@ -188,37 +188,37 @@ def loss_and_gradient(problem: DUFM, point: Variables) -> tuple[float, Variables
     >>> round(loss, 12), gradient.features.tolist()
     (0.2, [[0.1, 0.0], [0.0, 0.1]])
     """
-    check_shapes(problem, point, problem.num_samples)
+    check_variables(problem, point, problem.num_samples)
     return column_loss_and_gradient(problem, point, sample_columns(problem))
 
 
 def class_loss_and_gradient(problem: DUFM, point: Variables) -> tuple[float, Variables]:
     """`loss_and_gradient` with all samples of a class in one column, features (d_1, K)."""
-    check_shapes(problem, point, problem.num_classes)
+    check_variables(problem, point, problem.num_classes)
     return column_loss_and_gradient(problem, point, class_columns(problem))
 
 
-def array_shapes(problem: DUFM, columns: int) -> list[tuple[int, ...]]:
+def variable_shapes(problem: DUFM, columns: int) -> list[tuple[int, ...]]:
     """Shapes of the features, with so many columns, and of the weights."""
     widths = (*problem.layer_widths, problem.num_classes)
     weights = [(widths[i + 1], widths[i]) for i in range(problem.depth)]
     return [(widths[0], columns), *weights]
 
 
-def zeros(problem: DUFM, columns: int) -> Variables:
+def zero_variables(problem: DUFM, columns: int) -> Variables:
     """A point of nothing but zeros."""
-    features, *weights = map(np.zeros, array_shapes(problem, columns))
+    features, *weights = map(np.zeros, variable_shapes(problem, columns))
     bias = np.zeros(problem.num_classes) if problem.bias else None
     return Variables(features, tuple(weights), bias)
 
 
-def check_shapes(problem: DUFM, point: Variables, columns: int) -> None:
+def check_variables(problem: DUFM, point: Variables, columns: int) -> None:
     """Refuse a point whose arrays are not those of the problem."""
-    needed = array_shapes(problem, columns)
-    given = [point.features.shape, *(weight.shape for weight in point.weights)]
-    if given != needed:
+    needed = variable_shapes(problem, columns)
+    shapes = [point.features.shape, *(weight.shape for weight in point.weights)]
+    if shapes != needed:
         raise ValueError(
-            f"features and weights have shapes {given}, the problem needs {needed}: "
+            f"features and weights have shapes {shapes}, the problem needs {needed}: "
             "pass features of shape (d_1, columns) and one W_l of shape (d_{l+1}, d_l) per layer."
         )
     shape = None if point.bias is None else point.bias.shape

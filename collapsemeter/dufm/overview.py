@@ -207,11 +207,11 @@ class SweptPoint:
 
 def parse_sweep(text: str) -> Sweep:
     """Read ``name=LOW:HIGH:COUNT``: decays evenly in their logarithm, the others rounded."""
-    name, _, rest = text.partition("=")
+    name, _, range_text = text.partition("=")
     if name not in SWEPT:
         raise ValueError(f"--sweep {text}: sweep one of {', '.join(SWEPT)}")
     try:
-        start, end, points = rest.split(":")
+        start, end, points = range_text.split(":")
         low, high, count = float(start), float(end), int(points)
     except ValueError:
         count = 0

@@ -24,7 +24,7 @@ class TooStrong(DoesNotApply):
     """The closed form solves the problem at weaker decays only."""
 
 
-def require(problem: DUFM, name: str, **properties: object) -> None:
+def require_problem(problem: DUFM, name: str, **properties: object) -> None:
     """Refuse a problem that lacks a property, naming what it has instead."""
     for attribute, needed in properties.items():
         actual = getattr(problem, attribute)

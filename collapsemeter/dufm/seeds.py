@@ -8,7 +8,7 @@ import numpy as np
 
 from .chain import Chain, balance, pad
 from .graphs import best_subset_size, read_by_signs, subset_signs, triangular_incidence
-from .network import Variables, zeros
+from .network import Variables, zero_variables
 from .problem import DUFM, FloatArray
 
 
@@ -50,7 +50,7 @@ def gaussian_start(problem: DUFM, rng: np.random.Generator) -> Variables:
 
 def _normal(problem: DUFM, columns: int, gain: float, rng: np.random.Generator) -> Variables:
     """Normal features, and normal weights of variance gain / fan-in."""
-    start = zeros(problem, columns)
+    start = zero_variables(problem, columns)
     start.features[:] = rng.standard_normal(start.features.shape)
     for weight in start.weights:
         weight[:] = math.sqrt(gain / weight.shape[1]) * rng.standard_normal(weight.shape)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..system.processes import processes
 from . import seeds
-from .chain import check_memory, pad
+from .chain import check_size, pad
 from .closed.bounds import lower_bound
 from .descent import Trajectory, gradient_descent, lbfgs
 from .network import Variables
@@ -96,7 +96,7 @@ def solve(
     restarts = (1 if walks else 8) if restarts is None else restarts
     steps = (10_000 if walks else 2000) if steps is None else steps
     check_search(restarts, jobs, steps=steps)
-    check_memory(problem)
+    check_size(problem)
     structured = 0 if walks else restarts if structured is None else structured
     starts = restarts + structured
     with nullcontext() if min(jobs, starts) == 1 else processes(min(jobs, starts)) as pool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from ..metrics.random_means import random_etf_error
 from ..stats.undefined import FLAGS, REASONS
-from .trust_words import trust, with_rows
+from .trust_words import trust, words_with_rows
 
 if TYPE_CHECKING:
     from ..metrics.layer import LayerReport
@@ -230,7 +230,7 @@ def _no_share(layer: LayerReport, name: str) -> str:
     """Say why there is no share of a property; nothing where there is one."""
     code = "between_scatter_not_above_noise"
     if code in layer.flags:
-        return with_rows(layer, REASONS[code])
+        return words_with_rows(layer, REASONS[code])
     if name in ("NC1", "NC4") and _too_few_rows(layer):
         return _too_few_rows(layer)
     classes = _recorded(layer, "classes_present")
@@ -252,7 +252,7 @@ def _no_share(layer: LayerReport, name: str) -> str:
 def _too_few_rows(layer: LayerReport) -> str:
     """Say that no class has a second row; nothing where one has."""
     few = layer.no_estimate.get("nc1_trace_ratio") == "too_few_rows"
-    return with_rows(layer, REASONS["too_few_rows"]) if few else ""
+    return words_with_rows(layer, REASONS["too_few_rows"]) if few else ""
 
 
 def _random(layer: LayerReport) -> tuple[float, str]:

@@ -84,8 +84,8 @@ def _block(
     lines = ["layer".ljust(names) + header, "─" * (names + sum(sizes))]
     for name, *values in zip(layers, *(cells[metric] for metric in columns), strict=True):
         row = "".join(map(str.rjust, values, sizes)).rstrip()
-        first, *rest = textwrap.wrap(printable(name), names) or [""]
-        lines += [first.ljust(names) + row, *rest]
+        first, *continued = textwrap.wrap(printable(name), names) or [""]
+        lines += [first.ljust(names) + row, *continued]
     return lines
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..stats.undefined import FLAGS, REASONS
 from ..system.escaping import printable
 from ..system.suggest import listed
-from .trust_words import with_rows
+from .trust_words import words_with_rows
 
 if TYPE_CHECKING:
     from ..metrics.layer import LayerReport
@@ -45,4 +45,4 @@ def cautions(layers: Mapping[str, LayerReport], metrics: Iterable[str]) -> list[
 
 def _sentence(layer: LayerReport, code: str) -> str:
     words = (REASONS | FLAGS).get(code, code)
-    return with_rows(layer, words) if code in _OF_ROWS else words
+    return words_with_rows(layer, words) if code in _OF_ROWS else words

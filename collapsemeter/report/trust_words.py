@@ -41,7 +41,7 @@ def beside(layer: LayerReport, metric: str, shown: Callable[[float], str] = "{:.
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def with_rows(layer: LayerReport, words: str) -> str:
+def words_with_rows(layer: LayerReport, words: str) -> str:
     """Return the beginning of a sentence with the rows of a class; all of it where they are not known."""
     rows = _rows_a_class(layer)
     return f"{words.partition(':')[0]}: {rows}" if rows else words

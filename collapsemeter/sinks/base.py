@@ -94,7 +94,7 @@ def _whole(step: float) -> int:
     return int(step)
 
 
-def run_of(run: str, prefix: str) -> str:
+def run_in_file(run: str, prefix: str) -> str:
     """Return the run that a file has of reports with a prefix: one line of a history for each."""
     return f"{run}/{prefix.rstrip('/')}" if prefix else run
 

@@ -15,7 +15,7 @@ from ..report.report import CollapseReport
 from ..report.trust_words import PARTS, trust
 from ..system.escaping import printable
 from ..system.warning import warn
-from .base import AppendedFile, GuardedSink, checked_run, run_of
+from .base import AppendedFile, GuardedSink, checked_run, run_in_file
 
 _KEYS = ("run", "step", "phase", "layer")
 _SHARES = tuple(name for name, metric in METRICS.items() if metric.unit == "share of rows")
@@ -99,7 +99,7 @@ class CsvSink(GuardedSink):
         return not cut and header != ",".join(_COLUMNS)
 
     def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:
-        keys = run_of(self.run, prefix), str(step), report.phase
+        keys = run_in_file(self.run, prefix), str(step), report.phase
         rows = [_row(*keys, name, layer) for name, layer in report.items()]
         self._mend()
         if self._has_other_columns():

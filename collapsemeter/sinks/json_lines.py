@@ -11,7 +11,7 @@ from ..report.origin import COUNTED
 from ..report.report import CollapseReport
 from ..report.training_error import RECORDED_ERROR
 from ..report.trust_words import LASTING
-from .base import AppendedFile, GuardedSink, checked_run, run_of
+from .base import AppendedFile, GuardedSink, checked_run, run_in_file
 
 
 class JsonlSink(GuardedSink):
@@ -57,7 +57,7 @@ class JsonlSink(GuardedSink):
             key: report.provenance[key] for key in (RECORDED_ERROR,) if key in report.provenance
         }
         record = {
-            "run": run_of(self.run, prefix),
+            "run": run_in_file(self.run, prefix),
             "step": step,
             "phase": report.phase,
             **recorded,

@@ -41,9 +41,9 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor]:
 
 
 class _Pool(ProcessPoolExecutor):
-    def submit(self, function: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         with _starting():  # a process is started when a task finds none that is free
-            return super().submit(_unless_ended, function, *given, **named)
+            return super().submit(_unless_ended, function, *arguments, **named)
 
 
 @contextmanager
@@ -80,14 +80,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _unless_ended(function: Callable[..., Any], /, *given: Any, **named: Any) -> Any:
+def _unless_ended(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
     """Call a function; SIGTERM, which a worker takes during tasks alone, interrupts this one and all others."""
     try:
         if _MASKS:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         if _ended:
             raise EndedError
-        return function(*given, **named)
+        return function(*arguments, **named)
     finally:
         if _MASKS:
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

@@ -205,7 +205,7 @@ def turned_away(driver: Driver, batch: Batch) -> bool:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def ignoring_warnings() -> Iterator[None]:
     """Let the warnings pass that a fault is meant to raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

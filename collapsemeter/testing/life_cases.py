@@ -9,8 +9,8 @@ import numpy as np
 
 from ..stats.moments import ClassMoments
 from ..stats.sums import MIXED, UNLABELLED
-from .driver import Batch, Case, Make, Spec, attached, case, feed, quiet, turned_away
-from .oracle import Oracle, agrees, require
+from .driver import Batch, Case, Make, Spec, attached, case, feed, ignoring_warnings, turned_away
+from .oracle import Oracle, agrees, expect
 from .streams import NEAR, OFFSET, Stream, spec_of, stream_of
 
 CASES: list[Case] = []
@@ -50,13 +50,13 @@ def rows_of_zeros(make: Make) -> None:
     """A one-hot row of zeros names no class: it is left out and counted as such, and is not class 0."""
     spec = spec_of()
     stream = stream_of(spec).with_labels(slice(0, 96, 7), UNLABELLED)
-    with attached(make, spec) as driver, quiet():
+    with attached(make, spec) as driver, ignoring_warnings():
         for features, labels in stream:
             one_hot = np.zeros((len(labels), 4), np.float32)
             one_hot[labels >= 0, labels[labels >= 0]] = 1
             driver.feed(features, one_hot)
         report = Oracle(spec, stream).check(driver)
-        require(
+        expect(
             any("label" in text for text in report.warnings),
             "rows without a class were left out, and no warning of the report speaks of labels",
         )
@@ -102,10 +102,10 @@ def soft_labels(make: Make) -> None:
     spec = spec_of()
     stream = stream_of(spec)
     left_out = stream.with_labels(slice(24, 48), MIXED).with_labels([5, 70], MIXED)
-    first, mixed, *rest = ((features, np.eye(4, dtype=np.float32)[y]) for features, y in stream)
-    first[1][5], rest[0][1][70 - 48] = [1, 0, 1, 0], [0.5, 0.5, 0, 0]
+    first, mixed, *later = ((features, np.eye(4, dtype=np.float32)[y]) for features, y in stream)
+    first[1][5], later[0][1][70 - 48] = [1, 0, 1, 0], [0.5, 0.5, 0, 0]
     mixture = 0.7 * mixed[1] + np.float32(0.3 / 4)
-    _refused_or_left_out(make, spec, left_out, [first, (mixed[0], mixture), *rest])
+    _refused_or_left_out(make, spec, left_out, [first, (mixed[0], mixture), *later])
 
 
 @case(CASES)
@@ -118,11 +118,11 @@ def largest_parts(make: Make) -> None:
     batches = [(features, np.eye(4, dtype=np.float32)[y]) for features, y in stream_of(spec)]
     batches[1] = batches[1][0], 0.7 * batches[1][1] + np.float32(0.3 / 4)
     batches[0][1][5], batches[2][1][70 - 48] = [0.5, 0, 0.5, 0], [0.25, 0.25, 0.25, 0.25]
-    with attached(make, spec) as driver, quiet():
+    with attached(make, spec) as driver, ignoring_warnings():
         feed(driver, batches)
         report = Oracle(spec, stream).check(driver)
     said = report.provenance.get("mixed")
-    require(said == "hardest", f"the report says mixed={said!r}, labels were taken as 'hardest'")
+    expect(said == "hardest", f"the report says mixed={said!r}, labels were taken as 'hardest'")
 
 
 @case(CASES)
@@ -132,38 +132,38 @@ def labels_of_another_length(make: Make) -> None:
     """
     spec = spec_of()
     stream = stream_of(spec)
-    first, second, *rest = stream
+    first, second, *later = stream
     for cut in ((second[0][:23], second[1]), (second[0], second[1][:23])):
-        with attached(make, spec, [first]) as driver, quiet():
+        with attached(make, spec, [first]) as driver, ignoring_warnings():
             refused = turned_away(driver, cut)
-            feed(driver, rest)
+            feed(driver, later)
             report = driver.report()
             layer = report[list(report)[-1]]
             # A graph that was cut short may have counted a part: then there must be no number.
             if any(code in layer.flags for code in _NOT_MEASURED):
-                require(bool(report.warnings), "a layer is not measured, and no warning says why")
+                expect(bool(report.warnings), "a layer is not measured, and no warning says why")
                 continue
-            require(
+            expect(
                 refused or bool(report.warnings),
                 f"{len(cut[0])} rows came with {len(cut[1])} labels, without an error or a warning",
             )
-            Oracle(spec, [first, *rest]).check(driver)
+            Oracle(spec, [first, *later]).check(driver)
 
 
 def _refused_or_left_out(
-    make: Make, spec: Spec, stream: Stream, given: Iterable[Batch] | None = None
+    make: Make, spec: Spec, stream: Stream, fed: Iterable[Batch] | None = None
 ) -> None:
     """Check that a wrong label is refused with its batch, or left out with a warning."""
-    with attached(make, spec) as driver, quiet():
+    with attached(make, spec) as driver, ignoring_warnings():
         right, warns = [], False
-        for truth, batch in zip(stream, given or stream, strict=True):
+        for truth, batch in zip(stream, fed or stream, strict=True):
             wrong = ~np.isin(truth[1], [*range(spec.num_classes), spec.settings.ignore_index])
             refused = turned_away(driver, batch)
-            require(not refused or bool(wrong.any()), "a batch with right labels was refused")
+            expect(not refused or bool(wrong.any()), "a batch with right labels was refused")
             warns |= bool(wrong.any()) and not refused
             right += [] if refused else [truth]
         report = Oracle(spec, right).check(driver)
-        require(
+        expect(
             not warns or any("label" in text for text in report.warnings),
             "labels that name no class were taken, and no warning of the report speaks of labels",
         )
@@ -271,9 +271,9 @@ def no_trace(make: Make) -> None:
         driver = make(spec)
         before = driver.fingerprint()
         driver.attach()
-        with quiet():
+        with ignoring_warnings():
             for batch in fed:
                 turned_away(driver, batch)
             driver.close()
         after = driver.fingerprint()
-        require(before == after, f"before attach the model was {before!r}, after close {after!r}")
+        expect(before == after, f"before attach the model was {before!r}, after close {after!r}")

@@ -33,13 +33,13 @@ def tolerance(rows: int) -> float:
     return min(4 * rows * EPS["float32"], LOOSEST)
 
 
-def require(condition: bool, sentence: str) -> None:
+def expect(condition: bool, sentence: str) -> None:
     """Raise AssertionError with the sentence, whatever Python's flags are."""
     if not condition:
         raise AssertionError(sentence)
 
 
-def reduced(features: Features, labels: Labels) -> tuple[Rows, npt.NDArray[np.int64]]:
+def rows_and_labels(features: Features, labels: Labels) -> tuple[Rows, npt.NDArray[np.int64]]:
     """Return one row and one label for each: maps averaged, sequences token by token."""
     wide = np.asarray(features, np.float64)
     if labels.ndim == 1 and wide.ndim > 2:
@@ -52,7 +52,7 @@ class Oracle:
 
     def __init__(self, spec: Spec, batches: Iterable[Batch]) -> None:
         self.spec, settings = spec, spec.settings
-        parts = [reduced(features, labels) for features, labels in batches]
+        parts = [rows_and_labels(features, labels) for features, labels in batches]
         parts = [self._valid(rows, labels) for rows, labels in parts]
         rows, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
         moments = ClassMoments.from_batch(
@@ -103,8 +103,8 @@ class Oracle:
 
     def check_report(self, report: CollapseReport) -> None:
         """Raise AssertionError unless the report is right in every layer."""
-        require(len(report) > 0, "the report has no layer")
-        require(
+        expect(len(report) > 0, "the report has no layer")
+        expect(
             report.phase == self.spec.phase,
             f"the report's phase is {report.phase!r}, these batches were fed {self.spec.phase!r}",
         )
@@ -118,11 +118,11 @@ class Oracle:
         truth, rtol = self.moments, self.rtol
         for name in _FIELDS:
             a, b = getattr(moments, name), getattr(truth, name)
-            require(a == b, f"the moments have {name}={a!r}, it should be {b!r}")
+            expect(a == b, f"the moments have {name}={a!r}, it should be {b!r}")
         _close("counts of the moments", moments.counts, truth.counts)
         _close("within-class traces of the moments", moments.traces, truth.traces, rtol)
         if moments.sketch is not None and truth.sketch is not None:
-            require(
+            expect(
                 moments.seeds == truth.seeds,
                 f"the sketch was hashed with the seeds {sorted(moments.seeds)}, it should be {sorted(truth.seeds)}",
             )
@@ -141,7 +141,7 @@ class Oracle:
         groups, truth = moments.groups, self.moments.groups
         if groups is None or truth is None:
             numbers = (0 if part is None else part.number for part in (groups, truth))
-            require(groups is truth, "the moments have {} groups, it should be {}".format(*numbers))
+            expect(groups is truth, "the moments have {} groups, it should be {}".format(*numbers))
             return
         _close("counts of the groups", groups.counts, truth.counts)
         size = float(np.nanmax(truth.squares, initial=0.0))
@@ -184,10 +184,10 @@ def _check_layer(
     layer = report[name]
     said = f" It warns: {'; '.join(report.warnings)}." if report.warnings else ""
     for code in ("degraded", *CAUSE_CODES):
-        require(code not in layer.flags, f"layer {name!r} is not measured ({code}).{said}")
+        expect(code not in layer.flags, f"layer {name!r} is not measured ({code}).{said}")
     for key in _COUNTED + _DESCRIBED + (("nc4_rows", "nc4_sampled") if final else ()):
         value, expected = layer.provenance.get(key), truth.provenance[key]
-        require(
+        expect(
             value == expected,
             f"layer {name!r} has provenance {key}={value!r}, it should be {expected!r}.{said}",
         )
@@ -197,30 +197,30 @@ def _check_layer(
         if metric in layer:
             _check_metric(name, metric, layer, truth, rtol)
         else:
-            require(
+            expect(
                 metric.startswith(optional),
                 f"layer {name!r} lacks {metric} (reason: {layer.reason(metric)}).{said}",
             )
     errors, expected = layer.standard_errors, truth.standard_errors
-    require(
+    expect(
         errors.keys() == expected.keys(),
         f"layer {name!r} has standard errors of {list(errors)}, expected: {list(expected)}",
     )
     for metric, error in expected.items():
         _close(f"standard error of {metric}", errors[metric], error, rtol)
     for kind in ("estimates", "intervals"):
-        given, ends = getattr(layer, kind), getattr(truth, kind)
+        actual, ends = getattr(layer, kind), getattr(truth, kind)
         if final:
-            what = f"layer {name!r} has {kind} of {sorted(given)}, expected: {sorted(ends)}"
-            require(given.keys() == ends.keys(), what)
-        for metric in given.keys() & ends.keys():
+            what = f"layer {name!r} has {kind} of {sorted(actual)}, expected: {sorted(ends)}"
+            expect(actual.keys() == ends.keys(), what)
+        for metric in actual.keys() & ends.keys():
             what = f"{kind} of {metric} in layer {name!r}"
-            _close(what, given[metric], ends[metric], rtol, rtol)
+            _close(what, actual[metric], ends[metric], rtol, rtol)
     per_class = {"count": 0.0, "variance": rtol} | ({"ncc_accuracy": 0.0} if final else {})
     for part, bound in per_class.items():
         what = f"{part} per class of layer {name!r}"
         _close(what, layer.per_class[part], truth.per_class[part], bound)
-    require(
+    expect(
         layer.flags == truth.flags or not final,
         f"layer {name!r} has flags {layer.flags}, expected: {truth.flags}",
     )
@@ -231,7 +231,7 @@ def _check_metric(
 ) -> None:
     value, expected = layer[metric], truth[metric]
     if math.isnan(expected):
-        require(
+        expect(
             math.isnan(value) and layer.reason(metric) == truth.reason(metric),
             f"{metric} of layer {name!r} is {value!r} (reason {layer.reason(metric)!r}), it should be "
             f"undefined: {truth.reason(metric)!r}",
@@ -240,7 +240,7 @@ def _check_metric(
     # Fractions of rows are exact; NC1 is small near collapse, so only its ratio means something.
     exact, ratio = metric.startswith(("nc4", "ncc")), metric.startswith("nc1")
     bound = 1e-12 if exact else rtol * (abs(expected) + (0.0 if ratio else 1.0))
-    require(
+    expect(
         abs(value - expected) <= bound,
         f"{metric} of layer {name!r} is {value!r}, the core says {expected!r} of the same features "
         f"(allowed error {bound:.1e})",
@@ -248,10 +248,10 @@ def _check_metric(
 
 
 def _close(
-    what: str, given: npt.ArrayLike, truth: npt.ArrayLike, rtol: float = 0.0, atol: float = 0.0
+    what: str, actual: npt.ArrayLike, truth: npt.ArrayLike, rtol: float = 0.0, atol: float = 0.0
 ) -> None:
-    values, expected = np.asarray(given), np.asarray(truth)
-    require(
+    values, expected = np.asarray(actual), np.asarray(truth)
+    expect(
         values.shape == expected.shape,
         f"{what}: shape {values.shape}, it should be {expected.shape}",
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..metrics.rounding_errors import CODE, FLAGGED
 from .driver import Case, Make, attached, case, feed
-from .oracle import Oracle, agrees, require
+from .oracle import Oracle, agrees, expect
 from .streams import NEAR, OFFSET, RAGGED, SIZES, spec_of, stream_of
 
 CASES: list[Case] = []
@@ -20,7 +20,7 @@ def one_batch(make: Make) -> None:
     """All rows in one batch, with nothing that calls for a warning."""
     spec = spec_of()
     report = agrees(make, spec, stream_of(spec, sizes=(sum(SIZES),)))
-    require(not report.warnings, f"a clean batch raised a warning: {'; '.join(report.warnings)}")
+    expect(not report.warnings, f"a clean batch raised a warning: {'; '.join(report.warnings)}")
 
 
 @case(CASES)
@@ -75,7 +75,7 @@ def displaced_first_rows(make: Make) -> None:
             refused = layer.reasons.get(name) in (CODE, "within_scatter_rank_deficient")
             if name.startswith(("nc4", "ncc")) or refused or CODE in layer.flags:
                 continue
-            require(
+            expect(
                 abs(layer[name] - value) <= FLAGGED * abs(value),
                 f"{name} is {layer[name]!r}, not {value!r}, and nothing is said of it",
             )

@@ -10,7 +10,7 @@ import pytest
 
 from collapsemeter.activations import Writer
 from collapsemeter.audit import Options, audit
-from collapsemeter.audit.epochs import numbered
+from collapsemeter.audit.epochs import what_numbers_count
 
 C = 4
 
@@ -220,4 +220,4 @@ def test_every_result_begins_with_what_it_is_of(data, tmp_path, cli, capsys):
     ],
 )
 def test_numbers_tell_apart_only_paths_that_are_alike_otherwise(first, second, kind):
-    assert numbered(first, second) == kind
+    assert what_numbers_count(first, second) == kind

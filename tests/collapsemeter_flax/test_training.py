@@ -159,8 +159,10 @@ def test_the_demos_final_layer_collapses(outcome: demo.Outcome) -> None:
         assert outcome.zero_error_epoch is not None
         assert bands == ["collapsed", "collapsed"]
         assert outcome.history[-1].frozen.final["nc4_mismatch"] == 0
-        assert "; zero training error from" in demo.verdict(outcome)
-    assert demo.verdict(outcome).startswith(f"{demo.HEADLINES[outcome.band]} after {epochs} epochs")
+        assert "; zero training error from" in demo.outcome_words(outcome)
+    assert demo.outcome_words(outcome).startswith(
+        f"{demo.HEADLINES[outcome.band]} after {epochs} epochs"
+    )
 
 
 def test_the_audit_of_the_demo_is_what_was_observed(outcome: demo.Outcome) -> None:

@@ -28,7 +28,7 @@ COMPILED = keras.backend.backend() != "torch"  # there XLA compiles the demo for
 def test_the_demo_runs_and_collapses_in_time(epochs, tmp_path):
     outcome = demo.run("keras", epochs, str(tmp_path / "demo"))
     final = outcome.history[-1]
-    verdict = demo.verdict(outcome)
+    verdict = demo.outcome_words(outcome)
     assert verdict.startswith(f"{demo.HEADLINES[outcome.band]} after {epochs} epochs; ")
     assert outcome.fall > 1.5
     if epochs == LONG:

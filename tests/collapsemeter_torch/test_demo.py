@@ -48,7 +48,7 @@ def test_every_block_is_watched_and_the_head_reads_the_last(outcome: demo.Outcom
 
 
 def test_the_verdict_speaks_of_this_run(outcome: demo.Outcome) -> None:
-    said = demo.verdict(outcome)
+    said = demo.outcome_words(outcome)
     final = outcome.history[-1].frozen.final
     headline = demo.HEADLINES[outcome.band]
     assert said.startswith(f"{headline} after {demo.EPOCHS} epochs; zero training error from")
@@ -59,7 +59,9 @@ def test_the_verdict_speaks_of_this_run(outcome: demo.Outcome) -> None:
 
 def test_a_run_that_is_too_short_is_not_called_collapse(outcome: demo.Outcome) -> None:
     short = outcome._replace(history=outcome.history[:2], zero_error_epoch=None)
-    assert "No neural collapse yet after 1 epochs; training error never" in demo.verdict(short)
+    assert "No neural collapse yet after 1 epochs; training error never" in demo.outcome_words(
+        short
+    )
 
 
 def test_the_lines_and_the_events_hold_the_reports(outcome: demo.Outcome) -> None:

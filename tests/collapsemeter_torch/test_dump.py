@@ -16,7 +16,7 @@ from collapsemeter.activations import open_arrays
 from collapsemeter.activations.manifest import Manifest
 from collapsemeter.audit import Options, Running, audit
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.frozen import host_array
+from collapsemeter_torch.frozen import exact_array
 
 from .dumped_networks import NETWORKS, Twice, Watched, digits, twice, vectors
 
@@ -116,7 +116,7 @@ def test_rows_are_those_of_the_network_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float64])
 def test_every_value_of_a_dtype_is_kept(dtype: torch.dtype) -> None:
     values = torch.tensor([0.0, -0.0, 1.5, -2.0, torch.inf, 2.0**-14]).to(dtype)
-    found = host_array(values)
+    found = exact_array(values)
     assert found.dtype.name == str(dtype).removeprefix("torch.")
     assert np.array_equal(found.astype(np.float64), values.double().numpy())
 

@@ -172,7 +172,7 @@ def test_the_demo_says_of_a_layer_what_its_summary_does(name: str) -> None:
     built = LAYERS[name]()
     report = CollapseReport({"fc": built})
     epochs = [Epoch(n, 0.1, 0.0, None, report) for n in (0, 1)]
-    text = demo.verdict(demo.Outcome(epochs, 1, Path("runs")))
+    text = demo.outcome_words(demo.Outcome(epochs, 1, Path("runs")))
     assert said_by(text) == said_by(report.summary())
     bands = [judgement.band for judgement in Criteria().judge(built).values()]
     assert text.startswith(f"{demo.HEADLINES[worst(bands)]} after 1 epochs; zero training error")

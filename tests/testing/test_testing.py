@@ -23,7 +23,7 @@ from collapsemeter.stats.namespace import Numpy
 from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.stats.sums import Sums
 from collapsemeter.testing import streams
-from collapsemeter.testing.oracle import Oracle, reduced
+from collapsemeter.testing.oracle import Oracle, rows_and_labels
 
 README = Path(__file__).parents[2] / "adapters" / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -751,7 +751,7 @@ def test_no_decision_is_left_to_rounding(monkeypatch):
     """Fractions of rows are compared exactly, so no row may be near a tie, by the head or by means."""
     for spec, batches in every_stream(monkeypatch):
         oracle = Oracle(spec, batches)
-        rows = np.concatenate([reduced(*batch)[0] for batch in batches])
+        rows = np.concatenate([rows_and_labels(*batch)[0] for batch in batches])
         rows = rows[np.isfinite(rows).all(axis=1)]
         assert not streams.in_doubt(spec, rows).any()
         centres = oracle.moments.means[oracle.moments.counts > 0]

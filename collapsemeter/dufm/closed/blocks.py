@@ -12,7 +12,7 @@ from functools import partial as bind
 
 import numpy as np
 
-from ..chain import Chain, balance, check_widths, direct_sum
+from ..chain import Chain, balance, direct_sum, require_widths
 from ..graphs import (
     best_subset_size,
     read_by_signs,
@@ -22,7 +22,7 @@ from ..graphs import (
 )
 from ..optimum import Optimum, structure
 from ..problem import DUFM
-from ..registry import DoesNotApply, closed_form, require, require_survival
+from ..registry import DoesNotApply, closed_form, require_problem, require_survival
 from ..scalar import ell, ell_minimiser
 
 DEEP = {"loss": "mse", "balanced": True, "bias": False, "activation": "relu"}
@@ -71,7 +71,7 @@ def _compose(
     fits = [ell_minimiser(strength, depth) for strength in strengths]
     require_survival(name, fits)
     alive = [block.widths(depth) for block, fit in zip(chosen, fits, strict=True) if fit]
-    check_widths(problem, list(map(sum, zip(*alive, strict=True))), name)
+    require_widths(problem, list(map(sum, zip(*alive, strict=True))), name)
     losses = [b.classes * ell(g, depth) for b, g in zip(chosen, strengths, strict=True)]
     chain, loss = bind(_blocks_chain, chosen, fits, depth), sum(losses) / problem.num_classes
     free = (1,) if any(not block.order for block in chosen) else ()
@@ -109,7 +109,7 @@ def srg(problem: DUFM, size: int | None = None) -> Optimum:
     >>> round(srg(problem, size=2).loss, 10), round(srg(problem).loss, 10)
     (0.1938316691, 0.1759418309)
     """
-    require(problem, "srg", **DEEP)
+    require_problem(problem, "srg", **DEEP)
     classes, depth = problem.num_classes, problem.depth
     order = (1 + math.isqrt(1 + 8 * classes)) // 2
     if math.comb(order, 2) != classes:
@@ -182,7 +182,7 @@ def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
     >>> [reference.name for reference in problem.references()][:2]
     ['blocks', 'dnc']
     """
-    require(problem, "blocks", **DEEP)
+    require_problem(problem, "blocks", **DEEP)
     if problem.depth < 3:
         raise DoesNotApply(f"blocks needs depth 3 or more, got {problem.depth}: use dnc.")
     chosen = tuple(split) if split is not None else best_blocks(problem)

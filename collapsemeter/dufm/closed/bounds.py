@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special  # type: ignore[import-untyped, unused-ignore]
 
 from ..descent import flatten, lbfgs, newton_polish, unflatten
-from ..network import class_columns, fit_and_slope, zeros
+from ..network import class_columns, fit_and_slope, zero_variables
 from ..problem import DUFM, FloatArray
 from ..reductions import canonical
 from ..registry import DoesNotApply
@@ -33,8 +33,8 @@ def one_layer_mse(problem: DUFM) -> tuple[float, float, float, float]:
         left = decay / (2 * classes * (1 + decay))
         return (centred + left, t, 0.0, 1 / (1 + decay))
     mean = 1 - g - g / decay
-    rest = g**2 / (2 * classes) * (1 + 1 / decay) + g / classes * mean
-    return (centred + rest, t, mean, g / decay)
+    offset = g**2 / (2 * classes) * (1 + 1 / decay) + g / classes * mean
+    return (centred + offset, t, mean, g / decay)
 
 
 def one_layer_ce(problem: DUFM) -> tuple[float, float]:
@@ -190,7 +190,7 @@ def convex_value(problem: DUFM) -> ConvexValue:
     # With K neurons the factorised problem has no bad local minima, only saddles,
     # which a random start avoids.
     small = replace(canonical(problem), widths=problem.num_classes)
-    blank = zeros(small, problem.num_classes)
+    blank = zero_variables(small, problem.num_classes)
     size = flatten(blank).size
     point = unflatten(blank, 0.5 * np.random.default_rng(0).standard_normal(size))
     for _ in range(2):  # restarting L-BFGS drops stale curvature near the end

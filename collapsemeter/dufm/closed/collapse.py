@@ -7,10 +7,10 @@ from functools import partial as bind
 import numpy as np
 
 from ...metrics.frames import centring
-from ..chain import Chain, balance, check_widths, paired_signs, split_linear
+from ..chain import Chain, balance, paired_signs, require_widths, split_linear
 from ..optimum import Optimum, structure
 from ..problem import DUFM, FloatArray
-from ..registry import DoesNotApply, TooNarrow, closed_form, require, require_survival
+from ..registry import DoesNotApply, TooNarrow, closed_form, require_problem, require_survival
 from ..scalar import ell, ell_minimiser, least_margin_loss
 
 BINARY = "Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165"
@@ -78,16 +78,16 @@ def dnc(problem: DUFM, first_layer: float | None = None) -> Optimum:
     >>> round(dnc(problem).loss, 12)
     0.049797543943
     """
-    require(problem, "dnc", balanced=True, activation="relu")
+    require_problem(problem, "dnc", balanced=True, activation="relu")
     classes, depth, squared = problem.num_classes, problem.depth, problem.loss == "mse"
     if squared:
-        require(problem, "dnc", **({"bias_decay": 0.0} if depth > 1 else {"bias": False}))
+        require_problem(problem, "dnc", **({"bias_decay": 0.0} if depth > 1 else {"bias": False}))
     elif depth == 1:
         raise DoesNotApply("dnc with loss 'ce' needs depth 2 or more, got 1: use ufm_ce.")
     fit, loss, effective = _wide_fit(problem)
     require_survival("dnc", [fit])
     first = _first_width(problem, first_layer)
-    check_widths(problem, (first, *(classes,) * (depth - 1)), "dnc")
+    require_widths(problem, (first, *(classes,) * (depth - 1)), "dnc")
     parameters = {"t" if squared else "margin": fit}
     if _centred(problem):
         parameters["effective_classes"] = effective
@@ -192,7 +192,7 @@ def partial(problem: DUFM, learned: int) -> Optimum:
             f"learned must be 1 to {problem.num_classes - 1}, got {learned}: "
             "use zero or dnc for none or all."
         )
-    require(problem, "partial", balanced=True, bias=False)
+    require_problem(problem, "partial", balanced=True, bias=False)
     classes, depth, room = problem.num_classes, problem.depth, min(problem.layer_widths)
     if learned > room:
         raise TooNarrow(

@@ -7,10 +7,10 @@ from functools import partial as bind
 import numpy as np
 
 from ...metrics.frames import centring
-from ..chain import Chain, balance, check_widths, paired_signs, split_linear
+from ..chain import Chain, balance, paired_signs, require_widths, split_linear
 from ..optimum import Optimum, structure
 from ..problem import DUFM, FloatArray
-from ..registry import DoesNotApply, closed_form, require, require_survival
+from ..registry import DoesNotApply, closed_form, require_problem, require_survival
 from ..scalar import least_margin_loss
 
 SOURCE = "Garrod & Keating 2024, arXiv 2410.23169"
@@ -78,7 +78,7 @@ def _polygon(num_classes: int) -> FloatArray:
 
 
 def _require_linear_ce(problem: DUFM, name: str, least_classes: int) -> None:
-    require(problem, name, activation="linear", loss="ce", balanced=True)
+    require_problem(problem, name, activation="linear", loss="ce", balanced=True)
     if problem.depth == 1:
         raise DoesNotApply(f"{name} needs depth 2 or more, got 1: ufm_ce is optimal there.")
     if problem.num_classes < least_classes:
@@ -98,7 +98,7 @@ def _linear_ce(
     margins = np.repeat([margin for margin, _ in least], counts)
     loss = sum(n * each for n, (_, each) in zip(counts, least, strict=True)) / sum(counts)
     require_survival(name, [margins[0]])
-    check_widths(problem, (rank,) * problem.depth, name)
+    require_widths(problem, (rank,) * problem.depth, name)
     chain = bind(_linear_chain, pattern, margins, problem.depth)
     words = "upper bound: one of the structures compared in the source"
     return structure(problem, name, loss, chain, words, SOURCE, {"margin": float(margins[0])})
@@ -125,7 +125,7 @@ def pairs(problem: DUFM) -> Optimum:
     >>> problem.optimum().name
     'pairs'
     """
-    require(problem, "pairs", loss="ce", balanced=True, activation="relu")
+    require_problem(problem, "pairs", loss="ce", balanced=True, activation="relu")
     classes, depth = problem.num_classes, problem.depth
     if depth == 1:
         raise DoesNotApply("pairs with loss 'ce' needs depth 2 or more, got 1: use ufm_ce.")
@@ -138,7 +138,7 @@ def pairs(problem: DUFM) -> Optimum:
     strength = problem.canonical_decay * effective
     margin, loss = least_margin_loss(((1.0, 2.0), (classes - 2.0, 1.0)), strength, depth)
     require_survival("pairs", [margin])
-    check_widths(problem, (classes // 2 + 1, *(classes,) * (depth - 1)), "pairs")
+    require_widths(problem, (classes // 2 + 1, *(classes,) * (depth - 1)), "pairs")
     chain = bind(_pairs_chain, problem, math.sqrt(effective) * margin ** (1 / (depth + 1)))
     words = "upper bound: a feasible structure of the ReLU network, no proof"
     parameters = {"margin": margin, "effective_classes": effective}

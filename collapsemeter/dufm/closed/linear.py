@@ -5,10 +5,10 @@ import math
 import numpy as np
 
 from ...metrics.frames import centring
-from ..chain import check_widths, split_diagonal, split_linear, widths_of
+from ..chain import require_widths, split_diagonal, split_linear, widths_of
 from ..optimum import Optimum, structure
 from ..problem import DUFM
-from ..registry import closed_form, require, require_survival
+from ..registry import closed_form, require_problem, require_survival
 from ..scalar import ell, ell_minimiser
 from .bounds import class_fits
 
@@ -26,7 +26,9 @@ def linear(problem: DUFM) -> Optimum:
     >>> round(linear(problem).loss, 12)
     0.148438469384
     """
-    require(problem, "linear", activation="linear", loss="mse", balanced=True, bias_decay=0.0)
+    require_problem(
+        problem, "linear", activation="linear", loss="mse", balanced=True, bias_decay=0.0
+    )
     classes, depth = problem.num_classes, problem.depth
     strength = classes * problem.canonical_decay
     fit, loss = ell_minimiser(strength, depth), ell(strength, depth)
@@ -35,7 +37,7 @@ def linear(problem: DUFM) -> Optimum:
     if problem.bias:
         chain, mean = split_linear(fit * centring(classes), depth), np.full(classes, 1 / classes)
         loss *= (classes - 1) / classes
-    check_widths(problem, widths_of(chain), "linear")
+    require_widths(problem, widths_of(chain), "linear")
     words = "theorem: global optimum of the deep linear model, balanced classes"
     return structure(problem, "linear", loss, chain, words, "Dang et al. 2023", {"t": fit}, mean)
 
@@ -76,7 +78,7 @@ def gof(problem: DUFM) -> Optimum:
     >>> round(gof(problem).loss, 10)
     0.0687255921
     """
-    require(problem, "gof", loss="mse", bias=False, balanced=False)
+    require_problem(problem, "gof", loss="mse", bias=False, balanced=False)
     fits, losses = class_fits(problem)
     require_survival("gof", fits.tolist())
     roots = np.sqrt(problem.counts / problem.counts.mean())

@@ -7,10 +7,10 @@ import numpy as np
 
 from ...metrics.frames import centring
 from ...metrics.imbalance import root_of_laplacian
-from ..chain import Chain, check_widths, split_by_size, split_linear, widths_of
+from ..chain import Chain, require_widths, split_by_size, split_linear, widths_of
 from ..optimum import Optimum, structure
 from ..problem import DUFM, FloatArray
-from ..registry import closed_form, require, require_survival
+from ..registry import closed_form, require_problem, require_survival
 from .bounds import convex_value, one_layer_ce, one_layer_mse
 
 GAP_TOLERANCE = 1e-7  # relative duality gap up to which a solution is called certified
@@ -36,11 +36,11 @@ def ufm_mse(problem: DUFM) -> Optimum:
     >>> round(best.loss, 12), round(best.parameters["t"], 12)
     (0.32, 0.6)
     """
-    require(problem, "ufm_mse", depth=1, loss="mse", balanced=True)
+    require_problem(problem, "ufm_mse", depth=1, loss="mse", balanced=True)
     loss, fit, mean, shift = one_layer_mse(problem)
     require_survival("ufm_mse", [fit, mean])
     classes = problem.num_classes
-    check_widths(problem, (classes if mean else classes - 1,), "ufm_mse")
+    require_widths(problem, (classes if mean else classes - 1,), "ufm_mse")
     chain = bind(_simplex_chain, classes, fit, mean)
     words = "theorem: global optimum for one layer, squared loss, balanced classes"
     source = "Tirer & Bruna 2022; Zhou et al. 2022"
@@ -62,10 +62,10 @@ def ufm_ce(problem: DUFM) -> Optimum:
     >>> round(best.loss, 10)
     0.1427419763
     """
-    require(problem, "ufm_ce", depth=1, loss="ce", balanced=True)
+    require_problem(problem, "ufm_ce", depth=1, loss="ce", balanced=True)
     margin, loss = one_layer_ce(problem)
     require_survival("ufm_ce", [margin])
-    check_widths(problem, (problem.num_classes - 1,), "ufm_ce")
+    require_widths(problem, (problem.num_classes - 1,), "ufm_ce")
     chain = bind(_simplex_chain, problem.num_classes, margin, 0.0)
     words = "theorem: global optimum for one layer, cross-entropy, balanced classes"
     source, parameters = "Zhu et al. 2021", {"margin": margin}
@@ -108,7 +108,7 @@ def seli(problem: DUFM) -> Optimum:
     >>> seli(problem).loss > problem.optimum().loss
     True
     """
-    require(problem, "seli", depth=1, loss="ce", bias=False, balanced=False)
+    require_problem(problem, "seli", depth=1, loss="ce", bias=False, balanced=False)
     classes = problem.num_classes
     counts = problem.counts.astype(np.float64)
     ridge = math.sqrt(problem.decays[0] * problem.feature_decay)
@@ -116,7 +116,7 @@ def seli(problem: DUFM) -> Optimum:
     require_survival("seli", [(classes - 1) / classes - strength])
     scale = math.log((classes - 1) / strength - classes + 1)
     chain = split_by_size(scale * centring(classes), problem)
-    check_widths(problem, widths_of(chain), "seli")
+    require_widths(problem, widths_of(chain), "seli")
     loss = math.log1p((classes - 1) * math.exp(-scale)) + strength * scale
     words = "upper bound: optimal only as the decays go to zero; see convex"
     source = "Thrampoulidis et al. 2022"
@@ -142,7 +142,7 @@ def convex(problem: DUFM) -> Optimum:
     """
     value = convex_value(problem)
     chain = split_by_size(value.outputs, problem)
-    check_widths(problem, widths_of(chain), "convex")
+    require_widths(problem, widths_of(chain), "convex")
     gap = value.loss - value.lower
     words = "upper bound: the duality gap did not close"
     if gap <= GAP_TOLERANCE * value.loss:
