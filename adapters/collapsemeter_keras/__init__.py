@@ -15,7 +15,7 @@ In the order of the flow:
 `state`       the sums, as `variables` of the step, by the operations of `namespace`
 `stateless`   steps of JAX, which return what they counted
 `frozen`      a pass over a data set with frozen weights
-`costs`       what counting costs beside a step
+`costs`       what counting costs beside a step, and `memory` what it holds
 `checkpoint`  what was counted as arrays, and back
 `reporting`   sums -> report
 `publishing`  ... to sinks and Keras' logs

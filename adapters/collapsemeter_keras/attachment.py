@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,8 @@ import keras
 from keras import tree
 
 from collapsemeter.adapter.budget import Budget, Clock
-from collapsemeter.adapter.costs import product_operations, products_note
-from collapsemeter.adapter.memory import MIB, Memory, MemoryPlan, budget_of, memory_plan
-from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import check_reduction
-from collapsemeter.adapter.selection import MAX_LAYERS, Selection
+from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.head import Head
 from collapsemeter.system.terminal import say
@@ -26,39 +22,19 @@ from collapsemeter.system.warning import warn
 from . import frozen
 from .head import head_of
 from .instrument import Instrument, renew_steps, synchronise
-from .namespace import class_products
+from .memory import Plan, plan_of
 from .operations import BACKEND, is_traced
 from .outputs import OutputChoice
 from .positions import with_position
-from .selection import HeadChoice, Layers, select
+from .selection import Request, select
 from .state import Holdings, StreamSums
 from .stateless import DROPPED, drops, with_deferred
 from .study import output_names, study
 from .updating import BatchCounter
 from .variables import nbytes_of
-from .waiting import waiting_bytes
 
 if TYPE_CHECKING:
     from .batch import Batch
-
-_STREAMS = 2  # training and validation
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a user asks of a meter, before there is a model."""
-
-    layers: Layers = "auto"
-    head: HeadChoice = "auto"
-    num_classes: int | None = None
-    scores: Scores = "auto"
-    labels: Any = None
-    example: Any = None
-    max_layers: int = MAX_LAYERS
-    memory: Memory = "auto"
-    options: Mapping[str, Any] = field(default_factory=dict)  # of `Settings`
-    strict: bool = False
-    verbose: bool = True
 
 
 class Attachment:
@@ -67,7 +43,7 @@ class Attachment:
     def __init__(
         self,
         model: keras.Model,
-        choices: Choices,
+        request: Request,
         budget: Budget,
         clock: Clock,
         degraded: dict[str, str],
@@ -75,19 +51,18 @@ class Attachment:
         observing: bool = False,
     ) -> None:
         self.observing = observing  # frozen passes are all that it is for
-        self.choices, self.budget, self.clock, self.degraded = choices, budget, clock, degraded
+        self.request, self.budget, self.clock, self.degraded = request, budget, clock, degraded
         self.selection: Selection | None = None
         self.streams: dict[str, StreamSums] = {}
         self.probing: tuple[StreamSums, frozen.Step] | None = None
         self.attached = True
         self.holdings = Holdings()
-        self.plan: MemoryPlan | None = None
-        self._memory = self._time = ""  # that counting takes, in words
+        self.plan: Plan | None = None
         self._forward = 0, 1  # operations for a row of the input, and its rows of scores
         self._said = False
         self.in_the_dark = False  # a step ran of which nothing is known
         self._model = weakref.ref(model)
-        self.outputs = OutputChoice(choices.scores, choices.labels, output_names(model))
+        self.outputs = OutputChoice(request.scores, request.labels, output_names(model))
         self.instrument = Instrument(
             model,
             self._begin,
@@ -118,7 +93,7 @@ class Attachment:
             return
         if model.built and not self.observing and not self.streams["train"].layers:
             self._find_shapes(model, "train")
-        if self.choices.verbose and not self._said:
+        if self.request.verbose and not self._said:
             self._said = True
             say(self.describe())
 
@@ -148,7 +123,7 @@ class Attachment:
 
     def _specs(self, model: keras.Model, inputs: Any) -> list[Any]:
         """Return what the model takes, in its likeliest dtype first; nothing where that is not known yet."""
-        example = self.choices.example if inputs is None else inputs
+        example = self.request.example if inputs is None else inputs
         if example is not None:
             specs = frozen.specs_of(example)
             if not model.built:
@@ -157,30 +132,30 @@ class Attachment:
         return frozen.input_specs(model) if model.built else []
 
     def _choose(self, model: keras.Model, guesses: list[Any]) -> None:
-        choices = self.choices
+        request = self.request
         learnt = None
         for specs in guesses:
-            learnt = study(model, specs, self.outputs, choices.num_classes)
+            learnt = study(model, specs, self.outputs, request.num_classes)
             if learnt.network.width is not None:
                 break
         if learnt is None:
             return
         self._forward = learnt.operations, learnt.labels
-        selection = select(model, learnt, choices.layers, choices.head, choices.max_layers)
-        check_reduction(choices.options["reduction"], selection.watched)
-        options = dict(choices.options)
+        selection = select(model, learnt, request.layers, request.head, request.max_layers)
+        check_reduction(request.options["reduction"], selection.watched)
+        options = dict(request.options)
         if learnt.position is not None and selection.head == learnt.network.head:
             options["reduction"] = with_position(
                 options["reduction"], str(selection.head), learnt.position
             )
-        self.settings = Settings(selection.classes(choices.num_classes), **options)
+        self.settings = Settings(selection.classes(request.num_classes), **options)
         self.selection = selection
         if not self.observing:
             train = StreamSums("collapsemeter_train", self.settings, self.holdings, self.budget)
             validation = StreamSums("collapsemeter_validation", self.settings, self.holdings)
             self.streams |= {"train": train, "validation": validation}
             model._metrics.append(train)
-        self.counter = self._counter(self.streams, self.degraded, choices.strict, self.clock)
+        self.counter = self._counter(self.streams, self.degraded, request.strict, self.clock)
         self.instrument.watch(selection)
 
     def _counter(
@@ -221,38 +196,15 @@ class Attachment:
         shapes = frozen.find_shapes(model, self.instrument.stash, stream, specs, self.counter.rows)
         widths = {name: width for (name, _), (width, _) in shapes.items()}
         if self.plan is None and widths and self.selection is not None:
-            self._plan({name: widths[name] for name in self.selection.watched if name in widths})
+            watched = {name: widths[name] for name in self.selection.watched if name in widths}
+            self.plan = plan_of(
+                watched, self.settings, nbytes_of(model.weights), self.request.memory
+            )
+            self.holdings.layers = self.plan.memory.holdings
+            self.holdings.waiting_bytes = self.plan.waiting_bytes
         for key, (width, dtype) in shapes.items():
             stream.allocate(key, width, dtype)
         stream.let_wait()
-
-    def _plan(self, widths: Mapping[str, int]) -> None:
-        model = self._model()
-        assert model is not None
-        parameter_bytes = nbytes_of(model.weights)
-        memory = self.choices.memory
-        plan = self.plan = memory_plan(
-            widths,
-            self.settings,
-            parameter_bytes=parameter_bytes,
-            memory=memory,
-            copies=_STREAMS,
-            class_products=class_products(self.settings.num_classes),
-        )
-        # Batches wait in what is left.
-        left = max(0.0, budget_of(memory, parameter_bytes) - plan.nbytes) / _STREAMS
-        waiting = _STREAMS * waiting_bytes(sum(widths.values()), left)
-        self._memory = str(plan)
-        if waiting:
-            self._memory += f"; batches that wait take {waiting / MIB:.2g} MiB more"
-        self.holdings.layers, self.holdings.waiting_bytes = plan.holdings, left
-        forward, labels = self._forward
-        products = product_operations(
-            [(widths[name], held) for name, held in plan.holdings.items()],
-            labels,
-            class_products=class_products(self.settings.num_classes),
-        )
-        self._time = products_note(forward, products, "every_batch={}")
 
     # Steps
 
@@ -271,7 +223,7 @@ class Attachment:
 
     def give_up(self, error: Exception) -> None:
         """Measure nothing of a model that cannot be learnt, and say so once."""
-        if self.choices.strict:
+        if self.request.strict:
             raise error
         self.degraded["learning"] = str(error)
         warn(
@@ -383,7 +335,7 @@ class Attachment:
     def head(self) -> Head | None:
         """Return the head's weights on the host."""
         assert self.selection is not None
-        asked = self.choices.head
+        asked = self.request.head
         weights = asked[1] if isinstance(asked, tuple) else None
         return head_of(self.selection.head_module, self.selection.width, weights)
 
@@ -394,7 +346,7 @@ class Attachment:
                 "collapsemeter has not seen what the model takes: it chooses layers at the first batch, or "
                 "pass example="
             )
-        notes = [note for note in (self._memory, self._time) if note]
+        notes = [] if self.plan is None else self.plan.notes(*self._forward)
         return self.selection.describe(self.settings.num_classes, full=full, notes=notes)
 
     def leave(self) -> None:

@@ -26,13 +26,13 @@ from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 from collapsemeter.system.suggest import did_you_mean
 
 from . import checkpoint, frozen
-from .attachment import Attachment, Choices
+from .attachment import Attachment
 from .batch import Batch
 from .callback_order import move_before_readers
 from .instrument import synchronise
 from .publishing import Publisher
 from .reporting import report_of, report_of_nothing
-from .selection import HeadChoice, Layers
+from .selection import HeadChoice, Layers, Request
 from .state import StreamSums
 from .streams import PHASES, STREAMS, EpochReports
 
@@ -185,7 +185,7 @@ class CollapseMeter(EpochReports):
             raise ValueError(f"max_layers={max_layers}: watch at least one layer")
         if labels is not None and not (callable(labels) or isinstance(labels, str)):
             raise ValueError(f"labels={labels!r}: pass a key or a callable (x, y) -> labels")
-        choices = Choices(
+        request = Request(
             layers,
             head,
             num_classes,
@@ -202,7 +202,7 @@ class CollapseMeter(EpochReports):
         self.budget = Budget(every_batch, max_rows, name="every_batch")
         self.labels, self.strict, self.verbose = labels, strict, verbose
         self.degraded = {}
-        self._choices = choices
+        self._request = request
         self._clock = Clock()
         self._publisher = Publisher(log_metrics, sinks, probed=probe is not None)
         self._attachment: Attachment | None = None
@@ -229,7 +229,7 @@ class CollapseMeter(EpochReports):
                 "the meter has no model: pass it to fit(callbacks=[meter]), or set_model"
             )
         if not self._attached:
-            attachment = Attachment(model, self._choices, self.budget, self._clock, self.degraded)
+            attachment = Attachment(model, self._request, self.budget, self._clock, self.degraded)
             self._attachment = attachment
             # A meter that is dropped without `close` leaves nothing on the model either.
             self._finalizer = weakref.finalize(self, attachment.leave)
@@ -487,7 +487,7 @@ class CollapseMeter(EpochReports):
             observer.resume()
         else:
             observer = Attachment(
-                model, self._choices, self.budget, self._clock, self.degraded, observing=True
+                model, self._request, self.budget, self._clock, self.degraded, observing=True
             )
             self._observer = observer
         if not self._attached:

@@ -77,7 +77,7 @@ def report_of_nothing(attachment: Attachment, stream: str) -> CollapseReport:
     return network_report(
         Selection(()),
         {},
-        Settings(attachment.choices.num_classes or 2, **attachment.choices.options),
+        Settings(attachment.request.num_classes or 2, **attachment.request.options),
         phase=PHASES[stream],
         framework=f"keras {keras.__version__} ({BACKEND})",
         expected_rows=0,

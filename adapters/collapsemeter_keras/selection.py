@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import keras
 
+from collapsemeter.adapter.memory import Memory
+from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Layout
-from collapsemeter.adapter.selection import Selection, select_layers
+from collapsemeter.adapter.selection import MAX_LAYERS, Selection, select_layers
 
 from .graph import Layer
 from .linear import linear_map
@@ -22,6 +24,23 @@ Layers = Literal["auto"] | str | Iterable[str] | Predicate
 # "auto", a name, None, or a layer (or its name) and what takes the weights from it.
 HeadChoice: TypeAlias = str | tuple[Any, Callable[[Any], Any]] | None
 _HEAD = "a Dense layer"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of a meter, before there is a model."""
+
+    layers: Layers = "auto"
+    head: HeadChoice = "auto"
+    num_classes: int | None = None
+    scores: Scores = "auto"
+    labels: Any = None
+    example: Any = None
+    max_layers: int = MAX_LAYERS
+    memory: Memory = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `Settings`
+    strict: bool = False
+    verbose: bool = True
 
 
 def select(

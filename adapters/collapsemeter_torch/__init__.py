@@ -19,9 +19,9 @@ In the order of the flow:
 `device_sums`                the sums of one layer on its device, by the operations of `namespace`
 `checkpoint`                 a store as a state to save, and back
 `frozen`                     a pass over a data set with frozen weights; `data_parallel` and `spread` for several processes
-`reporting`                  store -> report
+`reporting`                  store -> report; `provenance` is what it says of ranks
 `tallies`                    ... sums of the device on the host
-`ranks`                      ... merged over processes, with `counts` and `sharding`; `members` says over which, and which rows each numbers
+`ranks`                      ... merged over processes, with `counts`, `outcomes` and `sharding`; `members` says over which, and which rows each numbers
 `rank_states`                `StateOfRanks`: what all processes have counted, as one state
 `demo`                       the demo's network
 ===========================  ==============================================================================================================

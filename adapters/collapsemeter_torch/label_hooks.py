@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
+from . import compiled
 from .batch import IN_EVAL_MODE, FirstBatch, Scope
 from .callers import labels_taken
 from .inert import Hook, recomputing
@@ -192,3 +194,22 @@ def of_one_logit(logits: Tensor, labels: Any) -> Any:
     """Return a binary loss's labels without their column: it takes both in one shape."""
     alike = isinstance(labels, Tensor) and labels.shape == logits.shape
     return labels[:, 0] if alike and logits.ndim > 1 and logits.shape[1] == 1 else labels
+
+
+def watch_criterion(
+    criterion: nn.Module, model: nn.Module, recorder: Recorder
+) -> Callable[[], None]:
+    """Take labels from the calls of a loss module; return what ends that."""
+    if not isinstance(criterion, nn.Module):
+        raise ValueError(
+            f"criterion={criterion!r} is not an nn.Module: pass the loss as a module "
+            "(nn.CrossEntropyLoss()), or use `with meter.batch(labels):`"
+        )
+    if compiled.is_compiled(model):
+        raise ValueError(
+            "criterion= does not work under torch.compile, where activations are gone when the "
+            "labels come: use `with meter.batch(labels):` around the forward"
+        )
+    handle = criterion.register_forward_pre_hook(CriterionHook(recorder), with_kwargs=True)
+    recorder.waits_for_loss = True
+    return handle.remove

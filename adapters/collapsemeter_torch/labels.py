@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from collapsemeter.stats.labels import Mixed, check_dtype, class_labels, coded, 
 from .waiting import RowNumbers
 
 _FEW_LABELS = 1024
+KEYS = ("labels", "label", "targets", "target", "y")
 
 
 def row_numbers(labels: Tensor, first: int, settings: Settings) -> tuple[RowNumbers, int]:
@@ -114,3 +116,39 @@ class TorchLabels:
 
 
 TORCH_LABELS = TorchLabels()
+
+
+# In the batches of a trainer
+
+
+def labels_among(batch: Any) -> Any:
+    """Return the labels of a batch: under a usual key of a mapping, or after the inputs of a tuple."""
+    if isinstance(batch, Mapping):
+        for key in KEYS:
+            if key in batch:
+                return batch[key]
+        raise ValueError(
+            f"the batch has {', '.join(map(repr, batch))} and no labels among {', '.join(KEYS)}: pass "
+            "labels=, a key or a callable from the batch"
+        )
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return labels_among(batch[1]) if isinstance(batch[1], Mapping) else batch[1]
+    raise ValueError(
+        f"a batch is a {type(batch).__name__} in which labels are not told apart: pass labels=, a "
+        "callable from the batch"
+    )
+
+
+def chosen_labels(batch: Any, labels: str | int | Callable[[Any], Any] | None) -> Any:
+    """Return the labels of a batch, as the user says where they are."""
+    if labels is None:
+        return labels_among(batch)
+    if callable(labels):
+        return labels(batch)
+    try:
+        return batch[labels]
+    except (KeyError, IndexError, TypeError):
+        names = ", ".join(map(repr, batch)) if isinstance(batch, Mapping) else len(batch)
+        raise ValueError(
+            f"labels={labels!r} is not in the batch, a {type(batch).__name__} of {names}"
+        ) from None

@@ -63,6 +63,16 @@ class Learnt:
         """Whether a tensor (B, C) that the model returns is the scores, one row for each decision."""
         return self.asked == "auto" and not self.channels_first and self.selection.width is not None
 
+    def describe(self, full: bool = False) -> str:
+        """Return in words what is watched, and why the rest is not."""
+        notes = list(self.costs)
+        if self.sequences:
+            notes.append(
+                "where a sequence has one label, the mean over its positions is taken (under the attention "
+                f"mask) of {', '.join(self.sequences)}; reduction= takes others"
+            )
+        return self.selection.describe(self.settings.num_classes, full=full, notes=notes)
+
     def saved(self) -> dict[str, Any]:
         """Return what `Learner.restored` needs, as plain values."""
         selection = self.selection

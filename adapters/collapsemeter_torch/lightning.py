@@ -14,6 +14,7 @@ from torch import nn
 from collapsemeter.report.report import TABLE
 from collapsemeter.system.suggest import did_you_mean
 
+from .labels import chosen_labels
 from .meter import CollapseMeter
 from .streams import (
     Entry,
@@ -21,7 +22,6 @@ from .streams import (
     LogMetrics,
     Streams,
     TrainerStream,
-    chosen_labels,
 )
 
 # The one that the loop uses, where both are there: one class cannot be a callback of both.

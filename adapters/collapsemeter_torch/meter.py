@@ -30,11 +30,10 @@ from collapsemeter.stats.sketch import SKETCH_ROWS
 from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes
 from collapsemeter.system.terminal import say
 
-from . import compiled
 from .attachment import Attachment
 from .batch import Batch
 from .frozen import Dump, as_arguments, frozen_pass, inputs_on_device
-from .label_hooks import CriterionHook
+from .label_hooks import watch_criterion
 from .learnt import Learnt
 from .members import Sync, numbering_of
 from .namespace import device_of
@@ -207,7 +206,8 @@ class CollapseMeter:
         self._closed = False
         self._criterion: weakref.finalize[..., Any] | None = None
         if criterion is not None:
-            self._watch_criterion(criterion)
+            remove = watch_criterion(criterion, model, self._recorder)
+            self._criterion = weakref.finalize(self, remove)
         if example is not None:
             inputs = inputs_on_device(example, device_of(self._recorder.root))
             self._recorder.learn(*as_arguments(inputs))
@@ -291,7 +291,7 @@ class CollapseMeter:
         """
         if self._recorder.known is None:
             return f"collapsemeter watches nothing yet: {_UNSEEN}"
-        return _described(self._learnt, full=full)
+        return self._learnt.describe(full)
 
     @property
     def _learnt(self) -> Learnt:
@@ -542,23 +542,6 @@ class CollapseMeter:
         """
         self._recorder.load_state_dict(state)
 
-    def _watch_criterion(self, criterion: nn.Module) -> None:
-        if not isinstance(criterion, nn.Module):
-            raise ValueError(
-                f"criterion={criterion!r} is not an nn.Module: pass the loss as a module "
-                "(nn.CrossEntropyLoss()), or use `with meter.batch(labels):`"
-            )
-        if compiled.is_compiled(self._model):
-            raise ValueError(
-                "criterion= does not work under torch.compile, where activations are gone when the "
-                "labels come: use `with meter.batch(labels):` around the forward"
-            )
-        handle = criterion.register_forward_pre_hook(
-            CriterionHook(self._recorder), with_kwargs=True
-        )
-        self._recorder.waits_for_loss = True
-        self._criterion = weakref.finalize(self, handle.remove)
-
 
 class CopiedMeterError(AttributeError, ValueError):
     """A copy of a meter is used; an `AttributeError`, so that `hasattr` may ask it anything."""
@@ -571,14 +554,4 @@ def _copied(kind: type[CollapseMeter]) -> CollapseMeter:
 
 def _announce(verbose: bool, learnt: Learnt) -> None:
     if verbose:
-        say(_described(learnt))
-
-
-def _described(learnt: Learnt, full: bool = False) -> str:
-    notes = list(learnt.costs)
-    if learnt.sequences:
-        notes.append(
-            "where a sequence has one label, the mean over its positions is taken (under the attention "
-            f"mask) of {', '.join(learnt.sequences)}; reduction= takes others"
-        )
-    return learnt.selection.describe(learnt.settings.num_classes, full=full, notes=notes)
+        say(learnt.describe())

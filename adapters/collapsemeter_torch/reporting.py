@@ -24,6 +24,8 @@ from .counts import Call, Counts, check_ranks, counts_for, counts_of, first_that
 from .data_parallel import buffers_of_rank_0
 from .members import Sync, members_of, twins_among
 from .namespace import device_of
+from .outcomes import attempt, merged_moments, merged_tallies, result_of
+from .provenance import ranks_said, with_missing_rows, without_weights
 from .ranks import Members, from_root, of_all, on_device, ranks_of_meter, reduced, this_rank
 from .sharding import is_sharded, mesh_ranks, twins
 from .spread import Spread, is_plain, spread_of
@@ -141,8 +143,8 @@ class Reporter:
                 merged = self._merged(
                     store, together, copies if speaks else {}, phase, members, root
                 )
-                head = None if known is None else _attempt(lambda: known.head(self._model))
-                return lambda: self._measured(together, merged, phase, _result(head))
+                head = None if known is None else attempt(lambda: known.head(self._model))
+                return lambda: self._measured(together, merged, phase, result_of(head))
 
             return self._together(counts, members, timeout, measured)
 
@@ -165,8 +167,8 @@ class Reporter:
                 return _counted(own_moments(), layer, call, counts)
 
             def merged(together: Counts, root: int) -> Callable[[], ClassMoments]:
-                part = reduced(members, _attempt(own_moments), _merged_moments, root)
-                return lambda: _counted(_result(part), layer, call, together)
+                part = reduced(members, attempt(own_moments), merged_moments, root)
+                return lambda: _counted(result_of(part), layer, call, together)
 
             return self._together(counts, members, timeout, merged)
 
@@ -184,8 +186,8 @@ class Reporter:
             check_ranks(parts)
             root = first_that_knows(parts)
             make = reduce(joint(parts), root)
-            outcome: Any = _attempt(make) if members.here.rank == root else None
-            result: Result = _result(from_root(members, outcome, root))
+            outcome: Any = attempt(make) if members.here.rank == root else None
+            result: Result = result_of(from_root(members, outcome, root))
             return result
 
     def _merged(
@@ -207,9 +209,7 @@ class Reporter:
         merged: dict[Call, Callable[[], Tally]] = {}
         for key in together.calls:
             if key[0] not in together.degraded and key[0] not in together.unpaired:
-                part: Any = reduced(
-                    members, _attempt(partial(own_tally, key)), _merged_tallies, root
-                )
+                part: Any = reduced(members, attempt(partial(own_tally, key)), merged_tallies, root)
                 merged[key] = partial(_joint, part, together)
         return merged
 
@@ -276,42 +276,16 @@ class Reporter:
             unpaired=counts.unpaired,
             warnings=nothing,
             interrupted=counts.interrupted,
-            provenance=provenance | _ranks_said(counts) | known.provenance(),
+            provenance=provenance | ranks_said(counts) | known.provenance(),
         )
         if head is None and is_sharded(self._model):
-            report = _without_weights(report, known.selection.head)
-        return _with_missing_rows(report) if self._exact else report
+            report = without_weights(report, known.selection.head)
+        return with_missing_rows(report) if self._exact else report
 
     def _live_provenance(self, counts: Counts) -> dict[str, Any]:
         first, following = counts.steps
         budget = self._recorder.budget.provenance(counts.left_out, counts.most_rows)
         return {"first_step": first, "last_step": following - 1, **budget, **counts.overhead}
-
-
-def _ranks_said(counts: Counts) -> dict[str, Any]:
-    """Return what a report says of ranks, where there are several."""
-    if counts.rows_of_ranks:
-        said = {
-            "ranks": f"{counts.ranks} ranks, merged",
-            "rows_of_ranks": list(counts.rows_of_ranks),
-        }
-    else:
-        here = this_rank()
-        said = {} if here.ranks == 1 else {"ranks": f"rank {here.rank} of {here.ranks}, not merged"}
-    return said | ({"repeated_rows": counts.repeated} if counts.repeated else {})
-
-
-def _without_weights(report: CollapseReport, head: str | None) -> CollapseReport:
-    """Say that a head exists, whose weights are elsewhere."""
-    layers = dict(report.layers)
-    for name in layers:
-        if head is not None and name.partition("#")[0] == head:
-            reasons = {
-                metric: "sharded_head" if code == "no_head" else code
-                for metric, code in layers[name].reasons.items()
-            }
-            layers[name] = replace(layers[name], reasons=reasons)
-    return replace(report, layers=layers)
 
 
 def _own_tally(copy: Callable[[], Tally], sample_size: int | None, counts: Counts) -> Tally:
@@ -321,23 +295,8 @@ def _own_tally(copy: Callable[[], Tally], sample_size: int | None, counts: Count
 
 def _joint(part: JointTally | Exception, counts: Counts) -> Tally:
     """Return what a layer counted on all ranks, or raise what failed on one."""
-    tally = _result(part)
+    tally = result_of(part)
     return evened(tally, tally.sample_size, counts.numbered)
-
-
-def _with_missing_rows(report: CollapseReport) -> CollapseReport:
-    """Warn of NC4 that is not of all rows though exact=True."""
-    notes = []
-    for name, layer in report.items():
-        decided, rows = layer.provenance.get("nc4_rows"), layer.provenance.get("rows")
-        if decided is not None and decided != rows:
-            notes.append(
-                f"layer {name!r} has NC4 of {decided} of {rows} rows though exact=True: rows and "
-                "decisions are not kept under torch.compile"
-            )
-    for note in notes:
-        warn(note)
-    return replace(report, warnings=(*report.warnings, *notes))
 
 
 def _counted(moments: ClassMoments | None, layer: str, call: int, counts: Counts) -> ClassMoments:
@@ -349,36 +308,3 @@ def _counted(moments: ClassMoments | None, layer: str, call: int, counts: Counts
             f"{', '.join(watched) or 'no layers yet'}{did_you_mean(layer, watched)}"
         )
     return moments
-
-
-# What ranks send may be an error in the place of a value, so that none waits for one that has failed.
-
-
-def _attempt(make: Callable[[], Result]) -> Result | Exception:
-    try:
-        return make()
-    except Exception as error:
-        return error
-
-
-def _result(part: Result | Exception) -> Result:
-    if isinstance(part, Exception):
-        raise part
-    return part
-
-
-def _merged_tallies(a: Any, b: Any) -> Any:
-    return _merged_parts(a, b, lambda: a.merge(b))
-
-
-def _merged_moments(a: Any, b: Any) -> Any:
-    return _merged_parts(a, b, lambda: a.merge(b, numbered_apart=True))
-
-
-def _merged_parts(a: Any, b: Any, merge: Callable[[], Any]) -> Any:
-    for part in (a, b):
-        if isinstance(part, Exception):
-            return part
-    if a is None or b is None:
-        return b if a is None else a
-    return _attempt(merge)

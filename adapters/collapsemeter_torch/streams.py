@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _OF_THE_CALLBACK = ("model", "criterion", "count_eval", "every", "keyword_labels")
 NOT_SAVED = "rows of this rank"  # in a checkpoint that has no counts
 _FROM_HERE = "the next report is of the rows from here on"
-KEYS = ("labels", "label", "targets", "target", "y")
 _NUMBERS = itertools.count(1)
 LogMetrics = Sequence[str] | Literal["all"]
 
@@ -304,36 +303,3 @@ class GuardedBatch:
             batch.__exit__(*exception)
         except Exception as error:
             self._stream.fails(error)
-
-
-def labels_among(batch: Any) -> Any:
-    """Return the labels of a batch: under a usual key of a mapping, or after the inputs of a tuple."""
-    if isinstance(batch, Mapping):
-        for key in KEYS:
-            if key in batch:
-                return batch[key]
-        raise ValueError(
-            f"the batch has {', '.join(map(repr, batch))} and no labels among {', '.join(KEYS)}: pass "
-            "labels=, a key or a callable from the batch"
-        )
-    if isinstance(batch, tuple | list) and len(batch) > 1:
-        return labels_among(batch[1]) if isinstance(batch[1], Mapping) else batch[1]
-    raise ValueError(
-        f"a batch is a {type(batch).__name__} in which labels are not told apart: pass labels=, a "
-        "callable from the batch"
-    )
-
-
-def chosen_labels(batch: Any, labels: str | int | Callable[[Any], Any] | None) -> Any:
-    """Return the labels of a batch, as the user says where they are."""
-    if labels is None:
-        return labels_among(batch)
-    if callable(labels):
-        return labels(batch)
-    try:
-        return batch[labels]
-    except (KeyError, IndexError, TypeError):
-        names = ", ".join(map(repr, batch)) if isinstance(batch, Mapping) else len(batch)
-        raise ValueError(
-            f"labels={labels!r} is not in the batch, a {type(batch).__name__} of {names}"
-        ) from None

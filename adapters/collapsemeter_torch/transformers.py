@@ -14,9 +14,10 @@ from collapsemeter.report.report import TABLE
 
 from .callers import trainer_among_callers
 from .label_hooks import next_token
+from .labels import chosen_labels
 from .layers import innermost
 from .meter import CollapseMeter
-from .streams import Entry, GuardedBatch, LogMetrics, Streams, chosen_labels
+from .streams import Entry, GuardedBatch, LogMetrics, Streams
 
 try:
     from transformers import Trainer, TrainerCallback
