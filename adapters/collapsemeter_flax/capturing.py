@@ -12,7 +12,7 @@ from collapsemeter.adapter.selection import MAX_LAYERS, Layers
 
 from . import linen_models, nnx_models
 from .calls import Calls, in_order
-from .selection import Choice, Head, Request, choose, of_linen
+from .selection import Choice, HeadOption, Request, choose, of_linen
 from .sowing import Sown, selected_rows
 
 
@@ -20,7 +20,7 @@ def capture(
     model: Any,
     *args: Any,
     layers: Layers = "auto",
-    head: Head = "auto",
+    head: HeadOption = "auto",
     num_classes: int | None = None,
     scores: Scores | None = "auto",
     max_layers: int = MAX_LAYERS,

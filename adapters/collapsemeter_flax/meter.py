@@ -26,7 +26,7 @@ from .costs import products_note
 from .frozen import Frozen, first_state, frozen_pass, shapes_in_order
 from .namespace import AxisName
 from .reporting import state_report
-from .selection import Choice, Head, Request, choose
+from .selection import Choice, HeadOption, Request, choose
 from .state import State, StateSpec, plan_memory
 from .updating import update
 
@@ -37,7 +37,7 @@ def observe(
     *,
     variables: Any = None,
     layers: Layers = "auto",
-    head: Head = "auto",
+    head: HeadOption = "auto",
     num_classes: int | None = None,
     scores: Scores | None = "auto",
     max_layers: int = MAX_LAYERS,
@@ -154,7 +154,7 @@ class CollapseMeter:
         self,
         model: Any,
         layers: Layers = "auto",
-        head: Head = "auto",
+        head: HeadOption = "auto",
         *,
         num_classes: int | None = None,
         scores: Scores | None = "auto",

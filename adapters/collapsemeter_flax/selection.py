@@ -24,7 +24,7 @@ from .trace import Forward, leaves_by_path
 
 HEAD_KIND = "an nnx.Linear or nn.Dense"
 Getter = Callable[[Any], Any]
-Head = str | None | tuple[Any, Getter]
+HeadOption = str | None | tuple[Any, Getter]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Request:
     """What the user asks to watch."""
 
     layers: Layers = "auto"
-    head: Head = "auto"
+    head: HeadOption = "auto"
     num_classes: int | None = None
     scores: Scores | None = "auto"
     max_layers: int = MAX_LAYERS
@@ -181,7 +181,7 @@ def _learn(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], request: 
     return study(forward, request.scores is not None)
 
 
-def _named_head(model: Any, head: Head) -> tuple[str | None, Getter | None]:
+def _named_head(model: Any, head: HeadOption) -> tuple[str | None, Getter | None]:
     if not isinstance(head, tuple):
         return head, None
     module, getter = head

@@ -27,7 +27,7 @@ from .operations import Key
 from .state import StreamSums
 
 _OPTIONS = ("num_classes", "sample_rows", "sketch_rows", "seed")
-State = Mapping[str, np.ndarray[Any, Any]]
+SavedArrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 def state_dict(
@@ -49,7 +49,7 @@ def state_dict(
 
 
 def load_state_dict(
-    selection: Selection, settings: Settings, streams: Mapping[str, StreamSums], state: State
+    selection: Selection, settings: Settings, streams: Mapping[str, StreamSums], state: SavedArrays
 ) -> None:
     """Fill the streams from `state_dict`, or leave them as they are where the state is another's."""
     if not hasattr(state, "keys") or not set(_OPTIONS) <= set(state.keys()):
@@ -113,7 +113,7 @@ def _filled_up(rows: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray
     return whole
 
 
-def _layers_of(state: State, stream: str) -> Iterator[tuple[Key, int, str]]:
+def _layers_of(state: SavedArrays, stream: str) -> Iterator[tuple[Key, int, str]]:
     for number in itertools.count():
         if f"{stream}/{number}" not in state:
             return
@@ -144,7 +144,7 @@ def _regroup(arrays: dict[str, Any], prefix: str, groups: int) -> bool:
 
 
 def _held(
-    state: State, name: str, stream: StreamSums, number: int, layer: str, width: int
+    state: SavedArrays, name: str, stream: StreamSums, number: int, layer: str, width: int
 ) -> Holding:
     """Return what a saved layer kept."""
     prefix = _prefix(name, stream, number)
@@ -163,7 +163,7 @@ def _check_same(
     selection: Selection,
     settings: Settings,
     streams: Mapping[str, StreamSums],
-    state: State,
+    state: SavedArrays,
     counted: Mapping[str, int],
 ) -> None:
     """Raise unless the state is of these layers and options."""

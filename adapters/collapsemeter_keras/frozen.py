@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from .state import StreamSums
 
 Step = Callable[[Any, Any], None]
-Shape = tuple[int, str]  # width and dtype of rows
-Rows = Callable[[dict[Key, Any], Any], dict[Key, Any]]  # of the layers' outputs, and the model's
+LayerShape = tuple[int, str]  # width and dtype of rows
+ReduceRows = Callable[
+    [dict[Key, Any], Any], dict[Key, Any]
+]  # of the layers' outputs, and the model's
 BATCH = 128
 
 
@@ -69,8 +71,8 @@ def inputs_and_labels(item: Any, labels: Any) -> tuple[Any, Any]:
 
 
 def find_shapes(
-    model: keras.Model, stash: Stash, stream: StreamSums, x: Any, rows: Rows
-) -> dict[Key, Shape]:
+    model: keras.Model, stash: Stash, stream: StreamSums, x: Any, rows: ReduceRows
+) -> dict[Key, LayerShape]:
     """Return width and dtype of the rows of every layer, from a forward of shapes alone.
 
     JAX cannot make variables while it traces a step, and a strategy would mirror them.

@@ -15,7 +15,7 @@ from collapsemeter.adapter.budget import Budget, Clock
 from collapsemeter.adapter.memory import Memory, budget_of
 from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Reduction
-from collapsemeter.adapter.selection import MAX_LAYERS, Selection
+from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.report.report import TABLE
 from collapsemeter.stats.groups import GROUPS
@@ -32,7 +32,7 @@ from .callback_order import move_before_readers
 from .instrument import synchronise
 from .publishing import Publisher
 from .reporting import report_of, report_of_nothing
-from .selection import HeadChoice, Layers, Request
+from .selection import HeadOption, Request
 from .state import StreamSums
 from .streams import PHASES, STREAMS, EpochReports
 
@@ -133,7 +133,7 @@ class CollapseMeter(EpochReports):
     def __init__(
         self,
         layers: Layers = "auto",
-        head: HeadChoice = "auto",
+        head: HeadOption = "auto",
         *,
         num_classes: int | None = None,
         scores: Scores = "auto",

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 
 from collapsemeter.adapter.memory import Memory
 from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Layout
-from collapsemeter.adapter.selection import MAX_LAYERS, Selection, select_layers
+from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection, select_layers
 
-from .graph import Layer
 from .linear import linear_map
 
 if TYPE_CHECKING:
     from .study import Study
 
-Predicate = Callable[[str, Layer], bool]
-Layers = Literal["auto"] | str | Iterable[str] | Predicate
 # "auto", a name, None, or a layer (or its name) and what takes the weights from it.
-HeadChoice: TypeAlias = str | tuple[Any, Callable[[Any], Any]] | None
+HeadOption: TypeAlias = str | tuple[Any, Callable[[Any], Any]] | None
 _HEAD = "a Dense layer"
 
 
@@ -31,7 +28,7 @@ class Request:
     """What a user asks of a meter, before there is a model."""
 
     layers: Layers = "auto"
-    head: HeadChoice = "auto"
+    head: HeadOption = "auto"
     num_classes: int | None = None
     scores: Scores = "auto"
     labels: Any = None
@@ -44,7 +41,7 @@ class Request:
 
 
 def select(
-    model: keras.Model, study: Study, layers: Layers, head: HeadChoice, max_layers: int
+    model: keras.Model, study: Study, layers: Layers, head: HeadOption, max_layers: int
 ) -> Selection:
     """Choose the layers to watch, and the head, of a model that was studied."""
     parts, network = study.parts, study.network
@@ -68,7 +65,7 @@ def select(
     return replace(chosen, modules=modules, before=before)
 
 
-def _head_name(parts: Mapping[str, Any], head: HeadChoice) -> str | None:
+def _head_name(parts: Mapping[str, Any], head: HeadOption) -> str | None:
     if not isinstance(head, tuple):
         return head
     asked = head[0]

@@ -28,7 +28,7 @@ class Attachment:
         self._model, self._root = model, innermost(model)
         self.handles: list[RemovableHandle] = []
         self._first: list[RemovableHandle] = []  # until the first forward
-        self.marked: list[compiled.Mark] = []
+        self.marked: list[compiled.CompiledMark] = []
         self.head_input: Callable[..., None] = _nothing
         self._finalizer: weakref.finalize[..., Any] | None = None
 
@@ -117,7 +117,7 @@ def _nothing(*unused: Any) -> None:
     """In place of the hook of a head before it is known."""
 
 
-def _detach(handles: list[RemovableHandle], marked: list[compiled.Mark]) -> None:
+def _detach(handles: list[RemovableHandle], marked: list[compiled.CompiledMark]) -> None:
     for handle in handles:
         handle.remove()
     compiled.unmark(marked)

@@ -13,7 +13,7 @@ from torch import nn
 
 # Why the time that counting takes is not known.
 UNSEEN = "the hooks ran inside graphs of torch.compile, into which no clock looks"
-Mark = tuple[nn.Module, Callable[..., Any]]  # a module, and the method put on the instance
+CompiledMark = tuple[nn.Module, Callable[..., Any]]  # a module, and the method put on the instance
 
 
 def anything_compiled() -> bool:
@@ -62,7 +62,7 @@ def wrappers(model: nn.Module) -> list[nn.Module]:
     return [o for o in gc.get_objects() if type(o) is kind and o._orig_mod is model]
 
 
-def mark(modules: Iterable[nn.Module]) -> list[Mark]:
+def mark(modules: Iterable[nn.Module]) -> list[CompiledMark]:
     """Make graphs that were compiled for these modules without hooks invalid; return what was put.
 
     torch.compile does not look at hooks again once a graph exists: hooks that come later would never
@@ -81,7 +81,7 @@ def mark(modules: Iterable[nn.Module]) -> list[Mark]:
     return marks
 
 
-def unmark(marks: Iterable[Mark]) -> None:
+def unmark(marks: Iterable[CompiledMark]) -> None:
     """Undo `mark`; what someone else has put there since stays."""
     for module, forward in marks:
         if module.__dict__.get("forward") is forward:

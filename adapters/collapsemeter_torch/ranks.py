@@ -20,7 +20,7 @@ from torch import distributed
 
 from .waiting import RowNumbers
 
-Part = TypeVar("Part")
+RankPart = TypeVar("RankPart")
 _GO = b"go"
 _LONGEST_PAUSE = 0.05  # seconds between two looks at the store
 
@@ -135,14 +135,16 @@ class Ranks:
         )
 
 
-def of_all(members: Members, part: Part) -> list[Part]:
+def of_all(members: Members, part: RankPart) -> list[RankPart]:
     """Return what every rank gives, in their order, on every rank."""
     parts: list[Any] = [None] * members.here.ranks
     distributed.all_gather_object(parts, part, members.group)
     return parts
 
 
-def reduced(members: Members, part: Part, merge: Callable[[Part, Part], Part], root: int) -> Part:
+def reduced(
+    members: Members, part: RankPart, merge: Callable[[RankPart, RankPart], RankPart], root: int
+) -> RankPart:
     """Return on one rank the parts of all, merged in their order two by two; elsewhere what it sent.
 
     No rank ever holds more than its own part and another one.
@@ -163,7 +165,7 @@ def reduced(members: Members, part: Part, merge: Callable[[Part, Part], Part], r
     return part
 
 
-def from_root(members: Members, part: Part, root: int) -> Part:
+def from_root(members: Members, part: RankPart, root: int) -> RankPart:
     """Return on every rank what one of them gives."""
     parts: list[Any] = [part]
     distributed.broadcast_object_list(parts, members.ranks[root], members.group)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-Kind = Literal["report", "page", "state", "figure", "folder"]
+OutputKind = Literal["report", "page", "state", "figure", "folder"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
@@ -30,7 +30,7 @@ class OutputFile(NamedTuple):
 
     option: str
     path: str
-    kind: Kind
+    kind: OutputKind
 
 
 def check_outputs(outputs: Sequence[OutputFile], inputs: Mapping[str, Sequence[str]]) -> None:

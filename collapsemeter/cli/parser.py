@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from ..system.escaping import printable
 from ..system.suggest import did_you_mean
 from ..system.terminal import say
-from .outputs import Kind, OutputFile, check_outputs
+from .outputs import OutputFile, OutputKind, check_outputs
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,13 +19,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, "formatter_class": as_written, **options})
         self.register("action", None, _Once)
         self._reads: list[str] = []
-        self._writes: dict[str, Kind] = {}
+        self._writes: dict[str, OutputKind] = {}
 
     def reads(self, *arguments: str) -> None:
         """Declare arguments that name inputs."""
         self._reads += arguments
 
-    def writes(self, **arguments: Kind) -> None:
+    def writes(self, **arguments: OutputKind) -> None:
         """Declare arguments that name outputs, and what each will be."""
         self._writes |= arguments
 

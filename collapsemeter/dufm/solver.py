@@ -20,7 +20,7 @@ from .solution import Solution, Start
 
 R = TypeVar("R")
 
-Task = tuple[str, np.random.SeedSequence]
+SearchTask = tuple[str, np.random.SeedSequence]
 """The kind of a start and its stream of random numbers."""
 
 HOMOTOPY = (0.05, 0.3, 1.0)  # fractions of the decay: a weak one first keeps descent from zero
@@ -129,7 +129,7 @@ class _Search:
     map: Callable[..., Iterable[Any]]
     progress: bool
 
-    def run(self, work: Callable[[Task], R], kinds: list[str]) -> list[R]:
+    def run(self, work: Callable[[SearchTask], R], kinds: list[str]) -> list[R]:
         """Run a start of each kind, on a stream of its own, so that order does not matter."""
         entropy = np.random.default_rng(self.rng).integers(2**63, size=2).tolist()
         streams = np.random.SeedSequence(entropy).spawn(len(kinds))
@@ -189,7 +189,7 @@ STARTS: dict[str, Callable[[DUFM, np.random.Generator], Variables | None]] = {
 }
 
 
-def run_start(problem: DUFM, steps: int, task: Task) -> Run | None:
+def run_start(problem: DUFM, steps: int, task: SearchTask) -> Run | None:
     """One start, from seed to minimum. At top level, so that processes can run it."""
     kind, seed = task
     working = problem
@@ -227,7 +227,7 @@ def _walk(
     return runs, best
 
 
-def run_walk(problem: DUFM, rate: float, steps: int, task: Task) -> Run:
+def run_walk(problem: DUFM, rate: float, steps: int, task: SearchTask) -> Run:
     """One run of gradient descent. At top level, so that processes can run it."""
     kind, seed = task
     start = seeds.gaussian_start(problem, np.random.default_rng(seed))

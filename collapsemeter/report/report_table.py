@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 _CELL = 8  # characters of a value: 1.23e-05
 _NAME = 12  # characters of a layer's name at least
 TABLE = ("nc1_pinv", "nc2_equinorm", "nc2_etf_error", "nc3_self_duality", "nc4_mismatch")
-Layers: TypeAlias = "Mapping[str, LayerReport]"
+LayerReports: TypeAlias = "Mapping[str, LayerReport]"
 
 
 def table_lines(
-    layers: Layers, notes: Iterable[str], metrics: Sequence[str], width: int
+    layers: LayerReports, notes: Iterable[str], metrics: Sequence[str], width: int
 ) -> list[str]:
     """Return the lines of `CollapseReport.table`."""
     known = {*METRICS, *(name for layer in layers.values() for name in layer)}
@@ -48,7 +48,7 @@ def longest_name(layers: Iterable[str]) -> int:
     return max(map(len, ["layer", *map(printable, layers)]))
 
 
-def _column(layers: Layers, metric: str, width: int) -> list[str]:
+def _column(layers: LayerReports, metric: str, width: int) -> list[str]:
     """Return the cells of a metric: values, beside what is known of their noise where that fits the page."""
     values = [f"{layer[metric]:.3g}" if metric in layer else "-" for layer in layers.values()]
     known = [beside(layer, metric) for layer in layers.values()]
@@ -76,7 +76,7 @@ def _blocks(
 
 
 def _block(
-    layers: Layers, names: int, columns: Mapping[str, int], cells: Mapping[str, Sequence[str]]
+    layers: LayerReports, names: int, columns: Mapping[str, int], cells: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Return the lines of one table."""
     sizes = columns.values()
@@ -89,7 +89,7 @@ def _block(
     return lines
 
 
-def _noise(layers: Layers, metrics: Sequence[str]) -> Iterator[str]:
+def _noise(layers: LayerReports, metrics: Sequence[str]) -> Iterator[str]:
     """Say what is known of the noise in the metrics whose column has no room for it."""
     for name, layer in layers.items():
         for metric in metrics:
@@ -98,7 +98,7 @@ def _noise(layers: Layers, metrics: Sequence[str]) -> Iterator[str]:
                 yield f"{printable(name)}: {metric} {layer[metric]:.3g}{words}"
 
 
-def _notes(layers: Layers, metrics: Sequence[str], notes: Iterable[str]) -> Iterator[str]:
+def _notes(layers: LayerReports, metrics: Sequence[str], notes: Iterable[str]) -> Iterator[str]:
     """Say why values are undefined, once for each reason; how sure others are; what else was noted."""
     for name, layer in layers.items():
         by_code: dict[str, list[str]] = {}

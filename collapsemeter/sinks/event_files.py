@@ -13,7 +13,7 @@ from .base import GuardedSink, checked_run
 from .derived import Derived
 from .scalars import Scalars
 
-Layout = dict[str, dict[str, list[Any]]]
+TagLayout = dict[str, dict[str, list[Any]]]
 
 # Papyan, Han & Donoho 2020: figure by figure, the charts and the metric drawn in each.
 FIGURES: dict[str, dict[str, str]] = {
@@ -121,8 +121,8 @@ class TensorBoardSink(GuardedSink):
         if hasattr(self._writer, "flush"):
             self._writer.flush()
 
-    def _layout(self, report: CollapseReport, prefix: str) -> Layout:
-        page: Layout = {figure: {} for figure in FIGURES}
+    def _layout(self, report: CollapseReport, prefix: str) -> TagLayout:
+        page: TagLayout = {figure: {} for figure in FIGURES}
         for figure, charts in FIGURES.items():
             for chart, metric in charts.items():
                 # A layer without a head has no such curve and would be an empty entry in the legend.
@@ -177,7 +177,7 @@ class EventFile:
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         self._add(self._summary.scalar(tag, value), step)
 
-    def add_custom_scalars(self, layout: Layout) -> None:
+    def add_custom_scalars(self, layout: TagLayout) -> None:
         self._add(self._summary.custom_scalars(layout), 0)
 
     def _add(self, summary: Any, step: int) -> None:

@@ -20,7 +20,7 @@ from ..stats.sums import EPS, MIXED, UNLABELLED
 from .driver import Batch, Driver, Features, Labels, Make, Spec, attached, feed
 from .streams import Stream
 
-Rows = npt.NDArray[np.float64]
+FeatureRows = npt.NDArray[np.float64]
 LOOSEST = 1e-4
 _FIELDS = ("kind", "phase", "feature_dtype", "ignored", "nonfinite", "unlabelled", "mixed")
 _LEFT_OUT = ("ignored_rows", "nonfinite_rows", "unlabelled_rows", "mixed_rows")
@@ -39,7 +39,9 @@ def expect(condition: bool, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
-def rows_and_labels(features: Features, labels: Labels) -> tuple[Rows, npt.NDArray[np.int64]]:
+def rows_and_labels(
+    features: Features, labels: Labels
+) -> tuple[FeatureRows, npt.NDArray[np.int64]]:
     """Return one row and one label for each: maps averaged, sequences token by token."""
     wide = np.asarray(features, np.float64)
     if labels.ndim == 1 and wide.ndim > 2:
@@ -73,8 +75,8 @@ class Oracle:
         self.decisions = decide(self.moments, rows[sample], labels[sample], head=self.head)
 
     def _valid(
-        self, rows: Rows, labels: npt.NDArray[np.int64]
-    ) -> tuple[Rows, npt.NDArray[np.int64]]:
+        self, rows: FeatureRows, labels: npt.NDArray[np.int64]
+    ) -> tuple[FeatureRows, npt.NDArray[np.int64]]:
         known = (labels >= 0) & (labels < self.spec.num_classes)
         known |= np.isin(labels, (self.spec.settings.ignore_index, UNLABELLED, MIXED))
         return rows[known], labels[known]
