@@ -1,7 +1,5 @@
 """Batches as arguments of a model's call, in evaluation mode."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

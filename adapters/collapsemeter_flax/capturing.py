@@ -1,7 +1,5 @@
 """`capture`: outputs and named features of an unmodified model, inside any transformation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What counting costs beside a training step: the operations of the network's own products."""
 
-from __future__ import annotations
-
 import math
 
 from collapsemeter.adapter import costs

@@ -1,7 +1,5 @@
 """The demo's network and training loop in Flax NNX."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The data flow of one abstract forward: a jaxpr with its calls inlined and its scans unrolled."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Linen: modules are told apart in an abstract run, and sow what they give in a real one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Names on what modules are given and give, which stay in the jaxpr of an abstract forward."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Set

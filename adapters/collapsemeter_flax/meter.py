@@ -1,7 +1,5 @@
 """`observe` and `CollapseMeter`: from a data set, or a training step, to what is said of every layer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

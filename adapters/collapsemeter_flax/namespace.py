@@ -1,7 +1,5 @@
 """JAX's operations for the sums, and counters that stop at their end instead of starting again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

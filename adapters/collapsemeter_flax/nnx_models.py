@@ -1,7 +1,5 @@
 """NNX: modules are told apart in an abstract run, and sow what they give in a real one."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

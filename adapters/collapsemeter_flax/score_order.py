@@ -1,7 +1,5 @@
 """Whether scores keep, in every row, the order of what a layer gave."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

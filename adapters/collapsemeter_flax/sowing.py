@@ -1,7 +1,5 @@
 """What is taken of a watched module's call."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """The meter's place among the callbacks of a fit: before those that read its values."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

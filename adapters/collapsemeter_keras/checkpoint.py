@@ -1,7 +1,5 @@
 """What was counted as arrays by name, and back: a run that was interrupted goes on."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What counting costs beside a training step: the operations of the network's own products."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The demo's network and training in Keras, on any backend."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

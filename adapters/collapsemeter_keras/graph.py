@@ -1,7 +1,5 @@
 """What one forward pass computes from what: read off a functional graph, or traced without values."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The head: what makes the scores, what becomes of its output until then, and its weights on the host."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

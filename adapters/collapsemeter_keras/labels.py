@@ -1,7 +1,5 @@
 """Labels and decisions as a compiled step has them: tensors whose values nobody may look at."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from typing import Any
 

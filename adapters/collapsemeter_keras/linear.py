@@ -1,7 +1,5 @@
 """Layers that are one linear map, x W + b."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras

@@ -1,7 +1,5 @@
 """`CollapseMeter`: a Keras callback that counts what the compiled step computes, and reports."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal

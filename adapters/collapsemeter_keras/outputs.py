@@ -1,7 +1,5 @@
 """Which of a model's outputs are the scores, and what belongs to them among targets and weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 

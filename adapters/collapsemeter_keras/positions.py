@@ -1,7 +1,5 @@
 """Which position of a head's output becomes the scores, where it is one and no average of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

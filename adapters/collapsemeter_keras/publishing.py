@@ -1,7 +1,5 @@
 """Where a report goes: the sinks of its stream of batches, and Keras' logs."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a forward pass tells of a Keras model before a batch is counted: nothing is run on values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A model stays as it was while it is studied: its layers, and every global state that a forward may touch."""
 
-from __future__ import annotations
-
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Who calls: Hugging Face's Trainer tells neither a model nor a callback whose they are."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """torch.compile: graphs made before the hooks came must not be used again without them."""
 
-from __future__ import annotations
-
 import gc
 import sys
 from collections.abc import Callable, Iterable

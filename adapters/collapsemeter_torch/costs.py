@@ -1,7 +1,5 @@
 """The operations of a forward: those of its matrix products and convolutions, counted as they are called."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The wrapper for data parallelism, whose forward waits for other processes."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Which layer's output is the scores, or becomes them by maps that keep the order of the classes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Labels as PyTorch loops have them: int64 class numbers, and which rows the sample may keep."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The layers of a model by name, without the wrappers around them."""
 
-from __future__ import annotations
-
 from torch import nn
 
 # A container that another one of a known kind holds under this name is a wrapper, not a layer.

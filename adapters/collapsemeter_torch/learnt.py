@@ -1,7 +1,5 @@
 """What is known of a network once it has run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property

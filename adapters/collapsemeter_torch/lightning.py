@@ -1,7 +1,5 @@
 """`CollapseCallback` for Lightning's Trainer."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Which processes merge, and which rows each numbers: those of the group that was given, of the wrapper's, or all."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from torch import distributed, nn

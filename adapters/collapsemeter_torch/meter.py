@@ -1,7 +1,5 @@
 """`CollapseMeter`: attach to a PyTorch model, count batches, read reports."""
 
-from __future__ import annotations
-
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping

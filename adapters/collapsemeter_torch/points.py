@@ -1,7 +1,5 @@
 """Which of a network's layers to watch: names for the tensors that all data pass."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The ranks of a process group: which rows each numbers, that all of them come, and what they exchange."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time

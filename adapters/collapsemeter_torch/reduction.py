@@ -1,7 +1,5 @@
 """PyTorch's part of the reduction: its operations, and what a module tells of its channels."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

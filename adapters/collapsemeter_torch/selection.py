@@ -1,7 +1,5 @@
 """Which layers, which head, how many classes: what a meter chooses when the first forward has run."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Parameters that are spread over processes, by FSDP or on a device mesh: their shapes, and their values."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence

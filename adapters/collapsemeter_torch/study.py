@@ -1,7 +1,5 @@
 """What a forward tells of a network: scores, head, and layers in the order of the data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What the layers of a network gave in one forward, of two rows or without arithmetic."""
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import logging

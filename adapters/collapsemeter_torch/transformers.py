@@ -1,7 +1,5 @@
 """`CollapseCallback` for the Trainer of Hugging Face's transformers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from functools import partial

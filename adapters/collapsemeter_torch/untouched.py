@@ -1,7 +1,5 @@
 """A forward of somebody's network of which no trace remains: its parts stand aside while it runs."""
 
-from __future__ import annotations
-
 import contextlib
 import random
 from collections import OrderedDict, deque

@@ -1,7 +1,5 @@
 """A report as a table of text: layers against metrics, and below it what must be said of the values."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
