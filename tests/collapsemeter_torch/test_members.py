@@ -14,8 +14,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from collapsemeter import CollapseReport, LayerReport
 from collapsemeter_torch import CollapseMeter
 from collapsemeter_torch.members import members_of, numbering_of, twins_among
+from collapsemeter_torch.provenance import without_weights
 from collapsemeter_torch.ranks import Numbering
-from collapsemeter_torch.reporting import _without_weights
 from collapsemeter_torch.sharding import copies, mesh_ranks, twins
 
 World = Callable[[int, int], None]
@@ -127,8 +127,8 @@ def test_a_report_of_one_rank_says_which(world):
 def test_a_head_whose_weights_are_elsewhere_is_said_to_exist():
     reasons = {"nc3_self_duality": "no_head", "nc1_pinv": "one_class"}
     layers = {name: LayerReport({}, reasons) for name in ("fc", "fc#1", "fc2", "body")}
-    report = _without_weights(CollapseReport(layers), "fc")
+    report = without_weights(CollapseReport(layers), "fc")
     elsewhere = reasons | {"nc3_self_duality": "sharded_head"}
     for name, layer in report.items():
         assert layer.reasons == (elsewhere if name in ("fc", "fc#1") else reasons)
-    assert _without_weights(CollapseReport(layers), None).layers["fc"].reasons == reasons
+    assert without_weights(CollapseReport(layers), None).layers["fc"].reasons == reasons
