@@ -36,10 +36,9 @@ def forward_operations(graph: Graph, parts: Mapping[str, Any]) -> int:
 
 
 def _operations(layer: Any, output: TracedTensor, layer_input: TracedTensor | None) -> int | None:
-    if isinstance(layer, keras.layers.RNN):
-        matrices = [weight.shape for weight in layer.weights if len(weight.shape) > 1]
-        steps = None if layer_input is None else layer_input.shape[1]
-        return None if steps is None else 2 * steps * sum(map(math.prod, matrices))
+    if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
+        steps = None if layer_input is None or len(layer_input.shape) != 3 else layer_input.shape[1]
+        return None if steps is None else 2 * steps * sum(map(math.prod, _matrices(layer.weights)))
     kernels = _kernels(layer)
     if not kernels:
         return 0
@@ -61,11 +60,9 @@ def _kernels(layer: Any) -> list[tuple[tuple[int, ...], int]]:
     if isinstance(layer, keras.layers.Embedding):
         return []
     kernel = None if layer._layers else getattr(layer, "kernel", None)
-    if (
-        kernel is None
-    ):  # attention, and layers of the user's: each matrix is taken for a map at every position
-        matrices = [tuple(w.shape) for w in layer.trainable_weights if len(w.shape) > 1]
-        return [(shape, 0) for shape in matrices]
+    # Attention, and layers of the user's: each matrix is taken for a map at every position.
+    if kernel is None:
+        return [(shape, 0) for shape in _matrices(layer.trainable_weights)]
     shape = tuple(kernel.shape)
     if isinstance(layer, _DEPTHWISE):
         return [(shape, shape[-2] * shape[-1])]
@@ -74,6 +71,11 @@ def _kernels(layer: Any) -> list[tuple[tuple[int, ...], int]]:
     if isinstance(layer, keras.layers.EinsumDense):
         return [(shape, _einsum_outputs(layer.equation, shape))]
     return [(shape, shape[-1])] if len(shape) > 1 else []
+
+
+def _matrices(weights: list[keras.Variable]) -> list[tuple[int, ...]]:
+    """Return the shapes of what multiplies; a bias may have two axes, too."""
+    return [tuple(w.shape) for w in weights if len(w.shape) > 1 and not w.name.endswith("bias")]
 
 
 def _einsum_outputs(equation: str, shape: tuple[int, ...]) -> int:

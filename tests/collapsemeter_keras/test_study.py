@@ -12,6 +12,7 @@ from keras import layers, ops
 from collapsemeter import decide
 from collapsemeter_keras import CollapseMeter
 from collapsemeter_keras.points import is_composite
+from collapsemeter_keras.study import study
 
 from .networks import CLASSES, EAGER, WIDTH, data, frozen
 from .test_faults import fit
@@ -623,3 +624,61 @@ def test_a_study_leaves_nothing(make):
     assert after == before
     step = [int(name.rpartition("_")[2] or 0) for name in (number, layers.Add().name)]
     assert step[1] - step[0] == 2  # those that were made here, and none of ours
+
+
+OPERATIONS = {
+    "positions": ((5, 8), lambda: layers.Dense(16), 2 * 5 * 8 * 16),
+    "strides": ((8, 8, 3), lambda: layers.Conv2D(6, 3, 2, "same"), 2 * 4 * 4 * 9 * 3 * 6),
+    "groups": (
+        (8, 8, 4),
+        lambda: layers.Conv2D(6, 3, padding="same", groups=2),
+        2 * 8 * 8 * 9 * 2 * 6,
+    ),
+    "depthwise": (
+        (8, 8, 3),
+        lambda: layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2),
+        2 * 8 * 8 * 9 * 6,
+    ),
+    "separable": (
+        (8, 8, 3),
+        lambda: layers.SeparableConv2D(5, 3, padding="same", depth_multiplier=2),
+        2 * 8 * 8 * (9 * 6 + 6 * 5),
+    ),
+    "transposed": ((4, 4, 3), lambda: layers.Conv2DTranspose(5, 2, 2), 2 * 4 * 4 * 4 * 3 * 5),
+    "einsum": (
+        (5, 8),
+        lambda: layers.EinsumDense("abc,cde->abde", (5, 2, 7), bias_axes="de"),
+        2 * 5 * 8 * 2 * 7,
+    ),
+    "lstm": ((5, 8), lambda: layers.LSTM(6), 2 * 5 * 4 * 6 * (8 + 6)),
+    "gru": ((5, 8), lambda: layers.GRU(6, return_sequences=True), 2 * 5 * 3 * 6 * (8 + 6)),
+    "both ways": (
+        (5, 8),
+        lambda: layers.Bidirectional(layers.LSTM(6)),
+        2 * 2 * 5 * 4 * 6 * (8 + 6),
+    ),
+    "wrapped": ((5, 8), lambda: layers.TimeDistributed(layers.Dense(6)), 2 * 5 * 8 * 6),
+    "no products": ((5, 8), lambda: layers.LayerNormalization(), 0),
+}
+
+
+@pytest.mark.parametrize("kind", OPERATIONS)
+def test_the_operations_of_a_forward_are_two_for_each_product_of_a_weight(kind):
+    shape, make, expected = OPERATIONS[kind]
+    inputs = keras.Input(shape)
+    features = layers.Flatten()(make()(inputs))
+    model = keras.Model(inputs, layers.Dense(10)(features))
+    assert study(model).operations == expected + 2 * 10 * features.shape[-1]
+
+
+def test_the_operations_of_attention_are_those_of_its_four_maps():
+    inputs = keras.Input((5, 8))
+    features = layers.Flatten()(layers.MultiHeadAttention(2, 4)(inputs, inputs))
+    model = keras.Model(inputs, layers.Dense(10)(features))
+    assert study(model).operations == 2 * 5 * 4 * 8 * 8 + 2 * 10 * 40
+
+
+def test_the_operations_of_sequences_of_any_length_are_not_known():
+    inputs = keras.Input((None, 8))
+    model = keras.Model(inputs, layers.Dense(10)(layers.LSTM(6)(inputs)))
+    assert study(model).operations == 0
