@@ -313,6 +313,31 @@ def test_attention_is_part_of_a_step():
     assert operations.total == 2 * 3 * 5 * (maps + attention)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shapes", "products"),
+    [
+        (nn.RNN(8, 6, batch_first=True), [(3, 5, 8)], 3 * 5 * 6 * (8 + 6)),
+        (nn.LSTM(8, 6, batch_first=True), [(3, 5, 8)], 3 * 5 * 4 * 6 * (8 + 6)),
+        (
+            nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True),
+            [(3, 5, 8)],
+            3 * 5 * 2 * 4 * 6 * (8 + 6 + 12 + 6),
+        ),
+        (nn.GRU(8, 6, batch_first=True), [(3, 5, 8)], 3 * 5 * 3 * 6 * (8 + 6)),
+        (nn.Bilinear(4, 5, 6), [(3, 4), (3, 5)], 3 * 4 * 5 * 6),
+        (nn.Conv2d(4, 6, 3, groups=2), [(3, 4, 8, 8)], 3 * 6 * 6 * 6 * 9 * 2),
+        (nn.ConvTranspose2d(3, 5, 2, 2), [(3, 3, 4, 4)], 3 * 4 * 4 * 3 * 5 * 2 * 2),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_operations_are_two_for_each_product_of_a_weight(layer, shapes, products, gradients):
+    inputs = [torch.randn(shape) for shape in shapes]
+    with torch.set_grad_enabled(gradients), OperationCounter() as operations:
+        layer(*inputs)
+    assert operations.total == 2 * products
+
+
 def test_a_head_of_every_token_pairs_with_labels_of_every_token():
     class Tagger(networks.Tokens):
         def forward(self, ids):
