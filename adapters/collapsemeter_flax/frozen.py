@@ -123,16 +123,16 @@ def _of_every_call(
     }
 
 
-def shapes_in_order(run: Callable[..., Mapping[str, Any]], *given: Any) -> dict[str, Any]:
+def shapes_in_order(run: Callable[..., Mapping[str, Any]], *arguments: Any) -> dict[str, Any]:
     """Return the shapes of the features that a run gives, in their order: JAX sorts the keys of a dict."""
     names: list[str] = []
 
-    def listing(*given: Any) -> Mapping[str, Any]:
-        features = run(*given)
+    def listing(*arguments: Any) -> Mapping[str, Any]:
+        features = run(*arguments)
         names[:] = features
         return features
 
-    shapes = abstract(listing, *given)
+    shapes = abstract(listing, *arguments)
     return {name: shapes[name] for name in names}
 
 
@@ -156,12 +156,12 @@ class FrozenStep:
     model: Any  # `ById`, or the graph of an NNX model
     choice: Choice
     tree: Any
-    rest: tuple[Any, ...]  # the arguments that are not arrays
+    static: tuple[Any, ...]  # the arguments that are not arrays
 
     def captured(self, weights: Any, arrays: Iterable[Any]) -> Captured:
         """Run the model on the arrays among its arguments."""
-        given = iter(arrays)
-        leaves = [next(given) if leaf is None else leaf for leaf in self.rest]
+        remaining = iter(arrays)
+        leaves = [next(remaining) if leaf is None else leaf for leaf in self.static]
         args, kwargs = jax.tree.unflatten(self.tree, leaves)
         if isinstance(self.model, ById):
             return captured(self.model.model, self.choice, (weights, *args), kwargs)
@@ -211,8 +211,8 @@ class Frozen:
     def step(self, choice: Choice, args: Any, kwargs: Any) -> tuple[FrozenStep, tuple[Any, ...]]:
         """Return what to compile for, and the arrays to run it on."""
         leaves, tree = jax.tree.flatten((args, kwargs))
-        rest = tuple(None if is_array(leaf) else leaf for leaf in leaves)
-        return FrozenStep(self.graph, choice, tree, rest), tuple(filter(is_array, leaves))
+        static = tuple(None if is_array(leaf) else leaf for leaf in leaves)
+        return FrozenStep(self.graph, choice, tree, static), tuple(filter(is_array, leaves))
 
     def features(self, choice: Choice, args: Any, kwargs: Any) -> dict[str, Any]:
         """Return shapes and dtypes of what the layers give."""

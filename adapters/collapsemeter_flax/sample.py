@@ -30,9 +30,9 @@ def slots_of(numbers: Array, usable: Array, size: int, seed: int) -> Array:
     return jnp.where(last[slots] == order, slots, size)
 
 
-def put(kept: Array, slots: Array, values: Array) -> Array:
+def put(rows: Array, slots: Array, values: Array) -> Array:
     """Write values into their slots; those without one are dropped."""
-    return kept.at[slots].set(values.astype(kept.dtype), mode="drop")
+    return rows.at[slots].set(values.astype(rows.dtype), mode="drop")
 
 
 def shares(rows_a: Array, rows_b: Array, size: int, seed: int | Array) -> Array:
@@ -43,9 +43,9 @@ def shares(rows_a: Array, rows_b: Array, size: int, seed: int | Array) -> Array:
         a, b = left
         total = jnp.where(a + b < a, jnp.uint32(FULL), a + b)
         from_a = scaled(number, total) < a
-        one = jnp.uint32(1)
-        a_next = jnp.where(from_a & (a > 0), a - one, a)
-        b_next = jnp.where(~from_a & (b > 0), b - one, b)
+        unit = jnp.uint32(1)
+        a_next = jnp.where(from_a & (a > 0), a - unit, a)
+        b_next = jnp.where(~from_a & (b > 0), b - unit, b)
         return (a_next, b_next), None
 
     (a, _), _ = lax.scan(draw, (rows_a, rows_b), draws)

@@ -64,12 +64,12 @@ class BackendOperation:
 class OneArgument:
     """What such an operation is called with, as far as a signal comes along it."""
 
-    def fill_in(self, given: dict[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def fill_in(self, values: dict[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with tensors in their places."""
-        return tuple(given.values()), {}
+        return tuple(values.values()), {}
 
 
-class Recorder:
+class BackendListener:
     """Names the tensors of one forward of a backend as the values of a graph."""
 
     def __init__(self, graph: Graph) -> None:
@@ -105,15 +105,15 @@ class Recorder:
     def called(self, part: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a layer, and note what it was given and gave."""
         flat = [t for t in tree.flatten((args, kwargs)) if _is_traced(t)]
-        given = [self.value(t) for t in flat if keras.backend.is_float_dtype(dtype_of(t))]
-        given = given or [self.value(t) for t in flat]
-        self.graph.note(part, given)
+        inputs = [self.value(t) for t in flat if keras.backend.is_float_dtype(dtype_of(t))]
+        inputs = inputs or [self.value(t) for t in flat]
+        self.graph.note(part, inputs)
         outputs = original(*args, **kwargs)
         tensors = [t for t in tree.flatten(outputs) if _is_traced(t)]
         for tensor in tensors:
             # A dropout that drops nothing gives the tensor that it got.
             if not is_block(part) and _key(tensor) not in self._values:
-                self._name(tensor, _value(tensor, part, tuple(given)))
+                self._name(tensor, _value(tensor, part, tuple(inputs)))
         self.graph.finish(part, [self.value(t) for t in tensors])
         return outputs
 
@@ -123,7 +123,7 @@ class Recorder:
             return nullcontext()
         from torch.overrides import TorchFunctionMode
 
-        origins, kept = self._origins, self._tensors
+        origins, tensors = self._origins, self._tensors
 
         class Listener(TorchFunctionMode):
             def __torch_function__(
@@ -135,7 +135,7 @@ class Recorder:
                         before = [t for t in tree.flatten((args, kwargs or {})) if _is_traced(t)]
                         if all(t is not tensor for t in before):  # nothing in place
                             origins.setdefault(id(tensor), (function.__name__, before))
-                            kept.append(tensor)
+                            tensors.append(tensor)
                 return result
 
         return Listener()
@@ -162,7 +162,7 @@ def recorded(
 ) -> Graph | None:
     """Return the graph of a forward in the backend's own tensors; None where there are no shapes without values."""
     graph = Graph(parts)
-    recorder = Recorder(graph)
+    recorder = BackendListener(graph)
 
     def forward(x: Any) -> Any:
         recorder.begin(x)
@@ -185,7 +185,7 @@ def is_block(part: Any) -> bool:
 
 
 @contextmanager
-def _wrapped(recorder: Recorder, model: Layer) -> Iterator[None]:
+def _wrapped(recorder: BackendListener, model: Layer) -> Iterator[None]:
     """Have every layer inside a model tell the recorder of its calls."""
     with ExitStack() as stack:
         for part in model._flatten_layers(include_self=False):

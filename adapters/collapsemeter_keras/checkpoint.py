@@ -40,8 +40,8 @@ def state_dict(
             state[f"{name}/{number}"] = np.asarray([layer, str(call), width, variables.dtype])
         for variable, used in stream.rows_in_use():
             state[f"{name}/{variable.name}"] = ops.convert_to_numpy(variable.value)[used].copy()
-        for number, kept in enumerate(stream.layers.values()):
-            if not kept.has_groups:
+        for number, variables in enumerate(stream.layers.values()):
+            if not variables.has_groups:
                 _regroup(state, _prefix(name, stream, number), 0)
     return state
 
@@ -178,5 +178,7 @@ def _check_same(
     if selection.head is not None and weights is not None:
         widths[selection.head] = int(weights[0].shape[-2])
     for stream in streams.values():
-        widths |= {layer: int(made.rows.shape[1]) for (layer, _), made in stream.layers.items()}
+        widths |= {
+            layer: int(variables.rows.shape[1]) for (layer, _), variables in stream.layers.items()
+        }
     check_widths(counted, widths)

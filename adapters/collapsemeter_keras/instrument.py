@@ -241,9 +241,11 @@ class Instrument:
     def _note_input(
         self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        given = args[0] if args else kwargs.get("inputs")
-        if keras.backend.is_float_dtype(dtype_of(given)):  # words that are looked up make no scores
-            self.stash.note(name, given)
+        inputs = args[0] if args else kwargs.get("inputs")
+        if keras.backend.is_float_dtype(
+            dtype_of(inputs)
+        ):  # words that are looked up make no scores
+            self.stash.note(name, inputs)
         return original(*args, **kwargs)
 
     def _note_reversed(

@@ -17,10 +17,10 @@ _MAXIMA = ("MaxPool", "Max", "Amax")  # of positions: no average of scores
 
 def after(layer: Any, tail: Sequence[TracedTensor], row: Any) -> np.ndarray[Any, Any]:
     """Return what becomes of a row of the head's output, before its activation, at every position."""
-    first, *rest = tail
+    first, *following = tail
     tensor = activated(layer, filled(first, row))
     with keras.StatelessScope():
-        for value in rest:
+        for value in following:
             if any(kind in type(value.operation).__name__ for kind in _MAXIMA):
                 raise ValueError("the largest of several positions is none of them")
             tensor = run(value, [tensor])
@@ -51,8 +51,8 @@ def run(value: TracedTensor, inputs: Sequence[Any]) -> Any:
     signals = [
         tensor for tensor, part in zip(value.tensors, value.inputs, strict=True) if part.has_signal
     ]
-    given = {id(tensor): inputs[min(n, len(inputs) - 1)] for n, tensor in enumerate(signals)}
-    args, kwargs = value.arguments.fill_in(given)
+    by_tensor = {id(tensor): inputs[min(n, len(inputs) - 1)] for n, tensor in enumerate(signals)}
+    args, kwargs = value.arguments.fill_in(by_tensor)
     return value.operation(*args, **kwargs)
 
 

@@ -27,7 +27,7 @@ class Counts:
 
     place: str  # what asks for them
     numbering: Numbering
-    due: Numbering  # that of a row that is counted next
+    next_numbering: Numbering  # that of a row that is counted next
     watched: list[str] | None = None
     classes: int = 0
     rows: int = 0
@@ -121,7 +121,7 @@ def check_ranks(counts: Sequence[Counts]) -> None:
             )
         if part.watched is not None:
             _check_same(root, counts[root], rank, part)
-        if part.rows and part.numbering != part.due:
+        if part.rows and part.numbering != part.next_numbering:
             raise ValueError(_of_another_numbering(rank, part.numbering))
     _check_spread(counts)
 

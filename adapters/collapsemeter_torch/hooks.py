@@ -179,11 +179,11 @@ class HeadInputHook(LayerHook):
     __slots__ = ()
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = args[0] if args else kwargs.get("input", next(iter(kwargs.values()), None))
+        inputs = args[0] if args else kwargs.get("input", next(iter(kwargs.values()), None))
         if is_compiling():
-            self.see_in_graph(given)
+            self.see_in_graph(inputs)
         else:
-            self.see(given)
+            self.see(inputs)
 
 
 class SelectedInputHook(HeadInputHook):
@@ -219,11 +219,11 @@ def is_sequence(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 3
 
 
-def selected_rows(given: Tensor, output: Tensor, scores: Tensor) -> Tensor:
+def selected_rows(inputs: Tensor, output: Tensor, scores: Tensor) -> Tensor:
     """Return the rows of a head's input (B, T, d) whose output (B, T, C) became the scores (B, C), else NaN."""
     same = (output == scores[:, None]).all(-1)
     position = same.to(torch.uint8).argmax(1)
-    rows = given.gather(1, position[:, None, None].expand(-1, 1, given.shape[2]))[:, 0]
+    rows = inputs.gather(1, position[:, None, None].expand(-1, 1, inputs.shape[2]))[:, 0]
     return torch.where(same.any(1)[:, None], rows, math.nan)
 
 
@@ -317,10 +317,10 @@ class ScoresHook(CountingHook):
             if not head_speaks:
                 scope.misfit = error
                 return
-        given, scope.head_given = scope.head_given, None
-        if given is not None and rows is not None and is_sequence(head_output):
+        head_input, scope.head_given = scope.head_given, None
+        if head_input is not None and rows is not None and is_sequence(head_output):
             head = learnt.selection.head or ""
-            scope.store.add_rows(scope, head, selected_rows(given, head_output, rows).detach())
+            scope.store.add_rows(scope, head, selected_rows(head_input, head_output, rows).detach())
         if rows is None and head_speaks:
             rows = local(head_output.detach()).flatten(0, -2)
         if rows is not None:

@@ -17,7 +17,7 @@ _MOST = 4  # forwards that wait; of more, as where a loop evaluates in training 
 _DEEPEST = 256  # operations between scores and a loss that are looked through
 
 
-class Forward:
+class PendingForward:
     """One forward: copies of what its layers gave, its scores, and the labels that came for them.
 
     Copies, because an in-place operation after a layer (``ReLU(inplace=True)``) overwrites what the
@@ -51,9 +51,9 @@ class Forward:
 
     def all_labels(self, num_classes: int) -> Any:
         """Return the labels; of two sets, as of mixed examples, rows where they differ name two classes."""
-        first, *others = self.labels
-        for other in others:
-            if not _equal(first, other):
+        first, *later = self.labels
+        for labels in later:
+            if not _equal(first, labels):
                 return _mixed(self.labels, num_classes)
         return first
 
@@ -66,14 +66,14 @@ class PendingForwards:
 
     def clear(self) -> None:
         """Drop what waits."""
-        self.forwards: list[Forward] = []
+        self.forwards: list[PendingForward] = []
         self.refused = False  # a compiled forward keeps no output
-        self._open: Forward | None = None
+        self._open: PendingForward | None = None
 
-    def open(self) -> Forward:
+    def open(self) -> PendingForward:
         """Return the forward that runs."""
         if self._open is None:
-            self._open = Forward()
+            self._open = PendingForward()
             self.forwards = [*self.forwards[1 - _MOST :], self._open]
         return self._open
 
@@ -88,16 +88,16 @@ class PendingForwards:
             self.forwards.remove(self._open)
             self._open = None
 
-    def of(self, given: list[Tensor]) -> list[Forward]:
+    def of(self, tensors: list[Tensor]) -> list[PendingForward]:
         """Return the forwards from whose scores a loss was made."""
-        found = [f for f in self.forwards if any(map(f.gave, given))]
-        return found or self._before([tensor.grad_fn for tensor in given])
+        forwards = [f for f in self.forwards if any(map(f.gave, tensors))]
+        return forwards or self._before([tensor.grad_fn for tensor in tensors])
 
-    def _before(self, nodes: list[Any]) -> list[Forward]:
+    def _before(self, nodes: list[Any]) -> list[PendingForward]:
         """Return the forwards whose scores come before operations, through few others."""
         owners = {node: forward for forward in self.forwards for node in forward.nodes}
         seen: set[Any] = set()
-        found: list[Forward] = []
+        forwards: list[PendingForward] = []
         waiting = [node for node in nodes if node is not None]
         while waiting and len(seen) < _DEEPEST:
             node = waiting.pop(0)
@@ -106,11 +106,11 @@ class PendingForwards:
             seen.add(node)
             if node not in owners:
                 waiting += [before for before, _ in node.next_functions if before is not None]
-            elif owners[node] not in found:
-                found.append(owners[node])
-        return found
+            elif owners[node] not in forwards:
+                forwards.append(owners[node])
+        return forwards
 
-    def take_labelled(self) -> Iterator[Forward]:
+    def take_labelled(self) -> Iterator[PendingForward]:
         """Yield the forwards that have labels; those before them have lost their turn."""
         labelled = [forward for forward in self.forwards if forward.labels]
         if labelled:
@@ -123,11 +123,11 @@ def _same_memory(tensor: Tensor, scores: Tensor) -> bool:
     return tensor._is_view() and tensor._base is (scores._base if scores._is_view() else scores)
 
 
-def _equal(first: Any, other: Any) -> bool:
-    if first is other:
+def _equal(first: Any, second: Any) -> bool:
+    if first is second:
         return True
-    tensors = isinstance(first, Tensor) and isinstance(other, Tensor)
-    return tensors and first.shape == other.shape and torch.equal(first, other)
+    tensors = isinstance(first, Tensor) and isinstance(second, Tensor)
+    return tensors and first.shape == second.shape and torch.equal(first, second)
 
 
 def _mixed(sets: list[Tensor], num_classes: int) -> Tensor:

@@ -20,7 +20,7 @@ from .inert import recomputing
 from .layers import innermost
 from .members import numbering_of
 from .namespace import device_of, first_parameters
-from .pending import Forward, PendingForwards
+from .pending import PendingForward, PendingForwards
 from .sharding import local
 from .state import HEAD_OUTPUT, Store
 
@@ -200,7 +200,7 @@ class Recorder:
             except Exception as error:  # the loop was not edited for us: it must not notice us
                 self.live.degrade("criterion=", error)
 
-    def _count_forward(self, forward: Forward) -> None:
+    def _count_forward(self, forward: PendingForward) -> None:
         if forward.left_out:
             with self.left_out():
                 return

@@ -79,9 +79,9 @@ class _Once(argparse._StoreAction):
     def __call__(
         self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
-        given = vars(namespace).setdefault("given", set())
+        passed = vars(namespace).setdefault("given", set())
         if option_string is not None and self.dest in (*parser._reads, *parser._writes):
-            if self.dest in given:
+            if self.dest in passed:
                 raise argparse.ArgumentError(self, "given twice: pass it once")
-            given.add(self.dest)
+            passed.add(self.dest)
         super().__call__(parser, namespace, values, option_string)

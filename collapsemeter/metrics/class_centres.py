@@ -82,13 +82,13 @@ class ClassCentres:
             nearest[part] = self._present[
                 _nearest_centre(points, self._centres, self._norms, scores)
             ]
-            own = np.searchsorted(self._present, classes[part])
+            own_class = np.searchsorted(self._present, classes[part])
             places = np.arange(len(part))
             squares = np.vecdot(points, points)
-            distance = self._growth[own] * (scores[places, own] + squares)
+            distance = self._growth[own_class] * (scores[places, own_class] + squares)
             scores -= self._noise
-            scores[places, own] = np.inf
-            alone[part] = distance - self._noise_without[own] < scores.min(axis=1) + squares
+            scores[places, own_class] = np.inf
+            alone[part] = distance - self._noise_without[own_class] < scores.min(axis=1) + squares
         return nearest, alone
 
     def _scores(self, points: Floats) -> Floats:
@@ -120,14 +120,18 @@ class ClassCentres:
         near, alone = np.empty(len(rows), bool), np.empty(len(rows), bool)
         largest = self._noise.max()
         for part in row_blocks(*rows.shape):
-            own = indices[part]
+            own_class = indices[part]
             away = self._points(rows[part])
-            away -= self._centres[own]
+            away -= self._centres[own_class]
             squares = (1 + _SLACK) * np.vecdot(away, away)
             # NaN, of a class that was not asked for, is not larger.
-            near[part] = self._reach[own] > squares
-            others = (2 * np.sqrt(self._reach[own]) - np.sqrt(squares)) ** 2 - largest
-            alone[part] = self._growth[own] * squares - self._noise_without[own] < others
+            near[part] = self._reach[own_class] > squares
+            reach_of_others = (
+                2 * np.sqrt(self._reach[own_class]) - np.sqrt(squares)
+            ) ** 2 - largest
+            alone[part] = (
+                self._growth[own_class] * squares - self._noise_without[own_class] < reach_of_others
+            )
         return near, alone
 
     def _set_reach(self, indices: npt.NDArray[np.intp]) -> None:

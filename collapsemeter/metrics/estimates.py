@@ -277,10 +277,10 @@ def reciprocal(
 def exponentials(values: Floats, errors: Floats, units: Floats, powers: Floats) -> Floats:
     r"""Return :math:`E_p(y) = (1 - u)^{-m/2} \exp(-(y + m\tau)p/(1 - u))`, :math:`u = 2p\tau`: its expectation is :math:`\exp(-pD)`."""
     u = 2 * powers * units
-    rest = 1 - u
+    shrunk = 1 - u
     with np.errstate(divide="ignore", invalid="ignore"):
-        bent = np.where(u > 1e-4, (u / rest + np.log1p(-u)) / u**2, 0.5 + 2 / 3 * u)
-    held: Floats = np.exp(-powers * values / rest - errors * powers**2 * bent)
+        bent = np.where(u > 1e-4, (u / shrunk + np.log1p(-u)) / u**2, 0.5 + 2 / 3 * u)
+    held: Floats = np.exp(-powers * values / shrunk - errors * powers**2 * bent)
     return held
 
 

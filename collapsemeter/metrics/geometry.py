@@ -154,9 +154,9 @@ class ClassGeometry:
             else:
                 roots = np.sqrt(self.weights(between))
                 values, root, inverse = factors(roots[:, None] * self.centred, self._cut)
-            kept = values[: len(root)]
-            smallest = float(kept[-1] / kept[0])
-            self._spectra[between] = Spectrum(root, inverse, kept, self._cut, smallest)
+            above_cut = values[: len(root)]
+            smallest = float(above_cut[-1] / above_cut[0])
+            self._spectra[between] = Spectrum(root, inverse, above_cut, self._cut, smallest)
         return self._spectra[between]
 
     @property

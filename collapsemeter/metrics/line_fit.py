@@ -67,16 +67,16 @@ def _correlated_errors(along: Floats, deviations: Floats) -> tuple[Floats, Float
     gaps = np.diff(along)
     decay = _CORRELATIONS[:, None] ** (gaps / np.median(gaps))
     fresh = 1 - decay**2  # the share of a deviation that its neighbour does not explain
-    level, slanted, rest = (
+    level, slanted, deviation = (
         _whitened(a, decay, fresh) for a in (np.ones_like(along), along, deviations)
     )
     aa, ab, bb = (
         (p * q).sum(axis=1) for p, q in ((level, level), (level, slanted), (slanted, slanted))
     )
-    ay, by = (level * rest).sum(axis=1), (slanted * rest).sum(axis=1)
+    ay, by = (level * deviation).sum(axis=1), (slanted * deviation).sum(axis=1)
     determinant = aa * bb - ab**2
     intercept, tilt = (bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant
-    left = rest - intercept[:, None] * level - tilt[:, None] * slanted
+    left = deviation - intercept[:, None] * level - tilt[:, None] * slanted
     squares = (left**2).sum(axis=1)
     free = len(along) - 2
     logs = -0.5 * (np.log(fresh).sum(axis=1) + np.log(determinant) + free * np.log(squares))

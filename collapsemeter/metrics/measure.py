@@ -283,7 +283,7 @@ def _per_class(layer: LayerInputs) -> dict[str, npt.NDArray[Any]]:
         rows = np.where(decisions.rows > 0, decisions.rows, 1)
         accuracy = np.where(decisions.rows > 0, decisions.correct / rows, math.nan)
         columns["ncc_accuracy"] = accuracy
-        columns |= nc4.class_intervals(decisions)
+        columns |= nc4.class_accuracy_intervals(decisions)
     if head is not None:
         columns["worst_cosine_head"] = spread(lambda: head.pairs.worst_cosine)
         columns["nearest_class_head"] = spread(lambda: geometry.present[head.pairs.nearest], -1)

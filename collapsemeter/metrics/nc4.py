@@ -72,15 +72,15 @@ def intervals(
     if decisions is None:
         return {}
     rows = int(decisions.rows.sum())
-    given = {}
+    by_metric = {}
     for name, value in values.items():
         if METRICS[name].unit != "share of rows" or not math.isfinite(value):
             continue
         if name == "ncc_accuracy_loo":
-            given[name] = wilson_interval(value * rows, rows)
+            by_metric[name] = wilson_interval(value * rows, rows)
         elif decisions.sampled:
-            given[name] = _of_sample(value, rows, measured)
-    return given
+            by_metric[name] = _of_sample(value, rows, measured)
+    return by_metric
 
 
 def _of_sample(share: float, rows: int, measured: int) -> tuple[float, float]:
@@ -93,8 +93,8 @@ def _of_sample(share: float, rows: int, measured: int) -> tuple[float, float]:
 
 def flatters(values: dict[str, float]) -> bool:
     """Say whether rows are nearer to the means that they made than they would be to others: by 1 % of them or more."""
-    own, alone = values.get("ncc_accuracy", math.nan), values.get("ncc_accuracy_loo", math.nan)
-    return own - alone >= FLATTERED
+    accuracy, alone = values.get("ncc_accuracy", math.nan), values.get("ncc_accuracy_loo", math.nan)
+    return accuracy - alone >= FLATTERED
 
 
 def wilson_interval(
@@ -110,7 +110,7 @@ def wilson_interval(
     return max(low, 0.0), min(high, 1.0)
 
 
-def class_intervals(decisions: Decisions) -> dict[str, npt.NDArray[np.float64]]:
+def class_accuracy_intervals(decisions: Decisions) -> dict[str, npt.NDArray[np.float64]]:
     """Return the ends of Wilson's interval for the nearest-centre accuracy of every class, (C,); NaN for those without rows."""
     pairs = zip(decisions.correct.tolist(), decisions.rows.tolist(), strict=True)
     nothing = (math.nan, math.nan)

@@ -69,8 +69,10 @@ class Noise:
     @property
     def bent(self) -> Floats:
         r"""What noise adds to :math:`\mu_c^\top S \mu_c` before centring, (C,)."""
-        own = self.kurtosis * self.squared * (self.counts - 1) / (self.freedom * self.pooled)
-        bent: Floats = self.added * self.square + own / self.counts**2
+        of_kurtosis = (
+            self.kurtosis * self.squared * (self.counts - 1) / (self.freedom * self.pooled)
+        )
+        bent: Floats = self.added * self.square + of_kurtosis / self.counts**2
         return bent
 
     @cached_property
@@ -186,7 +188,7 @@ def _moments_of_rows(
         forms = np.stack([free, diagonal, fourth, expected, crossed])
         observed = float(((steps.squares / total) ** 2).sum())
     several, least = counts > 2, 0.1 / width  # x is 1/d or more, but for its error
-    given, kurtosis = square, 0.0
+    first_square, kurtosis = square, 0.0
     square = least if square is None else max(square, least)
     for _ in range(_ROUNDS):
         shrunk = 1 + 2 * square / np.maximum(free, 1) + kurtosis / counts
@@ -194,8 +196,8 @@ def _moments_of_rows(
         sums = (forms @ squared).tolist()
         if steps is not None and sums[2] > 0:
             kurtosis = max((observed - sums[3] - 2 * square * sums[4]) / sums[2], -2 * square)
-        if given is None and norm is not None:
+        if first_square is None and norm is not None:
             scale = (freedom * pooled) ** 2
-            found = (norm * scale - sums[0] - kurtosis * sums[1]) / (scale + sums[0])
-            square = max(found, least)
+            solved = (norm * scale - sums[0] - kurtosis * sums[1]) / (scale + sums[0])
+            square = max(solved, least)
     return square, kurtosis, squared

@@ -48,8 +48,8 @@ def factors(frame: Floats, cut: float, products: Floats | None = None) -> Factor
     most = min(count - 1, width)
     values, directions = _thin_svd(frame, most, products)
     rank = int((values[:most] > cut * values[0]).sum())
-    kept, directions = values[:rank, None], directions[:rank]
-    return Factors(values, kept * directions, directions / kept)
+    above_cut, directions = values[:rank, None], directions[:rank]
+    return Factors(values, above_cut * directions, directions / above_cut)
 
 
 def _thin_svd(frame: Floats, most: int, products: Floats | None) -> tuple[Floats, Floats]:
@@ -86,8 +86,8 @@ class Triangle(NamedTuple):
         r"""Return :math:`(L L^\top)^{-1} b` for a vector."""
         solved = self.solved(right)
         for block, inverse in reversed(self._blocks()):
-            rest = slice(block.stop, None)
-            left = solved[block] - solved[rest] @ self.lower[rest, block]
+            below = slice(block.stop, None)
+            left = solved[block] - solved[below] @ self.lower[below, block]
             solved[block] = _divided(left, self.lower[block, block].T, inverse.T)
         return solved
 

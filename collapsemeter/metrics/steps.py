@@ -102,10 +102,10 @@ def _variance_steps(
 ) -> Floats:
     """Return the steps of total / freedom, (..., G): squares of them add up to its own variance."""
     freedom, total = np.asarray(freedom)[..., None], np.asarray(total)[..., None]
-    rest = freedom - lost
-    change = (total - gone) / np.where(rest > 0, rest, 1) - total / np.maximum(freedom, 1)
-    scale = np.sqrt(np.maximum(rest, 0) / np.maximum(lost.sum(axis=-1, keepdims=True), 1))
-    steps: Floats = np.where(rest > 0, change * scale, 0.0)
+    remaining = freedom - lost
+    change = (total - gone) / np.where(remaining > 0, remaining, 1) - total / np.maximum(freedom, 1)
+    scale = np.sqrt(np.maximum(remaining, 0) / np.maximum(lost.sum(axis=-1, keepdims=True), 1))
+    steps: Floats = np.where(remaining > 0, change * scale, 0.0)
     return steps
 
 
@@ -121,5 +121,5 @@ def quantile(freedom: npt.ArrayLike) -> Floats:
     """Return Student's t for degrees of freedom, NaN for none."""
     places = np.asarray(freedom, np.float64)
     with np.errstate(divide="ignore"):
-        found = np.interp(-1 / places, -1 / np.arange(1, len(STUDENT) + 1), STUDENT)
-    return np.where(places >= 1, found, np.nan)
+        interpolated = np.interp(-1 / places, -1 / np.arange(1, len(STUDENT) + 1), STUDENT)
+    return np.where(places >= 1, interpolated, np.nan)

@@ -45,9 +45,9 @@ class Uncertainty:
 
 def uncertainty(layer: LayerInputs, values: dict[str, float]) -> Uncertainty:
     """Estimate what can be estimated of these metrics."""
-    given = [name for name in values if math.isfinite(values[name])]
-    names = [name for name in ESTIMATES if name in given]
-    found = {name: values[other] for name, other in _BESIDE.items() if other in given}
+    finite = [name for name in values if math.isfinite(values[name])]
+    names = [name for name in ESTIMATES if name in finite]
+    unbiased = {name: values[twin] for name, twin in _BESIDE.items() if twin in finite}
     try:
         noise = layer.noise
     except Undefined as undefined:
@@ -55,13 +55,13 @@ def uncertainty(layer: LayerInputs, values: dict[str, float]) -> Uncertainty:
     else:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             known = _estimated(layer, noise, names)
-    others = {name: _lasting(name) for name in given if name not in names}
-    no_estimate = {name: code for name, code in others.items() if name not in found}
+    reasons = {name: _lasting(name) for name in finite if name not in names}
+    no_estimate = {name: code for name, code in reasons.items() if name not in unbiased}
     return replace(
         known,
-        estimates=known.estimates | found,
+        estimates=known.estimates | unbiased,
         no_estimate=known.no_estimate | no_estimate,
-        no_interval=known.no_interval | others,
+        no_interval=known.no_interval | reasons,
     )
 
 

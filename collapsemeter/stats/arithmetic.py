@@ -146,8 +146,8 @@ def merged(a: ClassMoments, b: ClassMoments) -> dict[str, Any]:
         delta = (b.means[classes] - a.means[classes]) + (
             b.means_low[classes] - a.means_low[classes]
         )
-        high, rest = two_sum(a.means[classes], delta * share)
-        means[classes], low[classes] = two_sum(high, rest + a.means_low[classes])
+        high, low_part = two_sum(a.means[classes], delta * share)
+        means[classes], low[classes] = two_sum(high, low_part + a.means_low[classes])
         steps = delta * np.sqrt(a.counts[classes, None] * share)  # n_a n_b / (n_a + n_b)
         traces[classes] += np.vecdot(steps, steps)
         if scatter is not None and scatter.ndim == 3:

@@ -164,20 +164,22 @@ def _check_scatter(moments: ClassMoments, scatter: Floats, error: Floats, larges
     if scatter.ndim == 2:
         if not np.isfinite(moments.traces).all():
             return
-        each, due = scatter[None], np.asarray([moments.traces.sum()])
+        each, traces = scatter[None], np.asarray([moments.traces.sum()])
         error = np.asarray([error.sum()])
         of = ["the pooled scatter"]
     else:
-        kept = np.flatnonzero(np.isfinite(moments.traces))
-        each, due, error = scatter[kept], moments.traces[kept], error[kept]
-        of = [f"the scatter of class {c}" for c in kept.tolist()]
-    if not np.isfinite(due).all():  # the sum overflows
+        finite = np.flatnonzero(np.isfinite(moments.traces))
+        each, traces, error = scatter[finite], moments.traces[finite], error[finite]
+        of = [f"the scatter of class {c}" for c in finite.tolist()]
+    if not np.isfinite(traces).all():  # the sum overflows
         return
-    found = np.trace(each, axis1=1, axis2=2)
-    apart = ~(np.abs(found - due) <= 2 * error)
+    diagonal_sums = np.trace(each, axis1=1, axis2=2)
+    apart = ~(np.abs(diagonal_sums - traces) <= 2 * error)
     if apart.any():
         c = _first(apart)
-        _refuse(f"{of[c]} has trace {found[c]:g}, and the sums of squares are {due[c]:g}")
+        _refuse(
+            f"{of[c]} has trace {diagonal_sums[c]:g}, and the sums of squares are {traces[c]:g}"
+        )
     diagonal = np.diagonal(each, axis1=1, axis2=2)
     if (diagonal < -error[:, None]).any():
         c = _first((diagonal < -error[:, None]).any(axis=1))
@@ -217,7 +219,7 @@ def _check_sketch(moments: ClassMoments, sketch: Floats, signs: Floats, error: f
     if not finite.all():
         return
     # Some rows of most of the squares may share a bucket: m of k with probability k^(1-m).
-    k, due, found = len(sketch), float(moments.traces.sum()), float(np.vdot(sketch, sketch))
+    k, traces, squares = len(sketch), float(moments.traces.sum()), float(np.vdot(sketch, sketch))
     most = 2 + 2 * math.sqrt(_UNLIKELY / k) + _UNLIKELY * (2 / k + 1 / math.log(max(k, 2)))
-    if not found <= most * (due + 2 * error) and math.isfinite(most * due):
-        _refuse(f"the sketch has squares of {found:g}, and the sums of squares are {due:g}")
+    if not squares <= most * (traces + 2 * error) and math.isfinite(most * traces):
+        _refuse(f"the sketch has squares of {squares:g}, and the sums of squares are {traces:g}")

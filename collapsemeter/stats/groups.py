@@ -101,8 +101,10 @@ class Groups:
         shape = () if named[0] is None else named[0].shape
         if len(shape) != 2 or shape[0] != classes or shape[1] not in (4, 8, GROUPS):
             raise ValueError(f"its groups have counts of shape {shape}")
-        for array, due, kind in zip(named, (shape, (*shape, width), shape), "iff", strict=True):
-            if array is None or array.shape != due or array.dtype.kind != kind:
+        for array, expected, kind in zip(
+            named, (shape, (*shape, width), shape), "iff", strict=True
+        ):
+            if array is None or array.shape != expected or array.dtype.kind != kind:
                 raise ValueError("its groups are not those of its means")
         return cls(*map(np.asarray, named))
 

@@ -96,15 +96,15 @@ class Head:
 
     def check_fit(self, num_classes: int, width: int) -> None:
         """Raise ValueError unless there is a row for each class, of that width."""
-        found, due = self.weight.shape, (num_classes, width)
-        if found == due:
+        shape, expected = self.weight.shape, (num_classes, width)
+        if shape == expected:
             return
         hint = ""
-        if found == due[::-1]:
+        if shape == expected[::-1]:
             hint = ": pass its transpose"
-        elif num_classes == 2 and found in ((1, width), (width, 1)):
+        elif num_classes == 2 and shape in ((1, width), (width, 1)):
             hint = f": {_SINGLE_LOGIT}"
-        raise ValueError(f"head weight has shape {found}, the class means {due}{hint}")
+        raise ValueError(f"head weight has shape {shape}, the class means {expected}{hint}")
 
     @property
     def finite(self) -> bool:

@@ -262,8 +262,8 @@ def check_nonfinite(nonfinite: Nonfinite) -> None:
 
 def are_tokens(labels: Sequence[int], features: Iterable[Sequence[int]]) -> bool:
     """Whether labels may be one for each token: every layer gave a row of features for each of them."""
-    wanted = tuple(labels[1:])
-    return len(labels) > 1 and all(tuple(shape[1:-1]) == wanted for shape in features)
+    tokens = tuple(labels[1:])
+    return len(labels) > 1 and all(tuple(shape[1:-1]) == tokens for shape in features)
 
 
 def host_array(labels: Any) -> npt.NDArray[Any]:

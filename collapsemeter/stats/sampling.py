@@ -49,9 +49,9 @@ def scaled(fractions: Array, sizes: Array) -> Array:
     r"""Return :math:`\lfloor f s / 2^{32} \rfloor`, of 32-bit hashes f a number in 0..s-1, without 64-bit integers."""
     f_high, f_low = fractions // _HALF, fractions % _HALF
     s_high, s_low = sizes // _HALF, sizes % _HALF
-    low, cross, other = f_low * s_low, f_low * s_high, f_high * s_low
-    carry = (low // _HALF + cross % _HALF + other % _HALF) // _HALF
-    return f_high * s_high + cross // _HALF + other // _HALF + carry
+    low, cross_a, cross_b = f_low * s_low, f_low * s_high, f_high * s_low
+    carry = (low // _HALF + cross_a % _HALF + cross_b % _HALF) // _HALF
+    return f_high * s_high + cross_a // _HALF + cross_b // _HALF + carry
 
 
 def drawn_slots(numbers: Array, seed: int, wrap: Wrap = uint32) -> Array:

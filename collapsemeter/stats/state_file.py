@@ -77,13 +77,13 @@ class StateFile:
         with open(path, "rb") as file:
             # Nothing of the file is interpreted before it is known to be what was written.
             end = max(0, file.seek(0, os.SEEK_END) - _DIGEST)
-            found = _digest(file, end)
+            digest = _digest(file, end)
             file.seek(end)
-            if file.read() != found:
+            if file.read() != digest:
                 raise CorruptStateError(
                     f"{self.path} is not a whole state file: its checksum does not match"
                 )
-        self.digest = found.decode()
+        self.digest = digest.decode()
         try:
             # Read strictly: a checksum is no signature, and what comes next may be crafted.
             self._members = _members(path, end)
