@@ -14,7 +14,7 @@ from collapsemeter.adapter.tally import classifier
 from .graph import Graph, has_weights
 from .linear import is_affine, linear_map
 from .positions import Position, picked_position
-from .running import activated, after, filled, on_host, run
+from .running import activated, after, filled, on_host, run_operation
 from .traced_tensors import TracedTensor
 from .untouched import eagerly
 
@@ -118,7 +118,7 @@ def _threshold(graph: Graph, scores: TracedTensor, parts: Mapping[str, Any]) -> 
         before = [part for part in value.inputs if part.has_signal]
         if not before or not left or has_weights(value.operation):
             return filled(value, logit)
-        return run(value, [become(part, logit, left - 1) for part in before])
+        return run_operation(value, [become(part, logit, left - 1) for part in before])
 
     try:
         with keras.StatelessScope():

@@ -107,7 +107,7 @@ def without_masked(labels: Tensor, y_pred: Tensor, sample_weight: Any, ignore_in
     return labels
 
 
-def decisions(y_pred: Tensor, threshold: float) -> Tensor:
+def decided_classes(y_pred: Tensor, threshold: float) -> Tensor:
     """Return the class that the network decides on, (N,); a single score decides for class 1 above the threshold."""
     width = int(y_pred.shape[-1])
     scores = ops.reshape(ops.stop_gradient(y_pred), (-1, width))

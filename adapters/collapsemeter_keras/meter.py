@@ -13,7 +13,7 @@ from collapsemeter.adapter.budget import Budget, Clock
 from collapsemeter.adapter.memory import Memory, budget_of
 from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Reduction
-from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection
+from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection, nothing_counted
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.report.report import TABLE
 from collapsemeter.stats.groups import GROUPS
@@ -21,7 +21,6 @@ from collapsemeter.stats.labels import Mixed
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
 from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind
-from collapsemeter.system.suggest import did_you_mean
 
 from . import checkpoint, frozen
 from .attachment import Attachment
@@ -399,10 +398,7 @@ class CollapseMeter(EpochReports):
         self._check_stream(stream)
         sums, watched = self._streams.get(stream), self.selection.watched
         if sums is None or (layer, call) not in sums.layers or not sums.batches_seen():
-            raise ValueError(
-                f"layer {layer!r} has counted nothing (call {call}); watched are "
-                f"{', '.join(watched)}{did_you_mean(layer, watched)}"
-            )
+            raise nothing_counted(layer, call, watched)
         return sums.tally((layer, call)).moments(PHASES[stream])
 
     def _check_stream(self, stream: str) -> None:

@@ -23,7 +23,7 @@ def after(layer: Any, tail: Sequence[TracedTensor], row: Any) -> np.ndarray[Any,
         for value in following:
             if any(kind in type(value.operation).__name__ for kind in _MAXIMA):
                 raise ValueError("the largest of several positions is none of them")
-            tensor = run(value, [tensor])
+            tensor = run_operation(value, [tensor])
     return on_host(tensor)
 
 
@@ -46,7 +46,7 @@ def filled(value: TracedTensor, row: Any) -> Any:
     return ops.convert_to_tensor(np.broadcast_to(row, shape).copy(), dtype=value.dtype)
 
 
-def run(value: TracedTensor, inputs: Sequence[Any]) -> Any:
+def run_operation(value: TracedTensor, inputs: Sequence[Any]) -> Any:
     """Run the operation that made a value on other inputs, which stand for its signals in order."""
     signals = [
         tensor for tensor, part in zip(value.tensors, value.inputs, strict=True) if part.has_signal

@@ -16,7 +16,7 @@ from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.system.warning import warn
 
-from .labels import class_labels, decisions, given_labels, without_masked
+from .labels import class_labels, decided_classes, given_labels, without_masked
 from .operations import BACKEND, Key, Tensor
 from .outputs import Output, OutputChoice, of_output
 from .reduction import OPERATIONS
@@ -82,7 +82,7 @@ class BatchCounter:
         weight = of_output(step.get("sample_weight"), output.key)
         labels = without_masked(labels, output.scores, weight, self.settings.ignore_index)
         rows = self.rows(outputs, step.get("y_pred"), tuple(labels.shape))
-        decided = decisions(output.scores, self.selection.threshold)
+        decided = decided_classes(output.scores, self.selection.threshold)
         stream.count(rows, ops.reshape(labels, (-1,)), decided)
 
     def rows(

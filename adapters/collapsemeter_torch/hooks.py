@@ -252,12 +252,12 @@ class HeadOutputHook(CountingHook):
     def count_in_graph(self, scope: Scope, output: Tensor) -> None:
         rows = output.detach()
         rows = rows.flatten(0, -2) if rows.ndim < 4 else rows.movedim(1, -1)
-        decided = decisions(scope, rows, 0.0)
+        decided = decided_classes(scope, rows, 0.0)
         if decided is not None:
             scope.store.add_decisions_in_graph(scope, decided)
 
 
-def decisions(scope: Scope, rows: Tensor, threshold: float) -> Tensor | None:
+def decided_classes(scope: Scope, rows: Tensor, threshold: float) -> Tensor | None:
     """Return the decisions that scores (N, C) make, where there is one for each label."""
     if rows.ndim != 2 or rows.shape[0] != scope.flat_labels.shape[0]:
         return None  # NC4 is absent, with its reason
@@ -329,6 +329,6 @@ class ScoresHook(CountingHook):
     def _add(self, scope: Scope, rows: Tensor, learnt: Learnt) -> None:
         if rows.shape[-1] != learnt.selection.width or (type(rows) is not Tensor and on_mesh(rows)):
             return  # scores of some classes, as those of a head that is split among processes
-        decided = decisions(scope, rows, learnt.selection.threshold)
+        decided = decided_classes(scope, rows, learnt.selection.threshold)
         if decided is not None:
             scope.store.add_decisions(scope, decided)

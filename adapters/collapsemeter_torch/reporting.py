@@ -14,9 +14,9 @@ from torch import nn
 from collapsemeter import ClassMoments, CollapseReport, Head
 from collapsemeter.adapter.joint_tally import JointTally, evened
 from collapsemeter.adapter.network_report import network_report
+from collapsemeter.adapter.selection import nothing_counted
 from collapsemeter.adapter.tally import Tally
 from collapsemeter.stats.moments import Phase
-from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.warning import warn
 
 from . import compiled
@@ -302,9 +302,5 @@ def _joint(part: JointTally | Exception, counts: Counts) -> Tally:
 def _counted(moments: ClassMoments | None, layer: str, call: int, counts: Counts) -> ClassMoments:
     """Return moments, or raise ValueError where there are none."""
     if moments is None:
-        watched = counts.watched or []
-        raise ValueError(
-            f"layer {layer!r} has counted nothing (call {call}); watched are "
-            f"{', '.join(watched) or 'no layers yet'}{did_you_mean(layer, watched)}"
-        )
+        raise nothing_counted(layer, call, counts.watched or [])
     return moments

@@ -127,26 +127,19 @@ class Learner:
             widths[head] = width
         if not widths:
             return learnt
-        held = sum(parameter.nbytes for parameter in self.model.parameters())
+        times = class_products(device_of(self.model), learnt.settings.num_classes)
         plan = memory_plan(
             widths,
             learnt.settings,
-            parameter_bytes=held,
+            parameter_bytes=sum(parameter.nbytes for parameter in self.model.parameters()),
             memory=self.memory,
-            class_products=class_products(device_of(self.model), learnt.settings.num_classes),
+            class_products=times,
         )
         holdings = {name: (widths[name], holding) for name, holding in plan.holdings.items()}
-        time = products_note(
-            told.operations, self._products(learnt, told.rows, holdings), "every={}"
-        )
+        products = product_operations(holdings.values(), told.rows, class_products=times)
+        time = products_note(told.operations, products, "every={}")
         costs = (str(plan), time) if time else (str(plan),)
         return replace(learnt, holdings=holdings, costs=costs)
-
-    def _products(
-        self, learnt: Learnt, rows: int, holdings: Mapping[str, tuple[int, Holding]]
-    ) -> int:
-        times = class_products(device_of(self.model), learnt.settings.num_classes)
-        return product_operations(holdings.values(), rows, class_products=times)
 
     def _study(
         self,

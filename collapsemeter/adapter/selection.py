@@ -267,6 +267,14 @@ def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [name for name in names if name in chosen]
 
 
+def nothing_counted(layer: str, call: int, watched: Sequence[str]) -> ValueError:
+    """Return the error for a layer, or a call of it, that has no moments."""
+    return ValueError(
+        f"layer {layer!r} has counted nothing (call {call}); watched are "
+        f"{', '.join(watched) or 'no layers yet'}{did_you_mean(layer, watched)}"
+    )
+
+
 def _why(
     name: str, chosen: Sequence[str], head: str | None, separator: str, automatic: bool
 ) -> str:

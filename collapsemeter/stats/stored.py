@@ -45,7 +45,7 @@ def fields_of(header: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     check_stored(parts)
     header = {"unlabelled": 0, "mixed": 0, "seeds": [], **header}  # older files lack these
     parts |= {name: header[name] for name in _PLAIN}
-    parts |= {name: frozenset(listed(header[name])) for name in ("shards", "seeds")}
+    parts |= {name: frozenset(list_of(header[name])) for name in ("shards", "seeds")}
     return parts | {"rounding": Rounding.among(arrays), "groups": Groups.among(arrays)}
 
 
@@ -65,7 +65,7 @@ def check_stored(arrays: Mapping[str, npt.NDArray[Any] | None]) -> None:
             raise TypeError(f"{name} have dtype {array.dtype}, {written} is written")
 
 
-def listed(value: Any) -> list[Any]:
+def list_of(value: Any) -> list[Any]:
     """Return a list of a header; raise TypeError if it is something else."""
     if not isinstance(value, list):
         raise TypeError(f"{str(value)[:100]!r} is not a list")
