@@ -15,8 +15,8 @@ In the order of the flow:
 `hooks`                      a layer's output -> rows, by `reduction`
 `recorder`                   what hooks hold: the network, the open `batch`, the store
 `state`                      what one measurement has counted
-`waiting`                    small batches, until they make a block
-`device_sums`                the sums of one layer on its device, by the operations of `namespace`
+`waiting`, `blocks`          small batches, until they make a block; what its labels say to every layer
+`device_sums`, `tiles`       the sums of one layer on its device, by the operations of `namespace`; a block on a CPU
 `checkpoint`                 a store as a state to save, and back
 `frozen`                     a pass over a data set with frozen weights; `data_parallel` and `spread` for several processes
 `reporting`                  store -> report; `provenance` is what it says of ranks

@@ -17,11 +17,11 @@ from collapsemeter.stats.sampling import low_32_bits, reservoir_slots
 from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.system.warning import warn
 
+from .blocks import RowNumbers, dealt, joined, to_device
 from .compiled import graphs_may_come
 from .labels import are_classes, label_tensor, row_numbers
 from .namespace import products_are_reduced
 from .state import HEAD_OUTPUT
-from .waiting import RowNumbers, dealt, joined, to_device
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -138,7 +138,7 @@ class Scope(LeftOut):
         for size in self.store.sample_sizes:
             slots = reservoir_slots(numbers, size, settings.seed)
             self.slots[size] = to_device(torch.from_numpy(slots), device)
-        self.groups = to_device(torch.from_numpy(dealt(numbers.tobytes())), device)
+        self.groups = to_device(torch.from_numpy(dealt(numbers)), device)
         self.hashes: tuple[Tensor, Tensor] | None = None
         if self.store.may_sketch():  # here: a compiled graph takes minutes to fuse all this
             hashes = row_hashes(numbers, settings.sketch_rows, settings.seed, low_32_bits)
@@ -266,14 +266,13 @@ class Batch:
 
     def finish(self, failed: bool) -> None:
         """Expect every layer to have counted this batch, or forget it where it failed."""
-        try:
-            self._finish(failed)
-        finally:
-            if self._alone:
-                self._alone = False
+        if self._alone:
+            self._alone = False
+            try:
+                self.finish(failed)
+            finally:
                 self._recorder.learning.release()
-
-    def _finish(self, failed: bool) -> None:
+            return
         started = perf_counter()
         recorder, store, scope = self._recorder, self._store, self._scope
         if scope is None:

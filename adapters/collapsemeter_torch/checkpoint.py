@@ -75,8 +75,8 @@ def state_dict(store: Store, learnt: Learnt) -> dict[str, Any]:
 def _waiting(state: DeviceSums) -> list[Tensor]:
     if not state.waiting.count:
         return []
-    rows, labels, numbers = state.waiting.held()
-    return [rows.cpu().clone(), labels.cpu(), torch.from_numpy(numbers)]
+    rows, block = state.waiting.held()
+    return [rows.cpu().clone(), block.labels.cpu(), torch.from_numpy(block.numbers)]
 
 
 def empty_state() -> dict[str, Any]:

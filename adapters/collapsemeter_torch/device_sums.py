@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,8 +13,10 @@ from collapsemeter.stats.sampling import low_32_bits
 from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.stats.sums import INTEGERS, ScatterKind, Sums, array_shapes, update
 
+from .blocks import Block, RowNumbers, block_of, to_device
 from .namespace import CACHED_BYTES, TorchNamespace, in_graph, on_host, products_are_reduced
-from .waiting import RowNumbers, WaitingRows, dealt, joined, sampled, to_device
+from .tiles import Tiles
+from .waiting import WaitingRows
 
 
 class Settled:
@@ -89,6 +89,7 @@ class DeviceSums:
         self.sample_labels = zeros(slots, dtype=torch.int64)
         self.sample_ids = zeros(slots, dtype=torch.int64) - 1
         self.settled = Settled()
+        self._tiles: Tiles | None = None
 
     @property
     def sample_size(self) -> int:
@@ -101,43 +102,76 @@ class DeviceSums:
         self.flush()
         return self._sums
 
-    def update(self, rows: Tensor, labels: Tensor, numbers: RowNumbers) -> None:
-        """Add a batch, or let it wait: a row, a label and a row number for each; labels are ours."""
+    def update(self, rows: Tensor, labels: Tensor, numbers: RowNumbers) -> bool:
+        """Add a batch, or let it wait: a row, a label and a row number for each; labels are ours. Whether to `flush`."""
         waiting, size = self.waiting, rows.shape[0]
         if not 0 < size <= waiting.most:
-            self._add_block(rows, labels, joined([numbers]))
-            return
+            self._add_block(rows, block_of([(labels, numbers)]))
+            return False
         if waiting.count + size > waiting.room:
             self.flush()
-        waiting.put(rows, labels, numbers)
+        return waiting.put(rows, labels, numbers)
 
     def flush(self) -> None:
         """Add the batches that waited."""
         if self.waiting.count:
             self._add_block(*self.waiting.take())
 
-    def _add_block(self, rows: Tensor, labels: Tensor, numbers: npt.NDArray[np.int64]) -> None:
+    def _add_block(self, rows: Tensor, block: Block) -> None:
         kind = rows.device.type  # the caller may well compute under autocast, or in inference mode
-        with torch.no_grad(), torch.inference_mode(False), torch.autocast(kind, enabled=False):
-            self._place(rows, labels, numbers)
+        if (
+            torch.is_grad_enabled()
+            or torch.is_inference_mode_enabled()
+            or torch.is_autocast_enabled(kind)
+        ):
+            with torch.no_grad(), torch.inference_mode(False), torch.autocast(kind, enabled=False):
+                self._place(rows, block)
+        else:
+            self._place(rows, block)
 
-    def _place(self, rows: Tensor, labels: Tensor, numbers: npt.NDArray[np.int64]) -> None:
-        device, key = rows.device, numbers.tobytes()
-        hashes = groups = None
+    def _place(self, rows: Tensor, block: Block) -> None:
+        if self.kind == "sketch" or not on_host(rows):
+            self._add_anywhere(rows, block)
+        else:
+            self._add_on_host(rows, block)
+        picked = block.sampled(self.seed, self.sample_ids)
+        if picked is None:
+            return
+        places, slots, ids = picked
+        rows = rows.index_select(0, places)
+        if not on_host(rows):
+            self._keep(rows, block.labels.index_select(0, places), slots, ids)
+            return
+        where = slots.numpy()  # by NumPy, which copies whole rows: `index_copy_` goes by columns
+        self.sample_rows.numpy()[where] = rows.to(self.sample_rows.dtype).numpy()
+        self.sample_labels.numpy()[where] = block.labels.numpy()[places.numpy()]
+        self.sample_ids.numpy()[where] = ids.numpy()
+
+    def _add_on_host(self, rows: Tensor, block: Block) -> None:
+        sums, by_class = self._sums, self.kind == "class"
+        if self._tiles is None:
+            self._tiles = Tiles(sums)
+        cells = block.cells(len(sums.counts), self.ignore_index, self.groups, by_class=by_class)
+        if not self._tiles.know(cells):
+            self._add_anywhere(rows, block)
+            return
+        xp = TorchNamespace(self.dtype, products_are_reduced("cpu"))
+        for left in self._tiles.add(rows, cells, xp):
+            groups = block.groups(self.groups)[left] if self.groups else None
+            self._add(rows[left], block.labels[left], xp.widen, None, groups)
+
+    def _add_anywhere(self, rows: Tensor, block: Block) -> None:
+        device, hashes = rows.device, None
         if self._sums.sketch is not None:
-            parts = row_hashes(numbers, len(self._sums.sketch), self.seed, low_32_bits)
+            parts = row_hashes(block.numbers, len(self._sums.sketch), self.seed, low_32_bits)
             buckets, negative = (to_device(torch.from_numpy(part), device) for part in parts)
             hashes = buckets, negative
-        if self.groups:
-            groups = to_device(torch.from_numpy(dealt(key) % np.uint8(self.groups)), device)
+        groups = block.groups(self.groups) if self.groups else None
         reduced = products_are_reduced(device.type)
         for part in self._parts(rows):
             of_part = None if hashes is None else (hashes[0][part], hashes[1][part])
             group = None if groups is None else groups[part]
-            self._add(rows[part], labels[part], reduced, of_part, group)
-        if picked := sampled(key, self.seed, self.sample_ids):
-            places, slots, ids = picked
-            self._keep(rows[places], labels[places], slots, ids)
+            self._add(rows[part], block.labels[part], reduced, of_part, group)
 
     def _parts(self, rows: Tensor) -> list[slice]:
         """Cut rows into parts that stay in a CPU's caches; a device takes them at once."""
@@ -212,7 +246,7 @@ class DeviceSums:
         for name, tensor in self.tensors().items():
             if self.made_in_graph or tensor.is_inference():
                 setattr(self if name.startswith("sample_") else self._sums, name, tensor.clone())
-                self.settled = Settled()
+                self.settled, self._tiles = Settled(), None
         self.made_in_graph = False
 
     def host_sums(self) -> Sums:

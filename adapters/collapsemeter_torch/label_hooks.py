@@ -12,7 +12,7 @@ from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
 from . import compiled
-from .batch import IN_EVAL_MODE, FirstBatch, Scope
+from .batch import IN_EVAL_MODE, FirstBatch, LeftOut, Scope
 from .callers import labels_taken
 from .inert import Hook, recomputing
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 
-def begin_forward(recorder: Recorder, module: nn.Module) -> None:
-    """Mark the start of a forward of the network itself."""
-    scope = recorder.scope()
+def begin_forward(recorder: Recorder, module: nn.Module, scope: LeftOut | None) -> None:
+    """Mark the start of a forward of the network itself, in the batch that is open."""
     if scope is None:
         if recorder.waits_for_loss and is_compiling():
             # A graph keeps no output until the loss brings labels.
@@ -44,7 +43,7 @@ class RootPreHook(Hook):
     def __call__(self, module: nn.Module, *unused: Any) -> None:
         recorder = self.recorder()
         if recorder is not None:
-            begin_forward(recorder, module)
+            begin_forward(recorder, module, recorder.scope())
 
 
 class KeywordLabelsPreHook(Hook):
@@ -63,14 +62,17 @@ class KeywordLabelsPreHook(Hook):
         recorder = self.recorder()
         if recorder is None:
             return
-        if not is_compiling():
+        if is_compiling():
+            scope = recorder.scope()
+        else:
             scope = recorder.opened.scope
             if type(scope) is not Scope or recorder.opened_by_hook or recorder.waits_for_loss:
                 self._learn_and_begin(recorder, module, args, kwargs)
+                scope = recorder.opened.scope
             elif kwargs and not scope.done:
                 scope.mask_seen = kwargs.get("attention_mask")
         if self.of_root:
-            begin_forward(recorder, module)
+            begin_forward(recorder, module, scope)
 
     def _learn_and_begin(
         self, recorder: Recorder, module: nn.Module, args: Any, kwargs: dict[str, Any]

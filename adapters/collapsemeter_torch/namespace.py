@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -26,16 +26,16 @@ class Scratch(threading.local):
     def __init__(self) -> None:
         self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def like(self, rows: Tensor, use: str) -> Tensor:
+    def of(self, shape: Sequence[int], dtype: torch.dtype, use: str) -> Tensor:
         """Return memory for as many entries, which the next call for the same use writes into."""
-        size = rows.numel()
-        memory = self._memory.get((use, rows.dtype))
+        size = math.prod(shape)
+        memory = self._memory.get((use, dtype))
         if memory is None or len(memory) < size:
             with torch.inference_mode(False):
-                memory = torch.empty(size, dtype=rows.dtype, device="cpu")
-            if size * rows.itemsize <= CACHED_BYTES:
-                self._memory[use, rows.dtype] = memory
-        return memory[:size].view(rows.shape)
+                memory = torch.empty(size, dtype=dtype, device="cpu")
+            if memory.nbytes <= CACHED_BYTES:
+                self._memory[use, dtype] = memory
+        return memory[:size].view(*shape)
 
 
 SCRATCH = Scratch()
@@ -84,7 +84,9 @@ class TorchNamespace:
 
     def residuals(self, rows: Tensor, table: Tensor, labels: Tensor, used: Tensor) -> Tensor:
         if on_host(rows):
-            shifts = torch.index_select(table, 0, labels, out=SCRATCH.like(rows, "residuals"))
+            shifts = torch.index_select(
+                table, 0, labels, out=SCRATCH.of(rows.shape, rows.dtype, "residuals")
+            )
         else:
             shifts = table.index_select(0, labels)
         left = torch.sub(rows, shifts, out=shifts)
@@ -120,14 +122,18 @@ class TorchNamespace:
 
     def add_product(self, total: Tensor, rows: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # a graph would copy the total for every block
-            return self.accumulate(total, rows.t(), rows)
+            return self.add_whole_product(total, rows)
         most = 4 if on_host(rows) else worth_launching(*rows.shape)
         blocks = block_rows(rows.shape[1], most)
         if len(blocks) == 1:  # of a narrow layer to cut takes as long as to multiply
-            return self.accumulate(total, rows.t(), rows)
+            return self.add_whole_product(total, rows)
         for block in blocks:
             self.accumulate(total[block, : block.stop], rows[:, block].t(), rows[:, : block.stop])
         return total
+
+    def add_whole_product(self, total: Tensor, rows: Tensor) -> Tensor:
+        """Add ``rows.T @ rows``, both triangles."""
+        return self.accumulate(total, rows.t(), rows)
 
     def accumulate(self, total: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Add ``a @ b`` in full precision."""
@@ -136,10 +142,10 @@ class TorchNamespace:
     def add_class_products(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         num_classes, width, _ = total.shape
         if on_host(rows):  # no device to wait for: one small product for each class that is there
-            memory = SCRATCH.like(rows, "sorted")
+            memory = SCRATCH.of(rows.shape, rows.dtype, "in order")
             rows = torch.index_select(rows, 0, labels.argsort(), out=memory)
-            counts: list[int] = labels.bincount(minlength=num_classes).tolist()
-            for scatter, of_class in zip(total, rows.split(counts), strict=True):
+            lengths: list[int] = labels.bincount(minlength=num_classes).tolist()
+            for scatter, of_class in zip(total, rows.split(lengths), strict=True):
                 if len(of_class):
                     self.add_product(scatter, of_class)
             return total

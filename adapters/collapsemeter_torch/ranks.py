@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from .waiting import RowNumbers
+from .blocks import RowNumbers
 
 RankPart = TypeVar("RankPart")
 _GO = b"go"

@@ -18,10 +18,11 @@ from collapsemeter.stats.sampling import low_32_bits
 from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.system.warning import warn
 
+from .blocks import RowNumbers, forget_block, joined
 from .device_sums import DeviceSums
 from .namespace import class_products, has_float64
 from .ranks import Numbering, this_rank
-from .waiting import RowNumbers, SampledDecisions, WaitingDecisions, joined, sampled
+from .waiting import SampledDecisions, WaitingDecisions
 
 if TYPE_CHECKING:
     from .batch import Scope
@@ -61,6 +62,7 @@ class Store:
         ] = {}  # exact NC4
         self.expected_rows = self.batches = self.next_row = 0
         self.copies: set[int] = set()  # ranks that see the same rows, as layers' outputs say
+        self.full = False  # a layer has no room for one more batch
         self.repeated = 0  # rows that a sampler gave to two ranks, and that are left out
         self.interrupted: dict[tuple[str, int], int] = {}  # rows that only some layers saw
         self.degraded: dict[str, str] = {}
@@ -94,8 +96,10 @@ class Store:
 
     def flush(self) -> None:
         """Add the batches that wait to the sums of every layer, and to the sample."""
-        for state in self.layers.values():
-            state.flush()
+        with torch.no_grad():
+            for state in self.layers.values():
+                state.flush()
+        forget_block()
         self.flush_decisions()
 
     # What the hooks call
@@ -111,7 +115,8 @@ class Store:
             raise BatchError(layer, rows.shape, scope.shape, _WIDTH)
         # Before the update: one that is cut short leaves rows missing, and so is noticed.
         scope.calls[layer] = call + 1
-        state.update(rows, scope.flat_labels, scope.numbers)
+        if state.update(rows, scope.flat_labels, scope.numbers):
+            self.full = True
         if self.exact:
             self._keep(scope, (layer, call), rows)
 
@@ -204,12 +209,12 @@ class Store:
             if not waiting:
                 continue
             with torch.inference_mode(False):
-                decided, numbers = waiting.take()
+                block = waiting.take()
                 for size, seed in samples.items():
-                    decisions = self._sampled_decisions(call, size, decided.device)
-                    if picked := sampled(numbers.tobytes(), seed, decisions.ids):
+                    decisions = self._sampled_decisions(call, size, block.labels.device)
+                    if picked := block.sampled(seed, decisions.ids):
                         places, slots, ids = picked
-                        decisions.add(decided[places], slots, ids)
+                        decisions.add(block.labels[places], slots, ids)
 
     def _keep(self, scope: Scope, key: tuple[str, int], rows: Tensor) -> None:
         numbers = torch.from_numpy(joined([scope.numbers]))
@@ -250,6 +255,9 @@ class Store:
         self.expected_rows += scope.rows
         self.batches += 1
         self.clock.unseen |= scope.unseen
+        if self.full:  # here for all layers, as by itself each would find nothing in the caches
+            self.full = False
+            self.flush()
 
     def abort(self, scope: Scope) -> None:
         """Remember which layers counted a batch that the others did not see to its end, if any."""

@@ -14,7 +14,7 @@ from torch import nn
 from collapsemeter import ClassMoments, LayerReport, measure
 from collapsemeter.stats.sampling import dealt_groups, low_32_bits
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.waiting import dealt
+from collapsemeter_torch.blocks import dealt
 
 ROWS, CLASSES = 230, 3
 ENDS = ("nc1_trace_ratio", "separation", "nc1_cdnv")
@@ -184,7 +184,7 @@ def test_a_compiled_model_has_the_same_groups():
     ],
 )
 def test_rows_are_dealt_by_their_numbers(numbers):
-    groups = dealt(numbers.astype(np.int64).tobytes())
+    groups = dealt(numbers.astype(np.int64))
     usable = numbers >= 0
     expected = dealt_groups(numbers[usable], 16, low_32_bits)
     assert groups[usable].tolist() == expected.tolist()

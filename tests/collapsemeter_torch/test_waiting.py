@@ -116,22 +116,33 @@ def test_rows_that_are_not_finite_are_found_when_they_are_added(propagate):
 
 @pytest.mark.parametrize("kind", ["class", "pooled", "sketch", "trace"])
 @pytest.mark.parametrize("propagate", [False, True])
-def test_parts_that_stay_in_the_caches_give_the_sums_of_the_whole(kind, propagate, monkeypatch):
+@pytest.mark.parametrize("settled", [False, True])
+def test_parts_that_stay_in_the_caches_give_the_sums_of_the_whole(
+    kind, propagate, settled, monkeypatch
+):
+    """Once every class has its shift a block is added in tiles, but for those that hold NaN or Inf."""
     rows, labels = data(1000)
+    first, known = rows[:100].clone(), labels[:100].clone()
     rows[700, 3], labels[11], labels[500] = torch.inf, -100, CLASSES + 2
     moments = []
     for rows_at_once, parts in ((1000, 1), (110, 10)):  # the last part is shorter
         cached = rows_at_once * WIDTH * 8
         monkeypatch.setattr("collapsemeter_torch.device_sums.CACHED_BYTES", cached)
+        monkeypatch.setattr("collapsemeter_torch.tiles.LEAST_ROWS", 1)
+        monkeypatch.setattr("collapsemeter_torch.tiles.TILE_ENTRIES", rows_at_once * WIDTH)
         nonfinite = "propagate" if propagate else "skip"
         settings = Settings(CLASSES, sketch_rows=16, nonfinite=nonfinite)
         state = DeviceSums(rows[:1], settings, kind, 8, wide=True)
         assert len(state._parts(rows)) == parts
+        if settled:
+            state.update(first, known, range(1000, 1100))
+            state.flush()
         state.update(rows, labels, range(1000))
         sums = state.host_sums()
         assert (int(sums.nonfinite), int(sums.ignored), int(sums.invalid)) == (1, 1, 1)
         moments.append(ClassMoments.from_sums(sums, "float32", "live"))
     whole, in_parts = moments
+    assert whole.counts.sum() == 997 + propagate + 100 * settled
     np.testing.assert_array_equal(in_parts.counts, whole.counts)
     for name in ("means", "traces", "scatter", "sketch"):
         if getattr(whole, name) is not None:
@@ -139,6 +150,40 @@ def test_parts_that_stay_in_the_caches_give_the_sums_of_the_whole(kind, propagat
             largest = np.abs(due[np.isfinite(due)]).max(initial=0.0)
             atol = 1e-12 * largest  # in float64, of sums of a thousand residuals
             np.testing.assert_allclose(found, due, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("groups", [0, 16])
+@pytest.mark.parametrize("kind", ["class", "pooled", "trace"])
+def test_tiles_give_the_sums_of_the_update_that_all_frameworks_share(kind, groups, monkeypatch):
+    rows, labels = data(3000)
+    labels[1500:1600], labels[1700], rows[2900, 0] = -100, CLASSES, torch.nan
+    sums = []
+    for tiles in (True, False):
+        if not tiles:
+            monkeypatch.setattr("collapsemeter_torch.tiles.Tiles.know", lambda *_: False)
+        monkeypatch.setattr("collapsemeter_torch.tiles.TILE_ENTRIES", 600 * WIDTH)
+        state = DeviceSums(rows[:1], Settings(CLASSES), kind, 64, groups=groups, wide=True)
+        for part in torch.arange(3000).split(1000):
+            state.update(rows[part], labels[part], part.numpy())
+            state.flush()
+        sums.append((state.host_sums(), state.sample_rows, state.sample_ids))
+    (tiled, *sample), (plain, *due) = sums
+    assert all(torch.equal(a, b) for a, b in zip(sample, due, strict=True))
+    for name in (
+        "counts",
+        "group_counts",
+        "ignored",
+        "invalid",
+        "nonfinite",
+        "unlabelled",
+        "mixed",
+    ):
+        np.testing.assert_array_equal(getattr(tiled, name), getattr(plain, name), err_msg=name)
+    for name in ("shift", "sums", "squares"):
+        np.testing.assert_allclose(getattr(tiled, name), getattr(plain, name), rtol=0, atol=1e-9)
+    if kind != "trace":  # of the upper triangle nothing counts
+        found, expected = np.tril(tiled.scatter), np.tril(plain.scatter)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
 def test_a_report_under_autocast_is_that_without():
