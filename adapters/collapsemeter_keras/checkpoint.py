@@ -23,6 +23,7 @@ from collapsemeter.stats.sums import ScatterKind
 from .linear import linear_map
 from .operations import Key
 from .state import StreamSums
+from .waiting import WaitingBlock
 
 _OPTIONS = ("num_classes", "sample_rows", "sketch_rows", "seed")
 SavedArrays = Mapping[str, np.ndarray[Any, Any]]
@@ -78,6 +79,9 @@ def load_state_dict(
         for number, (key, _, _) in enumerate(saved[name])
         if not _regroup(arrays, _prefix(name, stream, number), stream.layers[key].holding.groups)
     ]
+    without_room = [
+        (stream, _without_room(arrays, name, stream)) for name, stream in streams.items()
+    ]
     values = [
         (variable, _filled_up(arrays[f"{name}/{variable.name}"], variable.shape))
         for name, stream in streams.items()
@@ -90,6 +94,9 @@ def load_state_dict(
         variable.assign(rows)
     for stream in streams.values():
         stream.resume()
+    for stream, block in without_room:
+        if block is not None:
+            stream.add(block)
     for stream, key in without_groups:
         stream.layers[key] = stream.layers[key]._replace(has_groups=False)
     lacking = {layer for _, (layer, _) in without_groups}
@@ -103,12 +110,28 @@ def _filled_up(rows: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray
     if rows.shape[1:] == shape:  # the scatters of all classes are that of all rows
         pooled: np.ndarray[Any, Any] = rows.sum(axis=0)
         return pooled
-    if len(rows) > shape[0]:
-        waiting = "rows that wait to be counted"
-        check_same({waiting: len(rows)}, {waiting: f"up to {shape[0]}"})
     whole = np.zeros(shape, rows.dtype)
     whole[: len(rows)] = rows
     return whole
+
+
+def _without_room(arrays: dict[str, Any], name: str, stream: StreamSums) -> WaitingBlock | None:
+    """Take out the rows that waited where fewer, or none, wait now."""
+    prefix = f"{name}/{stream.name}_"
+    waited = len(arrays.get(f"{prefix}waiting_labels", ()))
+    if waited <= (0 if stream.waiting is None else stream.waiting.size):
+        return None
+    del arrays[f"{prefix}waiting"]
+    labels, decided = (
+        ops.convert_to_tensor(arrays.pop(f"{prefix}waiting_{part}"))
+        for part in ("labels", "decided")
+    )
+    rows = {
+        key: ops.convert_to_tensor(arrays.pop(f"{prefix}{number}_waiting"))
+        for number, key in enumerate(stream.layers)
+        if f"{prefix}{number}_waiting" in arrays
+    }
+    return WaitingBlock(rows, labels, decided)
 
 
 def _layers_of(state: SavedArrays, stream: str) -> Iterator[tuple[Key, int, str]]:

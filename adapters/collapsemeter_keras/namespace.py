@@ -69,10 +69,6 @@ class KerasNamespace:
     def rows_of(self, table: Tensor, labels: Tensor) -> Tensor:
         return ops.take(table, labels, axis=0)
 
-    def read(self, variable: keras.Variable) -> Tensor:
-        """Return what a variable holds now."""
-        return variable.value
-
     def write(self, variable: keras.Variable, values: Tensor, start: Tensor | int) -> None:
         """Put rows into a table of rows from ``start`` on."""
         from jax import lax
@@ -142,9 +138,6 @@ class InPlaceTensorFlow(KerasNamespace):
             wide = ops.matmul(ops.cast(a, "float64"), ops.cast(b, "float64"))
             return ops.cast(wide, self.dtype)
         return ops.matmul(a, b)
-
-    def read(self, variable: keras.Variable) -> Tensor:
-        return ops.convert_to_tensor(variable.value)
 
     def write(self, variable: keras.Variable, values: Tensor, start: Tensor | int) -> None:
         import tensorflow as tf

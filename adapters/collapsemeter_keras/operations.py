@@ -80,8 +80,12 @@ def is_foreign(value: Any) -> bool:
     return False
 
 
-def run_if(condition: Tensor, change: Callable[[], None], variables: Sequence[Any]) -> None:
+def run_if(condition: Tensor | bool, change: Callable[[], None], variables: Sequence[Any]) -> None:
     """Run a function that changes these variables where a scalar is true, inside a compiled step too."""
+    if isinstance(condition, bool):
+        if condition:
+            change()
+        return
     if not _JAX:
 
         def run() -> Tensor:

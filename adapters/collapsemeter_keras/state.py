@@ -36,7 +36,7 @@ from .operations import (
     saturated,
 )
 from .variables import LayerVariables, SampleVariables, zeros
-from .waiting import FEWEST_ROWS, WaitingBlock, WaitingRows, block_rows_of
+from .waiting import WaitingBlock, WaitingRows, block_rows_of
 
 _SUMS = tuple(part.name for part in fields(Sums))
 _ON_HOST = BACKEND == "torch"  # a look at a variable would wait for the device
@@ -135,7 +135,7 @@ class StreamSums(keras.metrics.Metric):
         """Make room in which the batches of all layers that are there wait; where it is there, nothing happens."""
         widths = {key: int(layer.rows.shape[1]) for key, layer in self.layers.items()}
         size = block_rows_of(sum(widths.values()), self.holdings.waiting_bytes)
-        if self.waiting is None and widths and size >= FEWEST_ROWS:
+        if self.waiting is None and widths and size:
             dtypes = {key: dtype_of(layer.rows) for key, layer in self.layers.items()}
             self.waiting = WaitingRows(widths, dtypes, size, self._variable)
 
@@ -226,12 +226,12 @@ class StreamSums(keras.metrics.Metric):
         waiting = self.waiting
         # Rows of a layer that is not always there would not wait beside the others'.
         if waiting is None or waiting.rows.keys() != features.keys():
-            self._add(batch)
+            self.add(batch)
         else:
             run_either(
-                rows <= waiting.spare,
+                rows <= waiting.most,
                 lambda: self._let_wait(waiting, batch, rows),
-                lambda: self._add(batch),
+                lambda: self.add(batch),
             )
         self._rows_here += rows if _ON_HOST else 0
         self._increase(self.expected, rows)
@@ -241,25 +241,26 @@ class StreamSums(keras.metrics.Metric):
         namespace_of(variable).increase(variable, part)
 
     def _let_wait(self, waiting: WaitingRows, batch: WaitingBlock, rows: Tensor | int) -> None:
+        count = self._waiting_here if _ON_HOST else waiting.count.value
+        rows = rows if _ON_HOST else ops.cast(rows, COUNT)
+        full = count + rows > waiting.size
+
         def add() -> None:
-            self._add(waiting.block())
+            self.add(waiting.block(count))
             waiting.start_anew()
 
-        start = self._waiting_here if _ON_HOST else waiting.count.value
-        waiting.put(batch, start)
-        if _ON_HOST:
-            self._waiting_here += rows
-            if self._waiting_here >= waiting.size:
-                add()
-                self._waiting_here -= waiting.size
-            return
-        count = start + ops.cast(rows, COUNT)
-        full = count >= waiting.size
         changed = [variable for variable in self.variables if variable is not waiting.count]
         run_if(full, add, changed)
-        waiting.count.assign(ops.where(full, count - waiting.size, count))
+        if _ON_HOST:
+            start = 0 if full else count
+            self._waiting_here = start + rows
+        else:
+            start = ops.where(full, ops.zeros_like(count), count)
+            waiting.count.assign(start + rows)
+        waiting.put(batch, start)
 
-    def _add(self, block: WaitingBlock) -> None:
+    def add(self, block: WaitingBlock) -> None:
+        """Add rows to the sums and samples of their layers."""
         labels, settings = block.labels, self.settings
         usable = (labels >= 0) & (labels < settings.num_classes)
         usable = usable & (labels != settings.ignore_index)

@@ -8,11 +8,15 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import numpy.typing as npt
+from keras import ops
+
+from collapsemeter.stats.sums import ABSENT
 
 from .namespace import namespace_of
-from .operations import COUNT, Key, Tensor
+from .operations import BACKEND, COUNT, Key, Tensor
 
-MOST_ROWS = 1024  # of a block
+# Of a block. XLA has room for what the branch that adds it computes in every step: JAX's steps cost less with few.
+MOST_ROWS = 256 if BACKEND == "jax" else 1024
 FEWEST_ROWS = 64  # of one that is worth the wait
 _SHARE = 4  # a batch of more than this part of a block is added at once
 _MOST_BYTES = 2**22  # of a stream
@@ -31,30 +35,29 @@ class WaitingBlock(NamedTuple):
 
 def block_rows_of(width: int, nbytes: float = _MOST_BYTES) -> int:
     """Return how many rows of all layers together, ``width`` wide, make a block."""
-    rows = int(min(nbytes, _MOST_BYTES)) // (4 * max(1, width) * (_SHARE + 1)) * _SHARE
-    return min(MOST_ROWS, rows)
+    rows = min(MOST_ROWS, int(min(nbytes, _MOST_BYTES)) // (4 * max(1, width)))
+    return rows // FEWEST_ROWS * FEWEST_ROWS  # which batches of usual sizes fill
 
 
 def waiting_bytes(width: int, most: float) -> int:
     """Return what the rows of a stream take while they wait."""
     rows = block_rows_of(width, most)
-    return 4 * width * (rows + rows // _SHARE) if rows >= FEWEST_ROWS else 0
+    return 4 * width * rows
 
 
 class WaitingRows:
-    """Rows that are not in the sums yet: a block, and room for the batch that fills it."""
+    """Rows that are not in the sums yet: they are added when the next batch has no room behind them."""
 
     def __init__(
         self, widths: Mapping[Key, int], dtypes: Mapping[Key, str], size: int, make: MakeVariable
     ) -> None:
-        self.size, self.spare = size, size // _SHARE
-        whole = self.size + self.spare
+        self.size, self.most = size, size // _SHARE
         self.rows = {
-            key: make((whole, width), dtypes[key], f"{number}_waiting")
+            key: make((size, width), dtypes[key], f"{number}_waiting")
             for number, (key, width) in enumerate(widths.items())
         }
-        self.labels = make((whole,), "int32", "waiting_labels")
-        self.decided = make((whole,), COUNT, "waiting_decided")
+        self.labels = make((size,), "int32", "waiting_labels")
+        self.decided = make((size,), COUNT, "waiting_decided")
         self.count = make((), COUNT, "waiting")
 
     @property
@@ -68,18 +71,20 @@ class WaitingRows:
         for variable, values in zip(self.variables, parts, strict=True):
             namespace_of(variable).write(variable, values, start)
 
-    def block(self) -> WaitingBlock:
-        """Return the block, which is full."""
-        *rows, labels, decided = (
-            namespace_of(variable).read(variable)[: self.size] for variable in self.variables
-        )
+    def block(self, count: Tensor | int) -> WaitingBlock:
+        """Return the rows that wait; where only the device knows their number, other places are `ABSENT`."""
+        *rows, labels, decided = (ops.convert_to_tensor(part.value) for part in self.variables)
+        if isinstance(count, int):
+            *rows, labels, decided = (part[:count] for part in (*rows, labels, decided))
+        else:
+            place = ops.arange(self.size, dtype=COUNT)
+            labels = ops.where(place < count, labels, ABSENT)
         return WaitingBlock(dict(zip(self.rows, rows, strict=True)), labels, decided)
 
     def start_anew(self) -> None:
-        """Move what is behind the block, which was added, to its place."""
+        """Write to everything that was read: JAX copies at every step what a branch only reads."""
         for variable in self.variables:
-            operations = namespace_of(variable)
-            operations.write(variable, operations.read(variable)[self.size :], 0)
+            namespace_of(variable).write(variable, ops.zeros((1, *variable.shape[1:])), 0)
 
     def on_host(self, key: Key, count: int) -> tuple[Array, Array, Array]:
         """Return rows of a layer, labels and decisions of what waits."""

@@ -39,6 +39,7 @@ IGNORE_INDEX = -100
 # Labels of rows that name no single class; within 32 bits, and no number that people use for something.
 UNLABELLED = -(2**30)  # a one-hot row of zeros
 MIXED = UNLABELLED - 1  # several classes, or parts of them
+ABSENT = MIXED - 1  # no row at all: a place of a block that holds none
 ARRAYS = ("counts", "means", "means_low", "traces", "scatter", "sketch", "signs")  # of moments
 LEFT_OUT = ("ignored", "nonfinite", "unlabelled", "mixed")
 COUNTERS = (*LEFT_OUT[:2], "invalid", *LEFT_OUT[2:])
@@ -189,7 +190,7 @@ def update(
     rows : (B, d) float array of any precision
         Features, one row per label.
     labels : (B,) integer array
-        Classes 0..C-1; other rows, and rows that hold NaN or Inf, are left out and counted (see `Sums`).
+        Classes 0..C-1; other rows, and rows that hold NaN or Inf, are left out and counted (see `Sums`); `ABSENT`: no row.
     xp : Namespace
         The operations of the arrays' framework.
     propagate : bool
@@ -266,7 +267,7 @@ def update(
 
     def with_left_out(totals: tuple[Array, ...]) -> tuple[Array, ...]:
         unlabelled, mixed = labels == UNLABELLED, labels == MIXED
-        invalid = ~(known | ignored | unlabelled | mixed)
+        invalid = ~(known | ignored | unlabelled | mixed | (labels == ABSENT))
         flags = (ignored, known & ~finite, invalid, unlabelled, mixed)
         return tuple(xp.add(a, xp.count(b)) for a, b in zip(totals, flags, strict=True))
 

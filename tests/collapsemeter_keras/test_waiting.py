@@ -8,7 +8,7 @@ import pytest
 
 from collapsemeter import ClassMoments
 from collapsemeter.stats.sampling import reservoir_slots
-from collapsemeter_keras import CollapseMeter
+from collapsemeter_keras import CollapseMeter, waiting
 from collapsemeter_keras.waiting import MOST_ROWS
 
 from .networks import CLASSES, data, forward, frozen, sequential
@@ -79,6 +79,23 @@ def test_what_waits_is_saved_and_goes_on():
     rows = slice(0, start + 60)
     resumed.compute()
     assert_all_counted(resumed, model, x[rows], y[rows], "train")
+
+
+def test_more_rows_that_waited_than_may_wait_now_are_added_when_they_are_loaded(monkeypatch):
+    x, y = data(360)
+    model, meter, resumed = frozen(sequential()), meter_for(), meter_for()
+    meter.set_model(model)
+    for start in range(0, 180, 30):
+        model.train_on_batch(x[start : start + 30], y[start : start + 30])
+    state = meter.state_dict()
+    meter.close()
+    monkeypatch.setattr(waiting, "MOST_ROWS", 128)
+    resumed.set_model(model)
+    resumed.load_state_dict(state)
+    for start in range(180, 360, 30):
+        model.train_on_batch(x[start : start + 30], y[start : start + 30])
+    resumed.compute()
+    assert_all_counted(resumed, model, x, y, "train")
 
 
 def test_a_fit_without_validation_data_holds_no_statistics_of_validation():
