@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .groups import Groups, merged_groups, moved_to
+from .groups import Groups, merged_groups, moved_to, totals_of
 from .linalg import CACHED_ENTRIES, EPS64, WHOLE_PRODUCT, Floats, add_product, mirror, row_blocks
 from .rounding import Rounding, merged_rounding
 
@@ -77,7 +77,7 @@ def _grouped(
     totals, moved = np.zeros(state.shift.shape, dtype), np.zeros(shape)
     for classes in row_blocks(len(counts), sums[0].size):
         if counts[classes].any():
-            totals[classes] = sums[classes].sum(axis=1)
+            totals[classes] = totals_of(rows[classes], sums[classes])
             offsets = totals[classes].astype(np.float64) / np.maximum(counts[classes], 1)[:, None]
             part = rows[classes], sums[classes], squares[classes], offsets
             moved[classes] = moved_to(*part)
@@ -93,7 +93,7 @@ def _centre(scatter: Floats, state: Sums, counts: npt.NDArray[np.int64], present
         for classes in _parts(present, width, PRODUCT_ENTRIES):
             total = np.asarray(state.sums[classes], np.float64) / np.sqrt(counts[classes, None])
             if not (np.einsum("cj,cj->j", total, total) <= EPS64 / 4 * np.diagonal(scatter)).all():
-                add_product(scatter, total[total.any(axis=1)], -1.0)
+                add_product(scatter, total[total.any(axis=1)], minus=True)
         return
     strips = list(row_blocks(width, width))
     small = width**2 <= CACHED_ENTRIES

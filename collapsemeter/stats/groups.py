@@ -127,15 +127,28 @@ def moved_to(counts: Counts, sums: Floats, squares: Floats, offsets: Floats) -> 
     """Move sums of groups, in place, to be about centres at these offsets; return the squares about them."""
     moved: npt.NDArray[np.float64] = squares + counts * np.vecdot(offsets, offsets)[:, None]
     filled = np.nonzero(counts)
-    if len(filled[0]) == counts.size:
+    if 4 * len(filled[0]) >= 3 * counts.size:
         moved -= 2 * np.vecdot(sums, offsets[:, None])
         sums -= counts[:, :, None] * offsets[:, None]
-    else:  # the memory of groups without rows need not even be read
+    else:  # the memory of groups without rows need not even be read, here and in `totals_of`
         rows, steps = sums[filled], offsets[filled[0]]
         moved[filled] -= 2 * np.vecdot(rows, steps)
         steps *= counts[filled][:, None]
         sums[filled] = rows - steps
     return np.maximum(moved, 0.0, out=moved)
+
+
+def totals_of(counts: Counts, sums: Floats) -> Floats:
+    """Return the sums of classes, (C, d), from those of their groups."""
+    filled = np.nonzero(counts)
+    if 4 * len(filled[0]) >= 3 * counts.size:
+        totals: Floats = sums.sum(axis=1)
+        return totals
+    rows, totals = sums[filled], np.zeros((len(sums), sums.shape[-1]))
+    bounds = np.searchsorted(filled[0], np.arange(len(sums) + 1)).tolist()
+    for total, start, stop in zip(totals, bounds[:-1], bounds[1:], strict=True):
+        np.add.reduce(rows[start:stop], axis=0, out=total)
+    return totals
 
 
 def merged_groups(

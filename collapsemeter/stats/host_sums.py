@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .groups import GROUPS, affordable_groups
-from .linalg import LARGEST, Floats, add_product, bounded, row_blocks, spaced_zeros
+from .linalg import LARGEST, Floats, Products, bounded, row_blocks, spaced_zeros
 from .plain import widened
 from .sampling import dealt_range, low_32_bits, row_hashes
 from .sums import (
@@ -35,18 +35,16 @@ SORTED_ENTRIES = 2**24  # of rows that are sorted at once
 BLOCK_ENTRIES = 2**19  # residuals of a block, 4 MB, or as many rows as four times the features:
 MOST_BLOCK_ENTRIES = 2**22  # up to 32 MB, so that adding up d x d products costs little
 TILE_ENTRIES = 2**16  # residuals of a tile: 512 kB, with rows and shifts beside them in a cache
-COPIED_ENTRIES = (
-    2**14
-)  # values between rows and a tile: the system gives larger arrays new memory each time
 TILE_RUNS = 16  # classes of a tile, on average: with more the small product would cost as much as the large one
 LEAST_TILE = 64  # rows
 LEAST_RUN = 32  # rows of a class, on average, from which on a tile has one class
-LONG_RUN = 8  # rows that are summed by a product of their own,
+LONG_RUN = 8  # rows that are summed at once,
 WIDE_ROW = 512  # and features from which on any rows of one cell are
 LONG_CELL = 2**13  # values of a cell, on average, from which on it is a part of a tile
 MOST_INDICATORS = 16  # cells of a tile whose sums are one product
 
 Ints = npt.NDArray[np.int64]
+Runs = list[tuple[int, slice]]  # the label and place of each run of equal labels
 
 
 def add_rows(
@@ -101,14 +99,8 @@ def _add_sorted(
     seed: int,
     first_row: int,
 ) -> int:
-    known = (labels >= 0) & (labels != ignore_index)
-    used = None
-    if not known.all():
-        sums.ignored += np.count_nonzero(labels == ignore_index)
-        sums.unlabelled += np.count_nonzero(labels == UNLABELLED)
-        sums.mixed += np.count_nonzero(labels == MIXED)
-        used = np.flatnonzero(known)
-        labels = labels[used]
+    used = _counted(sums, labels, ignore_index)
+    labels = labels if used is None else labels[used]
     cells = labels
     if sums.groups:
         cells = labels * sums.groups + dealt_range(first_row, len(labels), sums.groups)
@@ -116,13 +108,13 @@ def _add_sorted(
     order = np.argsort(narrow, kind="stable")
     places = order if used is None else used[order]
     in_order = narrow[order]
-    starts = _starts(in_order)
+    starts = _starts_of(in_order)
     sizes, bins = np.diff(starts, append=len(order)), in_order[starts].astype(np.int64)
     cells = np.repeat(bins, sizes)
     if sums.group_counts is not None:
         sums.group_counts[bins] += sizes
         bins //= sums.groups
-        first = _starts(bins)
+        first = _starts_of(bins)
         starts, bins = starts[first], bins[first]
         sizes = np.diff(starts, append=len(cells))
     present = bins
@@ -141,46 +133,37 @@ def _add_sorted(
     if sums.sketch is None and alone.any():  # nothing is left of a row that is its class's shift
         rest = np.repeat(~alone, sizes)
         places, labels, cells = places[rest], labels[rest], cells[rest]
-        starts = _starts(labels)
-    by_class = sums.scatter is not None and sums.scatter.ndim == 3
-    blocks = list(_blocks(len(places), block_rows_of(width), starts))
-    residuals = np.empty((max((part.stop - part.start for part in blocks), default=0), width))
-    for part in blocks:
+        starts = _starts_of(labels)
+    tile_sums = _TileSums(sums, rows, unset, propagate=propagate)
+    products = Products(width)
+    parts = list(_whole_classes(len(places), block_rows_of(width), starts))
+    residuals = np.empty((max((part.stop - part.start for part in parts), default=0), width))
+    for part in parts:
         block, of = residuals[: part.stop - part.start], labels[part]
-        counted = np.ones(len(of), bool)
-        runs = _runs(of)
-        for tile in _tiles(runs, width):
-            counted[tile] = _add_tile(
-                sums,
-                rows,
-                places[part][tile],
-                of[tile],
-                cells[part][tile],
-                block[tile],
-                unset,
-                propagate,
-            )
+        runs, counted = _runs_of(of), np.ones(len(of), bool)
+        for tile in _tiles_of(runs, width):
+            of_tile = places[part][tile], of[tile], cells[part][tile]
+            counted[tile] = tile_sums.add(*of_tile, block[tile])
         if sums.sketch is not None:
             _add_sketch(sums, block, of, counted, first_row + order[part], seed)
-        elif by_class and sums.scatter is not None:
+        elif sums.scatter is not None and sums.scatter.ndim == 3:
             for label, run in runs:
-                add_product(sums.scatter[label], block[run], fresh=label in fresh)
+                products.add(sums.scatter[label], block[run], fresh=label in fresh)
                 fresh.discard(label)
         elif sums.scatter is not None:
-            add_product(sums.scatter, block, fresh=untouched and part.start == 0)
+            products.add(sums.scatter, block, fresh=untouched and part.start == 0)
     return len(order)
 
 
-def _blocks(count: int, size: int, starts: npt.NDArray[np.intp]) -> Iterator[slice]:
-    """Cut sorted rows of classes that start there into blocks, of whole classes where these fit."""
-    start = 0
-    while start < count:
-        stop = min(start + size, count)
-        if stop < count:
-            last = int(starts[np.searchsorted(starts, stop, side="right") - 1])
-            stop = last if last > start else stop
-        yield slice(start, stop)
-        start = stop
+def _counted(sums: Sums, labels: Ints, ignore_index: int) -> npt.NDArray[np.intp] | None:
+    """Count the rows that are left out; return the others, None where these are all."""
+    known = (labels >= 0) & (labels != ignore_index)
+    if known.all():
+        return None
+    sums.ignored += np.count_nonzero(labels == ignore_index)
+    sums.unlabelled += np.count_nonzero(labels == UNLABELLED)
+    sums.mixed += np.count_nonzero(labels == MIXED)
+    return np.flatnonzero(known)
 
 
 def _set_first_rows(
@@ -195,7 +178,102 @@ def _set_first_rows(
     return moderate
 
 
-def _tiles(runs: list[tuple[int, slice]], width: int) -> Iterator[slice]:
+def _add_sketch(
+    sums: Sums,
+    residuals: Floats,
+    labels: Ints,
+    counted: npt.NDArray[np.bool_],
+    numbers: Ints,
+    seed: int,
+) -> None:
+    assert sums.sketch is not None
+    assert sums.signs is not None
+    buckets, negative = row_hashes(numbers, len(sums.sketch), seed, low_32_bits)
+    signs = np.where(negative, -1.0, 1.0)
+    for bucket, sign, row in zip(buckets.tolist(), signs.tolist(), residuals, strict=True):
+        sums.sketch[bucket] += sign * row
+    np.add.at(sums.signs, (buckets, labels), signs * counted)
+
+
+class _TileSums:
+    """Adds tiles to sums: ``unset`` are the new classes whose shift is still to be their mean."""
+
+    def __init__(
+        self, sums: Sums, rows: npt.NDArray[Any], unset: set[int], *, propagate: bool
+    ) -> None:
+        self._sums, self._rows, self._unset, self._propagate = sums, rows, unset, propagate
+        # `take` copies rows that are not contiguous as a whole, and converts to no other dtype.
+        self._direct = rows.flags.c_contiguous and rows.dtype == np.float64
+        staged = rows.flags.c_contiguous and not self._direct
+        part = max(1, TILE_ENTRIES // max(rows.shape[1], 1)), rows.shape[1]
+        self._staged = np.empty(part, rows.dtype) if staged else None
+
+    def add(self, places: Ints, labels: Ints, cells: Ints, tile: Floats) -> npt.NDArray[np.bool_]:
+        """Write the residuals of a tile and add the sums of its cells; leave zeros for rows that do not count, and say which do."""
+        counted = np.ones(len(labels), bool)
+        parts = list(_parts(cells, tile.shape[1]))
+        gathered, single = bool(self._unset), labels[0] == labels[-1]
+        if gathered:
+            self._set_means(places, labels, tile, parts)
+        for part in parts:
+            residuals = tile[part]
+            if not gathered:
+                self._take(places[part], residuals)
+            shift = self._sums.shift
+            residuals -= shift[labels[0]] if single else np.take(shift, labels[part], axis=0)
+            counted[part] = self._add_part(residuals, places[part], labels[part], cells[part])
+        return counted
+
+    def _add_part(
+        self, residuals: Floats, places: Ints, labels: Ints, cells: Ints
+    ) -> npt.NDArray[np.bool_] | bool:
+        sums = self._sums
+        norms = np.vecdot(residuals, residuals)
+        square, cell = float(norms.sum()), cells[0]
+        if not math.isfinite(square):  # a value is not finite, or only a square is not
+            counted = _finite_rows(self._rows[places])
+            _add_carefully(sums, residuals, labels, cells, norms, counted, self._propagate)
+            return counted
+        if cell == cells[-1]:
+            sums.squares[cell] += square
+            sums.sums[cell] += _sum(residuals)
+        else:
+            _add_cells(sums, residuals, norms, cells)
+        return True
+
+    def _set_means(self, places: Ints, labels: Ints, tile: Floats, parts: list[slice]) -> None:
+        """Copy the rows of a tile; let the means of those classes that have no shift yet be the shifts."""
+        single = labels[0] == labels[-1]
+        total = np.zeros(tile.shape[1])
+        for part in parts:
+            self._take(places[part], tile[part])
+            if single:  # while the rows are in the cache
+                total += _sum(tile[part])
+        for label, run in _runs_of(labels):
+            if label in self._unset:
+                mean = (total if single else _sum(tile[run])) / (run.stop - run.start)
+                if not bounded(mean):
+                    finite = tile[run][_finite_rows(tile[run])]
+                    if not len(finite):
+                        self._sums.shift[label] = 0.0
+                        continue  # rows that do not count say nothing of where the others are
+                    mean = (finite / len(finite)).sum(axis=0)  # their sum may overflow
+                self._unset.discard(label)
+                self._sums.shift[label] = mean
+
+    def _take(self, places: Ints, out: Floats) -> None:
+        """Copy rows of any dtype, by way of an array that is there already."""
+        if self._direct:
+            self._rows.take(places, axis=0, out=out, mode="clip")
+        elif self._staged is None:
+            out[...] = widened(self._rows[places])
+        else:
+            staged = self._staged[: len(places)]
+            self._rows.take(places, axis=0, out=staged, mode="clip")
+            out[...] = widened(staged)
+
+
+def _tiles_of(runs: Runs, width: int) -> Iterator[slice]:
     """Cut sorted rows into tiles of whole classes: of one each where classes have many rows."""
     count = runs[-1][1].stop
     rows_per_class = count // len(runs)
@@ -203,48 +281,45 @@ def _tiles(runs: list[tuple[int, slice]], width: int) -> Iterator[slice]:
         yield from (run for _, run in runs)
         return
     most = max(1, min(max(TILE_RUNS * rows_per_class, LEAST_TILE), TILE_ENTRIES // max(width, 1)))
-    yield from _blocks(count, most, np.array([run.start for _, run in runs]))
+    yield from _whole_classes(count, most, np.array([run.start for _, run in runs]))
 
 
-def _add_tile(
-    sums: Sums,
-    rows: npt.NDArray[Any],
-    places: Ints,
-    labels: Ints,
-    cells: Ints,
-    tile: Floats,
-    unset: set[int],
-    propagate: bool,
-) -> npt.NDArray[np.bool_]:
-    """Write the residuals of a tile and add the sums of its cells; leave zeros for rows that do not count, and say which do."""
-    counted = np.ones(len(labels), bool)
-    parts = list(_parts(cells, tile.shape[1]))
-    gathered = bool(unset)
-    if gathered:
-        _set_means(sums, rows, places, labels, tile, parts, unset)
-    single = labels[0] == labels[-1]
-    for part in parts:
-        residuals = tile[part]
-        if not gathered:
-            _take(rows, places[part], residuals)
-        residuals -= sums.shift[labels[0]] if single else np.take(sums.shift, labels[part], axis=0)
-        norms = np.vecdot(residuals, residuals)
-        square, cell = float(norms.sum()), cells[part.start]
-        if math.isfinite(square) and cell == cells[part.stop - 1]:
-            sums.squares[cell] += square
-            sums.sums[cell] += _sum(residuals)
-        elif math.isfinite(square):
-            _add_cells(sums, residuals, norms, cells[part])
-        else:  # a value is not finite, or only a square is not
-            counted[part] = _finite(rows[places[part]])
-            of = labels[part], cells[part]
-            _add_carefully(sums, residuals, *of, norms, counted[part], propagate)
-    return counted
+def _whole_classes(count: int, size: int, starts: npt.NDArray[np.intp]) -> Iterator[slice]:
+    """Cut sorted rows of classes that start there into parts of so many rows, of whole classes where these fit."""
+    start = 0
+    while start < count:
+        stop = min(start + size, count)
+        if stop < count:
+            last = int(starts[np.searchsorted(starts, stop, side="right") - 1])
+            stop = last if last > start else stop
+        yield slice(start, stop)
+        start = stop
+
+
+def _starts_of(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
+    """Return where each run of equal labels starts."""
+    changes = np.ones(len(labels), bool)
+    np.not_equal(labels[1:], labels[:-1], out=changes[1:])
+    return np.flatnonzero(changes)
+
+
+def _runs_of(labels: Ints) -> Runs:
+    """Return the label and place of each run of equal labels."""
+    starts = _starts_of(labels)
+    bounds = [*starts.tolist(), len(labels)]
+    parts = itertools.starmap(slice, itertools.pairwise(bounds))
+    return list(zip(labels[starts].tolist(), parts, strict=True))
+
+
+def _finite_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """(N, d) -> (N,): no NaN or Inf in the row."""
+    finite: npt.NDArray[np.bool_] = np.isfinite(widened(rows)).all(axis=1)
+    return finite
 
 
 def _parts(cells: Ints, width: int) -> Iterator[slice]:
     """Cut a tile into parts that stay in a cache: of one cell each where cells have many rows."""
-    starts = _starts(cells)
+    starts = _starts_of(cells)
     if len(cells) * width < LONG_CELL * len(starts):
         yield from row_blocks(len(cells), width, TILE_ENTRIES)
         return
@@ -253,45 +328,24 @@ def _parts(cells: Ints, width: int) -> Iterator[slice]:
             yield slice(start + part.start, start + part.stop)
 
 
-def _set_means(
-    sums: Sums,
-    rows: npt.NDArray[Any],
-    places: Ints,
-    labels: Ints,
-    tile: Floats,
-    parts: list[slice],
-    unset: set[int],
-) -> None:
-    """Copy the rows of a tile; let the means of those classes that have no shift yet be the shifts."""
-    single = labels[0] == labels[-1]
-    total = np.zeros(tile.shape[1])
-    for part in parts:
-        _take(rows, places[part], tile[part])
-        if single:  # while the rows are in the cache
-            total += _sum(tile[part])
-    for label, run in _runs(labels):
-        if label in unset:
-            unset.discard(label)
-            mean = (total if single else _sum(tile[run])) / (run.stop - run.start)
-            sums.shift[label] = mean if bounded(mean) else _mean_of_vast(tile[run])
-
-
-def _sum(rows: Floats) -> Floats:
+def _sum(rows: Floats, out: Floats | None = None) -> Floats:
     # Not by a product: BLAS would wake its threads for each of many small ones.
-    wide = rows.shape[1] >= WIDE_ROW
-    total: Floats = np.add.reduce(rows, axis=0) if wide else np.einsum("ij->j", rows)
+    if rows.shape[1] >= WIDE_ROW:
+        total: Floats = np.add.reduce(rows, axis=0, out=out)
+        return total
+    total = np.einsum("ij->j", rows, out=out)
     return total
 
 
 def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
-    """Add rows that are sorted by cell, a class or a group of one: long runs each by a product, short ones together."""
+    """Add rows that are sorted by cell: long runs each by itself, short ones together."""
     first, last = int(cells[0]), int(cells[-1])
     if last - first < MOST_INDICATORS:
         indicator = (np.arange(first, last + 1)[:, None] == cells).astype(np.float64)
         sums.squares[first : last + 1] += indicator @ norms
         sums.sums[first : last + 1] += indicator @ rows
         return
-    starts = _starts(cells)
+    starts = _starts_of(cells)
     bins, sizes = cells[starts], np.diff(starts, append=len(cells))
     sums.squares[bins] += np.add.reduceat(norms, starts)
     long = sizes >= (LONG_RUN if rows.shape[1] < WIDE_ROW else 1)
@@ -300,11 +354,10 @@ def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
         runs = np.stack([bins, starts, sizes, sizes == counts[bins]], 1)[long]
         for cell, start, size, whole in runs.tolist():
             run = rows[start : start + size]
-            total = run[0] if size == 1 else _sum(run)
             if whole:  # no other row of the cell was added: its memory is new, and need not be read
-                sums.sums[cell] = total
+                _sum(run, out=sums.sums[cell])
             else:
-                sums.sums[cell] += total
+                sums.sums[cell] += _sum(run)
         starts, bins, sizes = starts[~long], bins[~long], sizes[~long]
     if not len(starts):
         return
@@ -313,26 +366,6 @@ def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
         longer = np.flatnonzero(sizes > place)
         total[longer] += rows[starts[longer] + place]
     sums.sums[bins] += total
-
-
-def _mean_of_vast(rows: Floats) -> Floats:
-    """Return the mean of finite rows whose sum may overflow: their differences would add up to Inf about any row."""
-    finite = rows[_finite(rows)]
-    mean: Floats = (finite / max(len(finite), 1)).sum(axis=0)
-    return mean
-
-
-def _take(rows: npt.NDArray[Any], places: Ints, out: Floats) -> None:
-    """Copy rows of any dtype; those of float64 without an array between."""
-    contiguous = rows.flags.c_contiguous  # `take` copies others as a whole
-    if contiguous and rows.dtype == out.dtype:
-        rows.take(places, axis=0, out=out, mode="clip")
-        return
-    for part in row_blocks(len(places), rows.shape[1], COPIED_ENTRIES):
-        if contiguous:
-            out[part] = widened(np.take(rows, places[part], axis=0))
-        else:
-            out[part] = widened(rows[places[part]])
 
 
 def _add_carefully(
@@ -358,46 +391,3 @@ def _add_carefully(
     np.subtract.at(sums.counts, labels[~counted], 1)
     if sums.group_counts is not None:
         np.subtract.at(sums.group_counts, stray, 1)
-
-
-def _add_sketch(
-    sums: Sums,
-    residuals: Floats,
-    labels: Ints,
-    counted: npt.NDArray[np.bool_],
-    numbers: Ints,
-    seed: int,
-) -> None:
-    assert sums.sketch is not None
-    assert sums.signs is not None
-    buckets, negative = row_hashes(numbers, len(sums.sketch), seed, low_32_bits)
-    signs = np.where(negative, -1.0, 1.0)
-    for bucket, sign, row in zip(buckets.tolist(), signs.tolist(), residuals, strict=True):
-        sums.sketch[bucket] += sign * row
-    np.add.at(sums.signs, (buckets, labels), signs * counted)
-
-
-def _starts(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
-    """Return where each run of equal labels starts."""
-    changes = np.ones(len(labels), bool)
-    np.not_equal(labels[1:], labels[:-1], out=changes[1:])
-    return np.flatnonzero(changes)
-
-
-def _runs(labels: Ints) -> list[tuple[int, slice]]:
-    """Return the label and place of each run of equal labels."""
-    starts = _starts(labels)
-    bounds = [*starts.tolist(), len(labels)]
-    return list(
-        zip(
-            labels[starts].tolist(),
-            itertools.starmap(slice, itertools.pairwise(bounds)),
-            strict=True,
-        )
-    )
-
-
-def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """(N, d) -> (N,): no NaN or Inf in the row."""
-    finite: npt.NDArray[np.bool_] = np.isfinite(widened(rows)).all(axis=1)
-    return finite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,26 +51,40 @@ def row_norms(frame: Floats) -> Floats:
 
 def spaced_zeros(shape: tuple[int, ...]) -> Floats:
     """Return zeros into which NumPy mirrors a symmetric product fast: a view, with a gap after each row where that helps."""
-    gap = 0 if shape[-1] % CACHE_STRIDE else SPACING
-    return np.zeros((*shape[:-1], shape[-1] + gap))[..., : shape[-1]]
+    return np.zeros(_spaced(shape))[..., : shape[-1]]
 
 
-def add_product(total: Floats, rows: Floats, weight: float = 1.0, *, fresh: bool = False) -> None:
-    """Add ``weight * rows.T @ rows`` to ``total``, in place (or write it, if ``fresh``): where wide, to its lower triangle alone."""
-    width = rows.shape[1]
-    if width <= WHOLE_PRODUCT:
-        product = np.matmul(rows.T, rows, out=total if fresh else spaced_zeros((width, width)))
-        if weight != 1.0:
-            product *= weight
-        if not fresh:
-            total += product
-        return
-    # Wide rows are taken by blocks: threads of OpenBLAS crash in a symmetric product of 20,000 columns.
-    for columns in row_blocks(width, 1, PRODUCT_COLUMNS):
-        product = rows[:, columns].T @ rows[:, : columns.stop]
-        if weight != 1.0:
-            product *= weight
-        total[columns, : columns.stop] += product
+def _spaced(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:-1], shape[-1] + (0 if shape[-1] % CACHE_STRIDE else SPACING))
+
+
+class Products:
+    """Adds symmetric products of rows of one width, by way of one array."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+
+    @cached_property
+    def _product(self) -> Floats:
+        return np.empty(_spaced((self._width, self._width)))[:, : self._width]
+
+    def add(self, total: Floats, rows: Floats, *, minus: bool = False, fresh: bool = False) -> None:
+        """Add ``rows.T @ rows`` to ``total``, subtract it, or write it if ``fresh``, in place: where wide, in its lower triangle alone."""
+        combine = np.subtract if minus else np.add
+        if self._width <= WHOLE_PRODUCT:
+            product = np.matmul(rows.T, rows, out=total if fresh else self._product)
+            if not fresh:
+                combine(total, product, out=total)
+            return
+        # Wide rows are taken by blocks: threads of OpenBLAS crash in a symmetric product of 20,000 columns.
+        for columns in row_blocks(self._width, 1, PRODUCT_COLUMNS):
+            part = total[columns, : columns.stop]
+            combine(part, rows[:, columns].T @ rows[:, : columns.stop], out=part)
+
+
+def add_product(total: Floats, rows: Floats, *, minus: bool = False, fresh: bool = False) -> None:
+    """Add one product, see `Products.add`."""
+    Products(rows.shape[1]).add(total, rows, minus=minus, fresh=fresh)
 
 
 def mirror(whole: npt.NDArray[Any]) -> None:
