@@ -1,7 +1,5 @@
 """The catalogue: a metric is the function of its name in the file of its property, and one entry here."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import partial

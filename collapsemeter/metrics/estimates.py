@@ -5,8 +5,6 @@ Gram matrix of the true means, whatever the rows' distribution, and its error ha
 :math:`T = M \Sigma M^\top`, and one of noise alone, x. A function of G has no unbiased estimate; its terms of second order are taken out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

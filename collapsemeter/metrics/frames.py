@@ -1,7 +1,5 @@
 """Frames of vectors, one row per class: the targets of neural collapse, and unit rows."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The metrics of one layer, as `measure` returns them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ spread by (1 - m) / sqrt(2 d) at least (Welch 1974), far above that, and a mean 
 with a cosine above 1 - NEAR, and the largest cosine of each row, are taken again in float64.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator

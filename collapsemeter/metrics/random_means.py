@@ -1,7 +1,5 @@
 """How near random class means are to a simplex ETF: the wider the layer, the nearer."""
 
-from __future__ import annotations
-
 import math
 
 

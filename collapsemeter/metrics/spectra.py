@@ -1,7 +1,5 @@
 """Singular values and factors of frames and scatters, by the eigenproblem of the smaller side where it keeps digits."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

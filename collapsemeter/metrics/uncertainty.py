@@ -4,8 +4,6 @@ An interval is :math:`\hat\theta \pm t_{.975} s` of the root of a ratio with the
 :math:`\theta_g` by which groups move it.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """The accumulator: class moments of rows that arrive in NumPy, batch by batch."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import numpy as np

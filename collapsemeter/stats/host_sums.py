@@ -4,8 +4,6 @@ Rows are taken in the order of their classes, in tiles that stay in a core's cac
 product over a block of tiles. Only classes that are present are touched.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Labels as people pass them, checked and made into one integer per row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, Literal, Protocol, get_args

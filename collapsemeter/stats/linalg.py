@@ -1,7 +1,5 @@
 """Rows of a matrix: norms, blocks that stay in the cache, symmetric products, and the range of float64."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any

@@ -1,7 +1,5 @@
 """Class moments: what the sums of a layer finalise to, and what batches, shards and machines exchange."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The operations that the update needs of a framework, and NumPy's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """The header of a ``.npy`` array, read without pickle and safely in several threads."""
 
-from __future__ import annotations
-
 import io
 import threading
 import warnings

@@ -1,7 +1,5 @@
 """Arrays as people pass them, made into plain NumPy arrays without counting what is not there."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

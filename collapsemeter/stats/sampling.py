@@ -4,8 +4,6 @@ Algorithm R (Vitter 1985): row number t takes slot t while there is room, afterw
 a slot at all. No random state is touched, and a resumed run draws the same sample.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

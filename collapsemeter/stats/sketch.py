@@ -6,8 +6,6 @@ their own: a sketch of no more is these rows, and nothing is estimated. :math:`Z
 sum of the signs of class c in bucket b, moves K to other means.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """State files: named arrays and a header under one checksum, read without pickle."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
