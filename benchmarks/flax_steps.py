@@ -68,13 +68,15 @@ class Linen(linen.Module):
         return linen.Dense(CLASSES)(x)
 
 
-def network(name: str) -> tuple[CollapseMeter, Any, Callable[..., tuple], tuple[int, ...]]:
+def network(
+    name: str, **options: Any
+) -> tuple[CollapseMeter, Any, Callable[..., tuple], tuple[int, ...]]:
     """Return a meter, the weights, the forward (weights, x, watch) -> (scores, features), and a row's shape."""
     if name.startswith("nnx"):
         shape = (32, 32, 3) if name == "nnx-convnet" else MLP[:1]
         whole = NNX(name, nnx.Rngs(0))
         graph, weights = nnx.split(whole)
-        meter = CollapseMeter(whole, layers=(), verbose=False)
+        meter = CollapseMeter(whole, layers=(), verbose=False, **options)
 
         def run(weights: nnx.State, x: jax.Array, watch: bool) -> tuple[jax.Array, dict]:
             model = nnx.merge(graph, weights)
@@ -85,7 +87,7 @@ def network(name: str) -> tuple[CollapseMeter, Any, Callable[..., tuple], tuple[
     shape = (28, 28, 1) if tutorial else (64,)
     model = Linen((32, 64), (256,)) if tutorial else Linen((), (64, 64, 64))
     variables = model.init(jax.random.key(0), jnp.zeros((1, *shape)))
-    meter = CollapseMeter(model, verbose=False)
+    meter = CollapseMeter(model, verbose=False, **options)
 
     def apply(variables: dict, x: jax.Array, watch: bool) -> tuple[jax.Array, dict]:
         return meter.capture(model, variables, x) if watch else (model.apply(variables, x), {})
@@ -137,7 +139,9 @@ def steps_of(name: str) -> Steps:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, *shape)).astype("float32"))
     y = jnp.arange(batch) % CLASSES
     nnx_model = name.startswith("nnx")
-    state = meter.init(x) if nnx_model else meter.init(weights, x)
+    ungrouped = network(name, groups=0)[0]
+    example = (x,) if nnx_model else (weights, x)
+    state, without_groups = meter.init(*example), ungrouped.init(*example)
 
     def loss(weights: Any, x: jax.Array, y: jax.Array, watch: bool) -> tuple[jax.Array, tuple]:
         scores, features = forward(weights, x, watch)
@@ -162,9 +166,12 @@ def steps_of(name: str) -> Steps:
         rows = rows_of(features)
         return weights, memory, [added(a, r, y) for a, r in zip(sums, rows, strict=True)]
 
-    def watched(weights: Any, memory: Any, state: Any, x: jax.Array, y: jax.Array) -> tuple:
-        weights, memory, (scores, features) = moved(True, weights, memory, x, y)
-        return weights, memory, meter.update(state, features, y, logits=scores)
+    def watched(counting: CollapseMeter) -> Callable[..., tuple]:
+        def step(weights: Any, memory: Any, state: Any, x: jax.Array, y: jax.Array) -> tuple:
+            weights, memory, (scores, features) = moved(True, weights, memory, x, y)
+            return weights, memory, counting.update(state, features, y, logits=scores)
+
+        return step
 
     def running(step: Callable[..., tuple], counted: object) -> Callable[[], None]:
         compiled = jax.jit(step, donate_argnums=(0, 1, 2))
@@ -180,6 +187,7 @@ def steps_of(name: str) -> Steps:
         "plain": running(plain, None),
         "products": running(products, [jnp.zeros((width, width)) for width in widths]),
         "minimal": running(minimal, [first_sums(width) for width in widths]),
-        "watched": running(watched, state),
+        "watched": running(watched(meter), state),
+        "groups=0": running(watched(ungrouped), without_groups),
     }
     return Steps(batch, steps, rounds, calls, whole_rounds=False)

@@ -10,7 +10,7 @@ Calls = dict[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Steps:
-    """The calls of a round, by what they time: plain, products, minimal, watched and, of PyTorch, groups=0.
+    """The calls of a round, by what they time: plain, products, minimal, watched and, of PyTorch and Flax, groups=0.
 
     A call of PyTorch is a whole round, and its products are alone; of other frameworks a call is one step, and
     the products are part of it. ``flushes`` add the rows that still wait after the last round.

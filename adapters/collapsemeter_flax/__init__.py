@@ -11,6 +11,7 @@ In the order of the flow:
 `capturing`  `capture`: outputs of an unmodified model; `sowing` is what it takes of a call
 `updating`   `update`: one batch into the state, by `reduction`, `labels` and the operations of `namespace`
 `state`      `State`, `init`, `reset`
+`waiting`    small batches, until they make a block
 `sample`     the row sample on the device
 `merging`    `merge`: two states into one
 `sharding`   mapped axes, shardings and copies of a state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import jax
@@ -15,11 +15,13 @@ from flax import serialization
 from collapsemeter.adapter.memory import Holding
 from collapsemeter.adapter.resuming import say_without_groups
 from collapsemeter.stats.state_file import CorruptStateError, read_state, write_state
+from collapsemeter.stats.sums import Sums
 
 from .sharding import by_device
 from .state import State, StateSpec, empty
 
 _HOLDS = "collapsemeter_flax.State"
+Path = tuple[str, ...]  # of an array
 
 
 def save(state: State, path: str | os.PathLike[str]) -> None:
@@ -49,6 +51,7 @@ def save(state: State, path: str | os.PathLike[str]) -> None:
     header = {
         "holds": _HOLDS,
         "layers": _described(state.spec),
+        "packed": True,  # as `State` is today
         # A file's arrays have rows: a scalar becomes one.
         "shapes": [leaf.shape for leaf in leaves],
     }
@@ -83,10 +86,13 @@ def load(path: str | os.PathLike[str], like: State) -> State:
     _check_described(header["layers"], like, os.fspath(path))
     try:
         loaded = [arrays[f"leaf{i}"].reshape(s) for i, s in enumerate(header["shapes"])]
-        loaded = _with_added(loaded, like)
+        names = list(_arrays(like) if header.get("packed") else older_arrays(like))
+        if not header.get("packed"):
+            loaded = _with_added(loaded, names)
+        named = dict(zip(names, loaded, strict=True))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
-    return _filled(like, loaded, os.fspath(path), given.spec)
+    return _filled(like, named, os.fspath(path), given.spec)
 
 
 def _check_described(described: str, like: State, source: str) -> None:
@@ -94,16 +100,20 @@ def _check_described(described: str, like: State, source: str) -> None:
         raise ValueError(f"{source} counts {described}, and like= counts {_described(like.spec)}")
 
 
-def _filled(like: State, loaded: Sequence[Any], source: str, asked: StateSpec) -> State:
-    leaves, tree = jax.tree.flatten(like)
-    for old, new in zip(leaves, loaded, strict=True):
+def _filled(like: State, loaded: Mapping[Path, Any], source: str, asked: StateSpec) -> State:
+    """Return a state of these arrays, which are named as those of today's state or of an older one."""
+    arrays, older = _arrays(like), older_arrays(like)
+    for name, new in loaded.items():
+        old = (arrays if loaded.keys() == arrays.keys() else older)[name]
         # Only a leading axis of devices may differ from `like`.
         if new.shape[new.ndim - old.ndim :] != old.shape or new.dtype != old.dtype:
             raise ValueError(
                 f"{source} holds an array {new.shape} {new.dtype} where like= has "
                 f"{old.shape} {old.dtype}: call init with the same options"
             )
-    state: State = jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in loaded])
+    whole = loaded if loaded.keys() == arrays.keys() else _joined(like, loaded)
+    leaves = [jnp.asarray(whole[name]) for name in arrays]
+    state: State = jax.tree.unflatten(jax.tree.structure(like), leaves)
     if like.spec.settings.groups != asked.settings.groups:
         grouped = zip(asked.names, asked.holdings, strict=True)
         say_without_groups((name for name, held in grouped if held.groups), until="a new init()")
@@ -113,8 +123,7 @@ def _filled(like: State, loaded: Sequence[Any], source: str, asked: StateSpec) -
 def _to_state_dict(state: State) -> dict[str, Any]:
     """Return nested dicts of arrays, for `flax.serialization`; the tree is that of Orbax."""
     whole: dict[str, Any] = {"counts": _described(state.spec)}
-    for path, leaf in jax.tree.leaves_with_path(by_device(state)):
-        *above, last = _keys(path)
+    for (*above, last), leaf in _arrays(by_device(state)).items():
         inner = whole
         for key in above:
             inner = inner.setdefault(key, {})
@@ -123,23 +132,34 @@ def _to_state_dict(state: State) -> dict[str, Any]:
 
 
 def _from_state_dict(like: State, saved: Any) -> State:
-    """Read what `_to_state_dict` wrote, or the tree that Orbax restores without a target."""
+    """Read what `_to_state_dict` wrote, or the tree that Orbax restores without a target; also of older versions."""
     source, asked = "the state dict", like.spec
-    paths = [_keys(path) for path, _ in jax.tree.leaves_with_path(like)]
-    grouped = [path for path in paths if path[-1] == "group_counts"]
-    if grouped and all(_part(saved, path) is None for path in grouped):
+    is_older = _part(saved, ("tallies",)) is None and _part(saved, ("next_row",)) is not None
+    grouped = [name for name in older_arrays(like) if name[-1] == "group_counts"]
+    if grouped and not any(
+        _is_grouped(saved, name, asked.settings.num_classes) for name in grouped
+    ):
         like = empty(_without_groups(asked))
     if isinstance(saved, Mapping) and "counts" in saved:
         _check_described(saved["counts"], like, source)
-    loaded = []
-    for path, _ in jax.tree.leaves_with_path(like):
-        part = _part(saved, _keys(path))
+    loaded = {}
+    for name in older_arrays(like) if is_older else _arrays(like):
+        part = _part(saved, name)
         if part is None:
             raise ValueError(
-                f"{source} has no {'.'.join(_keys(path))}: pass one of a State that the same init made"
+                f"{source} has no {'.'.join(name)}: pass one of a State that the same init made"
             )
-        loaded.append(part if isinstance(part, jax.Array) else np.asarray(part))
+        loaded[name] = part if isinstance(part, jax.Array) else np.asarray(part)
     return _filled(like, loaded, source, asked)
+
+
+def _is_grouped(saved: Any, name: Path, num_classes: int) -> bool:
+    """Whether a tree of today or an older one has the groups of a layer, which its squares have, too."""
+    *above, _ = name[:-1]
+    squares = _part(saved, (*above, "squares"))
+    return _part(saved, name) is not None or (
+        squares is not None and squares.shape[-1] != num_classes
+    )
 
 
 def _part(saved: Any, keys: Sequence[str]) -> Any:
@@ -152,8 +172,59 @@ def _part(saved: Any, keys: Sequence[str]) -> Any:
     return saved
 
 
-def _keys(path: Any) -> list[str]:
-    return [str(getattr(key, "name", getattr(key, "idx", key))) for key in path]
+def _arrays(state: Any) -> dict[Path, Any]:
+    """Return the arrays of a state by name."""
+    return {
+        tuple(str(getattr(key, "name", getattr(key, "idx", key))) for key in path): leaf
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }
+
+
+def older_arrays(like: State) -> dict[Path, Any]:
+    """Return the arrays that such a state had before counters were joined and rows waited, in the order of files."""
+    arrays: dict[Path, Any] = {}
+    for number, layer in enumerate(like.layers):
+        above = ("layers", str(number))
+        for part in fields(Sums):
+            array = getattr(layer.sums, part.name)
+            if array is not None:
+                arrays[*above, "sums", part.name] = array
+        arrays[*above, "rows"] = layer.rows
+        arrays[*above, "feature_dtype"] = like.feature_dtypes[..., number].astype(np.int32)
+    for number, sample in enumerate(like.samples):
+        for name in ("labels", "predictions"):
+            arrays["samples", str(number), name] = getattr(sample, name)
+    return arrays | {(name,): getattr(like, name) for name in ("next_row", "expected", "batches")}
+
+
+def _joined(like: State, older: Mapping[Path, Any]) -> dict[Path, Any]:
+    """Return the arrays of today's state, of those that a state had before; no row waits."""
+    counted = older["batches",]
+    whole: dict[Path, Any] = {
+        name: np.broadcast_to(leaf, counted.shape + leaf.shape)
+        for name, leaf in _arrays(empty(like.spec)).items()
+    }
+    types: list[Any] = []
+    for number, layer in enumerate(like.layers):
+        above = ("layers", str(number))
+        sums = Sums(**{part.name: older.get((*above, "sums", part.name)) for part in fields(Sums)})
+        joined = layer.with_sums(sums, older[*above, "rows"])
+        whole |= {(*above, *name): array for name, array in _arrays(joined).items()}
+        types.append(older[*above, "feature_dtype"])
+    for number in range(len(like.samples)):
+        codes = [older["samples", str(number), name] for name in ("labels", "predictions")]
+        whole["samples", str(number), "codes"] = np.stack(codes, axis=-1)
+    expected, none = older["expected",], np.zeros_like(counted)
+    tallies = (
+        older["next_row",],
+        counted,
+        expected[..., 0],
+        expected[..., 1],
+        none,
+        *types,
+    )
+    whole["tallies",] = np.stack(tallies, axis=-1).astype(np.uint32)
+    return whole
 
 
 serialization.register_serialization_state(State, _to_state_dict, _from_state_dict)
@@ -168,7 +239,7 @@ def _as_written(header: Any, like: State) -> State:
     without_groups = _without_groups(like.spec)
     for spec in (like.spec, without_groups, replace(without_groups, holdings=before)):
         if header["layers"] == _described(spec) and all(
-            [size] in shapes for size in spec.sample_sizes
+            [size] in shapes or [size, 2] in shapes for size in spec.sample_sizes
         ):
             return empty(spec)
     return like
@@ -179,10 +250,9 @@ def _without_groups(spec: StateSpec) -> StateSpec:
     return replace(spec, holdings=holdings, settings=replace(spec.settings, groups=0))
 
 
-def _with_added(loaded: list[Any], like: State) -> list[Any]:
+def _with_added(loaded: list[Any], names: Sequence[Path]) -> list[Any]:
     """Return the arrays of a file with the counters that older files lack, at zero."""
-    names = [str(path[-1]) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
-    added = [name in (".unlabelled", ".mixed") for name in names]
+    added = [name[-1] in ("unlabelled", "mixed") for name in names]
     if len(loaded) != len(names) - sum(added):
         return loaded
     old = iter(loaded)

@@ -17,7 +17,8 @@ from collapsemeter.stats.sums import COUNTERS, Sums
 from .namespace import counted, product
 from .sample import joint_slots
 from .sharding import by_own_rules, on_automatic_axes
-from .state import LayerSums, Sample, State
+from .state import Sample, State
+from .waiting import settled
 
 
 def merge(a: State, b: State) -> State:
@@ -50,11 +51,11 @@ def merge(a: State, b: State) -> State:
 
     Examples
     --------
-    >>> from collapsemeter_flax import init, update
+    >>> from collapsemeter_flax import init, to_moments, update
     >>> empty = init({"fc": 3}, num_classes=2)
     >>> a, b = (update(empty, {"fc": jnp.eye(3)}, jnp.array([0, 1, 1])) for _ in range(2))
-    >>> merge(a, b).layers[0].sums.counts
-    Array([2, 4], dtype=uint32)
+    >>> to_moments(merge(a, b))["fc"].counts
+    array([2, 4])
     """
     _check(a, b)
     with by_own_rules():
@@ -64,6 +65,7 @@ def merge(a: State, b: State) -> State:
 
 @functools.partial(jax.jit, inline=True)
 def _merged(a: State, b: State) -> State:
+    a, b = settled(a), settled(b)
     chosen = {
         size: joint_slots(left.labels, right.labels, a.next_row, b.next_row, a.spec.settings.seed)
         for size, left, right in zip(a.spec.sample_sizes, a.samples, b.samples, strict=True)
@@ -77,23 +79,19 @@ def _merged(a: State, b: State) -> State:
     turn = _turn(settings.sketch_rows, settings.seed, a.next_row, b.next_row)
     low = a.expected[1] + b.expected[1]
     carry = (low < a.expected[1]).astype(jnp.uint32)
-    return replace(
-        a,
-        layers=tuple(
-            LayerSums(
-                merged_sums(left.sums, right.sums, turn),
-                joint(left.rows, right.rows),
-                jnp.maximum(left.feature_dtype, right.feature_dtype),
-            )
-            for left, right in zip(a.layers, b.layers, strict=True)
-        ),
-        samples=tuple(
-            Sample(joint(left.labels, right.labels), joint(left.predictions, right.predictions))
-            for left, right in zip(a.samples, b.samples, strict=True)
-        ),
+    layers = tuple(
+        left.with_sums(merged_sums(left.sums, right.sums, turn), joint(left.rows, right.rows))
+        for left, right in zip(a.layers, b.layers, strict=True)
+    )
+    samples = tuple(
+        Sample(joint(left.codes, right.codes))
+        for left, right in zip(a.samples, b.samples, strict=True)
+    )
+    return replace(a, layers=layers, samples=samples).tallied(
         next_row=counted(a.next_row, b.next_row),
-        expected=jnp.stack([a.expected[0] + b.expected[0] + carry, low]),
         batches=counted(a.batches, b.batches),
+        expected=jnp.stack([a.expected[0] + b.expected[0] + carry, low]),
+        feature_dtypes=jnp.maximum(a.feature_dtypes, b.feature_dtypes),
     )
 
 

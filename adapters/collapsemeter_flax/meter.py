@@ -123,7 +123,7 @@ class CollapseMeter:
         Print what is watched, and why the rest is not, as soon as an input shows the layers.
     **options
         Those of `init`: ``reduction``, ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``,
-        ``mixed``, ``sample_rows``, ``seed``, ``sketch_rows``, ``groups``, ``dtype``, ``memory``.
+        ``mixed``, ``sample_rows``, ``seed``, ``sketch_rows``, ``groups``, ``dtype``, ``memory``, ``waiting``.
 
     Raises
     ------
@@ -167,7 +167,11 @@ class CollapseMeter:
                 "a linen.Module"
             )
         # What is wrong with an option is said here, not when the first batch comes.
-        plain = {name: value for name, value in options.items() if name not in ("dtype", "memory")}
+        plain = {
+            name: value
+            for name, value in options.items()
+            if name not in ("dtype", "memory", "waiting")
+        }
         Settings(num_classes=2 if num_classes is None else num_classes, **plain)
         self._model = model
         self._request = Request(
@@ -248,7 +252,14 @@ class CollapseMeter:
         memory: Memory = self._options.get("memory", "auto")
         widths = dict(zip(spec.names, spec.widths, strict=True))
         choice = self._chosen()
-        plan = plan_memory(widths, spec.settings, memory, choice.parameter_bytes, spec.dtype)
+        plan, _ = plan_memory(
+            widths,
+            spec.settings,
+            memory,
+            choice.parameter_bytes,
+            spec.dtype,
+            self._options.get("waiting", True),
+        )
         assert choice.forward is not None
         time = products_note(choice.forward.graph, spec, rows)
         return [str(plan), *([time] if time else [])]

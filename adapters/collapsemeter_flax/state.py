@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
@@ -14,16 +15,15 @@ from jax import Array
 from collapsemeter.adapter.memory import Holding, Memory, MemoryPlan, memory_plan
 from collapsemeter.adapter.reduction import Reduction, check_reduction, reduction_of
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.stats.sums import EPS, INTEGERS, ScatterKind, Sums, array_shapes
+from collapsemeter.stats.sums import COUNTERS, EPS, INTEGERS, ScatterKind, Sums, array_shapes
 
 from .sample import EMPTY
 
+MOST_ROWS = 512  # of a block
+_MOST_BYTES = 4 * 2**20
+_FEWEST_ROWS = 32  # of a block that is worth the wait
 UNDECIDED = -2  # the prediction in a slot whose row came without logits
 DTYPES = ("", *sorted(EPS, key=EPS.__getitem__))  # from fine to coarse; "" before the first batch
-
-jax.tree_util.register_dataclass(
-    Sums, data_fields=[part.name for part in fields(Sums)], meta_fields=[]
-)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class StateSpec:
     holdings: tuple[Holding, ...]  # what each layer keeps: its scatter, rows for NC4 and groups
     settings: Settings
     dtype: str  # of the sums
+    waiting_rows: int  # of a block in which small batches wait; 0 for none
 
     @property
     def sample_sizes(self) -> tuple[int, ...]:
@@ -47,23 +48,81 @@ class StateSpec:
         return self.holdings[layer].kind
 
 
+# JAX hands every array of a state to a step and back, which costs as much as a small operation: few arrays.
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerSums:
     """Sums and sampled rows of one layer."""
 
-    sums: Sums
+    integers: Array  # uint32: `COUNTERS`, counts of classes, counts of their groups
+    shift: Array
+    totals: Array  # of `Sums.sums`
+    squares: Array
+    scatter: Array | None
+    sketch: Array | None
+    signs: Array | None
     rows: Array  # (K, d), by slot
-    feature_dtype: Array  # index in `DTYPES` of the coarsest dtype that was seen
+
+    @property
+    def sums(self) -> Sums:
+        """The sums of rows that no longer wait."""
+        first, classes = len(COUNTERS), self.shift.shape[-2]
+        group_counts = self.integers[..., first + classes :]
+        counters: dict[str, Any] = {
+            name: self.integers[..., place] for place, name in enumerate(COUNTERS)
+        }
+        return Sums(
+            counts=self.integers[..., first : first + classes],
+            shift=self.shift,
+            sums=self.totals,
+            squares=self.squares,
+            scatter=self.scatter,
+            sketch=self.sketch,
+            signs=self.signs,
+            group_counts=group_counts if group_counts.shape[-1] else None,
+            **counters,
+        )
+
+    def with_sums(self, sums: Sums, rows: Array) -> LayerSums:
+        """Return a layer of these sums and sampled rows."""
+        integers = [getattr(sums, name)[..., None] for name in COUNTERS] + [sums.counts]
+        integers += [] if sums.group_counts is None else [sums.group_counts]
+        return LayerSums(
+            jnp.concatenate(integers, axis=-1),
+            sums.shift,
+            sums.sums,
+            sums.squares,
+            sums.scatter,
+            sums.sketch,
+            sums.signs,
+            rows,
+        )
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sample:
-    """What the slots of a row sample hold besides rows: (K,) labels, and the network's decisions."""
+    """What the slots of a row sample hold besides rows."""
 
-    labels: Array
-    predictions: Array
+    codes: Array  # (K, 2): labels, and the network's decisions
+
+    @property
+    def labels(self) -> Array:
+        """(K,); `EMPTY` of a slot without a row."""
+        return self.codes[..., 0]
+
+    @property
+    def predictions(self) -> Array:
+        """(K,); `UNDECIDED` of a row without logits."""
+        return self.codes[..., 1]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Waiting(Sample):
+    """Rows that are not in the sums and samples yet, see `collapsemeter_flax.waiting`."""
+
+    rows: tuple[Array, ...]  # (N, d) of each layer
 
 
 @jax.tree_util.register_dataclass
@@ -74,23 +133,57 @@ class State:
     Attributes
     ----------
     layers : tuple of LayerSums
+        Without the rows that still wait; `report`, `to_moments` and `merge` have them all.
     samples : tuple of Sample
-        One for each size of `StateSpec.sample_sizes`.
+        One for each size of `StateSpec.sample_sizes`, alike.
+    waiting : Waiting, or None
+        Rows of small batches.
+    tallies : (5 + layers,) uint32
+        What follows, in this order.
     next_row : uint32 scalar
         Rows with a class so far.
+    batches : uint32 scalar
     expected : (2,) uint32
         Label rows given: high and low half.
-    batches : uint32 scalar
+    filled : uint32 scalar
+        Rows that wait.
+    feature_dtypes : (layers,) uint32
+        Index in `DTYPES` of the coarsest dtype that each layer had.
     spec : Spec
         Static.
     """
 
     layers: tuple[LayerSums, ...]
     samples: tuple[Sample, ...]
-    next_row: Array
-    expected: Array
-    batches: Array
+    waiting: Waiting | None
+    tallies: Array
     spec: StateSpec = field(metadata={"static": True})
+
+    @property
+    def next_row(self) -> Array:
+        return self.tallies[..., 0]
+
+    @property
+    def batches(self) -> Array:
+        return self.tallies[..., 1]
+
+    @property
+    def expected(self) -> Array:
+        return self.tallies[..., 2:4]
+
+    @property
+    def filled(self) -> Array:
+        return self.tallies[..., 4]
+
+    @property
+    def feature_dtypes(self) -> Array:
+        return self.tallies[..., 5:]
+
+    def tallied(self, **tallies: Array) -> State:
+        """Return the state with other tallies of these names."""
+        names = ("next_row", "batches", "expected", "filled", "feature_dtypes")
+        parts = [jnp.atleast_1d(tallies.get(name, getattr(self, name))) for name in names]
+        return replace(self, tallies=jnp.concatenate(parts))
 
     def __repr__(self) -> str:
         widths = zip(self.spec.names, self.spec.widths, strict=True)
@@ -106,6 +199,7 @@ def init(
     reduction: Reduction | Mapping[str, Reduction] = "auto",
     memory: Memory = None,
     parameter_bytes: int = 0,
+    waiting: bool = True,
     **options: Any,
 ) -> State:
     r"""Return a state that has counted nothing.
@@ -129,6 +223,9 @@ def init(
         last. None is any; ``auto`` is the larger of 64 and half of ``parameter_bytes``.
     parameter_bytes : int
         Of the model.
+    waiting : bool
+        Let small batches wait until they make a block of up to 512 rows, 4 MiB at most. Under ``vmap`` a block would be added
+        with every batch: pass False.
     **options
         ``scatter``, ``convention``, ``ignore_index``, ``nonfinite``, ``mixed``, ``sample_rows``, ``seed``,
         ``sketch_rows`` and ``groups`` of `collapsemeter.adapter.settings.Settings`.
@@ -151,7 +248,7 @@ def init(
     check_reduction(reduction, layers)
     settings = Settings(num_classes=num_classes, **options)
     widths = {name: int(width) for name, width in layers.items()}
-    plan = plan_memory(widths, settings, memory, parameter_bytes, dtype)
+    plan, waiting_rows = plan_memory(widths, settings, memory, parameter_bytes, dtype, waiting)
     spec = StateSpec(
         names=tuple(widths),
         widths=tuple(widths.values()),
@@ -159,6 +256,7 @@ def init(
         holdings=tuple(plan.holdings.values()),
         settings=settings,
         dtype=_sum_dtype(dtype),
+        waiting_rows=waiting_rows,
     )
     return empty(spec)
 
@@ -169,16 +267,22 @@ def plan_memory(
     memory: Memory,
     parameter_bytes: int,
     dtype: str = "auto",
-) -> MemoryPlan:
-    """Choose what every layer keeps; a scatter for each class only where a device computes it cheaply."""
-    return memory_plan(
+    waiting: bool = True,
+) -> tuple[MemoryPlan, int]:
+    """Choose what every layer keeps, and how many rows wait; a scatter for each class only where a device computes it cheaply."""
+    itemsize = np.dtype(_sum_dtype(dtype)).itemsize
+    plan = memory_plan(
         widths,
         settings,
         parameter_bytes=parameter_bytes,
         memory=memory,
-        copies=np.dtype(_sum_dtype(dtype)).itemsize // 4,
+        copies=itemsize // 4,
         class_products=settings.num_classes,
     )
+    row = itemsize * sum(widths.values())
+    rows = int(min(MOST_ROWS, max(0, min(_MOST_BYTES, plan.budget - plan.nbytes)) // row))
+    rows = rows if waiting and rows >= _FEWEST_ROWS else 0
+    return replace(plan, nbytes=plan.nbytes + rows * row), rows
 
 
 def _sum_dtype(dtype: str) -> str:
@@ -205,24 +309,25 @@ def _empty(spec: StateSpec) -> State:
         shapes = array_shapes(
             holding.kind, classes, width, spec.settings.sketch_rows, holding.groups
         )
+        counts = sum(math.prod(shapes[name]) for name in INTEGERS if name in shapes)
         # An array for each: a donated buffer may be given only once.
-        arrays = {
-            name: jnp.zeros(shape, jnp.uint32 if name in INTEGERS else dtype)
-            for name, shape in shapes.items()
+        arrays: dict[str, Any] = {
+            name: jnp.zeros(shapes[name], dtype) if name in shapes else None
+            for name in ("shift", "sums", "squares", "scatter", "sketch", "signs")
         }
         rows = jnp.zeros((holding.sample_rows, width), dtype)
-        sums = Sums(**{"scatter": None, **arrays})
-        layers.append(LayerSums(sums, rows, jnp.zeros((), jnp.int32)))
-    samples = [
-        Sample(jnp.full(size, EMPTY, jnp.int32), jnp.full(size, UNDECIDED, jnp.int32))
-        for size in spec.sample_sizes
-    ]
+        layers.append(
+            LayerSums(jnp.zeros(counts, jnp.uint32), totals=arrays.pop("sums"), rows=rows, **arrays)
+        )
+    size = spec.waiting_rows
+    blocks = tuple(jnp.zeros((size, width), dtype) for width in spec.widths)
     return State(
         layers=tuple(layers),
-        samples=tuple(samples),
-        next_row=jnp.zeros((), jnp.uint32),
-        expected=jnp.zeros(2, jnp.uint32),
-        batches=jnp.zeros((), jnp.uint32),
+        samples=tuple(
+            Sample(_without_rows(jnp.zeros((rows, 2), jnp.int32))) for rows in spec.sample_sizes
+        ),
+        waiting=Waiting(_without_rows(jnp.zeros((size, 2), jnp.int32)), blocks) if size else None,
+        tallies=jnp.zeros(5 + len(layers), jnp.uint32),
         spec=spec,
     )
 
@@ -237,9 +342,13 @@ def reset(state: State) -> State:
     """
     with jax.transfer_guard_host_to_device("allow"):  # of a zero
         cleared = jax.tree.map(jnp.zeros_like, state)
-        samples = tuple(
-            Sample(jnp.full_like(s.labels, EMPTY), jnp.full_like(s.predictions, UNDECIDED))
-            for s in state.samples
+        samples = tuple(Sample(_without_rows(sample.codes)) for sample in state.samples)
+        waiting = cleared.waiting and replace(
+            cleared.waiting, codes=_without_rows(cleared.waiting.codes)
         )
-    fresh: State = replace(cleared, samples=samples)
+    fresh: State = replace(cleared, samples=samples, waiting=waiting)
     return fresh
+
+
+def _without_rows(codes: Array) -> Array:
+    return jnp.broadcast_to(jnp.array([EMPTY, UNDECIDED], codes.dtype), codes.shape)

@@ -14,14 +14,17 @@ from flax import linen, nnx
 
 from collapsemeter import ClassMoments, Head
 from collapsemeter.adapter.tally import Tally, classifier
+from collapsemeter.adapter.waiting import add_waiting
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import derived_seed
 from collapsemeter.stats.sums import COUNTERS, INTEGERS, Sums
 
 from .merging import merge
 from .namespace import FULL
+from .sample import EMPTY
 from .sharding import by_device, distinct
-from .state import DTYPES, UNDECIDED, LayerSums, Sample, State
+from .state import DTYPES, UNDECIDED, LayerSums, State
+from .waiting import usable
 
 Host = npt.NDArray[Any]
 
@@ -96,7 +99,7 @@ def tally(parts: Sequence[State], number: int) -> Tally:
         **{name: sum(getattr(t.sums, name) for t in tallies) for name in ("counts", *COUNTERS)},
         **dict.fromkeys(("shift", "sums", "squares", "scatter")),
     )
-    dtypes = [int(part.layers[number].feature_dtype) for part in parts]
+    dtypes = [int(part.feature_dtypes[number]) for part in parts]
     return MergedTally(
         sums,
         DTYPES[max(dtypes)],
@@ -119,16 +122,36 @@ def _tally_of(part: State, number: int, checked: bool = True) -> Tally:
     name, size = part.spec.names[number], part.spec.holdings[number].sample_rows
     sample = part.samples[part.spec.sample_sizes.index(size)]
     sums = _host_sums(layer, name, checked)
-    rows, labels, decided = _sampled(layer, sample)
+    kept = (np.asarray(layer.rows), np.asarray(sample.codes))
+    if part.filled:
+        sums, kept = _with_waiting(part, number, sums, kept)
+    rows, labels, decided = _sampled(*kept)
     return Tally(
         sums,
-        DTYPES[int(layer.feature_dtype)] or "float32",
+        DTYPES[int(part.feature_dtypes[number])] or "float32",
         rows,
         labels,
         np.arange(len(labels)),
         decided,
         part.spec.settings.seed,
     )
+
+
+def _with_waiting(
+    part: State, number: int, sums: Sums, kept: tuple[Host, Host]
+) -> tuple[Sums, tuple[Host, Host]]:
+    """Return sums and sample of a layer with the rows that wait, which lie before `State.next_row`."""
+    waiting, filled = part.waiting, int(part.filled)
+    assert waiting is not None
+    rows, codes = np.asarray(waiting.rows[number])[:filled], np.asarray(waiting.codes)[:filled]
+    settings, size = part.spec.settings, len(kept[0])
+    first = int(part.next_row) - int(usable(codes[:, 0], settings).sum())
+    sums, _, slots = add_waiting(sums, rows, codes[:, 0], first, settings, size)
+    inside = slots < size
+    sampled = [np.array(values) for values in kept]
+    for values, added in zip(sampled, (rows, codes), strict=True):
+        values[slots[inside]] = added[inside]
+    return sums, (sampled[0], sampled[1])
 
 
 def _host_sums(layer: LayerSums, name: str, checked: bool) -> Sums:
@@ -145,10 +168,9 @@ def _host_sums(layer: LayerSums, name: str, checked: bool) -> Sums:
     return Sums(**parts)
 
 
-def _sampled(layer: LayerSums, sample: Sample) -> tuple[Host, Host, tuple[Host, Host] | None]:
-    labels, predictions = np.asarray(sample.labels), np.asarray(sample.predictions)
-    filled = labels >= 0
-    rows, labels, predictions = np.asarray(layer.rows)[filled], labels[filled], predictions[filled]
+def _sampled(rows: Host, codes: Host) -> tuple[Host, Host, tuple[Host, Host] | None]:
+    filled = codes[:, 0] != EMPTY
+    (labels, predictions), rows = codes[filled].T, rows[filled]
     known = np.flatnonzero(predictions != UNDECIDED)
     return rows, labels, (known, predictions[known]) if len(known) else None
 

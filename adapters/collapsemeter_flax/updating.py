@@ -12,18 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from collapsemeter.stats import sums
-from collapsemeter.stats.sampling import GROUPS, dealt_groups
-from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.stats.sums import EPS
 from collapsemeter.system.suggest import did_you_mean
 
 from .labels import checked_labels, decided_classes, flat_labels
 from .namespace import FULL, AxisName, JaxNamespace, counted
 from .reduction import feature_rows
-from .sample import numbered, put, slots_of
 from .sharding import by_own_rules, on_automatic_axes, unnamed_axes
-from .state import DTYPES, LayerSums, Sample, State, StateSpec
+from .state import DTYPES, State, StateSpec
+from .waiting import Batch, let_wait, settled, usable, with_rows
 
 
 def update(
@@ -79,11 +76,11 @@ def update(
 
     Examples
     --------
-    >>> from collapsemeter_flax import init
+    >>> from collapsemeter_flax import init, to_moments
     >>> state = init({"fc": 3}, num_classes=2)
     >>> state = jax.jit(update)(state, {"fc": jnp.eye(3)}, jnp.array([0, 1, 1]))
-    >>> state.layers[0].sums.counts
-    Array([1, 2], dtype=uint32)
+    >>> to_moments(state)["fc"].counts
+    array([1, 2])
     """
     when = _checked(when)
     if when is False:
@@ -157,51 +154,23 @@ def _added(
     flat = flat_labels(labels, settings, one_hot)
     xp = JaxNamespace(spec.dtype, axis_name)
     rows, dtypes = _rows(features, shape, mask, spec)
-    decided = decided_classes(logits, shape, settings.num_classes, threshold)
-
-    # What goes into the sample: the rows of all devices, in order.
+    batch = Batch(
+        tuple(map(xp.to_float, rows)),
+        flat,
+        decided_classes(logits, shape, settings.num_classes, threshold),
+    )
+    if axis_name is None and 2 * len(flat) <= spec.waiting_rows:
+        state = let_wait(state, batch)
+    else:  # rows are numbered in their order
+        state = with_rows(settled(state), batch, xp)
     every_label = xp.gathered(flat)
-    usable = (every_label >= 0) & (every_label < settings.num_classes)
-    usable &= every_label != settings.ignore_index
-    numbers, numberable = numbered(usable, state.next_row)
-    hashes = groups = None
-    if any(layer.sums.sketch is not None for layer in state.layers):
-        hashes = row_hashes(xp.of_this_device(numbers), settings.sketch_rows, settings.seed)
-    if any(held.groups for held in spec.holdings):
-        groups = dealt_groups(xp.of_this_device(numbers), GROUPS).astype(flat.dtype)
-    every_decision = xp.gathered(decided)
-    slots = {size: slots_of(numbers, numberable, size, settings.seed) for size in spec.sample_sizes}
-    samples = tuple(
-        Sample(
-            put(sample.labels, slots[size], every_label),
-            put(sample.predictions, slots[size], every_decision),
-        )
-        for size, sample in zip(spec.sample_sizes, state.samples, strict=True)
-    )
-    layers = tuple(
-        LayerSums(
-            sums=sums.update(
-                layer.sums,
-                x,
-                flat,
-                xp,
-                ignore_index=settings.ignore_index,
-                propagate=settings.propagate,
-                hashes=hashes,
-                groups=None if groups is None else groups % (held.groups or GROUPS),
-            ),
-            rows=put(layer.rows, slots[len(layer.rows)], xp.gathered(xp.to_float(x))),
-            feature_dtype=jnp.maximum(layer.feature_dtype, _dtype_code(dtype)),
-        )
-        for layer, held, x, dtype in zip(state.layers, spec.holdings, rows, dtypes, strict=True)
-    )
-    return State(
-        layers=layers,
-        samples=samples,
-        next_row=counted(state.next_row, usable.sum(dtype=jnp.uint32)),
-        expected=_carried(state.expected, every_label.shape[0]),
+    with_class = usable(every_label, settings).sum(dtype=jnp.uint32)
+    codes = jnp.asarray([_dtype_code(dtype) for dtype in dtypes], jnp.uint32)
+    return state.tallied(
+        next_row=counted(state.next_row, with_class),
         batches=counted(state.batches, jnp.uint32(1)),
-        spec=spec,
+        expected=_carried(state.expected, every_label.shape[0]),
+        feature_dtypes=jnp.maximum(state.feature_dtypes, codes),
     )
 
 

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collapsemeter_flax as cf
+from collapsemeter_flax.waiting import settled
 
 ROWS, CLASSES, WIDTH = 48, 3, 8
 RNG = np.random.default_rng(0)
@@ -138,10 +139,10 @@ def test_labels_of_any_kind_on_explicit_axes(mesh: Mesh) -> None:
     x = jax.device_put(np.stack([X, X], axis=1), NamedSharding(mesh, P("d")))
     tokens = jax.device_put(np.stack([Y, Y], axis=1), NamedSharding(mesh, P("d")))
     state = jax.jit(lambda x, y: cf.update(empty(), {"fc": x}, y))(x, tokens)
-    np.testing.assert_array_equal(state.layers[0].sums.counts, 2 * np.bincount(Y))
+    np.testing.assert_array_equal(settled(state).layers[0].sums.counts, 2 * np.bincount(Y))
     hot = jax.device_put(np.eye(CLASSES, dtype=np.float32)[Y], NamedSharding(mesh, P("d")))
     state = jax.jit(lambda x, y: cf.update(empty(), {"fc": x[:, 0]}, y))(x, hot)
-    np.testing.assert_array_equal(state.layers[0].sums.counts, np.bincount(Y))
+    np.testing.assert_array_equal(settled(state).layers[0].sums.counts, np.bincount(Y))
 
 
 def test_scan_gradient_and_merge_on_explicit_axes(alone: cf.State, mesh: Mesh) -> None:

@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import serialization
 
 import collapsemeter_flax as cf
 from collapsemeter import ClassMoments, CorruptStateError, Head, decide, measure
 from collapsemeter.stats.sampling import reservoir_slots
 from collapsemeter.stats.state_file import read_state, write_state
 from collapsemeter.stats.sums import EPS
+from collapsemeter_flax.checkpoint import older_arrays
 from collapsemeter_flax.labels import checked_labels, flat_labels
 from collapsemeter_flax.merging import _turn
 from collapsemeter_flax.namespace import FULL
@@ -25,6 +27,7 @@ from collapsemeter_flax.namespace import counted as add_counts
 from collapsemeter_flax.sample import numbered, shares, slots_of
 from collapsemeter_flax.tallies import head_of
 from collapsemeter_flax.updating import _dtype_code
+from collapsemeter_flax.waiting import settled
 
 EPS32 = EPS["float32"]
 # Sums of n residuals in float32 lose at most n eps of the sum of their magnitudes; the shift is within
@@ -201,7 +204,7 @@ def test_labels_come_as_column_one_hot_and_any_integer():
     state = cf.init({"fc": 4}, 3)
     for labels in forms:
         for given in (labels, jnp.asarray(labels)):
-            found = cf.update(state, {"fc": rows}, given).layers[0].sums
+            found = settled(cf.update(state, {"fc": rows}, given)).layers[0].sums
             np.testing.assert_array_equal(found.counts, [1, 2, 1], err_msg=repr(given))
     for labels in map(jnp.asarray, forms):  # in a trace, where nobody looks at a value
         found = jax.jit(functools.partial(flat, rows, state))(labels)
@@ -224,9 +227,9 @@ def test_float_labels_of_a_binary_loss():
             found = jax.jit(functools.partial(flat, rows, empty))(given)
             np.testing.assert_array_equal(found, plain, err_msg=repr(labels))
             state = cf.update(empty, {"fc": rows}, given, logits=jnp.ones((4, 1)))
-            np.testing.assert_array_equal(state.layers[0].sums.counts, [2, 2])
+            np.testing.assert_array_equal(settled(state).layers[0].sums.counts, [2, 2])
     state = jax.jit(cf.update)(empty, {"fc": rows}, given, logits=jnp.ones((4, 1)))
-    np.testing.assert_array_equal(state.layers[0].sums.counts, [2, 2])
+    np.testing.assert_array_equal(settled(state).layers[0].sums.counts, [2, 2])
     assert cf.report(state)["fc"].provenance["nc4_rows"] == 4
 
 
@@ -240,7 +243,7 @@ def test_rows_that_name_no_single_class_are_left_out_and_counted(dtype):
     empty = cf.init({"fc": 3}, 3)
     for update in (cf.update, jax.jit(cf.update)):
         state = update(empty, {"fc": rows}, jnp.asarray(labels))
-        sums = state.layers[0].sums
+        sums = settled(state).layers[0].sums
         assert (int(sums.unlabelled), int(sums.mixed), int(sums.invalid)) == (1, 1, 0)
         due = ClassMoments.from_batch(rows[kept], [0, 1, 0, 1, 2, 1], 3)
         assert_moments(cf.to_moments(state)["fc"], due)
@@ -253,33 +256,53 @@ def test_rows_that_name_no_single_class_are_left_out_and_counted(dtype):
     assert (found["unlabelled_rows"], found["mixed_rows"]) == (2, 2)
 
 
-def test_a_file_without_the_counters_of_labels_loads(tmp_path):
+def older_file(state, path, missing):
+    """Write a state as files were before counters were joined and rows waited."""
+    arrays = {k: v for k, v in older_arrays(settled(state)).items() if k[-1] not in missing}
+    cf.save(state, path)
+    header, _ = read_state(path)
+    del header["packed"]
+    leaves = [np.asarray(leaf) for leaf in arrays.values()]
+    header["shapes"] = [leaf.shape for leaf in leaves]
+    write_state(path, header, {f"leaf{i}": leaf for i, leaf in enumerate(leaves)})
+
+
+@pytest.mark.parametrize("missing", [(), ("unlabelled", "mixed")])
+def test_an_older_file_loads_also_without_the_counters_of_labels(tmp_path, missing):
     rows = np.eye(3, dtype=np.float32)
     labels = np.array([[1.0, 0], [0, 1], [0, 0]])
     state = cf.update(cf.init({"fc": 3, "b": 3}, 2), {"fc": rows, "b": rows}, labels)
-    cf.save(state, tmp_path / "new.npz")
-    header, arrays = read_state(tmp_path / "new.npz")
-    names = [str(path[-1]) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    kept = [i for i, name in enumerate(names) if name not in (".unlabelled", ".mixed")]
-    assert len(kept) == len(names) - 4
-    header["shapes"] = [header["shapes"][i] for i in kept]
-    old = {f"leaf{new}": arrays[f"leaf{i}"] for new, i in enumerate(kept)}
-    write_state(tmp_path / "old.npz", header, old)
+    older_file(state, tmp_path / "old.npz", missing)
     loaded = cf.load(tmp_path / "old.npz", like=state)
-    assert int(loaded.layers[0].sums.unlabelled) == 0
+    assert int(loaded.layers[1].sums.unlabelled) == (0 if missing else 1)
+    if not missing:
+        same_sums(loaded, state)
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(state), strict=True):
-        assert a.shape == b.shape
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
     np.testing.assert_array_equal(loaded.layers[1].sums.counts, [1, 1])
-    assert int(cf.load(tmp_path / "new.npz", like=state).layers[1].sums.unlabelled) == 1
+
+
+def test_an_older_tree_of_replicas_loads():
+    rows = np.eye(3, dtype=np.float32)
+    state = settled(cf.update(cf.init({"fc": 3}, 2), {"fc": rows}, [0, 1, 1]))
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    tree = {}
+    for name, leaf in older_arrays(stacked).items():
+        inner = tree
+        for key in name[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[name[-1]] = leaf
+    loaded = serialization.from_state_dict(state, tree)
+    same_sums(jax.tree.map(lambda leaf: leaf[1], loaded), state)
 
 
 def test_tokens_as_many_as_classes_are_not_taken_for_one_hot():
     state = cf.init({"fc": 4}, 3)
     tokens = np.array([[0, 1, 0], [0, 0, 1]])  # looks one-hot, over three classes
     counted = cf.update(state, {"fc": np.ones((2, 3, 4), np.float32)}, tokens)
-    assert int(counted.layers[0].sums.counts.sum()) == 6
+    assert int(settled(counted).layers[0].sums.counts.sum()) == 6
     counted = cf.update(state, {"fc": np.ones((2, 4), np.float32)}, tokens)
-    np.testing.assert_array_equal(counted.layers[0].sums.counts, [0, 1, 1])
+    np.testing.assert_array_equal(settled(counted).layers[0].sums.counts, [0, 1, 1])
 
 
 @pytest.mark.parametrize("ignore_index", [-100, -1, 3, 0])
@@ -294,7 +317,7 @@ def test_labels_of_no_class_are_counted_in_a_trace_and_reported(ignore_index):
     state = step(state, {"fc": rows}, jnp.asarray(labels.astype(np.int32)))
     wide = jnp.asarray(np.array([2**31 + 2, 2**32 - 100], np.uint32))
     state = step(state, {"fc": rows[:2]}, wide)
-    sums = state.layers[0].sums
+    sums = settled(state).layers[0].sums
     low = int((labels.astype(np.int32) == ignore_index).sum())
     assert low == ignored
     assert (int(sums.ignored), int(sums.counts.sum())) == (ignored, known)
@@ -309,8 +332,8 @@ def test_labels_of_no_class_are_counted_in_a_trace_and_reported(ignore_index):
 def test_soft_labels_are_mixed_not_argmaxed():
     soft = jnp.array([[0.9, 0.1], [0.0, 1.0], [1.0, 1.0]])
     state = jax.jit(cf.update)(cf.init({"fc": 2}, 2), {"fc": jnp.ones((3, 2))}, soft)
-    assert int(state.layers[0].sums.mixed) == 2
-    np.testing.assert_array_equal(state.layers[0].sums.counts, [0, 1])
+    assert int(settled(state).layers[0].sums.mixed) == 2
+    np.testing.assert_array_equal(settled(state).layers[0].sums.counts, [0, 1])
     with pytest.warns(RuntimeWarning, match="2 of 3 labels name several classes or parts of them"):
         report = cf.report(state)
     assert report["fc"].flags == ("mixed_labels",)
@@ -321,8 +344,11 @@ def test_soft_labels_may_have_the_class_of_their_largest_part():
     soft = jnp.array([[0.9, 0.1], [0.0, 1.0], [0.5, 0.5], [0.3, 0.7], [0.0, 0.0], [0.2, 1.7]])
     rows = {"fc": jnp.ones((6, 2))}
     state = jax.jit(cf.update)(cf.init({"fc": 2}, 2, mixed="hardest"), rows, soft)
-    np.testing.assert_array_equal(state.layers[0].sums.counts, [1, 2])
-    assert (int(state.layers[0].sums.mixed), int(state.layers[0].sums.unlabelled)) == (2, 1)
+    np.testing.assert_array_equal(settled(state).layers[0].sums.counts, [1, 2])
+    assert (
+        int(settled(state).layers[0].sums.mixed),
+        int(settled(state).layers[0].sums.unlabelled),
+    ) == (2, 1)
     assert cf.report(state).provenance["mixed"] == "hardest"
     with pytest.raises(ValueError, match="mixed='largest': choose 'skip' or 'hardest'"):
         cf.init({"fc": 2}, 2, mixed="largest")
@@ -510,6 +536,7 @@ def test_the_sample_holds_the_rows_that_numpy_keeps(size):
         slots = reservoir_slots(numbers, size, 11)
         kept[slots] = x[:, 0]
         first += int(usable.sum())
+    state = settled(state)
     np.testing.assert_array_equal(state.layers[0].rows[:, 0], kept[:size])
     np.testing.assert_array_equal(state.samples[0].labels, labels[kept[:size].astype(int)])
     assert int(state.next_row) == first
@@ -529,14 +556,14 @@ def test_the_sample_stays_as_it_is_where_row_numbers_end():
 
 def test_counts_beyond_two_to_the_31_are_exact_and_an_overflow_is_an_error(features):
     rows, labels = features(2, 3, spread=1.0, offset=0.0, rows=10)
-    state = cf.update(cf.init({"fc": 3}, 2), {"fc": rows}, labels)
+    state = settled(cf.update(cf.init({"fc": 3}, 2), {"fc": rows}, labels))
     layer = state.layers[0]
     many = jnp.array([2**31 + 5, 2**32 - 10], jnp.uint32)
     sums = replace(layer.sums, counts=many)
-    state = replace(state, layers=(replace(layer, sums=sums),))
+    state = replace(state, layers=(layer.with_sums(sums, layer.rows),))
     state = cf.update(state, {"fc": rows}, labels)
     np.testing.assert_array_equal(cf.to_moments(state)["fc"].counts, [2**31 + 10, 2**32 - 5])
-    state = cf.update(state, {"fc": rows}, labels)
+    state = settled(cf.update(state, {"fc": rows}, labels))
     with pytest.raises(
         ValueError, match=r"layer 'fc' has counted 2\^32 - 1 rows or more of a kind \(counts\)"
     ):
@@ -546,7 +573,7 @@ def test_counts_beyond_two_to_the_31_are_exact_and_an_overflow_is_an_error(featu
 
 def test_label_rows_are_counted_beyond_32_bits(features):
     rows, labels = features(2, 3, spread=1.0, offset=0.0, rows=10)
-    state = replace(cf.init({"fc": 3}, 2), expected=jnp.array([1, 2**32 - 4], jnp.uint32))
+    state = cf.init({"fc": 3}, 2).tallied(expected=jnp.array([1, 2**32 - 4], jnp.uint32))
     state = cf.update(state, {"fc": rows}, labels)
     np.testing.assert_array_equal(state.expected, [2, 6])
     np.testing.assert_array_equal(cf.merge(state, state).expected, [4, 12])
@@ -555,7 +582,7 @@ def test_label_rows_are_counted_beyond_32_bits(features):
 def test_a_state_that_does_not_add_up_is_not_measured(features):
     rows, labels = features(2, 3, spread=1.0, offset=0.0, rows=10)
     state = cf.update(cf.init({"fc": 3}, 2), {"fc": rows}, labels)
-    state = replace(state, expected=jnp.array([0, 20], jnp.uint32))
+    state = state.tallied(expected=jnp.array([0, 20], jnp.uint32))
     with pytest.warns(
         RuntimeWarning, match="'fc' saw 10 of 20 label rows, so it is not measured: its counters"
     ):
@@ -606,6 +633,12 @@ def test_no_batch_is_said_and_every_value_is_nan():
 # Merge, reset, files
 
 
+def same_sums(one, other):
+    one, other = (replace(settled(state), waiting=None) for state in (one, other))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_merge_is_associative_commutative_and_has_an_identity(features, counted):
     rows, labels = features(4, 6, spread=1e-2, offset=50.0)
     merge = jax.jit(cf.merge)
@@ -621,8 +654,7 @@ def test_merge_is_associative_commutative_and_has_an_identity(features, counted)
             assert int(joint.next_row) == ROWS
             assert sorted(np.asarray(joint.expected)) == [0, ROWS]
         for joint in (merge(a, empty), merge(empty, a)):
-            for one, other in zip(jax.tree.leaves(joint), jax.tree.leaves(a), strict=True):
-                np.testing.assert_array_equal(one, other)
+            same_sums(joint, a)
 
 
 def test_merge_adds_sketches_about_the_joint_means_in_another_order_and_sign(features, counted):
@@ -632,8 +664,7 @@ def test_merge_adds_sketches_about_the_joint_means_in_another_order_and_sign(fea
     half = ROWS // 2
     a, b = counted(empty, rows[:half], labels[:half]), counted(empty, rows[half:], labels[half:])
     for joint in (merge(a, empty), merge(empty, a)):
-        for one, other in zip(jax.tree.leaves(joint), jax.tree.leaves(a), strict=True):
-            np.testing.assert_array_equal(one, other)
+        same_sums(joint, a)
     joint = cf.to_moments(merge(a, b))["fc"]
     means = ClassMoments.from_batch(rows, labels, 4).means
     parts = []
@@ -663,7 +694,7 @@ def test_copies_of_a_stream_merge_without_bias(features, counted):
     one = counted(cf.init({"fc": 6}, 4, scatter="sketch", sketch_rows=64), rows, labels)
     value = measure(cf.to_moments(one)["fc"])["nc1_pinv"]
     numbers = jnp.arange(1, 301, dtype=jnp.uint32)  # other row numbers, another draw
-    many = jax.jit(jax.vmap(lambda n: cf.merge(replace(one, next_row=n), one)))(numbers)
+    many = jax.jit(jax.vmap(lambda n: cf.merge(one.tallied(next_row=n), one)))(numbers)
     found = [
         measure(cf.to_moments(jax.tree.map(lambda leaf, i=i: leaf[i], many))["fc"])["nc1_pinv"]
         for i in range(300)
@@ -781,9 +812,11 @@ def test_a_file_of_something_else_is_refused(features, counted, tmp_path):
     write_state(path, header | {"shapes": [[7]] * len(arrays)}, arrays)
     with pytest.raises(CorruptStateError, match="cannot reshape"):
         cf.load(path, like=state)
-    bent = replace(state, batches=jnp.zeros((), jnp.int32))
+    bent = replace(state, tallies=jnp.zeros(6, jnp.int32))
     cf.save(bent, path)
-    with pytest.raises(ValueError, match=r"holds an array \(\) int32 where like= has \(\) uint32"):
+    with pytest.raises(
+        ValueError, match=r"holds an array \(6,\) int32 where like= has \(6,\) uint32"
+    ):
         cf.load(path, like=state)
     path.write_bytes(path.read_bytes()[:-70])
     with pytest.raises(CorruptStateError, match="checksum"):
@@ -880,7 +913,8 @@ for found in (state, jax.jit(cf.merge)(a, b)):
     assert moments.rows == 600
 assert state.layers[0].sums.shift.dtype == "float64"
 assert state.next_row.dtype == "uint32"
-kept = np.asarray(state.layers[0].rows)[:600]
+from collapsemeter_flax.waiting import settled
+kept = np.asarray(settled(state).layers[0].rows)[:600]
 np.testing.assert_array_equal(kept, rows)
 from collapsemeter import measure
 rows = rng.normal(size=(10, 16))[labels] + rng.normal(size=(600, 16))
