@@ -71,7 +71,7 @@ ONE_BACKEND = {
         "test_the_state_of_another_meter_names_both_sides_and_loads_nothing",
         "test_what_is_no_state_is_named",
     ],
-    "order": [
+    "callback_order": [
         "test_early_stopping_before_the_meter",
         "test_a_lower_learning_rate_and_a_checkpoint_before_the_meter",
         "test_a_csv_file_before_the_meter_has_its_columns",
