@@ -82,7 +82,7 @@ def load(path: str | os.PathLike[str], like: State) -> State:
     header, arrays = read_state(path)
     if header.get("holds") != _HOLDS:
         raise CorruptStateError(f"{os.fspath(path)} is a state file, but not one of this adapter")
-    given, like = like, _as_written(header, like)
+    template, like = like, _as_written(header, like)
     _check_described(header["layers"], like, os.fspath(path))
     try:
         loaded = [arrays[f"leaf{i}"].reshape(s) for i, s in enumerate(header["shapes"])]
@@ -92,7 +92,7 @@ def load(path: str | os.PathLike[str], like: State) -> State:
         named = dict(zip(names, loaded, strict=True))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptStateError(f"{os.fspath(path)} is not a state file: {error}") from error
-    return _filled(like, named, os.fspath(path), given.spec)
+    return _filled(like, named, os.fspath(path), template.spec)
 
 
 def _check_described(described: str, like: State, source: str) -> None:

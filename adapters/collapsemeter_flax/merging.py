@@ -99,10 +99,10 @@ def _check(a: State, b: State) -> None:
     if a.spec == b.spec:
         return
     for part in fields(a.spec):
-        one, other = getattr(a.spec, part.name), getattr(b.spec, part.name)
-        if one != other:
+        part_a, part_b = getattr(a.spec, part.name), getattr(b.spec, part.name)
+        if part_a != part_b:
             raise ValueError(
-                f"the states differ in {part.name}, {one!r} and {other!r}: merge only states of "
+                f"the states differ in {part.name}, {part_a!r} and {part_b!r}: merge only states of "
                 "one init"
             )
 
@@ -148,8 +148,8 @@ def _merged_classes(a: Sums, b: Sums, turn: tuple[Array, Array]) -> Sums:
     offset_b = b.sums / jnp.maximum(n_b, 1)[:, None]
     both = ((a.counts > 0) & (b.counts > 0))[:, None]
     # A shift far from its rows has cost their sums digits: it stays, for the report to see how many.
-    kept = both & (_is_far(a, offset_a) | _is_far(b, offset_b))[:, None]
-    joint, keeps_a = both & ~kept, (a.squares >= b.squares)[:, None]
+    keeps_shift = both & (_is_far(a, offset_a) | _is_far(b, offset_b))[:, None]
+    joint, keeps_a = both & ~keeps_shift, (a.squares >= b.squares)[:, None]
     alone = (b.counts > 0)[:, None] & ~both  # only b has the class
     share = n_b / jnp.maximum(n_a + n_b, 1)
     delta = (b.shift - a.shift) + (offset_b - offset_a)
@@ -158,31 +158,31 @@ def _merged_classes(a: Sums, b: Sums, turn: tuple[Array, Array]) -> Sums:
     # The joint mean as a shift, and as sums what its rounding took.
     offset = offset_a + delta * share[:, None]
     mean = a.shift + jnp.where(jnp.isfinite(offset), offset, 0.0)
-    rest = (offset - (mean - a.shift)) * (n_a + n_b)[:, None]
-    left = jnp.where(joint, rest, 0.0)
-    shift = jnp.where(alone | (kept & ~keeps_a), b.shift, a.shift)
+    sums_about_mean = (offset - (mean - a.shift)) * (n_a + n_b)[:, None]
+    left = jnp.where(joint, sums_about_mean, 0.0)
+    shift = jnp.where(alone | (keeps_shift & ~keeps_a), b.shift, a.shift)
     shift = jnp.where(joint, mean, shift)
     # Of a class that keeps a shift the other part moves to it.
     moved = jnp.where(keeps_a, b.sums, a.sums)
-    far = jnp.where(kept, jnp.where(keeps_a, a.shift - b.shift, b.shift - a.shift), 0.0)
+    far = jnp.where(keeps_shift, jnp.where(keeps_a, a.shift - b.shift, b.shift - a.shift), 0.0)
     added = jnp.where(keeps_a, n_b[:, None], n_a[:, None]) * far
     # Sums of squares move to another centre: off their own shifts, on to the new one.
     products = (
         (step, step),
         (left, left / jnp.maximum(n_a + n_b, 1)[:, None]),
-        (jnp.where(joint, -a.sums, -far), jnp.where(kept, moved, offset_a)),
+        (jnp.where(joint, -a.sums, -far), jnp.where(keeps_shift, moved, offset_a)),
         (
-            jnp.where(joint, -b.sums, added - jnp.where(kept, moved, 0.0)),
-            jnp.where(kept, far, offset_b),
+            jnp.where(joint, -b.sums, added - jnp.where(keeps_shift, moved, 0.0)),
+            jnp.where(keeps_shift, far, offset_b),
         ),
     )
-    totals = jnp.where(kept, a.sums + b.sums - added, jnp.where(alone, b.sums, a.sums))
+    totals = jnp.where(keeps_shift, a.sums + b.sums - added, jnp.where(alone, b.sums, a.sums))
     moves = [jnp.where(both, shift - part.shift, 0.0) for part in (a, b)]
     sketch, signs = _sketch(a, b, moves, turn)
     return Sums(
         counts=counted(a.counts, b.counts),
         shift=shift,
-        sums=jnp.where(joint, rest, totals),
+        sums=jnp.where(joint, sums_about_mean, totals),
         squares=a.squares + b.squares + sum((u * v).sum(axis=1) for u, v in products),
         scatter=_scatter(a.scatter, b.scatter, products),
         **{cause: counted(getattr(a, cause), getattr(b, cause)) for cause in COUNTERS},

@@ -90,10 +90,10 @@ def update(
         warnings.warn(_alone(axis), stacklevel=2)
     shape, one_hot, labels = checked_labels(labels, features, state.spec.settings)
 
-    given = (state, dict(features), labels, logits, mask)
+    arguments = (state, dict(features), labels, logits, mask)
     step = _step(shape, one_hot, axis_name, threshold, when is True)
     with by_own_rules():
-        added: State = on_automatic_axes(step, *(given if when is True else (when, *given)))
+        added: State = on_automatic_axes(step, *(arguments if when is True else (when, *arguments)))
     return added
 
 
