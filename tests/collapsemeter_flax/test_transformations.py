@@ -116,11 +116,15 @@ def test_no_gradient_flows_through_features(data):
     assert not np.asarray(total(jnp.asarray(rows))).any()
 
 
-def test_vmap_counts_replicas_apart(data, truth):
+@pytest.mark.parametrize("waiting", [True, False])
+def test_vmap_counts_replicas_apart(data, truth, waiting):
     rows, labels = data
     shifted = jnp.stack([rows, rows + 1, rows * 2])
-    states = jax.vmap(lambda _: empty())(jnp.arange(3))
-    states = jax.jit(jax.vmap(cf.update, in_axes=(0, 0, None)))(states, {"fc": shifted}, labels)
+    states = jax.vmap(lambda _: empty(waiting=waiting))(jnp.arange(3))
+    assert bool(states.spec.waiting_rows) is waiting
+    step = jax.jit(jax.vmap(cf.update, in_axes=(0, 0, None)))
+    for part in np.split(np.arange(ROWS), BATCHES):
+        states = step(states, {"fc": shifted[:, part]}, labels[part])
     for number, x in enumerate(np.asarray(shifted)):
         one = jax.tree.map(lambda leaf, i=number: leaf[i], states)
         check(one, ClassMoments.from_batch(x, labels, CLASSES))
