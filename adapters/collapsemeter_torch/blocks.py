@@ -51,7 +51,8 @@ class Block:
 
     def __init__(self, batches: Waiting) -> None:
         labels, numbers = zip(*batches, strict=True)
-        self.batches = batches  # held: while they are no others have their identities
+        # Held, and no list that grows: while they are there no others have their identities.
+        self.batches = tuple(batches)
         self.labels: Tensor = labels[0] if len(labels) == 1 else torch.cat(labels)
         self.numbers = joined(numbers)
         self._groups: dict[int, Tensor] = {}

@@ -81,9 +81,9 @@ def check_layers(titles: Sequence[str]) -> None:
 def what_numbers_count(first: str, second: str) -> Literal["epochs", "shards", "unknown"]:
     """Say what the numbers count in which two paths differ.
 
-    >>> numbered("epoch-1/shard-0.npz", "epoch-2/shard-0.npz")
+    >>> what_numbers_count("epoch-1/shard-0.npz", "epoch-2/shard-0.npz")
     'epochs'
-    >>> numbered("epoch-1/shard-0.npz", "epoch-1/shard-1.npz")
+    >>> what_numbers_count("epoch-1/shard-0.npz", "epoch-1/shard-1.npz")
     'shards'
     """
     parts, second_parts = re.split(r"(\d+)", first), re.split(r"(\d+)", second)

@@ -53,6 +53,16 @@ def test_any_sizes_of_batches_give_the_moments_of_all_rows(sizes, dtype):
     np.testing.assert_allclose(found.scatter, truth.coarsen("pooled").scatter, rtol=0, atol=atol)
 
 
+def test_what_waits_may_be_looked_at_before_more_comes():
+    rows, labels = data(1200)
+    state = filled([400, 400], rows[:800], labels[:800])
+    assert len(state.waiting.held()[1].labels) == 800  # as a checkpoint within an epoch does
+    state.update(rows[800:], labels[800:], np.arange(800, 1200))
+    assert len(state.waiting.held()[1].labels) == 1200
+    found = ClassMoments.from_sums(state.host_sums(), "float32", "live")
+    np.testing.assert_array_equal(found.counts, np.bincount(labels))
+
+
 @pytest.mark.parametrize("sizes", SIZES)
 def test_any_sizes_of_batches_give_the_sample_of_all_rows(sizes):
     """A batch that is a block of its own overtakes the rows that wait: the later row keeps its slot."""
