@@ -12,7 +12,7 @@ os.environ.setdefault(
     "--xla_cpu_use_fusion_emitters=false",
 )
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -22,6 +22,13 @@ from collapsemeter_flax import State, update
 
 Data = tuple[np.ndarray, np.ndarray]
 ROWS = 600
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file() -> Iterator[None]:
+    """Let go of compiled programs: the system allows a process 65,530 mappings, and each program takes some."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
