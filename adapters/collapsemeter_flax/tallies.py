@@ -14,7 +14,7 @@ from flax import linen, nnx
 
 from collapsemeter import ClassMoments, Head
 from collapsemeter.adapter.tally import Tally, classifier
-from collapsemeter.adapter.waiting import add_waiting
+from collapsemeter.adapter.waiting import add_waiting, usable
 from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import derived_seed
 from collapsemeter.stats.sums import COUNTERS, INTEGERS, Sums
@@ -24,7 +24,6 @@ from .namespace import FULL
 from .sample import EMPTY
 from .sharding import by_device, distinct
 from .state import DTYPES, UNDECIDED, LayerSums, State
-from .waiting import usable
 
 Host = npt.NDArray[Any]
 

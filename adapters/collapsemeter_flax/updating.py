@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from collapsemeter.adapter.waiting import usable
 from collapsemeter.stats.sums import EPS
 from collapsemeter.system.suggest import did_you_mean
 
@@ -20,7 +21,7 @@ from .namespace import FULL, AxisName, JaxNamespace, counted
 from .reduction import feature_rows
 from .sharding import by_own_rules, on_automatic_axes, unnamed_axes
 from .state import DTYPES, State, StateSpec
-from .waiting import Batch, let_wait, settled, usable, with_rows
+from .waiting import Batch, let_wait, settled, with_rows
 
 
 def update(

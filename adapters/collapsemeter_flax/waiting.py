@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from collapsemeter.adapter.settings import Settings
+from collapsemeter.adapter.waiting import usable
 from collapsemeter.stats import sums
 from collapsemeter.stats.sampling import GROUPS, dealt_groups
 from collapsemeter.stats.sketch import row_hashes
@@ -31,12 +31,6 @@ class Batch(NamedTuple):
     def codes(self) -> Array:
         """(B, 2): labels and decisions."""
         return jnp.stack([self.labels, self.decisions], axis=1)
-
-
-def usable(labels: Any, settings: Settings) -> Any:
-    """(B,) bool: the rows of a class, which are numbered and may go into the sample."""
-    known = (labels >= 0) & (labels < settings.num_classes)
-    return known & (labels != settings.ignore_index)
 
 
 def let_wait(state: State, batch: Batch) -> State:

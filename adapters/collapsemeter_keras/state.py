@@ -15,6 +15,7 @@ from collapsemeter.adapter.budget import Budget
 from collapsemeter.adapter.memory import Holding
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.adapter.tally import Tally
+from collapsemeter.adapter.waiting import usable
 from collapsemeter.stats.groups import GROUPS
 from collapsemeter.stats.sums import INTEGERS, Sums, array_shapes, update
 
@@ -262,9 +263,8 @@ class StreamSums(keras.metrics.Metric):
     def add(self, block: WaitingBlock) -> None:
         """Add rows to the sums and samples of their layers."""
         labels, settings = block.labels, self.settings
-        usable = (labels >= 0) & (labels < settings.num_classes)
-        usable = usable & (labels != settings.ignore_index)
-        ones = ops.cast(usable, COUNT)
+        known = usable(labels, settings)
+        ones = ops.cast(known, COUNT)
         start = self.next_row.value
         numbers = start + ops.cumsum(ones, axis=0) - ones
         layers = {key: self.layers[key] for key in block.rows}
@@ -274,7 +274,7 @@ class StreamSums(keras.metrics.Metric):
         if any(layer.holding.groups for layer in layers.values()):
             groups = dealt(numbers)
         for size in {layer.holding.sample_rows for layer in layers.values()}:
-            slots = sample_slots(numbers, usable, size, settings.seed)
+            slots = sample_slots(numbers, known, size, settings.seed)
             sample = self.samples[size]
             place = namespace_of(sample.ids).place
             place(sample.ids, numbers + 1, slots)
@@ -284,7 +284,7 @@ class StreamSums(keras.metrics.Metric):
             for key, layer in layers.items():
                 if layer.holding.sample_rows == size:
                     self._add_layer(layer, block.rows[key], labels, slots, hashes, groups)
-        self.next_row.assign(saturated(start, counted(usable)))
+        self.next_row.assign(saturated(start, counted(known)))
 
     def _add_layer(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -26,16 +26,16 @@ class Scratch(threading.local):
     def __init__(self) -> None:
         self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def of(self, shape: Sequence[int], dtype: torch.dtype, use: str) -> Tensor:
+    def like(self, rows: Tensor, use: str) -> Tensor:
         """Return memory for as many entries, which the next call for the same use writes into."""
-        size = math.prod(shape)
-        memory = self._memory.get((use, dtype))
+        size = rows.numel()
+        memory = self._memory.get((use, rows.dtype))
         if memory is None or len(memory) < size:
             with torch.inference_mode(False):
-                memory = torch.empty(size, dtype=dtype, device="cpu")
+                memory = torch.empty(size, dtype=rows.dtype, device="cpu")
             if memory.nbytes <= CACHED_BYTES:
-                self._memory[use, dtype] = memory
-        return memory[:size].view(*shape)
+                self._memory[use, rows.dtype] = memory
+        return memory[:size].view(rows.shape)
 
 
 SCRATCH = Scratch()
@@ -84,9 +84,7 @@ class TorchNamespace:
 
     def residuals(self, rows: Tensor, table: Tensor, labels: Tensor, used: Tensor) -> Tensor:
         if on_host(rows):
-            shifts = torch.index_select(
-                table, 0, labels, out=SCRATCH.of(rows.shape, rows.dtype, "residuals")
-            )
+            shifts = torch.index_select(table, 0, labels, out=SCRATCH.like(rows, "residuals"))
         else:
             shifts = table.index_select(0, labels)
         left = torch.sub(rows, shifts, out=shifts)
@@ -142,7 +140,7 @@ class TorchNamespace:
     def add_class_products(self, total: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         num_classes, width, _ = total.shape
         if on_host(rows):  # no device to wait for: one small product for each class that is there
-            memory = SCRATCH.of(rows.shape, rows.dtype, "in order")
+            memory = SCRATCH.like(rows, "in order")
             rows = torch.index_select(rows, 0, labels.argsort(), out=memory)
             lengths: list[int] = labels.bincount(minlength=num_classes).tolist()
             for scatter, of_class in zip(total, rows.split(lengths), strict=True):

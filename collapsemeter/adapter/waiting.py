@@ -16,6 +16,12 @@ from .settings import Settings
 Host = npt.NDArray[Any]
 
 
+def usable(labels: Any, settings: Settings) -> Any:
+    """Return which labels, in an array of any framework, are classes: their rows are numbered and may go into the sample."""
+    known = (labels >= 0) & (labels < settings.num_classes)
+    return known & (labels != settings.ignore_index)
+
+
 def add_waiting(
     sums: Sums, rows: Host, labels: Host, first: int, settings: Settings, sample_rows: int
 ) -> tuple[Sums, Host, Host]:
@@ -23,8 +29,8 @@ def add_waiting(
 
     The first row that may be kept is number ``first``; slot ``sample_rows`` is the bin of the others.
     """
-    usable = (labels >= 0) & (labels < settings.num_classes) & (labels != settings.ignore_index)
-    numbers = first + np.cumsum(usable) - usable
+    known = usable(labels, settings)
+    numbers = first + np.cumsum(known) - known
     hashes = groups = None
     if sums.sketch is not None:
         hashes = row_hashes(numbers.astype(np.uint32), len(sums.sketch), settings.seed)
@@ -41,5 +47,5 @@ def add_waiting(
             hashes=hashes,
             groups=groups,
         )
-    slots = reservoir_slots(np.where(usable, numbers, -1), sample_rows, settings.seed)
+    slots = reservoir_slots(np.where(known, numbers, -1), sample_rows, settings.seed)
     return sums, numbers, slots
