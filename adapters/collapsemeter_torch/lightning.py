@@ -254,7 +254,10 @@ class _Arriving:
             self._handles.append(module.register_forward_pre_hook(self._arrive, with_kwargs=True))
 
     def _arrive(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if _is_step(module) or next(module.parameters(), None) is None:
+        # What torch.compile makes has a forward of its own too: only the LightningModule's can be its step.
+        if module is self._module and _is_step(module):
+            return
+        if next(module.parameters(), None) is None:
             return
         self._disarm()
         self._batch = self._stream.batch(module, self._labels)

@@ -262,6 +262,17 @@ def test_a_network_that_is_named(tmp_path: Path) -> None:
     assert [r.provenance["rows"] for _, r in callback.reports["train"]] == [ROWS, ROWS]
 
 
+def test_a_network_with_a_forward_of_its_own(tmp_path: Path) -> None:
+    # Accelerate's hooks and torch.compile put one on the instance, as strategies do on the LightningModule.
+    module, callback = Base(), CollapseCallback(verbose=False)
+    plain = module.net.forward
+    module.net.forward = lambda x: plain(x)  # type: ignore[method-assign]
+    fitted(tmp_path, module, [callback], max_epochs=1)
+    (_, report), *_ = callback.reports["train"]
+    assert list(report.layers) == ["3"]  # of the whole network, as without a forward of its own
+    assert report.provenance["rows"] == ROWS
+
+
 @pytest.mark.nightly
 def test_a_compiled_network(tmp_path: Path) -> None:
     callback, module = CollapseCallback(verbose=False), Base()
