@@ -26,7 +26,9 @@ def compare(sheet: Sheet, what: str, meter: CollapseMeter, batches: Any, rounds:
     def observing(wide: bool) -> Callable[[], None]:
         def observe() -> None:
             # The only place where the choice is made; there is no option for it.
-            collapsemeter_torch.meter.Store = lambda settings, **_: Store(settings, wide=wide)  # type: ignore[attr-defined]
+            collapsemeter_torch.meter.Store = lambda settings, plan, **_: Store(
+                settings, plan, wide=wide
+            )  # type: ignore[attr-defined]
             meter.observe(batches, progress=False)
 
         return observe

@@ -252,7 +252,7 @@ class CollapseMeter:
         memory: Memory = self._options.get("memory", "auto")
         widths = dict(zip(spec.names, spec.widths, strict=True))
         choice = self._chosen()
-        plan, _ = plan_memory(
+        plan = plan_memory(
             widths,
             spec.settings,
             memory,

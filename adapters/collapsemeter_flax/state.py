@@ -248,7 +248,7 @@ def init(
     check_reduction(reduction, layers)
     settings = Settings(num_classes=num_classes, **options)
     widths = {name: int(width) for name, width in layers.items()}
-    plan, waiting_rows = plan_memory(widths, settings, memory, parameter_bytes, dtype, waiting)
+    plan = plan_memory(widths, settings, memory, parameter_bytes, dtype, waiting)
     spec = StateSpec(
         names=tuple(widths),
         widths=tuple(widths.values()),
@@ -256,7 +256,7 @@ def init(
         holdings=tuple(plan.holdings.values()),
         settings=settings,
         dtype=_sum_dtype(dtype),
-        waiting_rows=waiting_rows,
+        waiting_rows=plan.waiting_rows,
     )
     return empty(spec)
 
@@ -268,7 +268,7 @@ def plan_memory(
     parameter_bytes: int,
     dtype: str = "auto",
     waiting: bool = True,
-) -> tuple[MemoryPlan, int]:
+) -> MemoryPlan:
     """Choose what every layer keeps, and how many rows wait; a scatter for each class only where a device computes it cheaply."""
     itemsize = np.dtype(_sum_dtype(dtype)).itemsize
     plan = memory_plan(
@@ -279,10 +279,11 @@ def plan_memory(
         copies=itemsize // 4,
         class_products=settings.num_classes,
     )
+    if not waiting:
+        return plan
     row = itemsize * sum(widths.values())
-    rows = int(min(MOST_ROWS, max(0, min(_MOST_BYTES, plan.budget - plan.nbytes)) // row))
-    rows = rows if waiting and rows >= _FEWEST_ROWS else 0
-    return replace(plan, nbytes=plan.nbytes + rows * row), rows
+    most = min(MOST_ROWS, _MOST_BYTES // row)
+    return plan.with_waiting(row, most_rows=most, fewest_rows=_FEWEST_ROWS)
 
 
 def _sum_dtype(dtype: str) -> str:

@@ -194,14 +194,16 @@ class Attachment:
         model = self._model()
         assert model is not None
         shapes = frozen.find_shapes(model, self.instrument.stash, stream, specs, self.counter.rows)
-        widths = {name: width for (name, _), (width, _) in shapes.items()}
-        if self.plan is None and widths and self.selection is not None:
-            watched = {name: widths[name] for name in self.selection.watched if name in widths}
+        if self.plan is None and shapes and self.selection is not None:
             self.plan = plan_of(
-                watched, self.settings, nbytes_of(model.weights), self.request.memory
+                shapes,
+                self.selection.watched,
+                self.settings,
+                nbytes_of(model.weights),
+                self.request.memory,
             )
             self.holdings.layers = self.plan.memory.holdings
-            self.holdings.waiting_bytes = self.plan.waiting_bytes
+            self.holdings.waiting_rows = self.plan.memory.waiting_rows
         for key, (width, dtype) in shapes.items():
             stream.allocate(key, width, dtype)
         stream.let_wait()

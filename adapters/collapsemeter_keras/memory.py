@@ -1,34 +1,37 @@
 """What the statistics of all layers take, within the memory that a person accepts."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from collapsemeter.adapter.costs import product_operations, products_note
-from collapsemeter.adapter.memory import MIB, Memory, MemoryPlan, budget_of, memory_plan
+from collapsemeter.adapter.memory import Memory, MemoryPlan, memory_plan
 from collapsemeter.adapter.settings import Settings
 
 from .namespace import class_products
-from .waiting import waiting_bytes
+from .operations import Key
+from .waiting import FEWEST_ROWS, most_rows
 
 _STREAMS = 2  # training and validation
 
 
 class Plan(NamedTuple):
-    """What every layer keeps, and how many bytes a stream has left for batches that wait."""
+    """What every layer keeps, and how often a forward runs it."""
 
     widths: Mapping[str, int]
+    calls: Mapping[str, int]
     num_classes: int
     memory: MemoryPlan
-    waiting_bytes: float
 
     def notes(self, forward: int, rows: int) -> list[str]:
         """Say what memory and time counting takes, beside the operations of a forward with so many rows of scores."""
         memory = str(self.memory)
-        waiting = _STREAMS * waiting_bytes(sum(self.widths.values()), self.waiting_bytes)
-        if waiting:
-            memory += f"; batches that wait take {waiting / MIB:.2g} MiB more"
         products = product_operations(
-            [(self.widths[name], held) for name, held in self.memory.holdings.items()],
+            [
+                (self.widths[name], held)
+                for name, held in self.memory.holdings.items()
+                for _ in range(self.calls[name])
+            ],
             rows,
             class_products=class_products(self.num_classes),
         )
@@ -37,16 +40,30 @@ class Plan(NamedTuple):
 
 
 def plan_of(
-    widths: Mapping[str, int], settings: Settings, parameter_bytes: int, memory: Memory
+    shapes: Mapping[Key, tuple[int, str]],
+    watched: Sequence[str],
+    settings: Settings,
+    parameter_bytes: int,
+    memory: Memory,
 ) -> Plan:
-    """Choose what layers of these widths keep."""
-    plan = memory_plan(
+    """Choose what watched layers keep that give rows of these widths and dtypes."""
+    of_layers = {name: width for (name, _), (width, _) in shapes.items()}
+    widths = {name: of_layers[name] for name in watched if name in of_layers}
+    calls = Counter(name for name, _ in shapes)
+    itemsize = 8 if any(dtype == "float64" for _, dtype in shapes.values()) else 4
+    width = sum(calls[name] * width for name, width in widths.items())
+    chosen = memory_plan(
         widths,
         settings,
         parameter_bytes=parameter_bytes,
         memory=memory,
-        copies=_STREAMS,
+        calls=calls,
+        copies=_STREAMS * itemsize // 4,
         class_products=class_products(settings.num_classes),
+    ).with_waiting(
+        _STREAMS * itemsize * width,
+        most_rows=most_rows(width),
+        fewest_rows=FEWEST_ROWS,
+        step=FEWEST_ROWS,
     )
-    left = max(0.0, budget_of(memory, parameter_bytes) - plan.nbytes) / _STREAMS
-    return Plan(widths, settings.num_classes, plan, left)
+    return Plan(widths, calls, settings.num_classes, chosen)

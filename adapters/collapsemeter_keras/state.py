@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -37,7 +36,7 @@ from .operations import (
     saturated,
 )
 from .variables import LayerVariables, SampleVariables, zeros
-from .waiting import WaitingBlock, WaitingRows, block_rows_of
+from .waiting import WaitingBlock, WaitingRows, most_rows
 
 _SUMS = tuple(part.name for part in fields(Sums))
 _ON_HOST = BACKEND == "torch"  # a look at a variable would wait for the device
@@ -48,7 +47,7 @@ class Holdings:
 
     def __init__(self) -> None:
         self.layers: Mapping[str, Holding] = {}  # those that are planned
-        self.waiting_bytes = math.inf  # that rows of a stream may take while they wait
+        self.waiting_rows: int | None = None  # of a block
 
 
 class StreamSums(keras.metrics.Metric):
@@ -135,7 +134,8 @@ class StreamSums(keras.metrics.Metric):
     def let_wait(self) -> None:
         """Make room in which the batches of all layers that are there wait; where it is there, nothing happens."""
         widths = {key: int(layer.rows.shape[1]) for key, layer in self.layers.items()}
-        size = block_rows_of(sum(widths.values()), self.holdings.waiting_bytes)
+        planned = self.holdings.waiting_rows
+        size = most_rows(sum(widths.values())) if planned is None else planned
         if self.waiting is None and widths and size:
             dtypes = {key: dtype_of(layer.rows) for key, layer in self.layers.items()}
             self.waiting = WaitingRows(widths, dtypes, size, self._variable)

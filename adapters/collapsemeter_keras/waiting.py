@@ -33,16 +33,10 @@ class WaitingBlock(NamedTuple):
     decided: Tensor
 
 
-def block_rows_of(width: int, nbytes: float = _MOST_BYTES) -> int:
-    """Return how many rows of all layers together, ``width`` wide, make a block."""
-    rows = min(MOST_ROWS, int(min(nbytes, _MOST_BYTES)) // (4 * max(1, width)))
+def most_rows(width: int) -> int:
+    """Return how many rows of all layers together, ``width`` wide, make a block where memory is no matter."""
+    rows = min(MOST_ROWS, _MOST_BYTES // (4 * max(1, width)))
     return rows // FEWEST_ROWS * FEWEST_ROWS  # which batches of usual sizes fill
-
-
-def waiting_bytes(width: int, most: float) -> int:
-    """Return what the rows of a stream take while they wait."""
-    rows = block_rows_of(width, most)
-    return 4 * width * rows
 
 
 class WaitingRows:

@@ -7,6 +7,7 @@ In the order of the flow:
 `lightning`, `transformers`  callbacks for Lightning's Trainer and that of Hugging Face; `streams` and `callers` serve both
 `selection`                  which layers and head are watched; `learnt` is what is known then, from
 `study`                      ... scores, head and layers in the order of the data, which are found with `trace`, `outputs`, `head`, `points`, `layers`
+`memory`                     ... and what every layer keeps
 `untouched`                  ... while the model stays as it was; `inert` and `compiled` keep copies and compiled graphs so
 `costs`                      ... and counts what a step costs
 `attachment`                 the hooks of one meter, put on a model and taken off

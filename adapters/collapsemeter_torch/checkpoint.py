@@ -137,14 +137,21 @@ def _loaded(store: Store, saved: dict[str, Any], device: torch.device) -> Device
     first_rows = torch.empty(0, shift.shape[1], dtype=shift.dtype, device=device)
     groups = len(tensors.get("group_counts", ())) // len(tensors["counts"])
     size = len(tensors["sample_ids"]) - 1
-    layer = DeviceSums(first_rows, store.settings, saved["kind"], size, groups=groups)
-    if saved["waiting"]:
-        rows, labels, numbers = saved["waiting"]
-        layer.waiting.put(rows.to(device), labels.to(device, copy=True), numbers.clone().numpy())
+    layer = DeviceSums(
+        first_rows,
+        store.settings,
+        saved["kind"],
+        size,
+        groups=groups,
+        waiting_rows=store.plan.room(saved["layer"], shift.shape[1], store.settings, device),
+    )
     layer.feature_dtype = saved["feature_dtype"]
     for name, tensor in layer.tensors().items():
         if name in tensors or name not in ADDED:
             tensor.copy_(tensors[name])
+    if saved["waiting"]:
+        rows, labels, numbers = saved["waiting"]
+        layer.load_waiting(rows.to(device), labels.to(device, copy=True), numbers.clone().numpy())
     return layer
 
 

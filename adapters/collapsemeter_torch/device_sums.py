@@ -16,7 +16,7 @@ from collapsemeter.stats.sums import INTEGERS, ScatterKind, Sums, array_shapes, 
 from .blocks import Block, RowNumbers, block_of, to_device
 from .namespace import CACHED_BYTES, TorchNamespace, in_graph, on_host, products_are_reduced
 from .tiles import Tiles
-from .waiting import WaitingRows
+from .waiting import WaitingRows, most_rows
 
 
 class Settled:
@@ -61,6 +61,7 @@ class DeviceSums:
         sample_size: int | None = None,
         *,
         groups: int | None = None,
+        waiting_rows: int | None = None,
         wide: bool = False,
     ) -> None:
         width, device = rows.shape[1], rows.device
@@ -72,7 +73,9 @@ class DeviceSums:
         self.seed = settings.seed
         self.ignore_index, self.propagate = settings.ignore_index, settings.propagate
         self.feature_dtype = str(rows.dtype).removeprefix("torch.")
-        self.waiting = WaitingRows(width, on_device=device.type != "cpu")
+        self.waiting = WaitingRows(
+            most_rows(width, device) if waiting_rows is None else waiting_rows
+        )
         self.made_in_graph = torch.compiler.is_compiling()
 
         def zeros(*size: int, dtype: torch.dtype = self.dtype) -> Tensor:
@@ -116,6 +119,13 @@ class DeviceSums:
         """Add the batches that waited."""
         if self.waiting.count:
             self._add_block(*self.waiting.take())
+
+    def load_waiting(self, rows: Tensor, labels: Tensor, numbers: RowNumbers) -> None:
+        """Let the rows wait that waited when a state was saved; where they have no room, add them."""
+        if rows.shape[0] <= self.waiting.room:
+            self.waiting.put(rows, labels, numbers)
+        else:
+            self._add_block(rows, block_of([(labels, numbers)]))
 
     def _add_block(self, rows: Tensor, block: Block) -> None:
         kind = rows.device.type  # the caller may well compute under autocast, or in inference mode

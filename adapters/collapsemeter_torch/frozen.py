@@ -20,6 +20,7 @@ from .batch import Batch, Scope
 from .compiled import eager
 from .data_parallel import alone, waiting_for_none
 from .label_hooks import next_token
+from .memory import UNPLANNED
 from .namespace import device_of
 from .sharding import is_sharded
 from .spread import Spread
@@ -127,7 +128,7 @@ class Dump(Store):
     """A store that keeps the rows of one batch and writes them at its end."""
 
     def __init__(self, settings: Settings, selection: Selection, writer: Writer) -> None:
-        super().__init__(settings)
+        super().__init__(settings, UNPLANNED)
         self._watched, self._head = selection.watched, selection.head
         self._writer = writer
         self._batch: dict[tuple[str, int], npt.NDArray[Any]] = {}

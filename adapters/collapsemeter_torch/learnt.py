@@ -1,7 +1,7 @@
 """What is known of a network once it has run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from collapsemeter import Head
-from collapsemeter.adapter.memory import Holding
 from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Layout
 from collapsemeter.adapter.selection import Selection
@@ -18,6 +17,7 @@ from collapsemeter.adapter.settings import Settings
 from collapsemeter.adapter.tally import classifier
 
 from .head import weight_of
+from .memory import UNPLANNED, Plan
 from .outputs import scores_of
 from .sharding import gathered, local, whole
 
@@ -38,7 +38,7 @@ class Learnt:
     getter: Getter | None = None
     channels_first: bool = False  # classes are on axis 1 of the scores
     selects: bool = False  # the scores are those that the head gave at some positions
-    holdings: Mapping[str, tuple[int, Holding]] = field(default_factory=dict)  # by width
+    plan: Plan = UNPLANNED
     costs: tuple[str, ...] = ()  # memory and time, in words
     sequences: tuple[str, ...] = ()  # layers that give (B, T, d), by the rule of their own
     labelled: bool = False  # the model is given its labels, and may return nothing but a loss
@@ -81,10 +81,7 @@ class Learnt:
             "width": selection.width,
             "threshold": selection.threshold,
             "place": selection.place,
-            "holdings": {
-                name: [width, holding.kind, holding.sample_rows, holding.groups]
-                for name, (width, holding) in self.holdings.items()
-            },
+            **self.plan.saved(),
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -96,9 +93,9 @@ class Learnt:
 
     def head_width(self) -> int | None:
         """Return how many features the head reads."""
-        known = self.holdings.get(self.selection.head or "")
+        known = self.plan.widths.get(self.selection.head or "")
         if known is not None:
-            return known[0]
+            return known
         module = self.selection.head_module
         weight = None if module is None else weights_of(module, self.getter)[0]
         return None if weight is None else int(weight.shape[1])

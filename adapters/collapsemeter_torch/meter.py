@@ -374,11 +374,11 @@ class CollapseMeter:
         def wide_store(learnt: Learnt) -> Store:
             return Store(
                 learnt.settings,
+                learnt.plan,
                 exact=self.exact,
                 strict=self.strict,
                 wide=True,
                 place=place,
-                holdings=learnt.holdings,
             )
 
         with self._reporter.gathering(members, timeout):
@@ -457,7 +457,8 @@ class CollapseMeter:
         self.attach()
         try:
             store = frozen_pass(self._recorder, self._model, make_store, batches, progress, spread)
-            return store or Store(self._recorder.live.settings, place=self._recorder.live.place)
+            live = self._recorder.live
+            return store or Store(live.settings, live.plan, place=live.place)
         finally:
             # An exception in a block takes the hooks off, so that none remains: not those of before.
             if attached:

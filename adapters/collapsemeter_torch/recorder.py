@@ -19,6 +19,7 @@ from .batch import SCOPES, Batch, FirstBatch, LeftOut, Opened, Scope
 from .inert import recomputing
 from .layers import innermost
 from .members import numbering_of
+from .memory import UNPLANNED
 from .namespace import device_of, first_parameters
 from .pending import PendingForward, PendingForwards
 from .sharding import local
@@ -55,7 +56,9 @@ class Recorder:
         self.unseen: list[Batch] = []  # blocks in which nothing ran before that
         # Their number of classes is that of nothing until the network has run.
         place = partial(numbering_of, learner.model)
-        self.live = Store(learner.settings, exact=exact, strict=strict, wide=wide, place=place)
+        self.live = Store(
+            learner.settings, UNPLANNED, exact=exact, strict=strict, wide=wide, place=place
+        )
         self.opened = Opened()
         self.first_step = self.next_step = 0  # of what is being measured, in training batches
         self.pending = PendingForwards()
@@ -91,7 +94,7 @@ class Recorder:
         learnt = self._learner.learn(args, kwargs)
         if self.restored is not None:
             checkpoint.check_same_network(self.restored, learnt)
-        self.live.settings, self.live.holdings = learnt.settings, learnt.holdings
+        self.live.settings, self.live.plan = learnt.settings, learnt.plan
         if self.resumed is not None:
             checkpoint.load_state(self.live, self.resumed, learnt, device_of(self.root))
             self.resumed = None
@@ -238,7 +241,7 @@ class Recorder:
         if known is None:  # of an older version: layers are compared when the network has run
             self.resumed = state
         else:
-            self.live.settings, self.live.holdings = known.settings, known.holdings
+            self.live.settings, self.live.plan = known.settings, known.plan
             checkpoint.load_state(self.live, state, known, device_of(self.root))
             self.restored = known
         self.first_step, self.next_step = state["steps"]

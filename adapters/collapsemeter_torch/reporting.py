@@ -228,12 +228,12 @@ class Reporter:
         if not (store.copies or twins(self._model)):
             return counts
         split = {
-            layer: f"it gave {store.layers[layer, call].width} of {known.holdings[layer][0]} features on this rank, a part "
+            layer: f"it gave {store.layers[layer, call].width} of {known.plan.widths[layer]} features on this rank, a part "
             "of what layers that are split among processes give: watch one whose output is whole"
             for layer, call in copies
             if known is not None
-            and layer in known.holdings
-            and store.layers[layer, call].width < known.holdings[layer][0]
+            and layer in known.plan.widths
+            and store.layers[layer, call].width < known.plan.widths[layer]
         }
         return replace(counts, unpaired={**counts.unpaired, **split})
 

@@ -8,17 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from collapsemeter.adapter.costs import product_operations, products_note
-from collapsemeter.adapter.memory import Holding, Memory, memory_plan
+from collapsemeter.adapter.memory import Memory
 from collapsemeter.adapter.network import Scores
-from collapsemeter.adapter.reduction import check_reduction, reduction_of
+from collapsemeter.adapter.reduction import check_reduction, reduction_of, row_width
 from collapsemeter.adapter.selection import Layers, Selection, listed, matching, select_layers
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.system.suggest import did_you_mean
 
 from .layers import innermost, named_layers
 from .learnt import Getter, Learnt, weights_of
-from .namespace import class_products, device_of
+from .memory import plan_of, restored_plan
 from .sharding import whole_shapes
 from .study import Study, study
 
@@ -119,27 +118,19 @@ class Learner:
 
     def _within_memory(self, learnt: Learnt, told: Study) -> Learnt:
         """Choose what every layer keeps, from the widths that the forward told."""
-        widths = {
-            name: told.widths[name] for name in learnt.selection.layers if name in told.widths
-        }
+        widths, unknown = {}, []
+        for name in learnt.selection.layers:
+            how = reduction_of(learnt.settings.reduction, name)
+            width = row_width(told.shapes.get(name, ()), told.layouts.get(name), how)
+            if width is None:
+                unknown.append(name)
+            else:
+                widths[name] = width
         head, width = learnt.selection.head, learnt.head_width()
         if head is not None and width is not None:
             widths[head] = width
-        if not widths:
-            return learnt
-        times = class_products(device_of(self.model), learnt.settings.num_classes)
-        plan = memory_plan(
-            widths,
-            learnt.settings,
-            parameter_bytes=sum(parameter.nbytes for parameter in self.model.parameters()),
-            memory=self.memory,
-            class_products=times,
-        )
-        holdings = {name: (widths[name], holding) for name, holding in plan.holdings.items()}
-        products = product_operations(holdings.values(), told.rows, class_products=times)
-        time = products_note(told.operations, products, "every={}")
-        costs = (str(plan), time) if time else (str(plan),)
-        return replace(learnt, holdings=holdings, costs=costs)
+        plan, costs = plan_of(widths, unknown, learnt.settings, self.memory, self.model, told)
+        return replace(learnt, plan=plan, costs=costs)
 
     def _study(
         self,
@@ -175,12 +166,9 @@ class Learner:
         known = {name: saved[name] for name in ("no_head", "width", "threshold", "place")}
         selection = Selection(layers, head, modules=modules, head_kind=_HEAD_KIND, **known)
         settings = replace(self.settings, num_classes=num_classes)
-        holdings = {
-            name: (width, Holding(kind, rows, *groups or [settings.afforded_groups(width)]))
-            for name, (width, kind, rows, *groups) in saved.get("holdings", {}).items()
-        }
+        plan = restored_plan(saved, settings)
         getter = self._named_head(named)[1]
-        return Learnt(selection, settings, {}, self.scores, getter, holdings=holdings)
+        return Learnt(selection, settings, {}, self.scores, getter, plan=plan)
 
     def _named_head(self, named: Mapping[str, nn.Module]) -> tuple[str | None, Getter | None]:
         if not isinstance(self.head, tuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,12 +19,13 @@ from collapsemeter.system.warning import warn
 
 from .blocks import RowNumbers, forget_block, joined
 from .device_sums import DeviceSums
-from .namespace import class_products, has_float64
+from .namespace import has_float64
 from .ranks import Numbering, this_rank
 from .waiting import SampledDecisions, WaitingDecisions
 
 if TYPE_CHECKING:
     from .batch import Scope
+    from .memory import Plan
 
 HEAD_OUTPUT = "<head output>"  # the key of its decisions; no module has such a name
 _WIDTH = "the layer had another width before; watch modules of one width, or pass a reduction"
@@ -42,14 +42,14 @@ class Store:
     def __init__(
         self,
         settings: Settings,
+        plan: Plan,
         *,
         exact: bool = False,
         strict: bool = False,
         wide: bool = False,
         place: Callable[[], Numbering] = this_rank,
-        holdings: Mapping[str, tuple[int, Holding]] = MappingProxyType({}),
     ) -> None:
-        self.holdings = holdings  # of layers of a width that is known: what they keep
+        self.plan = plan
         self.settings, self.exact, self.strict, self.wide = settings, exact, strict, wide
         self.place, self.numbering = place, Numbering()
         self.lock = threading.RLock()  # two threads may each have a batch
@@ -146,24 +146,24 @@ class Store:
         wide = self.wide and has_float64(rows.device)
         held = self.holding(key[0], rows)
         state = self.layers[key] = DeviceSums(
-            rows, self.settings, held.kind, held.sample_rows, groups=held.groups, wide=wide
+            rows,
+            self.settings,
+            held.kind,
+            held.sample_rows,
+            groups=held.groups,
+            waiting_rows=self.plan.room(key[0], rows.shape[1], self.settings, rows.device),
+            wide=wide,
         )
         return state
 
     def holding(self, layer: str, rows: Tensor) -> Holding:
         """Return what a layer of such rows keeps."""
-        width, settings = rows.shape[1], self.settings
-        planned_width, planned = self.holdings.get(layer, (None, None))
-        if planned is None or planned_width != width:  # a reduction of the user's own
-            times = class_products(rows.device, settings.num_classes)
-            return Holding.most(width, settings, times)
-        return planned
+        return self.plan.holding(layer, rows.shape[1], self.settings, rows.device)
 
     @property
     def sample_sizes(self) -> set[int]:
         """How many rows a layer may keep for NC4."""
-        planned = {holding.sample_rows for _, holding in self.holdings.values()}
-        return {*self.settings.sample_sizes, *planned}
+        return self.plan.sample_sizes(self.settings)
 
     def _hashes(self, scope: Scope) -> tuple[Tensor, Tensor]:
         if scope.hashes is None:  # of a layer that ran for the first time, and after others

@@ -1,5 +1,6 @@
 """What a forward tells of a network: scores, head, and layers in the order of the data."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +32,8 @@ class Study:
     passed: frozenset[str]  # layers that all of the signal passes
     channels_first: bool  # classes are on axis 1 of the scores
     sequences: frozenset[str]  # layers that give (B, T, d)
-    widths: Mapping[str, int]  # features of each layer, once averaged over space or positions
+    shapes: Mapping[str, tuple[int, ...]]  # of what each layer gives
+    runs: Mapping[str, int]  # how often the forward calls each layer
     selects: bool  # the scores are those that the head gave at some positions
     operations: int  # of the forward's products
     rows: int  # rows of scores that the forward gave
@@ -85,8 +87,11 @@ def study(
         note=note,
     )
     layouts: dict[str, Layout | None] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for call in calls:
         layouts.setdefault(call.layer, call.layout)
+        if call.tensor is not None:
+            shapes.setdefault(call.layer, tuple(call.tensor.shape))
     at_cut = set(cuts)
     passed = frozenset(call.layer for call in calls if call.node in at_cut)
     sequences = frozenset(call.layer for call in calls if _is_sequence(call))
@@ -97,20 +102,12 @@ def study(
         passed,
         axis == 1,
         sequences,
-        {call.layer: _width(call) for call in calls if call.tensor is not None},
+        shapes,
+        Counter(call.layer for call in calls),
         origin.selects,
         told.operations,
         tensor.numel() // max(1, width),
     )
-
-
-def _width(call: Call) -> int:
-    assert call.tensor is not None
-    shape, layout = call.tensor.shape, call.layout
-    width = None if layout is None or len(shape) < 3 else layout.width
-    if width is not None and width in shape[1:]:
-        return width
-    return int(shape[-1]) if len(shape) else 1
 
 
 def _is_sequence(call: Call) -> bool:

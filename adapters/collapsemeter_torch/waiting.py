@@ -8,8 +8,15 @@ from torch import Tensor
 from .blocks import Block, RowNumbers, block_of
 
 MOST_ROWS = 4096
+FEWEST_ROWS = 32  # of a block that is worth the wait
 MOST_ENTRIES, MOST_ENTRIES_ON_DEVICE = 2**21, 2**23  # 8 and 32 MB in float32
 _LEAST_PART = 16  # rows: of smaller batches there would be too many
+
+
+def most_rows(width: int, device: torch.device) -> int:
+    """Return how many rows of a layer make a block where memory is no matter."""
+    entries = MOST_ENTRIES if device.type == "cpu" else MOST_ENTRIES_ON_DEVICE
+    return min(MOST_ROWS, entries // width)
 
 
 class WaitingRows:
@@ -19,10 +26,9 @@ class WaitingRows:
     microseconds, however few the rows.
     """
 
-    def __init__(self, width: int, on_device: bool = False) -> None:
-        entries = MOST_ENTRIES_ON_DEVICE if on_device else MOST_ENTRIES
-        self.room = min(MOST_ROWS, entries // width)
-        self.most = self.room // 2  # rows of a batch that waits: at least two make a block
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.most = room // 2  # rows of a batch that waits: at least two make a block
         self.count = 0
         self._rows: Tensor | None = None
         # Where batches of the first one's size go: to make a view takes as long as to copy the rows.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -56,6 +56,16 @@ class MemoryPlan:
     budget: float
     parameter_bytes: int
     ungrouped: int = 0  # layers that do not afford the groups that were asked for
+    waiting_rows: int = 0  # of a block in which small batches wait
+
+    def with_waiting(
+        self, row_bytes: int, *, most_rows: int, fewest_rows: int, step: int = 1
+    ) -> MemoryPlan:
+        """Let as many rows of all layers wait for each other as the budget has left, in steps, if these are worth the wait."""
+        left = max(0, self.budget - self.nbytes)
+        rows = int(min(most_rows, left // row_bytes)) // step * step
+        rows = rows if rows >= fewest_rows else 0
+        return replace(self, nbytes=self.nbytes + rows * row_bytes, waiting_rows=rows)
 
     def __str__(self) -> str:
         text = (
@@ -78,8 +88,9 @@ def memory_plan(
     widths: Mapping[str, int],
     settings: Settings,
     *,
-    parameter_bytes: int,
+    parameter_bytes: int = 0,
     memory: Memory = "auto",
+    calls: Mapping[str, int] = MappingProxyType({}),
     copies: int = 1,
     class_products: int = 1,
 ) -> MemoryPlan:
@@ -97,6 +108,8 @@ def memory_plan(
         Of the model.
     memory : "auto", float or None
         MiB for all layers together. ``auto``: the larger of 64 and half of the parameters; None: any.
+    calls : mapping from layer to int
+        How often a forward runs a layer, where it is not once: every call has statistics of its own.
     copies : int
         Streams that each keep as much.
     class_products : int
@@ -110,7 +123,8 @@ def memory_plan(
     budget = budget_of(memory, parameter_bytes)
     for holdings in _ever_less(widths, settings, class_products):
         nbytes = copies * sum(
-            holding.nbytes(widths[name], settings) for name, holding in holdings.items()
+            calls.get(name, 1) * holding.nbytes(widths[name], settings)
+            for name, holding in holdings.items()
         )
         if nbytes <= budget:
             break

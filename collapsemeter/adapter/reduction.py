@@ -238,6 +238,21 @@ def mean_axes(
     return () if how == "rows" else None
 
 
+def row_width(shape: tuple[int, ...], layout: Layout | None, reduction: Reduction) -> int | None:
+    """Return the features of a row that `feature_rows` makes, as far as the shape of an output tells; None where only the user's function knows."""
+    if callable(reduction) or len(shape) < 2:
+        return None
+    try:
+        how = _settled(shape, shape[:1], "", layout, reduction)
+    except BatchError:  # labels of another shape may tell, and of a sequence do
+        how = "tokens"
+    if how == "flatten":
+        return math.prod(shape[1:])
+    if how == "tokens":
+        how = "mean_last" if len(shape) < 4 else _automatic(shape, shape[:1], "", layout)
+    return shape[1] if how == "mean" else shape[-1]
+
+
 def _settled(shape: Shape, labels: Shape, layer: str, layout: Layout | None, how: str) -> str:
     """Return what a reduction means for a shape: "rows" where nothing is to be done."""
     if len(shape) < 2:

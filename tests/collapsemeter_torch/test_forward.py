@@ -290,8 +290,9 @@ def test_hidden_layers_give_way_to_the_memory_that_is_allowed():
             net(vectors())
         states = meter._recorder.live.layers.values()
         held[memory] = sum(t.nbytes for state in states for t in state.tensors().values())
+        held[memory] += sum(state.waiting.nbytes for state in states)
         assert "memory: " in meter.describe()
-    assert held[2] < 2.2 * 2**20 < held[None]
+    assert held[2] < 2.01 * 2**20 < held[None]
 
 
 def test_what_share_of_a_step_the_products_are_is_said_and_how_often_to_count():

@@ -18,6 +18,7 @@ from collapsemeter_torch.waiting import (
     MOST_ENTRIES_ON_DEVICE,
     MOST_ROWS,
     WaitingRows,
+    most_rows,
 )
 
 WIDTH, CLASSES = 24, 5
@@ -91,11 +92,12 @@ def test_a_look_at_the_sums_adds_what_waits_and_changes_no_count():
 
 
 def test_memory_is_bounded_at_any_width():
-    assert WaitingRows(16).room == MOST_ROWS
-    assert WaitingRows(65536).room * 65536 == MOST_ENTRIES
-    assert WaitingRows(65536, on_device=True).room * 65536 == MOST_ENTRIES_ON_DEVICE
-    assert WaitingRows(2 * MOST_ENTRIES).most == 0
-    gathered = WaitingRows(4)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert most_rows(16, cpu) == MOST_ROWS
+    assert most_rows(65536, cpu) * 65536 == MOST_ENTRIES
+    assert most_rows(65536, gpu) * 65536 == MOST_ENTRIES_ON_DEVICE
+    assert WaitingRows(most_rows(2 * MOST_ENTRIES, cpu)).most == 0
+    gathered = WaitingRows(MOST_ROWS)
     gathered.put(torch.ones(3, 4, dtype=torch.float16), torch.zeros(3).long(), range(3))
     assert gathered.nbytes == MOST_ROWS * 4 * 4 + 3 * 8
 

@@ -35,9 +35,10 @@ def measured(given: Given) -> dict[str, Any]:
     call = {} if variables is None else evaluation(model)
     state = meter.init(*args, labels=labels, **call)
     logits, features = meter.capture(model, *args, **call)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     live = meter.report(meter.update(state, features, labels, logits=logits), variables)
     frozen = meter.observe([(inputs, labels)], variables=variables, progress=False)
-    found = row(meter, live, frozen)
+    found = row(meter, live, frozen, held)
     last = meter.selection.watched[-1]
     rows = pooled(np.asarray(features[last]), labels, features[last].shape[-1])
     flat = np.asarray(scores).reshape(-1, scores.shape[-1])

@@ -24,7 +24,9 @@ def measured(given: tuple[keras.Model, np.ndarray]) -> dict[str, Any]:
     model.fit(images, labels, batch_size=len(images), callbacks=[meter], verbose=0)
     live = meter.reports["train"][-1].report
     frozen = meter.observe(model, [(images, labels)], progress=False)
-    found = row(meter, live, frozen)
+    stream = meter._attachment.streams["train"]
+    held = 2 * sum(variable.value.nbytes for variable in stream.variables)  # and for validation
+    found = row(meter, live, frozen, held)
     head = next(layer for layer in model.layers if layer.name == meter.selection.watched[-1])
     given, scores = keras.Model(model.inputs, [head.input, model.outputs[0]])(
         images, training=False

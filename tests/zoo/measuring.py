@@ -15,10 +15,17 @@ from collapsemeter import CollapseReport
 Array = npt.NDArray[Any]
 
 
-def row(meter: Any, live: CollapseReport, frozen: CollapseReport) -> dict[str, Any]:
-    """Return what is reviewed of a network: layers in their order, head or why there is none, classes, MiB."""
+# Beside what is said in three digits: counters, and one more slot in each sample.
+_UNSAID = 2**15
+
+
+def row(meter: Any, live: CollapseReport, frozen: CollapseReport, held: int) -> dict[str, Any]:
+    """Return what is reviewed of a network: layers in their order, head or why there is none, classes, MiB, of which it holds so many bytes."""
     selection, message = meter.selection, meter.describe()
     memory = re.search(r"memory: ([\d.e+]+) MiB", message)
+    if memory is not None:
+        assert held <= 1.005 * float(memory[1]) * 2**20 + _UNSAID, message
+        assert held >= 0.98 * float(memory[1]) * 2**20 - _UNSAID, message
     lines = message.splitlines()
     for report in (live, frozen):
         for name, layer in report.items():

@@ -25,7 +25,10 @@ def measured(given: Given) -> dict[str, Any]:
     live = meter.compute()
     batch = {**inputs, "labels": labels} if isinstance(inputs, dict) else (inputs, labels)
     frozen = meter.observe([batch], progress=False)
-    found = row(meter, live, frozen)
+    states = meter._recorder.live.layers.values()
+    held = sum(part.nbytes for state in states for part in state.tensors().values())
+    held += sum(state.waiting.nbytes for state in states)
+    found = row(meter, live, frozen, held)
     last = meter.selection.watched[-1]
     rows, scores = _last_rows(model, inputs, meter, labels)
     layer = frozen[list(frozen)[-1]]
