@@ -25,7 +25,8 @@ def measured(given: tuple[keras.Model, np.ndarray]) -> dict[str, Any]:
     live = meter.reports["train"][-1].report
     frozen = meter.observe(model, [(images, labels)], progress=False)
     stream = meter._attachment.streams["train"]
-    held = 2 * sum(variable.value.nbytes for variable in stream.variables)  # and for validation
+    arrays = (keras.ops.convert_to_numpy(variable) for variable in stream.variables)
+    held = 2 * sum(array.nbytes for array in arrays)  # and for validation
     found = row(meter, live, frozen, held)
     head = next(layer for layer in model.layers if layer.name == meter.selection.watched[-1])
     given, scores = keras.Model(model.inputs, [head.input, model.outputs[0]])(
