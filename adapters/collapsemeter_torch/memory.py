@@ -35,7 +35,7 @@ class Plan:
         if self.widths.get(layer) == width:
             return self.holdings[layer]
         held, sizes = self._alone(width, settings, device).holdings[""], self.sample_sizes(settings)
-        rows = max((size for size in sizes if size <= held.sample_rows), default=min(sizes))
+        rows = max([min(sizes), *(size for size in sizes if size <= held.sample_rows)])
         return replace(held, sample_rows=rows)
 
     def room(self, layer: str, width: int, settings: Settings, device: torch.device) -> int:

@@ -115,3 +115,15 @@ def test_states_of_before_plans_were_saved_load():
     resumed = CollapseMeter(pools(), verbose=False)
     resumed.load_state_dict(state)
     assert resumed.moments("4").counts.sum() == 12
+
+
+def test_a_compiled_graph_chooses_what_a_layer_keeps_without_a_break():
+    def narrow(x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, :2, :2].flatten(1)
+
+    model = pools()
+    meter = CollapseMeter(model, reduction={"1": narrow}, example=images(), verbose=False)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with meter.batch(LABELS):
+        compiled(images())
+    assert meter.moments("1").counts.sum() == 12
