@@ -248,10 +248,23 @@ class _Arriving:
         self._stream, self._module, self._labels = stream, module, labels
         self._batch: GuardedBatch | None = None
         self._handles: list[Any] = []
+        self._compiled: list[tuple[nn.Module, Callable[..., Any]]] = []
 
     def __enter__(self) -> None:
         for module in self._module.modules():
-            self._handles.append(module.register_forward_pre_hook(self._arrive, with_kwargs=True))
+            call = vars(module).get("_compiled_call_impl")
+            if call is None:
+                hook = module.register_forward_pre_hook(self._arrive, with_kwargs=True)
+                self._handles.append(hook)
+            else:  # by module.compile(): a hook would become part of its graph
+                self._compiled.append((module, call))
+                vars(module)["_compiled_call_impl"] = partial(self._arrive_compiled, module, call)
+
+    def _arrive_compiled(
+        self, module: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        self._arrive(module, args, kwargs)
+        return call(*args, **kwargs)
 
     def _arrive(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         # What torch.compile makes has a forward of its own too: only the LightningModule's can be its step.
@@ -267,7 +280,10 @@ class _Arriving:
     def _disarm(self) -> None:
         for handle in self._handles:
             handle.remove()
+        for module, call in self._compiled:
+            vars(module)["_compiled_call_impl"] = call
         self._handles.clear()
+        self._compiled.clear()
 
     def __exit__(self, *exception: Any) -> None:
         self._disarm()

@@ -274,10 +274,17 @@ def test_a_network_with_a_forward_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_a_compiled_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_network(tmp_path: Path, in_place: bool) -> None:
     callback, module = CollapseCallback(verbose=False), Base()
-    module.net = torch.compile(module.net, backend="aot_eager")
+    if in_place:
+        module.net.compile(backend="aot_eager")
+        compiled = module.net._compiled_call_impl
+    else:
+        module.net = torch.compile(module.net, backend="aot_eager")
     fitted(tmp_path, module, [callback], max_epochs=1)
+    if in_place:
+        assert module.net._compiled_call_impl is compiled
     assert callback.reports["train"][0].report.provenance["rows"] == ROWS
 
 
