@@ -232,6 +232,7 @@ class ClassGeometry:
             weights = 1.0 / (self.counts * self.num_present)
             within = np.tensordot(weights, taken(scatter, self.present), axes=1)
         require(math.isfinite(float(within.sum())), "nonfinite_statistics")
+        require(not 0 < within.trace() < LARGEST**-2, "out_of_range")
         return within
 
     def pinv_traces(self, between: Weighting, within: Weighting) -> Floats:

@@ -20,11 +20,13 @@ import numpy as np
 
 from ..stats.linalg import Floats
 from ..stats.undefined import require
+from .frames import largest_norm
 
 if TYPE_CHECKING:
     from .geometry import ClassGeometry
     from .steps import Steps
 
+FARTHEST = 1e36  # norm of a mean in units of the spread, up to which eighth powers stay in float64
 _ROUNDS = 8  # each takes the error of x and the kurtosis down by 1/n or more
 
 
@@ -131,7 +133,9 @@ def noise_of(geometry: ClassGeometry, steps: Steps | None) -> Noise:
     counts = geometry.counts.astype(np.float64)
     total = float(counts @ geometry.variances) / geometry.rows
     variances = geometry.variances / total
-    means = centred / math.sqrt(total)
+    unit = math.sqrt(total)
+    require(largest_norm(centred) < FARTHEST * unit, "out_of_range")
+    means = centred / unit
     products = None if products is None else products / total
     norm = moment = None
     with np.errstate(over="ignore", invalid="ignore"):

@@ -8,7 +8,7 @@ from ..stats.linalg import EPS64, Floats, row_blocks
 
 _SMALL = 64  # a side of which singular values take no longer than eigenvalues of inner products
 _GRADED = 1e-6  # eigenvalues down to this share of the largest keep ten digits
-_BLOCK = 48  # rows of a triangle that are factored and solved for at a time
+_BLOCK = 64  # rows of a triangle that are factored and solved for at a time
 
 
 def singular_values(

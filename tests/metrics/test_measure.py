@@ -244,6 +244,22 @@ def test_a_class_far_off_the_scale_of_the_others_is_no_warning(size):
     assert (report.reason("nc1_pinv") == "out_of_range") == (size > 1)
 
 
+@pytest.mark.parametrize("kind", ["class", "pooled", "sketch", "trace"])
+@pytest.mark.parametrize("spread", [1e-37, 1e-40, 1e-74, 1e-76, 1e-100, 1e-158, 1e-170])
+def test_rows_whose_spread_beside_their_means_leaves_float64_are_no_error(spread, kind):
+    """Exact means lie along one feature, and the others hardly vary: no warning, and a value or a reason."""
+    rng = np.random.default_rng(0)
+    labels, means = np.arange(60) % 3, rng.normal(size=(3, 4))
+    rows = np.where([True, False, False, False], means[labels], spread * rng.normal(size=(60, 4)))
+    moments = cm.ClassMoments.from_batch(rows, labels, 3, scatter=kind)
+    report = cm.measure(moments, head=cm.Head(means))
+    expected = (rows[:, 1:] - moments.means[labels, 1:]) ** 2 / means[:, 0].var() / 60
+    np.testing.assert_allclose(report["nc1_trace_ratio"], expected.sum(), rtol=1e-5, atol=1e-320)
+    code = "no_scatter" if kind == "trace" else "out_of_range"
+    if spread > 1e-160:
+        assert_undefined(report, ["nc1_vci_shrunk"], code)
+
+
 def test_rows_that_cancel_beyond_the_range_are_out_of_it_and_not_equal_means():
     """Squares that overflow say nothing of how near the means are."""
     rows = np.array([[1e160, 0.0], [-1e160, 0.0], [1.0, 1.0], [2.0, 1.0]])
