@@ -36,12 +36,13 @@ TILE_ENTRIES = 2**16  # residuals of a tile: 512 kB, with rows and shifts beside
 TILE_RUNS = 16  # classes of a tile, on average: with more the small product would cost as much as the large one
 LEAST_TILE = 64  # rows
 LEAST_RUN = 32  # rows of a class, on average, from which on a tile has one class
-LONG_RUN = 8  # rows that are summed at once,
-WIDE_ROW = 512  # and features from which on any rows of one cell are
-LONG_CELL = 2**13  # values of a cell, on average, from which on it is a part of a tile
 MOST_INDICATORS = 16  # cells of a tile whose sums are one product
+WIDE_ROW = 512  # features, from which on each cell is summed by itself
+SHORT_RUN = 8  # rows, up to which the first of all cells are added at once, then the second
+LONG_CELL = 2**13  # values of a cell, on average, from which on it is a part of a tile
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Runs = list[tuple[int, slice]]  # the label and place of each run of equal labels
 
 
@@ -141,7 +142,7 @@ def _add_sorted(
         runs, counted = _runs_of(of), np.ones(len(of), bool)
         for tile in _tiles_of(runs, width):
             of_tile = places[part][tile], of[tile], cells[part][tile]
-            counted[tile] = tile_sums.add(*of_tile, block[tile])
+            tile_sums.add(*of_tile, block[tile], counted[tile])
         if sums.sketch is not None:
             _add_sketch(sums, block, of, counted, first_row + order[part], seed)
         elif sums.scatter is not None and sums.scatter.ndim == 3:
@@ -164,9 +165,7 @@ def _counted(sums: Sums, labels: Ints, ignore_index: int) -> npt.NDArray[np.intp
     return np.flatnonzero(known)
 
 
-def _set_first_rows(
-    sums: Sums, rows: npt.NDArray[Any], places: Ints, classes: Ints
-) -> npt.NDArray[np.bool_]:
+def _set_first_rows(sums: Sums, rows: npt.NDArray[Any], places: Ints, classes: Ints) -> Bools:
     """Give new classes a row each as the shift; say which are fit for one."""
     moderate = np.empty(len(classes), bool)
     for part in row_blocks(len(classes), rows.shape[1]):
@@ -180,7 +179,7 @@ def _add_sketch(
     sums: Sums,
     residuals: Floats,
     labels: Ints,
-    counted: npt.NDArray[np.bool_],
+    counted: Bools,
     numbers: Ints,
     seed: int,
 ) -> None:
@@ -206,9 +205,8 @@ class _TileSums:
         part = max(1, TILE_ENTRIES // max(rows.shape[1], 1)), rows.shape[1]
         self._staged = np.empty(part, rows.dtype) if staged else None
 
-    def add(self, places: Ints, labels: Ints, cells: Ints, tile: Floats) -> npt.NDArray[np.bool_]:
-        """Write the residuals of a tile and add the sums of its cells; leave zeros for rows that do not count, and say which do."""
-        counted = np.ones(len(labels), bool)
+    def add(self, places: Ints, labels: Ints, cells: Ints, tile: Floats, counted: Bools) -> None:
+        """Write the residuals of a tile and add the sums of its cells; rows that do not count are left zero, and out of ``counted``."""
         parts = list(_parts(cells, tile.shape[1]))
         gathered, single = bool(self._unset), labels[0] == labels[-1]
         if gathered:
@@ -219,25 +217,23 @@ class _TileSums:
                 self._take(places[part], residuals)
             shift = self._sums.shift
             residuals -= shift[labels[0]] if single else np.take(shift, labels[part], axis=0)
-            counted[part] = self._add_part(residuals, places[part], labels[part], cells[part])
-        return counted
+            of_part = places[part], labels[part], cells[part], counted[part]
+            self._add_part(residuals, *of_part)
 
     def _add_part(
-        self, residuals: Floats, places: Ints, labels: Ints, cells: Ints
-    ) -> npt.NDArray[np.bool_] | bool:
+        self, residuals: Floats, places: Ints, labels: Ints, cells: Ints, counted: Bools
+    ) -> None:
         sums = self._sums
         norms = np.vecdot(residuals, residuals)
         square, cell = float(norms.sum()), cells[0]
         if not math.isfinite(square):  # a value is not finite, or only a square is not
-            counted = _finite_rows(self._rows[places])
+            counted[...] = _finite_rows(self._rows[places])
             _add_carefully(sums, residuals, labels, cells, norms, counted, self._propagate)
-            return counted
-        if cell == cells[-1]:
+        elif cell == cells[-1]:
             sums.squares[cell] += square
             sums.sums[cell] += _sum(residuals)
         else:
             _add_cells(sums, residuals, norms, cells)
-        return True
 
     def _set_means(self, places: Ints, labels: Ints, tile: Floats, parts: list[slice]) -> None:
         """Copy the rows of a tile; let the means of those classes that have no shift yet be the shifts."""
@@ -309,9 +305,9 @@ def _runs_of(labels: Ints) -> Runs:
     return list(zip(labels[starts].tolist(), parts, strict=True))
 
 
-def _finite_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def _finite_rows(rows: npt.NDArray[Any]) -> Bools:
     """(N, d) -> (N,): no NaN or Inf in the row."""
-    finite: npt.NDArray[np.bool_] = np.isfinite(widened(rows)).all(axis=1)
+    finite: Bools = np.isfinite(widened(rows)).all(axis=1)
     return finite
 
 
@@ -336,7 +332,7 @@ def _sum(rows: Floats, out: Floats | None = None) -> Floats:
 
 
 def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
-    """Add rows that are sorted by cell: long runs each by itself, short ones together."""
+    """Add rows that are sorted by cell: of few cells by a product, wide ones cell by cell, narrow ones together."""
     first, last = int(cells[0]), int(cells[-1])
     if last - first < MOST_INDICATORS:
         indicator = (np.arange(first, last + 1)[:, None] == cells).astype(np.float64)
@@ -346,23 +342,23 @@ def _add_cells(sums: Sums, rows: Floats, norms: Floats, cells: Ints) -> None:
     starts = _starts_of(cells)
     bins, sizes = cells[starts], np.diff(starts, append=len(cells))
     sums.squares[bins] += np.add.reduceat(norms, starts)
-    long = sizes >= (LONG_RUN if rows.shape[1] < WIDE_ROW else 1)
-    if long.any():
+    if rows.shape[1] >= WIDE_ROW:
         counts = sums.counts if sums.group_counts is None else sums.group_counts
-        runs = np.stack([bins, starts, sizes, sizes == counts[bins]], 1)[long]
+        runs = np.stack([bins, starts, sizes, sizes == counts[bins]], 1)
         for cell, start, size, whole in runs.tolist():
             run = rows[start : start + size]
             if whole:  # no other row of the cell was added: its memory is new, and need not be read
                 _sum(run, out=sums.sums[cell])
             else:
                 sums.sums[cell] += _sum(run)
-        starts, bins, sizes = starts[~long], bins[~long], sizes[~long]
-    if not len(starts):
         return
-    total = rows[starts]
-    for place in range(1, int(sizes.max())):
-        longer = np.flatnonzero(sizes > place)
-        total[longer] += rows[starts[longer] + place]
+    if sizes.max() > SHORT_RUN:
+        total = np.add.reduceat(rows, starts, axis=0)
+    else:
+        total = rows[starts]
+        for place in range(1, int(sizes.max())):
+            longer = np.flatnonzero(sizes > place)
+            total[longer] += rows[starts[longer] + place]
     sums.sums[bins] += total
 
 
@@ -372,7 +368,7 @@ def _add_carefully(
     labels: Ints,
     cells: Ints,
     norms: Floats,
-    counted: npt.NDArray[np.bool_],
+    counted: Bools,
     propagate: bool,
 ) -> None:
     """Add the class sums of a tile where some are not finite, so that each row concerns its own class alone."""

@@ -112,8 +112,8 @@ SIZES = (
     (host_sums, "TILE_ENTRIES"),
     (host_sums, "LEAST_RUN"),
     (host_sums, "LONG_CELL"),
-    (host_sums, "LONG_RUN"),
     (host_sums, "MOST_INDICATORS"),
+    (host_sums, "SHORT_RUN"),
     (host_sums, "WIDE_ROW"),
     (accumulate, "PENDING_ENTRIES"),
 )
@@ -144,15 +144,15 @@ def test_any_stream_in_any_split_is_that_of_the_update(stream, kind, propagate, 
             assert_groups_of(found, rows[labels >= 0], labels[labels >= 0])
 
 
-@pytest.mark.parametrize("long_run", [1, 3, 99])
-def test_runs_of_a_cell_add_up_over_batches(long_run, monkeypatch):
+@pytest.mark.parametrize("sizes", [(1, 0, 0), (1, 48, 0), (512, 0, 0), (512, 0, 99)])
+def test_runs_of_a_cell_add_up_over_batches(sizes, monkeypatch):
     """Only a run of all rows that a cell has is written in place of being added."""
-    monkeypatch.setattr(host_sums, "MOST_INDICATORS", 0)
-    monkeypatch.setattr(host_sums, "LONG_RUN", long_run)
+    for name, size in zip(("WIDE_ROW", "MOST_INDICATORS", "SHORT_RUN"), sizes, strict=True):
+        monkeypatch.setattr(host_sums, name, size)
     rng = np.random.default_rng(0)
     rows, labels = rng.normal(size=(300, 4)), rng.integers(0, 3, 300)
     found = Accumulator(3, 4)
-    for part in (slice(0, 90), slice(90, 300)):
+    for part in (slice(0, 9), slice(9, 90), slice(90, 300)):
         found.update(rows[part], labels[part])
         found.flush()
     assert_groups_of(found.moments(), rows, labels)
