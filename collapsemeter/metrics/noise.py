@@ -20,7 +20,6 @@ import numpy as np
 
 from ..stats.linalg import Floats
 from ..stats.undefined import require
-from .frames import largest_norm
 
 if TYPE_CHECKING:
     from .geometry import ClassGeometry
@@ -134,7 +133,7 @@ def noise_of(geometry: ClassGeometry, steps: Steps | None) -> Noise:
     total = float(counts @ geometry.variances) / geometry.rows
     variances = geometry.variances / total
     unit = math.sqrt(total)
-    require(largest_norm(centred) < FARTHEST * unit, "out_of_range")
+    require(float(about.norms.max()) < FARTHEST * unit, "out_of_range")
     means = centred / unit
     products = None if products is None else products / total
     norm = moment = None
