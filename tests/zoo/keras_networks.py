@@ -48,7 +48,7 @@ def networks() -> dict[str, Callable[[], tuple[keras.Model, np.ndarray]]]:
 
 
 def few() -> dict[str, Callable[[], tuple[keras.Model, np.ndarray]]]:
-    """Return a few of them and all patterns: on another backend they have the same rows."""
+    """Return a few of them and all patterns: on another backend they have the same rows but for MiB."""
     whole = networks()
     names = ["keras/ConvNeXtTiny", "keras/MobileNetV2", "keras/ResNet50"]
     return {name: whole[name] for name in names} | patterns()

@@ -64,9 +64,9 @@ def pooled(output: Array, labels: Array, width: int, mask: Array | None = None) 
 
 
 def differences(found: Mapping[str, Any], reviewed: Mapping[str, Any]) -> list[str]:
-    """Return in words what differs from a reviewed row."""
+    """Return in words what differs from a reviewed row of what was found."""
     return [
-        f"{key}: {found[key]!r}, reviewed: {value!r}"
-        for key, value in reviewed.items()
-        if found.get(key) != value
+        f"{key}: {value!r}, reviewed: {reviewed.get(key)!r}"
+        for key, value in found.items()
+        if reviewed.get(key) != value
     ]
