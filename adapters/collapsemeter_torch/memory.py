@@ -14,7 +14,7 @@ from collapsemeter.adapter.costs import product_operations, products_note
 from collapsemeter.adapter.memory import MIB, Holding, Memory, MemoryPlan, budget_of, memory_plan
 from collapsemeter.adapter.settings import Settings
 
-from .namespace import class_products, device_of
+from .namespace import class_products, device_of, has_float64
 from .waiting import FEWEST_ROWS, most_rows
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def plan_of(
     memory: Memory,
     model: nn.Module,
     told: Study,
+    *,
+    wide_sums: bool,
 ) -> tuple[Plan, tuple[str, ...]]:
     """Choose what layers keep, some of widths that are unknown yet; and say what memory and time that takes."""
     device, parameters = device_of(model), list(model.parameters())
@@ -113,6 +115,7 @@ def plan_of(
         memory=memory,
         calls=told.runs,
         copies=itemsize // 4,
+        sum_bytes=8 if wide_sums and itemsize == 4 and has_float64(device) else 4,
         class_products=times,
     ).with_waiting(
         itemsize * sum(told.runs[name] * width for name, width in widths.items()),

@@ -185,7 +185,16 @@ class CollapseMeter:
         if not isinstance(layers, str) and not callable(layers):
             layers = list(layers)
         learner = Learner(
-            model, layers, head, num_classes, settings, scores, max_layers, memory, criterion
+            model,
+            layers,
+            head,
+            num_classes,
+            settings,
+            scores,
+            max_layers,
+            memory,
+            criterion,
+            wide_sums,
         )
         learner.check()
         self._attachment = Attachment(model)
@@ -195,7 +204,6 @@ class CollapseMeter:
             self._attachment,
             exact=exact,
             strict=strict,
-            wide=wide_sums,
             count_eval=count_eval,
             announce=partial(_announce, verbose),
         )

@@ -43,7 +43,6 @@ class Recorder:
         *,
         exact: bool,
         strict: bool,
-        wide: bool,
         count_eval: bool,
         announce: Callable[[Learnt], None],
     ) -> None:
@@ -57,7 +56,12 @@ class Recorder:
         # Their number of classes is that of nothing until the network has run.
         place = partial(numbering_of, learner.model)
         self.live = Store(
-            learner.settings, UNPLANNED, exact=exact, strict=strict, wide=wide, place=place
+            learner.settings,
+            UNPLANNED,
+            exact=exact,
+            strict=strict,
+            wide=learner.wide_sums,
+            place=place,
         )
         self.opened = Opened()
         self.first_step = self.next_step = 0  # of what is being measured, in training batches

@@ -39,6 +39,7 @@ class Learner:
     max_layers: int
     memory: Memory = "auto"
     criterion: nn.Module | None = None
+    wide_sums: bool = False
 
     def check(self) -> None:
         """Raise ValueError where names alone tell that what was asked for does not fit the model."""
@@ -129,7 +130,15 @@ class Learner:
         head, width = learnt.selection.head, learnt.head_width()
         if head is not None and width is not None:
             widths[head] = width
-        plan, costs = plan_of(widths, unknown, learnt.settings, self.memory, self.model, told)
+        plan, costs = plan_of(
+            widths,
+            unknown,
+            learnt.settings,
+            self.memory,
+            self.model,
+            told,
+            wide_sums=self.wide_sums,
+        )
         return replace(learnt, plan=plan, costs=costs)
 
     def _study(

@@ -34,17 +34,18 @@ class Holding:
         kind = settings.kind(width, class_products)
         return cls(kind, settings.sample_size(width), settings.afforded_groups(width))
 
-    def nbytes(self, width: int, settings: Settings) -> int:
-        """Bytes of the sums, the scatter and the sampled rows of a layer of this width."""
+    def nbytes(self, width: int, settings: Settings, sum_bytes: int = 4) -> int:
+        """Bytes of the sums, the scatter and the sampled rows of a layer of this width; a number of a row has four."""
         classes = settings.num_classes
         cells = classes * max(self.groups, 1)
         shapes = [
-            (classes + cells + self.sample_rows, width),  # shift; sums; sampled rows
-            (4 * cells + 4 * self.sample_rows,),  # counts and squares; labels and numbers
+            (classes + cells, width),  # shift; sums
+            (4 * cells,),  # counts and squares
             scatter_shape(self.kind, classes, width) or (0,),
             *sketch_shapes(self.kind, classes, width, settings.sketch_rows).values(),
         ]
-        return 4 * sum(math.prod(shape) for shape in shapes)
+        sampled = self.sample_rows * (width + 4)  # rows; labels and numbers
+        return sum_bytes * sum(math.prod(shape) for shape in shapes) + 4 * sampled
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def memory_plan(
     memory: Memory = "auto",
     calls: Mapping[str, int] = MappingProxyType({}),
     copies: int = 1,
+    sum_bytes: int = 4,
     class_products: int = 1,
 ) -> MemoryPlan:
     """Choose what every layer keeps.
@@ -112,6 +114,8 @@ def memory_plan(
         How often a forward runs a layer, where it is not once: every call has statistics of its own.
     copies : int
         Streams that each keep as much.
+    sum_bytes : int
+        Of a number in the sums, where one of a sampled row has four.
     class_products : int
         How many pooled products the scatters of single classes cost, see `Settings.kind`.
 
@@ -123,7 +127,7 @@ def memory_plan(
     budget = budget_of(memory, parameter_bytes)
     for holdings in _ever_less(widths, settings, class_products):
         nbytes = copies * sum(
-            calls.get(name, 1) * holding.nbytes(widths[name], settings)
+            calls.get(name, 1) * holding.nbytes(widths[name], settings, sum_bytes)
             for name, holding in holdings.items()
         )
         if nbytes <= budget:

@@ -63,9 +63,9 @@ def watched(model: nn.Module, dtype: torch.dtype = torch.float32, **options) -> 
 @pytest.mark.parametrize("memory", [1, 4, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("model", [Recurrent, pools])
-@pytest.mark.parametrize("reduction", ["auto", "flatten"])
-def test_a_meter_holds_what_it_says(model, dtype, memory, reduction):
-    meter = watched(model(), dtype, memory=memory, reduction=reduction)
+@pytest.mark.parametrize("options", [{}, {"reduction": "flatten"}, {"wide_sums": True}])
+def test_a_meter_holds_what_it_says(model, dtype, memory, options):
+    meter = watched(model(), dtype, memory=memory, **options)
     said = re.search(r"memory: ([\d.e+]+) MiB", meter.describe())
     states = meter._recorder.live.layers.values()
     bins = sum(state.sample_rows[0].nbytes for state in states)  # of rows that are in no sample
