@@ -64,7 +64,7 @@ class MemoryPlan:
     ) -> MemoryPlan:
         """Let as many rows of all layers wait for each other as the budget has left, in steps, if these are worth the wait."""
         left = max(0, self.budget - self.nbytes)
-        rows = int(min(most_rows, left // row_bytes)) // step * step
+        rows = int(min(most_rows * row_bytes, left)) // row_bytes // step * step
         rows = rows if rows >= fewest_rows else 0
         return replace(self, nbytes=self.nbytes + rows * row_bytes, waiting_rows=rows)
 

@@ -85,9 +85,8 @@ def test_a_layer_whose_width_only_its_batches_tell_keeps_its_share():
         assert meter.moments("1").width == 200 * 4
         held_with[memory] = held(meter)
         assert "not of 1, whose width the first batch tells" in meter.describe()
-    assert (
-        held_with[8] <= 8 * MIB + 2**13 < held_with[None]
-    )  # and the slots of rows that are in no sample
+    bins = 2**13  # slots of rows that are in no sample
+    assert held_with[8] <= 8 * MIB + bins < held_with[None]
 
 
 def test_rows_that_waited_where_there_was_more_memory_are_counted():
