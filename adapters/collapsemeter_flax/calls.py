@@ -1,4 +1,4 @@
-"""What a module gave in each of its calls, also where a transformation stacked them."""
+"""The outputs of a module in each of its calls, also where a transformation stacked them."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def capture(
 
 
 class Captured(NamedTuple):
-    """What a call returned, what of it the model itself gave, and the features of the layers watched."""
+    """The return value of a call, the model's own part of it, and the features of the watched layers."""
 
     returned: Any
     outputs: Any

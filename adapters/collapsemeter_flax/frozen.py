@@ -151,7 +151,7 @@ class ById:
 
 @dataclass(frozen=True)
 class FrozenStep:
-    """What a compiled step of `observe` is compiled for, besides shapes."""
+    """The key of a compiled step of `observe`, besides shapes."""
 
     model: Any  # `ById`, or the graph of an NNX model
     choice: Choice

@@ -62,7 +62,7 @@ class Part:
 
 
 class Mark(NamedTuple):
-    """What a name in a jaxpr says."""
+    """The meaning of a name in a jaxpr."""
 
     kind: str  # "in" or "out"
     layer: str

@@ -17,7 +17,7 @@ _LABEL = "_collapsemeter_path"
 
 
 class Feature(nnx.Intermediate[Any]):
-    """What a watched module gave; a type of its own, so that a model's own ``sow`` is left alone."""
+    """The output of a watched module; a type of its own, so that a model's own ``sow`` is left alone."""
 
 
 def forward(

@@ -1,4 +1,4 @@
-"""What is watched of a model: learnt from one abstract run of it, and chosen by the user's words."""
+"""Choose the layers and the head to watch, from one abstract run and the user's words."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HeadOption = str | None | tuple[Any, Getter]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks to watch."""
+    """The layers, head and scores that the user asks for."""
 
     layers: Layers = "auto"
     head: HeadOption = "auto"

@@ -1,4 +1,4 @@
-"""What is taken of a watched module's call."""
+"""Take the output of a watched module's call."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal

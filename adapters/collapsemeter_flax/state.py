@@ -28,7 +28,7 @@ DTYPES = ("", *sorted(EPS, key=EPS.__getitem__))  # from fine to coarse; "" befo
 
 @dataclass(frozen=True)
 class StateSpec:
-    """What is static of a state: two states of one spec have the same shapes."""
+    """The static part of a state: two states of one spec have the same shapes."""
 
     names: tuple[str, ...]  # in order; the last is what a head given to `report` reads
     widths: tuple[int, ...]
@@ -102,7 +102,7 @@ class LayerSums:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sample:
-    """What the slots of a row sample hold besides rows."""
+    """Labels and decisions in the slots of a row sample, beside the rows."""
 
     codes: Array  # (K, 2): labels, and the network's decisions
 
@@ -128,7 +128,7 @@ class Waiting(Sample):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class State:
-    """What was counted so far; made by `init`, and only ever replaced, never changed.
+    """The counts so far; made by `init`, and only ever replaced, never changed.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What one abstract forward tells of a network: its scores, its head, the order and choice of layers."""
+"""Read scores, head, order and choice of layers off one abstract forward."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .trace import Forward
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What one abstract forward told."""
+    """The findings of one abstract forward."""
 
     forward: Forward
     network: Network

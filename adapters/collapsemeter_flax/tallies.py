@@ -30,7 +30,7 @@ Host = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class MergedTally(Tally):
-    """What a layer counted in several states: counters summed, moments merged."""
+    """The counts of one layer in several states: counters summed, moments merged."""
 
     parts: tuple[Tally, ...] = ()
 

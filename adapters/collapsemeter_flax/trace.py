@@ -18,7 +18,7 @@ Leaf = tuple[str, ...]  # where an array lies among the variables
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """What one abstract run of a model told."""
+    """The graph and the outputs of one abstract run of a model."""
 
     graph: Graph
     parts: Mapping[str, Part]  # modules by name

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """What a batch adds: the rows of each layer, (B, d), and (B,) labels and decisions of the network."""
+    """One batch: the rows of each layer, (B, d), and (B,) labels and decisions of the network."""
 
     rows: tuple[Array, ...]
     labels: Array

@@ -62,7 +62,7 @@ class BackendOperation:
 
 
 class OneArgument:
-    """What such an operation is called with, as far as a signal comes along it."""
+    """The arguments of such an operation, as far as a signal comes along them."""
 
     def fill_in(self, values: dict[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with tensors in their places."""

@@ -1,4 +1,4 @@
-"""What was counted as arrays by name, and back: a run that was interrupted goes on."""
+"""Save the counts as arrays by name, and load them: an interrupted run goes on."""
 
 import itertools
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What counting costs beside a training step: the operations of the network's own products."""
+"""The operations of the network's own products in a step, to compare counting with."""
 
 import math
 from collections.abc import Mapping

@@ -34,7 +34,7 @@ class NotRunnable(RuntimeError):
 
 
 class ShapesUnknown(ValueError):
-    """What the layers give cannot be told before a step runs."""
+    """The shapes of the layers' outputs cannot be told before a step runs."""
 
 
 def batches_of(data: Any, batch_size: int) -> Iterable[Any]:

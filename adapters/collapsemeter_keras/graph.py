@@ -1,4 +1,4 @@
-"""What one forward pass computes from what: read off a functional graph, or traced without values."""
+"""The data flow of one forward pass: read off a functional graph, or traced without values."""
 
 import functools
 import inspect
@@ -27,7 +27,7 @@ Parts: TypeAlias = Mapping[str, Any]  # layers, and operations of functional gra
 
 
 class Graph:
-    """What one forward pass computed.
+    """The operations of one forward pass, and their inputs and outputs.
 
     `outputs` is what the model returns, with values in the place of tensors; `order` names the parts
     that ran, by first call.

@@ -22,7 +22,7 @@ _BEYOND = 64  # operations after a head, at most
 
 
 class Decision(NamedTuple):
-    """What makes the scores, and how they decide."""
+    """The map that makes the scores, and how scores decide."""
 
     head: str | None
     no_head: str

@@ -1,4 +1,4 @@
-"""What is put on a model while it is watched: wrappers in instances, never in classes."""
+"""Wrap the layers of a watched model: in instances, never in classes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Settle: TypeAlias = "Callable[[str, tuple[Any, ...], Any], Any]"
 
 
 class Stash(threading.local):
-    """What the layers gave in the forward under way; nothing outside of a step.
+    """The layers' outputs in the forward under way; empty outside of a step.
 
     Each thread has its own: a strategy traces its replicas in threads.
     """

@@ -1,4 +1,4 @@
-"""What the statistics of all layers take, within the memory that a person accepts."""
+"""Plan the memory of all layers' statistics within the bound that a person accepts."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _STREAMS = 2  # training and validation
 
 
 class Plan(NamedTuple):
-    """What every layer keeps, and how often a forward runs it."""
+    """The statistics that every layer keeps, and how often a forward runs it."""
 
     widths: Mapping[str, int]
     calls: Mapping[str, int]

@@ -20,7 +20,7 @@ class Output(NamedTuple):
 
 
 class OutputChoice(NamedTuple):
-    """What a user says of the outputs: ``scores=``, and ``labels=``, which may name an output, too."""
+    """The user's ``scores=`` and ``labels=``, either of which may name an output."""
 
     scores: Scores = "auto"
     labels: Any = None

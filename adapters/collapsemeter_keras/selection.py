@@ -25,7 +25,7 @@ _HEAD = "a Dense layer"
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks of a meter, before there is a model."""
+    """The user's arguments to a meter, before there is a model."""
 
     layers: Layers = "auto"
     head: HeadOption = "auto"

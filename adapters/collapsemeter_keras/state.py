@@ -43,7 +43,7 @@ _ON_HOST = BACKEND == "torch"  # a look at a variable would wait for the device
 
 
 class Holdings:
-    """What layers keep, in an object that Keras does not track: it would copy a dict."""
+    """The statistics of all layers, in an object that Keras does not track: it would copy a dict."""
 
     def __init__(self) -> None:
         self.layers: Mapping[str, Holding] = {}  # those that are planned

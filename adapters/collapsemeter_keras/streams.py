@@ -45,7 +45,7 @@ class EpochReports(keras.callbacks.Callback):
 
     @property
     def _streams(self) -> dict[str, StreamSums]:
-        """What is counted now; nothing of a meter that is on no model."""
+        """The streams that are counted now; none where the meter is on no model."""
         raise NotImplementedError
 
     @property

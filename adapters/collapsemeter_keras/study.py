@@ -1,4 +1,4 @@
-"""What a forward pass tells of a Keras model before a batch is counted: nothing is run on values."""
+"""Read scores, head and layers off one symbolic forward pass, before a batch is counted."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a compiled step may write to: variables that no strategy mirrors."""
+"""Variables that a compiled step may write to, and that no strategy mirrors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LayerVariables(NamedTuple):
 
 
 class SampleVariables(NamedTuple):
-    """What all layers whose samples have one size share."""
+    """Variables that all layers share whose samples have one size."""
 
     ids: keras.Variable
     labels: keras.Variable

@@ -80,7 +80,7 @@ class LeftOut:
 
 
 class Scope(LeftOut):
-    """What hooks need to know of the current batch; a new one for every batch.
+    """The current batch as hooks need to know it; a new one for every batch.
 
     Where a graph may be made or run, everything that it needs is prepared here, outside of it: hooks
     only read it, note their calls in ``calls`` and problems in ``problems``, and clear the flags.

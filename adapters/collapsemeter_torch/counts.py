@@ -1,4 +1,4 @@
-"""What a report needs to know besides the sums of its layers: of one rank, or of several together."""
+"""Counters that a report needs besides the sums of its layers: of one rank, or of several together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Call = tuple[str, int]  # a layer, and which of its calls in one forward
 
 @dataclass(frozen=True)
 class Counts:
-    """What one rank has counted besides the sums of its layers, or several ranks together.
+    """The counters of one rank besides the sums of its layers, or of several ranks together.
 
     ``watched`` is None where the network has not run. ``steps`` are those of the training from a first
     to before a last one, and ``left_out`` says how many of them the budget left out.

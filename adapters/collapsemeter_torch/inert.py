@@ -1,4 +1,4 @@
-"""What every hook is: small, and inert in copies of the model."""
+"""The base of every hook: small, and inert in copies of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _inert(*args: Any, **kwargs: Any) -> None:
-    """What a copied or unpickled model has in place of a hook."""
+    """The place-holder that a copied or unpickled model has for a hook."""
 
 
 def _make_inert() -> Callable[..., None]:

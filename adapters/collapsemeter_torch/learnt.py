@@ -1,4 +1,4 @@
-"""What is known of a network once it has run."""
+"""Knowledge of a network that one forward gives: its scores, head and layers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Getter = Callable[[nn.Module], Any]
 
 @dataclass(frozen=True, eq=False)
 class Learnt:
-    """What is known of a network once it has run.
+    """A network's scores, head and layers, once it has run.
 
     ``layouts`` say where layers have their channels, ``weights`` read the head's.
     """

@@ -1,4 +1,4 @@
-"""What the statistics of all layers take, within the memory that a person accepts."""
+"""Plan the memory of all layers' statistics within the bound that a person accepts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every layer keeps."""
+    """The statistics that every layer keeps."""
 
     widths: Mapping[str, int] = field(default_factory=dict)
     holdings: Mapping[str, Holding] = field(default_factory=dict)

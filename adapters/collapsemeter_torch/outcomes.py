@@ -1,4 +1,4 @@
-"""What ranks send may be an error in the place of a value, so that none waits for one that has failed."""
+"""Values or errors that ranks exchange, so that none waits for a rank that has failed."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

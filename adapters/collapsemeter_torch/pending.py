@@ -1,4 +1,4 @@
-"""What forwards gave, until a loss is called with the scores of one of them and its labels."""
+"""Forwards that wait for a loss to be called with their scores, which brings the labels."""
 
 from __future__ import annotations
 

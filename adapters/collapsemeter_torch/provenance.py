@@ -1,4 +1,4 @@
-"""What a report says of ranks, of weights that are elsewhere, and of rows that were not kept."""
+"""The part of a report's provenance about ranks, weights that are elsewhere, and rows that were not kept."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every rank has counted as one state, for checkpoints that one process writes for all."""
+"""The counts of all ranks as one state, for checkpoints that one process writes for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What hooks hold: what is known of the network, where the current batch counts, and what is between batches."""
+"""The object that hooks hold: the network as it is known, and where the current batch counts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """What the hooks of one meter share. The meter owns it, and hooks hold it weakly."""
+    """The state that the hooks of one meter share. The meter owns it, and hooks hold it weakly."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class Recorder:
 
     @property
     def known(self) -> Learnt | None:
-        """What is known of the network, from a forward or from a loaded state."""
+        """The network's scores, head and layers, from a forward or from a loaded state."""
         return self.learnt or self.restored
 
     def state_dict(self) -> dict[str, Any]:

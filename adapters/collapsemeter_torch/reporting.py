@@ -43,7 +43,7 @@ _ADVICE = (
 
 
 class Reporter:
-    """What makes the reports of one meter."""
+    """The maker of one meter's reports."""
 
     def __init__(self, recorder: Recorder, model: nn.Module, *, exact: bool) -> None:
         self._recorder, self._model, self._exact = recorder, model, exact

@@ -28,7 +28,7 @@ HeadOption = str | None | tuple[str | nn.Module, Getter]
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """What the user asked for, until the network has run."""
+    """The user's choices, until the network has run and they can be resolved."""
 
     model: nn.Module
     layers: Layers

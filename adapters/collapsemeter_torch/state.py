@@ -1,4 +1,4 @@
-"""What one measurement has counted: sums by (layer, call), the head's decisions, and what to expect."""
+"""The counts of one measurement: sums by (layer, call), the head's decisions, and the rows to expect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WIDTH = "the layer had another width before; watch modules of one width, or pas
 
 
 class Store:
-    """What one measurement has counted.
+    """The counts of one measurement.
 
     ``exact`` keeps all rows for NC4, ``strict`` raises a failure of the meter's own, and ``wide`` keeps
     sums in float64 where the device has it: no step of a training waits for them. ``place`` tells which rows

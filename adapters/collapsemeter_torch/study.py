@@ -1,4 +1,4 @@
-"""What a forward tells of a network: scores, head, and layers in the order of the data."""
+"""Read scores, head, and layers in the order of the data off one forward."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

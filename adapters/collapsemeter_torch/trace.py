@@ -1,4 +1,4 @@
-"""What the layers of a network gave in one forward, of two rows or without arithmetic."""
+"""Run one forward, of two rows or without arithmetic, and keep every layer's output."""
 
 import contextlib
 import inspect

@@ -1,4 +1,4 @@
-"""What every format of saved activations is to the audit: named arrays, read in chunks of rows."""
+"""The interface of every format of saved activations: named arrays, read in chunks of rows."""
 
 import math
 import os
@@ -43,7 +43,7 @@ class Refused(Exception):
 
 
 class Array(NamedTuple):
-    """What a file says of one of its arrays, checked against the size of the file."""
+    """One array of a file, as its header describes it, checked against the size of the file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]

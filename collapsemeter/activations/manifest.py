@@ -48,7 +48,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a dump holds: shards in order, layers in the order of the network, how rows were seen, and the file of the head."""
+    """The contents of a dump: shards in order, layers in the order of the network, how rows were seen, and the file of the head."""
 
     files: tuple[FileRecord, ...]
     layers: tuple[str, ...]

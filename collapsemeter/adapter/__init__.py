@@ -1,4 +1,4 @@
-"""What an adapter imports besides the public names; adapters/README.md shows a whole adapter.
+"""The parts that adapters import besides the public names; adapters/README.md shows a whole adapter.
 
 An adapter may import these, and from `collapsemeter.stats` the functions that run on a device
 (`sums`, `namespace`, `sketch`, `sampling`, `groups`, `labels`):

@@ -1,4 +1,4 @@
-"""What counting costs beside a training step, in operations of matrix products."""
+"""The price of counting beside a training step, in operations of matrix products."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What the demo's training loop of every framework yields."""
+"""One epoch of the demo, as the training loop of every framework yields it."""
 
 from typing import NamedTuple
 

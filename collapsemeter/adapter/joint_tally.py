@@ -1,4 +1,4 @@
-"""What a layer counted in several processes, which number their rows apart: merged two by two."""
+"""Merge, two by two, the counts of one layer from several processes, which number their rows apart."""
 
 from __future__ import annotations
 

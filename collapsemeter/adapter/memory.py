@@ -1,4 +1,4 @@
-"""What a meter holds on the device, and how it stays within a budget that a person accepts."""
+"""Bound what a meter holds on the device by a budget that a person accepts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LESS: Mapping[ScatterKind, ScatterKind] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Holding:
-    """What one layer keeps: its scatter, how many rows for NC4, and how many groups of rows for intervals."""
+    """The statistics of one layer: its scatter, how many rows for NC4, and how many groups of rows for intervals."""
 
     kind: ScatterKind
     sample_rows: int
@@ -50,7 +50,7 @@ class Holding:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What every layer keeps, what that takes, and what it should take at most."""
+    """The statistics of every layer, the bytes that they take, and the bytes that they should take at most."""
 
     holdings: Mapping[str, Holding]
     nbytes: int

@@ -1,4 +1,4 @@
-"""What one forward pass tells of a network: its scores, its head, and its layers in the order of the data."""
+"""A network as one forward pass shows it: its scores, its head, and its layers in the order of the data."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -10,7 +10,7 @@ Scores = Literal["auto"] | Hashable | Callable[[Any], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What one forward pass told of a network, in the framework's own names of layers.
+    """A network as one forward pass shows it, in the framework's own names of layers.
 
     Attributes
     ----------

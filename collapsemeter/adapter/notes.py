@@ -1,4 +1,4 @@
-"""What must be said beside the metrics of a layer."""
+"""Sentences and reasons that belong beside the metrics of a layer."""
 
 from ..stats.head import Head
 from ..stats.moments import ClassMoments

@@ -49,7 +49,7 @@ class BatchError(ValueError):
 
 
 class Operations(Protocol):
-    """What `feature_rows` needs of a framework."""
+    """The operations that `feature_rows` needs of a framework."""
 
     def is_tensor(self, value: Any) -> bool: ...
     def is_float(self, x: Array) -> bool: ...

@@ -1,4 +1,4 @@
-"""What every adapter is told in the same words, checked once."""
+"""Settings that all adapters take in the same words, checked once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a layer counted, copied to the host: its sums, and the rows kept for NC4."""
+"""The counts of one layer, copied to the host: its sums, and the rows kept for NC4."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """What a layer counted, copied to the host.
+    """The counts of one layer, copied to the host.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What lies in the files that were named: which array is a layer, and which are labels and the like."""
+"""The role of each array in the files: a layer, labels, a mask or a head."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What identifies rows and files: SHA-256 of their bytes, wherever the files lie."""
+"""SHA-256 of rows and files, wherever the files lie."""
 
 import functools
 import hashlib

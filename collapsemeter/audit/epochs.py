@@ -16,7 +16,7 @@ WAY_ON = (
 
 
 class LabelsOf(NamedTuple):
-    """What tells the labels of a shard: hashes of them in order and sorted, and how many values there are."""
+    """The identity of a shard's labels: hashes of them in order and sorted, and how many values there are."""
 
     in_order: str = ""
     sorted: str = ""

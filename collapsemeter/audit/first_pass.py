@@ -27,7 +27,7 @@ from .workers import Workers, complete
 
 
 class MapTask(NamedTuple):
-    """What a worker is given: a piece, the digests that are known, and where its state goes."""
+    """The task of one worker: a piece, the digests that are known, and where its state goes."""
 
     task: Task
     digests: dict[str, str] | None

@@ -1,4 +1,4 @@
-"""What people name: files, globs, URLs, folders and manifests, sorted by the step that they are from."""
+"""Resolve the inputs that people name: files, globs, URLs, folders and manifests, sorted by their step."""
 
 import os
 import tempfile

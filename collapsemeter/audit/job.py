@@ -1,4 +1,4 @@
-"""What an audit works on, as plain data: stored arrays, shards, pieces, and how rows are counted."""
+"""An audit's work as plain data: stored arrays, shards, pieces, and how rows are counted."""
 
 import itertools
 from collections.abc import Mapping
@@ -132,7 +132,7 @@ class Counting:
 
 
 class Task(NamedTuple):
-    """What a worker is given: a piece, how to count it, a folder for copies of remote files, and how its rows are numbered."""
+    """The task of one worker: a piece, how to count it, a folder for copies of remote files, and how its rows are numbered."""
 
     piece: Piece
     counting: Counting

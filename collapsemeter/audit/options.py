@@ -1,4 +1,4 @@
-"""What is asked of an audit: how activations are found and counted, and how it runs."""
+"""The options of an audit: how activations are found and counted, and how it runs."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence

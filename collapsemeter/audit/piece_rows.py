@@ -163,7 +163,7 @@ def _classes(scores: Ndarray) -> Ints:
 
 
 class NumpyOperations:
-    """What `feature_rows` needs of NumPy."""
+    """The operations that `feature_rows` needs of NumPy."""
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, np.ndarray)

@@ -1,4 +1,4 @@
-"""What map writes: the moments of every layer, and which shards are in them."""
+"""The state that map writes: the moments of every layer, and which shards are in them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ShardRecord:
 
     @property
     def file_name(self) -> str:
-        """What its state file is called, without an ending."""
+        """The name of its state file, without an ending."""
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', self.name)[:80]}-{self.id[:16]}"
 
     @property

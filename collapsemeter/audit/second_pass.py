@@ -29,7 +29,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class DecideTask(NamedTuple):
-    """What a worker is given: a piece, its layers, and which of its label rows; None: all of them."""
+    """The task of one worker: a piece, its layers, and which of its label rows; None: all of them."""
 
     task: Task
     layers: tuple[str, ...]

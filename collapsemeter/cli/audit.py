@@ -209,7 +209,7 @@ def _taker(options: argparse.Namespace) -> str:
 
 
 class AuditOutput:
-    """What to print and write, by the options of ``audit`` and ``audit merge``."""
+    """The output that ``audit`` and ``audit merge`` print and write, by their options."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Raise ValueError, before an hour of work, if something that is asked for cannot be given."""

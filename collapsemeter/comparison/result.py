@@ -1,4 +1,4 @@
-"""What a comparison with a reference says: gaps, distances, and a sentence for every layer."""
+"""The result of a comparison with a reference: gaps, distances, and a sentence for every layer."""
 
 import json
 import math

@@ -24,7 +24,7 @@ BLOWN_UP = 1e6  # a run that ends so many times above its start has diverged: ot
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """What gradient descent passed through, one row per record.
+    """The course of a gradient descent, one row per record.
 
     Attributes
     ----------

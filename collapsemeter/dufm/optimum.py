@@ -43,7 +43,7 @@ class Geometry:
 
     @cached_property
     def columns(self) -> Columns:
-        """What the columns of the features are."""
+        """The meaning of the features' columns."""
         return (sample_columns if self.by_sample else class_columns)(self.problem)
 
     @cached_property

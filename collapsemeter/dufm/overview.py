@@ -1,4 +1,4 @@
-"""What is known about one problem: thresholds, closed forms, and the best of them in words."""
+"""An overview of one problem: thresholds, closed forms, and the best of them in words."""
 
 import math
 from collections.abc import Callable
@@ -185,7 +185,7 @@ def _low_rank(problem: DUFM, known: Survey) -> Threshold | None:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is swept, and over which values."""
+    """The parameter that is swept, and its values."""
 
     name: str
     values: tuple[float, ...]

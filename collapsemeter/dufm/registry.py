@@ -45,7 +45,7 @@ def require_survival(name: str, fits: Sequence[float]) -> None:
 
 
 Kind = Literal["collapsed", "low rank", "other", "last resort"]
-"""What a closed form is; one of last resort is tried only where no other is proven optimal."""
+"""The kind of a closed form; one of last resort is tried only where no other is proven optimal."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _check_depth(depth: int) -> None:
 
 
 def _miss(strength: float, depth: int) -> float:
-    """What the fit falls short of one, u = 1 - t: it stays accurate when the decay is tiny."""
+    """The gap between the fit and one, u = 1 - t: it stays accurate when the decay is tiny."""
     _check_depth(depth)
     if not strength >= 0:
         raise ValueError(f"strength must not be negative, got {strength}: pass decays above 0.")

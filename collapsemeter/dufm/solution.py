@@ -1,4 +1,4 @@
-"""What the solver found, and what is known about it."""
+"""The solver's result: the best point found, and its proofs."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What is computed: every metric of a layer from its moments, a head and decisions.
+"""The computed numbers: every metric of a layer from its moments, a head and decisions.
 
 catalogue       every metric: formula, meaning, unit, range, needs, source
 convention      the choices in which papers differ, and their presets

@@ -1,4 +1,4 @@
-"""What the metrics of one layer are computed from: every metric is a function of it."""
+"""The inputs of one layer's metrics: every metric is a function of them."""
 
 from __future__ import annotations
 

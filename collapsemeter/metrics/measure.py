@@ -196,7 +196,7 @@ def _values(layer: LayerInputs) -> tuple[dict[str, float], dict[str, str]]:
 
 
 def _missing(layer: LayerInputs) -> dict[Need, str]:
-    """What the layer lacks, and the reason that its metrics then have; the first counts."""
+    """Needs that the layer lacks, and the reason that its metrics then have; the first counts."""
     missing: dict[Need, str] = {}
     if layer.incoming is None or layer.weight is None:
         missing["incoming"] = "no_incoming"
@@ -256,7 +256,7 @@ def _flags(
 
 
 def _per_class(layer: LayerInputs) -> dict[str, npt.NDArray[Any]]:
-    """What is known of every class, (C,) each; NaN, and -1 for a class, where undefined."""
+    """Figures of every class, (C,) each; NaN, and -1 for a class, where undefined."""
     geometry, decisions, head = layer.geometry, layer.decisions, layer.head
 
     def spread(compute: Callable[[], npt.NDArray[Any]], nothing: float = math.nan) -> Any:

@@ -58,7 +58,7 @@ class Noise:
 
     @property
     def added(self) -> Floats:
-        """What noise adds to the squared norm of each mean before centring, (C,)."""
+        """The noise in the squared norm of each mean before centring, (C,)."""
         return self.variances / self.counts
 
     @property
@@ -69,7 +69,7 @@ class Noise:
 
     @property
     def bent(self) -> Floats:
-        r"""What noise adds to :math:`\mu_c^\top S \mu_c` before centring, (C,)."""
+        r"""The noise in :math:`\mu_c^\top S \mu_c` before centring, (C,)."""
         of_kurtosis = (
             self.kurtosis * self.squared * (self.counts - 1) / (self.freedom * self.pooled)
         )

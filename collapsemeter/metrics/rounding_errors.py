@@ -1,4 +1,4 @@
-"""What rounding may have taken from each metric: that of the features' own dtype, and of running float32 sums."""
+"""Bounds on the rounding in each metric: that of the features' own dtype, and of running float32 sums."""
 
 from __future__ import annotations
 

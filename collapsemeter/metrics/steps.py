@@ -1,4 +1,4 @@
-r"""What groups of rows tell of the noise in class means and variances: the steps by which each group shifts them.
+r"""The noise in class means and variances, as groups of rows show it: the steps by which each group shifts them.
 
 Group g moves the mean of class c by :math:`-s_{gc} / \sqrt{n_c (n_c - n_{gc})}`, :math:`s_{gc}` the sum of its rows less the mean. The squares
 of these steps add up to the variance of the mean without bias, however unevenly rows are dealt; so do those of a class's variance.

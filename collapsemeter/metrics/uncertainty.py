@@ -32,7 +32,7 @@ NAMES = ("nc1_trace_ratio", "separation", *_PAIRWISE)  # that every layer may ha
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty:
-    """What is known of the noise in a layer's metrics, by name, and the codes of those without an estimate or an interval."""
+    """Estimates and intervals of a layer's metrics by name, and the codes of metrics without one."""
 
     estimates: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)

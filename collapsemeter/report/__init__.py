@@ -1,4 +1,4 @@
-"""What a measurement says, in words, in a file and in figures.
+"""The report of a measurement, in words, in a file and in figures.
 
 report    the layers of a network: summary, JSON
 report_table    the same as a table of text

@@ -1,4 +1,4 @@
-"""What "collapsed" means: a share for each property, bands of shares, and the words."""
+"""The criteria of "collapsed": a share for each property, bands of shares, and the words."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROPERTIES = {
 """The metric that each property is judged by."""
 
 RECORDED = ("classes_present", "width")
-"""What the criteria read of a layer's provenance: a history keeps these beside the metrics."""
+"""The entries of a layer's provenance that the criteria read: a history keeps these beside the metrics."""
 
 _WORDS = {
     "NC1": "{} of the variance is within classes",
@@ -42,7 +42,7 @@ _UNRECORDED = "the report does not record how many classes and features were mea
 
 
 class Judgement(NamedTuple):
-    """What is said of one property."""
+    """The verdict on one property."""
 
     property: str  # NC1 to NC4, or geometry beside a reference
     share: float  # 0 at collapse, 1 without any structure, NaN where there is no share

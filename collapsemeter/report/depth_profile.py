@@ -1,4 +1,4 @@
-"""What depth does: the first layer that is as collapsed as the last one, and the fit of He & Su's law."""
+"""Collapse over depth: the first layer that is as collapsed as the last one, and the fit of He & Su's law."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class History(tuple[Entry, ...]):
     """
 
     notes: tuple[str, ...]
-    """What must be said besides: lines that do not read, runs in which steps were written twice."""
+    """Warnings about the file: lines that do not read, runs in which steps were written twice."""
 
     def __new__(cls, entries: Iterable[Entry], notes: Iterable[str] = ()) -> Self:
         written = [(int(step), report) for step, report in entries]

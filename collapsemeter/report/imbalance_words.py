@@ -1,4 +1,4 @@
-"""What must be said of classes that differ in size."""
+"""Sentences about classes that differ in size."""
 
 from __future__ import annotations
 

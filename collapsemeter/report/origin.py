@@ -1,4 +1,4 @@
-"""What a result is of, in the lines that it begins with."""
+"""The first lines of a result: which data and which network it is of."""
 
 import math
 from pathlib import PurePath

@@ -1,4 +1,4 @@
-"""What a measurement says: named numbers, and in words why one is missing."""
+"""The report of a measurement: named numbers, and in words why one is missing."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Onset(NamedTuple):
 
     step: int | None
     words: str
-    """What the step rests on, or why there is none."""
+    """The evidence for the step, or the reason that there is none."""
 
 
 class Trend(NamedTuple):

@@ -1,4 +1,4 @@
-"""What is known of the noise in a metric: beside its value, and how many rows a class it comes from."""
+"""Words for the noise in a metric: beside its value, and how many rows a class it comes from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..metrics.layer import LayerReport
 
 PARTS = ("low", "high", "estimate")
-"""What stands beside a metric's value: the ends of its 95 % interval, and its estimate."""
+"""Companions of a metric's value: the ends of its 95 % interval, and its estimate."""
 
 LASTING = ("divides_by_noisy_directions", "no_defensible_estimate", "share_of_rows")
 """Why a metric never has an estimate or interval, whatever the rows: a history does not repeat it."""

@@ -1,4 +1,4 @@
-"""What every sink shares: a failing destination never reaches the training loop, runs have names."""
+"""The base of every sink: a failing destination never reaches the training loop, and runs have names."""
 
 import contextlib
 import os

@@ -27,7 +27,7 @@ FIGURES: dict[str, dict[str, str]] = {
 
 
 class ScalarWriter(Protocol):
-    """What an existing writer must have; its parameters are passed by position."""
+    """The methods that an existing writer must have; their parameters are passed by position."""
 
     def add_scalar(self, tag: str, value: float, step: int, /) -> object:
         """Add one point to one curve."""

@@ -15,7 +15,7 @@ STEP = "collapsemeter/step"
 
 
 class _RunState:
-    """What all sinks told a run: metrics, the first phase of each prefix, and what the open row holds."""
+    """The record of what all sinks told a run: metrics, the first phase of each prefix, and the open row."""
 
     def __init__(self) -> None:
         self.metrics: set[str] = set()

@@ -1,4 +1,4 @@
-"""What is counted: from rows and labels to the class moments of a layer.
+"""The counted statistics: from rows and labels to the class moments of a layer.
 
 From the ground up:
 

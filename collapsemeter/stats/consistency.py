@@ -1,4 +1,4 @@
-r"""What moments of any data satisfy: a state that does not was altered, whatever its checksum says.
+r"""Conditions that moments of any data satisfy: a state that does not was altered, whatever its checksum says.
 
 Rounding breaks each law by a little. Sums of n rows about a shift that is off by D lose :math:`\epsilon n^{3/2} D^2`; the
 shift is a mean of rows, so :math:`D^2` is at most the trace (or :math:`\epsilon^2 |\mu|^2`). That is the tolerance.

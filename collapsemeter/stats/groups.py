@@ -50,7 +50,7 @@ def check_groups(groups: Any) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """What each group holds of each class.
+    """The counts, sums and squares of each group of rows, by class.
 
     Attributes
     ----------

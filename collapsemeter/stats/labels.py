@@ -16,7 +16,7 @@ Mixed = Literal["skip", "hardest"]
 
 
 class LabelOperations(Protocol):
-    """What `coded` needs of a framework."""
+    """The operations that `coded` needs of a framework."""
 
     def integers(self, x: Array) -> Array:
         """Cast to the signed integers that labels are kept in; what does not fit may become anything."""

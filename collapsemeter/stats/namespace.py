@@ -9,7 +9,7 @@ Array = Any  # of the framework that the namespace speaks for
 
 
 class Namespace(Protocol):
-    """What `sums.update` needs of a framework; labels are 0..n-1. ``add*`` and ``if_any`` may work in place."""
+    """The operations that `sums.update` needs of a framework; labels are 0..n-1. ``add*`` and ``if_any`` may work in place."""
 
     settled: bool  # every class is known to have its shift
 

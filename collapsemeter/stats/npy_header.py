@@ -16,7 +16,7 @@ _PARSING = threading.Lock()
 
 
 class NpyHeader(NamedTuple):
-    """What the header says, unchecked, and where it ends."""
+    """The fields of the header, unchecked, and where it ends."""
 
     shape: tuple[Any, ...]
     dtype: np.dtype[Any]

@@ -1,4 +1,4 @@
-r"""What rounding of running float32 sums may have taken from the statistics.
+r"""Bounds on what rounding of running float32 sums may have taken from the statistics.
 
 Where the first rows of a class lie far from the rest, the second moment about their mean, :math:`G_c`, is much larger
 than the scatter :math:`S_c`, which keeps few digits. The error of a sum of n terms is within

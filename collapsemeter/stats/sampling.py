@@ -1,4 +1,4 @@
-"""What a row's number says of it, by 32-bit hashes: its place in a bounded uniform sample, its bucket and its group, the same in every framework.
+"""Hashes of a row's number, 32 bits wide: its place in a bounded uniform sample, its bucket and its group, the same in every framework.
 
 Algorithm R (Vitter 1985): row number t takes slot t while there is room, afterwards a random one of t + 1, if that is
 a slot at all. No random state is touched, and a resumed run draws the same sample.

@@ -90,7 +90,7 @@ FLAGS: dict[str, str] = {
     "unlabelled_rows": "rows whose one-hot label is all zeros were left out",
     "mixed_rows": "rows whose label names several classes, or parts of them, were left out",
 }
-"""What a flag of a layer cautions about; codes of `REASONS` are flags, too."""
+"""The caution behind each flag of a layer; codes of `REASONS` are flags, too."""
 
 LACKS_WEIGHT = ("no_head", "no_single_head", "scores_are_not_the_heads", "no_incoming")
 """Reasons that stay: the layer has no such weight, so the metric never comes."""

@@ -1,4 +1,4 @@
-"""What touches the machine.
+"""The machine: files, processes, memory and the terminal.
 
 files      written whole or not at all
 processes  that end with their parent

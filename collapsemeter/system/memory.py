@@ -1,4 +1,4 @@
-"""What does not fit into memory is refused before it is asked for."""
+"""Refuse what does not fit into memory before it is asked for."""
 
 import os
 

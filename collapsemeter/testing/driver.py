@@ -1,4 +1,4 @@
-"""What the kit needs of an adapter: a model that is known exactly, and an adapter at work on it."""
+"""The kit's view of an adapter: a model that is known exactly, and an adapter at work on it."""
 
 import functools
 import warnings

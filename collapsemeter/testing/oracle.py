@@ -50,7 +50,7 @@ def rows_and_labels(
 
 
 class Oracle:
-    """What the core says of batches; labels that are neither classes nor codes of rows left out are as if they had not been fed."""
+    """The core's answer for batches; labels that are neither classes nor codes of rows left out are as if they had not been fed."""
 
     def __init__(self, spec: Spec, batches: Iterable[Batch]) -> None:
         self.spec, settings = spec, spec.settings

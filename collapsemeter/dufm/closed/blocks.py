@@ -44,7 +44,7 @@ class Block:
         return srg_effective_classes(self.order, self.size, depth)
 
     def strength(self, problem: DUFM) -> float:
-        """What `ell` takes for every class of the block."""
+        """The value of `ell` for every class of the block."""
         share = self.effective_classes(problem.depth) / self.classes
         return problem.canonical_decay * problem.num_classes * share
 

@@ -1,4 +1,4 @@
-"""What is feasible everywhere: nothing learned, and closed forms of a simpler problem."""
+"""Points that are feasible everywhere: nothing learned, and closed forms of a simpler problem."""
 
 from dataclasses import replace
 
