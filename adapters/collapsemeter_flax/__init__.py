@@ -7,7 +7,7 @@ In the order of the flow:
 `selection`  what is watched of a model, from
 `study`      ... its scores, `head` and `points`
 `trace`      ... in one abstract forward of `linen_models` or `nnx_models`, called with `arguments`
-`graph`      ... whose values have names (`marks`) and an order; `calls` of modules, the `head` and the `score_order`
+`graph`      ... whose values have names (`marks`) and an order (`call_order`); `calls` of modules, the `head` and the `score_order`
 `capturing`  `capture`: outputs of an unmodified model; `sowing` is what it takes of a call
 `updating`   `update`: one batch into the state, by `reduction`, `labels` and the operations of `namespace`
 `state`      `State`, `init`, `reset`

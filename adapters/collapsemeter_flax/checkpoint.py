@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 
+from collapsemeter.adapter.checkpoint import say_without_groups
 from collapsemeter.adapter.memory import Holding
-from collapsemeter.adapter.resuming import say_without_groups
 from collapsemeter.stats.state_file import CorruptStateError, read_state, write_state
 from collapsemeter.stats.sums import Sums
 

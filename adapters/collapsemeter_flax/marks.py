@@ -1,10 +1,8 @@
-"""Names on what modules are given and give, which stay in the jaxpr of an abstract forward."""
+"""Names on the inputs and outputs of modules, which stay in the jaxpr of an abstract forward."""
 
 import json
-import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +11,6 @@ from flax import linen, nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from .calls import PREFIX
-from .graph import Graph
 
 Path = tuple[str, ...]
 _LAYERS = ("flax.nnx.nn.", "flax.nnx.helpers", "flax.nnx.pytreelib", "flax.linen.")
@@ -115,37 +112,3 @@ class Call:
     layer: str
     number: int
     output: int
-
-
-def named_calls(graph: Graph) -> tuple[list[str], list[str], list[Call]]:
-    """Return layers by first call, calls by the order of data, and the outputs that are named."""
-    order: dict[str, None] = {}
-    marks: list[tuple[Mark, int, object, int]] = []
-    for number, value in enumerate(graph.values):
-        names = value.hidden
-        if value.operation == "name":
-            names = ((value.params["name"], 1),)
-        for name, times in names:
-            if mark := read_mark(name):
-                order.setdefault(mark.layer)
-                if mark.kind == "out":
-                    size = math.prod(value.shape) if value.operation == "name" else 0
-                    times *= max(1, size // max(1, math.prod(mark.shape)))
-                    marks.append((mark, times, value.equation or name, number))
-    # Calls that a transformation makes alike are stacked in one array, and numbered after each other.
-    sizes: dict[str, dict[object, int]] = {}
-    for mark, times, equation, _ in marks:
-        of_layer = sizes.setdefault(mark.layer, {})
-        of_layer[equation] = of_layer.get(equation, 0) + times
-    starts = {
-        layer: dict(zip(of_layer, accumulate(of_layer.values(), initial=0), strict=False))
-        for layer, of_layer in sizes.items()
-    }
-    depth, calls = [], []
-    for mark, times, equation, number in marks:
-        start = starts[mark.layer][equation]
-        starts[mark.layer][equation] += times
-        depth += [f"{mark.layer}#{start + i}" for i in range(times)]
-        if graph[number].operation == "name":
-            calls.append(Call(mark.layer, start, number))
-    return list(order), depth, calls

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from collapsemeter.adapter.network import Network
 
+from .call_order import named_calls
 from .head import LinearCall, find_head, linear_calls, threshold_of, width_of_scores
-from .marks import named_calls
 from .points import chain, inputs_of, points_of
 from .score_order import order_kept
 from .trace import Forward

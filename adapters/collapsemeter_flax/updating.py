@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from collapsemeter.adapter.waiting import usable
+from collapsemeter.adapter.waiting_on_host import usable
 from collapsemeter.stats.sums import EPS
 from collapsemeter.system.suggest import did_you_mean
 

@@ -1,4 +1,4 @@
-"""Rows go into sums and samples; those of small batches wait until they make a block, since XLA pays for every operation."""
+"""Rows go into sums and samples; those of small batches wait in `state.Waiting` until they make a block, since XLA pays for every operation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from collapsemeter.adapter.waiting import usable
+from collapsemeter.adapter.waiting_on_host import usable
 from collapsemeter.stats import sums
 from collapsemeter.stats.sampling import GROUPS, dealt_groups
 from collapsemeter.stats.sketch import row_hashes

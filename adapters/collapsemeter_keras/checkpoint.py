@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from collapsemeter.adapter.memory import Holding
-from collapsemeter.adapter.resuming import (
+from collapsemeter.adapter.checkpoint import (
     check_same,
     check_widths,
     not_a_state,
     saved_layers,
     say_without_groups,
 )
+from collapsemeter.adapter.memory import Holding
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.stats.sums import ScatterKind

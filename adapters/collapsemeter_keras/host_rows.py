@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.adapter.waiting import add_waiting
+from collapsemeter.adapter.waiting_on_host import add_waiting
 from collapsemeter.stats.sums import Sums
 
 Array = npt.NDArray[Any]

@@ -14,7 +14,7 @@ from collapsemeter.adapter.budget import Budget
 from collapsemeter.adapter.memory import Holding
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.adapter.tally import Tally
-from collapsemeter.adapter.waiting import usable
+from collapsemeter.adapter.waiting_on_host import usable
 from collapsemeter.stats.groups import GROUPS
 from collapsemeter.stats.sums import INTEGERS, Sums, array_shapes, update
 

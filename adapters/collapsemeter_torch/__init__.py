@@ -22,8 +22,8 @@ In the order of the flow:
 `frozen`                     a pass over a data set with frozen weights; `data_parallel` and `spread` for several processes
 `reporting`                  store -> report; `provenance` is what it says of ranks
 `tallies`                    ... sums of the device on the host
-`ranks`                      ... merged over processes, with `counts`, `outcomes` and `sharding`; `members` says over which, and which rows each numbers
-`rank_states`                `StateOfRanks`: what all processes have counted, as one state
+`merging`                    ... merged over processes, by what they exchange in `ranks`; `counts` and `sharding` serve it, and `members` says which processes merge
+`rank_states`                `StateOfRanks`: for checkpoints, the states of all processes side by side, not merged
 `demo`                       the demo's network
 ===========================  ==============================================================================================================
 """

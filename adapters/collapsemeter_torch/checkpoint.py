@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from collapsemeter.adapter.resuming import (
+from collapsemeter.adapter.checkpoint import (
     check_same,
     check_widths,
     not_a_state,

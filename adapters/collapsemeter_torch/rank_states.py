@@ -1,4 +1,4 @@
-"""The counts of all ranks as one state, for checkpoints that one process writes for all."""
+"""The states of all ranks side by side, not merged, for checkpoints that one process writes for all."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ from collapsemeter.stats.moments import Phase
 from collapsemeter.system.warning import warn
 
 from . import compiled
-from .counts import Call, Counts, check_ranks, counts_for, counts_of, first_that_knows, joint
+from .counts import Call, Counts, counts_for, counts_of
 from .data_parallel import buffers_of_rank_0
 from .members import Sync, members_of, twins_among
+from .merging import attempt, moments_of_all, result_of, result_of_all, tallies_of_all
 from .namespace import device_of
-from .outcomes import attempt, merged_moments, merged_tallies, result_of
 from .provenance import ranks_said, with_missing_rows, without_weights
-from .ranks import Members, from_root, of_all, on_device, ranks_of_meter, reduced, this_rank
+from .ranks import Members, on_device, ranks_of_meter, this_rank
 from .sharding import is_sharded, mesh_ranks, twins
 from .spread import Spread, is_plain, spread_of
 from .tallies import causes, sample_size, tallies
@@ -140,13 +140,16 @@ class Reporter:
 
             def measured(together: Counts, root: int) -> Callable[[], CollapseReport]:
                 speaks = counts_for(members.here.rank, counts)
-                merged = self._merged(
-                    store, together, copies if speaks else {}, phase, members, root
-                )
+                own = {
+                    key: partial(self._joint_tally, store, key, copy, phase)
+                    for key, copy in copies.items()
+                    if speaks
+                }
+                merged = tallies_of_all(members, together, own, root)
                 head = None if known is None else attempt(lambda: known.head(self._model))
                 return lambda: self._measured(together, merged, phase, result_of(head))
 
-            return self._together(counts, members, timeout, measured)
+            return self._of_all(members, counts, timeout, measured)
 
     def moments(self, layer: str, call: int, sync: Sync, timeout: float) -> ClassMoments:
         """Return what a layer counted live as moments."""
@@ -167,51 +170,22 @@ class Reporter:
                 return _counted(own_moments(), layer, call, counts)
 
             def merged(together: Counts, root: int) -> Callable[[], ClassMoments]:
-                part = reduced(members, attempt(own_moments), merged_moments, root)
+                part = moments_of_all(members, own_moments, root)
                 return lambda: _counted(result_of(part), layer, call, together)
 
-            return self._together(counts, members, timeout, merged)
+            return self._of_all(members, counts, timeout, merged)
 
-    def _together(
+    def _of_all(
         self,
-        counts: Counts,
         members: Members,
+        counts: Counts,
         timeout: float,
-        reduce: Callable[[Counts, int], Callable[[], Result]],
+        merge: Callable[[Counts, int], Callable[[], Result]],
     ) -> Result:
-        """Meet the other ranks, merge, and return on all of them what one makes of it, or raise its error."""
+        """Meet the other ranks, and return what `result_of_all` does."""
         self._meet(members, counts.place, timeout)
         with on_device(device_of(self._recorder.root)):
-            parts = of_all(members, counts)
-            check_ranks(parts)
-            root = first_that_knows(parts)
-            make = reduce(joint(parts), root)
-            outcome: Any = attempt(make) if members.here.rank == root else None
-            result: Result = result_of(from_root(members, outcome, root))
-            return result
-
-    def _merged(
-        self,
-        store: Store,
-        together: Counts,
-        copies: Mapping[Call, Callable[[], Tally]],
-        phase: Phase,
-        members: Members,
-        root: int,
-    ) -> dict[Call, Callable[[], Tally]]:
-        """Merge what every rank counted in the same order of layers; the root has the whole of it."""
-
-        def own_tally(key: Call) -> JointTally | None:
-            if key not in copies:
-                return None
-            return JointTally.of(copies[key](), phase, self._sample_size(store, key))
-
-        merged: dict[Call, Callable[[], Tally]] = {}
-        for key in together.calls:
-            if key[0] not in together.degraded and key[0] not in together.unpaired:
-                part: Any = reduced(members, attempt(partial(own_tally, key)), merged_tallies, root)
-                merged[key] = partial(_joint, part, together)
-        return merged
+            return result_of_all(members, counts, merge)
 
     def _counts(
         self,
@@ -236,6 +210,11 @@ class Reporter:
             and store.layers[layer, call].width < known.plan.widths[layer]
         }
         return replace(counts, unpaired={**counts.unpaired, **split})
+
+    def _joint_tally(
+        self, store: Store, key: Call, copy: Callable[[], Tally], phase: Phase
+    ) -> JointTally:
+        return JointTally.of(copy(), phase, self._sample_size(store, key))
 
     def _sample_size(self, store: Store, key: Call) -> int | None:
         """Return how many rows the sample of a layer holds; None where all are kept."""
@@ -291,12 +270,6 @@ class Reporter:
 def _own_tally(copy: Callable[[], Tally], sample_size: int | None, counts: Counts) -> Tally:
     """Return what a layer counted in this process."""
     return evened(copy(), sample_size, counts.numbered)
-
-
-def _joint(part: JointTally | Exception, counts: Counts) -> Tally:
-    """Return what a layer counted on all ranks, or raise what failed on one."""
-    tally = result_of(part)
-    return evened(tally, tally.sample_size, counts.numbered)
 
 
 def _counted(moments: ClassMoments | None, layer: str, call: int, counts: Counts) -> ClassMoments:

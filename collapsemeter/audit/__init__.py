@@ -17,6 +17,7 @@ In the order of the flow:
 `digests`           what identifies rows and files
 `piece_rows`        features of a piece, reduced to one row per label
 `first_pass`        pieces -> states
+`resuming`          states of an earlier run that count again
 `saved_state`       state files
 `merge`             states of pieces -> of shards -> of all
 `second_pass`       rows and final means -> decisions, for NC4

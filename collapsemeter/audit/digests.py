@@ -10,6 +10,8 @@ from ..activations.manifest import sha256_of_path
 from ..activations.remote import local_path
 from .job import LABELS, MASK, Piece, Shard, StoredArray
 
+Digests = Mapping[Shard, Mapping[str, str]]  # of the files of shards
+
 
 def digests_of(shard: Shard, cache: str) -> dict[str, str]:
     """Return the SHA-256 of every file of a shard; raise ValueError if the manifest has another."""

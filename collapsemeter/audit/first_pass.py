@@ -1,10 +1,8 @@
 """The first pass: every piece of a shard is counted, and its moments go to a state file."""
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +13,12 @@ import numpy.typing as npt
 from ..stats.accumulate import Accumulator
 from ..stats.moments import ClassMoments
 from ..stats.sketch import derived_seed
-from ..stats.state_file import CorruptStateError
 from ..stats.sums import HOST_CLASS_SCATTER_ENTRIES, scatter_kind
-from ..version import __version__
-from .digests import digests_of, labels_id, rows_id
+from .digests import Digests, digests_of, labels_id, rows_id
 from .epochs import LabelsOf
-from .job import Counting, Job, Piece, Shard, Task
+from .job import Counting, Job, Shard, Task
 from .piece_rows import OpenPiece
-from .saved_state import AuditState, SavedState, ShardRecord, save_layers
+from .saved_state import AuditState, ShardRecord, save_layers
 from .workers import Workers, complete
 
 
@@ -40,20 +36,11 @@ def map_pieces(
     numbers: Sequence[int | None],
     folder: Path,
     workers: Workers,
-    resume: bool,
-    earlier: Sequence[Path] = (),
+    counted: Callable[[Digests], dict[int, Path]] | None = None,
 ) -> list[Path]:
-    """Return a state file for each piece, whose first rows have these numbers; to resume is to use those of the same rows that lie in the folders."""
-    digests, done = _digests(job, workers, of_all=resume), {}
-    if resume:
-        known = _known_states(job, [folder, *earlier])
-        first = {p.shard: n for p, n in zip(job.pieces, numbers, strict=True) if not p.start}
-        for i, piece in enumerate(job.pieces):
-            digest = digests[piece.shard]
-            path = _state_of(piece.shard.whole, digest, first[piece.shard], known)
-            path = path or _state_of(piece, digest, numbers[i], known)
-            if path is not None:
-                done[i] = _moved(path, folder)
+    """Return a state file for each piece, whose first rows have these numbers; ``counted`` finds those that are there already."""
+    digests = _digests(job, workers, of_all=counted is not None)
+    done = {} if counted is None else counted(digests)
 
     def count(left: list[int]) -> Iterator[tuple[int, Path]]:
         place = folder if workers.files else None
@@ -102,47 +89,6 @@ def _digests(job: Job, workers: Workers, of_all: bool) -> dict[Shard, dict[str, 
     return dict(zip(shards, hashed, strict=True))
 
 
-_Known = dict[tuple[Any, ...], Path]  # by rows, labels, layers and the number of the first row
-_ANY = "mapped"  # in the place of the number
-
-
-def _known_states(job: Job, folders: Sequence[Path]) -> _Known:
-    """Return the states that lie in folders and were counted as this job counts."""
-    known: _Known = {}
-    key = _key_of(job.counting, job.phase, job.shards[0].layers)
-    for path in [path for folder in folders for path in states_in(folder)]:
-        try:
-            state = SavedState(path)
-        except (CorruptStateError, FileNotFoundError):  # the second: of another process
-            continue  # it is counted again
-        if state.key == key and len(state.shards) == 1:
-            record = state.shards[0]
-            for number in (record.first_row, *([_ANY] if record.mapped else [])):
-                known.setdefault((record.id, record.labels, tuple(state.layers), number), path)
-    return known
-
-
-def _state_of(
-    piece: Piece, digests: Mapping[str, str], number: int | None, known: _Known
-) -> Path | None:
-    """Return a state whose rows have these numbers, or that was mapped by itself, if there is one."""
-    key = rows_id(piece, digests), labels_id(piece.shard, digests), tuple(piece.shard.layers)
-    return known.get((*key, number)) or known.get((*key, _ANY))
-
-
-def states_in(folder: Path) -> list[Path]:
-    """Return the states of shards and of pieces of them, in order."""
-    return sorted([*folder.glob("*.state"), *folder.glob("*.piece")])
-
-
-def _moved(path: Path, folder: Path) -> Path:
-    """Move a state here that an earlier run left elsewhere."""
-    target = folder / path.name
-    if path != target and path.exists():  # else it was moved for an earlier piece of the same shard
-        os.replace(path, target)
-    return target
-
-
 def _map(task: MapTask) -> Any:
     """Count a piece; return the path of its state, or the state where the folder is not at hand."""
     state = map_piece(task.task, task.digests)
@@ -188,7 +134,7 @@ def map_piece(task: Task, digests: Mapping[str, str] | None = None) -> AuditStat
         mapped=task.mapped,
     )
     layers = {name: record.mark(moments) for name, moments in counted.items()}
-    return AuditState(layers, record, _key_of(task.counting, task.phase, layers))
+    return AuditState(layers, record, task.counting.key(task.phase, layers))
 
 
 def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int]) -> ClassMoments:
@@ -222,16 +168,3 @@ def _counted(opened: OpenPiece, layer: str, task: Task, seed: Callable[[], int])
             f"{task.piece.shard.name}: pass --nonfinite skip to leave such rows out"
         )
     return moments
-
-
-def _key_of(counting: Counting, phase: str, layers: Iterable[str]) -> dict[str, Any]:
-    """Return everything but the data that a state depends on."""
-    settings = asdict(counting.settings)
-    names = ("num_classes", "scatter", "sketch_rows", "ignore_index", "nonfinite", "groups")
-    return {
-        "collapsemeter": __version__,
-        "phase": phase,
-        "labels": counting.labels,
-        "reductions": {layer: counting.reduction(layer) for layer in layers},
-        **{name: settings[name] for name in names},
-    }

@@ -1,10 +1,10 @@
 """An audit's work as plain data: stored arrays, shards, pieces, and how rows are counted."""
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..activations.array_file import Array
 from ..activations.manifest import RESERVED
@@ -14,6 +14,7 @@ from ..stats.head import Head
 from ..stats.moments import Phase
 from ..system.patterns import matches
 from ..system.suggest import listed
+from ..version import __version__
 
 LABELS, PREDICTIONS, LOGITS, MASK = RESERVED  # the roles of arrays beside layers
 WEIGHTS = ("weight", "kernel")  # what the array of a head is called
@@ -129,6 +130,18 @@ class Counting:
         """Return the reduction of a layer."""
         matching = (how for pattern, how in self.reductions if matches(pattern, layer))
         return next(matching, "auto")
+
+    def key(self, phase: str, layers: Iterable[str]) -> dict[str, Any]:
+        """Return everything but the data that a state depends on."""
+        settings = asdict(self.settings)
+        names = ("num_classes", "scatter", "sketch_rows", "ignore_index", "nonfinite", "groups")
+        return {
+            "collapsemeter": __version__,
+            "phase": phase,
+            "labels": self.labels,
+            "reductions": {layer: self.reduction(layer) for layer in layers},
+            **{name: settings[name] for name in names},
+        }
 
 
 class Task(NamedTuple):

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ..report.report import CollapseReport
@@ -16,6 +17,7 @@ from .merge import merge_pieces, merge_states, numbering_notes
 from .options import Accept, Options, Running
 from .plan import plan_shards
 from .prepare import prepare
+from .resuming import counted_before
 from .saved_state import SavedState, open_states
 from .second_pass import decide_all
 from .workers import Workers, open_workers
@@ -123,13 +125,25 @@ def _jobs(
     return jobs
 
 
+def _mapped(
+    job: Job,
+    numbers: Sequence[int | None],
+    workers: Workers,
+    resume: bool,
+    folders: Sequence[Path],
+) -> list[Path]:
+    """Run the first pass into the first folder; to resume is to use what lies in the folders."""
+    counted = partial(counted_before, job, numbers, folders) if resume else None
+    return map_pieces(job, numbers, folders[0], workers, counted)
+
+
 def _merged(
     job: Job, first_row: int, folder: Path, workers: Workers, running: Running, step: int | None
 ) -> tuple[SavedState, list[str]]:
     """Run the first pass, and merge; the name of the merged state tells what is in it. Say where rows have other numbers."""
     earlier = [_of_step(Path(folder), step) for folder in running.earlier]
     numbers = first_row_numbers(job, first_row)
-    pieces = map_pieces(job, numbers, folder, workers, running.resume, earlier)
+    pieces = _mapped(job, numbers, workers, running.resume, [folder, *earlier])
     states = open_states(merge_pieces(job, pieces, folder))
     records = [record for state in states for record in state.shards]
     name = hash_of(
@@ -172,7 +186,7 @@ def map_files(files: Sequence[str], options: Options, running: Running) -> list[
             for inputs, job in zip(steps, jobs, strict=True):
                 folder = _writable(_of_step(Path(running.state), inputs.step))
                 numbers = first_row_numbers(job, options.first_row)
-                pieces = map_pieces(job, numbers, folder, workers, running.resume)
+                pieces = _mapped(job, numbers, workers, running.resume, [folder])
                 written += merge_pieces(job, pieces, folder)
     return written
 

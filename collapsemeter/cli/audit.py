@@ -176,7 +176,7 @@ def _left_behind(folder: Path) -> list[Path]:
 
 
 def _holds_states(folder: Path) -> bool:
-    from ..audit.first_pass import states_in
+    from ..audit.resuming import states_in
 
     return any(states_in(inside) for inside in (folder, *folder.glob("step-*")))
 

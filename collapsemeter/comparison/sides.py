@@ -53,7 +53,7 @@ def reference_side(reference: Any, before_activation: bool, measured: Side) -> S
     center_head = bool(switches.pop("center_head", False))
     convention = Convention(**switches) if switches else "papyan2020"
     side = _theory(reference, before_activation, convention, center_head)
-    return side._replace(low_rank=survey(reference.problem).low_rank)
+    return side._replace(low_rank=survey(reference.problem, "low rank").low_rank)
 
 
 def _theory(

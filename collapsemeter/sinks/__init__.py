@@ -6,7 +6,7 @@ base         what every sink shares: the guard, the name of a run, a file of lin
 fan          several destinations as one sink, and the sink that fits a destination
 json_lines   the float64 record, a line a report
 csv_table    a row a layer, a column a metric
-event_files  TensorBoard
+tensorboard_events  TensorBoard
 loggers      experiment trackers and callables, by what they can do
 scalars      what trackers and TensorBoard share
 derived      curves of what is derived from reports
@@ -23,10 +23,10 @@ Examples
 
 from .base import GuardedSink, Sink
 from .csv_table import CsvSink
-from .event_files import TensorBoardSink
 from .fan import Fan, to
 from .json_lines import JsonlSink
 from .loggers import LoggerSink
+from .tensorboard_events import TensorBoardSink
 
 __all__ = [
     "CsvSink",

@@ -7,9 +7,9 @@ from typing import Any, Self
 from ..report.report import CollapseReport
 from .base import GuardedSink, Sink, checked_run
 from .csv_table import CsvSink
-from .event_files import TensorBoardSink
 from .json_lines import JsonlSink
 from .loggers import LoggerSink, takes
+from .tensorboard_events import TensorBoardSink
 
 # Endings that name a file, so that a slip of the pen does not make a folder of event files.
 _OTHER_FILES = (".json", ".ndjson", ".tsv", ".txt", ".log", ".html", ".svg", ".png", ".parquet")

@@ -1,4 +1,4 @@
-"""The header of a ``.npy`` array, read without pickle and safely in several threads."""
+"""Parse the header of a ``.npy`` array, without pickle; `activations.npy_format` checks what it claims."""
 
 import io
 import threading

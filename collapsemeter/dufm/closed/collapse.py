@@ -1,4 +1,4 @@
-"""Neural collapse of all classes, or of some of them."""
+"""Neural collapse of all classes, the proven optimum for two classes or one layer, or of some of them."""
 
 import math
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Whether a saved state is one of this meter's: an error that names both sides, before anything is loaded."""
+"""Check that a saved state is one of this meter's: an error names both sides, before anything is loaded."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
