@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from . import sinks as sinks
     from .adapter.watch import watch
     from .comparison.compare import compare
-    from .comparison.result import Comparison, LayerComparison
+    from .comparison.layer_comparison import LayerComparison
+    from .comparison.result import Comparison
     from .metrics.catalogue import METRICS
     from .metrics.convention import PRESETS, Convention
     from .metrics.decisions import Decisions, decide
@@ -67,7 +68,7 @@ _HOMES = {
     "Decisions": "metrics.decisions",
     "Head": "stats.head",
     "History": "report.history",
-    "LayerComparison": "comparison.result",
+    "LayerComparison": "comparison.layer_comparison",
     "LayerReport": "metrics.layer",
     "compare": "comparison.compare",
     "decide": "metrics.decisions",

@@ -14,7 +14,7 @@ from collapsemeter.adapter.memory import Memory
 from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.fields import Phase
 from collapsemeter.system.terminal import say
 
 from . import linen_models

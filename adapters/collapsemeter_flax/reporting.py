@@ -14,7 +14,7 @@ import jax
 from collapsemeter import CollapseReport
 from collapsemeter.adapter.network_report import network_report
 from collapsemeter.adapter.selection import Selection
-from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.fields import Phase
 
 from .state import State
 from .tallies import expected_rows, head_of, tally, unstacked

@@ -15,7 +15,7 @@ from flax import linen, nnx
 from collapsemeter import ClassMoments, Head
 from collapsemeter.adapter.tally import Tally, classifier
 from collapsemeter.adapter.waiting_on_host import add_waiting, usable
-from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.fields import Phase
 from collapsemeter.stats.sketch import derived_seed
 from collapsemeter.stats.sums import COUNTERS, INTEGERS, Sums
 

@@ -18,7 +18,7 @@ In the order of the flow:
 `costs`       what counting costs beside a step, and `memory` what it holds
 `checkpoint`  what was counted as arrays, and back
 `reporting`   sums -> report
-`publishing`  ... to sinks and Keras' logs
+`publishing`  ... to sinks and Keras' logs; `entries` names the streams
 `demo`        the demo's network
 ============  ====================================================================================================================
 """

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 from keras import tree
@@ -21,7 +21,7 @@ from collapsemeter.system.warning import warn
 
 from . import frozen
 from .head import head_of
-from .instrument import Instrument, renew_steps, synchronise
+from .instrument import Instrument, Run, renew_steps, synchronise
 from .memory import Plan, plan_of
 from .operations import BACKEND, is_traced
 from .outputs import OutputChoice
@@ -32,9 +32,6 @@ from .stateless import DROPPED, drops, with_deferred
 from .study import output_names, study
 from .updating import BatchCounter
 from .variables import nbytes_of
-
-if TYPE_CHECKING:
-    from .batch import Batch
 
 
 class Attachment:
@@ -256,11 +253,11 @@ class Attachment:
 
     # Blocks of loops that the user wrote
 
-    def enter(self, batch: Batch, stream: str | None) -> str:
+    def enter(self, run: Run, stream: str | None) -> str:
         """Wait for the forward of a block; return what it counts to."""
         under_way = self.instrument.stash.stream
         running = next((name for name, sums in self.streams.items() if sums is under_way), None)
-        self.instrument.enter(batch)
+        self.instrument.enter(run)
         if running is None and stream in (None, "train"):
             self.clock.begin(perf_counter())
         return stream or running or "train"

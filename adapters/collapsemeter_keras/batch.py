@@ -66,7 +66,7 @@ class Batch:
         self._again = False
 
     def __enter__(self) -> Batch:
-        self._stream = self._attachment.enter(self, self._named)
+        self._stream = self._attachment.enter(self._run, self._named)
         return self
 
     def __exit__(
@@ -84,7 +84,7 @@ class Batch:
         if self._again:
             warn(_AGAIN)
 
-    def run(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _run(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a forward of the model; the first one is noted."""
         if self._outputs is not None:
             self._again = True

@@ -21,10 +21,11 @@ from .linear import is_reversible
 from .operations import BACKEND, Key, detached, dtype_of, is_writable
 
 if TYPE_CHECKING:
-    from .batch import Batch
     from .state import StreamSums
 
 LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
+# A forward of the model, and its arguments, to what it returns.
+Run: TypeAlias = Callable[[Callable[..., Any], Any, Any], Any]
 # From a stream, the outputs of layers, and the arguments of the loss.
 Count: TypeAlias = "Callable[[StreamSums, dict[Key, Any], dict[str, Any]], None]"
 # From "train" or "validation", and the data of a step where they are known, to what the step counts to.
@@ -44,7 +45,7 @@ class Stash(threading.local):
         self.scope: Any = None
         # A list, because torch.compile breaks its graph where a dict that was there before changes.
         self.notes: list[tuple[str, Any]] = []
-        self.batch: Batch | None = None  # the block that waits for its forward
+        self.run: Run | None = None  # of the block that waits for its forward
         self.in_blocks = (
             False  # this step counts in blocks of its own, and not where it has its loss
         )
@@ -174,10 +175,10 @@ class Instrument:
                 note = self._note_reversed if is_reversible(part) else self._note_input
             self._watch(part, functools.partial(note, name))
 
-    def enter(self, batch: Batch) -> None:
+    def enter(self, run: Run) -> None:
         """Wait for the forward of a block."""
         model = self._model()
-        if self.stash.batch is not None:
+        if self.stash.run is not None:
             raise ValueError(
                 "labels arrive while labels wait for their forward: close the first `with meter.batch(labels)` block"
             )
@@ -186,18 +187,18 @@ class Instrument:
             self._wrap(model, "call", self._run_forward)
             if hasattr(model, "quantized_call"):
                 self._wrap(model, "quantized_call", self._run_forward)
-        self.stash.batch, self.stash.in_blocks = batch, True
+        self.stash.run, self.stash.in_blocks = run, True
 
     def leave(self) -> None:
         """Wait no longer."""
-        self.stash.batch = None
+        self.stash.run = None
 
     def _run_forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        batch = self.stash.batch
+        run = self.stash.run
         # A model that is built, or studied, runs on shapes alone.
-        if batch is None or self._removed or get_symbolic_scope() is not None:
+        if run is None or self._removed or get_symbolic_scope() is not None:
             return original(*args, **kwargs)
-        return batch.run(original, args, kwargs)
+        return run(original, args, kwargs)
 
     def remove(self) -> None:
         """Take every wrapper off."""

@@ -16,9 +16,9 @@ from collapsemeter.adapter.reduction import Reduction
 from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection, nothing_counted
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.report.report import TABLE
+from collapsemeter.stats.fields import Phase
 from collapsemeter.stats.groups import GROUPS
 from collapsemeter.stats.labels import Mixed
-from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
 from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind
 
@@ -26,12 +26,13 @@ from . import checkpoint, frozen
 from .attachment import Attachment
 from .batch import Batch
 from .callback_order import move_before_readers
+from .entries import PHASES, STREAMS
 from .instrument import synchronise
 from .publishing import Publisher
 from .reporting import report_of, report_of_nothing
 from .selection import HeadOption, Request
 from .state import StreamSums
-from .streams import PHASES, STREAMS, EpochReports
+from .streams import EpochReports
 
 
 class CollapseMeter(EpochReports):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from collapsemeter import CollapseReport
 from collapsemeter.report.tags import chosen_metrics
 
-from .streams import STREAMS, Entry
+from .entries import STREAMS, Entry
 
 LAST = "head"  # the last layer's other name in the logs
 _PREFIX = {"train": "", "validation": "val_", "probe": "probe_"}

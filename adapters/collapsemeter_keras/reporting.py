@@ -11,10 +11,10 @@ from collapsemeter import CollapseReport
 from collapsemeter.adapter.network_report import network_report
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
-from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.fields import Phase
 
+from .entries import PHASES
 from .operations import BACKEND
-from .streams import PHASES
 from .updating import NO_STEP, why_nothing
 
 if TYPE_CHECKING:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from collapsemeter import CollapseReport
-from collapsemeter.stats.moments import Phase
 from collapsemeter.system.warning import warn
+
+from .entries import STREAMS, Entry
 
 if TYPE_CHECKING:
     from collapsemeter.adapter.budget import Clock
 
     from .publishing import Publisher
     from .state import StreamSums
-
-STREAMS = ("train", "validation", "probe")
-PHASES: dict[str, Phase] = {"train": "live", "validation": "frozen-eval", "probe": "frozen-train"}
-
-
-class Entry(NamedTuple):
-    """A report and the epoch it is of."""
-
-    epoch: int
-    report: CollapseReport
 
 
 class EpochReports(keras.callbacks.Callback):

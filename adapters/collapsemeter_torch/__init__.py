@@ -14,7 +14,7 @@ In the order of the flow:
 `label_hooks`                labels without an edit of the loop; `labels` makes class numbers of them
 `pending`                    forwards that wait for a loss that brings labels
 `hooks`                      a layer's output -> rows, by `reduction`
-`recorder`                   what hooks hold: the network, the open `batch`, the store
+`recorder`                   what hooks hold: the network, the open `batch` (its `scope`), the store
 `state`                      what one measurement has counted
 `waiting`, `blocks`          small batches, until they make a block; what its labels say to every layer
 `device_sums`, `tiles`       the sums of one layer on its device, by the operations of `namespace`; a block on a CPU

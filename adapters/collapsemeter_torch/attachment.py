@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from collapsemeter.adapter.reduction import reduction_of
 
 from . import compiled
+from .batch import forward_begins
 from .hooks import HeadOutputHook, LayerHook, ScoresHook, head_input_hook
 from .label_hooks import FirstForwardHook, KeywordLabelsHook, KeywordLabelsPreHook, RootPreHook
 from .layers import innermost
@@ -107,7 +108,7 @@ class _FirstForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         recorder, model = self._recorder(), self._model()
         if recorder is not None:
-            recorder.forward_begins(args, kwargs)
+            forward_begins(recorder, args, kwargs)
         if model is not None and (recorder is None or recorder.learnt is not None):
             model._compiled_call_impl = self.run
         return self.run(*args, **kwargs)

@@ -1,9 +1,8 @@
-"""One batch on its way through the model: the block that opens it, and what hooks need to know of it."""
+"""One batch on its way through the model: the block `with meter.batch(labels)`, which a hook or a loss may open, too."""
 
 from __future__ import annotations
 
 import copy
-import threading
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,138 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from collapsemeter.adapter.batches import require_labels
 from collapsemeter.adapter.reduction import BatchError
-from collapsemeter.stats.sampling import low_32_bits, reservoir_slots
-from collapsemeter.stats.sketch import row_hashes
 from collapsemeter.system.warning import warn
 
-from .blocks import RowNumbers, dealt, joined, to_device
-from .compiled import graphs_may_come
-from .labels import are_classes, label_tensor, row_numbers
-from .namespace import products_are_reduced
+from .blocks import to_device
+from .labels import are_classes, label_tensor
+from .scope import LeftOut, Scope
+from .sharding import local
 from .state import HEAD_OUTPUT
 
 if TYPE_CHECKING:
+    from .pending import PendingForward
     from .recorder import Recorder
     from .state import Store
-
-# The scopes that are open in each thread, for graphs. A global: tensors that torch.compile reaches through
-# a module are constant in shape to it, and every batch size would be a graph of its own.
-# Not a ContextVar, which a compiled graph cannot read; other threads never set it.
-SCOPES = threading.local()
 
 IN_EVAL_MODE = (
     "the model was in eval mode, or without gradients, whenever labels came: pass count_eval=True"
 )
 # Seconds that a first batch waits for that of another thread, which may have been left open.
 _PATIENCE = 60.0
-
-
-class Opened(threading.local):
-    """The scope that a recorder has open in each thread, and its slot among `SCOPES`.
-
-    A graph guards the slot. Each batch takes the first that is free, so that graphs do not tell one meter
-    from another: of a code torch.compile makes eight graphs, and no more.
-    """
-
-    scope: LeftOut | None = None
-    slot: str | None = None
-
-    def put(self, scope: LeftOut) -> None:
-        """Open a scope, or put it in the place of the one that is open."""
-        if self.slot is None:
-            number = 0
-            while (slot := f"slot {number}") in SCOPES.__dict__:
-                number += 1
-            self.slot = slot
-        self.scope = scope
-        setattr(SCOPES, self.slot, scope)
-
-    def clear(self) -> None:
-        """Close the scope."""
-        if self.slot is not None:
-            del SCOPES.__dict__[self.slot]
-        self.scope = self.slot = None
-
-
-class LeftOut:
-    """In place of a `Scope`, for a batch that the budget leaves out: its labels are not looked at."""
-
-    def __init__(self, *, anyway: bool) -> None:
-        self.anyway = anyway  # a batch whatever mode the model is in
-        self.counted = True  # the model is in a mode that counts
-        self.done = False  # the forward that the labels belong to is over
-        self.again = False  # the model ran a second time on the same labels
-        self.problems: dict[str, BatchError] = {}
-        self.misfit: ValueError | None = None  # in the model's output are no scores
-        self.calls: dict[str, int] = {}
-
-
-class Scope(LeftOut):
-    """The current batch as hooks need to know it; a new one for every batch.
-
-    Where a graph may be made or run, everything that it needs is prepared here, outside of it: hooks
-    only read it, note their calls in ``calls`` and problems in ``problems``, and clear the flags.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        labels: Tensor,
-        mask: Tensor | None,
-        *,
-        device: torch.device,
-        complete: bool,  # every label is known to be a class
-        anyway: bool,
-    ) -> None:
-        super().__init__(anyway=anyway)
-        self.store = store
-        self.device_type = device.type
-        self.on_cuda = device.type == "cuda"
-        self.labels = labels if device == labels.device else to_device(labels, device)
-        self.shape = labels.shape  # for eager hooks: a graph would guard its numbers
-        self.flat_labels = self.labels if labels.ndim == 1 else self.labels.flatten()
-        self.mask = mask
-        self.mask_seen: Any = None  # the attention mask that the model was given
-        self.head_given: Any = None
-        self.head_output: Any = None  # both until the model's end
-        self.unseen = False  # something was counted in a compiled graph
-        self.first_row = store.next_row
-        self.rows = rows = labels.numel()
-        numbers: RowNumbers = range(self.first_row, self.first_row + rows)
-        if not complete:
-            numbers, rows = row_numbers(labels, self.first_row, store.settings)
-        alone = self.first_row and store.numbering.ranks == 1  # as it was found with the first row
-        self.numbers = numbers if alone else store.numbered(numbers)
-        store.next_row = self.end_row = self.first_row + rows
-        self.ready = graphs_may_come()
-        if self.ready:
-            with torch.inference_mode(False):
-                self._prepare(device)
-
-    def mask_for(self, output: Any) -> Tensor | None:
-        """Return the mask that goes with a layer's output: the user's, or the model's where it fits."""
-        seen = self.mask_seen
-        if self.mask is not None or not isinstance(seen, Tensor):
-            return self.mask
-        features = output[0] if isinstance(output, tuple | list) and output else output
-        fits = isinstance(features, Tensor) and features.ndim == 3
-        return seen if fits and features.shape[:2] == seen.shape and self.labels.ndim == 1 else None
-
-    def _prepare(self, device: torch.device) -> None:
-        numbers, settings = joined([self.numbers]), self.store.settings
-        self.widen = products_are_reduced(device.type)
-        self.slots: dict[int, Tensor] = {}
-        self.ids = to_device(torch.from_numpy(numbers), device)
-        for size in self.store.sample_sizes:
-            slots = reservoir_slots(numbers, size, settings.seed)
-            self.slots[size] = to_device(torch.from_numpy(slots), device)
-        self.groups = to_device(torch.from_numpy(dealt(numbers)), device)
-        self.hashes: tuple[Tensor, Tensor] | None = None
-        if self.store.may_sketch():  # here: a compiled graph takes minutes to fuse all this
-            hashes = row_hashes(numbers, settings.sketch_rows, settings.seed, low_32_bits)
-            buckets, negative = (to_device(torch.from_numpy(part), device) for part in hashes)
-            self.hashes = buckets, negative
 
 
 class FirstBatch(LeftOut):
@@ -322,16 +209,79 @@ class Batch:
             self._recorder.nothing = str(error)
             raise error from None
         if scope.anyway or self._recorder.is_training():
-            self._recorder.unseen.append(self)
+            self._recorder.unseen.append(self._expect)
             self._recorder.nothing = "the model did not run inside `with meter.batch(labels)`"
         else:
             self._recorder.nothing = IN_EVAL_MODE
 
-    def expect(self) -> None:
+    def _expect(self) -> None:
         """Expect these rows of every layer: in this block nothing ran."""
         self._check_labels()
         self._store.expected_rows += self.labels.numel()
         self._store.batches += 1
+
+
+def live_batch(recorder: Recorder, labels: Any, mask: Any = None) -> Batch:
+    """Return the block for a live batch; of one that the budget leaves out nothing is looked at."""
+    if recorder.limited and not recorder.takes_next():
+        return _left_out(recorder)
+    if type(labels) is not Tensor:
+        labels = local(labels)
+        require_labels(labels)
+    return Batch(recorder, recorder.live, labels, mask, anyway=recorder.count_eval)
+
+
+def open_by_hook(recorder: Recorder, labels: Any, mask: Any) -> None:
+    """Open a batch that a hook will close, see `Recorder.close_by_hook`."""
+    batch = live_batch(recorder, labels, mask)
+    batch.__enter__()
+    recorder.opened_by_hook = True
+    recorder.of_thread.batch = batch
+
+
+def forward_begins(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Learn from the first forward that has labels, or whose labels come with the loss."""
+    scope = recorder.scope()
+    if isinstance(scope, FirstBatch):
+        scope.learn(recorder, args, kwargs)
+    elif (
+        recorder.learnt is None
+        and scope is None
+        and recorder.waits_for_loss
+        and recorder.is_training()
+    ):
+        try:
+            recorder.learn(args, kwargs)
+        except Exception as error:
+            recorder.live.degrade("criterion=", error)
+
+
+def count_pending(recorder: Recorder) -> None:
+    """Count the forwards whose labels a loss has brought."""
+    for forward in recorder.pending.take_labelled():
+        try:
+            _count_forward(recorder, forward)
+        except Exception as error:  # the loop was not edited for us: it must not notice us
+            recorder.live.degrade("criterion=", error)
+
+
+def _count_forward(recorder: Recorder, forward: PendingForward) -> None:
+    if forward.left_out:
+        with _left_out(recorder):
+            return
+    labels = forward.all_labels(recorder.live.settings.num_classes)
+    require_labels(labels)
+    # The model trained when this ran, whatever it does now.
+    with Batch(recorder, recorder.live, labels, anyway=True):
+        scope = recorder.scope()
+        if isinstance(scope, Scope):
+            for count, output in forward.outputs:
+                count(scope, output)
+
+
+def _left_out(recorder: Recorder) -> Batch:
+    """Return the block for a live batch that is left out."""
+    return Batch(recorder, recorder.live, None, anyway=recorder.count_eval)
 
 
 def _problem_of_all(scope: LeftOut) -> BatchError | None:

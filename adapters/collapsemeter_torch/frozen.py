@@ -16,15 +16,16 @@ from collapsemeter.adapter.batches import each_batch, require_labels, split
 from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 
-from .batch import Batch, Scope
+from .batch import Batch
 from .compiled import eager
 from .data_parallel import alone, waiting_for_none
 from .label_hooks import next_token
 from .memory import UNPLANNED
 from .namespace import device_of
+from .scope import Scope
 from .sharding import is_sharded
 from .spread import Spread
-from .state import HEAD_OUTPUT, Store
+from .state import HEAD_OUTPUT, CountedBatch, Store
 
 if TYPE_CHECKING:
     from .learnt import Learnt
@@ -134,13 +135,13 @@ class Dump(Store):
         self._batch: dict[tuple[str, int], npt.NDArray[Any]] = {}
         self._calls: dict[str, int] = {}  # of each layer in every batch, as in the first
 
-    def add_rows(self, scope: Scope, layer: str, rows: Tensor) -> None:
+    def add_rows(self, scope: CountedBatch, layer: str, rows: Tensor) -> None:
         """Copy the rows of a layer's next call in this batch to the host."""
         call = scope.calls.get(layer, 0)
         scope.calls[layer] = call + 1
         self._batch[layer, call] = exact_array(rows)
 
-    def add_decisions(self, scope: Scope, decided: Tensor) -> None:
+    def add_decisions(self, scope: CountedBatch, decided: Tensor) -> None:
         """Copy the network's own decisions; those of its first call speak for it, as in reports."""
         scope.calls[HEAD_OUTPUT] = 1
         self._batch.setdefault((HEAD_OUTPUT, 0), exact_array(decided))
@@ -151,7 +152,7 @@ class Dump(Store):
             f"layer {layer!r} cannot be written: {type(error).__name__}: {error}"
         ) from error
 
-    def commit(self, scope: Scope) -> None:
+    def commit(self, scope: CountedBatch) -> None:
         """Write the batch, if every layer gave what it gave in those before."""
         calls = {name: scope.calls.get(name, 0) for name in self._watched}
         self._check(calls)

@@ -12,9 +12,9 @@ from torch.compiler import is_compiling
 
 from collapsemeter.adapter.reduction import BatchError, Layout, Reduction, mean_axes, reduction_of
 
-from .batch import Scope
-from .inert import Hook, recomputing
+from .inert import Hook
 from .reduction import TORCH, feature_rows
+from .scope import Scope, recomputing
 from .sharding import copies, local, on_mesh
 from .state import HEAD_OUTPUT
 
@@ -41,7 +41,7 @@ class CountingHook(Hook):
             if scope.counted and not scope.done:
                 self.guarded(scope, output)
         elif scope is None and recorder.waits_for_loss:
-            recorder.stash(self, output)
+            recorder.stash(self.name, self.guarded, output)
 
     def guarded(self, scope: Scope, output: Any) -> None:
         """Count outside of graphs, and let no fault of ours reach the user's step."""

@@ -6,8 +6,6 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from .recorder import Recorder
 
@@ -18,11 +16,6 @@ def _inert(*args: Any, **kwargs: Any) -> None:
 
 def _make_inert() -> Callable[..., None]:
     return _inert
-
-
-def recomputing() -> bool:
-    """Whether a backward pass is running: this forward is activation checkpointing's second one."""
-    return torch._C._current_graph_task_id() != -1
 
 
 class Hook:

@@ -12,9 +12,10 @@ from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
 from . import compiled
-from .batch import IN_EVAL_MODE, FirstBatch, LeftOut, Scope
+from .batch import IN_EVAL_MODE, FirstBatch, count_pending, forward_begins, open_by_hook
 from .callers import labels_taken
-from .inert import Hook, recomputing
+from .inert import Hook
+from .scope import LeftOut, Scope, recomputing
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -89,14 +90,14 @@ class KeywordLabelsPreHook(Hook):
     ) -> None:
         if recorder.scope() is None:  # another batch, or a frozen pass, would be disturbed
             recorder.pending.interrupted()
-            recorder.count_pending()
+            count_pending(recorder)
         recorder.close_stale()
         labels = kwargs.get("labels") if recorder.keyword_labels else None
         scope = recorder.scope()
         if labels is None and scope is None and recorder.keyword_labels:
             labels = labels_taken()
         if labels is None or scope is not None:
-            recorder.forward_begins(args, kwargs)
+            forward_begins(recorder, args, kwargs)
             scope = recorder.scope()
             if isinstance(scope, Scope) and not scope.done:
                 scope.mask_seen = kwargs.get("attention_mask")
@@ -108,7 +109,7 @@ class KeywordLabelsPreHook(Hook):
             recorder.learn(args, kwargs)
             if recorder.takes_next():
                 labels = next_token(recorder.root, labels, recorder.live.settings.ignore_index)
-            recorder.open_by_hook(labels, kwargs.get("attention_mask"))
+            open_by_hook(recorder, labels, kwargs.get("attention_mask"))
         except Exception as error:  # the loop was not edited for us: it must not notice us either
             recorder.live.degrade("labels=", error)
 
@@ -121,7 +122,7 @@ class FirstForwardHook(Hook):
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         recorder = self.recorder()
         if recorder is not None and not is_compiling():
-            recorder.forward_begins(args, kwargs)
+            forward_begins(recorder, args, kwargs)
 
 
 class KeywordLabelsHook(Hook):

@@ -21,15 +21,15 @@ from collapsemeter.adapter.network import Scores
 from collapsemeter.adapter.reduction import Reduction, check_reduction
 from collapsemeter.adapter.selection import MAX_LAYERS, Layers, Selection
 from collapsemeter.adapter.settings import Settings
+from collapsemeter.stats.fields import Phase
 from collapsemeter.stats.groups import GROUPS
 from collapsemeter.stats.labels import Mixed
-from collapsemeter.stats.moments import Phase
 from collapsemeter.stats.sketch import SKETCH_ROWS
 from collapsemeter.stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes
 from collapsemeter.system.terminal import say
 
 from .attachment import Attachment
-from .batch import Batch
+from .batch import Batch, count_pending, live_batch
 from .frozen import Dump, as_arguments, frozen_pass, inputs_on_device
 from .label_hooks import watch_criterion
 from .learnt import Learnt
@@ -269,7 +269,7 @@ class CollapseMeter:
     @property
     def rows(self) -> int:
         """Labels that came with counted batches since the last `reset`."""
-        self._recorder.count_pending()
+        count_pending(self._recorder)
         return self._recorder.live.expected_rows
 
     @property
@@ -335,7 +335,7 @@ class CollapseMeter:
         """
         if self._closed:
             raise ValueError("this meter is closed: make a new CollapseMeter to count more batches")
-        return self._recorder.batch(labels, mask)
+        return live_batch(self._recorder, labels, mask)
 
     def observe(
         self,
@@ -528,7 +528,7 @@ class CollapseMeter:
         TimeoutError
             As `compute`.
         """
-        self._recorder.count_pending()
+        count_pending(self._recorder)
         return self._reporter.moments(layer, call, sync, timeout)
 
     def reset(self) -> None:
@@ -537,6 +537,7 @@ class CollapseMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted as tensors and plain values, for ``torch.save``."""
+        count_pending(self._recorder)
         return self._recorder.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

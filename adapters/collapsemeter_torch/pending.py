@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-if TYPE_CHECKING:
-    from .hooks import CountingHook
+from .scope import Scope
 
+Count = Callable[[Scope, Any], None]  # of a hook
 _MOST = 4  # forwards that wait; of more, as where a loop evaluates in training mode, the oldest go
 _DEEPEST = 256  # operations between scores and a loss that are looked through
 
@@ -25,16 +25,16 @@ class PendingForward:
     """
 
     def __init__(self) -> None:
-        self.outputs: list[tuple[CountingHook, Any]] = []
+        self.outputs: list[tuple[Count, Any]] = []
         self.left_out = False  # the budget left it out: nothing was kept of it
         self.labels: list[Any] = []
         self._scores: list[weakref.ref[Tensor]] = []
         self.nodes: list[Any] = []
 
-    def add(self, hook: CountingHook, output: Any) -> None:
+    def add(self, count: Count, output: Any) -> None:
         """Keep a copy of a layer's output."""
         copied = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), output)
-        self.outputs.append((hook, copied))
+        self.outputs.append((count, copied))
 
     def end(self, scores: list[Tensor]) -> None:
         """Note by what a loss will know this forward."""

@@ -6,30 +6,36 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
-from collapsemeter.adapter.batches import require_labels
 from collapsemeter.adapter.budget import Budget
 
 from . import checkpoint
-from .batch import SCOPES, Batch, FirstBatch, LeftOut, Opened, Scope
-from .inert import recomputing
 from .layers import innermost
 from .members import numbering_of
 from .memory import UNPLANNED
 from .namespace import device_of, first_parameters
-from .pending import PendingForward, PendingForwards
-from .sharding import local
+from .pending import Count, PendingForwards
+from .scope import SCOPES, LeftOut, Opened, recomputing
 from .state import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
-    from .attachment import Attachment
-    from .hooks import CountingHook
     from .learnt import Learnt
     from .selection import Learner
+
+
+class Attached(Protocol):
+    """The hooks of one meter on its model, see `attachment`."""
+
+    handles: list[RemovableHandle]
+    head_input: Callable[..., None]
+
+    def attach(self, recorder: Recorder) -> None: ...
+    def watch(self, recorder: Recorder, learnt: Learnt) -> None: ...
+    def detach(self) -> None: ...
 
 
 class Recorder:
@@ -39,7 +45,7 @@ class Recorder:
         self,
         learner: Learner,
         budget: Budget,
-        attachment: Attachment,
+        attachment: Attached,
         *,
         exact: bool,
         strict: bool,
@@ -52,7 +58,9 @@ class Recorder:
         self.restored: Learnt | None = None  # what the meter of a loaded state knew
         self.resumed: dict[str, Any] | None = None  # a state that says nothing of the network
         self.nothing = ""  # why the last batch was not counted
-        self.unseen: list[Batch] = []  # blocks in which nothing ran before that
+        self.unseen: list[
+            Callable[[], None]
+        ] = []  # what expects the rows of blocks in which nothing ran before that
         # Their number of classes is that of nothing until the network has run.
         place = partial(numbering_of, learner.model)
         self.live = Store(
@@ -71,7 +79,7 @@ class Recorder:
         self.attachment = attachment
         self._learner, self._announce = learner, announce
         self._first_parameters = first_parameters(self.root)
-        self._local = threading.local()
+        self.of_thread = threading.local()  # the batch that a hook opened
         self.opened_by_hook = False  # whether a batch of labels= was ever opened
         self.learning = threading.RLock()  # held while the first batch runs
 
@@ -102,25 +110,14 @@ class Recorder:
         if self.resumed is not None:
             checkpoint.load_state(self.live, self.resumed, learnt, device_of(self.root))
             self.resumed = None
-        for batch in self.unseen:
-            batch.expect()
+        for expect in self.unseen:
+            expect()
         self.unseen.clear()
         self._announce(learnt)
         self.attachment.watch(self, learnt)
         self.learnt = learnt  # last: from here on other threads count
         self.live.clock.skip_since(started)
         return learnt
-
-    def forward_begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Learn from the first forward that has labels, or whose labels come with the loss."""
-        scope = self.scope()
-        if isinstance(scope, FirstBatch):
-            scope.learn(self, args, kwargs)
-        elif self.learnt is None and scope is None and self.waits_for_loss and self.is_training():
-            try:
-                self.learn(args, kwargs)
-            except Exception as error:
-                self.live.degrade("criterion=", error)
 
     def scope(self) -> LeftOut | None:
         """The batch that is open in this thread."""
@@ -146,31 +143,11 @@ class Recorder:
         takes: bool = self.budget.takes(self.next_step - self.first_step, self.live.expected_rows)
         return takes
 
-    def batch(self, labels: Any, mask: Any = None) -> Batch:
-        """Return the block for a live batch; of one that the budget leaves out nothing is looked at."""
-        if self.limited and not self.takes_next():
-            return self.left_out()
-        if type(labels) is not Tensor:
-            labels = local(labels)
-            require_labels(labels)
-        return Batch(self, self.live, labels, mask, anyway=self.count_eval)
-
-    def left_out(self) -> Batch:
-        """Return the block for a live batch that is left out."""
-        return Batch(self, self.live, None, anyway=self.count_eval)
-
-    def open_by_hook(self, labels: Any, mask: Any) -> None:
-        """Open a batch that a hook will close, see `close_by_hook`."""
-        batch = self.batch(labels, mask)
-        batch.__enter__()
-        self.opened_by_hook = True
-        self._local.batch = batch
-
     def close_by_hook(self, *, failed: bool) -> None:
         """Close the batch that a hook opened in this thread, if there is one."""
-        batch = getattr(self._local, "batch", None)
+        batch = getattr(self.of_thread, "batch", None)
         if batch is not None:
-            self._local.batch = None
+            self.of_thread.batch = None
             batch.finish(failed=failed)
 
     def forward_ends(self, output: Any) -> None:
@@ -184,8 +161,8 @@ class Recorder:
         """Close the batch of an interrupted forward, which never came to its end."""
         self.close_by_hook(failed=True)
 
-    def stash(self, hook: CountingHook, output: Any) -> None:
-        """Keep what a layer gave, until a loss brings labels."""
+    def stash(self, name: str, count: Count, output: Any) -> None:
+        """Keep what a layer gave, until a loss brings labels and it is counted."""
         pending = self.pending
         if torch.compiler.is_compiling():
             pending.refused = True
@@ -194,31 +171,10 @@ class Recorder:
             forward = pending.open()
             forward.left_out = not self.takes_next()
             if not forward.left_out:
-                forward.add(hook, output)
-            if hook.name == HEAD_OUTPUT and self.learnt is not None:
+                forward.add(count, output)
+            if name == HEAD_OUTPUT and self.learnt is not None:
                 pending.end(self.learnt.tensors_of_scores(output))
             self.live.clock.spent += perf_counter() - started
-
-    def count_pending(self) -> None:
-        """Count the forwards whose labels a loss has brought."""
-        for forward in self.pending.take_labelled():
-            try:
-                self._count_forward(forward)
-            except Exception as error:  # the loop was not edited for us: it must not notice us
-                self.live.degrade("criterion=", error)
-
-    def _count_forward(self, forward: PendingForward) -> None:
-        if forward.left_out:
-            with self.left_out():
-                return
-        labels = forward.all_labels(self.live.settings.num_classes)
-        require_labels(labels)
-        # The model trained when this ran, whatever it does now.
-        with Batch(self, self.live, labels, anyway=True):
-            scope = self.scope()
-            if isinstance(scope, Scope):
-                for hook, output in forward.outputs:
-                    hook.guarded(scope, output)
 
     @property
     def known(self) -> Learnt | None:
@@ -227,7 +183,6 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted as tensors and plain values."""
-        self.count_pending()
         if self.known is None:
             state = self.resumed or checkpoint.empty_state()
         else:

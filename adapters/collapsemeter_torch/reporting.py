@@ -16,10 +16,11 @@ from collapsemeter.adapter.joint_tally import JointTally, evened
 from collapsemeter.adapter.network_report import network_report
 from collapsemeter.adapter.selection import nothing_counted
 from collapsemeter.adapter.tally import Tally
-from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.fields import Phase
 from collapsemeter.system.warning import warn
 
 from . import compiled
+from .batch import count_pending
 from .counts import Call, Counts, counts_for, counts_of
 from .data_parallel import buffers_of_rank_0
 from .members import Sync, members_of, twins_among
@@ -54,7 +55,7 @@ class Reporter:
         """Return the report of what was counted live."""
         recorder, live = self._recorder, self._recorder.live
         members = members_of(sync, self._model)
-        recorder.count_pending()
+        count_pending(recorder)
         steps = recorder.first_step, recorder.next_step
         on_gpu = device_of(recorder.root).type != "cpu"
         more = {

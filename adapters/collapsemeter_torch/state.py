@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -24,11 +24,29 @@ from .ranks import Numbering, this_rank
 from .waiting import SampledDecisions, WaitingDecisions
 
 if TYPE_CHECKING:
-    from .batch import Scope
     from .memory import Plan
 
 HEAD_OUTPUT = "<head output>"  # the key of its decisions; no module has such a name
 _WIDTH = "the layer had another width before; watch modules of one width, or pass a reduction"
+
+
+class CountedBatch(Protocol):
+    """The parts of a batch that a store reads, see `scope.Scope`; those from ``ids`` on are there for graphs alone."""
+
+    calls: dict[str, int]
+    labels: Tensor
+    flat_labels: Tensor
+    shape: torch.Size
+    numbers: RowNumbers
+    rows: int
+    first_row: int
+    end_row: int
+    unseen: bool
+    ids: Tensor
+    groups: Tensor
+    slots: dict[int, Tensor]
+    hashes: tuple[Tensor, Tensor] | None
+    widen: bool
 
 
 class Store:
@@ -104,7 +122,7 @@ class Store:
 
     # What the hooks call
 
-    def add_rows(self, scope: Scope, layer: str, rows: Tensor) -> None:
+    def add_rows(self, scope: CountedBatch, layer: str, rows: Tensor) -> None:
         """Add the rows of a layer's next call in this batch to its sums."""
         call = scope.calls.get(layer, 0)
         state = self.layers.get((layer, call))
@@ -120,7 +138,7 @@ class Store:
         if self.exact:
             self._keep(scope, (layer, call), rows)
 
-    def add_rows_in_graph(self, scope: Scope, layer: str, rows: Tensor) -> None:
+    def add_rows_in_graph(self, scope: CountedBatch, layer: str, rows: Tensor) -> None:
         """Do the same as part of a compiled graph, which is given all that it needs."""
         call = scope.calls.get(layer, 0)
         state = self.layers.get((layer, call))
@@ -165,7 +183,7 @@ class Store:
         """How many rows a layer may keep for NC4."""
         return self.plan.sample_sizes(self.settings)
 
-    def _hashes(self, scope: Scope) -> tuple[Tensor, Tensor]:
+    def _hashes(self, scope: CountedBatch) -> tuple[Tensor, Tensor]:
         if scope.hashes is None:  # of a layer that ran for the first time, and after others
             settings = self.settings
             return row_hashes(scope.ids, settings.sketch_rows, settings.seed, low_32_bits)
@@ -177,14 +195,14 @@ class Store:
             return self.settings.scatter == "sketch"
         return not self.layers or any(state.kind == "sketch" for state in self.layers.values())
 
-    def add_decisions_in_graph(self, scope: Scope, decided: Tensor) -> None:
+    def add_decisions_in_graph(self, scope: CountedBatch, decided: Tensor) -> None:
         """Keep the network's own decisions on the sampled rows, as part of a compiled graph."""
         call = scope.calls.get(HEAD_OUTPUT, 0)
         scope.calls[HEAD_OUTPUT] = call + 1
         for size, slots in scope.slots.items():
             self._sampled_decisions(call, size, decided.device).add(decided, slots, scope.ids)
 
-    def add_decisions(self, scope: Scope, decided: Tensor) -> None:
+    def add_decisions(self, scope: CountedBatch, decided: Tensor) -> None:
         """Keep the network's own decisions until some of them are sampled."""
         call = scope.calls.get(HEAD_OUTPUT, 0)
         scope.calls[HEAD_OUTPUT] = call + 1
@@ -216,7 +234,7 @@ class Store:
                         places, slots, ids = picked
                         decisions.add(block.labels[places], slots, ids)
 
-    def _keep(self, scope: Scope, key: tuple[str, int], rows: Tensor) -> None:
+    def _keep(self, scope: CountedBatch, key: tuple[str, int], rows: Tensor) -> None:
         numbers = torch.from_numpy(joined([scope.numbers]))
         self.exact_rows.setdefault(key, []).append(
             (rows.cpu().clone(), scope.flat_labels.cpu(), numbers)
@@ -250,7 +268,7 @@ class Store:
         for decisions in self.predictions.values():
             decisions.make_ordinary()
 
-    def commit(self, scope: Scope) -> None:
+    def commit(self, scope: CountedBatch) -> None:
         """Expect every layer to have seen these labels."""
         self.expected_rows += scope.rows
         self.batches += 1
@@ -259,7 +277,7 @@ class Store:
             self.full = False
             self.flush()
 
-    def abort(self, scope: Scope) -> None:
+    def abort(self, scope: CountedBatch) -> None:
         """Remember which layers counted a batch that the others did not see to its end, if any."""
         if not scope.calls and self.next_row == scope.end_row:
             # Nobody took these rows: the sample goes on as before.

@@ -15,7 +15,7 @@ from torch import nn
 from collapsemeter import CollapseReport
 from collapsemeter.report.report import TABLE
 from collapsemeter.report.tags import chosen_metrics
-from collapsemeter.stats.moments import Phase
+from collapsemeter.stats.fields import Phase
 from collapsemeter.stats.sums import IGNORE_INDEX
 from collapsemeter.system.suggest import did_you_mean
 from collapsemeter.system.warning import warn

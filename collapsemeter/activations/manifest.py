@@ -16,7 +16,7 @@ from .array_file import ActivationsError
 from .foreign import json_object, sentence
 
 if TYPE_CHECKING:
-    from ..stats.moments import Phase
+    from ..stats.fields import Phase
 
 NAME = "manifest.json"
 FORMAT = "collapsemeter.activations"

@@ -8,9 +8,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ..stats.fields import Phase
 from ..stats.head import Head
 from ..stats.labels import are_tokens, class_labels
-from ..stats.moments import Phase
 from ..stats.plain import plain
 from ..stats.sums import IGNORE_INDEX, check_num_classes
 from ..system.files import write_atomically

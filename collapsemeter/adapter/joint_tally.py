@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..stats.moments import ClassMoments, Phase
+from ..stats.fields import Phase
+from ..stats.moments import ClassMoments
 from ..stats.sampling import evenly_likely, reservoir_slots
 from ..stats.sums import COUNTERS, Sums
 from .tally import Array, Tally

@@ -6,8 +6,8 @@ import numpy as np
 
 from ..metrics.layer import LayerReport
 from ..metrics.measure import measure, undefined_report
+from ..stats.fields import Phase
 from ..stats.head import Head
-from ..stats.moments import Phase
 from ..stats.sums import Sums
 from .notes import fits, moments_notes
 from .settings import Settings

@@ -8,8 +8,8 @@ from typing import Any
 from ..metrics.layer import LayerReport
 from ..metrics.measure import undefined_report
 from ..report.report import CollapseReport
+from ..stats.fields import Phase
 from ..stats.head import Head
-from ..stats.moments import Phase
 from ..system.warning import warn
 from .layer_report import layer_report
 from .selection import Selection

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..metrics.decisions import Decisions, decide
+from ..stats.fields import Phase
 from ..stats.head import Head
-from ..stats.moments import ClassMoments, Phase
+from ..stats.moments import ClassMoments
 from ..stats.sums import COUNTERS, Sums
 
 Array = npt.NDArray[Any]

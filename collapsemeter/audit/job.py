@@ -10,8 +10,8 @@ from ..activations.array_file import Array
 from ..activations.manifest import RESERVED
 from ..adapter.reduction import Reduction
 from ..adapter.settings import Settings
+from ..stats.fields import Phase
 from ..stats.head import Head
-from ..stats.moments import Phase
 from ..system.patterns import matches
 from ..system.suggest import listed
 from ..version import __version__

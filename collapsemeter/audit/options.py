@@ -8,8 +8,8 @@ from typing import Literal, get_args
 from ..adapter.reduction import Reduction, check_reduction
 from ..adapter.settings import Settings
 from ..metrics.convention import Convention
+from ..stats.fields import Phase
 from ..stats.groups import GROUPS
-from ..stats.moments import Phase
 from ..stats.sketch import SKETCH_ROWS
 from ..stats.sums import IGNORE_INDEX, Nonfinite, ScatterKind, check_num_classes
 from ..system.processes import check_jobs

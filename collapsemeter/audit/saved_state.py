@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..stats.moments import ClassMoments, Phase
+from ..stats.fields import Phase
+from ..stats.moments import ClassMoments
 from ..stats.state_file import CorruptStateError, StateFile, write_state
 from ..stats.stored import fields_of, header_of
 from ..stats.sums import Nonfinite, ScatterKind, check_num_classes

@@ -17,8 +17,9 @@ from ..system.processes import check_jobs
 from ..system.terminal import say, say_json
 
 if TYPE_CHECKING:  # SciPy takes its time: what runs imports it
+    from ..dufm.model import DUFM
     from ..dufm.overview import Overview, SweptPoint
-    from ..dufm.problem import DUFM
+    from ..dufm.problem import Problem
     from ..dufm.solution import Solution
 
 WIDTH = 80
@@ -95,7 +96,7 @@ def _run(options: argparse.Namespace) -> None:
         check_ending(options.plot)
     check_search(options.restarts, options.jobs, options.seed)
 
-    def solver(problem: DUFM) -> Solution:
+    def solver(problem: Problem) -> Solution:
         shown = not (options.json or options.quiet) and sys.stdout.isatty()
         return solve(problem, "lbfgs", options.restarts, options.seed, options.jobs, shown)
 
@@ -133,7 +134,7 @@ def _check_sizes(options: argparse.Namespace) -> None:
 
 
 def _problem(options: argparse.Namespace) -> DUFM:
-    from ..dufm.problem import DUFM
+    from ..dufm.model import DUFM
 
     features = options.weight_decay[0] if options.feature_decay is None else options.feature_decay
     several = (options.per_class, options.width, options.weight_decay)
@@ -146,7 +147,7 @@ def _problem(options: argparse.Namespace) -> DUFM:
 
 
 def _sweep(
-    problem: DUFM, options: argparse.Namespace, solver: Callable[[DUFM], Solution] | None
+    problem: DUFM, options: argparse.Namespace, solver: Callable[[Problem], Solution] | None
 ) -> None:
     from ..dufm.overview import parse_sweep, run_sweep
     from ..dufm.plots import plot_sweep
@@ -196,7 +197,7 @@ def table(known: Overview) -> str:
     return "\n".join([*lines, "", _paragraph(words)])
 
 
-def _described(problem: DUFM) -> str:
+def _described(problem: Problem) -> str:
     from ..dufm.chain import shortened
 
     bias = f"bias with decay {problem.bias_decay:g}" if problem.bias else "no bias"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..system.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from ..dufm.problem import DUFM
+    from ..dufm.model import DUFM
 
 _ARGUMENTS: dict[str, tuple[str, Any]] = {
     "depth": ("depth", int),
@@ -35,7 +35,7 @@ def parse_pairs(texts: Sequence[str]) -> dict[str, str]:
 
 def problem_of(pairs: Mapping[str, str], classes: int, per_class: int = 1) -> DUFM:
     """Return the problem that ``NAME=VALUE`` describe; raise ValueError if they describe none."""
-    from ..dufm.problem import DUFM  # SciPy takes its time
+    from ..dufm.model import DUFM  # SciPy takes its time
 
     numbers: dict[str, Any] = {"num_classes": classes, "per_class": per_class, "depth": 1}
     for name, text in pairs.items():

@@ -14,8 +14,9 @@ from ..report.criteria import Criteria
 from ..report.report import CollapseReport
 from ..stats.linalg import EPS64, Floats
 from ..stats.moments import ClassMoments
+from .layer_comparison import EffectiveRanks, Gap, LayerComparison
 from .matching import match_classes
-from .result import Comparison, EffectiveRanks, Gap, LayerComparison
+from .result import Comparison
 from .sides import Side, measured_side, pair_layers, reference_side
 from .verdict import verdict
 

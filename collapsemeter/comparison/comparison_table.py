@@ -1,34 +1,31 @@
 """A comparison as text: figures of every layer and the verdicts, or named metrics beside the reference."""
 
-from __future__ import annotations
-
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ..report.report_table import longest_name
 from ..system.escaping import printable
-
-if TYPE_CHECKING:
-    from .result import Comparison, LayerComparison
+from .layer_comparison import LayerComparison
 
 COLUMNS = {  # characters of each column, spaces included
     "nc1": 9, "gram": 9, "spectrum": 10, "scale": 9, "erank": 7, "optimal": 9, "K": 5, "low": 7,
 }  # fmt: skip
 
 
-def metric_rows(comparison: Comparison, metrics: Sequence[str], width: int) -> Iterator[str]:
+def metric_rows(
+    layers: Mapping[str, LayerComparison], metrics: Sequence[str], width: int
+) -> Iterator[str]:
     """Yield a line for each metric of each layer: measured, reference and gap."""
     longest = max(map(len, ["metric", *metrics]))
-    room = min(longest_name(comparison), max(len("layer"), width - longest - 35))
+    room = min(longest_name(layers), max(len("layer"), width - longest - 35))
     head = (
         f"{'layer':<{room}}  {'metric':<{longest}}  {'measured':>8}  {'reference':>9}  {'gap':>8}"
     )
     yield from (head, "─" * len(head))
     within = False
-    for name, layer in comparison.items():
+    for name, layer in layers.items():
         for metric in metrics:
             gap = layer.metrics.get(metric)
             figures = (math.nan,) * 3 if gap is None else (*gap[:2], gap.gap)
@@ -43,23 +40,25 @@ def metric_rows(comparison: Comparison, metrics: Sequence[str], width: int) -> I
         yield from textwrap.wrap("~: no gap beyond noise, as the 95 % intervals meet", width)
 
 
-def overview_rows(comparison: Comparison, width: int) -> Iterator[str]:
+def overview_rows(
+    layers: Mapping[str, LayerComparison], reference: str, mapping: str, low_rank: str, width: int
+) -> Iterator[str]:
     """Yield what was compared with what, the figures of every layer, and the verdicts."""
     wrap = partial(textwrap.wrap, width=width, subsequent_indent="  ")
-    room = min(longest_name(comparison), max(len("layer"), width - 4 - sum(COLUMNS.values())))
+    room = min(longest_name(layers), max(len("layer"), width - 4 - sum(COLUMNS.values())))
     head = f"{'layer':<{room}} ref" + "".join(map(str.rjust, COLUMNS, COLUMNS.values()))
-    yield from wrap(f"reference: {printable(comparison.reference)}")
-    yield from wrap(printable(comparison.mapping))
+    yield from wrap(f"reference: {printable(reference)}")
+    yield from wrap(printable(mapping))
     yield from ("", head, "─" * len(head))
-    for name, layer in comparison.items():
-        reference = _fitted(layer.reference_layer, 3)
+    for name, layer in layers.items():
+        number = _fitted(layer.reference_layer, 3)
         cells = "".join(map(str.rjust, map(_cell, _figures(layer)), COLUMNS.values()))
-        yield f"{_fitted(name, room):<{room}} {reference:>3}{cells}"
+        yield f"{_fitted(name, room):<{room}} {number:>3}{cells}"
     yield ""
-    for name, layer in comparison.items():
+    for name, layer in layers.items():
         yield from wrap(f"{printable(name)}: {layer.verdict}")
-    if comparison.low_rank:
-        yield f"low: effective rank of {comparison.low_rank}, a low-rank structure"
+    if low_rank:
+        yield f"low: effective rank of {low_rank}, a low-rank structure"
 
 
 def _figures(layer: LayerComparison) -> tuple[float, ...]:

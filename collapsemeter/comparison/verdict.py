@@ -3,8 +3,8 @@
 import math
 
 from ..report.criteria import Judgement, worst
+from .layer_comparison import Status
 from .matching import EQUAL
-from .result import Status
 
 
 def verdict(

@@ -1,8 +1,10 @@
 """The deep unconstrained features model: what a network looks like at the optimum.
 
 ==============  ==================================================================
-`problem`       `DUFM`: the problem, ``.references()``, ``.optimum()``
-`registry`      how closed forms register themselves; `references`, `DoesNotApply`
+`model`         `DUFM`: the problem that people state, ``.references()``, ``.optimum()``
+`problem`       the same as plain data, which all others take
+`registry`      how closed forms register themselves; `references`
+`refusals`      `DoesNotApply`: why a closed form does not solve a problem
 `network`       the actual network: `Variables`, `forward`, `loss_and_gradient`
 `reductions`    one sample per class, one decay for all: `one_per_class`, `canonical`
 `scalar`        `ell`, `collapse_threshold`: the scalar problem of a symmetric optimum
@@ -36,6 +38,7 @@ from .closed.linear import gof, linear, minority_threshold
 from .closed.one_layer import convex, seli, seli_grams, ufm_ce, ufm_mse
 from .descent import Trajectory, gradient_descent
 from .graphs import srg_effective_classes
+from .model import DUFM
 from .network import (
     Variables,
     class_columns,
@@ -45,7 +48,6 @@ from .network import (
     sample_columns,
 )
 from .optimum import Optimum
-from .problem import DUFM
 from .reductions import (
     canonical,
     cheapest_samples,
@@ -54,7 +56,8 @@ from .reductions import (
     repeat_samples,
     to_canonical,
 )
-from .registry import DoesNotApply, references
+from .refusals import DoesNotApply
+from .registry import references
 from .scalar import collapse_threshold, critical_strength, ell, ell_minimiser
 from .solution import Solution, Start
 from .solver import solve

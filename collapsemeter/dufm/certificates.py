@@ -17,7 +17,7 @@ from .network import (
     forward,
     relu_slope,
 )
-from .problem import DUFM, FloatArray
+from .problem import FloatArray, Problem
 
 CORNER = 1e-3  # pre-activations below this fraction of the largest of a layer count as zero
 SWEEPS = 3  # how often all layers are improved in turn; more gains little
@@ -43,7 +43,7 @@ class Stationarity:
     corners: int
 
 
-def stationarity(problem: DUFM, point: Variables, corner: float = CORNER) -> Stationarity:
+def stationarity(problem: Problem, point: Variables, corner: float = CORNER) -> Stationarity:
     """The gradient norm at a class-level point, plain and generalised.
 
     A low-rank solution sits on corners of the ReLU, where the gradient jumps and
@@ -85,7 +85,7 @@ def stationarity(problem: DUFM, point: Variables, corner: float = CORNER) -> Sta
 class _Corners:
     """A point, its layers, and the entries of layers 2 to L whose slope is free."""
 
-    problem: DUFM
+    problem: Problem
     point: Variables
     post: list[FloatArray]
     free: list[NDArray[np.bool_]]
@@ -176,7 +176,7 @@ class Identities:
         return max(self.norm_spread, self.neuron_balance, self.first_layer, self.loss)
 
 
-def stationarity_identities(problem: DUFM, point: Variables, columns: Columns) -> Identities:
+def stationarity_identities(problem: Problem, point: Variables, columns: Columns) -> Identities:
     """Evaluate every identity at a point, features (d_1, m); all residuals vanish at a smooth optimum.
 
     `columns` says what the m columns are: ``sample_columns(problem)`` or

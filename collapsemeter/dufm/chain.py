@@ -7,8 +7,8 @@ import numpy as np
 from scipy import linalg  # type: ignore[import-untyped, unused-ignore]
 
 from .network import Variables, zero_variables
-from .problem import DUFM, FloatArray
-from .registry import TooNarrow
+from .problem import FloatArray, Problem
+from .refusals import TooNarrow
 
 Chain = tuple[FloatArray, ...]
 """``(M_1, W_1, ..., W_L)`` of a canonical problem: features, a column per class, and weights."""
@@ -26,7 +26,7 @@ def split_linear(target: FloatArray, depth: int) -> Chain:
     return (roots[:, None] * right[:rank], *middle, left[:, :rank] * roots)
 
 
-def split_by_size(outputs: FloatArray, problem: DUFM) -> Chain:
+def split_by_size(outputs: FloatArray, problem: Problem) -> Chain:
     """Balanced factors of the outputs of one layer; a class weighs as much as it has samples."""
     roots = np.sqrt(problem.counts / problem.counts.mean())
     features, weight = split_linear(outputs * roots, 1)
@@ -65,7 +65,7 @@ def widths_of(chain: Chain) -> tuple[int, ...]:
     return tuple(factor.shape[0] for factor in chain[:-1])
 
 
-def require_widths(problem: DUFM, needs: Sequence[int], name: str) -> None:
+def require_widths(problem: Problem, needs: Sequence[int], name: str) -> None:
     """Refuse widths that the layers of the problem do not have."""
     if any(need > have for need, have in zip(needs, problem.layer_widths, strict=True)):
         raise TooNarrow(
@@ -73,7 +73,7 @@ def require_widths(problem: DUFM, needs: Sequence[int], name: str) -> None:
         )
 
 
-def check_size(problem: DUFM) -> None:
+def check_size(problem: Problem) -> None:
     """Refuse to build the arrays of a problem that would fill the memory."""
     widths = (problem.num_classes, *problem.layer_widths, problem.num_classes)
     entries = sum(a * b for a, b in pairwise(widths))
@@ -92,7 +92,7 @@ def shortened(values: Sequence[object]) -> str:
     return f"({', '.join(map(str, values[:8]))}{', ...' if len(values) > 8 else ''})"
 
 
-def pad(problem: DUFM, point: Variables) -> Variables:
+def pad(problem: Problem, point: Variables) -> Variables:
     """Fill a point up with zeros to the widths of the problem."""
     check_size(problem)
     padded = zero_variables(problem, point.features.shape[1])

@@ -17,7 +17,7 @@ from .network import (
     forward,
     sample_columns,
 )
-from .problem import DUFM, FloatArray
+from .problem import FloatArray, Problem
 
 BLOWN_UP = 1e6  # a run that ends so many times above its start has diverged: others rise by factors
 
@@ -47,7 +47,7 @@ class Trajectory:
 
 
 def gradient_descent(
-    problem: DUFM, start: Variables, learning_rate: float, steps: int, records: int = 100
+    problem: Problem, start: Variables, learning_rate: float, steps: int, records: int = 100
 ) -> tuple[Variables, float, Trajectory]:
     """Full-batch gradient descent with a fixed step on the objective as written.
 
@@ -94,7 +94,7 @@ def gradient_descent(
 
 
 def _record_layers(
-    problem: DUFM, layers: list[FloatArray], spectra: FloatArray, within: FloatArray
+    problem: Problem, layers: list[FloatArray], spectra: FloatArray, within: FloatArray
 ) -> None:
     """Singular values of the class means, and within over between trace, of every layer."""
     for index, layer in enumerate(layers):
@@ -122,7 +122,7 @@ def unflatten(shaped: Variables, vector: FloatArray) -> Variables:
 
 
 def flat_objective(
-    problem: DUFM, shaped: Variables, decay_scale: float = 1.0, smoothing: float = 0.0
+    problem: Problem, shaped: Variables, decay_scale: float = 1.0, smoothing: float = 0.0
 ) -> Callable[[FloatArray], tuple[float, FloatArray]]:
     """The class-level loss and gradient as a function of one vector."""
     columns = class_columns(problem)
@@ -136,7 +136,7 @@ def flat_objective(
 
 
 def lbfgs(
-    problem: DUFM, start: Variables, steps: int, tolerance: float = 1e-10, **changes: float
+    problem: Problem, start: Variables, steps: int, tolerance: float = 1e-10, **changes: float
 ) -> tuple[float, Variables]:
     """Minimise with L-BFGS, with the changes that `flat_objective` takes: the loss and the point."""
     options: dict[str, Any] = {
@@ -151,7 +151,7 @@ def lbfgs(
     return float(end.fun), unflatten(start, np.asarray(end.x, dtype=np.float64))
 
 
-def newton_polish(problem: DUFM, start: Variables, rounds: int = 3) -> Variables:
+def newton_polish(problem: Problem, start: Variables, rounds: int = 3) -> Variables:
     """Newton steps by central differences: L-BFGS stops at half the digits of the point."""
     function, point, step = flat_objective(problem, start), flatten(start), 1e-5
     slope = function(point)[1]

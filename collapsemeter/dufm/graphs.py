@@ -7,7 +7,7 @@ import numpy as np
 
 from .chain import Chain, split_linear
 from .problem import FloatArray
-from .registry import DoesNotApply
+from .refusals import DoesNotApply
 
 
 def triangular_incidence(order: int) -> FloatArray:

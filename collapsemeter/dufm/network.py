@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .problem import DUFM, FloatArray
+from .problem import FloatArray, Problem
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,21 @@ class Columns:
     decay: FloatArray
 
 
-def sample_columns(problem: DUFM) -> Columns:
+def sample_columns(problem: Problem) -> Columns:
     """One column per sample, class-major, as the objective is written."""
     count = problem.num_samples
     labels = np.repeat(np.arange(problem.num_classes), problem.counts)
     return Columns(labels, np.full(count, 1 / count), np.full(count, problem.feature_decay))
 
 
-def class_columns(problem: DUFM) -> Columns:
+def class_columns(problem: Problem) -> Columns:
     """One column per class, which carries the weight of all its samples."""
     counts = problem.counts.astype(np.float64)
     labels = np.arange(problem.num_classes)
     return Columns(labels, counts / counts.sum(), counts * problem.feature_decay)
 
 
-def class_averages(problem: DUFM, samples: FloatArray) -> FloatArray:
+def class_averages(problem: Problem, samples: FloatArray) -> FloatArray:
     """Means over the class-major columns of every class, shape (d, K)."""
     starts = np.cumsum(problem.counts) - problem.counts
     return np.asarray(np.add.reduceat(samples, starts, axis=1) / problem.counts)
@@ -89,7 +89,7 @@ def _relu(x: FloatArray, smoothing: float) -> FloatArray:
 
 
 def forward(
-    problem: DUFM, point: Variables, smoothing: float = 0.0
+    problem: Problem, point: Variables, smoothing: float = 0.0
 ) -> tuple[list[FloatArray], list[FloatArray]]:
     """All layers of the network, at features with any number of columns, m.
 
@@ -141,7 +141,7 @@ def fit_and_slope(loss: str, outputs: FloatArray, columns: Columns) -> tuple[flo
 
 
 def backpropagate(
-    problem: DUFM, point: Variables, post: list[FloatArray], output_slope: FloatArray,
+    problem: Problem, point: Variables, post: list[FloatArray], output_slope: FloatArray,
     slopes: list[FloatArray], columns: Columns, decay_scale: float = 1.0,
 ) -> tuple[Variables, list[FloatArray]]:  # fmt: skip
     """The gradient of the objective, given the slopes in 2 to L, and that of the fit in all layers."""
@@ -159,7 +159,7 @@ def backpropagate(
 
 
 def column_loss_and_gradient(
-    problem: DUFM, point: Variables, columns: Columns, decay_scale: float = 1.0,
+    problem: Problem, point: Variables, columns: Columns, decay_scale: float = 1.0,
     smoothing: float = 0.0,
 ) -> tuple[float, Variables]:  # fmt: skip
     """`loss_and_gradient` for any meaning of the columns, with decays scaled and the ReLU smoothed."""
@@ -176,7 +176,7 @@ def column_loss_and_gradient(
     return value, back[0]
 
 
-def loss_and_gradient(problem: DUFM, point: Variables) -> tuple[float, Variables]:
+def loss_and_gradient(problem: Problem, point: Variables) -> tuple[float, Variables]:
     """The objective and its gradient, by backpropagation, at features (d_1, N) in class-major columns.
 
     The ReLU has slope zero at zero. Other shapes than those of the problem raise ValueError.
@@ -192,27 +192,27 @@ def loss_and_gradient(problem: DUFM, point: Variables) -> tuple[float, Variables
     return column_loss_and_gradient(problem, point, sample_columns(problem))
 
 
-def class_loss_and_gradient(problem: DUFM, point: Variables) -> tuple[float, Variables]:
+def class_loss_and_gradient(problem: Problem, point: Variables) -> tuple[float, Variables]:
     """`loss_and_gradient` with all samples of a class in one column, features (d_1, K)."""
     check_variables(problem, point, problem.num_classes)
     return column_loss_and_gradient(problem, point, class_columns(problem))
 
 
-def variable_shapes(problem: DUFM, columns: int) -> list[tuple[int, ...]]:
+def variable_shapes(problem: Problem, columns: int) -> list[tuple[int, ...]]:
     """Shapes of the features, with so many columns, and of the weights."""
     widths = (*problem.layer_widths, problem.num_classes)
     weights = [(widths[i + 1], widths[i]) for i in range(problem.depth)]
     return [(widths[0], columns), *weights]
 
 
-def zero_variables(problem: DUFM, columns: int) -> Variables:
+def zero_variables(problem: Problem, columns: int) -> Variables:
     """A point of nothing but zeros."""
     features, *weights = map(np.zeros, variable_shapes(problem, columns))
     bias = np.zeros(problem.num_classes) if problem.bias else None
     return Variables(features, tuple(weights), bias)
 
 
-def check_variables(problem: DUFM, point: Variables, columns: int) -> None:
+def check_variables(problem: Problem, point: Variables, columns: int) -> None:
     """Refuse a point whose arrays are not those of the problem."""
     needed = variable_shapes(problem, columns)
     shapes = [point.features.shape, *(weight.shape for weight in point.weights)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from .chain import Chain, pad
 from .network import Columns, Variables, class_averages, class_columns, forward, sample_columns
-from .problem import DUFM, FloatArray
+from .problem import FloatArray, Problem
 from .reductions import from_canonical, repeat_samples
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ RANK_TOLERANCE = 1e-3  # of the largest singular value: lower ones are not count
 class Geometry:
     """The layers of a network: 1 is the free features, 2 to L are hidden, L + 1 is the output."""
 
-    problem: DUFM
+    problem: Problem
 
     @property
     def variables(self) -> Variables:
@@ -183,7 +183,7 @@ class Optimum(Geometry):
 
 
 def structure(
-    problem: DUFM, name: str, loss: float, chain: Chain | Callable[[], Chain], words: str,
+    problem: Problem, name: str, loss: float, chain: Chain | Callable[[], Chain], words: str,
     source: str, parameters: Mapping[str, float], bias: FloatArray | None = None,
     free_layers: tuple[int, ...] = (),
 ) -> Optimum:  # fmt: skip

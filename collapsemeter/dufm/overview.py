@@ -11,8 +11,9 @@ from .closed.bounds import lower_bound
 from .closed.feasible import collapsed, zero
 from .closed.linear import minority_threshold
 from .optimum import Optimum
-from .problem import DUFM, default_width
-from .registry import DoesNotApply, Survey, TooNarrow, TooStrong, survey
+from .problem import Problem, default_width
+from .refusals import DoesNotApply, TooNarrow, TooStrong
+from .registry import Survey, survey
 from .scalar import collapse_threshold, critical_strength
 from .solution import SAME, Solution
 
@@ -35,7 +36,7 @@ class Threshold:
 class Overview:
     """A problem with its thresholds, its closed forms and the proven lower bound, and in words."""
 
-    problem: DUFM
+    problem: Problem
     thresholds: tuple[Threshold, ...]
     references: tuple[Optimum, ...]
     lower_bound: float
@@ -81,7 +82,7 @@ class Overview:
         return f"{text}; {sure}" + ("" if best.status == "theorem" else f"; {bound}")
 
 
-def overview(problem: DUFM) -> Overview:
+def overview(problem: Problem) -> Overview:
     """Collect what is known about a problem."""
     known = survey(problem)
     rules = (_collapse, _minority, _low_rank)
@@ -89,7 +90,7 @@ def overview(problem: DUFM) -> Overview:
     return Overview(problem, tuple(thresholds), known.optima, lower_bound(problem), known.collapsed)
 
 
-def _collapse(problem: DUFM, known: Survey) -> Threshold | None:
+def _collapse(problem: Problem, known: Survey) -> Threshold | None:
     """Where collapse stops beating the zero network, and whether it exists; balanced classes."""
     critical = _critical_decay(problem) if problem.balanced else math.nan
     if math.isnan(critical):
@@ -110,7 +111,7 @@ def _collapse(problem: DUFM, known: Survey) -> Threshold | None:
     return Threshold("collapse", value, threshold, f"{what} = {value:.6g}, {said}")
 
 
-def _too_narrow(problem: DUFM) -> str:
+def _too_narrow(problem: Problem) -> str:
     """Which widths collapse needs; empty if they are not the obstacle."""
     try:
         collapsed(problem)
@@ -121,7 +122,7 @@ def _too_narrow(problem: DUFM) -> str:
     return ""
 
 
-def _critical_decay(problem: DUFM) -> float:
+def _critical_decay(problem: Problem) -> float:
     """The decay c at which collapse disappears in wide layers, by bisection; NaN if unknown."""
     if problem.loss == "mse" and not problem.bias:
         return critical_strength(problem.depth) / problem.num_classes
@@ -146,7 +147,7 @@ def _critical_decay(problem: DUFM) -> float:
     return low
 
 
-def _minority(problem: DUFM, known: Survey) -> Threshold | None:
+def _minority(problem: Problem, known: Survey) -> Threshold | None:
     """The class size below which a class is not learned; unequal classes."""
     if problem.balanced or problem.loss != "mse" or problem.bias:
         return None
@@ -163,7 +164,7 @@ def _minority(problem: DUFM, known: Survey) -> Threshold | None:
     return Threshold("minority", float(problem.counts.min()), threshold, words)
 
 
-def _low_rank(problem: DUFM, known: Survey) -> Threshold | None:
+def _low_rank(problem: Problem, known: Survey) -> Threshold | None:
     """Whether a low-rank structure costs less than collapse; squared loss, ReLU."""
     best, full = known.low_rank, known.collapsed
     if best is not None:
@@ -226,7 +227,7 @@ def parse_sweep(text: str) -> Sweep:
     return Sweep(name, tuple(float(value) for value in values))
 
 
-def problem_at(problem: DUFM, name: str, value: float) -> DUFM:
+def problem_at(problem: Problem, name: str, value: float) -> Problem:
     """The problem with one number replaced; default widths follow the number of classes."""
     changes: dict[str, Any] = {name: value}
     if name not in WHOLE:
@@ -250,7 +251,7 @@ def problem_at(problem: DUFM, name: str, value: float) -> DUFM:
 
 
 def run_sweep(
-    problem: DUFM, sweep: Sweep, solver: Callable[[DUFM], Solution] | None = None
+    problem: Problem, sweep: Sweep, solver: Callable[[Problem], Solution] | None = None
 ) -> list[SweptPoint]:
     """Collect what is known at every value, and solve there if asked."""
     points = []

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from .network import Variables, fits_and_slopes, forward, sample_columns
-from .problem import DUFM
+from .problem import Problem
 
 
-def one_per_class(problem: DUFM) -> DUFM:
+def one_per_class(problem: Problem) -> Problem:
     r"""Reduction A: the same optimal loss with fewer samples, one per class if they are balanced.
 
     .. math:: n \to 1, \qquad \lambda_H \to n \lambda_H
@@ -29,7 +29,7 @@ def one_per_class(problem: DUFM) -> DUFM:
     return replace(problem, per_class=counts, feature_decay=divisor * problem.feature_decay)
 
 
-def cheapest_samples(problem: DUFM, point: Variables) -> Variables:
+def cheapest_samples(problem: Problem, point: Variables) -> Variables:
     """The class-level point, of no higher loss, that keeps the cheapest sample of each class.
 
     From features of shape (d_1, N) to (d_1, K).
@@ -49,7 +49,7 @@ def cheapest_samples(problem: DUFM, point: Variables) -> Variables:
     return replace(point, features=point.features[:, chosen])
 
 
-def repeat_samples(problem: DUFM, point: Variables) -> Variables:
+def repeat_samples(problem: Problem, point: Variables) -> Variables:
     """The sample-level point, of the same loss, in which all samples of a class are alike.
 
     From features of shape (d_1, K) to (d_1, N), class-major.
@@ -57,7 +57,7 @@ def repeat_samples(problem: DUFM, point: Variables) -> Variables:
     return replace(point, features=np.repeat(point.features, problem.counts, axis=1))
 
 
-def canonical(problem: DUFM) -> DUFM:
+def canonical(problem: Problem) -> Problem:
     r"""Reduction B: all decays equal to one number c, the same optimal loss.
 
     .. math:: c = \Big(\bar n\,\lambda_H \prod_l \lambda_l\Big)^{1/(L+1)}, \qquad
@@ -78,7 +78,7 @@ def canonical(problem: DUFM) -> DUFM:
     return replace(small, feature_decay=decay / mean_count, weight_decay=decay)
 
 
-def _scales(problem: DUFM) -> list[float]:
+def _scales(problem: Problem) -> list[float]:
     """Factors from canonical to actual, of the features, the weights and the bias."""
     decay = problem.canonical_decay
     mean_count = problem.num_samples / problem.num_classes
@@ -86,13 +86,13 @@ def _scales(problem: DUFM) -> list[float]:
     return [*map(math.sqrt, scales), 1.0]
 
 
-def from_canonical(problem: DUFM, point: Variables) -> Variables:
+def from_canonical(problem: Problem, point: Variables) -> Variables:
     """Carry a class-level point of ``canonical(problem)`` to `problem`; same outputs, same loss."""
     scaled = zip(_scales(problem), point.arrays, strict=False)
     return point.with_arrays(scale * array for scale, array in scaled)
 
 
-def to_canonical(problem: DUFM, point: Variables) -> Variables:
+def to_canonical(problem: Problem, point: Variables) -> Variables:
     """The inverse of `from_canonical`."""
     scaled = zip(_scales(problem), point.arrays, strict=False)
     return point.with_arrays(array / scale for scale, array in scaled)

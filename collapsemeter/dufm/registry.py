@@ -3,46 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
-if TYPE_CHECKING:
-    from .optimum import Optimum
-    from .problem import DUFM
-
-
-class DoesNotApply(ValueError):
-    """A closed form was asked for a problem that it does not solve."""
-
-
-class TooNarrow(DoesNotApply):
-    """The closed form solves the problem in wider layers only."""
-
-
-class TooStrong(DoesNotApply):
-    """The closed form solves the problem at weaker decays only."""
-
-
-def require_problem(problem: DUFM, name: str, **properties: object) -> None:
-    """Refuse a problem that lacks a property, naming what it has instead."""
-    for attribute, needed in properties.items():
-        actual = getattr(problem, attribute)
-        if actual != needed:
-            raise DoesNotApply(
-                f"{name} needs {attribute}={needed!r}, got {actual!r}: "
-                "see problem.references() for what applies."
-            )
-
-
-def require_survival(name: str, fits: Sequence[float]) -> None:
-    """Refuse a structure of which nothing survives the decay."""
-    if not any(fit > 0 for fit in fits):
-        raise TooStrong(
-            f"{name} does not exist at these decays, they are too strong: "
-            "lower them, only the zero network is left."
-        )
-
+from .optimum import Optimum
+from .problem import Problem
+from .refusals import DoesNotApply
 
 Kind = Literal["collapsed", "low rank", "other", "last resort"]
 """The kind of a closed form; one of last resort is tried only where no other is proven optimal."""
@@ -55,12 +22,12 @@ class ClosedForm:
     name: str
     kind: Kind
     place: int
-    build: Callable[[DUFM], Optimum | list[Optimum]]
+    build: Callable[[Problem], Optimum | list[Optimum]]
 
 
 CLOSED_FORMS: list[ClosedForm] = []
 """All closed forms in the order of their places, filled by the modules of `closed`."""
-C = TypeVar("C", bound="Callable[[DUFM], Optimum | list[Optimum]]")
+C = TypeVar("C", bound="Callable[[Problem], Optimum | list[Optimum]]")
 
 
 def closed_form(kind: Kind, place: int) -> Callable[[C], C]:
@@ -101,7 +68,7 @@ def names_of(kind: Kind) -> set[str]:
     return {form.name for form in CLOSED_FORMS if form.kind == kind}
 
 
-def survey(problem: DUFM, *kinds: Kind) -> Survey:
+def survey(problem: Problem, *kinds: Kind) -> Survey:
     """Try every closed form on a problem, or those of some kinds."""
     optima: list[Optimum] = []
     refused = {}
@@ -125,7 +92,7 @@ def survey(problem: DUFM, *kinds: Kind) -> Survey:
     return Survey(tuple(optima), refused)
 
 
-def references(problem: DUFM) -> tuple[Optimum, ...]:
+def references(problem: Problem) -> tuple[Optimum, ...]:
     """All closed-form solutions that apply to a problem, lowest loss first.
 
     Where none of them is proven optimal, closed forms of the same problem without a

@@ -9,7 +9,8 @@ import numpy as np
 from .chain import Chain, balance, pad
 from .graphs import best_subset_size, read_by_signs, subset_signs, triangular_incidence
 from .network import Variables, zero_variables
-from .problem import DUFM, FloatArray
+from .problem import FloatArray, Problem
+from .registry import references
 
 
 def equal_norms(point: Variables) -> Variables:
@@ -33,22 +34,22 @@ def equal_neurons(point: Variables) -> Variables:
     return replace(point, weights=weights)
 
 
-def random_start(problem: DUFM, rng: np.random.Generator) -> Variables:
+def random_start(problem: Problem, rng: np.random.Generator) -> Variables:
     """He weights and normal features, rescaled to equal norms."""
     return equal_norms(_normal(problem, problem.num_classes, 2.0, rng))
 
 
-def near_reference(problem: DUFM, rng: np.random.Generator) -> Variables:
+def near_reference(problem: Problem, rng: np.random.Generator) -> Variables:
     """A shaken copy of the best closed form."""
-    return jitter(problem.optimum().canonical_variables, 0.02, rng)
+    return jitter(references(problem)[0].canonical_variables, 0.02, rng)
 
 
-def gaussian_start(problem: DUFM, rng: np.random.Generator) -> Variables:
+def gaussian_start(problem: Problem, rng: np.random.Generator) -> Variables:
     """Sample-level start of gradient descent; with the factor two of He, step 0.5 diverges."""
     return _normal(problem, problem.num_samples, 1.0, rng)
 
 
-def _normal(problem: DUFM, columns: int, gain: float, rng: np.random.Generator) -> Variables:
+def _normal(problem: Problem, columns: int, gain: float, rng: np.random.Generator) -> Variables:
     """Normal features, and normal weights of variance gain / fan-in."""
     start = zero_variables(problem, columns)
     start.features[:] = rng.standard_normal(start.features.shape)
@@ -73,7 +74,7 @@ def loop_graph(num_classes: int, order: int, rng: np.random.Generator) -> FloatA
             return incidence
 
 
-def graph_start(problem: DUFM, rng: np.random.Generator) -> Variables | None:
+def graph_start(problem: Problem, rng: np.random.Generator) -> Variables | None:
     """A start near a graph with loops of few vertices, read by random signs."""
     least, room = least_order(problem.num_classes), problem.layer_widths[-1]
     most = min(problem.num_classes - 1, least + 2, *problem.layer_widths)
@@ -88,7 +89,7 @@ def graph_start(problem: DUFM, rng: np.random.Generator) -> Variables | None:
     return None
 
 
-def edge_start(problem: DUFM, rng: np.random.Generator) -> Variables | None:
+def edge_start(problem: Problem, rng: np.random.Generator) -> Variables | None:
     """A start near random edges of the smallest complete graph, read by subsets as in `srg`."""
     classes, order = problem.num_classes, max(3, least_order(problem.num_classes) + 1)
     if problem.depth < 3 or order >= classes:
@@ -109,7 +110,7 @@ def _tells_apart(incidence: FloatArray, signs: FloatArray) -> bool:
     return bool(rank == incidence.shape[1])
 
 
-def _near(problem: DUFM, chain: Chain, rng: np.random.Generator) -> Variables:
+def _near(problem: Problem, chain: Chain, rng: np.random.Generator) -> Variables:
     """A shaken copy of a chain, with its outputs kept and its norms made equal."""
     point = equal_norms(Variables(chain[0], chain[1:]))
     return jitter(pad(problem, point), 0.03, rng)

@@ -12,6 +12,7 @@ from .descent import Trajectory
 from .network import Variables
 from .optimum import Geometry, Optimum
 from .reductions import canonical, cheapest_samples, to_canonical
+from .registry import references
 
 PROOF_TOLERANCE = 1e-6  # relative distance from the lower bound up to which a loss is optimal
 SAME = 1e-9  # relative difference of losses up to which they are said to be one
@@ -60,7 +61,7 @@ class Solution(Geometry):
     @cached_property
     def reference(self) -> Optimum:
         """The lowest closed form that applies."""
-        return self.problem.optimum()
+        return references(self.problem)[0]
 
     @property
     def gap(self) -> float:

@@ -14,7 +14,7 @@ from .chain import check_size, pad
 from .closed.bounds import lower_bound
 from .descent import Trajectory, gradient_descent, lbfgs
 from .network import Variables
-from .problem import DUFM
+from .problem import Problem
 from .reductions import canonical, from_canonical
 from .solution import Solution, Start
 
@@ -32,7 +32,7 @@ REACHED = 1e-12  # relative distance from the lower bound where there is nothing
 
 
 def solve(
-    problem: DUFM,
+    problem: Problem,
     method: str = "lbfgs",
     restarts: int | None = None,
     rng: np.random.Generator | int = 0,
@@ -154,7 +154,7 @@ class Run:
 
 
 def _descend(
-    problem: DUFM, search: _Search, restarts: int, structured: int, steps: int
+    problem: Problem, search: _Search, restarts: int, structured: int, steps: int
 ) -> tuple[list[Run], Run]:
     """L-BFGS from all starts of a canonical problem, lowest first, and the best, polished."""
     kinds = start_kinds(problem, restarts, structured)
@@ -171,7 +171,7 @@ def _descend(
     return runs, min(polished, key=lambda run: run.loss)
 
 
-def start_kinds(problem: DUFM, restarts: int, structured: int) -> list[str]:
+def start_kinds(problem: Problem, restarts: int, structured: int) -> list[str]:
     """The kinds of start to make, keys of `STARTS`, random ones first."""
     kinds = ["random" if i % 2 == 0 else "random narrow" for i in range(restarts)]
     shapes = ["reference"]
@@ -180,7 +180,7 @@ def start_kinds(problem: DUFM, restarts: int, structured: int) -> list[str]:
     return kinds + [shapes[i % len(shapes)] for i in range(structured)]
 
 
-STARTS: dict[str, Callable[[DUFM, np.random.Generator], Variables | None]] = {
+STARTS: dict[str, Callable[[Problem, np.random.Generator], Variables | None]] = {
     "random": seeds.random_start,
     "reference": seeds.near_reference,
     "random narrow": seeds.random_start,
@@ -189,7 +189,7 @@ STARTS: dict[str, Callable[[DUFM, np.random.Generator], Variables | None]] = {
 }
 
 
-def run_start(problem: DUFM, steps: int, task: SearchTask) -> Run | None:
+def run_start(problem: Problem, steps: int, task: SearchTask) -> Run | None:
     """One start, from seed to minimum. At top level, so that processes can run it."""
     kind, seed = task
     working = problem
@@ -205,7 +205,7 @@ def run_start(problem: DUFM, steps: int, task: SearchTask) -> Run | None:
     return Run(kind.split()[0], loss, pad(problem, point))
 
 
-def polish(problem: DUFM, steps: int, run: Run) -> Run:
+def polish(problem: Problem, steps: int, run: Run) -> Run:
     """Descend with a smoothed ReLU, then the sharp one; keep the better point."""
     loss, point = run.loss, run.point
     for width in SMOOTHING if problem.rectified else (0.0,):
@@ -214,7 +214,7 @@ def polish(problem: DUFM, steps: int, run: Run) -> Run:
 
 
 def _walk(
-    problem: DUFM, search: _Search, restarts: int, steps: int, learning_rate: float
+    problem: Problem, search: _Search, restarts: int, steps: int, learning_rate: float
 ) -> tuple[list[Run], Run]:
     """Gradient descent from all starts, and the best."""
     runs = search.run(bind(run_walk, problem, learning_rate, steps), ["random"] * restarts)
@@ -227,7 +227,7 @@ def _walk(
     return runs, best
 
 
-def run_walk(problem: DUFM, rate: float, steps: int, task: SearchTask) -> Run:
+def run_walk(problem: Problem, rate: float, steps: int, task: SearchTask) -> Run:
     """One run of gradient descent. At top level, so that processes can run it."""
     kind, seed = task
     start = seeds.gaussian_start(problem, np.random.default_rng(seed))

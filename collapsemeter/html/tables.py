@@ -1,16 +1,20 @@
 """Numbers and codes as words, and the tables of the report as rows of text."""
 
+from __future__ import annotations
+
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..comparison.result import Comparison
 from ..metrics.catalogue import METRICS, Metric
 from ..metrics.layer import LayerReport
 from ..report.criteria import missing
 from ..report.history import History
 from ..report.report import CollapseReport
 from ..report.trust_words import beside
+
+if TYPE_CHECKING:
+    from ..comparison.result import Comparison
 
 _LAYERS_ABREAST = 8  # layers beside each other in a table
 MARKS: dict[str, str] = {

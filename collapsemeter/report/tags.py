@@ -14,7 +14,6 @@ from .trust_words import PARTS, trust
 
 if TYPE_CHECKING:
     from ..metrics.layer import LayerReport
-    from .report import CollapseReport
 
 # Every tracker accepts ASCII word characters, dot, dash and slash. MLflow may store a metric as a file of
 # that name, so no segment may be empty, "." or "..", and takes 250 characters, the metric's included.
@@ -52,18 +51,19 @@ class Tags:
         self._intervals = intervals  # whether a metric that has one gets .low, .high and .estimate
         self._names: dict[str, str] = {}
 
-    def of(self, report: CollapseReport) -> dict[str, float]:
+    def of(self, report: Mapping[str, LayerReport]) -> dict[str, float]:
         """Return the values by tag; one that is not finite is left out: some trackers choke on NaN."""
         values = {
             self.tag(metric, name): value
             for name, layer in report.items()
             for metric, value in self._of_layer(layer)
         }
-        if HEAD in report or not report.layers or "nc3_cosine" not in report.final:
+        final = next(reversed([*report.values()]), None)
+        if HEAD in report or final is None or "nc3_cosine" not in final:
             return values
         # What the head reads has a second tag, the same in every run: Keras numbers its layers.
         return values | {
-            f"{safe_name(metric)}/{HEAD}": value for metric, value in self._of_layer(report.final)
+            f"{safe_name(metric)}/{HEAD}": value for metric, value in self._of_layer(final)
         }
 
     def _of_layer(self, layer: LayerReport) -> Iterator[tuple[str, float]]:

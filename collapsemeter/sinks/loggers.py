@@ -78,7 +78,7 @@ class LoggerSink(GuardedSink):
         if self._method is None:
             self._logger(step, report)
             return
-        scalars = self._scalars.of(report, prefix)
+        scalars = self._scalars.of_report(report, prefix)
         for logger in _behind(self._logger):
             if scalars:
                 self._log(logger, self._method, step, scalars, report.phase, prefix)

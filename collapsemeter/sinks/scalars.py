@@ -13,9 +13,9 @@ class Scalars(Tags):
         self._owner = owner  # as a warning names it
         self._phases: dict[str, list[str]] = {}  # by prefix
 
-    def of(self, report: CollapseReport, prefix: str = "") -> dict[str, float]:
+    def of_report(self, report: CollapseReport, prefix: str = "") -> dict[str, float]:
         """Return the values by tag: ``nc1_pinv/fc``, or ``nc1_pinv/frozen-eval/fc`` beside a live curve."""
-        scalars, phase = super().of(report), report.phase
+        scalars, phase = self.of(report), report.phase
         phases = self._phases.setdefault(prefix, [])
         if phase not in phases:
             phases.append(phase)

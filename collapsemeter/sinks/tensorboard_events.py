@@ -110,7 +110,7 @@ class TensorBoardSink(GuardedSink):
         self._adds_layout = layout and hasattr(self._writer, "add_custom_scalars")
 
     def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:
-        for tag, value in self._scalars.of(report, prefix).items():
+        for tag, value in self._scalars.of_report(report, prefix).items():
             self._writer.add_scalar(tag, value, step)
         for tag, value in self._derived.of(step, report).items():
             self._writer.add_scalar(tag, value, step)

@@ -10,6 +10,7 @@ groups                what each of 16 groups of rows holds, from which intervals
 host_sums             the same sums of rows in NumPy, in place, by tiles that stay in a cache
 arithmetic, rounding  sums become moments and two moments become one; what float32 sums may have lost
 consistency           what the moments of any data satisfy
+fields                the fields of ClassMoments as plain data
 moments, accumulate   ClassMoments, which everything else exchanges, and Accumulator, for a stream of NumPy rows
 stored, state_file    the form of moments in a file, and files under a checksum
 head, undefined       the linear classifier on top of a layer; why a value is undefined

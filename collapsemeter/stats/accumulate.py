@@ -5,10 +5,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .fields import Phase
 from .groups import GROUPS
 from .host_sums import add_rows, block_rows_of, empty_sums
 from .labels import check_nonfinite, labelled_rows
-from .moments import ClassMoments, Phase, check_phase
+from .moments import ClassMoments, check_phase
 from .sums import EPS, IGNORE_INDEX, SKETCH_ROWS, Nonfinite, ScatterKind
 
 PENDING_ENTRIES = 2**22  # of small batches that wait until they make a block

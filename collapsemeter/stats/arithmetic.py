@@ -14,7 +14,7 @@ from .linalg import CACHED_ENTRIES, EPS64, WHOLE_PRODUCT, Floats, add_product, m
 from .rounding import Rounding, merged_rounding
 
 if TYPE_CHECKING:
-    from .moments import ClassMoments
+    from .fields import MomentFields
     from .sums import Sums
 
 PRODUCT_ENTRIES = 2**22  # of a product: 32 MB
@@ -127,7 +127,7 @@ def _squares_are_lost(state: Sums) -> bool:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def merged(a: ClassMoments, b: ClassMoments) -> dict[str, Any]:
+def merged(a: MomentFields, b: MomentFields) -> dict[str, Any]:
     """Return the statistics of both sets of rows, whose scatters are of one kind, see `ClassMoments.merge`."""
     counts, traces = a.counts + b.counts, a.traces + b.traces
     width = a.means.shape[1]
@@ -173,7 +173,7 @@ def merged(a: ClassMoments, b: ClassMoments) -> dict[str, Any]:
     }
 
 
-def _joint_groups(a: ClassMoments, b: ClassMoments, means: Floats, low: Floats) -> Groups | None:
+def _joint_groups(a: MomentFields, b: MomentFields, means: Floats, low: Floats) -> Groups | None:
     """Return the groups of both; one without rows has none of its own to speak of."""
     if not (a.rows and b.rows):
         return a.groups if a.rows or b.groups is None else b.groups

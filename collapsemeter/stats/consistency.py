@@ -19,7 +19,7 @@ from .plain import plain
 from .sums import ARRAYS, LEFT_OUT, scatter_shape
 
 if TYPE_CHECKING:
-    from .moments import ClassMoments
+    from .fields import MomentFields
 
 MOST_ROWS = 2**53  # of a class: beyond, float64 does not count them
 _BLOCK = 2**20  # entries that are compared at once
@@ -52,7 +52,7 @@ def _natural(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
 
 
-def check_shapes(moments: ClassMoments) -> None:
+def check_shapes(moments: MomentFields) -> None:
     """Raise unless the arrays are of one layer, with a scatter, a sketch, or neither."""
     counts, means, traces, scatter = moments.counts, moments.means, moments.traces, moments.scatter
     if means.ndim != 2 or not (
@@ -77,7 +77,7 @@ def check_shapes(moments: ClassMoments) -> None:
         )
 
 
-def check_consistent(moments: ClassMoments, dtype: type[np.floating[Any]] = np.float32) -> None:
+def check_consistent(moments: MomentFields, dtype: type[np.floating[Any]] = np.float32) -> None:
     """Raise unless some data have these moments, to the rounding of sums in ``dtype``."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         _check_classes(moments)
@@ -100,7 +100,7 @@ def _first(flags: Any) -> int:
     return int(np.argmax(flags))
 
 
-def _check_classes(moments: ClassMoments) -> None:
+def _check_classes(moments: MomentFields) -> None:
     """Check what concerns each class by itself: counts, traces, means."""
     counts, traces, means, low = moments.counts, moments.traces, moments.means, moments.means_low
     for flags, what in (
@@ -142,7 +142,7 @@ def _check_means(means: Floats, low: Floats, classes: npt.NDArray[np.intp]) -> N
             _refuse(f"class {classes[_first(flags)]} has {what}")
 
 
-def _rounding(moments: ClassMoments, dtype: type[np.floating[Any]]) -> Floats:
+def _rounding(moments: MomentFields, dtype: type[np.floating[Any]]) -> Floats:
     """(C,): what rounding may add to or take from the trace of each class's scatter."""
     info, n = np.finfo(dtype), moments.counts.astype(np.float64)
     relative = float(info.eps) * (moments.width + 4.0 * n**1.5)
@@ -156,7 +156,7 @@ def _rounding(moments: ClassMoments, dtype: type[np.floating[Any]]) -> Floats:
     return np.where(np.isfinite(error), error, np.inf)  # a square overflows: nothing can be told
 
 
-def _check_scatter(moments: ClassMoments, scatter: Floats, error: Floats, largest: float) -> None:
+def _check_scatter(moments: MomentFields, scatter: Floats, error: Floats, largest: float) -> None:
     """Check a scatter against the traces; squares whose sum passes ``largest`` may have overflowed."""
     near = moments.traces.max(initial=0.0) > largest / max(moments.rows * moments.num_classes, 1)
     if near and not np.isfinite(scatter).all():
@@ -205,7 +205,7 @@ def _blocks(each: Floats) -> Iterator[tuple[slice, slice]]:
     return itertools.product(row_blocks(m, d * d, _BLOCK), row_blocks(d, d, _BLOCK))
 
 
-def _check_sketch(moments: ClassMoments, sketch: Floats, signs: Floats, error: float) -> None:
+def _check_sketch(moments: MomentFields, sketch: Floats, signs: Floats, error: float) -> None:
     """Check the signs, of which every row has one, and the sum of squares."""
     finite = np.isfinite(moments.traces)
     if not (signs == np.rint(signs)).all():

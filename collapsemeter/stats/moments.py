@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from .arithmetic import centred, merged
 from .consistency import check_consistent, check_fields, check_shapes
-from .groups import GROUPS, Groups
+from .fields import MomentFields, Phase
+from .groups import GROUPS
 from .host_sums import add_rows, empty_sums
 from .labels import labelled_rows
-from .linalg import Floats
-from .rounding import Rounding
 from .sketch import turned
 from .stored import arrays_of, check_rows, fields_of, header_of
 from .sums import (
@@ -30,12 +29,11 @@ from .sums import (
     check_num_classes,
 )
 
-Phase = Literal["live", "frozen-train", "frozen-eval", "reference"]
 _KINDS: tuple[ScatterKind, ...] = ("class", "pooled", "sketch", "trace")  # from fine to coarse
 
 
 @dataclass(frozen=True, eq=False)
-class ClassMoments:
+class ClassMoments(MomentFields):
     r"""Sufficient statistics of one layer, in float64; `merge` is associative with an identity (Chan, Golub & LeVeque 1983).
 
     Parameters
@@ -89,24 +87,6 @@ class ClassMoments:
            [0., 5.]]), array([2., 0.]))
     """
 
-    counts: npt.NDArray[np.int64]
-    means: Floats
-    scatter: Floats | None
-    traces: Floats
-    feature_dtype: str = "float64"
-    phase: Phase = "frozen-eval"
-    shards: frozenset[str] = frozenset()
-    ignored: int = 0
-    nonfinite: int = 0
-    means_low: Floats = None  # type: ignore[assignment]  # zeros, once made
-    sketch: Floats | None = None
-    signs: Floats | None = None
-    seeds: frozenset[int] = frozenset()
-    rounding: Rounding | None = None
-    unlabelled: int = 0
-    mixed: int = 0
-    groups: Groups | None = None
-
     def __post_init__(self) -> None:
         check_fields(self.__dict__)
         self._freeze()
@@ -147,28 +127,6 @@ class ClassMoments:
         check_phase(self.phase)
         check_shapes(self)
         check_consistent(self, dtype)
-
-    @property
-    def num_classes(self) -> int:
-        """Classes there are labels for, present or not."""
-        return int(self.means.shape[0])
-
-    @property
-    def width(self) -> int:
-        """Features d."""
-        return int(self.means.shape[1])
-
-    @property
-    def rows(self) -> int:
-        """Rows counted, N."""
-        return int(self.counts.sum())
-
-    @property
-    def kind(self) -> ScatterKind:
-        """Which scatter is kept: ``class``, ``pooled``, ``sketch`` or ``trace``."""
-        if self.scatter is None:
-            return "trace" if self.sketch is None else "sketch"
-        return "class" if self.scatter.ndim == 3 else "pooled"
 
     @classmethod
     def empty(

@@ -13,7 +13,7 @@ from .rounding import Rounding
 from .sums import ARRAYS, LEFT_OUT
 
 if TYPE_CHECKING:
-    from .moments import ClassMoments
+    from .fields import MomentFields
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -21,14 +21,14 @@ _ALWAYS, _WHERE_KEPT = ARRAYS[:4], ARRAYS[4:]
 _PLAIN = ("feature_dtype", "phase", *LEFT_OUT)
 
 
-def header_of(moments: ClassMoments) -> dict[str, Any]:
+def header_of(moments: MomentFields) -> dict[str, Any]:
     """Return what a file says besides its arrays."""
     named = {name: getattr(moments, name) for name in _PLAIN}
     sets = {"shards": sorted(moments.shards), "seeds": sorted(moments.seeds)}
     return named | sets | {"rows": moments.rows}
 
 
-def arrays_of(moments: ClassMoments) -> Arrays:
+def arrays_of(moments: MomentFields) -> Arrays:
     """Return the arrays by name."""
     named = {name: getattr(moments, name) for name in ARRAYS}
     arrays = {name: array for name, array in named.items() if array is not None}
@@ -49,7 +49,7 @@ def fields_of(header: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     return parts | {"rounding": Rounding.among(arrays), "groups": Groups.among(arrays)}
 
 
-def check_rows(moments: ClassMoments, header: Mapping[str, Any]) -> None:
+def check_rows(moments: MomentFields, header: Mapping[str, Any]) -> None:
     """Raise ValueError if a header (older ones do not) or the groups say another number of rows."""
     if header.get("rows", moments.rows) != moments.rows:
         raise ValueError(f"its counts add up to {moments.rows} rows of {header['rows']}")

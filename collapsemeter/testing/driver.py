@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ..adapter.settings import Settings
 from ..report.report import CollapseReport
-from ..stats.moments import ClassMoments, Phase
+from ..stats.fields import Phase
+from ..stats.moments import ClassMoments
 
 Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[Any]

@@ -191,7 +191,7 @@ def test_a_graph_is_foreseen_once_torch_compile_is_called():
 
 
 def test_rows_of_a_graph_that_was_not_foreseen_are_missed_and_the_step_goes_on(monkeypatch):
-    monkeypatch.setattr("collapsemeter_torch.batch.graphs_may_come", lambda: False)
+    monkeypatch.setattr("collapsemeter_torch.scope.graphs_may_come", lambda: False)
     net = Net()
     meter = CollapseMeter(net, layers=["mid"], verbose=False)
     step(torch.compile(net, backend="eager", fullgraph=True), meter)

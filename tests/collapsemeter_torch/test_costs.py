@@ -59,7 +59,7 @@ def added(layers: int) -> list[int]:
 def test_a_counted_batch_makes_few_calls(monkeypatch):
     """Before, a first layer took 155 calls of Python and 144 of C, and each further one 50 and 49."""
     # Once a process has compiled anything, every batch prepares what a graph may need.
-    monkeypatch.setattr("collapsemeter_torch.batch.graphs_may_come", lambda: False)
+    monkeypatch.setattr("collapsemeter_torch.scope.graphs_may_come", lambda: False)
     by_layers = [added(layers) for layers in (1, 2, 3, 4)]
     assert by_layers[0][0] <= 54
     assert by_layers[0][1] <= 62

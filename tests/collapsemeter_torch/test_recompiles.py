@@ -14,8 +14,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from collapsemeter_torch import CollapseMeter
-from collapsemeter_torch.batch import SCOPES
 from collapsemeter_torch.compiled import wrappers
+from collapsemeter_torch.scope import SCOPES
 
 METERS = 9  # more than the graphs of one code, were each to have its own
 Y = torch.arange(12) % 3

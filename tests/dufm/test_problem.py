@@ -84,7 +84,7 @@ def test_bad_problems_get_one_sentence(changes, message):
 def test_closed_forms_are_registered_whatever_is_imported_first():
     code = (
         "from collapsemeter.dufm.closed.blocks import Block\n"
-        "from collapsemeter.dufm.problem import DUFM\n"
+        "from collapsemeter.dufm.model import DUFM\n"
         "from collapsemeter.dufm.registry import CLOSED_FORMS\n"
         "print(*(form.name for form in CLOSED_FORMS))\n"
         "print(DUFM(2, 1, 2, feature_decay=0.01, weight_decay=0.01).optimum().name)"

@@ -21,8 +21,9 @@ from ..graphs import (
     triangular_incidence,
 )
 from ..optimum import Optimum, structure
-from ..problem import DUFM
-from ..registry import DoesNotApply, closed_form, require_problem, require_survival
+from ..problem import Problem
+from ..refusals import DoesNotApply, require_problem, require_survival
+from ..registry import closed_form
 from ..scalar import ell, ell_minimiser
 
 DEEP = {"loss": "mse", "balanced": True, "bias": False, "activation": "relu"}
@@ -43,7 +44,7 @@ class Block:
             return float(self.classes)
         return srg_effective_classes(self.order, self.size, depth)
 
-    def strength(self, problem: DUFM) -> float:
+    def strength(self, problem: Problem) -> float:
         """The value of `ell` for every class of the block."""
         share = self.effective_classes(problem.depth) / self.classes
         return problem.canonical_decay * problem.num_classes * share
@@ -63,7 +64,7 @@ class Block:
 
 
 def _compose(
-    problem: DUFM, name: str, chosen: Sequence[Block], words: str, source: str,
+    problem: Problem, name: str, chosen: Sequence[Block], words: str, source: str,
     parameters: dict[str, float],
 ) -> Optimum:  # fmt: skip
     """Blocks side by side, each at its best scale; some may not survive the decay."""
@@ -89,7 +90,7 @@ def _blocks_chain(chosen: Sequence[Block], fits: Sequence[float], depth: int) ->
 
 
 @closed_form("low rank", place=6)
-def srg(problem: DUFM, size: int | None = None) -> Optimum:
+def srg(problem: Problem, size: int | None = None) -> Optimum:
     """The strongly regular graph solution: low rank, and below collapse.
 
     The classes are the edges of a complete graph on r vertices; hidden layers hold
@@ -126,7 +127,7 @@ def srg(problem: DUFM, size: int | None = None) -> Optimum:
     return _compose(problem, "srg", (block,), words, SOURCE, parameters)
 
 
-def best_blocks(problem: DUFM) -> tuple[Block, ...]:
+def best_blocks(problem: Problem) -> tuple[Block, ...]:
     """The cheapest split of the classes into triangular graphs and plain collapse, for `blocks`.
 
     Triangular graphs come first, then at most one block of plain collapse.
@@ -164,7 +165,7 @@ def best_blocks(problem: DUFM) -> tuple[Block, ...]:
 
 
 @closed_form("low rank", place=7)
-def blocks(problem: DUFM, split: Sequence[Block] | None = None) -> Optimum:
+def blocks(problem: Problem, split: Sequence[Block] | None = None) -> Optimum:
     r"""Low-rank blocks for any number of classes, beside plainly collapsed ones.
 
     .. math:: \sum_b \frac{K_b}{K}\,\ell\Big(c K \frac{K_{\mathrm{eff},b}}{K_b}, L\Big)

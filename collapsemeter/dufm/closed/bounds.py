@@ -9,15 +9,15 @@ from scipy import special  # type: ignore[import-untyped, unused-ignore]
 
 from ..descent import flatten, lbfgs, newton_polish, unflatten
 from ..network import class_columns, fit_and_slope, zero_variables
-from ..problem import DUFM, FloatArray
+from ..problem import FloatArray, Problem
 from ..reductions import canonical
-from ..registry import DoesNotApply
+from ..refusals import DoesNotApply
 from ..scalar import ell, ell_minimiser, least_margin_loss
 
 NEWTON_SIZE = 900  # variables up to which Newton steps finish the solution, some 20 classes
 
 
-def one_layer_mse(problem: DUFM) -> tuple[float, float, float, float]:
+def one_layer_mse(problem: Problem) -> tuple[float, float, float, float]:
     """Least squared loss of one layer, output ``fit * P + mean * J / K`` beside ``bias / K``."""
     classes = problem.num_classes
     g = classes * problem.canonical_decay
@@ -37,7 +37,7 @@ def one_layer_mse(problem: DUFM) -> tuple[float, float, float, float]:
     return (centred + offset, t, mean, g / decay)
 
 
-def one_layer_ce(problem: DUFM) -> tuple[float, float]:
+def one_layer_ce(problem: Problem) -> tuple[float, float]:
     """Margin and least cross-entropy of one layer; the margin is 0 beyond the threshold."""
     classes, c = problem.num_classes, problem.canonical_decay
     if c >= 1 / classes:
@@ -46,7 +46,7 @@ def one_layer_ce(problem: DUFM) -> tuple[float, float]:
     return margin, math.log1p((classes - 1) * math.exp(-margin)) + c * (classes - 1) * margin
 
 
-def class_strengths(problem: DUFM) -> FloatArray:
+def class_strengths(problem: Problem) -> FloatArray:
     """The strength g_k of every class, see `gof`; with balanced classes all equal cK."""
     counts = problem.counts.astype(np.float64)
     shares = counts / counts.mean()
@@ -54,7 +54,7 @@ def class_strengths(problem: DUFM) -> FloatArray:
     return np.asarray(problem.num_samples / counts * decays)
 
 
-def class_fits(problem: DUFM) -> tuple[FloatArray, FloatArray]:
+def class_fits(problem: Problem) -> tuple[FloatArray, FloatArray]:
     """Fit and loss of every class, see `gof`; the smallest get no neuron of a narrow layer."""
     strengths = [float(g) for g in class_strengths(problem)]
     fits = np.array([ell_minimiser(g, problem.depth) for g in strengths])
@@ -64,7 +64,7 @@ def class_fits(problem: DUFM) -> tuple[FloatArray, FloatArray]:
     return fits, losses
 
 
-def nuclear_bound(problem: DUFM) -> float:
+def nuclear_bound(problem: Problem) -> float:
     r"""The lower bound that holds at any depth, with or without ReLU: tight for one layer, else loose.
 
     .. math:: \ell\big(c K^{2/(L+1)}, L\big)
@@ -95,7 +95,7 @@ def nuclear_bound(problem: DUFM) -> float:
     return share * ell(decay * classes**power, depth)
 
 
-def lower_bound(problem: DUFM) -> float:
+def lower_bound(problem: Problem) -> float:
     """The best proven lower bound: no network of this problem has a lower loss.
 
     The optimal value itself where a theorem gives it: one layer, two balanced
@@ -136,7 +136,7 @@ class ConvexValue:
     operator_ratio: float
 
 
-def certify(problem: DUFM, outputs: FloatArray, bias: FloatArray | None) -> ConvexValue:
+def certify(problem: Problem, outputs: FloatArray, bias: FloatArray | None) -> ConvexValue:
     r"""Bound the optimal loss of one layer from below, by the dual at a given point.
 
     .. math:: \max_G -\mathrm{fit}^*(G) - \tfrac{1}{2\lambda_b}\|G 1\|^2
@@ -183,7 +183,7 @@ def certify(problem: DUFM, outputs: FloatArray, bias: FloatArray | None) -> Conv
 
 
 @lru_cache(maxsize=64)  # the zero network, the bound and `convex` all need it
-def convex_value(problem: DUFM) -> ConvexValue:
+def convex_value(problem: Problem) -> ConvexValue:
     """Solve the one-layer problem and certify the result."""
     if problem.depth != 1:
         raise DoesNotApply(f"convex needs depth 1, got {problem.depth}: deeper is not convex.")

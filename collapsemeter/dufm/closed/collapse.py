@@ -9,8 +9,9 @@ import numpy as np
 from ...metrics.frames import centring
 from ..chain import Chain, balance, paired_signs, require_widths, split_linear
 from ..optimum import Optimum, structure
-from ..problem import DUFM, FloatArray
-from ..registry import DoesNotApply, TooNarrow, closed_form, require_problem, require_survival
+from ..problem import FloatArray, Problem
+from ..refusals import DoesNotApply, TooNarrow, require_problem, require_survival
+from ..registry import closed_form
 from ..scalar import ell, ell_minimiser, least_margin_loss
 
 BINARY = "Sukenik, Mondelli & Lampert 2023, arXiv 2305.13165"
@@ -49,7 +50,7 @@ def orthogonal_frame(
 
 
 @closed_form("collapsed", place=4)
-def dnc(problem: DUFM, first_layer: float | None = None) -> Optimum:
+def dnc(problem: Problem, first_layer: float | None = None) -> Optimum:
     r"""Deep neural collapse: every class has its own neurons, in every layer.
 
     .. math:: Z = t I, \qquad \ell(cK, L) = \tfrac12 (1-t)(1+Lt)
@@ -98,12 +99,12 @@ def dnc(problem: DUFM, first_layer: float | None = None) -> Optimum:
     return structure(problem, "dnc", loss, chain, words, source, parameters, mean, free)
 
 
-def _centred(problem: DUFM) -> bool:
+def _centred(problem: Problem) -> bool:
     """Whether the last layer maps to a simplex ETF: the loss or the bias supplies the mean."""
     return problem.loss == "ce" or problem.bias
 
 
-def _wide_fit(problem: DUFM) -> tuple[float, float, float]:
+def _wide_fit(problem: Problem) -> tuple[float, float, float]:
     """Fit, loss and effective class count of collapse in wide layers."""
     classes, depth = problem.num_classes, problem.depth
     effective = float(classes)
@@ -117,7 +118,7 @@ def _wide_fit(problem: DUFM) -> tuple[float, float, float]:
     return fit, share * loss, effective
 
 
-def _trust_dnc(problem: DUFM) -> tuple[str, str]:
+def _trust_dnc(problem: Problem) -> tuple[str, str]:
     """How sure it is, in words, and the source."""
     classes, depth = problem.num_classes, problem.depth
     if problem.loss == "ce":
@@ -133,7 +134,7 @@ def _trust_dnc(problem: DUFM) -> tuple[str, str]:
     return "upper bound: lower losses of lower rank exist or are found by descent", BINARY
 
 
-def _first_width(problem: DUFM, tilt: float | None) -> int:
+def _first_width(problem: Problem, tilt: float | None) -> int:
     """Width that the free first layer needs: K, or K / 2 with opposite pairs of the same loss."""
     classes, depth = problem.num_classes, problem.depth
     if tilt is not None and not 0.0 <= tilt <= 1.0:
@@ -150,7 +151,7 @@ def _first_width(problem: DUFM, tilt: float | None) -> int:
     return classes - (tilt == 1)
 
 
-def _dnc_chain(problem: DUFM, tilt: float | None, fit: float, effective: float) -> Chain:
+def _dnc_chain(problem: Problem, tilt: float | None, fit: float, effective: float) -> Chain:
     classes, depth = problem.num_classes, problem.depth
     # H_2 = I - N up to the ReLU costs the same for every non-negative symmetric N with zero
     # diagonal and eigenvalues of at most 1: none, (J - I) / (K - 1), or a swap of pairs.
@@ -164,7 +165,7 @@ def _dnc_chain(problem: DUFM, tilt: float | None, fit: float, effective: float) 
     return balance(tuple(factors), math.sqrt(effective) * fit ** (1 / (depth + 1)))
 
 
-def partial(problem: DUFM, learned: int) -> Optimum:
+def partial(problem: Problem, learned: int) -> Optimum:
     r"""Collapse of some classes while the others are not learned: a bad local minimum.
 
     .. math:: \frac{K-k}{K}\,f_0 + \frac kK\,f_{\mathrm{DNC}}
@@ -216,7 +217,7 @@ def partial(problem: DUFM, learned: int) -> Optimum:
 
 
 @closed_form("other", place=14)
-def partials(problem: DUFM) -> list[Optimum]:
+def partials(problem: Problem) -> list[Optimum]:
     """`partial` with every number of learned classes for which it applies."""
     optima = []
     for learned in range(1, min(problem.num_classes, min(problem.layer_widths) + 1)):
@@ -225,14 +226,14 @@ def partials(problem: DUFM) -> list[Optimum]:
     return optima
 
 
-def _partial_chain(problem: DUFM, learned: int, norm: float) -> Chain:
+def _partial_chain(problem: Problem, learned: int, norm: float) -> Chain:
     classes, depth = problem.num_classes, problem.depth
     axes = np.eye(classes)[:, :learned]
     outputs = axes if problem.loss == "mse" else axes - 1 / classes
     return balance((axes.T, *(np.eye(learned),) * (depth - 1), outputs), norm)
 
 
-def _trust_partial(problem: DUFM, learned: int) -> str:
+def _trust_partial(problem: Problem, learned: int) -> str:
     if problem.rectified:
         return "upper bound: a local minimum, where descent gets stuck"
     if problem.loss == "ce":

@@ -9,15 +9,16 @@ import numpy as np
 from ...metrics.frames import centring
 from ..chain import Chain, balance, paired_signs, require_widths, split_linear
 from ..optimum import Optimum, structure
-from ..problem import DUFM, FloatArray
-from ..registry import DoesNotApply, closed_form, require_problem, require_survival
+from ..problem import FloatArray, Problem
+from ..refusals import DoesNotApply, require_problem, require_survival
+from ..registry import closed_form
 from ..scalar import least_margin_loss
 
 SOURCE = "Garrod & Keating 2024, arXiv 2410.23169"
 
 
 @closed_form("collapsed", place=5)
-def linear_ce_dnc(problem: DUFM) -> Optimum:
+def linear_ce_dnc(problem: Problem) -> Optimum:
     r"""Collapse in the deep linear model with cross-entropy: stationary, not optimal.
 
     .. math:: Z = a (I - J/K), \qquad
@@ -39,7 +40,7 @@ def linear_ce_dnc(problem: DUFM) -> Optimum:
 
 
 @closed_form("low rank", place=9)
-def linear_ce_pairs(problem: DUFM) -> Optimum:
+def linear_ce_pairs(problem: Problem) -> Optimum:
     r"""Classes in opposite pairs: about half the rank of collapse, and a lower loss; K >= 3.
 
     .. math:: Z = b\,\mathrm{blockdiag}\begin{pmatrix}1&-1\\-1&1\end{pmatrix}, \qquad
@@ -58,7 +59,7 @@ def linear_ce_pairs(problem: DUFM) -> Optimum:
 
 
 @closed_form("low rank", place=10)
-def linear_ce_polygon(problem: DUFM) -> Optimum:
+def linear_ce_polygon(problem: Problem) -> Optimum:
     r"""Classes on a circle: rank two whatever their number, for great depth; K >= 3.
 
     .. math:: Z_{ij} = b \cos(2\pi(i-j)/K), \qquad
@@ -77,7 +78,7 @@ def _polygon(num_classes: int) -> FloatArray:
     return np.asarray(np.cos(angles[:, None] - angles[None, :]))
 
 
-def _require_linear_ce(problem: DUFM, name: str, least_classes: int) -> None:
+def _require_linear_ce(problem: Problem, name: str, least_classes: int) -> None:
     require_problem(problem, name, activation="linear", loss="ce", balanced=True)
     if problem.depth == 1:
         raise DoesNotApply(f"{name} needs depth 2 or more, got 1: ufm_ce is optimal there.")
@@ -89,7 +90,7 @@ def _require_linear_ce(problem: DUFM, name: str, least_classes: int) -> None:
 
 
 def _linear_ce(
-    problem: DUFM, name: str, rank: int, pattern: Callable[[int], FloatArray],
+    problem: Problem, name: str, rank: int, pattern: Callable[[int], FloatArray],
     *groups: tuple[int, tuple[tuple[float, float], ...], float],
 ) -> Optimum:  # fmt: skip
     """A pattern of outputs, each group of classes at its margin: their number, offsets, strength."""
@@ -109,7 +110,7 @@ def _linear_chain(pattern: Callable[[int], FloatArray], margins: FloatArray, dep
 
 
 @closed_form("low rank", place=8)
-def pairs(problem: DUFM) -> Optimum:
+def pairs(problem: Problem) -> Optimum:
     r"""Classes in opposite pairs through ReLU layers, for cross-entropy and an even K >= 4.
 
     With X the signs of the pairs, blocks [[1, -1], [-1, 1]], the layers hold
@@ -145,7 +146,7 @@ def pairs(problem: DUFM) -> Optimum:
     return structure(problem, "pairs", loss, chain, words, SOURCE, parameters)
 
 
-def _pairs_chain(problem: DUFM, norm: float) -> Chain:
+def _pairs_chain(problem: Problem, norm: float) -> Chain:
     signs = paired_signs(problem.num_classes)
     hidden = (signs + 2 / problem.num_classes,) * (problem.depth - 2)
     return balance((*split_linear(signs + 1.0, 1), *hidden, signs), norm)

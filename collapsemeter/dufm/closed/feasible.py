@@ -6,16 +6,17 @@ import numpy as np
 
 from ..network import class_columns, column_loss_and_gradient, fit_and_slope
 from ..optimum import Optimum, structure
-from ..problem import DUFM, FloatArray
+from ..problem import FloatArray, Problem
 from ..reductions import canonical
-from ..registry import DoesNotApply, TooNarrow, TooStrong, closed_form, survey
+from ..refusals import DoesNotApply, TooNarrow, TooStrong
+from ..registry import closed_form, survey
 from .bounds import lower_bound
 
 NO_BIAS = "without a bias, feasible with a bias of zero"
 
 
 @closed_form("other", place=13)
-def zero(problem: DUFM) -> Optimum:
+def zero(problem: Problem) -> Optimum:
     r"""No features and no weights; a bias, if there is one, learns the class sizes.
 
     .. math:: b = \pi / (1 + \lambda_b) \quad\text{or}\quad
@@ -45,7 +46,7 @@ def zero(problem: DUFM) -> Optimum:
     return structure(problem, "zero", loss, chain, words, source, {}, shift)
 
 
-def _best_bias(problem: DUFM) -> FloatArray:
+def _best_bias(problem: Problem) -> FloatArray:
     """The bias of a network that outputs nothing else."""
     shares = problem.counts / problem.num_samples
     if problem.loss == "mse":
@@ -82,7 +83,7 @@ def _decayed_log_odds(shares: FloatArray, decay: float) -> FloatArray:
 
 
 @closed_form("last resort", place=16)
-def simpler(problem: DUFM) -> list[Optimum]:
+def simpler(problem: Problem) -> list[Optimum]:
     """Closed forms of the simpler problem; of partial ones the lowest."""
     if problem.bias:
         plain, why = _without_bias(problem), NO_BIAS
@@ -97,7 +98,7 @@ def simpler(problem: DUFM) -> list[Optimum]:
     return [_lift(problem, optimum, why) for optimum in optima if optimum not in partial[1:]]
 
 
-def collapsed(problem: DUFM) -> Optimum:
+def collapsed(problem: Problem) -> Optimum:
     """The collapsed network; `TooNarrow` or `TooStrong` say what alone forbids it."""
     known = survey(problem, "collapsed")
     if known.optima:
@@ -110,11 +111,11 @@ def collapsed(problem: DUFM) -> Optimum:
     raise DoesNotApply(f"no collapsed network is known here: {known.refused['dnc']}")
 
 
-def _without_bias(problem: DUFM) -> DUFM:
+def _without_bias(problem: Problem) -> Problem:
     return replace(problem, bias=False, bias_decay=0.0)
 
 
-def _lift(problem: DUFM, optimum: Optimum, why: str) -> Optimum:
+def _lift(problem: Problem, optimum: Optimum, why: str) -> Optimum:
     """The same features and weights in a problem with a bias, or with unequal classes."""
     loss = optimum.loss
     if not problem.bias:

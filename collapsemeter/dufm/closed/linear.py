@@ -7,14 +7,15 @@ import numpy as np
 from ...metrics.frames import centring
 from ..chain import require_widths, split_diagonal, split_linear, widths_of
 from ..optimum import Optimum, structure
-from ..problem import DUFM
-from ..registry import closed_form, require_problem, require_survival
+from ..problem import Problem
+from ..refusals import require_problem, require_survival
+from ..registry import closed_form
 from ..scalar import ell, ell_minimiser
 from .bounds import class_fits
 
 
 @closed_form("collapsed", place=3)
-def linear(problem: DUFM) -> Optimum:
+def linear(problem: Problem) -> Optimum:
     r"""The optimum of the deep linear model: squared loss, balanced classes, no bias or a free one.
 
     .. math:: Z = t I,\ \ell(cK, L) \qquad\text{or, with a free bias,}\qquad
@@ -42,7 +43,7 @@ def linear(problem: DUFM) -> Optimum:
     return structure(problem, "linear", loss, chain, words, "Dang et al. 2023", {"t": fit}, mean)
 
 
-def minority_threshold(problem: DUFM) -> float:
+def minority_threshold(problem: Problem) -> float:
     r"""The class size up to which `gof` does not learn a class (Dang et al. 2023).
 
     .. math:: n_k > \frac{N^{(L+1)/L}\,\Lambda^{1/L}\,L^2}{(L-1)^{(L-1)/L}}, \qquad
@@ -61,7 +62,7 @@ def minority_threshold(problem: DUFM) -> float:
 
 
 @closed_form("other", place=11)
-def gof(problem: DUFM) -> Optimum:
+def gof(problem: Problem) -> Optimum:
     r"""A general orthogonal frame, for squared loss, unequal classes and no bias.
 
     .. math:: Z = \mathrm{diag}(t_k), \qquad

@@ -9,8 +9,9 @@ from ...metrics.frames import centring
 from ...metrics.imbalance import root_of_laplacian
 from ..chain import Chain, require_widths, split_by_size, split_linear, widths_of
 from ..optimum import Optimum, structure
-from ..problem import DUFM, FloatArray
-from ..registry import closed_form, require_problem, require_survival
+from ..problem import FloatArray, Problem
+from ..refusals import require_problem, require_survival
+from ..registry import closed_form
 from .bounds import convex_value, one_layer_ce, one_layer_mse
 
 GAP_TOLERANCE = 1e-7  # relative duality gap up to which a solution is called certified
@@ -21,7 +22,7 @@ def _simplex_chain(classes: int, fit: float, mean: float) -> Chain:
 
 
 @closed_form("collapsed", place=1)
-def ufm_mse(problem: DUFM) -> Optimum:
+def ufm_mse(problem: Problem) -> Optimum:
     r"""The optimum of one layer with squared loss and balanced classes, with any bias or none.
 
     .. math:: g = K\sqrt{n\lambda_W\lambda_H}, \quad t = \max(0, 1-g), \quad
@@ -50,7 +51,7 @@ def ufm_mse(problem: DUFM) -> Optimum:
 
 
 @closed_form("collapsed", place=2)
-def ufm_ce(problem: DUFM) -> Optimum:
+def ufm_ce(problem: Problem) -> Optimum:
     r"""The optimum of one layer with cross-entropy and balanced classes: a simplex ETF, bias zero.
 
     .. math:: Z = \alpha (I - J/K), \quad \alpha = \log(1/c - K + 1), \quad
@@ -93,7 +94,7 @@ def seli_grams(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 @closed_form("other", place=12)
-def seli(problem: DUFM) -> Optimum:
+def seli(problem: Problem) -> Optimum:
     r"""Simplex-encoded labels: one layer, cross-entropy, skewed classes, no bias, vanishing ridge.
 
     .. math:: Z = s (I - J/K), \qquad s = \log\Big(\frac{K-1}{g} - K + 1\Big), \qquad
@@ -124,7 +125,7 @@ def seli(problem: DUFM) -> Optimum:
 
 
 @closed_form("last resort", place=15)
-def convex(problem: DUFM) -> Optimum:
+def convex(problem: Problem) -> Optimum:
     r"""The exact optimum of one layer, for any loss, class sizes and bias, with a certificate.
 
     .. math:: \min_Z \sum_k \frac{n_k}{N} \mathrm{loss}(z_k, k)
