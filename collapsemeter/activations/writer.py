@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..stats.fields import Phase
 from ..stats.head import Head
-from ..stats.labels import are_tokens, class_labels
+from ..stats.labels import are_tokens, check_predictions, class_labels, class_rows
 from ..stats.plain import plain
 from ..stats.sums import IGNORE_INDEX, check_num_classes
 from ..system.files import write_atomically
@@ -155,6 +155,15 @@ class Writer:
         for name, axes, kinds in (("predictions", 0, "iub"), ("logits", 1, _WRITTEN)):
             if name in extras:
                 _check_decided(name, extras[name], shape, axes, kinds)
+        if "predictions" in extras:
+            usable = class_rows(extras["labels"], self._classes, self._ignore_index)
+            check_predictions(extras["predictions"], self._classes, usable)
+        columns = extras["logits"].shape[-1] if "logits" in extras else self._classes
+        if columns != self._classes and (columns, self._classes) != (1, 2):
+            raise ValueError(
+                f"logits have shape {extras['logits'].shape}, and num_classes={self._classes}: pass one column for "
+                "each class"
+            )
         for name, array in batch.items():
             _check_layer(name, array, shape)
         layers = {name: (array.shape[1:], array.dtype) for name, array in batch.items()}
@@ -237,7 +246,8 @@ def _check_decided(
 
 
 def _check_layer(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
-    if array.ndim < 2 or array.shape[0] != shape[0] or array.dtype.name not in _WRITTEN:
+    fits = array.ndim > 1 and array.shape[0] == shape[0] and 0 not in array.shape[1:]
+    if not fits or array.dtype.name not in _WRITTEN:
         raise ValueError(
             f"layer {name!r} has shape {array.shape} and dtype {array.dtype}, labels have "
             f"shape {shape}: pass one row of floats for each label ({', '.join(_WRITTEN)})"

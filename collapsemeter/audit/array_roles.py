@@ -80,6 +80,8 @@ def _contents(file: str, named: Mapping[str, str], cache: str, result: SortedArr
             result.skipped[name] = (
                 f"{array}: a layer is an array of floats with two axes or more{_remedy(array)}"
             )
+        elif 0 in array.shape[1:]:
+            result.skipped[name] = f"{array}: a layer has a feature or more"
         elif _is_head(name, array, arrays):
             result.skipped[name] = (
                 f"{array}: the weight of a head, it seems; pass it with --head {file}"

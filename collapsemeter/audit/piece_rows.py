@@ -12,7 +12,7 @@ from ..activations.array_file import ArrayFile
 from ..activations.remote import open_file
 from ..adapter.reduction import feature_rows
 from ..stats.head import argmax_or_none
-from ..stats.labels import are_tokens, class_labels
+from ..stats.labels import are_tokens, check_predictions, class_labels, class_rows
 from ..stats.plain import widened
 from .epochs import LabelsOf, labels_of
 from .job import LOGITS, MASK, PREDICTIONS, Counting, Piece, StoredArray
@@ -73,11 +73,14 @@ class OpenPiece(ExitStack):
                     tokens=are_tokens(values.shape, shapes),
                 )
             except ValueError as error:
-                first = piece.start + piece.shard.labels.offset
-                counted = f" (rows are counted from {first} on)" if first else ""
-                raise ValueError(f"labels {piece.shard.labels}: {error}{counted}") from error
+                raise self._named(error, "labels", piece.shard.labels) from error
             self._labels = labels[:, 0] if labels.shape == (len(labels), 1) else labels
         return self._labels
+
+    def _named(self, error: ValueError, role: str, stored: StoredArray) -> ValueError:
+        first = self._piece.start + stored.offset
+        counted = f" (rows are counted from {first} on)" if first else ""
+        return ValueError(f"{role} {stored}: {error}{counted}")
 
     def labels_told(self) -> LabelsOf | None:
         """Describe the raw labels; those of one long array for all shards tell nothing of epochs."""
@@ -92,8 +95,9 @@ class OpenPiece(ExitStack):
         self._check_decided()
 
     def _check_decided(self) -> None:
-        """Raise unless predictions or logits have one entry for each label: headers tell."""
-        labels = self.labels.shape
+        """Raise unless predictions or logits have one entry for each label, and for each class."""
+        labels, classes = self.labels.shape, self._counting.settings.num_classes
+        scores = {(*labels, classes)} | ({labels, (*labels, 1)} if classes == 2 else set())
         for role in (PREDICTIONS, LOGITS):
             stored = self._piece.shard.extras.get(role)
             if stored is None:
@@ -102,13 +106,17 @@ class OpenPiece(ExitStack):
             if role == PREDICTIONS:
                 fits, kinds, entry = math.prod(shape) == math.prod(labels), "iub", "one class"
             else:
-                fits, kinds = shape in (labels, (*labels, shape[-1])), "fV"
-                entry = "one row of C scores, or a single logit,"
+                fits, kinds = shape in scores, "fV"
+                entry = f"one row of {classes} scores" + ", or a single logit," * (classes == 2)
             if not fits or dtype.kind not in kinds:
+                wide = role == LOGITS and shape[:-1] == labels and shape[-1] > classes
+                hint = f"; if there are {shape[-1]} classes, pass --num-classes {shape[-1]}"
                 raise ValueError(
-                    f"{role} {stored} have dtype {dtype} and shape {shape}, labels {labels}: pass {entry} for "
-                    "each label"
+                    f"{role} {stored} have dtype {dtype} and shape {shape}, labels {labels}, and num_classes="
+                    f"{classes}: pass {entry} for each label{hint if wide else ''}"
                 )
+            if role == PREDICTIONS:
+                self._predictions(stored)
 
     def chunks(self, layer: str) -> Iterator[Chunk]:
         """Yield the rows of a layer in chunks of bounded memory; of no rows one empty chunk."""
@@ -141,7 +149,7 @@ class OpenPiece(ExitStack):
             self._file(name).check()
         self._check_decided()
         if PREDICTIONS in extras:
-            return self.raw(extras[PREDICTIONS]).reshape(-1).astype(np.int64)
+            return self._predictions(extras[PREDICTIONS])
         if LOGITS not in extras:
             return None
         logits = extras[LOGITS]
@@ -152,6 +160,15 @@ class OpenPiece(ExitStack):
             for start, stop in self._steps(logits)
         ]
         return np.concatenate([np.zeros(0, np.int64), *decided])
+
+    def _predictions(self, stored: StoredArray) -> Ints:
+        settings, predictions = self._counting.settings, self.raw(stored).reshape(self.labels.shape)
+        usable = class_rows(self.labels, settings.num_classes, settings.ignore_index)
+        try:
+            check_predictions(predictions, settings.num_classes, usable)
+        except ValueError as error:
+            raise self._named(error, PREDICTIONS, stored) from error
+        return predictions.reshape(-1).astype(np.int64)
 
 
 def _classes(scores: Ndarray) -> Ints:

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..stats.head import Head, HeadLike, argmax_or_none
-from ..stats.labels import labelled_rows
+from ..stats.labels import check_predictions, class_rows, labelled_rows
 from ..stats.linalg import LARGEST, row_blocks
-from ..stats.plain import plain
+from ..stats.plain import check_real, plain
 from ..stats.sums import IGNORE_INDEX
 from .class_centres import ClassCentres, Counts
 
@@ -119,7 +119,7 @@ def decide(
     Raises
     ------
     ValueError
-        If shapes do not fit.
+        If shapes do not fit, or a prediction of a row that has a class is no class; -1 is that of no decision.
 
     References
     ----------
@@ -141,9 +141,11 @@ def decide(
     head = None if head is None else Head.of(head)
     if head is not None:
         head.check_fit(moments.num_classes, moments.width)
-    decided = _network_decision(rows, head, logits, predictions)
+    decided = _network_decision(rows, head, logits, predictions, moments.num_classes)
     centres = ClassCentres(moments) if centres is None else centres
-    usable = (bins >= 0) & (bins != ignore_index) & _bounded(rows)
+    usable = class_rows(bins, moments.num_classes, ignore_index) & _bounded(rows)
+    if predictions is not None and decided is not None:
+        check_predictions(decided, moments.num_classes, usable)
     usable[usable] = centres.known[bins[usable]]
     if not usable.all():
         rows, bins = rows[usable], bins[usable]
@@ -179,15 +181,17 @@ def _network_decision(
     head: Head | None,
     logits: npt.ArrayLike | None,
     predictions: npt.ArrayLike | None,
+    num_classes: int,
 ) -> npt.NDArray[Any] | None:
     if predictions is not None:
         decided = plain(predictions, "predictions")
     elif logits is not None:
         scores = plain(logits, "logits")
-        if scores.ndim != 2 or scores.shape[1] < 2:
+        check_real(scores, "logits")
+        if scores.ndim != 2 or scores.shape[1] != num_classes:
             raise ValueError(
-                f"logits have shape {scores.shape}: pass one column per class, (N, C); "
-                "of a single logit pass predictions=logit > 0"
+                f"logits have shape {scores.shape}: pass one column for each of the {num_classes} classes, "
+                "(N, C); of a single logit pass predictions=logit > 0"
             )
         decided = argmax_or_none(scores)
     elif head is not None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from .fields import Phase
 from .groups import GROUPS
 from .host_sums import add_rows, block_rows_of, empty_sums
-from .labels import check_nonfinite, labelled_rows
+from .labels import check_nonfinite, feature_dtype_of, labelled_rows
 from .moments import ClassMoments, check_phase
 from .sums import EPS, IGNORE_INDEX, SKETCH_ROWS, Nonfinite, ScatterKind
 
@@ -103,7 +103,7 @@ class Accumulator:
         )
         if rows.shape[1] != self.width:
             raise ValueError(f"features have shape {rows.shape}: expected (N, {self.width})")
-        names = self._feature_dtype, rows.dtype.name
+        names = self._feature_dtype, feature_dtype_of(features, rows)
         self._feature_dtype = max(names, key=lambda name: EPS.get(name, 0.0))
         capacity = max(block_rows_of(self.width), PENDING_ENTRIES // max(self.width, 1))
         large = len(rows) > capacity // 2

@@ -23,6 +23,8 @@ from .sums import (
     UNLABELLED,
     ScatterKind,
     Sums,
+    check_num_classes,
+    check_whole,
     init,
     scatter_kind,
 )
@@ -74,6 +76,8 @@ def empty_sums(
     groups: int = GROUPS,
 ) -> Sums:
     """Return sums of no rows; ``auto``: with the finest scatter that the host affords."""
+    num_classes, width = check_num_classes(num_classes), check_whole("width", width, least=1)
+    check_whole("sketch_rows", sketch_rows, least=2)
     if scatter == "auto":
         scatter = scatter_kind(num_classes, width, HOST_CLASS_SCATTER_ENTRIES)
     afforded = affordable_groups(num_classes, width, groups)

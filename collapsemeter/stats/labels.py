@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .plain import is_untyped, plain
+from .plain import is_tensor, is_untyped, plain
 from .sums import EPS, IGNORE_INDEX, MIXED, UNLABELLED, Nonfinite
 
 Array = Any  # of the framework that the operations speak for
@@ -223,6 +223,8 @@ def labelled_rows(
             f"features have shape {rows.shape} and dtype {rows.dtype}: pass one row of real numbers "
             "per sample, shape (N, d)"
         )
+    if not rows.shape[1]:
+        raise ValueError(f"features have shape {rows.shape}: there is not one feature to measure")
     if is_untyped(rows.dtype):
         raise ValueError(
             f"features have shape {rows.shape} and dtype {rows.dtype}, bytes that say no type of number, as "
@@ -246,6 +248,35 @@ def labelled_rows(
     return rows, bins
 
 
+def class_rows(
+    labels: npt.NDArray[np.int64], num_classes: int, ignore_index: int
+) -> npt.NDArray[np.bool_]:
+    """Return which of the labels that `class_labels` returned name a class to count."""
+    rows: npt.NDArray[np.bool_] = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
+    return rows
+
+
+def check_predictions(
+    predictions: npt.NDArray[Any],
+    num_classes: int,
+    usable: npt.NDArray[np.bool_] | Literal[True] = True,
+) -> None:
+    """Raise ValueError unless each of the usable predictions is a class, or -1 where the network decided on none."""
+    if predictions.dtype.kind not in "biuf":
+        raise ValueError(
+            f"predictions have dtype {predictions.dtype} and shape {predictions.shape}: pass the class that the "
+            f"network decides on, 0..{num_classes - 1}, for each row"
+        )
+    classes = (predictions >= -1) & (predictions < num_classes)
+    wrong = np.argwhere(~(classes & (predictions == np.floor(predictions))) & usable)
+    if len(wrong):
+        where, place = _place(wrong)
+        raise ValueError(
+            f"prediction {predictions[where]} at {place} is outside 0..{num_classes - 1} (num_classes="
+            f"{num_classes}) and not -1, for none: pass the class that the network decides on for each row"
+        )
+
+
 def check_mixed(mixed: Mixed) -> None:
     """Raise ValueError unless it says what to do with a row of several classes."""
     if mixed not in get_args(Mixed):
@@ -266,12 +297,14 @@ def are_tokens(labels: Sequence[int], features: Iterable[Sequence[int]]) -> bool
 
 def host_array(labels: Any) -> npt.NDArray[Any]:
     """Return labels in NumPy; those of narrow floats, which it does not compute with, as float32."""
-    if hasattr(labels, "detach"):  # a tensor, perhaps on a device; and NumPy has no bfloat16
-        labels = labels.detach().cpu()
-        labels = labels.float() if labels.is_floating_point() and labels.itemsize < 4 else labels
     array = plain(labels, "labels")
     narrow = array.dtype.kind == "V" and array.dtype.type is not np.void
     return array.astype(np.float32) if narrow else array
+
+
+def feature_dtype_of(features: Any, rows: npt.NDArray[Any]) -> str:
+    """Return the name of the dtype that features have; ``rows`` are what `labelled_rows` made of them."""
+    return dtype_name(features.dtype) if is_tensor(features) else rows.dtype.name
 
 
 def dtype_name(dtype: Any) -> str:

@@ -14,7 +14,7 @@ from .consistency import check_consistent, check_fields, check_shapes
 from .fields import MomentFields, Phase
 from .groups import GROUPS
 from .host_sums import add_rows, empty_sums
-from .labels import labelled_rows
+from .labels import feature_dtype_of, labelled_rows
 from .sketch import turned
 from .stored import arrays_of, check_rows, fields_of, header_of
 from .sums import (
@@ -147,6 +147,7 @@ class ClassMoments(MomentFields):
         >>> ClassMoments.empty(3, 8).rows
         0
         """
+        check_phase(phase)
         state = empty_sums(num_classes, width, scatter, sketch_rows, groups)
         return cls.from_sums(state, feature_dtype, phase)
 
@@ -214,6 +215,7 @@ class ClassMoments(MomentFields):
         (2, 'class')
         """
         num_classes = check_num_classes(num_classes)
+        check_phase(phase)
         rows, bins = labelled_rows(
             features, labels, num_classes, ignore_index=ignore_index, nonfinite=nonfinite
         )
@@ -228,7 +230,8 @@ class ClassMoments(MomentFields):
             first_row=first_row,
         )
         shards = () if shard is None else (shard,)
-        return cls.from_sums(state, rows.dtype.name, phase, shards, seed, in_place=True)
+        dtype = feature_dtype_of(features, rows)
+        return cls.from_sums(state, dtype, phase, shards, seed, in_place=True)
 
     @classmethod
     def from_sums(

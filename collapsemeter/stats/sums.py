@@ -115,10 +115,7 @@ class Sums:
 
 def check_num_classes(num_classes: Any, least: int = 1) -> int:
     """Return a number of classes as int, before anything of that size is allocated."""
-    try:
-        number = operator.index(num_classes)
-    except TypeError as error:
-        raise ValueError(f"num_classes={num_classes!r} is not a whole number") from error
+    number = check_whole("num_classes", num_classes)
     if number < least:
         words = {1: "one class", 2: "two classes"}[least]
         raise ValueError(f"num_classes={number}: there must be at least {words}")
@@ -126,6 +123,17 @@ def check_num_classes(num_classes: Any, least: int = 1) -> int:
         raise ValueError(
             f"num_classes={number}: at most {MOST_CLASSES} classes are measured; pass the number of classes"
         )
+    return number
+
+
+def check_whole(name: str, value: Any, least: int | None = None) -> int:
+    """Return a whole number as int; raise ValueError if it is none, or less than it may be."""
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name}={value!r} is not a whole number") from error
+    if least is not None and number < least:
+        raise ValueError(f"{name}={number}: pass {least} or more")
     return number
 
 

@@ -81,6 +81,14 @@ def test_the_line_that_is_named_leaves_them_out_and_counts_them():
     assert ClassMoments.from_batch(whole.astype(float).filled(np.nan), LABELS, 3).nonfinite == 1
 
 
+def test_masked_predictions_have_rows_to_leave_out():
+    masked = np.ma.masked_array(LABELS, HIDDEN)
+    with pytest.raises(ValueError, match="give their rows the label -100, which leaves them out"):
+        decide(MOMENTS, ROWS, LABELS, predictions=masked)
+    labels = np.where(HIDDEN, -100, LABELS)
+    assert decide(MOMENTS, ROWS, labels, predictions=masked.filled(-100)).rows.sum() == 11
+
+
 def test_a_masked_array_that_hides_nothing_is_an_array():
     actual = ClassMoments.from_batch(np.ma.array(ROWS), np.ma.array(LABELS), 3)
     np.testing.assert_array_equal(actual.means, MOMENTS.means)
@@ -97,6 +105,7 @@ UNREAL = {
     "complex": (ROWS + 1j, "dtype complex128"),
     "dates": (np.zeros((12, 4), "M8[s]"), r"dtype datetime64\[s\]"),
     "one axis": (ROWS[:, 0], r"shape \(12,\)"),
+    "no feature": (ROWS[:, :0], r"shape \(12, 0\)"),
     "a number": (np.float64(1), r"shape \(\)"),
 }
 
@@ -113,6 +122,19 @@ def test_features_that_are_no_real_numbers_are_named(tmp_path, what):
         assert "features have shape" in str(caught.value)
     with pytest.raises(ValueError, match=text.partition(".*")[0]):
         Writer(tmp_path / "d", num_classes=3).write({"fc": rows}, LABELS)
+
+
+@pytest.mark.parametrize("dtype", ["complex", "U9", "O"])
+def test_weights_that_are_no_real_numbers_are_refused(dtype):
+    weight = np.eye(3, 4).astype(dtype)
+    for call in (
+        lambda: Head(weight),
+        lambda: Head(np.eye(3, 4), weight[:, 0]),
+        lambda: cm.measure(MOMENTS, head=weight),
+        lambda: cm.measure(MOMENTS, weight=weight),
+    ):
+        with pytest.raises(ValueError, match=r"shape .* and dtype .*: pass real numbers"):
+            call()
 
 
 REAL = (

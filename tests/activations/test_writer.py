@@ -125,6 +125,9 @@ BAD = {
     "short logits": (GOOD, [0, 1], {"logits": np.zeros((1, 3))}, "logits have shape (1, 3) and labels (2,)"),
     "float predictions": (GOOD, [0, 1], {"predictions": [0.5, 1]}, "predictions have dtype float64"),
     "int logits": (GOOD, [0, 1], {"logits": np.zeros((2, 3), int)}, "logits have dtype int64"),
+    "wide logits": (GOOD, [0, 1], {"logits": np.zeros((2, 4))}, "logits have shape (2, 4), and num_classes=3"),
+    "predictions of no class": (GOOD, [0, 1], {"predictions": [1, 3]}, "prediction 3 at row 1 is outside 0..2"),
+    "no feature": ({"fc": np.zeros((2, 0))}, [0, 1], {}, "layer 'fc' has shape (2, 0)"),
     "flat logits": (GOOD, [0, 1], {"logits": np.zeros(2)}, "logits have shape (2,)"),
 }  # fmt: skip
 

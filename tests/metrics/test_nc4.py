@@ -230,10 +230,37 @@ def test_what_does_not_fit_is_refused_in_words():
         match=r"the network decided on rows of shape \(2,\), features have shape \(4, 1\)",
     ):
         decide(m, rows, labels, predictions=[0, 1])
-    with pytest.raises(ValueError, match=r"logits have shape \(4, 1\): pass one column per class"):
+    with pytest.raises(
+        ValueError, match=r"logits have shape \(4, 1\): pass one column for each of the 2"
+    ):
         decide(m, rows, labels, logits=rows)
     with pytest.raises(ValueError, match="label 2 at row 3"):
         decide(m, rows, [0, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("network", "text"),
+    [
+        ({"predictions": [1, 1, 2, 2]}, r"prediction 2 at row 2 is outside 0\.\.1"),  # from 1 on
+        ({"predictions": [0.1, 0.2, 0.7, 0.6]}, r"prediction 0\.1 at row 0 is outside"),
+        ({"predictions": [0, 0, np.nan, 1]}, "prediction nan at row 2 is outside"),
+        ({"predictions": [0, 0, -100, 1]}, "prediction -100 at row 2 is outside"),
+        ({"predictions": ["0", "0", "1", "1"]}, "predictions have dtype <U1"),
+        ({"logits": np.ones((4, 3))}, r"logits have shape \(4, 3\): pass one column for each of the 2"),
+        ({"logits": np.ones((4, 2)).astype(str)}, "logits have shape .* dtype <U32: pass real numbers"),
+    ],
+)  # fmt: skip
+def test_decisions_that_are_of_no_class_are_refused(network, text):
+    """They would be counted as rows on which the network disagrees with the nearest class centre."""
+    m, rows, labels = three()
+    with pytest.raises(ValueError, match=text):
+        decide(m, rows, labels, **network)
+
+
+def test_decisions_on_rows_without_a_label_may_be_anything():
+    m, rows, labels = three()
+    decided = decide(m, rows, [-100, *labels[1:]], predictions=[-100.0, *labels[1:]])
+    assert decided.agree.sum() == decided.rows.sum() == 3
 
 
 def test_wilson_interval_equals_published_values():

@@ -218,6 +218,20 @@ def test_arrays_are_read_only_and_nothing_is_shared_with_the_device():
         m.counts = m.counts
 
 
+def test_what_is_counted_is_checked_before_it_is_counted():
+    rows, labels = np.eye(3), [0, 1, 1]
+    for call, text in (
+        (lambda: ClassMoments.from_batch(rows, labels, 2, phase="train"), "phase='train': choose one"),
+        (lambda: ClassMoments.empty(2, 3, phase="train"), "phase='train': choose one"),
+        (lambda: ClassMoments.from_batch(rows, labels, 2, scatter="sketch", sketch_rows=0), "sketch_rows=0"),
+        (lambda: ClassMoments.empty(2, 0), "width=0: pass 1 or more"),
+        (lambda: cm.Accumulator(2, 3.0), r"width=3\.0 is not a whole number"),
+        (lambda: cm.Accumulator("2", 3), "num_classes='2' is not a whole number"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=text):
+            call()
+
+
 def test_shapes_and_phase_are_checked():
     means = np.zeros((2, 3))
     with pytest.raises(ValueError, match="phase='training': choose one of live, frozen-train"):
