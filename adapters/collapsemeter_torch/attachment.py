@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,8 +14,9 @@ from collapsemeter.adapter.reduction import reduction_of
 from . import compiled
 from .batch import forward_begins
 from .hooks import HeadOutputHook, LayerHook, ScoresHook, head_input_hook
+from .inert import Hook
 from .label_hooks import FirstForwardHook, KeywordLabelsHook, KeywordLabelsPreHook, RootPreHook
-from .layers import innermost
+from .layers import innermost, named_layers
 
 if TYPE_CHECKING:
     from .learnt import Learnt
@@ -32,6 +33,7 @@ class Attachment:
         self.marked: list[compiled.CompiledMark] = []
         self.head_input: Callable[..., None] = _nothing
         self._finalizer: weakref.finalize[..., Any] | None = None
+        self._newest = -1  # hook that was there when ours were last looked at
 
     def __bool__(self) -> bool:
         return bool(self.handles)
@@ -65,7 +67,8 @@ class Attachment:
         handles, selection = self.handles, learnt.selection
         asked = learnt.settings.reduction
         for name in selection.layers:
-            hook = LayerHook(recorder, name, learnt.layouts.get(name), reduction_of(asked, name))
+            layout, turned = learnt.layouts.get(name), name in learnt.turned
+            hook = LayerHook(recorder, name, layout, reduction_of(asked, name), turned=turned)
             handles.append(selection.modules[name].register_forward_hook(hook))
         head = selection.head_module
         if head is not None:
@@ -86,6 +89,27 @@ class Attachment:
         if run is None or isinstance(run, _FirstForward):
             return
         model._compiled_call_impl = _FirstForward(model, run, weakref.ref(recorder))
+
+    def stay_last(self) -> None:
+        """Let no hook of somebody else run after ours, which might change what a layer gives or the head is given."""
+        newest = RemovableHandle.next_id  # of all hooks in this process
+        if newest == self._newest:
+            return
+        self._newest = newest
+        for handle in self.handles:
+            hooks = handle.hooks_dict_ref()
+            if hooks is not None and _is_followed(handle.id, hooks):
+                hooks.move_to_end(handle.id)
+
+    def replaced(self, modules: Mapping[str, nn.Module]) -> list[str]:
+        """Name the layers that are other modules now than those with hooks of ours."""
+        now = named_layers(self._model)
+        return [
+            name
+            for name, module in modules.items()
+            if now.get(name) is not module
+            and not any(isinstance(hook, Hook) for hook in _hooks_of(now.get(name)))
+        ]
 
     def detach(self) -> None:
         """Take every hook off the model."""
@@ -112,6 +136,22 @@ class _FirstForward:
         if model is not None and (recorder is None or recorder.learnt is not None):
             model._compiled_call_impl = self.run
         return self.run(*args, **kwargs)
+
+
+def _hooks_of(module: nn.Module | None) -> list[Any]:
+    if module is None:
+        return []
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+
+
+def _is_followed(number: int, hooks: Mapping[int, Any]) -> bool:
+    """Whether a hook of somebody else runs after one of ours."""
+    for other in reversed(hooks):
+        if other == number:
+            return False
+        if not isinstance(hooks[other], Hook):
+            return True
+    return False  # it was removed
 
 
 def _nothing(*unused: Any) -> None:

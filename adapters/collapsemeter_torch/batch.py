@@ -108,6 +108,7 @@ class Batch:
         if recorder.learnt is None or not recorder.attachment.handles:
             recorder.attach()  # once, as learning: no share of the steps
             started = perf_counter()
+        recorder.attachment.stay_last()
         if self.labels is None:
             self._begin(LeftOut(anyway=self._anyway))
         elif recorder.learnt is None:
@@ -138,7 +139,9 @@ class Batch:
     def _begin(self, scope: Scope | LeftOut) -> None:
         recorder, self._scope = self._recorder, scope
         # The model may still be set to train inside the block: its own forward decides.
-        scope.counted = self._anyway or (recorder.root.training and torch.is_grad_enabled())
+        scope.begins(recorder.root)
+        if recorder.called:  # what runs before that is another network with layers of this one
+            scope.takes = False
         recorder.opened.put(scope)
 
     def __exit__(

@@ -1,13 +1,13 @@
 """Which layer's output is the scores, or becomes them by maps that keep the order of the classes."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .trace import Call, Node, parents
+from .weights import is_plain
 
 # What moves, copies or selects whole rows of scores.
 MOVES = {
@@ -23,7 +23,6 @@ POOLS = {
 _RISES = {"Clamp", "LogSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"}
 _KEEPS = MOVES | POOLS | _RISES
 _PRODUCTS = {"Addmm", "Bmm", "Convolution", "Linear", "Mm"}
-_AFFINE = {layer.forward for layer in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 
 _NOT_THE_HEADS = "scores_are_not_the_heads"
@@ -46,7 +45,7 @@ class Origin:
 
 def origin_of(scores: Node, calls: Sequence[Call], width: int) -> Origin:
     """Follow the scores back to the map that makes them."""
-    maps = {call.node: call for call in calls if call.node and outputs_of(call.module) == width}
+    maps = {call.node: call for call in calls if call.node and call.outputs == width}
     node = scores
     path = [node]
     while node not in maps:
@@ -69,33 +68,6 @@ def origin_of(scores: Node, calls: Sequence[Call], width: int) -> Origin:
 def operation(node: Node) -> str:
     """Return the name of an operation without what autograd adds: of ``MeanBackward1``, ``Mean``."""
     return str(node[0].name()).rpartition("Backward")[0]
-
-
-def weight_of(module: nn.Module) -> Tensor | None:
-    """Return the (C, d) weight of a linear map or 1x1 convolution, as it is now; None of other layers."""
-    weight = getattr(module, "weight", None)
-    if callable(weight) and not isinstance(weight, Tensor):  # a quantised layer unpacks its own
-        weight = weight()
-    if not isinstance(weight, Tensor) or weight.ndim < 2 or isinstance(module, _NO_MAPS):
-        return None
-    if math.prod(weight.shape[2:]) != 1 or getattr(module, "groups", 1) != 1:
-        return None
-    weight = weight.dequantize() if weight.is_quantized else weight
-    weight = weight.reshape(weight.shape[:2])
-    return weight.t() if _is_transposed(module) else weight
-
-
-_NO_MAPS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.modules.conv._ConvTransposeNd)
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # of transformers
-
-
-def outputs_of(module: nn.Module) -> int | None:
-    """Return how many outputs a linear map has; None for any other layer."""
-    weight = weight_of(module)
-    return None if weight is None else len(weight)
 
 
 def _one_before(node: Node, name: str) -> Node | None:
@@ -134,7 +106,7 @@ def _scaled(node: Node, name: str) -> Node | None:
 
 def _is_affine(call: Call) -> bool:
     """Whether a layer gives ``x W' + b`` of what it is given, as far as can be seen."""
-    if type(call.module).forward in _AFFINE or _is_transposed(call.module):
+    if is_plain(call.module):
         return True
     node = call.node
     while node is not None and operation(node) in MOVES | {"Add"}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,9 @@ from torch.compiler import is_compiling
 from collapsemeter.adapter.reduction import BatchError, Layout, Reduction, mean_axes, reduction_of
 
 from .inert import Hook
-from .reduction import TORCH, feature_rows
+from .reduction import TORCH, feature_rows, tensor_of
 from .scope import Scope, recomputing
-from .sharding import copies, local, on_mesh
+from .sharding import copies, is_sharded, local, on_mesh
 from .state import HEAD_OUTPUT
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class CountingHook(Hook):
             return
         scope = recorder.opened.scope
         if type(scope) is Scope:
-            if scope.counted and not scope.done:
+            if scope.takes:
                 self.guarded(scope, output)
         elif scope is None and recorder.waits_for_loss:
             recorder.stash(self.name, self.guarded, output)
@@ -75,7 +76,7 @@ class CountingHook(Hook):
                 )
             return
         # A graph that nobody could foresee is not prepared for: rows are missing, and reported.
-        if scope.counted and not scope.done and scope.ready:
+        if scope.takes and scope.ready:
             scope.unseen = True
             try:
                 with (
@@ -114,13 +115,20 @@ class CountingHook(Hook):
 class LayerHook(CountingHook):
     """Reduces a layer's output (as a forward hook) to its sums."""
 
-    __slots__ = ("axes", "layout", "name", "reduction")
+    __slots__ = ("axes", "layout", "name", "reduction", "turned")
 
     def __init__(
-        self, recorder: Recorder, name: str, layout: Layout | None, reduction: Reduction
+        self,
+        recorder: Recorder,
+        name: str,
+        layout: Layout | None,
+        reduction: Reduction,
+        *,
+        turned: bool,
     ) -> None:
         super().__init__(recorder)
         self.name = name
+        self.turned = turned and not callable(reduction)  # it gives (T, B, d)
         self.layout = layout
         self.reduction = reduction
         # Over which axes outputs are averaged to rows, by the shapes of output and labels.
@@ -142,7 +150,7 @@ class LayerHook(CountingHook):
                 scope.store.add_rows(scope, self.name, TORCH.mean(rows, axes) if axes else rows)
                 return
         self.undisturbed(scope, output)
-        if plain:
+        if plain and not self.turned:
             self._remember(output, scope.shape)
 
     def count_anew(self, scope: Scope, output: Any) -> None:
@@ -159,6 +167,7 @@ class LayerHook(CountingHook):
 
     def _rows(self, scope: Scope, output: Any) -> Tensor:
         scope.store.copies.update(copies(output))
+        output = self._samples_first(scope, output)
         return feature_rows(
             output,
             scope.labels,
@@ -167,6 +176,13 @@ class LayerHook(CountingHook):
             layout=self.layout,
             reduction=self.reduction,
         )
+
+    def _samples_first(self, scope: Scope, output: Any) -> Any:
+        """Return what a layer gave as (B, T, d), if it has positions first and samples have one label each."""
+        if not self.turned or scope.labels.ndim > 1:
+            return output
+        features = tensor_of(output, self.name, scope.labels)
+        return features.transpose(0, 1) if features.ndim == 3 else features
 
     def count_in_graph(self, scope: Scope, output: Any) -> None:
         """Reduce to rows and hand them to the store."""
@@ -178,7 +194,8 @@ class HeadInputHook(LayerHook):
 
     __slots__ = ()
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    # Quantisation moves hooks to the layers that it makes, and forgets that this one is given keyword arguments.
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any = MappingProxyType({})) -> None:
         inputs = args[0] if args else kwargs.get("input", next(iter(kwargs.values()), None))
         if is_compiling():
             self.see_in_graph(inputs)
@@ -194,13 +211,13 @@ class SelectedInputHook(HeadInputHook):
     def count(self, scope: Scope, output: Any) -> None:
         """Wait for the scores, which say which positions."""
         if len(scope.shape) == 1 and is_sequence(output):
-            scope.head_given = output
+            scope.head_given = self._samples_first(scope, output)
         else:
             super().count(scope, output)
 
     def count_in_graph(self, scope: Scope, output: Any) -> None:
         if scope.labels.ndim == 1 and is_sequence(output):
-            scope.head_given = output
+            scope.head_given = self._samples_first(scope, output)
         else:
             super().count_in_graph(scope, output)
 
@@ -211,7 +228,8 @@ def head_input_hook(recorder: Recorder, learnt: Learnt) -> HeadInputHook:
     assert head is not None
     reduction = reduction_of(learnt.settings.reduction, head)
     kind = SelectedInputHook if learnt.selects and reduction == "auto" else HeadInputHook
-    return kind(recorder, head, learnt.head_layout(), reduction)
+    turned = head in learnt.turned
+    return kind(recorder, head, learnt.head_layout(), reduction, turned=turned)
 
 
 def is_sequence(value: Any) -> bool:
@@ -288,7 +306,7 @@ class ScoresHook(CountingHook):
             return
         scope = recorder.opened.scope if eager else recorder.scope()
         if scope is not None:
-            scope.done = True
+            scope.ends()
         if eager and self.closes and recorder.opened_by_hook:
             recorder.forward_ends(arguments[-1])
 
@@ -320,6 +338,8 @@ class ScoresHook(CountingHook):
         head_input, scope.head_given = scope.head_given, None
         if head_input is not None and rows is not None and is_sequence(head_output):
             head = learnt.selection.head or ""
+            if head in learnt.turned:
+                head_output = head_output.transpose(0, 1)
             scope.store.add_rows(scope, head, selected_rows(head_input, head_output, rows).detach())
         if rows is None and head_speaks:
             rows = local(head_output.detach()).flatten(0, -2)
@@ -327,8 +347,18 @@ class ScoresHook(CountingHook):
             self._add(scope, rows, learnt)
 
     def _add(self, scope: Scope, rows: Tensor, learnt: Learnt) -> None:
-        if rows.shape[-1] != learnt.selection.width or (type(rows) is not Tensor and on_mesh(rows)):
-            return  # scores of some classes, as those of a head that is split among processes
+        if type(rows) is not Tensor and on_mesh(rows):
+            return
+        width, due = rows.shape[-1], learnt.selection.width
+        if width != due:
+            recorder = self.recorder()
+            # Else of some classes, as those of a head that is split among processes.
+            if recorder is not None and not is_sharded(recorder.root):
+                scope.misfit = ValueError(
+                    f"the model returned scores of width {width}, and of width {due} in eval mode, in which the meter "
+                    f"learnt the network: pass num_classes={width} and head=None to measure its layers alone"
+                )
+            return
         decided = decided_classes(scope, rows, learnt.selection.threshold)
         if decided is not None:
             scope.store.add_decisions(scope, decided)

@@ -26,6 +26,13 @@ class Hook:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = weakref.ref(recorder)
 
+    @property
+    def __name__(self) -> str:
+        raise AttributeError(
+            "torch.jit.script cannot compile the hooks of a CollapseMeter: call meter.detach() before it, and "
+            "the next `with meter.batch(labels)` attaches them again"
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return _inert
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
+from collapsemeter.adapter.reduction import BatchError
+
 from . import compiled
 from .batch import IN_EVAL_MODE, FirstBatch, count_pending, forward_begins, open_by_hook
 from .callers import labels_taken
@@ -19,6 +21,11 @@ from .scope import LeftOut, Scope, recomputing
 
 if TYPE_CHECKING:
     from .recorder import Recorder
+
+_EARLY = (
+    "LAYER ran before the network itself, of which it is a part: run other networks outside of `with "
+    "meter.batch(labels)`, or after the forward"
+)
 
 
 def begin_forward(recorder: Recorder, module: nn.Module, scope: LeftOut | None) -> None:
@@ -30,10 +37,17 @@ def begin_forward(recorder: Recorder, module: nn.Module, scope: LeftOut | None) 
         return
     if isinstance(scope, FirstBatch):
         scope.compiled = scope.compiled or is_compiling()
+    if not is_compiling() and recomputing():
+        return
     if scope.done:
-        scope.again |= is_compiling() or not recomputing()
-    elif not scope.anyway:
-        scope.counted = module.training and torch.is_grad_enabled()
+        scope.again = True
+        return
+    if not (recorder.called or is_compiling()):
+        recorder.called = True
+        if isinstance(scope, Scope):
+            why = scope.labels.shape, _EARLY
+            scope.store.unpair({name: BatchError(name, "rows", *why) for name in scope.calls})
+    scope.begins(module)
 
 
 class RootPreHook(Hook):

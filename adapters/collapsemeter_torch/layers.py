@@ -18,17 +18,17 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     A single layer is a model, too, and goes by the name of its class.
     """
     named = {}
+    at = dict(model.named_modules(remove_duplicate=False))
     for path, module in model.named_modules():
         segments = path.split(".") if path else []
-        holder: nn.Module = model
         names = []
-        for segment in segments:
+        for depth, segment in enumerate(segments):
+            holder = at[".".join(segments[:depth])]
             wrapper = segment in _WRAPPED or (
                 segment == "module" and type(holder).__name__ in _WRAPPERS
             )
             if not wrapper:
                 names.append(segment)
-            holder = holder.get_submodule(segment)
         if names:
             named[".".join(names)] = module  # the innermost of a wrapped module comes last
     root = innermost(model)

@@ -1,6 +1,6 @@
 """Knowledge of a network that one forward gives: its scores, head and layers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,12 +16,11 @@ from collapsemeter.adapter.selection import Selection
 from collapsemeter.adapter.settings import Settings
 from collapsemeter.adapter.tally import classifier
 
-from .head import weight_of
+from .layers import named_layers
 from .memory import UNPLANNED, Plan
 from .outputs import scores_of
 from .sharding import gathered, local, whole
-
-Getter = Callable[[nn.Module], Any]
+from .weights import Getter, gives_otherwise, weights_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,20 +40,24 @@ class Learnt:
     plan: Plan = UNPLANNED
     costs: tuple[str, ...] = ()  # memory and time, in words
     sequences: tuple[str, ...] = ()  # layers that give (B, T, d), by the rule of their own
+    turned: frozenset[str] = frozenset()  # layers that give (T, B, d)
     labelled: bool = False  # the model is given its labels, and may return nothing but a loss
 
     def head(self, model: nn.Module) -> Head | None:
-        """Return the head's weights on the host, as they are now; where they are spread, all ranks must ask."""
+        """Return the head's weights on the host, as they are now; None where they do not make the scores any more.
+
+        Where they are spread, all ranks must ask.
+        """
         module = self.selection.head_module
         if module is None:
             return None
+        # Another one may have its name now, with its hooks, as where layers are quantised.
+        module = named_layers(model).get(self.selection.head or "", module)
         with gathered(model, module):
             weight, bias = weights_of(module, self.getter)
-            return (
-                None
-                if weight is None
-                else classifier(_host(weight), None if bias is None else _host(bias))
-            )
+            if weight is None or (self.getter is None and gives_otherwise(module, weight, bias)):
+                return None
+            return classifier(_host(weight), None if bias is None else _host(bias))
 
     @cached_property
     def scores_are_rows(self) -> bool:
@@ -125,22 +128,6 @@ class Learnt:
             return scores[:, None]
         classes_last = scores.movedim(1, -1) if self.channels_first else scores
         return classes_last.flatten(0, -2)
-
-
-def weights_of(module: nn.Module, getter: Getter | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return weight and bias of a head, as they are now."""
-    if getter is None:
-        return weight_of(module), bias_of(module)
-    weights = getter(module)
-    return weights if isinstance(weights, tuple) else (weights, None)
-
-
-def bias_of(module: nn.Module) -> Tensor | None:
-    """Return the bias of a linear map, as it is now."""
-    bias = getattr(module, "bias", None)
-    if callable(bias) and not isinstance(bias, Tensor):
-        bias = bias()
-    return bias if isinstance(bias, Tensor) else None
 
 
 def _host(parameter: Tensor) -> Any:

@@ -23,14 +23,14 @@ def ranks_said(counts: Counts) -> dict[str, Any]:
     return said | ({"repeated_rows": counts.repeated} if counts.repeated else {})
 
 
-def without_weights(report: CollapseReport, head: str | None) -> CollapseReport:
-    """Say that a head exists, whose weights are elsewhere."""
+def without_weights(report: CollapseReport, head: str | None, code: str) -> CollapseReport:
+    """Say why a head that exists was not measured."""
     layers = dict(report.layers)
     for name in layers:
         if head is not None and name.partition("#")[0] == head:
             reasons = {
-                metric: "sharded_head" if code == "no_head" else code
-                for metric, code in layers[name].reasons.items()
+                metric: code if reason == "no_head" else reason
+                for metric, reason in layers[name].reasons.items()
             }
             layers[name] = replace(layers[name], reasons=reasons)
     return replace(report, layers=layers)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from collapsemeter.adapter.budget import Budget
@@ -35,6 +36,8 @@ class Attached(Protocol):
 
     def attach(self, recorder: Recorder) -> None: ...
     def watch(self, recorder: Recorder, learnt: Learnt) -> None: ...
+    def stay_last(self) -> None: ...
+    def replaced(self, modules: Mapping[str, nn.Module]) -> list[str]: ...
     def detach(self) -> None: ...
 
 
@@ -80,6 +83,9 @@ class Recorder:
         self._learner, self._announce = learner, announce
         self._first_parameters = first_parameters(self.root)
         self.of_thread = threading.local()  # the batch that a hook opened
+        self.called = (
+            False  # whether the network itself was called in a batch, and not its parts alone
+        )
         self.opened_by_hook = False  # whether a batch of labels= was ever opened
         self.learning = threading.RLock()  # held while the first batch runs
 
@@ -102,6 +108,11 @@ class Recorder:
             return self.learnt or self._learn(args, kwargs)
 
     def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Learnt:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise ValueError(
+                "the model ran inside a transform of torch.func (grad, vmap, jvp), which lets nothing out: measure it "
+                "with meter.observe(batches)"
+            )
         started = perf_counter()
         learnt = self._learner.learn(args, kwargs)
         if self.restored is not None:

@@ -241,6 +241,11 @@ class Reporter:
             for message in nothing:
                 warn(message, stacklevel=5)
             return CollapseReport({}, phase=phase, warnings=tuple(nothing))
+        if others := self._recorder.attachment.replaced(known.selection.modules):
+            nothing.append(
+                f"{', '.join(map(repr, others))} was replaced by another module after the meter had learnt the "
+                "network: make a new CollapseMeter to measure it"
+            )
         provenance = self._live_provenance(counts) if live else {}
         report = network_report(
             known.selection,
@@ -258,8 +263,9 @@ class Reporter:
             interrupted=counts.interrupted,
             provenance=provenance | ranks_said(counts) | known.provenance(),
         )
-        if head is None and is_sharded(self._model):
-            report = without_weights(report, known.selection.head)
+        if head is None:
+            code = "sharded_head" if is_sharded(self._model) else "scores_are_not_the_heads"
+            report = without_weights(report, known.selection.head, code)
         return with_missing_rows(report) if self._exact else report
 
     def _live_provenance(self, counts: Counts) -> dict[str, Any]:

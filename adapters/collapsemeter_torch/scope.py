@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from collapsemeter.adapter.reduction import BatchError
 from collapsemeter.stats.sampling import low_32_bits, reservoir_slots
@@ -64,11 +64,22 @@ class LeftOut:
     def __init__(self, *, anyway: bool) -> None:
         self.anyway = anyway  # a batch whatever mode the model is in
         self.counted = True  # the model is in a mode that counts
+        self.takes = True  # the outputs of layers are counted now
         self.done = False  # the forward that the labels belong to is over
         self.again = False  # the model ran a second time on the same labels
         self.problems: dict[str, BatchError] = {}
         self.misfit: ValueError | None = None  # in the model's output are no scores
         self.calls: dict[str, int] = {}
+
+    def begins(self, module: nn.Module) -> None:
+        """Note that a forward of the network begins: labels belong to the first in a mode that counts."""
+        if not self.anyway:
+            self.counted = module.training and torch.is_grad_enabled()
+        self.takes = self.counted
+
+    def ends(self) -> None:
+        """Note that a forward of the network is over."""
+        self.done, self.takes = self.done or self.counted, False
 
 
 class Scope(LeftOut):

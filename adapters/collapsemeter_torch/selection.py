@@ -16,10 +16,11 @@ from collapsemeter.adapter.settings import Settings
 from collapsemeter.system.suggest import did_you_mean
 
 from .layers import innermost, named_layers
-from .learnt import Getter, Learnt, weights_of
+from .learnt import Learnt
 from .memory import plan_of, restored_plan
 from .sharding import whole_shapes
 from .study import Study, study
+from .weights import Getter, weights_of
 
 _HEAD_KIND = "an nn.Linear"
 _NO_END = "not the end of a block; name it in layers= to watch it"
@@ -110,6 +111,7 @@ class Learner:
                 for name in selection.layers
                 if name in told.sequences and reduction_of(settings.reduction, name) == "auto"
             ),
+            turned=told.turned,
             labelled=labelled,
         )
         if name not in ("auto", None):

@@ -11,7 +11,7 @@ from collapsemeter.adapter.cut_points import cut_points
 from collapsemeter.adapter.network import Network, Scores, single_threshold
 from collapsemeter.adapter.reduction import Layout
 
-from .head import Origin, origin_of, outputs_of
+from .head import Origin, origin_of
 from .outputs import class_axis, scores_of
 from .points import named_points, passes_on, repeated_layers
 from .trace import Call, Node, memory_of, node_of, parents, rerun, trace
@@ -32,6 +32,7 @@ class Study:
     passed: frozenset[str]  # layers that all of the signal passes
     channels_first: bool  # classes are on axis 1 of the scores
     sequences: frozenset[str]  # layers that give (B, T, d)
+    turned: frozenset[str]  # layers that give (T, B, d)
     shapes: Mapping[str, tuple[int, ...]]  # of what each layer gives
     runs: Mapping[str, int]  # how often the forward calls each layer
     selects: bool  # the scores are those that the head gave at some positions
@@ -86,10 +87,14 @@ def study(
         skipped=skipped,
         note=note,
     )
+    turned = _turned(tensor, calls)
     layouts: dict[str, Layout | None] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for call in calls:
-        layouts.setdefault(call.layer, call.layout)
+        layout = call.layout
+        if call.layer in turned and call.tensor is not None:
+            layout = Layout(channels_first=False, width=call.tensor.shape[-1])
+        layouts.setdefault(call.layer, layout)
         if call.tensor is not None:
             shapes.setdefault(call.layer, tuple(call.tensor.shape))
     at_cut = set(cuts)
@@ -102,11 +107,25 @@ def study(
         passed,
         axis == 1,
         sequences,
+        turned,
         shapes,
         Counter(call.layer for call in calls),
         origin.selects,
         told.operations,
         tensor.numel() // max(1, width),
+    )
+
+
+def _turned(scores: Tensor, calls: Sequence[Call]) -> frozenset[str]:
+    """Return the layers that give positions before samples, of which there are as many as scores."""
+    if scores.ndim > 2:
+        return frozenset()
+    shapes = {call.layer: call.tensor.shape for call in calls if call.tensor is not None}
+    samples = len(scores)
+    return frozenset(
+        layer
+        for layer, shape in shapes.items()
+        if len(shape) == 3 and shape[1] == samples != shape[0]
     )
 
 
@@ -126,7 +145,7 @@ def _are_features(output: Tensor, width: int, origin: Origin, num_classes: int |
 
 def _unlinked(scores: Tensor, width: int, calls: Sequence[Call]) -> Origin:
     """Return the map whose output is the scores themselves: all that is known without a graph."""
-    makers = [c for c in calls if _same_memory(c.tensor, scores) and outputs_of(c.module) == width]
+    makers = [c for c in calls if _same_memory(c.tensor, scores) and c.outputs == width]
     head = makers[-1] if makers else None
     return Origin(head, "scores_are_not_the_heads", nearest=frozenset(c.layer for c in makers[-1:]))
 

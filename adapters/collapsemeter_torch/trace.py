@@ -1,7 +1,8 @@
-"""Run one forward, of two rows or without arithmetic, and keep every layer's output."""
+"""Run one forward, of few rows or without arithmetic, and keep every layer's output."""
 
 import contextlib
 import inspect
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from collapsemeter.adapter.reduction import Layout
 from .compiled import eager
 from .costs import OperationCounter
 from .reduction import layout_of
-from .untouched import untouched
+from .untouched import copied, untouched, with_tensors
+from .weights import outputs_of
 
 _SMALL = 2**25  # parameters
 _PARAMETRIZED = "parametrizations."  # where PyTorch keeps what computes a weight
@@ -35,6 +37,7 @@ class Call:
     tensor: Tensor | None  # what it gave
     node: Node | None
     weight: Tensor | None  # what stood in for its parameter
+    outputs: int | None  # of a linear map
     layout: Layout | None  # where the channels are, as the last layer that knows says
 
 
@@ -63,25 +66,27 @@ def parents(node: Node) -> list[Node]:
 def trace(
     root: nn.Module, named: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Trace:
-    """Run a network on two rows where it is small, and without arithmetic where it is large or that fails.
+    """Run a network on a few rows, and without arithmetic where it is large or that fails.
 
     What runs it without arithmetic takes seconds to import, and no memory.
     """
     small = sum(p.numel() for p in root.parameters()) <= _SMALL
-    ways = [_on_two_rows, _without_arithmetic] if small else [_without_arithmetic, _on_two_rows]
-    for way in ways:
+    few = pytree.tree_map(_few_rows(args, kwargs), (args, kwargs))
+    all_rows = args, kwargs
+    with_few = [(_with_arithmetic, few), (_without_arithmetic, few)]
+    ways = [*with_few[:: 1 if small else -1], (_without_arithmetic, all_rows)]
+    for way, arguments in ways:
         try:
-            return way(root, named, args, kwargs)
-        except Exception:  # whatever a network of somebody's does with two rows, or with no values
+            return way(root, named, *arguments)
+        except Exception:  # whatever a network of somebody's does with few rows, or with no values
             continue
-    return _forward(root, named, args, kwargs, contextlib.nullcontext(), Tensor.detach)
+    return _with_arithmetic(root, named, args, kwargs)
 
 
-def _on_two_rows(
+def _with_arithmetic(
     root: nn.Module, named: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Trace:
-    args, kwargs = pytree.tree_map(_two_rows(args, kwargs), (args, kwargs))
-    return _forward(root, named, args, kwargs, contextlib.nullcontext(), Tensor.detach)
+    return _forward(root, named, args, kwargs, contextlib.nullcontext(), None)
 
 
 def _without_arithmetic(
@@ -101,19 +106,19 @@ def rerun(
     layers: Sequence[nn.Module],
     value: float,
 ) -> Any:
-    """Run a network on two rows as if some layers gave one number everywhere; return what comes out."""
+    """Run a network on few rows as if some layers gave one number everywhere; return what comes out."""
 
     def constant(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return torch.full_like(output, value)
 
-    cut = _two_rows(args, kwargs)
+    cut = _few_rows(args, kwargs)
     with (
         eager(),
         torch.inference_mode(False),
-        untouched(root, Tensor.detach, torch.clone),
+        untouched(root, copied, torch.clone),
         torch.no_grad(),
     ):
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: cut(t).clone(), (args, kwargs))
+        args, kwargs = with_tensors((args, kwargs), lambda t: cut(t).clone())
         for layer in layers:
             layer.register_forward_hook(constant)
         return root(*args, **kwargs)
@@ -136,21 +141,20 @@ def _forward(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     mode: Any,
-    stand_in: Callable[[Tensor], Tensor],
+    fake: Callable[[Tensor], Tensor] | None,
 ) -> Trace:
     told = Trace()
-    buffer = torch.clone if stand_in is Tensor.detach else stand_in
     with (
         eager(),
         torch.inference_mode(False),
         # What the study saves for a backward pass is nothing to a checkpoint around the model.
         torch.autograd.graph.saved_tensors_hooks(_same, _same),
-        untouched(root, partial(_leaf, stand_in), buffer),
+        untouched(root, partial(_leaf, fake or copied), fake or torch.clone),
         mode,
         torch.enable_grad(),
         OperationCounter() as operations,
     ):
-        inputs = _Inputs(told, stand_in)
+        inputs = _Inputs(told, fake or Tensor.detach)
         args, kwargs = inputs.replaced(root, args, kwargs)
         layer_heard = _Listener(told, inputs)
         for name, module in named.items():
@@ -182,7 +186,7 @@ class _Inputs:
         return replaced, {name: self._replace(name, value) for name, value in kwargs.items()}
 
     def _replace(self, name: str, value: Any) -> Any:
-        return pytree.tree_map_only(Tensor, partial(self._replace_tensor, name), value)
+        return with_tensors(value, partial(self._replace_tensor, name))
 
     def _replace_tensor(self, name: str, tensor: Tensor) -> Tensor:
         stand_in = self._stand_in(tensor)
@@ -224,7 +228,9 @@ class _Listener:
         self._layout = layout_of(module) or self._layout
         weight = module._parameters.get("weight")
         first = node_of(_first_tensor(first))
-        self._told.calls.append(Call(name, module, first, tensor, node, weight, self._layout))
+        outputs = outputs_of(module)
+        call = Call(name, module, first, tensor, node, weight, outputs, self._layout)
+        self._told.calls.append(call)
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -273,13 +279,15 @@ def _fake(mode: Any, tensor: Tensor) -> Tensor:
         )
 
 
-def _two_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Any], Any]:
-    """Return how to cut a batch to two rows."""
-    leaves = pytree.tree_leaves((args, kwargs))
-    batch = next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 0)
+def _few_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Any], Any]:
+    """Return how to cut a batch to at least two rows, and to no number of which there is anything else."""
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    batch = next((len(leaf) for leaf in leaves if leaf.ndim), 0)
+    others = {size for leaf in leaves for size in leaf.shape[1:]}
+    few = next(number for number in itertools.count(2) if number not in others)
 
     def cut(leaf: Any) -> Any:
         rows = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == batch
-        return leaf[:2] if rows else leaf
+        return leaf[:few] if rows else leaf
 
     return cut

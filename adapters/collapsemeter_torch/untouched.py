@@ -1,14 +1,17 @@
 """A forward of somebody's network of which no trace remains: its parts stand aside while it runs."""
 
 import contextlib
+import copy
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 _HOOKS = (
     "_forward_hooks",
@@ -27,9 +30,13 @@ StandIn = Callable[[Tensor], Tensor]
 def untouched(root: nn.Module, parameter: StandIn, buffer: StandIn) -> Iterator[None]:
     """Let a network run in eval mode, without its hooks, on stand-ins of parameters and buffers.
 
-    Attributes that the forward sets, and lists and dictionaries it writes into, are as before afterwards.
+    Of its hooks those remain that compute a weight. Attributes that the forward sets, and tensors, arrays,
+    lists and dictionaries it writes into, are as before afterwards.
     """
-    modules = [m for m in root.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    modules, scripted = list[nn.Module](), list[nn.Module]()
+    for module in root.modules():
+        (scripted if isinstance(module, torch.jit.ScriptModule) else modules).append(module)
+    modes = [module.training for module in scripted]
     attributes = [dict(module.__dict__) for module in modules]
     contents = [(v, _content(v)) for a in attributes for v in a.values() if _holds(v)]
     generators = random.getstate(), np.random.get_state()  # noqa: NPY002 # theirs, if any
@@ -42,9 +49,16 @@ def untouched(root: nn.Module, parameter: StandIn, buffer: StandIn) -> Iterator[
                 state["_parameters"] = _replaced(module._parameters, parameter, known)
                 state["_buffers"] = _replaced(module._buffers, buffer, known)
                 state["_compiled_call_impl"] = None
+                hooks = weight_hooks(module)
                 state.update({name: OrderedDict() for name in _HOOKS})
+                state["_forward_pre_hooks"] = hooks
+                state.update(_copies(state, buffer))
+            for module in scripted:
+                module.training = False  # no norm of theirs takes note of the batch
             yield
     finally:
+        for module, mode in zip(scripted, modes, strict=True):
+            module.training = mode
         for module, saved in zip(modules, attributes, strict=True):
             module.__dict__.clear()
             module.__dict__.update(saved)
@@ -62,6 +76,44 @@ def _replaced(
         if tensor is not None and id(tensor) not in known:
             known[id(tensor)] = stand_in(tensor)
     return {name: t if t is None else known[id(t)] for name, t in tensors.items()}
+
+
+def weight_hooks(module: nn.Module) -> OrderedDict[int, Any]:
+    """Return the hooks that compute a weight before each forward: ``weight_norm``, ``spectral_norm``, ``prune``."""
+    return OrderedDict(
+        (number, hook)
+        for number, hook in module._forward_pre_hooks.items()
+        if type(hook).__module__.startswith("torch.nn.utils.")
+    )
+
+
+def copied(parameter: Tensor) -> Tensor:
+    """Return a copy of a parameter; only the shape of one that is spread over processes, which has no memory."""
+    return parameter.detach() if 0 in parameter.stride() else parameter.detach().clone()
+
+
+def with_tensors(value: Any, change: StandIn) -> Any:
+    """Return inputs of a network with other tensors, also of objects that no other library knows: what it writes into them is no trace."""
+    known: dict[int, Any] = {}
+
+    def changed(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        if id(leaf) not in known:
+            known[id(leaf)] = leaf
+            if hasattr(leaf, "__dict__") and not (callable(leaf) or isinstance(leaf, ModuleType)):
+                with contextlib.suppress(Exception):  # what cannot be copied is handed on
+                    known[id(leaf)] = twin = copy.copy(leaf)
+                    vars(twin).update(pytree.tree_map(changed, dict(vars(twin))))
+        return known[id(leaf)]
+
+    return pytree.tree_map(changed, value)
+
+
+def _copies(state: Mapping[str, Any], buffer: StandIn) -> dict[str, Any]:
+    """Return stand-ins of the tensors and arrays that a module holds as plain attributes."""
+    tensors = {name: buffer(v) for name, v in state.items() if isinstance(v, Tensor)}
+    return tensors | {name: v.copy() for name, v in state.items() if isinstance(v, np.ndarray)}
 
 
 def _devices(root: nn.Module) -> list[torch.device]:

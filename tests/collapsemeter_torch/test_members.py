@@ -127,8 +127,9 @@ def test_a_report_of_one_rank_says_which(world):
 def test_a_head_whose_weights_are_elsewhere_is_said_to_exist():
     reasons = {"nc3_self_duality": "no_head", "nc1_pinv": "one_class"}
     layers = {name: LayerReport({}, reasons) for name in ("fc", "fc#1", "fc2", "body")}
-    report = without_weights(CollapseReport(layers), "fc")
+    report = without_weights(CollapseReport(layers), "fc", "sharded_head")
     elsewhere = reasons | {"nc3_self_duality": "sharded_head"}
     for name, layer in report.items():
         assert layer.reasons == (elsewhere if name in ("fc", "fc#1") else reasons)
-    assert without_weights(CollapseReport(layers), None).layers["fc"].reasons == reasons
+    headless = without_weights(CollapseReport(layers), None, "sharded_head")
+    assert headless.layers["fc"].reasons == reasons
