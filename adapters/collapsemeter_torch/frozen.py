@@ -22,7 +22,7 @@ from .data_parallel import alone, waiting_for_none
 from .label_hooks import next_token
 from .memory import UNPLANNED
 from .namespace import device_of
-from .scope import Scope
+from .scope import Scope, mask_of_positions
 from .sharding import is_sharded
 from .spread import Spread
 from .state import HEAD_OUTPUT, CountedBatch, Store
@@ -94,7 +94,7 @@ def show_mask(recorder: Recorder, kwargs: Mapping[str, Any]) -> None:
     """Show the attention mask to the open batch, as the hook of the whole model would."""
     scope = recorder.scope()
     if isinstance(scope, Scope):
-        scope.mask_seen = kwargs.get("attention_mask")
+        scope.mask_seen = mask_of_positions(kwargs)
 
 
 def first_rows(batch: Any, rows: int, number: int) -> Any:

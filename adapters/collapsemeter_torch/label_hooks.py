@@ -17,7 +17,7 @@ from . import compiled
 from .batch import IN_EVAL_MODE, FirstBatch, count_pending, forward_begins, open_by_hook
 from .callers import labels_taken
 from .inert import Hook
-from .scope import LeftOut, Scope, recomputing
+from .scope import LeftOut, Scope, mask_of_positions, recomputing
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -85,7 +85,7 @@ class KeywordLabelsPreHook(Hook):
                 self._learn_and_begin(recorder, module, args, kwargs)
                 scope = recorder.opened.scope
             elif kwargs and not scope.done:
-                scope.mask_seen = kwargs.get("attention_mask")
+                scope.mask_seen = mask_of_positions(kwargs)
         if self.of_root:
             begin_forward(recorder, module, scope)
 
@@ -114,7 +114,7 @@ class KeywordLabelsPreHook(Hook):
             forward_begins(recorder, args, kwargs)
             scope = recorder.scope()
             if isinstance(scope, Scope) and not scope.done:
-                scope.mask_seen = kwargs.get("attention_mask")
+                scope.mask_seen = mask_of_positions(kwargs)
             return
         if not recorder.count_eval and not (module.training and torch.is_grad_enabled()):
             recorder.nothing = IN_EVAL_MODE

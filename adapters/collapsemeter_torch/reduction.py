@@ -45,17 +45,25 @@ class TorchOperations:
         return x.mean(axes, dtype=_wide(x)) if axes else x
 
     def masked_mean(self, x: Tensor, mask: Tensor) -> Tensor:
-        weight = (mask != 0).to(torch.float32)[:, :, None]
+        weight = _tokens(mask).to(torch.float32)[:, :, None]
         tokens = torch.where(weight > 0, x.to(_wide(x)), 0.0)
         return tokens.sum(1) / weight.sum(1).clamp(min=1)
 
     def last(self, x: Tensor, mask: Tensor) -> Tensor:
         position = torch.arange(x.shape[1], device=x.device)
-        last = torch.where(mask != 0, position, 0).amax(1)
+        last = torch.where(_tokens(mask), position, 0).amax(1)
         return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
 
 
 TORCH = TorchOperations()
+
+
+def _tokens(mask: Tensor) -> Tensor:
+    """Return where there are tokens: where a mask is positive, or 0 in one that is added to scores, which never is."""
+    if not mask.is_floating_point():
+        return mask != 0
+    positive = mask > 0
+    return torch.where(positive.any(), positive, mask == 0)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,14 @@ SCOPES = threading.local()
 def recomputing() -> bool:
     """Whether a backward pass is running: this forward is activation checkpointing's second one."""
     return torch._C._current_graph_task_id() != -1
+
+
+def mask_of_positions(kwargs: Mapping[str, Any]) -> Any:
+    """Return the attention mask that a model is given, (B, T) also where it is (B, 1, 1, T)."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim in (3, 4) and mask.shape[1:-1].numel() == 1:
+        return mask.flatten(1)
+    return mask
 
 
 class Opened(threading.local):

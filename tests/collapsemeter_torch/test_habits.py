@@ -398,3 +398,42 @@ def test_a_layer_that_has_positions_first_is_averaged_over_them(tail, positions)
     expected = due(last, net.fc.weight, net.fc.bias)
     for metric in METRICS:
         assert report["fc"][metric] == pytest.approx(expected[metric], rel=1e-4)
+
+
+# Masks
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x, attention_mask):
+        return self.fc(self.body(x)[:, 0])
+
+
+FORMS = {
+    "flags": lambda keep: keep,
+    "numbers": lambda keep: keep.double(),
+    "of heads": lambda keep: keep[:, None, None].long(),
+    "added": lambda keep: torch.where(keep, 0.0, -torch.inf),
+    "added, of heads": lambda keep: torch.where(keep, 0.0, -1e9)[:, None, None],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_mean_leaves_out_what_a_mask_of_any_form_hides(form):
+    torch.manual_seed(0)
+    net = Masked()
+    meter = CollapseMeter(net, layers=["body"], verbose=False)
+    outputs, means = [], []
+    net.body.register_forward_hook(lambda *call: outputs.append(call[-1].detach()))
+    for shortest, x in enumerate(batches(4, 4, 6), 1):  # of the last none is padded
+        lengths = torch.arange(30) % 4 + 1
+        keep = torch.arange(4) < lengths.clamp(min=shortest)[:, None]
+        with meter.batch(Y):
+            net(x, attention_mask=FORMS[form](keep))
+        weight = keep.double()[:, :, None]
+        means.append((outputs[-1] * weight).sum(1) / weight.sum(1))
+    report = meter.compute()["body"]
+    assert report["nc1_pinv"] == pytest.approx(due(means)["nc1_pinv"], rel=1e-4)
