@@ -281,7 +281,7 @@ METRICS: dict[str, Metric] = {
     ),
     "features_effective_rank": _depth(
         meaning="effective rank of S_W + S_B",
-        formula="exp of the entropy of the eigenvalues of S_W + S_B",
+        formula="exp of the entropy of the eigenvalues of S_W + S_B, S_W by rows and S_B by classes under every convention",
         source=_ROY,
         needs=("means", "scatter"),
         range=(1.0, math.inf),

@@ -27,7 +27,7 @@ def means_stable_rank(layer: LayerInputs) -> float:
 
 
 def features_effective_rank(layer: LayerInputs) -> float:
-    r"""`effective_rank` of the eigenvalues of :math:`S_W + S_B`."""
+    r"""`effective_rank` of the eigenvalues of :math:`S_W + S_B`, weighted by rows and by classes under every convention."""
     geometry, rows = layer.geometry, layer.geometry.residuals
     within = np.zeros((0, 0)) if rows is not None else geometry.within("sample")
     means = np.zeros((0, geometry.width))

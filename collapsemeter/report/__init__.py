@@ -12,6 +12,7 @@ drawing   style and file of every figure
 depth_profile   what depth does: the first layer as collapsed as the last one, the law over depth
 trends          a run over time: the terminal phase, slopes of metrics
 training_error  the training error that a report may carry
+step      the step of a report, a whole number
 trust_words trust_notes   what is known of the noise in a metric, beside its value
 imbalance_words what is said of classes of unequal size
 """

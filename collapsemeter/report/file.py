@@ -1,5 +1,7 @@
 """A report's JSON, checked field by field into plain keyword arguments; what is wrong is one sentence."""
 
+import codecs
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -26,7 +28,7 @@ _GAPS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # as a history te
 def read_json(data: bytes, source: str, fields: Callable[[Any], Fields]) -> Fields:
     """Return the fields of JSON text; a ValueError begins with the source."""
     try:
-        record = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        record = json.loads(in_utf8(data).decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not JSON, but binary: {_WRITE}") from error
     except RecursionError:
@@ -37,6 +39,14 @@ def read_json(data: bytes, source: str, fields: Callable[[Any], Fields]) -> Fiel
         return fields(record)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+
+
+def in_utf8(data: bytes) -> bytes:
+    """Return what tools of Windows keep with a byte order mark, or in UTF-16, as UTF-8 without one."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        with contextlib.suppress(UnicodeError):
+            return data.decode("utf-16").encode()
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def report_fields(record: Any) -> Fields:

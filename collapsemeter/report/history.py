@@ -10,8 +10,9 @@ from typing import Any, Self
 
 from ..metrics.layer import to_json_value
 from ..system.escaping import printable
-from .file import line_fields, read_json
+from .file import in_utf8, line_fields, read_json
 from .report import CollapseReport, built
+from .step import whole_step
 from .training_error import RECORDED_ERROR
 from .trends import FALLING, Onset, Trend, terminal_phase, trends
 
@@ -49,7 +50,7 @@ class History(tuple[Entry, ...]):
     """Warnings about the file: lines that do not read, runs in which steps were written twice."""
 
     def __new__(cls, entries: Iterable[Entry], notes: Iterable[str] = ()) -> Self:
-        written = [(int(step), report) for step, report in entries]
+        written = [(whole_step(step), report) for step, report in entries]
         nameless = [(step, report.phase) for step, report in written if not run_of(report)]
         if len(set(nameless)) < len(nameless):
             written = name_runs(written)
@@ -199,7 +200,7 @@ def read_history(path: str | os.PathLike[str]) -> History:
     """
     source = os.fspath(path)
     entries, wrong = [], []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(in_utf8(Path(path).read_bytes()).split(b"\n"), start=1):
         if line.strip():
             try:
                 entries.append(_entry(line, f"{source}, line {number}"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..report.report import CollapseReport
+from ..report.step import whole_step
 from ..report.tags import beginning
 from ..system.warning import warn
 
@@ -62,8 +63,17 @@ class GuardedSink(ABC):
             That of this report, in place of the sink's own.
         """
         chosen = self.prefix if prefix is None else prefix
-        more = [beginning(chosen, report.phase)] if chosen else []
-        self._attempt(f"write step {step}", lambda: self._write(_whole(step), report, *more))
+
+        def write() -> None:
+            if not isinstance(report, CollapseReport):
+                raise TypeError(
+                    f"{type(report).__name__} is no report: pass write(step, report), with "
+                    "CollapseReport({name: layer}) of a single layer"
+                )
+            more = [beginning(chosen, report.phase)] if chosen else []
+            self._write(whole_step(step), report, *more)
+
+        self._attempt(f"write step {str(step)[:100]}", write)
 
     @abstractmethod
     def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:
@@ -83,15 +93,6 @@ class GuardedSink(ABC):
                     "its `failures`, not shown",
                     stacklevel=4,  # the user's line that writes
                 )
-
-
-def _whole(step: float) -> int:
-    """Return a step as a whole number: 3.5 epochs, cut to 3, would be on the point of another report."""
-    if int(step) != step:
-        raise ValueError(
-            f"{step} is not a whole number: pass a count of steps or epochs, such as global_step"
-        )
-    return int(step)
 
 
 def run_in_file(run: str, prefix: str) -> str:

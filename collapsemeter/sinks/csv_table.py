@@ -90,12 +90,13 @@ class CsvSink(GuardedSink):
         with self._file.path.open(encoding="utf-8", errors="replace", newline="") as file:
             line = file.readline(1 << 16)
         header = line.rstrip("\r\n")
+        cut = header == line  # the only line, and it may go on anyhow
+        header = header.removeprefix("\ufeff")  # a spreadsheet's
         if not any(header.startswith(start) or start.startswith(header) for start in _HEADERS):
             raise ValueError(
                 f"{self._file.path} has other columns than this version writes ({header[:120]!r}...): "
                 "move it away or pass another path, so that two tables are not mixed in one file"
             )
-        cut = header == line  # the only line, and it may go on anyhow
         return not cut and header != ",".join(_COLUMNS)
 
     def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:

@@ -275,6 +275,22 @@ def test_a_line_that_is_no_report_is_refused_with_its_number(tmp_path, line, mes
     assert str(caught.value).startswith(f"{path}, line 1")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_what_tools_of_windows_have_saved_is_read(tmp_path, encoding) -> None:
+    """PowerShell redirects into UTF-16, and editors put a byte order mark before UTF-8."""
+    report = CollapseReport({"ü": LayerReport({"nc1_pinv": 0.5})})
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    path = tmp_path / "report.json"
+    path.write_bytes((mark + report.to_json()).encode(encoding))
+    assert CollapseReport.load(path).to_json() == report.to_json()
+    lines = tmp_path / "runs.jsonl"
+    for step in range(3):
+        JsonlSink(lines, run="a").write(step, report)
+    lines.write_bytes((mark + lines.read_text("utf-8").replace("\n", "\r\n")).encode(encoding))
+    history = read_history(lines)
+    assert ([step for step, _ in history], history.notes) == ([0, 1, 2], ())
+
+
 def test_an_empty_history_is_refused(tmp_path) -> None:
     path = tmp_path / "run.jsonl"
     path.write_text("\n")

@@ -60,6 +60,13 @@ def test_what_is_no_error_is_refused(error):
         CollapseReport({}).with_training_error(error)
 
 
+@pytest.mark.parametrize("step", [0.5, None, "1", math.nan])
+def test_a_step_between_two_is_not_cut(step):
+    """Reports of epochs 0.2 and 0.7 would be one epoch, and the first of them gone."""
+    with pytest.raises(ValueError, match=f"{step} is not a whole number"):
+        History([(step, CollapseReport({}))])
+
+
 def test_trends_are_least_squares_on_logarithms():
     history = History(falling((None,) * 6))
     trend = history.trends()["fc"]["nc1_pinv"]

@@ -138,10 +138,33 @@ def test_a_path_that_cannot_be_opened_is_refused(tmp_path: Path, kind: Any) -> N
         kind(tmp_path)
 
 
-def test_a_step_that_is_no_number_warns(tmp_path: Path, report: CollapseReport) -> None:
-    sink = JsonlSink(tmp_path / "run.jsonl")
-    with pytest.warns(RuntimeWarning, match="could not write step None: TypeError"):
-        sink.write(None, report)  # type: ignore[arg-type]
+@pytest.mark.parametrize("step", [None, float("nan"), float("inf"), "3", 1.5])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "events"])
+def test_a_step_that_is_no_count_is_said_in_words(
+    tmp_path: Path, report: CollapseReport, step: Any, name: str
+) -> None:
+    sink = Fan(tmp_path / name)
+    with pytest.warns(RuntimeWarning, match=rf"ValueError: {step} is not a whole number: pass a"):
+        sink.write(step, report)
+    sink.close()
+
+
+def test_what_is_no_report_is_said_in_words(tmp_path: Path, report: CollapseReport) -> None:
+    for name, other in (("LayerReport", report["fc"]), ("NoneType", None), ("int", 3)):
+        sink = JsonlSink(tmp_path / f"{name}.jsonl")
+        with pytest.warns(RuntimeWarning, match=f"{name} is no report: pass write"):
+            sink.write(1, other)  # type: ignore[arg-type]
+
+
+def test_a_table_that_a_spreadsheet_has_saved_is_continued(
+    tmp_path: Path, report: CollapseReport
+) -> None:
+    path = tmp_path / "runs.csv"
+    CsvSink(path, run="a").write(1, report)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    CsvSink(path, run="a").write(2, report)
+    rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))
+    assert [row["step"] for row in rows[:: len(report)]] == ["1", "2"]
 
 
 def test_warnings_as_errors_do_not_reach_the_loop(
