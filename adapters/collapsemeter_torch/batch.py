@@ -41,11 +41,13 @@ class FirstBatch(LeftOut):
         self.counted = False
         self.labels = batch.labels
         self.compiled = False  # the forward ran where no hook sees what it was given
+        self.ran = False  # the network did, in whatever mode
         self.error: Exception | None = None
         self._batch = batch
 
     def learn(self, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Learn from the forward's arguments; the block of the user sees an error at its end."""
+        self.ran = True
         if self.error is None and (self.anyway or recorder.is_training()):
             try:
                 recorder.learn(args, kwargs)
@@ -211,7 +213,7 @@ class Batch:
         if error is not None:
             self._recorder.nothing = str(error)
             raise error from None
-        if scope.anyway or self._recorder.is_training():
+        if scope.anyway or (self._recorder.is_training() and not scope.ran):
             self._recorder.unseen.append(self._expect)
             self._recorder.nothing = "the model did not run inside `with meter.batch(labels)`"
         else:

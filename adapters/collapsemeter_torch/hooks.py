@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 
 from collapsemeter.adapter.reduction import BatchError, Layout, Reduction, mean_axes, reduction_of
 
@@ -76,7 +76,7 @@ class CountingHook(Hook):
                 )
             return
         # A graph that nobody could foresee is not prepared for: rows are missing, and reported.
-        if scope.takes and scope.ready:
+        if scope.takes and scope.ready and not is_exporting():
             scope.unseen = True
             try:
                 with (

@@ -17,7 +17,7 @@ from . import compiled
 from .batch import IN_EVAL_MODE, FirstBatch, count_pending, forward_begins, open_by_hook
 from .callers import labels_taken
 from .inert import Hook
-from .scope import LeftOut, Scope, mask_of_positions, recomputing
+from .scope import LeftOut, Scope, inside_transform, mask_of_positions, recomputing
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -37,7 +37,7 @@ def begin_forward(recorder: Recorder, module: nn.Module, scope: LeftOut | None) 
         return
     if isinstance(scope, FirstBatch):
         scope.compiled = scope.compiled or is_compiling()
-    if not is_compiling() and recomputing():
+    if recomputing() and not is_compiling():
         return
     if scope.done:
         scope.again = True
@@ -48,6 +48,8 @@ def begin_forward(recorder: Recorder, module: nn.Module, scope: LeftOut | None) 
             why = scope.labels.shape, _EARLY
             scope.store.unpair({name: BatchError(name, "rows", *why) for name in scope.calls})
     scope.begins(module)
+    if not is_compiling() and (error := inside_transform()):
+        scope.misfit, scope.takes = error, False
 
 
 class RootPreHook(Hook):

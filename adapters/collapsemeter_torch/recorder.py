@@ -20,7 +20,7 @@ from .members import numbering_of
 from .memory import UNPLANNED
 from .namespace import device_of, first_parameters
 from .pending import Count, PendingForwards
-from .scope import SCOPES, LeftOut, Opened, recomputing
+from .scope import SCOPES, LeftOut, Opened, inside_transform, recomputing
 from .state import HEAD_OUTPUT, Store
 
 if TYPE_CHECKING:
@@ -108,11 +108,8 @@ class Recorder:
             return self.learnt or self._learn(args, kwargs)
 
     def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Learnt:
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise ValueError(
-                "the model ran inside a transform of torch.func (grad, vmap, jvp), which lets nothing out: measure it "
-                "with meter.observe(batches)"
-            )
+        if error := inside_transform():
+            raise error
         started = perf_counter()
         learnt = self._learner.learn(args, kwargs)
         if self.restored is not None:
@@ -147,7 +144,7 @@ class Recorder:
 
     def is_training(self) -> bool:
         """Whether a forward now would be a step of training."""
-        return self.root.training and torch.is_grad_enabled()
+        return self.root.training and torch.is_grad_enabled() and not recomputing()
 
     def takes_next(self) -> bool:
         """Whether the budget takes the next training batch."""

@@ -32,6 +32,16 @@ def recomputing() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def inside_transform() -> ValueError | None:
+    """Return an error where a transform of torch.func runs, whose tensors do not outlive it."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return None
+    return ValueError(
+        "the model ran inside a transform of torch.func (grad, vmap, jvp), which lets no activation out: measure "
+        "it with meter.observe(batches)"
+    )
+
+
 def mask_of_positions(kwargs: Mapping[str, Any]) -> Any:
     """Return the attention mask that a model is given, (B, T) also where it is (B, 1, 1, T)."""
     mask = kwargs.get("attention_mask")

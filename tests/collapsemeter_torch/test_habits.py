@@ -320,17 +320,52 @@ def test_a_teacher_with_layers_of_its_student_is_not_counted(example):
     assert report["body"]["nc1_pinv"] == pytest.approx(expected["nc1_pinv"], rel=1e-4)
 
 
-def test_a_transform_of_torch_func_is_named():
-    net = plain()
+@pytest.mark.parametrize("learnt", [False, True])
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_a_transform_of_torch_func_is_named(transform, learnt):
+    net, x = plain(), batches()[0]
     parameters = {name: p.detach() for name, p in net.named_parameters()}
 
     def loss(parameters):
-        scores = torch.func.functional_call(net, parameters, (batches()[0],))
-        return F.cross_entropy(scores, Y)
+        return F.cross_entropy(torch.func.functional_call(net, parameters, (x,)), Y)
 
-    meter = CollapseMeter(net, verbose=False)
+    meter = CollapseMeter(net, example=x if learnt else None, verbose=False)
+    stacked = {name: p[None] for name, p in parameters.items()}
+    run = torch.func.grad(loss) if transform == "grad" else torch.func.vmap(loss)
     with pytest.raises(ValueError, match=r"transform of torch\.func"), meter.batch(Y):
-        torch.func.grad(loss)(parameters)
+        run(parameters if transform == "grad" else stacked)
+    with meter.batch(Y):
+        net(x)
+    assert meter.compute().provenance["rows"] == 30
+
+
+def test_an_export_in_a_block_is_not_counted():
+    net, x = plain(), batches()[0]
+    meter = CollapseMeter(net, example=x, verbose=False)
+    with meter.batch(Y):
+        torch.export.export(net, (x,))
+    with pytest.warns(RuntimeWarning, match="saw 0 of 30 label rows"):
+        assert meter.compute()["2"].reason("nc1_pinv") == "never_fired"
+    meter.reset()
+    with meter.batch(Y):
+        net(x)
+    assert meter.compute()["2"]["nc1_pinv"] > 0
+
+
+def test_a_network_that_is_recomputed_as_a_whole_is_told_what_counts_it():
+    net, x = plain(), batches()[0].requires_grad_()
+    for count_eval in (False, True):
+        meter = CollapseMeter(net, count_eval=count_eval, verbose=False)
+        for _ in range(2):
+            with meter.batch(Y):
+                scores = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=True)
+                scores.sum().backward()
+        if count_eval:
+            assert meter.compute()["2"].provenance["rows"] == 60
+        else:
+            with pytest.warns(RuntimeWarning, match="without gradients.*count_eval=True"):
+                meter.compute()
+        meter.close()
 
 
 class FeaturesInEval(Student):
