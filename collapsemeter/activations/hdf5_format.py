@@ -23,6 +23,7 @@ from .array_file import (
     required,
 )
 from .chunk_grid import ChunkGrid, Index, PackedChunk
+from .packing import check_unpacked
 
 MAX_OBJECTS = 100_000
 _FILTERS = {1: "zlib", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}  # all others are plugins
@@ -87,6 +88,7 @@ class Hdf5File(ArrayFile):
                 f"has dtype {str(dtype)[:200]}, which in HDF5 is no plain type of real numbers"
                 + (NUMBER_LABELS if text else "")
             )
+        check_unpacked(item.attrs.get, dtype)
         if item.shape is None:
             raise Refused("is empty: it has no shape")
         array = check_array(item.shape, dtype)

@@ -27,6 +27,7 @@ from .array_file import (
     required,
 )
 from .chunk_grid import ChunkGrid, Index, PackedChunk
+from .packing import check_unpacked
 
 _V3, _V2 = "zarr.json", ".zarray"
 _CODECS = ("gzip", "zlib", "bz2", "blosc", "lz4", "zstd", "crc32c", "shuffle")
@@ -111,6 +112,7 @@ def _locate(folder: Path) -> tuple[Array, ChunkGrid]:
     if meta.get("zarr_format") != version:
         raise Refused(f"has Zarr version {str(meta.get('zarr_format'))[:50]}: 2 and 3 are read")
     dtype = _dtype(meta["dtype" if version == 2 else "data_type"])
+    check_unpacked(_attributes(folder, meta, version).get, dtype)
     shape = check_array(tuple(meta["shape"]), dtype).shape
     codecs, index = _codecs(meta, version)
     if dtype.name in _NARROW:  # the library knows the bits, not the numbers
@@ -131,6 +133,14 @@ def _locate(folder: Path) -> tuple[Array, ChunkGrid]:
     grid.check_size(stored)
     grid.check_stored(lambda index: os.path.lexists(files.path(index)), files.per_file)
     return check_expansion(grid.array, stored), grid
+
+
+def _attributes(folder: Path, meta: dict[str, Any], version: int) -> dict[str, Any]:
+    if version == 2:
+        path = folder / ".zattrs"
+        return _json(path) if os.path.lexists(path) else {}
+    attributes = meta.get("attributes") or {}
+    return attributes if isinstance(attributes, dict) else {}
 
 
 def _dtype(stored: Any) -> np.dtype[Any]:

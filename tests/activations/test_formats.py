@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import io
+import math
+import re
 import struct
 import sys
 import time
@@ -373,3 +375,36 @@ def test_an_archive_behind_a_prefix(tmp_path):
         content = (tmp_path / "a.npz").read_bytes()
         (tmp_path / "a.npz").write_bytes(b"prefix" + content)
         assert_same(tmp_path / "a.npz", {"a": example("f4")})
+
+
+# What netCDF and xarray say beside the numbers
+
+PACKED = {
+    "a scale": ({"scale_factor": 0.001}, "f4", "is packed, with scale_factor 0.001"),
+    "an offset": ({"add_offset": [5.0]}, "f4", "is packed, with add_offset 5"),
+    "a scale of integers": ({"scale_factor": 0.5}, "i2", "is packed, with scale_factor 0.5"),
+    "a number for missing ones": ({"_FillValue": [-999.0]}, "f4", "for which -999 stands"),
+    "an older name of it": ({"missing_value": 1e20}, "f8", r"for which 1e\+20 stands"),
+    "bytes for missing ones": ({"_FillValue": "AAAAAAA4j8A="}, "f4", "for which -999 stands"),
+    "NaN for missing ones": ({"_FillValue": [math.nan], "scale_factor": 1.0}, "f4", ""),
+    "bytes of NaN": ({"_FillValue": "AAAAAAAA+H8=", "add_offset": 0}, "f4", ""),
+    "a label for missing ones": ({"_FillValue": -1}, "i8", ""),
+}
+
+
+@pytest.mark.parametrize("ending", [".h5", "2.zarr", "3.zarr"])
+@pytest.mark.parametrize("what", PACKED)
+def test_packed_arrays_are_not_taken_for_what_they_mean(tmp_path, ending, what):
+    attributes, dtype, reason = PACKED[what]
+    path, values = tmp_path / f"x{ending}", np.arange(1, 13).reshape(4, 3).astype(dtype)
+    if ending == ".h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("x", data=values).attrs.update(attributes)
+    else:
+        group = zarr.open_group(path, mode="w", zarr_format=int(ending[0]))
+        group.create_array("x", data=values).attrs.update(attributes)
+    with open_arrays(path) as arrays:
+        if reason:
+            assert re.search(reason, arrays.refused["x"])
+        else:
+            np.testing.assert_array_equal(arrays.read("x", 0, 4), values)
