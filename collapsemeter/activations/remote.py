@@ -35,7 +35,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
             raise ValueError(
                 f"no file matches {pattern!r}: check the path, and quote its wildcards"
             )
-        files += sorted(matches, key=_natural)
+        files += sorted(matches, key=natural_order)
     for name, times in Counter(files).items():
         if times > 1:
             raise ValueError(f"{name!r} is given twice: its rows would count twice")
@@ -100,7 +100,7 @@ def _remote(pattern: str) -> list[str]:
     return [filesystem.unstrip_protocol(name) + archive for name in filesystem.glob(path)]
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Return a key by which numbers in names go by value."""
     parts = re.split(r"(\d+)", name)
     return [(i % 2, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]

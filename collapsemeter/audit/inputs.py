@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from ..activations.foreign import explained
 from ..activations.formats import READ
 from ..activations.manifest import NAME, Manifest
-from ..activations.remote import expand, local_path
+from ..activations.remote import expand, local_path, natural_order
 
 Epochs = Sequence[tuple[int, Sequence[str]]]  # steps, and what is named for each
 _UNSAID = Manifest((), (), 0)  # of files without one
@@ -96,7 +96,7 @@ def _inside(folder: str) -> list[str]:
             or f"folder {folder} holds no manifest.json and no file that ends in {', '.join(READ)}: pass the "
             "folder of a finished dump, or files"
         )
-    return expand(files)
+    return sorted(expand(files), key=natural_order)
 
 
 def _together(dumps: list[tuple[str, Manifest]]) -> Inputs:

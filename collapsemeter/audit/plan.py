@@ -2,12 +2,13 @@
 
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from ..activations.manifest import RESERVED
-from ..activations.remote import expand
+from ..activations.remote import expand, natural_order
 from ..adapter.selection import matching
 from ..system.patterns import matches
 from ..system.suggest import did_you_mean, listed
@@ -162,6 +163,8 @@ def _attached(shards: list[Shard], role: str, parts: Sequence[StoredArray]) -> l
     beside = [[part for part in parts if part.file in shard.layer_files] for shard in shards]
     if all(beside):  # where each layer's file has its own, they are alike
         parts = [stored[0] for stored in beside]
+    else:
+        _check_order(shards, role, parts)
     samples, rows = [s.samples for s in shards], [stored.array.shape[0] for stored in parts]
     if len(parts) == 1 and rows[0] == sum(samples):
         starts = itertools.accumulate(samples[:-1], initial=0)
@@ -178,6 +181,39 @@ def _attached(shards: list[Shard], role: str, parts: Sequence[StoredArray]) -> l
         replace(shard, extras=shard.extras | {role: stored})
         for shard, stored in zip(shards, parts, strict=True)
     ]
+
+
+def _check_order(shards: Sequence[Shard], role: str, parts: Sequence[StoredArray]) -> None:
+    """Raise if shards whose names differ in numbers alone are out of their order, or labels and the like in another one.
+
+    A shell puts ``part10`` before ``part2``, and a quoted pattern ``part2`` before ``part10``.
+    """
+    files = [next(iter(shard.layers.values())).file for shard in shards]
+    numbered = len({re.sub(r"\d+", "#", file) for file in files}) == 1
+    ordered = sorted(files, key=natural_order)
+    if numbered and len(parts) == 1 and files != ordered:
+        first = next(a for a, b in zip(files, ordered, strict=True) if a != b)
+        raise ValueError(
+            f"{role} {parts[0]} pair with the shards by their order, and {first} comes before shards of lower "
+            "numbers: name the shards by their numbers, as a quoted pattern does"
+        )
+    theirs = [stored.file for stored in parts]
+    numbers, others = _numbers(files), _numbers(theirs)
+    if numbers != others and sorted(numbers) == sorted(others):
+        a, b = next(
+            (a, b) for a, b, m, n in zip(files, theirs, numbers, others, strict=True) if m != n
+        )
+        raise ValueError(
+            f"{role} pair with the shards by their order, and {b} would be those of {a}: name both in one order, "
+            "as quoted patterns do"
+        )
+
+
+def _numbers(files: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the numbers in the name of each file that are not those of all."""
+    found = [[int(number) for number in re.findall(r"\d+", file)] for file in files]
+    columns = [column for column in zip(*found, strict=False) if len(set(column)) > 1]
+    return list(zip(*columns, strict=True))
 
 
 def _missing(role: str, name: str, file: str, cache: str) -> str:

@@ -455,3 +455,46 @@ def test_running_is_checked(data, tmp_path):
         audit(path, running=Running(jobs=0))
     with pytest.raises(ValueError, match="jobs=2 and dask='tcp://x': choose one of them"):
         audit(path, running=Running(jobs=2, dask="tcp://x"))
+
+
+# The order of shards
+
+
+def numbered(data, folder, count=12):
+    """Write shards whose numbers have one digit or two, and labels of their own, of one file and of as many."""
+    (folder / "acts").mkdir()
+    np.save(folder / "labels.npy", data.labels)
+    parts = np.array_split(np.arange(len(data.labels)), count)
+    # Written from the last one on: a folder may list its files in this order.
+    for i, part in reversed(list(enumerate(parts))):
+        np.save(folder / "acts" / f"fc.shard{i}.npy", data.fc[part])
+        np.save(folder / f"y.shard{i}.npy", data.labels[part])
+    return [f"acts/fc.shard{i}.npy" for i in range(count)]
+
+
+@pytest.mark.parametrize("labels", ["labels.npy", "y.shard*.npy"])
+def test_shards_pair_with_labels_of_their_own_by_number(data, tmp_path, monkeypatch, labels):
+    files = numbered(data, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    expected = audit(files, Options(labels=labels))["fc"]
+    m = cm.ClassMoments.from_batch(data.fc, data.labels, data.labels.max() + 1)
+    assert expected["nc1_pinv"] == pytest.approx(cm.measure(m)["nc1_pinv"], rel=1e-9)
+    for named in (["acts"], ["acts/*.npy"]):
+        actual = audit(named, Options(labels=labels))["fc"]
+        assert actual["nc1_pinv"] == expected["nc1_pinv"]
+        assert actual.intervals == expected.intervals
+    for order in (sorted(files), files[::-1]):  # of a shell, and of a mistake
+        with pytest.raises(ValueError, match="pair with the shards by their order"):
+            audit(order, Options(labels=labels))
+
+
+def test_files_of_other_names_keep_the_order_in_which_they_are_named(data, tmp_path):
+    files, parts = [], np.array_split(np.arange(len(data.labels)), 3)
+    for name, part in zip(("train2", "test10", "extra1"), parts, strict=True):
+        files.append(str(tmp_path / f"{name}.npz"))
+        np.savez(files[-1], fc=data.fc[part])
+    np.save(tmp_path / "labels.npy", data.labels)
+    report = audit(files, Options(labels=str(tmp_path / "labels.npy")))
+    m = cm.ClassMoments.from_batch(data.fc, data.labels, data.labels.max() + 1)
+    layer = report[next(iter(report))]
+    assert layer["nc1_pinv"] == pytest.approx(cm.measure(m)["nc1_pinv"], rel=1e-9)
