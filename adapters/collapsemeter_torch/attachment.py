@@ -67,8 +67,9 @@ class Attachment:
         handles, selection = self.handles, learnt.selection
         asked = learnt.settings.reduction
         for name in selection.layers:
-            layout, turned = learnt.layouts.get(name), name in learnt.turned
-            hook = LayerHook(recorder, name, layout, reduction_of(asked, name), turned=turned)
+            layout, reduction = learnt.layouts.get(name), reduction_of(asked, name)
+            turned, reordered = name in learnt.turned, name in learnt.reordered
+            hook = LayerHook(recorder, name, layout, reduction, turned=turned, reordered=reordered)
             handles.append(selection.modules[name].register_forward_hook(hook))
         head = selection.head_module
         if head is not None:

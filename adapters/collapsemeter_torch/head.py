@@ -70,12 +70,25 @@ def operation(node: Node) -> str:
     return str(node[0].name()).rpartition("Backward")[0]
 
 
+def reorders_samples(node: Node) -> bool:
+    """Whether all samples are picked by number, as to sort them by length: labels may have another order before it."""
+    function, name = node[0], operation(node)
+    if name == "IndexSelect":
+        index = function._saved_index if function._saved_dim == 0 else None
+    elif name == "Index":
+        index, *others = function._saved_indices
+        index = None if any(other is not None for other in others) else index
+    else:
+        return False
+    return index is not None and index.numel() == function._saved_self_sym_sizes[0]
+
+
 def _one_before(node: Node, name: str) -> Node | None:
     """Return what scores were before a map that keeps their order."""
     before = parents(node)
     if name in ("Div", "Mul"):
         return _scaled(node, name)
-    if name == "Index" and _permutes_classes(node):
+    if name == "Index" and (_permutes_classes(node) or reorders_samples(node)):
         return None
     return before[0] if name in _KEEPS and len(before) == 1 else None
 

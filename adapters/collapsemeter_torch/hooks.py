@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .learnt import Learnt
     from .recorder import Recorder
 
+_REORDERED = (
+    "samples are put in another order after LAYER, so that labels do not tell which row is whose: sort inputs and "
+    "labels before the network, or pass reduction={LAYER: ...}, a callable that gives rows in the order of the labels"
+)
 _SHAPES = 64  # of outputs whose reduction a hook remembers
 
 
@@ -115,7 +119,7 @@ class CountingHook(Hook):
 class LayerHook(CountingHook):
     """Reduces a layer's output (as a forward hook) to its sums."""
 
-    __slots__ = ("axes", "layout", "name", "reduction", "turned")
+    __slots__ = ("axes", "layout", "name", "reduction", "reordered", "turned")
 
     def __init__(
         self,
@@ -125,9 +129,11 @@ class LayerHook(CountingHook):
         reduction: Reduction,
         *,
         turned: bool,
+        reordered: bool = False,
     ) -> None:
         super().__init__(recorder)
         self.name = name
+        self.reordered = reordered and not callable(reduction)
         self.turned = turned and not callable(reduction)  # it gives (T, B, d)
         self.layout = layout
         self.reduction = reduction
@@ -179,6 +185,8 @@ class LayerHook(CountingHook):
 
     def _samples_first(self, scope: Scope, output: Any) -> Any:
         """Return what a layer gave as (B, T, d), if it has positions first and samples have one label each."""
+        if self.reordered:
+            raise BatchError(self.name, "rows", scope.labels.shape, _REORDERED)
         if not self.turned or scope.labels.ndim > 1:
             return output
         features = tensor_of(output, self.name, scope.labels)
@@ -355,8 +363,9 @@ class ScoresHook(CountingHook):
             # Else of some classes, as those of a head that is split among processes.
             if recorder is not None and not is_sharded(recorder.root):
                 scope.misfit = ValueError(
-                    f"the model returned scores of width {width}, and of width {due} in eval mode, in which the meter "
-                    f"learnt the network: pass num_classes={width} and head=None to measure its layers alone"
+                    f"the model returned scores of width {width}, and of width {due} when the meter learnt the network in "
+                    "eval mode: if its head has changed, make a new CollapseMeter; if it returns something else in "
+                    f"training, pass num_classes={width} and head=None to measure its layers alone"
                 )
             return
         decided = decided_classes(scope, rows, learnt.selection.threshold)

@@ -37,7 +37,7 @@ def begin_forward(recorder: Recorder, module: nn.Module, scope: LeftOut | None) 
         return
     if isinstance(scope, FirstBatch):
         scope.compiled = scope.compiled or is_compiling()
-    if recomputing() and not is_compiling():
+    if not is_compiling() and recomputing():
         return
     if scope.done:
         scope.again = True

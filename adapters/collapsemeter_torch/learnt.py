@@ -41,6 +41,7 @@ class Learnt:
     costs: tuple[str, ...] = ()  # memory and time, in words
     sequences: tuple[str, ...] = ()  # layers that give (B, T, d), by the rule of their own
     turned: frozenset[str] = frozenset()  # layers that give (T, B, d)
+    reordered: frozenset[str] = frozenset()  # layers whose samples may have another order
     labelled: bool = False  # the model is given its labels, and may return nothing but a loss
 
     def head(self, model: nn.Module) -> Head | None:

@@ -112,6 +112,7 @@ class Learner:
                 if name in told.sequences and reduction_of(settings.reduction, name) == "auto"
             ),
             turned=told.turned,
+            reordered=told.reordered,
             labelled=labelled,
         )
         if name not in ("auto", None):

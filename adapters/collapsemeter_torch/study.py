@@ -11,7 +11,7 @@ from collapsemeter.adapter.cut_points import cut_points
 from collapsemeter.adapter.network import Network, Scores, single_threshold
 from collapsemeter.adapter.reduction import Layout
 
-from .head import Origin, origin_of
+from .head import Origin, origin_of, reorders_samples
 from .outputs import class_axis, scores_of
 from .points import named_points, passes_on, repeated_layers
 from .trace import Call, Node, memory_of, node_of, parents, rerun, trace
@@ -33,6 +33,7 @@ class Study:
     channels_first: bool  # classes are on axis 1 of the scores
     sequences: frozenset[str]  # layers that give (B, T, d)
     turned: frozenset[str]  # layers that give (T, B, d)
+    reordered: frozenset[str]  # layers whose samples may have another order than the scores
     shapes: Mapping[str, tuple[int, ...]]  # of what each layer gives
     runs: Mapping[str, int]  # how often the forward calls each layer
     selects: bool  # the scores are those that the head gave at some positions
@@ -108,6 +109,7 @@ def study(
         axis == 1,
         sequences,
         turned,
+        _reordered(cuts, calls),
         shapes,
         Counter(call.layer for call in calls),
         origin.selects,
@@ -127,6 +129,17 @@ def _turned(scores: Tensor, calls: Sequence[Call]) -> frozenset[str]:
         for layer, shape in shapes.items()
         if len(shape) == 3 and shape[1] == samples != shape[0]
     )
+
+
+def _reordered(cuts: Sequence[Node], calls: Sequence[Call]) -> frozenset[str]:
+    """Return the layers after which all samples are put in another order."""
+    waiting = [node for node in cuts if reorders_samples(node)][-1:]
+    before = set[Node]()
+    while waiting:
+        more = [p for p in parents(waiting.pop()) if p not in before]
+        before.update(more)
+        waiting += more
+    return frozenset(call.layer for call in calls if call.node in before)
 
 
 def _is_sequence(call: Call) -> bool:

@@ -259,6 +259,16 @@ def test_a_head_that_was_replaced_is_named():
     assert report["0"]["nc1_pinv"] > 0
 
 
+def test_a_head_that_has_grown_by_a_class_is_told_to_make_a_new_meter():
+    net = plain()
+    meter = CollapseMeter(net, verbose=False)
+    with meter.batch(Y):
+        net(batches()[0])
+    net[2] = nn.Linear(8, 4)
+    with pytest.raises(ValueError, match="make a new CollapseMeter"), meter.batch(Y):
+        net(batches()[0])
+
+
 # Several forwards
 
 
@@ -378,7 +388,7 @@ def test_scores_of_training_that_are_not_those_of_eval_mode_are_refused():
     net = FeaturesInEval(nn.Linear(6, 8))
     meter = CollapseMeter(net, verbose=False)
     with (
-        pytest.raises(ValueError, match="scores of width 3, and of width 8 in eval mode"),
+        pytest.raises(ValueError, match=r"scores of width 3, and of width 8 when .* in eval mode"),
         meter.batch(Y),
     ):
         net(batches()[0])
@@ -387,6 +397,44 @@ def test_scores_of_training_that_are_not_those_of_eval_mode_are_refused():
     with meter.batch(Y):
         net(batches()[0])
     assert meter.compute()["body"]["nc1_pinv"] > 0
+
+
+class Sorted(Student):
+    """Sorts samples, as for packing, and their features or scores back."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(nn.Linear(6, 8))
+        self.what, self.after = what, nn.Linear(8, 8)
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        back = order.argsort()
+        features = self.body(x[order])
+        if self.what == "scores":
+            return self.fc(self.after(features))[back]
+        return self.fc(self.after(features.index_select(0, back)))
+
+
+def test_layers_that_see_samples_in_another_order_are_not_measured():
+    torch.manual_seed(0)
+    net = Sorted("features")
+    meter = CollapseMeter(net, layers=["body", "after"], verbose=False)
+    features = kept(net.fc)
+    with pytest.warns(RuntimeWarning, match="in another order after 'body'"), meter.batch(Y):
+        net(batches()[0])
+    with pytest.warns(RuntimeWarning, match="in another order after 'body'"):
+        report = meter.compute()
+    assert report["body"].reason("nc1_pinv") == "unpaired_rows"
+    expected = due(features, net.fc.weight, net.fc.bias)
+    for metric in METRICS:
+        assert report["fc"][metric] == pytest.approx(expected[metric], rel=1e-4)
+
+
+def test_a_network_that_sorts_its_scores_back_is_refused():
+    meter = CollapseMeter(Sorted("scores"), layers=["body", "after"], verbose=False)
+    assert meter._model(batches()[0]).shape == (30, 3)
+    with pytest.raises(ValueError, match="in another order after 'body'"), meter.batch(Y):
+        meter._model(batches()[0])
 
 
 # Positions before samples
