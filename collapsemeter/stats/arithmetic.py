@@ -175,8 +175,10 @@ def merged(a: MomentFields, b: MomentFields) -> dict[str, Any]:
 
 def _joint_groups(a: MomentFields, b: MomentFields, means: Floats, low: Floats) -> Groups | None:
     """Return the groups of both; one without rows has none of its own to speak of."""
-    if not (a.rows and b.rows):
-        return a.groups if a.rows or b.groups is None else b.groups
+    if a.rows and not b.rows:
+        return a.groups
+    if not a.rows:
+        return b.groups if b.rows or a.groups is None else a.groups
     if a.groups is None or b.groups is None:
         return None
     offsets = (

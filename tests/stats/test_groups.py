@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from collapsemeter import ClassMoments
+from collapsemeter import ClassMoments, measure
 from collapsemeter.stats.groups import CACHED_ENTRIES, Groups, affordable_groups, check_groups
 from collapsemeter.stats.sampling import dealt_groups, dealt_range, low_32_bits, scaled
 
@@ -61,3 +61,19 @@ def test_a_fraction_of_a_size_is_exact_in_32_bits():
     fractions, sizes = rng.integers(0, 2**32, (2, 1000), dtype=np.uint32)
     exact = [int(f) * int(s) >> 32 for f, s in zip(fractions, sizes, strict=True)]
     assert scaled(fractions, sizes).tolist() == exact
+
+
+def test_rows_without_groups_have_none_whatever_they_are_merged_with():
+    """An empty state has groups of no row; as those of the rows beside it they made an interval of half the data."""
+    rng = np.random.default_rng(0)
+    rows, labels = rng.normal(size=(120, 4)), np.arange(120) % 3
+    bare = ClassMoments.from_batch(rows[:60], labels[:60], 3, groups=0)
+    grouped = ClassMoments.from_batch(rows[60:], labels[60:], 3, first_row=60)
+    empty = ClassMoments.empty(3, 4)
+    for both in (empty.merge(bare), bare.merge(empty), empty.merge(bare).merge(grouped)):
+        assert both.groups is None
+        assert measure(both).no_interval["nc1_trace_ratio"] == "no_groups"
+    for both in (empty.merge(grouped), grouped.merge(ClassMoments.empty(3, 4, groups=0))):
+        assert both.groups is not None
+        both.groups.check(both.counts, both.traces)
+    assert empty.merge(ClassMoments.empty(3, 4, groups=0)).groups is not None
