@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from ..comparison.compare import compare
@@ -83,12 +84,7 @@ def _add(
 
 
 def _show(options: argparse.Namespace) -> None:
-    unknown = [name for name in options.metrics if name not in METRICS]
-    if unknown:
-        raise ValueError(
-            f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}"
-            + did_you_mean(unknown[0], METRICS)
-        )
+    _check_metrics(options.metrics)
     history = _history(options.report, options.phase)
     report = history[-1][1]
     if options.html is not None:
@@ -103,7 +99,17 @@ def _show(options: argparse.Namespace) -> None:
     say_notes(history)
 
 
+def _check_metrics(names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise ValueError(
+            f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}"
+            + did_you_mean(unknown[0], METRICS)
+        )
+
+
 def _compare(options: argparse.Namespace) -> None:
+    _check_metrics(options.metrics)
     history = _history(options.report, options.phase)
     reference = _history(options.reference, options.phase)[-1][1]
     comparison = compare(history[-1][1], reference)

@@ -62,7 +62,10 @@ def srg_effective_classes(order: int, size: int, depth: int) -> float:
     values, counts = inclusion_spectrum(order, size)
     last = sum(m / theta for theta, m in zip(values, counts, strict=True) if m)
     signs = math.comb(r, size) * r / 4
-    return float((nuclear**2 * float(r) ** (depth - 3) * signs * last) ** (1 / (depth + 1)))
+    product = float(
+        nuclear**2 * signs * last
+    )  # without a power of r, which floats of 500 layers do not hold
+    return float(product ** (1 / (depth + 1)) * r ** ((depth - 3) / (depth + 1)))
 
 
 def best_subset_size(order: int, depth: int, room: float = math.inf) -> int:

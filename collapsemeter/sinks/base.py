@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -111,6 +111,17 @@ def checked_run(run: str | None) -> str:
     return run
 
 
+def _lock(file: int) -> None:
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        for _ in range(100):
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.01)
+
+
 class AppendedFile:
     """A file of lines that is opened for each write; a write that fails is taken back, and a cut line is ended first."""
 
@@ -122,6 +133,13 @@ class AppendedFile:
             self.append("")
         except OSError as error:
             raise type(error)(f"cannot append to {self.path}: {error.strerror or error}") from error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from mending and writing meanwhile, where the system has locks; wait for a second at most."""
+        with self.path.open("ab") as file:
+            _lock(file.fileno())
+            yield
 
     def empty(self) -> bool:
         """Whether nothing has been written yet."""

@@ -102,11 +102,12 @@ class CsvSink(GuardedSink):
     def _write(self, step: int, report: CollapseReport, prefix: str = "") -> None:
         keys = run_in_file(self.run, prefix), str(step), report.phase
         rows = [_row(*keys, name, layer) for name, layer in report.items()]
-        self._mend()
-        if self._has_other_columns():
-            raise ValueError(f"{self._file.path} has got other columns meanwhile")
-        # The header goes out with the first rows: a run that fails before them leaves an empty file.
-        self._file.append(_lines([_COLUMNS, *rows] if self._file.empty() else rows))
+        with self._file.alone():  # a row that another process is writing is none that was cut
+            self._mend()
+            if self._has_other_columns():
+                raise ValueError(f"{self._file.path} has got other columns meanwhile")
+            # The header goes out with the first rows: a run that fails before them leaves an empty file.
+            self._file.append(_lines([_COLUMNS, *rows] if self._file.empty() else rows))
         unknown = sorted({metric for layer in report.values() for metric in layer} - METRICS.keys())
         if unknown:
             raise ValueError(

@@ -119,6 +119,8 @@ def test_metrics_are_chosen_and_mistakes_named(saved: Path, capsys) -> None:
     assert error.startswith(
         "collapsemeter: no metric is named 'nc9'; there are nc1_pinv, nc1_trace"
     )
+    assert main(["compare", str(saved), str(saved), "--metrics", "nc9"]) == 2
+    assert "no metric is named 'nc9'" in capsys.readouterr().err
 
 
 def test_phases_are_never_mixed(tmp_path: Path, capsys) -> None:

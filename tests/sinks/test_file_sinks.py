@@ -389,3 +389,27 @@ def test_a_run_without_a_name_is_refused(tmp_path: Path, run: Any, kind: Any, wo
     with pytest.raises(kind, match=f"{words}: name the run"):
         sink(tmp_path / "run.csv", run=run)
     assert list(tmp_path.iterdir()) == []
+
+
+WRITING = """
+import sys
+from collapsemeter import CollapseReport, LayerReport
+from collapsemeter.sinks import CsvSink
+layers = {f"layer{i}": LayerReport({"nc1_pinv": i + 0.5, "nc1_cdnv": 1 / 3}) for i in range(200)}
+sink = CsvSink(sys.argv[1], run=sys.argv[2])
+for step in range(60):
+    sink.write(step, CollapseReport(layers))
+sys.exit(sink.failures)
+"""
+
+
+def test_processes_that_write_one_table_take_no_row_from_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITING, str(path), run]) for run in ("a", "b", "c")
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 60 * 200
+    assert all(float(row["nc1_pinv"]) == int(row["layer"][5:]) + 0.5 for row in rows)

@@ -61,6 +61,18 @@ def test_effective_classes_are_the_norms_of_the_matrices(order, size, depth):
     np.testing.assert_allclose(srg_effective_classes(order, size, depth), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("order", [3, 4, 5])
+def test_effective_classes_of_a_thousand_layers(order):
+    """The factors' product is beyond floats, its root is not."""
+    norms = [
+        math.log(np.sum(factor**2))
+        for factor in Block(order * (order - 1) // 2, order, 2).chain(1000)
+    ]
+    expected = math.exp(math.fsum(norms) / 1001)
+    np.testing.assert_allclose(srg_effective_classes(order, 2, 1000), expected, rtol=1e-10)
+    assert len(model(order * (order - 1) // 2, 1000, 1e-6).references()) > 1
+
+
 @pytest.mark.parametrize(("order", "size"), [(4, 2), (5, 3), (7, 3), (8, 4)])
 def test_the_inclusion_spectrum(order, size):
     features, first, second, _ = Block(order * (order - 1) // 2, order, size).chain(3)
