@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from collapsemeter.adapter.network import Scores
@@ -117,6 +119,8 @@ def captured(
         if not calls:
             models = nnx_models if isinstance(model, nnx.Module) else linen_models
             raise ValueError(models.never_ran(name))
+        if name in choice.turned:
+            calls = [jax.tree.map(_samples_first, call) for call in calls]
         if name == head:
             last = choice.head_call if choice.head_call < len(calls) else -1
             if choice.selects:
@@ -128,6 +132,11 @@ def captured(
             names = [name] if len(calls) == 1 else [f"{name}#{i}" for i in range(len(calls))]
             features |= zip(names, calls, strict=True)
     return Captured(returned, outputs, _by_depth(features, choice))
+
+
+def _samples_first(x: Any) -> Any:
+    """Return (T, B, d) as (B, T, d)."""
+    return jnp.swapaxes(x, 0, 1) if getattr(x, "ndim", 0) == 3 else x
 
 
 def _by_depth(features: Mapping[str, Any], choice: Choice) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from . import linen_models, nnx_models
 from .head import LinearCall, weights_of
 from .marks import Part
 from .study import Study, study
-from .trace import Forward, leaves_by_path
+from .trace import Forward, leaves_by_path, other_rows
 
 HEAD_KIND = "an nnx.Linear or nn.Dense"
 Getter = Callable[[Any], Any]
@@ -60,6 +61,7 @@ class Choice:
     forward: Forward | None = field(default=None, compare=False, repr=False)
     unpaired: tuple[tuple[str, str], ...] = ()  # layers that are left out, and why
     selects: bool = False  # the scores are those that the head gave at some positions
+    turned: frozenset[str] = frozenset()  # layers that give (T, B, d)
 
     @property
     def watched(self) -> list[str]:
@@ -159,7 +161,18 @@ def choose(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], request: 
         and reduction_of(request.reduction, selection.head or "") == "auto"
     )
     return Choice(
-        selection, request, request.scores, depth, call, linear, getter, forward, selects=selects
+        selection,
+        request,
+        request.scores,
+        depth,
+        call,
+        linear,
+        getter,
+        forward,
+        selects=selects,
+        turned=frozenset(
+            name for name in learnt.turned if not callable(reduction_of(request.reduction, name))
+        ),
     )
 
 
@@ -173,12 +186,18 @@ def _learn(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], request: 
                 return jnp.zeros(()), ""
             raise
 
-    if isinstance(model, nnx.Module):
-        forward = nnx_models.forward(model, args, kwargs, scores_of)
-    else:
-        variables, inputs = of_linen(model, args)
-        forward = linen_models.forward(model, variables, inputs, kwargs, scores_of)
-    return study(forward, request.scores is not None)
+    def forward(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:
+        if isinstance(model, nnx.Module):
+            return nnx_models.forward(model, args, kwargs, scores_of)
+        return linen_models.forward(model, variables, args, kwargs, scores_of)
+
+    variables, args = (None, args) if isinstance(model, nnx.Module) else of_linen(model, args)
+    has_scores = request.scores is not None
+    learnt, other = study(forward(args, kwargs), has_scores), other_rows(args, kwargs)
+    if other is not None:
+        with suppress(Exception):  # whatever a model of somebody's does with another number of rows
+            learnt = replace(learnt, turned=study(forward(*other), has_scores).turned)
+    return learnt
 
 
 def _named_head(model: Any, head: HeadOption) -> tuple[str | None, Getter | None]:

@@ -22,6 +22,7 @@ class Study:
     linear: Mapping[str, LinearCall]  # by layer, its last call whose output is x W + b
     head_call: int | None  # which call of the head makes the scores
     selects: bool = False  # the scores are those that the head gave at some positions
+    turned: frozenset[str] = frozenset()  # layers that give (T, B, d)
 
 
 def study(forward: Forward, has_scores: bool = True) -> Study:
@@ -53,4 +54,19 @@ def study(forward: Forward, has_scores: bool = True) -> Study:
     number = None if head is None else head.call.number
     ordered = None if head is None else order_kept(graph, head.call.output, scores)
     selects = ordered is not None and ordered.selects
-    return Study(forward, network, tuple(depth), by_layer, number, selects)
+    shapes = {call.layer: graph[call.output].shape for call in calls}
+    if head is not None:
+        shapes[head.call.layer] = graph[head.linear.features].shape
+    turned = _turned(graph[scores].shape, shapes)
+    return Study(forward, network, tuple(depth), by_layer, number, selects, turned)
+
+
+def _turned(scores: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """Return the layers that give positions before samples, of which there are as many as scores."""
+    if len(scores) not in (1, 2):
+        return frozenset()
+    return frozenset(
+        layer
+        for layer, shape in shapes.items()
+        if len(shape) == 3 and shape[1] == scores[0] != shape[0]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,24 @@ def trace(
         else:
             inputs[number] = _argument(path, names)
     return graph, weights, inputs
+
+
+def other_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """Return arguments with a number of rows that nothing else has, so that shapes tell which axis holds samples; None if it is so."""
+    arrays = [leaf for leaf in jax.tree.leaves((args, kwargs)) if getattr(leaf, "shape", ())]
+    others = {size for leaf in arrays for size in leaf.shape[1:]}
+    batch = arrays[0].shape[0] if arrays else 0
+    if batch not in others:
+        return None
+    rows = next(number for number in itertools.count(2) if number not in others)
+
+    def changed(leaf: Any) -> Any:
+        if not (is_array_like(leaf) and leaf.shape[:1] == (batch,)):
+            return leaf
+        return jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+
+    other_args, other_kwargs = jax.tree.map(changed, (tuple(args), dict(kwargs)))
+    return other_args, other_kwargs
 
 
 def leaves_by_path(variables: Any) -> dict[Leaf, Any]:

@@ -62,7 +62,7 @@ def select(
         _check_head(chosen.head, parts[chosen.head], network.width)
     modules = {name: parts[name] for name in chosen.watched}
     before = {name: study.before.get(name, [parts[name]]) for name in chosen.watched}
-    return replace(chosen, modules=modules, before=before)
+    return replace(chosen, modules=modules, before=before, turned=study.turned)
 
 
 def _head_name(parts: Mapping[str, Any], head: HeadOption) -> str | None:

@@ -38,6 +38,7 @@ class Study(NamedTuple):
     operations: int = 0  # of a forward of one row of the input; 0: not known
     labels: int = 1  # rows of scores that it gives
     position: Position | None = None  # of the head's output that becomes the scores, if it is one
+    turned: frozenset[str] = frozenset()  # layers that give (T, B, d)
 
 
 def study(
@@ -108,6 +109,18 @@ def study(
         forward_operations(graph, parts),
         math.prod(positions),
         decision.position,
+        _turned(tensor.shape, graph),
+    )
+
+
+def _turned(scores: tuple[int | None, ...], graph: Graph) -> frozenset[str]:
+    """Return the layers that give positions before samples: the second axis is the first one of the scores."""
+    if len(scores) not in (1, 2):
+        return frozenset()
+    return frozenset(
+        name
+        for name, value in graph.made.items()
+        if len(value.shape) == 3 and value.shape[1] == scores[0] != value.shape[0]
     )
 
 

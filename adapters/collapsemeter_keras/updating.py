@@ -95,7 +95,10 @@ class BatchCounter:
         for (name, call), output in outputs.items():
             if name in self.degraded or name in self.unpaired:
                 continue
+            reduction = reduction_of(self.settings.reduction, name)
             try:
+                if name in self.selection.turned and len(shape) == 1 and not callable(reduction):
+                    output = _samples_first(output)
                 rows[name, call] = feature_rows(
                     output,
                     shape,
@@ -103,7 +106,7 @@ class BatchCounter:
                     OPERATIONS,
                     layer=name,
                     layout=self._layouts.get(name) or _CHANNELS_LAST,
-                    reduction=reduction_of(self.settings.reduction, name),
+                    reduction=reduction,
                 )
             except BatchError as error:
                 if _is_of_batch(error):
@@ -139,6 +142,12 @@ class BatchCounter:
             f"collapsemeter could not measure {what} and leaves it out from here on; training "
             f"goes on ({type(error).__name__}: {error})"
         )
+
+
+def _samples_first(output: Any) -> Any:
+    """Return (T, B, d) as (B, T, d)."""
+    is_sequence = OPERATIONS.is_tensor(output) and len(output.shape) == 3
+    return ops.swapaxes(output, 0, 1) if is_sequence else output
 
 
 def _is_of_batch(error: BatchError) -> bool:

@@ -46,6 +46,8 @@ class Selection:
         The framework's own objects, the head among them.
     before : mapping from name to objects
         What runs just before a layer and speaks for its channels.
+    turned : frozenset of str
+        Layers that give positions before samples, (T, B, d).
     note : str
         What else must be said of how the layers were chosen.
     head_kind : str
@@ -61,6 +63,7 @@ class Selection:
     skipped: Mapping[str, str] = field(default_factory=dict, compare=False)
     modules: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     before: Mapping[str, Sequence[Any]] = field(default_factory=dict, compare=False, repr=False)
+    turned: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
     note: str = field(default="", compare=False)
     head_kind: str = "a linear layer"
 

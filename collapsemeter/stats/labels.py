@@ -224,7 +224,9 @@ def labelled_rows(
             "per sample, shape (N, d)"
         )
     if not rows.shape[1]:
-        raise ValueError(f"features have shape {rows.shape}: there is not one feature to measure")
+        raise ValueError(
+            f"features have shape {rows.shape}: there is not one feature: pass rows of shape (N, d)"
+        )
     if is_untyped(rows.dtype):
         raise ValueError(
             f"features have shape {rows.shape} and dtype {rows.dtype}, bytes that say no type of number, as "

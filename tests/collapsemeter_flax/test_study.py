@@ -263,3 +263,44 @@ def test_a_layer_that_no_rule_pairs_with_the_labels_costs_one_layer():
         report = meter.report(state, variables)
     assert report["whole"].reason("nc1_pinv") == "unpaired_rows"
     assert np.isfinite(report["fc"]["nc1_pinv"])
+
+
+class PositionsFirst(nnx.Module):
+    """Its layer has positions before samples, (T, B, d)."""
+
+    def __init__(self, rngs):
+        self.inner, self.fc = nnx.Linear(5, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.fc(self.inner(jnp.swapaxes(x, 0, 1)).mean(0))
+
+
+class PositionsFirstLinen(nn.Module):
+    """The same in linen."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="fc")(nn.Dense(8, name="inner")(jnp.swapaxes(x, 0, 1)).mean(0))
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+@pytest.mark.parametrize("samples", [6, 4])  # as many as positions, or fewer
+def test_positions_first_are_averaged_and_not_the_samples(kind, samples):
+    x = RNG.normal(size=(samples, 6, 5)).astype(np.float32)
+    y = np.arange(samples) % 3
+    if kind == "nnx":
+        model = PositionsFirst(nnx.Rngs(0))
+        before, kernel, bias = (), model.inner.kernel[...], model.inner.bias[...]
+    else:
+        model = PositionsFirstLinen()
+        variables = model.init(jax.random.key(0), x)
+        before, inner = (variables,), variables["params"]["inner"]
+        kernel, bias = inner["kernel"], inner["bias"]
+    meter = cf.CollapseMeter(model, num_classes=3, layers=["inner"], verbose=False)
+    state = meter.init(*before, x)
+    logits, features = meter.capture(model, *before, x)
+    report = meter.report(meter.update(state, features, y, logits=logits), *before)
+    rows = np.asarray(x @ kernel + bias, np.float64).mean(1)
+    expected = measure(ClassMoments.from_batch(rows, y, 3))["nc1_trace_ratio"]
+    for layer in ("inner", "fc"):
+        np.testing.assert_allclose(report[layer]["nc1_trace_ratio"], expected, rtol=1e-4)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from collapsemeter import decide
+from collapsemeter import ClassMoments, decide, measure
 from collapsemeter_keras import CollapseMeter
 from collapsemeter_keras.points import is_composite
 from collapsemeter_keras.study import study
@@ -682,3 +682,42 @@ def test_the_operations_of_sequences_of_any_length_are_not_known():
     inputs = keras.Input((None, 8))
     model = keras.Model(inputs, layers.Dense(10)(layers.LSTM(6)(inputs)))
     assert study(model).operations == 0
+
+
+class PositionsFirst(keras.layers.Layer):
+    """Gives (T, B, d)."""
+
+    def call(self, x):
+        return ops.transpose(x, (1, 0, 2))
+
+
+class TurnedNetwork(keras.Model):
+    """A subclass whose layer has positions before samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.fc = layers.Dense(WIDTH, name="inner"), layers.Dense(3, name="fc")
+
+    def call(self, x):
+        return self.fc(ops.mean(self.inner(ops.transpose(x, (1, 0, 2))), axis=0))
+
+
+def turned_functional():
+    inputs = keras.Input((6, 5))
+    hidden = layers.Dense(WIDTH, name="inner")(PositionsFirst()(inputs))
+    return keras.Model(inputs, layers.Dense(3, name="fc")(ops.mean(hidden, axis=0)))
+
+
+@pytest.mark.parametrize("make", [turned_functional, TurnedNetwork])
+@pytest.mark.parametrize("samples", [6, 4])  # as many as positions, or fewer
+def test_positions_first_are_averaged_and_not_the_samples(make, samples):
+    x = np.random.default_rng(0).normal(size=(samples, 6, 5)).astype(np.float32)
+    y = np.arange(samples) % 3
+    model = make()
+    model(x)
+    meter = CollapseMeter(layers=["inner"], num_classes=3, verbose=False)
+    report = meter.observe(model, (x, y), batch_size=samples, progress=False)
+    rows = ops.convert_to_numpy(model.get_layer("inner")(x)).mean(1, dtype=np.float64)
+    expected = measure(ClassMoments.from_batch(rows, y, 3))["nc1_trace_ratio"]
+    for layer in ("inner", "fc"):
+        np.testing.assert_allclose(report[layer]["nc1_trace_ratio"], expected, rtol=1e-4)

@@ -217,6 +217,11 @@ def test_no_rows_have_no_labels(labels):
         (ROWS, [0, 1], r"features have shape \(3, 2\) and labels \(2,\): pass one label per row"),
         (ROWS, [[0, 1], [1, 0], [1, 1]], r"labels \(3, 2\)"),
         (
+            np.zeros((3, 0)),
+            [0, 1, 1],
+            r"features have shape \(3, 0\): there is not one feature: pass rows of shape \(N, d\)",
+        ),
+        (
             ROWS[0],
             [0, 1],
             r"features have shape \(2,\) and dtype float64: pass one row of real numbers",
