@@ -33,7 +33,7 @@ class Attachment:
         self.marked: list[compiled.CompiledMark] = []
         self.head_input: Callable[..., None] = _nothing
         self._finalizer: weakref.finalize[..., Any] | None = None
-        self._newest = -1  # hook that was there when ours were last looked at
+        self.newest = -1  # hook that was there when ours were last looked at
 
     def __bool__(self) -> bool:
         return bool(self.handles)
@@ -93,10 +93,7 @@ class Attachment:
 
     def stay_last(self) -> None:
         """Let no hook of somebody else run after ours, which might change what a layer gives or the head is given."""
-        newest = RemovableHandle.next_id  # of all hooks in this process
-        if newest == self._newest:
-            return
-        self._newest = newest
+        self.newest = RemovableHandle.next_id
         for handle in self.handles:
             hooks = handle.hooks_dict_ref()
             if hooks is not None and _is_followed(handle.id, hooks):

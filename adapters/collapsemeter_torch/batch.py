@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from collapsemeter.adapter.batches import require_labels
 from collapsemeter.adapter.reduction import BatchError
@@ -110,7 +111,8 @@ class Batch:
         if recorder.learnt is None or not recorder.attachment.handles:
             recorder.attach()  # once, as learning: no share of the steps
             started = perf_counter()
-        recorder.attachment.stay_last()
+        if recorder.attachment.newest != RemovableHandle.next_id:
+            recorder.attachment.stay_last()
         if self.labels is None:
             self._begin(LeftOut(anyway=self._anyway))
         elif recorder.learnt is None:
@@ -141,9 +143,9 @@ class Batch:
     def _begin(self, scope: Scope | LeftOut) -> None:
         recorder, self._scope = self._recorder, scope
         # The model may still be set to train inside the block: its own forward decides.
-        scope.begins(recorder.root)
-        if recorder.called:  # what runs before that is another network with layers of this one
-            scope.takes = False
+        scope.counted = self._anyway or (recorder.root.training and torch.is_grad_enabled())
+        # Where the network itself is called, what runs before that is another one with layers of this.
+        scope.takes = scope.counted and not recorder.called
         recorder.opened.put(scope)
 
     def __exit__(

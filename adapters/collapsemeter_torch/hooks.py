@@ -314,7 +314,7 @@ class ScoresHook(CountingHook):
             return
         scope = recorder.opened.scope if eager else recorder.scope()
         if scope is not None:
-            scope.ends()
+            scope.done, scope.takes = scope.done or scope.counted, False
         if eager and self.closes and recorder.opened_by_hook:
             recorder.forward_ends(arguments[-1])
 

@@ -17,7 +17,7 @@ from . import compiled
 from .batch import IN_EVAL_MODE, FirstBatch, count_pending, forward_begins, open_by_hook
 from .callers import labels_taken
 from .inert import Hook
-from .scope import LeftOut, Scope, inside_transform, mask_of_positions, recomputing
+from .scope import LeftOut, Scope, inside_transform, mask_of_positions
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -35,21 +35,22 @@ def begin_forward(recorder: Recorder, module: nn.Module, scope: LeftOut | None) 
             # A graph keeps no output until the loss brings labels.
             recorder.pending.refused = True
         return
+    eager = not is_compiling()
     if isinstance(scope, FirstBatch):
-        scope.compiled = scope.compiled or is_compiling()
-    if not is_compiling() and recomputing():
+        scope.compiled = scope.compiled or not eager
+    if eager and torch._C._current_graph_task_id() != -1:  # as `recomputing`
         return
     if scope.done:
         scope.again = True
         return
-    if not (recorder.called or is_compiling()):
+    if eager and not recorder.called:
         recorder.called = True
         if isinstance(scope, Scope):
             why = scope.labels.shape, _EARLY
             scope.store.unpair({name: BatchError(name, "rows", *why) for name in scope.calls})
     scope.begins(module)
-    if not is_compiling() and (error := inside_transform()):
-        scope.misfit, scope.takes = error, False
+    if eager and torch._C._functorch.peek_interpreter_stack() is not None:
+        scope.misfit, scope.takes = inside_transform(), False
 
 
 class RootPreHook(Hook):

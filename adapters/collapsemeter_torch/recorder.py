@@ -33,6 +33,7 @@ class Attached(Protocol):
 
     handles: list[RemovableHandle]
     head_input: Callable[..., None]
+    newest: int  # hook of this process that was there when ours were last looked at
 
     def attach(self, recorder: Recorder) -> None: ...
     def watch(self, recorder: Recorder, learnt: Learnt) -> None: ...

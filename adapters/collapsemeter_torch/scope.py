@@ -96,10 +96,6 @@ class LeftOut:
             self.counted = module.training and torch.is_grad_enabled()
         self.takes = self.counted
 
-    def ends(self) -> None:
-        """Note that a forward of the network is over."""
-        self.done, self.takes = self.done or self.counted, False
-
 
 class Scope(LeftOut):
     """The current batch as hooks need to know it; a new one for every batch.
