@@ -62,6 +62,7 @@ def stationarity(problem: Problem, point: Variables, corner: float = CORNER) -> 
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01)
     >>> stationarity(problem, problem.optimum().variables).generalised < 1e-12
     True
@@ -184,6 +185,7 @@ def stationarity_identities(problem: Problem, point: Variables, columns: Columns
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01)
     >>> best = problem.optimum()
     >>> stationarity_identities(problem, best.variables, class_columns(problem)).worst < 1e-12

@@ -100,6 +100,7 @@ def forward(
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(2, 1, 2, 2, feature_decay=0.1, weight_decay=0.1)
     >>> point = Variables(np.array([[1.0, -1.0], [-2.0, 2.0]]), (np.eye(2), np.eye(2)))
     >>> forward(problem, point)[1][-1].tolist()
@@ -183,6 +184,7 @@ def loss_and_gradient(problem: Problem, point: Variables) -> tuple[float, Variab
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(2, 1, 1, 2, feature_decay=0.1, weight_decay=0.1)
     >>> loss, gradient = loss_and_gradient(problem, Variables(np.eye(2), (np.eye(2),)))
     >>> round(loss, 12), gradient.features.tolist()

@@ -139,6 +139,7 @@ class Optimum(Geometry):
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> best = DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01).optimum()
     >>> best.name, round(best.loss, 12), best.status
     ('dnc', 0.070487054295, 'theorem')

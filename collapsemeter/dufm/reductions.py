@@ -20,6 +20,7 @@ def one_per_class(problem: Problem) -> Problem:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> small = one_per_class(DUFM(2, 10, 1, feature_decay=0.01, weight_decay=0.1))
     >>> small.per_class, round(small.feature_decay, 12)
     ((1, 1), 0.1)
@@ -36,6 +37,7 @@ def cheapest_samples(problem: Problem, point: Variables) -> Variables:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(2, 2, 1, 1, feature_decay=0.1, weight_decay=0.1)
     >>> point = Variables(np.array([[1.0, 3.0, -1.0, 9.0]]), (np.array([[1.0], [-1.0]]),))
     >>> cheapest_samples(problem, point).features.tolist()
@@ -68,6 +70,7 @@ def canonical(problem: Problem) -> Problem:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> small = canonical(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01))
     >>> round(small.feature_decay, 10) == round(small.decays[0], 10) == 0.0177827941
     True

@@ -85,6 +85,7 @@ def solve(
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(2, 10, 3, 8, feature_decay=0.01, weight_decay=0.01)
     >>> solution = solve(problem, restarts=2, rng=0)
     >>> abs(solution.gap) < 1e-6

@@ -183,7 +183,12 @@ def test_states_that_were_counted_otherwise_are_counted_again(data, tmp_path, na
 
 
 def test_changed_files_are_counted_again(data, tmp_path, save_arrays):
-    files = data.shards(tmp_path / "acts", 3)
+    numbered = map(Path, data.shards(tmp_path / "acts", 3))
+    # Numbers in their names would say which order is meant.
+    files = [
+        str(path.rename(path.with_stem(name)))
+        for path, name in zip(numbered, ("first", "next", "last"), strict=True)
+    ]
     labels = tmp_path / "labels.npy"
     predictions = tmp_path / "predictions.npy"
     np.save(labels, data.labels)

@@ -106,6 +106,7 @@ def srg(problem: Problem, size: int | None = None) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(10, 50, 4, feature_decay=0.004, weight_decay=0.004)
     >>> round(srg(problem, size=2).loss, 10), round(srg(problem).loss, 10)
     (0.1938316691, 0.1759418309)
@@ -134,6 +135,7 @@ def best_blocks(problem: Problem) -> tuple[Block, ...]:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(12, 1, 4, feature_decay=0.002, weight_decay=0.002)
     >>> [block.classes for block in best_blocks(problem)]
     [10, 2]
@@ -179,6 +181,7 @@ def blocks(problem: Problem, split: Sequence[Block] | None = None) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(12, 1, 4, feature_decay=0.002, weight_decay=0.002)
     >>> [reference.name for reference in problem.references()][:2]
     ['blocks', 'dnc']

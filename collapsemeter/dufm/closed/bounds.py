@@ -75,6 +75,7 @@ def nuclear_bound(problem: Problem) -> float:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(10, 1, 4, feature_decay=0.002, weight_decay=0.002)
     >>> round(nuclear_bound(problem), 6), round(problem.optimum().loss, 6)
     (0.012547, 0.040706)
@@ -104,6 +105,7 @@ def lower_bound(problem: Problem) -> float:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01)
     >>> round(lower_bound(problem), 12)
     0.070487054295
@@ -155,6 +157,7 @@ def certify(problem: Problem, outputs: FloatArray, bias: FloatArray | None) -> C
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(2, 1, 1, feature_decay=0.1, weight_decay=0.1)
     >>> value = certify(problem, 0.8 * np.eye(2), None)
     >>> round(value.loss, 12), round(value.lower, 12)

@@ -75,6 +75,7 @@ def dnc(problem: Problem, first_layer: float | None = None) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(10, 1, 4, feature_decay=0.002, weight_decay=0.002)
     >>> round(dnc(problem).loss, 12)
     0.049797543943
@@ -184,6 +185,7 @@ def partial(problem: Problem, learned: int) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01)
     >>> round(partial(problem, 1).loss, 9)
     0.285243527

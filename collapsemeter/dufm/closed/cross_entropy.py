@@ -28,6 +28,7 @@ def linear_ce_dnc(problem: Problem) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> decays = {"feature_decay": 3e-3, "weight_decay": 3e-3}
     >>> problem = DUFM(6, 1, 3, **decays, loss="ce", activation="linear")
     >>> round(linear_ce_dnc(problem).loss, 7)
@@ -122,6 +123,7 @@ def pairs(problem: Problem) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(16, 1, 4, feature_decay=1e-3, weight_decay=1e-3, loss="ce")
     >>> problem.optimum().name
     'pairs'

@@ -26,6 +26,7 @@ def zero(problem: Problem) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> zero(DUFM(2, 10, 3, feature_decay=0.01, weight_decay=0.01)).loss
     0.5
     >>> zero(DUFM(2, 10, 3, feature_decay=1.0, weight_decay=1.0)).status

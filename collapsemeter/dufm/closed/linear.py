@@ -23,6 +23,7 @@ def linear(problem: Problem) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(3, 5, 2, feature_decay=0.02, weight_decay=0.02, activation="linear")
     >>> round(linear(problem).loss, 12)
     0.148438469384
@@ -51,6 +52,7 @@ def minority_threshold(problem: Problem) -> float:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(4, [8, 4, 2, 1], 2, feature_decay=0.008, weight_decay=0.008)
     >>> round(minority_threshold(problem), 6)
     0.166277
@@ -75,6 +77,7 @@ def gof(problem: Problem) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(4, [8, 4, 2, 1], 2, feature_decay=0.008, weight_decay=0.008)
     >>> round(gof(problem).loss, 10)
     0.0687255921

@@ -33,6 +33,7 @@ def ufm_mse(problem: Problem) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> best = ufm_mse(DUFM(4, 1, 1, feature_decay=0.1, weight_decay=0.1))
     >>> round(best.loss, 12), round(best.parameters["t"], 12)
     (0.32, 0.6)
@@ -59,6 +60,7 @@ def ufm_ce(problem: Problem) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> best = ufm_ce(DUFM(10, 2, 1, feature_decay=5e-4, weight_decay=5e-3, loss="ce"))
     >>> round(best.loss, 10)
     0.1427419763
@@ -105,6 +107,7 @@ def seli(problem: Problem) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(3, [20, 5, 2], 1, feature_decay=1e-4, weight_decay=1e-4, loss="ce")
     >>> seli(problem).loss > problem.optimum().loss
     True
@@ -136,6 +139,7 @@ def convex(problem: Problem) -> Optimum:
 
     Examples
     --------
+    >>> from collapsemeter.dufm import DUFM
     >>> problem = DUFM(3, [20, 5, 2], 1, feature_decay=1e-3, weight_decay=1e-3, loss="ce")
     >>> best = convex(problem)
     >>> best.status, best.loss - best.parameters["lower"] < 1e-8
