@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from collapsemeter.adapter.network import Network
+from collapsemeter.adapter.network import Network, positions_first
 
 from .call_order import named_calls
 from .head import LinearCall, find_head, linear_calls, threshold_of, width_of_scores
@@ -57,16 +57,5 @@ def study(forward: Forward, has_scores: bool = True) -> Study:
     shapes = {call.layer: graph[call.output].shape for call in calls}
     if head is not None:
         shapes[head.call.layer] = graph[head.linear.features].shape
-    turned = _turned(graph[scores].shape, shapes)
+    turned = positions_first(graph[scores].shape, shapes)
     return Study(forward, network, tuple(depth), by_layer, number, selects, turned)
-
-
-def _turned(scores: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
-    """Return the layers that give positions before samples, of which there are as many as scores."""
-    if len(scores) not in (1, 2):
-        return frozenset()
-    return frozenset(
-        layer
-        for layer, shape in shapes.items()
-        if len(shape) == 3 and shape[1] == scores[0] != shape[0]
-    )

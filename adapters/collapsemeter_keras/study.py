@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from collapsemeter.adapter.network import Network
+from collapsemeter.adapter.network import Network, positions_first
 
 from .backend_graph import recorded
 from .costs import forward_operations
@@ -109,18 +109,7 @@ def study(
         forward_operations(graph, parts),
         math.prod(positions),
         decision.position,
-        _turned(tensor.shape, graph),
-    )
-
-
-def _turned(scores: tuple[int | None, ...], graph: Graph) -> frozenset[str]:
-    """Return the layers that give positions before samples: the second axis is the first one of the scores."""
-    if len(scores) not in (1, 2):
-        return frozenset()
-    return frozenset(
-        name
-        for name, value in graph.made.items()
-        if len(value.shape) == 3 and value.shape[1] == scores[0] != value.shape[0]
+        positions_first(tensor.shape, {name: value.shape for name, value in graph.made.items()}),
     )
 
 

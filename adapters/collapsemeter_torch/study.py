@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from collapsemeter.adapter.cut_points import cut_points
-from collapsemeter.adapter.network import Network, Scores, single_threshold
+from collapsemeter.adapter.network import Network, Scores, positions_first, single_threshold
 from collapsemeter.adapter.reduction import Layout
 
 from .head import Origin, origin_of, reorders_samples
@@ -88,7 +88,8 @@ def study(
         skipped=skipped,
         note=note,
     )
-    turned = _turned(tensor, calls)
+    given = {call.layer: call.tensor.shape for call in calls if call.tensor is not None}
+    turned = positions_first(tensor.shape, given)
     layouts: dict[str, Layout | None] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for call in calls:
@@ -115,19 +116,6 @@ def study(
         origin.selects,
         told.operations,
         tensor.numel() // max(1, width),
-    )
-
-
-def _turned(scores: Tensor, calls: Sequence[Call]) -> frozenset[str]:
-    """Return the layers that give positions before samples, of which there are as many as scores."""
-    if scores.ndim > 2:
-        return frozenset()
-    shapes = {call.layer: call.tensor.shape for call in calls if call.tensor is not None}
-    samples = len(scores)
-    return frozenset(
-        layer
-        for layer, shape in shapes.items()
-        if len(shape) == 3 and shape[1] == samples != shape[0]
     )
 
 

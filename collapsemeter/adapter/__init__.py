@@ -3,7 +3,7 @@
 An adapter may import these, and from `collapsemeter.stats` the functions that run on a device
 (`sums`, `namespace`, `sketch`, `sampling`, `groups`, `labels`):
 
-* `network`: `Network`, what one forward pass told, and `find_scores` in what a model returns
+* `network`: `Network`, what one forward pass told; `find_scores` in what a model returns, and `positions_first`
 * `cut_points`: where the whole signal passes through one tensor, and `spread` over the depth
 * `selection`: `Selection`, the layers to watch, and `select_layers`, which chooses them
 * `memory`: `memory_plan`, what every layer keeps within a budget

@@ -1,10 +1,11 @@
 """A network as one forward pass shows it: its scores, its head, and its layers in the order of the data."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 Tensor = Any  # of the framework
+Shape = Sequence[int | None]  # None: not known
 Scores = Literal["auto"] | Hashable | Callable[[Any], Tensor]
 
 
@@ -113,6 +114,25 @@ def single_threshold(score: Callable[[float], float]) -> float:
     below, zero, above = (score(logit) for logit in (-1.0, 0.0, 8.0))  # no two of them mirrored
     shift, slope = zero - below, (above - zero) / 8.0
     return 0.0 if abs(shift - slope) <= 1e-4 * max(abs(shift), abs(slope)) else zero
+
+
+def positions_first(scores: Shape, shapes: Mapping[str, Shape]) -> frozenset[str]:
+    """Return the layers that give positions before samples, (T, B, d), by the shapes of what they give.
+
+    Of scores (B,) or (B, C) the first axis holds samples.
+
+    Examples
+    --------
+    >>> sorted(positions_first((2, 10), {"lstm": (7, 2, 16), "conv": (2, 7, 16)}))
+    ['lstm']
+    """
+    if len(scores) not in (1, 2):
+        return frozenset()
+    return frozenset(
+        layer
+        for layer, shape in shapes.items()
+        if len(shape) == 3 and shape[1] == scores[0] != shape[0]
+    )
 
 
 def _fits(value: Tensor, num_classes: int | None) -> bool:
